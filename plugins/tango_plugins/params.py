@@ -1,0 +1,120 @@
+"""Every parameter of the Tango operator, its default, and where that default comes from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+from tango_plugins.errors import TangoError
+
+MergeOrder = Literal["anchor", "density"]
+Budget = Literal["paper", "exact"]
+
+#: Ratios travel between hosts as integers of this many parts (ONNX attributes, plugin fields, the C interface):
+#: as fp32 attributes even the default budgets would come out wrong (floor(20·(1−0.4)) = 11 instead of 12).
+RATIO_SCALE = 10_000
+
+#: SigLIP's attention sinks on LLaVA-OneVision's 14×14 grid (the authors' code).
+LLAVA_OV_GRID = (14, 14)
+LLAVA_OV_SINKS = (28, 27, 41, 169, 11, 12)
+
+_RATIOS = ("retention_ratio", "context_ratio", "expansion", "anchor_weight", "segment_threshold", "static_threshold")
+
+
+@dataclass(frozen=True)
+class PruneParams:
+    """Parameters of the operator. Defaults are those of arXiv 2604.09547 and its authors' code.
+
+    Ratios and thresholds have at most four decimals.
+
+    Attributes:
+        retention_ratio: Fraction of the video tokens kept, r in (0, 1].
+        context_ratio: Share of the budget that goes to merged context tokens, c in [0, 1].
+        expansion: Candidates per salient slot, α ≥ 1.
+        anchor_weight: Least weight of the anchor in a merge, β in [0, 1].
+        neighbors: k of DPC-KNN, at least 1.
+        segment_threshold: Cosine above which a position counts as unchanged when frames are grouped into segments.
+            None takes what the authors evaluate with: 0.65 at r ≤ 0.1, else 0.8.
+        static_threshold: Cosine above which a position of a segment is static.
+        sink_positions: Grid positions whose salience is set to 0. None takes LLaVA-OneVision's six on its 14×14
+            grid and none on any other.
+        time_base: Base of the rotary angles over seconds.
+        space_base: Base of the rotary angles over grid rows and columns.
+        grid: (H, W) of the token grid of one frame; a frame has L = H·W tokens.
+        merge_order: ``anchor`` writes each merged token to its own anchor's place; ``density`` reproduces the authors'
+            code, which lands it at some other anchor's.
+        budget: ``paper`` keeps what the steps give; ``exact`` always keeps ceil(r·F·L).
+
+    Raises:
+        TangoError: A value is outside its range or a ratio has more than four decimals.
+    """
+
+    retention_ratio: float = 0.10
+    context_ratio: float = 0.4
+    expansion: float = 1.5
+    anchor_weight: float = 0.6
+    neighbors: int = 7
+    segment_threshold: float | None = None
+    static_threshold: float = 0.8
+    sink_positions: tuple[int, ...] | None = None
+    time_base: float = 1e4
+    space_base: float = 1e3
+    grid: tuple[int, int] = LLAVA_OV_GRID
+    merge_order: MergeOrder = "anchor"
+    budget: Budget = "paper"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "grid", tuple(self.grid))
+        if self.sink_positions is not None:
+            object.__setattr__(self, "sink_positions", tuple(self.sink_positions))
+        for name in _RATIOS:
+            value = getattr(self, name)
+            _require(value is None or _is_ratio(value), name, value, "a number of at most four decimals")
+        _require(0 < self.retention_ratio <= 1, "retention_ratio", self.retention_ratio, "above 0 and at most 1")
+        _require(0 <= self.context_ratio <= 1, "context_ratio", self.context_ratio, "from 0 to 1")
+        _require(1 <= self.expansion <= 100, "expansion", self.expansion, "from 1 to 100")
+        _require(0 <= self.anchor_weight <= 1, "anchor_weight", self.anchor_weight, "from 0 to 1")
+        _require(_is_int(self.neighbors) and 1 <= self.neighbors <= 64, "neighbors", self.neighbors, "from 1 to 64")
+        _require(-1 <= self.tau_segment <= 1, "segment_threshold", self.segment_threshold, "a cosine, from -1 to 1")
+        _require(-1 <= self.static_threshold <= 1, "static_threshold", self.static_threshold, "a cosine, from -1 to 1")
+        _require(1 < self.time_base < 1e9, "time_base", self.time_base, "above 1")
+        _require(1 < self.space_base < 1e9, "space_base", self.space_base, "above 1")
+        two = len(self.grid) == 2 and all(_is_int(n) and n >= 1 for n in self.grid)
+        _require(two, "grid", self.grid, "two positive integers (rows, columns)")
+        positions = self.grid[0] * self.grid[1]
+        for sink in self.sinks:
+            _require(_is_int(sink) and 0 <= sink < positions, "sink_positions", sink, f"inside a grid of {positions}")
+        _require(self.merge_order in get_args(MergeOrder), "merge_order", self.merge_order, "'anchor' or 'density'")
+        _require(self.budget in get_args(Budget), "budget", self.budget, "'paper' or 'exact'")
+
+    @property
+    def tau_segment(self) -> float:
+        """The segment threshold in force: the given one, or the authors' for this retention ratio."""
+        if self.segment_threshold is not None:
+            return self.segment_threshold
+        return 0.65 if self.retention_ratio <= 0.1 else 0.8
+
+    @property
+    def sinks(self) -> tuple[int, ...]:
+        """The sink positions in force: the given ones, or those known for this grid."""
+        if self.sink_positions is not None:
+            return self.sink_positions
+        return LLAVA_OV_SINKS if self.grid == LLAVA_OV_GRID else ()
+
+    def at(self, retention_ratio: float) -> PruneParams:
+        """The same parameters at another retention ratio."""
+        return replace(self, retention_ratio=retention_ratio)
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_ratio(value: object) -> bool:
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    return abs(value * RATIO_SCALE - round(value * RATIO_SCALE)) < 1e-6
+
+
+def _require(holds: bool, name: str, value: object, wanted: str) -> None:
+    if not holds:
+        raise TangoError(f"{name} is {value!r}", f"it must be {wanted}")

@@ -1,0 +1,1 @@
+"""Bundle → engines → answers: the part of tango-edge that a device installs."""
