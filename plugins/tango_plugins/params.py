@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -18,7 +19,8 @@ RATIO_SCALE = 10_000
 LLAVA_OV_GRID = (14, 14)
 LLAVA_OV_SINKS = (28, 27, 41, 169, 11, 12)
 
-_RATIOS = ("retention_ratio", "context_ratio", "expansion", "anchor_weight", "segment_threshold", "static_threshold")
+#: The fields that are ratios and cosines.
+RATIOS = ("retention_ratio", "context_ratio", "expansion", "anchor_weight", "segment_threshold", "static_threshold")
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,8 @@ class PruneParams:
         static_threshold: Cosine above which a position of a segment is static.
         sink_positions: Grid positions whose salience is set to 0. None takes LLaVA-OneVision's six on its 14×14
             grid and none on any other.
-        time_base: Base of the rotary angles over seconds.
-        space_base: Base of the rotary angles over grid rows and columns.
+        time_base: Base of the rotary angles over seconds, a whole number.
+        space_base: Base of the rotary angles over grid rows and columns, a whole number.
         grid: (H, W) of the token grid of one frame; a frame has L = H·W tokens.
         merge_order: ``anchor`` writes each merged token to its own anchor's place; ``density`` reproduces the authors'
             code, which lands it at some other anchor's.
@@ -67,9 +69,11 @@ class PruneParams:
         object.__setattr__(self, "grid", tuple(self.grid))
         if self.sink_positions is not None:
             object.__setattr__(self, "sink_positions", tuple(self.sink_positions))
-        for name in _RATIOS:
+        for name in RATIOS:
             value = getattr(self, name)
             _require(value is None or _is_ratio(value), name, value, "a number of at most four decimals")
+            if value is not None:  # bit for bit what another host gets from the attribute
+                object.__setattr__(self, name, round(value * RATIO_SCALE) / RATIO_SCALE)
         _require(0 < self.retention_ratio <= 1, "retention_ratio", self.retention_ratio, "above 0 and at most 1")
         _require(0 <= self.context_ratio <= 1, "context_ratio", self.context_ratio, "from 0 to 1")
         _require(1 <= self.expansion <= 100, "expansion", self.expansion, "from 1 to 100")
@@ -77,8 +81,9 @@ class PruneParams:
         _require(_is_int(self.neighbors) and 1 <= self.neighbors <= 64, "neighbors", self.neighbors, "from 1 to 64")
         _require(-1 <= self.tau_segment <= 1, "segment_threshold", self.segment_threshold, "a cosine, from -1 to 1")
         _require(-1 <= self.static_threshold <= 1, "static_threshold", self.static_threshold, "a cosine, from -1 to 1")
-        _require(1 < self.time_base < 1e9, "time_base", self.time_base, "above 1")
-        _require(1 < self.space_base < 1e9, "space_base", self.space_base, "above 1")
+        for name in ("time_base", "space_base"):
+            value = getattr(self, name)
+            _require(1 < value < 1e9 and value == int(value), name, value, "a whole number above 1")
         two = len(self.grid) == 2 and all(_is_int(n) and n >= 1 for n in self.grid)
         _require(two, "grid", self.grid, "two positive integers (rows, columns)")
         positions = self.grid[0] * self.grid[1]
@@ -101,9 +106,14 @@ class PruneParams:
             return self.sink_positions
         return LLAVA_OV_SINKS if self.grid == LLAVA_OV_GRID else ()
 
+    def resolved(self) -> PruneParams:
+        """The same parameters with the thresholds and sinks in force written out, for a host that is built once."""
+        return replace(self, segment_threshold=self.tau_segment, sink_positions=self.sinks)
+
     def at(self, retention_ratio: float) -> PruneParams:
         """The same parameters at another retention ratio."""
         return replace(self, retention_ratio=retention_ratio)
+
 
 def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
@@ -112,7 +122,7 @@ def _is_int(value: object) -> bool:
 def _is_ratio(value: object) -> bool:
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         return False
-    return abs(value * RATIO_SCALE - round(value * RATIO_SCALE)) < 1e-6
+    return math.isfinite(value) and abs(value * RATIO_SCALE - round(value * RATIO_SCALE)) < 1e-6
 
 
 def _require(holds: bool, name: str, value: object, wanted: str) -> None:

@@ -1,0 +1,139 @@
+"""A checkpoint on disk: safetensors by name, lazily, shard by shard."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from tango_plugins import TangoError
+
+#: What names a tensor in one layout → what names it in ours; None where the tensor is not needed.
+Rename = Callable[[str], str | None]
+
+_DOWNLOAD_AGAIN = "download the checkpoint again"
+
+
+class Checkpoint:
+    """The tensors of a folder of safetensors files, under canonical names.
+
+    Nothing is read before :meth:`tensor` asks for it.
+
+    Args:
+        folder: A folder with ``model.safetensors``, or shards with their index.
+        rename: The canonical name of a tensor on disk, or None to leave it out.
+
+    Raises:
+        TangoError: The folder, a file or a shard is missing or cut, or two tensors bear one canonical name.
+    """
+
+    def __init__(self, folder: Path, rename: Rename) -> None:
+        self.folder = folder
+        self._shards = {file: _open(file) for file in _shard_files(folder)}
+        self._where: dict[str, tuple[Path, str]] = {}
+        for file, shard in self._shards.items():
+            for stored in shard.keys():  # noqa: SIM118: safe_open is no dict
+                self._add(rename(stored), file, stored)
+
+    def _add(self, name: str | None, file: Path, stored: str) -> None:
+        if name is None:
+            return
+        if name in self._where:
+            raise TangoError(f"{self.folder}: {stored} and {self._where[name][1]} are the same tensor", _DOWNLOAD_AGAIN)
+        self._where[name] = (file, stored)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._where
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._where)
+
+    def stored_name(self, name: str) -> str:
+        """What the file calls a tensor."""
+        return self._where[name][1] if name in self._where else name
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """Reads one tensor, in the dtype that it is stored in."""
+        file, stored = self._where[name]
+        tensor: torch.Tensor = self._shards[file].get_tensor(stored)
+        return tensor
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor, without reading it."""
+        file, stored = self._where[name]
+        return tuple(self._shards[file].get_slice(stored).get_shape())
+
+    def check(self, expected: Mapping[str, tuple[int, ...]], optional: Iterable[str] = ()) -> None:
+        """Compares names and shapes with what a family's modules need.
+
+        Args:
+            expected: Shape of every tensor by canonical name.
+            optional: Names that may be absent.
+
+        Raises:
+            TangoError: A tensor is missing, misshapen or unknown; the message names it as the file does.
+        """
+        for name in self._where:
+            if name not in expected:
+                raise TangoError(
+                    f"{self.folder} holds a tensor that this family does not know: {self.stored_name(name)}",
+                    "is it a fine-tune that adds modules? tango-export refuses rather than leave weights out",
+                )
+        absent = [name for name in expected if name not in self._where and name not in set(optional)]
+        if absent:
+            more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
+            raise TangoError(f"{self.folder} lacks the weight {absent[0]}{more}", _DOWNLOAD_AGAIN)
+        for name in self._where:
+            if self.shape(name) != expected[name]:
+                raise TangoError(
+                    f"{self.folder}: {self.stored_name(name)} has shape {list(self.shape(name))}, "
+                    f"its config.json asks for {list(expected[name])}",
+                    "config.json and weights are not of the same checkpoint; " + _DOWNLOAD_AGAIN,
+                )
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Raises:
+        TangoError: The file is missing or no JSON object.
+    """
+    if not file.is_file():
+        raise TangoError(f"{file.parent} holds no {file.name}", "name a folder in the format of the Hugging Face hub")
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise TangoError(f"{file} is not JSON: {error}", _DOWNLOAD_AGAIN) from error
+    if not isinstance(data, dict):
+        raise TangoError(f"{file} is not a JSON object", _DOWNLOAD_AGAIN)
+    return data
+
+
+def _shard_files(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise TangoError(f"there is no checkpoint folder {folder}", "name a local folder, or an id on the hub")
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise TangoError(f"{index} has no weight_map", _DOWNLOAD_AGAIN)
+        files = sorted({folder / str(name) for name in weight_map.values()})
+    else:
+        files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise TangoError(f"{folder} holds no safetensors file", "checkpoints in other formats are not read")
+    for file in files:
+        if not file.is_file():
+            raise TangoError(f"{folder} lacks the shard {file.name}, which its index lists", _DOWNLOAD_AGAIN)
+    return files
+
+
+def _open(file: Path) -> Any:
+    try:
+        return safe_open(file, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise TangoError(f"{file} is cut or no safetensors file: {error}", _DOWNLOAD_AGAIN) from error

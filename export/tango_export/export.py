@@ -1,0 +1,160 @@
+"""A checkpoint becomes a bundle."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from tango_export.families import FAMILIES, Family, Model, Preset
+from tango_export.graphs import write_graph, write_prune_graph
+from tango_plugins import PruneParams, TangoError, op
+from tango_runtime.bundle import FORMAT, Manifest, PromptSpec, Source, VideoSpec, describe, write_manifest
+from tango_runtime.progress import progress
+from tango_runtime.staging import require_space, staged_folder
+
+DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to export.
+
+    Attributes:
+        model: A family, or one of its published checkpoints.
+        checkpoint: Folder or hub id in place of the published one.
+        siglip: Folder or hub id of the SigLIP with the pooling head, in place of the published one.
+        output: Where the bundle will stand; by default a folder named after the checkpoint.
+        dtype: ``fp16`` or ``fp32``.
+        retention_ratio: Fraction of the video's tokens kept, r.
+        frames: Frames sampled from a video.
+        context: Most positions, prompt and answer together.
+        overwrite: Replace an output that exists.
+    """
+
+    model: str = "llava-ov"
+    checkpoint: str | None = None
+    siglip: str | None = None
+    output: Path | None = None
+    dtype: str = "fp16"
+    retention_ratio: float = 0.10
+    frames: int = 32
+    context: int = 8192
+    overwrite: bool = False
+
+
+def export(request: Request) -> Path:
+    """Writes a bundle.
+
+    Returns:
+        The bundle's folder.
+
+    Raises:
+        TangoError: The request or the checkpoint is at fault, or the disk; nothing is left half-written.
+    """
+    family, preset = find_preset(request.model)
+    checkpoint = request.checkpoint or preset.checkpoint
+    siglip = request.siglip or preset.siglip
+    params = PruneParams(retention_ratio=request.retention_ratio)
+    output = request.output or Path(Path(checkpoint).name if request.checkpoint else preset.bundle)
+    if output.exists() and not request.overwrite:
+        raise TangoError(f"{output} exists already", "name another --output, or add --overwrite")
+    model = open_model(family, checkpoint, siglip, DTYPES[request.dtype], request.context)
+    _check_sizes(request, model)
+    with staged_folder(output, overwrite=request.overwrite) as folder:
+        _write(folder, family, model, request, params, Source(checkpoint, siglip, f"tango-edge {version('tango-edge')}"))
+    return output
+
+
+def find_preset(name: str) -> tuple[Family, Preset]:
+    """The family and published checkpoint that ``--model`` names.
+
+    Raises:
+        TangoError: There is none of that name.
+    """
+    for family in FAMILIES.values():
+        if name in family.presets:
+            return family, family.presets[name]
+    known = ", ".join(name for family in FAMILIES.values() for name in family.presets)
+    raise TangoError(f"there is no model {name!r}", f"known are {known}")
+
+
+def open_model(family: Family, checkpoint: str, siglip: str, dtype: torch.dtype, context: int) -> Model:
+    """Opens a checkpoint and its SigLIP, from folders or from the hub."""
+    return family.load(fetch(checkpoint), fetch(siglip), dtype, context)
+
+
+def fetch(where: str) -> Path:
+    """A checkpoint's folder: the one named, or the hub's, downloaded or found in its cache.
+
+    Raises:
+        TangoError: There is no such folder, and the hub does not give it.
+    """
+    folder = Path(where).expanduser()
+    if folder.is_dir():
+        return folder
+    if not _is_hub_id(where):
+        raise TangoError(f"there is no checkpoint folder {where}", "name a local folder, or an id on the hub (owner/name)")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(where, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt"], ignore_patterns=["onnx/*"]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise TangoError(
+            f"the hub did not give {where}: {reason}",
+            "check the id and the network, or download it elsewhere and name the folder (--checkpoint, --siglip)",
+        ) from error
+
+
+def _is_hub_id(where: str) -> bool:
+    owner, slash, name = where.partition("/")
+    return bool(slash and owner and name) and "/" not in name and not where.startswith((".", "~"))
+
+
+def _check_sizes(request: Request, model: Model) -> None:
+    if request.frames < 1:
+        raise TangoError(f"--frames is {request.frames}", "a video needs at least one frame")
+    if not 1 <= request.context <= model.max_context:
+        raise TangoError(
+            f"--context is {request.context}, the decoder was made for 1 to {model.max_context} positions",
+            f"give at most --context {model.max_context}",
+        )
+
+
+def _write(folder: Path, family: Family, model: Model, request: Request, params: PruneParams, source: Source) -> None:
+    total = sum(graph.weight_bytes for graph in model.graphs)
+    require_space(folder, total)
+    with progress("export", total, size=True) as advance:
+        for graph in model.graphs:
+            write_graph(graph, folder, advance)
+    specs = {graph.name: graph.spec for graph in model.graphs}
+    params = PruneParams(retention_ratio=params.retention_ratio, grid=model.params.grid)
+    features = specs["vision"].outputs[0]
+    specs["prune"] = write_prune_graph(params, features, folder)
+    (folder / "tokenizer.json").write_text(model.tokenizer, encoding="utf-8")
+    (folder / "chat_template.jinja").write_text(model.chat_template, encoding="utf-8")
+    files = sorted(file for file in folder.iterdir() if file.is_file())
+    with progress("hash", len(files)) as advance:
+        described = {}
+        for file in files:
+            described[file.name] = describe(file)
+            advance(1)
+    write_manifest(
+        folder,
+        Manifest(
+            format=FORMAT,
+            family=family.name,
+            dtype="float16" if request.dtype == "fp16" else "float32",
+            video=VideoSpec(request.frames, model.size, "bicubic", model.tokens_per_frame),
+            prompt=PromptSpec(model.placeholder, model.after_video, model.stop, model.vocabulary),
+            decoder=model.decoder,
+            prune=op.attributes(params),
+            graphs=specs,
+            files=described,
+            source=source,
+        ),
+    )

@@ -1,0 +1,207 @@
+"""Modules → ONNX, each graph with one external data file.
+
+A module is traced on the meta device, so tracing needs no weights and no memory; the weights then stream from the
+checkpoint into the data file, one tensor at a time. torch's TorchScript exporter is used because it does this at
+opset 17 as it is; the newer exporter starts at opset 18, which TensorRT 8.6 does not read.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from onnx import AttributeProto, TensorProto, helper
+from torch import Tensor, nn
+
+from tango_plugins import PruneParams, TangoError, op
+from tango_runtime.bundle import Engine, GraphName, GraphSpec, TensorSpec
+from tango_runtime.progress import Advance
+
+OPSET = 17
+
+#: Where each parameter's values come from; called once, when the parameter is written.
+Weights = Mapping[str, Callable[[], Tensor]]
+
+TORCH_DTYPES = {"float16": torch.float16, "float32": torch.float32, "int64": torch.int64, "uint8": torch.uint8}
+_ONNX_DTYPES = {torch.float16: TensorProto.FLOAT16, torch.float32: TensorProto.FLOAT}
+
+#: Sizes that dynamic axes have while tracing: any will do, but no two alike and none that a module has itself.
+_TRACED = {"F": 2, "N": 3, "P": 5}
+
+#: Initializers begin at multiples of this many bytes, so that they can be memory-mapped.
+_ALIGNMENT = 64
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A module to be written, and what its tensors are called.
+
+    Attributes:
+        name: Name in the bundle.
+        module: The module, on the meta device.
+        inputs: Its inputs, in order.
+        outputs: Its outputs, in order.
+        weights: Values of every parameter of the module, by name.
+    """
+
+    name: GraphName
+    module: nn.Module
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    weights: Weights
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the external data."""
+        return sum(p.numel() * p.element_size() for p in self.module.parameters())
+
+    @property
+    def spec(self) -> GraphSpec:
+        """The graph's entry in bundle.json."""
+        return _spec(self.name, self.inputs, self.outputs, ("onnxruntime", "tensorrt"))
+
+
+def write_graph(graph: Graph, folder: Path, advance: Advance) -> None:
+    """Writes a graph and its external data.
+
+    Args:
+        graph: What to write.
+        folder: Where.
+        advance: Told the bytes of each weight written.
+
+    Raises:
+        TangoError: A weight's shape is not the module's.
+    """
+    model = _trace(graph)
+    _name_dimensions(model, graph)
+    _write_weights(model, graph, folder, advance)
+    file = folder / graph.spec.file
+    onnx.save(model, file)
+    onnx.checker.check_model(str(file))
+
+
+def write_prune_graph(params: PruneParams, features: TensorSpec, folder: Path) -> GraphSpec:
+    """Writes the graph of the operator: one node, for TensorRT's plugin.
+
+    Args:
+        params: The operator's parameters, its attributes.
+        features: The vision graph's features.
+        folder: Where.
+    """
+    frames, width = features.shape[0], features.shape[2]
+    inputs = (
+        features,
+        TensorSpec("salience", "float32", features.shape[:2]),
+        TensorSpec("timestamps", "float32", (frames,)),
+    )
+    outputs = (
+        TensorSpec("tokens", features.dtype, ("K", width)),
+        TensorSpec("indices", "int32", ("K",)),
+        TensorSpec("count", "int32", ()),
+    )
+    spec = _spec("prune", inputs, outputs, ("tensorrt",))
+    # TensorRT's parser reads the namespace from the attribute, and from the domain only since 10.10: both say it.
+    attributes = {**op.attributes(params.resolved()), "plugin_namespace": op.DOMAIN, "plugin_version": op.VERSION}
+    names = [t.name for t in inputs], [t.name for t in outputs]
+    node = helper.make_node(op.NAME, *names, op.NAME, domain=op.DOMAIN)
+    for name, value in attributes.items():  # typed by hand: an empty list does not say what it is a list of
+        kind = {int: AttributeProto.INT, str: AttributeProto.STRING, list: AttributeProto.INTS}[type(value)]
+        node.attribute.append(helper.make_attribute(name, value, attr_type=kind))
+    graph = helper.make_graph([node], "prune", [_value(t) for t in inputs], [_value(t) for t in outputs])
+    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(op.DOMAIN, 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=8, producer_name="tango-edge")
+    onnx.checker.check_model(model)
+    onnx.save(model, folder / spec.file)
+    return spec
+
+
+def _spec(
+    name: GraphName, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], engines: tuple[Engine, ...]
+) -> GraphSpec:
+    return GraphSpec(f"{name}.onnx", OPSET, engines, tuple(inputs), tuple(outputs))
+
+
+def _value(tensor: TensorSpec) -> onnx.ValueInfoProto:
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype))
+    return helper.make_tensor_value_info(tensor.name, kind, list(tensor.shape))
+
+
+def _trace(graph: Graph) -> onnx.ModelProto:
+    examples = tuple(
+        torch.empty([_TRACED.get(n, n) if isinstance(n, str) else n for n in t.shape], dtype=TORCH_DTYPES[t.dtype], device="meta")
+        for t in graph.inputs
+    )
+    dynamic = {t.name: {i: n for i, n in enumerate(t.shape) if isinstance(n, str)} for t in graph.inputs}
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", torch.jit.TracerWarning)  # a traced constant would be a wrong graph
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.onnx.export(
+            graph.module.eval(),
+            examples,
+            buffer,
+            dynamo=False,
+            opset_version=OPSET,
+            export_params=False,
+            keep_initializers_as_inputs=True,  # or the exporter compares the parameters' values, and these have none
+            do_constant_folding=False,
+            input_names=[t.name for t in graph.inputs],
+            output_names=[t.name for t in graph.outputs],
+            dynamic_axes=dynamic,
+        )
+    return onnx.load_from_string(buffer.getvalue())
+
+
+def _name_dimensions(model: onnx.ModelProto, graph: Graph) -> None:
+    """Gives inputs and outputs the names and sizes that bundle.json says, in place of the exporter's inventions."""
+    inputs = {t.name for t in graph.inputs}
+    parameters = [v for v in model.graph.input if v.name not in inputs]
+    del model.graph.input[:], model.graph.output[:]
+    model.graph.input.extend([*map(_value, graph.inputs), *parameters])
+    model.graph.output.extend(map(_value, graph.outputs))
+
+
+def _write_weights(model: onnx.ModelProto, graph: Graph, folder: Path, advance: Advance) -> None:
+    """Turns the parameters, which the trace left as inputs, into initializers in the external data file."""
+    location = f"{graph.spec.file}.data"
+    parameters = dict(graph.module.named_parameters())
+    names = [v.name for v in model.graph.input if v.name in parameters]
+    kept = [v for v in model.graph.input if v.name not in parameters]
+    del model.graph.input[:]
+    model.graph.input.extend(kept)
+    with (folder / location).open("wb") as data:
+        for name in names:
+            tensor = _fitted(name, graph.weights[name](), parameters[name])
+            data.seek(-data.tell() % _ALIGNMENT, io.SEEK_CUR)
+            model.graph.initializer.append(_external(name, tensor, location, data.tell()))
+            data.write(tensor.numpy().data)
+            advance(tensor.numel() * tensor.element_size())
+
+
+def _fitted(name: str, tensor: Tensor, parameter: nn.Parameter) -> Tensor:
+    if tensor.shape != parameter.shape:
+        raise TangoError(
+            f"{name} has shape {list(tensor.shape)}, the graph takes {list(parameter.shape)}",
+            "this is a fault of the family's weights; please report it",
+        )
+    tensor = tensor.to(parameter.dtype).contiguous()
+    if not tensor.isfinite().all():
+        raise TangoError(
+            f"{name} has values that {parameter.dtype} does not hold", "export with --dtype fp32, or mend the checkpoint"
+        )
+    return tensor
+
+
+def _external(name: str, tensor: Tensor, location: str, offset: int) -> TensorProto:
+    proto = TensorProto(name=name, data_type=_ONNX_DTYPES[tensor.dtype], dims=tensor.shape)
+    proto.data_location = TensorProto.EXTERNAL
+    length = tensor.numel() * tensor.element_size()
+    for key, value in (("location", location), ("offset", offset), ("length", length)):
+        proto.external_data.add(key=key, value=str(value))
+    return proto

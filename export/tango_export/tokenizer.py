@@ -1,0 +1,75 @@
+"""What a checkpoint folder says about text: tokenizer, chat template, stop tokens."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from tango_export.checkpoint import read_json
+from tango_plugins import TangoError
+
+#: Both of Qwen2's ends; checkpoints name one or the other.
+_STOP_TOKENS = ("<|im_end|>", "<|endoftext|>")
+
+
+def read_tokenizer(folder: Path) -> tuple[str, Tokenizer]:
+    """Reads a checkpoint's tokenizer.
+
+    Args:
+        folder: The checkpoint. Where it has no tokenizer.json, transformers makes one of vocab.json and merges.txt.
+
+    Returns:
+        The text of a tokenizer.json, and the tokenizer.
+
+    Raises:
+        TangoError: There is none, or it cannot be read.
+    """
+    file = folder / "tokenizer.json"
+    try:
+        text = file.read_text(encoding="utf-8") if file.is_file() else _converted(folder)
+        return text, Tokenizer.from_str(text)
+    except Exception as error:  # tokenizers and transformers raise bare Exceptions
+        raise TangoError(
+            f"{folder} has no readable tokenizer: {error}", "download tokenizer.json with the checkpoint"
+        ) from error
+
+
+def _converted(folder: Path) -> str:
+    from transformers import AutoTokenizer
+
+    text: str = AutoTokenizer.from_pretrained(folder, local_files_only=True).backend_tokenizer.to_str()
+    return text
+
+
+def vocabulary_size(tokenizer: Tokenizer) -> int:
+    """One more than the highest id that the tokenizer gives."""
+    return 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
+
+
+def stop_ids(folder: Path, tokenizer: Tokenizer, configured: object) -> tuple[int, ...]:
+    """Ids that end an answer: those of generation_config.json and config.json, and both of Qwen2's ends.
+
+    Args:
+        folder: The checkpoint.
+        tokenizer: Its tokenizer.
+        configured: ``eos_token_id`` of its config.json.
+    """
+    generation = folder / "generation_config.json"
+    named = read_json(generation).get("eos_token_id") if generation.is_file() else None
+    found = [id_ for ids in (named, configured) for id_ in (ids if isinstance(ids, list) else [ids])]
+    found += [tokenizer.token_to_id(token) for token in _STOP_TOKENS]
+    return tuple(sorted({int(id_) for id_ in found if id_ is not None}))
+
+
+def read_chat_template(folder: Path) -> str | None:
+    """The checkpoint's chat template, wherever its version of transformers put it; None if it has none."""
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
+        template = json.loads((folder / name).read_text("utf-8")).get("chat_template") if (folder / name).is_file() else None
+        if isinstance(template, str):
+            return template
+    return None

@@ -1,0 +1,146 @@
+"""Each graph of a bundle against the original model, teacher-forced.
+
+Both are given the same inputs at every stage, so that one stage's rounding does not hide in the next. The bundle runs on
+ONNX Runtime's CPU engine in its own dtype, the original on transformers in fp32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+
+from tango_export.export import DTYPES, find_preset, open_model
+from tango_export.families.base import Reference
+from tango_plugins import op
+from tango_runtime.bundle import Bundle
+from tango_runtime.progress import progress
+from tango_runtime.stages.onnxruntime import open_session
+
+#: A cosine alone is blind to scale, so the norm is compared too.
+MIN_COSINE, MAX_NORM_ERROR = 0.999, 0.01
+
+_FRAMES, _PROMPT, _STEPS = 3, 48, 4
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How one output compares with the original's.
+
+    Attributes:
+        graph: The graph.
+        output: Its output, or what was compared.
+        cosine: Cosine similarity over all elements.
+        norm_ratio: Its norm over the original's.
+    """
+
+    graph: str
+    output: str
+    cosine: float
+    norm_ratio: float
+
+    @property
+    def passed(self) -> bool:
+        """Within both gates; False for anything that is not finite."""
+        return self.cosine >= MIN_COSINE and abs(self.norm_ratio - 1) <= MAX_NORM_ERROR
+
+
+def validate(path: Path, checkpoint: str | None = None, siglip: str | None = None) -> list[Comparison]:
+    """Compares every graph of a bundle with the original model.
+
+    Args:
+        path: The bundle.
+        checkpoint: Folder or hub id of the original; by default the one that the bundle names.
+        siglip: Likewise of its SigLIP.
+
+    Raises:
+        TangoError: The bundle or the original cannot be read.
+    """
+    bundle = Bundle.load(path)
+    source, family = bundle.manifest.source, find_preset(bundle.manifest.family)[0]
+    dtype = DTYPES["fp16" if bundle.manifest.dtype == "float16" else "fp32"]
+    model = open_model(family, checkpoint or source.checkpoint, siglip or source.siglip, dtype, bundle.manifest.decoder.context)
+    with progress("validate", 4 + _STEPS) as advance:
+        reference = model.reference()
+        advance(1)
+        results = []
+        for result in _compare(bundle, reference):
+            results.append(result)
+            advance(result.output != "salience")
+    return results
+
+
+def _compare(bundle: Bundle, reference: Reference) -> Iterator[Comparison]:
+    frames = _frames(bundle.manifest.video.size)
+    features, salience = open_session(bundle.graph("vision")).run(None, {"frames": frames})
+    expected = reference.vision(torch.from_numpy(frames))
+    yield _comparison("vision", "features", features, expected[0])
+    yield _comparison("vision", "salience", salience, expected[1])
+    ids = _ids(bundle)
+    embeddings = open_session(bundle.graph("embed")).run(None, {"ids": ids})[0]
+    yield _comparison("embed", "embeddings", embeddings, reference.embed(torch.from_numpy(ids)))
+    yield from _compare_decoder(bundle, reference, embeddings)
+    yield _compare_prune(bundle)
+
+
+def _compare_decoder(bundle: Bundle, reference: Reference, embeddings: Array) -> Iterator[Comparison]:
+    """Prefill over a prompt, then single steps over a cache with room to spare; each is given the true tokens."""
+    spec = bundle.manifest.graphs["decoder"]
+    session = open_session(bundle.graph("decoder"))
+    vocabulary = bundle.manifest.prompt.vocabulary
+    expected = reference.logits(torch.from_numpy(embeddings).float())[:, :vocabulary]
+    capacity = len(embeddings) + 5
+    cache = {t.name: _zeros(t.dtype, t.shape, capacity) for t in spec.inputs[2:]}
+    for begin, end in [(0, _PROMPT), *((i, i + 1) for i in range(_PROMPT, len(embeddings)))]:
+        held = {name: rows[:, : capacity if begin else 0] for name, rows in cache.items()}
+        positions = np.arange(begin, end, dtype=np.int64)
+        logits, *rows = session.run(None, {"embeddings": embeddings[begin:end], "positions": positions, **held})
+        for name, new in zip(cache, rows, strict=True):
+            cache[name][:, begin:end] = new
+        yield _comparison("decoder", f"logits at {end - 1}", logits, expected[end - 1])
+
+
+def _compare_prune(bundle: Bundle) -> Comparison:
+    """The operator's node against bundle.json: its arithmetic is tested where it lives, here it must be the same operator."""
+    node = onnx.load(bundle.graph("prune")).graph.node[0]
+    found = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+    wanted = {**op.attributes(bundle.manifest.params.resolved()), "plugin_namespace": op.DOMAIN, "plugin_version": op.VERSION}
+    found = {name: value.decode() if isinstance(value, bytes) else value for name, value in found.items()}
+    same = float(node.op_type == op.NAME and found == wanted)
+    return Comparison("prune", "attributes", same, same)
+
+
+def _comparison(graph: str, output: str, found: Array, expected: torch.Tensor) -> Comparison:
+    a, b = found.astype(np.float64).ravel(), expected.double().numpy().ravel()
+    norms = np.linalg.norm(a), np.linalg.norm(b)
+    return Comparison(graph, output, float(a @ b / (norms[0] * norms[1])), float(norms[0] / norms[1]))
+
+
+def _frames(size: int) -> Array:
+    """Frames with edges, gradients and noise: [F, size, size, 3] uint8."""
+    generator = np.random.default_rng(0)
+    y, x = np.mgrid[0:size, 0:size] / size
+    frames = []
+    for i in range(_FRAMES):
+        waves = np.stack([np.sin(x * (3 + i) + c) * np.cos(y * (5 - i) - c) for c in range(3)], -1)
+        frames.append(127 + 90 * waves + generator.normal(0, 20, waves.shape))
+    return np.clip(np.stack(frames), 0, 255).astype(np.uint8)
+
+
+def _ids(bundle: Bundle) -> Array:
+    prompt = bundle.manifest.prompt
+    ids = np.random.default_rng(1).integers(0, prompt.vocabulary, _PROMPT + _STEPS, dtype=np.int64)
+    ids[: len(prompt.after_video)] = prompt.after_video
+    return ids
+
+
+def _zeros(dtype: str, shape: tuple[int | str, ...], capacity: int) -> Array:
+    return np.zeros([capacity if isinstance(n, str) else n for n in shape], dtype)

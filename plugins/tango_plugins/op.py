@@ -1,0 +1,101 @@
+"""The operator as plain data: its name, its attributes, its capacity.
+
+Hosts (an ONNX node, a TensorRT plugin, the C interface, bundle.json) all carry the parameters in this one form. Each
+attribute bears the name of the field of :class:`PruneParams` that it holds:
+
+====================  ===========  =========================================
+attribute             type         unit
+====================  ===========  =========================================
+``retention_ratio``   int          ten-thousandths
+``context_ratio``     int          ten-thousandths
+``expansion``         int          ten-thousandths
+``anchor_weight``     int          ten-thousandths
+``segment_threshold`` int          ten-thousandths of a cosine
+``static_threshold``  int          ten-thousandths of a cosine
+``neighbors``         int
+``time_base``         int
+``space_base``        int
+``grid``              list of int  [H, W]
+``sink_positions``    list of int  row-major grid positions, may be empty
+``merge_order``       str          ``anchor`` or ``density``
+``budget``            str          ``paper`` or ``exact``
+====================  ===========  =========================================
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Union
+
+from tango_plugins.errors import TangoError
+from tango_plugins.params import RATIO_SCALE, RATIOS, PruneParams
+
+NAME = "TangoPrune"
+DOMAIN = "tango"
+VERSION = "1"
+
+#: Order is that of the ONNX node and of the plugin.
+INPUTS = ("features", "salience", "timestamps")
+OUTPUTS = ("tokens", "indices", "count")
+
+Attribute = Union[int, "list[int]", str]
+
+_WHOLES = ("neighbors", "time_base", "space_base")
+_LISTS = ("grid", "sink_positions")
+_NAMES = ("merge_order", "budget")
+
+
+def attributes(params: PruneParams) -> dict[str, Attribute]:
+    """The parameters as attributes: complete, with the segment threshold and the sinks that are in force."""
+    ratios = {name: getattr(params, name) for name in RATIOS} | {"segment_threshold": params.tau_segment}
+    found: dict[str, Attribute] = {name: round(value * RATIO_SCALE) for name, value in ratios.items()}
+    found |= {name: int(getattr(params, name)) for name in _WHOLES}
+    found |= {"grid": list(params.grid), "sink_positions": list(params.sinks)}
+    found |= {name: getattr(params, name) for name in _NAMES}
+    return found
+
+
+def params_from(found: Mapping[str, Attribute]) -> PruneParams:
+    """The parameters that attributes hold; a missing attribute takes the default of its field.
+
+    Raises:
+        TangoError: An attribute is unknown, of the wrong type, or holds a value out of range.
+    """
+    return PruneParams(**{name: _field(name, value) for name, value in found.items()})
+
+
+def capacity(frames: int, tokens_per_frame: int, params: PruneParams) -> int:
+    """The most tokens that the operator can keep of a video, the size of every fixed-size buffer.
+
+    Integers only, so that every host agrees: min(F·L, F·L·p div q + 2·F), r = p/q. The bound is that of the paper's
+    selection and the same for either budget: ``exact`` needs the room before it drops down to :func:`exact_count`.
+
+    Args:
+        frames: F.
+        tokens_per_frame: L.
+        params: Parameters of the operator.
+    """
+    tokens = frames * tokens_per_frame
+    return min(tokens, tokens * round(params.retention_ratio * RATIO_SCALE) // RATIO_SCALE + 2 * frames)
+
+
+def exact_count(frames: int, tokens_per_frame: int, params: PruneParams) -> int:
+    """The number of tokens that ``budget="exact"`` keeps: ceil(r·F·L), in fp64, multiplied from left to right."""
+    return math.ceil(params.retention_ratio * frames * tokens_per_frame)
+
+
+def _field(name: str, value: Attribute) -> Any:
+    if name in RATIOS or name in _WHOLES:
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value / RATIO_SCALE if name in RATIOS else value
+        raise TangoError(f"attribute {name} is {value!r}", "it must be an integer")
+    if name in _LISTS:
+        if isinstance(value, (list, tuple)):
+            return tuple(value)
+        raise TangoError(f"attribute {name} is {value!r}", "it must be a list of integers")
+    if name in _NAMES:
+        return value
+    raise TangoError(
+        f"attribute {name} is unknown to {NAME}", f"known are {', '.join(RATIOS + _WHOLES + _LISTS + _NAMES)}"
+    )

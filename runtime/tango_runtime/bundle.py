@@ -1,0 +1,340 @@
+"""The bundle: a folder of ONNX graphs with a bundle.json that says all there is to know about them.
+
+It is the only thing that passes between the rooms of the project. The dataclasses below are the schema of bundle.json:
+a field is a key, its annotation is its type, and reading checks both.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from tango_plugins import PruneParams, TangoError, op
+
+FORMAT = 1
+MANIFEST = "bundle.json"
+
+GraphName = Literal["vision", "prune", "embed", "decoder"]
+GRAPHS: tuple[GraphName, ...] = get_args(GraphName)
+Engine = Literal["onnxruntime", "tensorrt"]
+DType = Literal["float16", "float32", "int32", "int64", "uint8"]
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output of a graph.
+
+    Attributes:
+        name: As in the graph.
+        dtype: NumPy's name of the element type.
+        shape: An integer, or the name of a dynamic axis (``F`` frames, ``N`` tokens, ``P`` cached tokens, ``K`` kept).
+    """
+
+    name: str
+    dtype: DType
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class GraphSpec:
+    """One ONNX graph.
+
+    Attributes:
+        file: The graph's file, relative to the bundle.
+        opset: Its ONNX opset.
+        engines: What can run it.
+        inputs: Its inputs, in order.
+        outputs: Its outputs, in order.
+    """
+
+    file: str
+    opset: int
+    engines: tuple[Engine, ...]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True)
+class FileSpec:
+    """Size in bytes and SHA-256 of a file of the bundle."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class VideoSpec:
+    """How a video becomes what the vision graph takes.
+
+    Attributes:
+        frames: Frames sampled when the caller names no other number.
+        size: Edge of the square that each frame is resized to, in pixels.
+        resample: The filter.
+        tokens_per_frame: Tokens that the vision graph gives for one frame, L.
+    """
+
+    frames: int
+    size: int
+    resample: Literal["bicubic"]
+    tokens_per_frame: int
+
+
+@dataclass(frozen=True)
+class PromptSpec:
+    """How a question becomes token ids around the video.
+
+    Attributes:
+        placeholder: What stands for the video in the rendered chat template.
+        after_video: Rows of the embedding graph that follow the video's tokens (LLaVA's newline).
+        stop: Token ids that end an answer.
+        vocabulary: Ids that may be sampled: 0 up to here.
+    """
+
+    placeholder: str
+    after_video: tuple[int, ...]
+    stop: tuple[int, ...]
+    vocabulary: int
+
+
+@dataclass(frozen=True)
+class DecoderSpec:
+    """The decoder's dimensions.
+
+    Attributes:
+        layers: Transformer layers.
+        width: Width D of its embeddings, and so of the video's tokens.
+        kv_heads: Heads of the key/value cache.
+        head_dim: Width of one head.
+        context: Most positions, prompt and answer together.
+    """
+
+    layers: int
+    width: int
+    kv_heads: int
+    head_dim: int
+    context: int
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a bundle came from.
+
+    Attributes:
+        checkpoint: Folder or hub id of the Video LLM.
+        siglip: Folder or hub id of the SigLIP whose pooling head gives the salience.
+        exporter: Name and version of what wrote the bundle.
+    """
+
+    checkpoint: str
+    siglip: str
+    exporter: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What bundle.json holds.
+
+    Attributes:
+        format: Version of this schema.
+        family: The model family, as ``tango-export --model`` names it.
+        dtype: Type of the weights and features.
+        video: How a video becomes frames.
+        prompt: How a question becomes token ids.
+        decoder: The decoder's dimensions.
+        prune: The operator's attributes; one that is left out goes by its rule.
+        graphs: Every graph by name.
+        files: Every other file of the bundle by name, with its size and hash.
+        source: Where it all came from.
+    """
+
+    format: int
+    family: str
+    dtype: Literal["float16", "float32"]
+    video: VideoSpec
+    prompt: PromptSpec
+    decoder: DecoderSpec
+    prune: dict[str, int | str | tuple[int, ...]]
+    graphs: dict[str, GraphSpec]
+    source: Source
+    files: dict[str, FileSpec]
+
+    @property
+    def params(self) -> PruneParams:
+        """The operator's parameters."""
+        return op.params_from(self.prune)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle on disk, checked.
+
+    Attributes:
+        path: Its folder.
+        manifest: What its bundle.json says.
+    """
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def load(cls, path: str | Path, *, verify: bool = False) -> Bundle:
+        """Reads and checks a bundle.
+
+        Args:
+            path: The bundle's folder.
+            verify: Also compare every file's SHA-256, which reads all of it.
+
+        Raises:
+            TangoError: There is no bundle, its bundle.json does not fit the schema, or a file is missing, cut or
+                (with ``verify``) changed. The message names it.
+        """
+        path = Path(path)
+        bundle = cls(path, _read_manifest(path))
+        bundle._check_files(verify)
+        return bundle
+
+    def file(self, name: str) -> Path:
+        """Path of one of the bundle's files."""
+        return self.path / name
+
+    def graph(self, name: GraphName) -> Path:
+        """Path of a graph's ONNX file."""
+        return self.path / self.manifest.graphs[name].file
+
+    def _check_files(self, verify: bool) -> None:
+        for name, spec in self.manifest.files.items():
+            file = self.path / name
+            again = "copy the bundle again, or export it again"
+            if not file.is_file():
+                raise TangoError(f"{self.path} lacks {name}, which its {MANIFEST} lists", again)
+            size = file.stat().st_size
+            if size != spec.size:
+                raise TangoError(f"{file} has {size} bytes, {MANIFEST} says {spec.size}", again)
+            if verify and sha256(file) != spec.sha256:
+                raise TangoError(f"{file} has changed: its SHA-256 is not the one in {MANIFEST}", again)
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Writes bundle.json, last of a bundle's files."""
+    (folder / MANIFEST).write_text(json.dumps(asdict(manifest), indent=2) + "\n", encoding="utf-8")
+
+
+def describe(file: Path) -> FileSpec:
+    """Size and hash of a file, for the manifest."""
+    return FileSpec(file.stat().st_size, sha256(file))
+
+
+def sha256(file: Path) -> str:
+    """SHA-256 of a file, as hexadecimal digits."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(stream)
+
+
+def _digest(stream: Any) -> str:
+    digest = hashlib.sha256()  # hashlib.file_digest came with Python 3.11
+    while block := stream.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _read_manifest(path: Path) -> Manifest:
+    file = path / MANIFEST
+    if not path.is_dir():
+        raise TangoError(f"there is no bundle at {path}", "make one: tango-export --model llava-ov --output FOLDER")
+    if not file.is_file():
+        raise TangoError(f"{path} holds no {MANIFEST}", "name a folder that tango-export made")
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise TangoError(f"{file} is not JSON: {error}", "copy the bundle again, or export it again") from error
+    if isinstance(data, dict) and data.get("format", FORMAT) != FORMAT:
+        raise TangoError(
+            f"{file} has format {data['format']!r}, this tango-edge reads {FORMAT}",
+            "export the bundle again, or install the tango-edge that wrote it",
+        )
+    return from_json(Manifest, data, str(file))
+
+
+def from_json(kind: type[_T], data: object, where: str) -> _T:
+    """Builds a value of an annotated type out of parsed JSON.
+
+    Args:
+        kind: A dataclass, or a type made of int, float, str, bool, None, Literal, tuple, dict and dataclasses.
+        data: What ``json.loads`` gave.
+        where: What to call it in an error, such as ``bundle.json: decoder``.
+
+    Raises:
+        TangoError: A key is missing or unknown, or a value has another type; the message names the place.
+    """
+    value: _T = _convert(kind, data, where)
+    return value
+
+
+def _convert(kind: Any, data: object, where: str) -> Any:
+    origin, arguments = get_origin(kind), get_args(kind)
+    if is_dataclass(kind) and isinstance(kind, type):
+        return _convert_dataclass(kind, data, where)
+    if origin in (Union, UnionType):
+        return _convert_union(arguments, data, where)
+    if origin is Literal:
+        if data in arguments:
+            return data
+    elif origin is tuple and isinstance(data, list):
+        kinds = [arguments[0]] * len(data) if arguments[-1] is Ellipsis else list(arguments)
+        if len(kinds) == len(data):
+            return tuple(_convert(k, item, f"{where}[{i}]") for i, (k, item) in enumerate(zip(kinds, data, strict=True)))
+    elif origin is dict and isinstance(data, dict):
+        return {key: _convert(arguments[1], item, f"{where}: {key}") for key, item in data.items()}
+    elif kind is float and type(data) is int:
+        return float(data)
+    elif type(data) is kind:
+        return data
+    raise _wrong(kind, data, where)
+
+
+def _convert_dataclass(kind: type, data: object, where: str) -> object:
+    if not isinstance(data, dict):
+        raise _wrong(kind, data, where)
+    hints, names = get_type_hints(kind), {f.name for f in fields(kind)}
+    for key in data:
+        if key not in names:
+            raise TangoError(f"{where} has an unknown key {key!r}", "export the bundle again with this tango-edge")
+    for name in names:
+        if name not in data:
+            raise TangoError(f"{where} lacks {name!r}", "export the bundle again with this tango-edge")
+    return kind(**{name: _convert(hints[name], data[name], f"{where}: {name}") for name in data})
+
+
+def _convert_union(kinds: tuple[Any, ...], data: object, where: str) -> object:
+    for kind in kinds:
+        if (kind is type(None) and data is None) or type(data) is kind:
+            return data
+    if float in kinds and type(data) is int:
+        return float(data)
+    if len(inner := [kind for kind in kinds if get_origin(kind) is tuple]) == 1 and isinstance(data, list):
+        return _convert(inner[0], data, where)
+    raise _wrong(" or ".join(map(_name, kinds)), data, where)
+
+
+def _wrong(kind: Any, data: object, where: str) -> TangoError:
+    shown = json.dumps(data)
+    shown = shown if len(shown) <= 60 else shown[:57] + "..."
+    return TangoError(f"{where} is {shown}, not {_name(kind)}", "export the bundle again, or undo the edit")
+
+
+def _name(kind: Any) -> str:
+    if isinstance(kind, str):
+        return kind
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(map(repr, get_args(kind)))
+    if is_dataclass(kind):
+        return "an object"
+    words = {int: "an integer", float: "a number", str: "a string", bool: "true or false", type(None): "null"}
+    words |= {tuple: "a list", dict: "an object"}
+    return words.get(get_origin(kind) or kind, str(kind))

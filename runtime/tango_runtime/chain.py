@@ -1,0 +1,293 @@
+"""The chain: a video and a question → vision → prune → splice → prefill → decode → an answer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tango_plugins import PruneParams, TangoError
+from tango_runtime.bundle import Bundle
+from tango_runtime.preprocess import preprocess
+from tango_runtime.prompt import Prompt
+from tango_runtime.report import Report
+from tango_runtime.sampling import Sampler
+from tango_runtime.stages import Kept, Tensor, select
+from tango_runtime.video import Source, TimedFrame, sample
+
+#: Why an answer ended: a stop token, ``max_new_tokens``, or the end of the bundle's context.
+Finish = Literal["stop", "length", "context"]
+
+
+@dataclass
+class Answer:
+    """An answer and what it was read from; complete when its stream has ended.
+
+    Attributes:
+        question: As asked.
+        text: The answer.
+        ids: Its token ids, without a stop token.
+        finish: Why it ended.
+        kept: Video tokens that the decoder saw, K.
+        total: Video tokens that the vision graph gave, F·L.
+        prompt_tokens: Positions of the prompt, video tokens included.
+        stages: Milliseconds of each stage, in order: ``video`` (decoding and resizing), ``vision``, ``prune``,
+            ``prefill`` (up to the first token), ``decode`` (all later tokens).
+        indices: [K] int32, flat index f·L + l of each kept token.
+        merged: [K] bool, True for a merged context token, False for one kept as it is.
+        segments: [S, 2] int32, first frame and one past the last.
+        frames: [F, size, size, 3] uint8, as the vision graph took them.
+        seconds: [F] fp32, time of each frame.
+        salience: [F, L] fp32.
+    """
+
+    question: str
+    text: str = ""
+    ids: list[int] = field(default_factory=list)
+    finish: Finish = "length"
+    kept: int = 0
+    total: int = 0
+    prompt_tokens: int = 0
+    stages: dict[str, float] = field(default_factory=dict)
+    indices: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
+    merged: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
+    segments: NDArray[np.int32] = field(default_factory=lambda: np.zeros((0, 2), np.int32))
+    frames: NDArray[np.uint8] = field(default_factory=lambda: np.zeros((0, 0, 0, 3), np.uint8))
+    seconds: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+    salience: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    aspect: float = 1.0
+
+    @property
+    def first_token_ms(self) -> float:
+        """Milliseconds from the first frame to the first token."""
+        return sum(ms for name, ms in self.stages.items() if name != "decode")
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens a second while decoding; 0 where there was one token or none."""
+        decode = self.stages.get("decode", 0.0)
+        return 1e3 * max(len(self.ids) - 1, 0) / decode if decode else 0.0
+
+
+class AnswerStream(Iterator[str]):
+    """Pieces of an answer's text as they come; :attr:`answer` fills up on the way."""
+
+    def __init__(self, answer: Answer, pieces: Iterator[str]) -> None:
+        self.answer = answer
+        self._pieces = pieces
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+
+class VideoLLM:
+    """A bundle, loaded and ready to answer questions about videos.
+
+    Args:
+        bundle: Folder of a bundle that ``tango-export`` made.
+        engine: ``auto``, or an engine by name (``onnxruntime-cpu``).
+
+    Raises:
+        TangoError: The bundle is not whole, or the engine cannot run it.
+    """
+
+    def __init__(self, bundle: str | Path, engine: str = "auto") -> None:
+        self.bundle = Bundle.load(bundle)
+        self._stages = select(self.bundle, engine)
+        template = self.bundle.file("chat_template.jinja").read_text(encoding="utf-8")
+        tokenizer = self.bundle.file("tokenizer.json")
+        self._prompt = Prompt(tokenizer, template, self.bundle.manifest.prompt.placeholder)
+
+    @property
+    def engine(self) -> str:
+        """What runs the graphs, in one line."""
+        return self._stages.description
+
+    def generate(
+        self,
+        source: Source,
+        question: str,
+        *,
+        frames: int | None = None,
+        retention_ratio: float | None = None,
+        prune: bool = True,
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        fps: float | None = None,
+    ) -> Answer:
+        """Answers a question about a video; arguments are those of :meth:`stream`."""
+        stream = self.stream(
+            source,
+            question,
+            frames=frames,
+            retention_ratio=retention_ratio,
+            prune=prune,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+            fps=fps,
+        )
+        for _ in stream:
+            pass
+        return stream.answer
+
+    def stream(
+        self,
+        source: Source,
+        question: str,
+        *,
+        frames: int | None = None,
+        retention_ratio: float | None = None,
+        prune: bool = True,
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        fps: float | None = None,
+    ) -> AnswerStream:
+        """Answers a question about a video, piece by piece.
+
+        Args:
+            source: A video file, a folder of images, a uint8 array [N, H, W, 3], or any iterable of (seconds, uint8
+                [H, W, 3]); see :func:`tango_runtime.video.sample`.
+            question: Plain text.
+            frames: Frames sampled uniformly, F; the bundle's number by default.
+            retention_ratio: Fraction of the video tokens kept; the bundle's by default.
+            prune: False keeps every token.
+            max_new_tokens: Most tokens of the answer.
+            temperature: 0 is greedy.
+            top_p: Nucleus of the sampling.
+            seed: Of the sampling.
+            fps: Frames a second of a folder or an array.
+
+        Raises:
+            TangoError: An argument is out of range, the video cannot be read or is shorter than ``frames``, or the
+                prompt is longer than the bundle's context.
+        """
+        if max_new_tokens < 1:
+            raise TangoError(f"max_new_tokens is {max_new_tokens}", "ask for at least one, --max-new-tokens 1")
+        params = self.bundle.manifest.params
+        params = params if retention_ratio is None else params.at(retention_ratio)
+        count = self.bundle.manifest.video.frames if frames is None else frames
+        sampler = Sampler(temperature, top_p, seed)
+        prompt = self._prompt.encode(question)
+        timed = sample(source, count, fps=fps)
+        answer = Answer(question, total=count * self.bundle.manifest.video.tokens_per_frame)
+        self._require_room(answer, prompt, 0 if prune else answer.total)
+        ids = self._ids(answer, timed, prompt, params if prune else None, sampler, max_new_tokens)
+        return AnswerStream(answer, self._texts(answer, ids))
+
+    def report(self, answer: Answer, video: str, retention_ratio: float | None) -> Report:
+        """What a run kept, ready to be written.
+
+        Args:
+            answer: A finished answer.
+            video: What to call the video.
+            retention_ratio: The ratio asked for, None for an unpruned run.
+        """
+        return Report(
+            video=video,
+            question=answer.question,
+            answer=answer.text,
+            bundle=self.bundle.path.resolve().name,
+            engine=self.engine,
+            version=version("tango-edge"),
+            retention_ratio=retention_ratio,
+            frames=answer.frames,
+            seconds=answer.seconds,
+            aspect=answer.aspect,
+            grid=self.bundle.manifest.params.grid,
+            salience=answer.salience,
+            indices=answer.indices,
+            merged=answer.merged,
+            segments=answer.segments,
+            prompt_tokens=answer.prompt_tokens,
+            generated_tokens=len(answer.ids),
+            stages=list(answer.stages.items()),
+            tokens_per_second=answer.tokens_per_second,
+        )
+
+    def _texts(self, answer: Answer, ids: Iterator[int]) -> Iterator[str]:
+        for piece in self._prompt.stream(ids):
+            answer.text += piece
+            yield piece
+
+    def _ids(
+        self,
+        answer: Answer,
+        timed: Iterator[TimedFrame],
+        prompt: tuple[NDArray[np.int64], NDArray[np.int64]],
+        params: PruneParams | None,
+        sampler: Sampler,
+        max_new_tokens: int,
+    ) -> Iterator[int]:
+        """Runs the chain; gives the answer's ids one by one, up to a stop token."""
+        tokens = self._video_tokens(answer, timed, params)
+        answer.prompt_tokens = self._require_room(answer, prompt, answer.kept)
+        context, stop = self.bundle.manifest.decoder.context, set(self.bundle.manifest.prompt.stop)
+        capacity = min(answer.prompt_tokens + max_new_tokens, context)
+        with _timed(answer, "prefill"):
+            after = np.concatenate((np.array(self.bundle.manifest.prompt.after_video, np.int64), prompt[1]))
+            pieces = [self._stages.embed(prompt[0]), tokens, self._stages.embed(after)]
+            token = sampler(self._stages.prefill(pieces, capacity))
+        while token not in stop:
+            answer.ids.append(token)
+            yield token
+            if len(answer.ids) == max_new_tokens:
+                return
+            if answer.prompt_tokens + len(answer.ids) == context:
+                answer.finish = "context"
+                return
+            with _timed(answer, "decode"):
+                token = sampler(self._stages.decode(token))
+        answer.finish = "stop"
+
+    def _video_tokens(self, answer: Answer, timed: Iterator[TimedFrame], params: PruneParams | None) -> Tensor:
+        """Decodes, sees and prunes the video: tokens [K, D]."""
+        with _timed(answer, "video"):
+            answer.frames, answer.seconds = preprocess(_noting_aspect(answer, timed), self.bundle.manifest.video.size)
+        with _timed(answer, "vision"):
+            features, salience = self._stages.vision(answer.frames)
+        with _timed(answer, "prune"):
+            kept = self._stages.prune(features, salience, answer.seconds, params) if params else self._all(answer, features)
+        answer.salience = self._stages.host(salience)
+        answer.kept, answer.indices, answer.merged, answer.segments = len(kept.indices), kept.indices, kept.merged, kept.segments
+        return kept.tokens
+
+    def _all(self, answer: Answer, features: Tensor) -> Kept:
+        indices = np.arange(answer.total, dtype=np.int32)
+        return Kept(self._stages.flatten(features), indices, np.zeros(answer.total, np.bool_), np.zeros((0, 2), np.int32))
+
+    def _require_room(self, answer: Answer, prompt: tuple[NDArray[np.int64], NDArray[np.int64]], video: int) -> int:
+        """Length of the prompt with so many video tokens; refused where no token of an answer fits behind it."""
+        context = self.bundle.manifest.decoder.context
+        length = len(prompt[0]) + video + len(self.bundle.manifest.prompt.after_video) + len(prompt[1])
+        if length >= context:
+            raise TangoError(
+                f"the prompt takes {length} tokens, {video} of them video; the bundle's context is {context}",
+                "keep fewer tokens (--retention-ratio, --frames), ask a shorter question, or export with a larger --context",
+            )
+        return length
+
+
+def _noting_aspect(answer: Answer, timed: Iterator[TimedFrame]) -> Iterator[TimedFrame]:
+    for seconds, frame in timed:
+        answer.aspect = frame.shape[1] / frame.shape[0]
+        yield seconds, frame
+
+
+@contextmanager
+def _timed(answer: Answer, stage: str) -> Iterator[None]:
+    begin = time.perf_counter()
+    yield
+    answer.stages[stage] = answer.stages.get(stage, 0.0) + 1e3 * (time.perf_counter() - begin)

@@ -1,0 +1,117 @@
+"""`tango`: a table of commands and where each lives, imported when used."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import NoReturn
+
+from tango_plugins import TangoError
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: what it takes and what it does.
+
+    Attributes:
+        configure: Adds its arguments to a parser.
+        run: Does it, and gives the exit code.
+    """
+
+    configure: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+
+
+@dataclass(frozen=True)
+class _Entry:
+    where: str
+    extra: str
+    summary: str
+
+
+_COMMANDS = {
+    "run": _Entry("tango_runtime.commands:RUN", "cpu", "answer a question about a video"),
+    "inspect": _Entry("tango_runtime.commands:INSPECT", "cpu", "say what a bundle holds, and check its files"),
+    "export": _Entry("tango_export.commands:EXPORT", "export", "make a bundle of a checkpoint (also: tango-export)"),
+    "validate": _Entry("tango_export.commands:VALIDATE", "export", "compare a bundle with the original model"),
+}
+
+FAILED = 2
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise TangoError(message, f"see: {self.prog} --help")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`tango COMMAND …`; the exit code is 0, 1 for a verdict that is no, or 2 for an error."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments in ([], ["-h"], ["--help"]):
+        print(_overview())
+        return 0
+    if arguments == ["--version"]:
+        print(f"tango-edge {version('tango-edge')}")
+        return 0
+    return _guarded(arguments[0], f"tango {arguments[0]}", arguments[1:])
+
+
+def main_export() -> int:
+    """`tango-export …`, the same as `tango export …`."""
+    return _guarded("export", "tango-export", sys.argv[1:])
+
+
+def _overview() -> str:
+    width = max(map(len, _COMMANDS))
+    lines = [f"  {name:<{width}}  {entry.summary}" for name, entry in _COMMANDS.items()]
+    return "\n".join(["usage: tango COMMAND [--help]", "", "Video LLMs on NVIDIA devices, a tenth of the video tokens.", "", *lines])
+
+
+def _guarded(name: str, prog: str, arguments: Sequence[str]) -> int:
+    """Runs a command; what the user can mend comes out as two lines, `error:` and `hint:`."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    debug = "--debug" in arguments
+    try:
+        return _run(name, prog, arguments)
+    except TangoError as error:
+        if debug:
+            raise
+        return _fail(error.message, error.hint)
+    except KeyboardInterrupt:
+        return _fail("interrupted", "nothing half-written was left behind; run it again")
+
+
+def _fail(message: str, hint: str) -> int:
+    print(f"error: {message}\nhint: {hint}", file=sys.stderr)
+    return FAILED
+
+
+def _run(name: str, prog: str, arguments: Sequence[str]) -> int:
+    if name not in _COMMANDS:
+        raise TangoError(f"there is no command {name!r}", f"commands are {', '.join(_COMMANDS)}")
+    command = _load(name)
+    parser = _Parser(prog=prog, description=f"{_COMMANDS[name].summary.capitalize()}.", allow_abbrev=False)
+    command.configure(parser)
+    parser.add_argument("--debug", action="store_true", help="show a traceback for an error")
+    return command.run(parser.parse_args(arguments))
+
+
+def _load(name: str) -> Command:
+    entry = _COMMANDS[name]
+    module, attribute = entry.where.split(":")
+    try:
+        command: Command = getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        raise TangoError(
+            f"tango {name} needs {error.name}, which is not installed", f"pip install 'tango-edge[{entry.extra}]'"
+        ) from error
+    return command
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,59 @@
+"""Sampled frames → the uint8 images that the vision graph takes, equal to the checkpoint's own image processor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from tango_plugins import TangoError
+
+
+def resize(rgb: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """Resizes a frame straight to a square: bicubic, the aspect ratio is not kept, nothing is cropped or padded.
+
+    Pixel for pixel what SigLIP's processors give, LLaVA-NeXT's (siglip_encoder.py) and the PIL-based one of
+    transformers: Pillow's bicubic filter, whose support widens with the reduction, rounded to uint8.
+
+    Args:
+        rgb: uint8 [H, W, 3].
+        size: Side of the square in pixels, at least 1.
+
+    Returns:
+        uint8 [size, size, 3].
+
+    Raises:
+        TangoError: `rgb` has another dtype or shape, or no pixels, or `size` is below 1.
+    """
+    if size < 1:
+        raise TangoError(f"the image size is {size}", "it must be a positive number of pixels")
+    if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[-1] != 3 or rgb.size == 0:
+        raise TangoError(f"a frame is {rgb.dtype} {list(rgb.shape)}", "give uint8 RGB frames [H, W, 3]")
+    return np.array(Image.fromarray(rgb).resize((size, size), Image.Resampling.BICUBIC))
+
+
+def preprocess(
+    frames: Iterable[tuple[float, NDArray[np.uint8]]], size: int
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Resizes what `video.sample` yields, with one frame of the source in memory at a time.
+
+    The vision graph itself does x / 255 and (x − mean) / std.
+
+    Args:
+        frames: (seconds, uint8 RGB frame [H, W, 3]), at least one; frames may differ in H and W.
+        size: Side of the vision tower's square input in pixels.
+
+    Returns:
+        (uint8 images [F, size, size, 3], fp32 seconds [F]).
+
+    Raises:
+        TangoError: There is no frame, or `resize` refuses one.
+    """
+    images, seconds = [], []
+    for time, rgb in frames:
+        images.append(resize(rgb, size))
+        seconds.append(time)
+    if not images:
+        raise TangoError("there are no frames", "sample at least one frame")
+    return np.stack(images), np.array(seconds, np.float32)

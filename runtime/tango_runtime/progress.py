@@ -1,0 +1,54 @@
+"""Progress of long work: a bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+Advance = Callable[[int], None]
+
+_console = Console(stderr=True)
+
+
+@contextmanager
+def progress(title: str, total: int, *, size: bool = False) -> Iterator[Advance]:
+    """Shows how far a piece of work is.
+
+    Args:
+        title: What is being done.
+        total: Its steps, or bytes.
+        size: The steps are bytes.
+
+    Yields:
+        A function to call with the number of steps done since the last call.
+    """
+    if not _console.is_terminal:
+        yield from _lines(title, total)
+        return
+    count = DownloadColumn() if size else MofNCompleteColumn()
+    columns = (TextColumn("{task.description:<10}"), BarColumn(), count, TimeElapsedColumn())
+    with Progress(*columns, console=_console) as bar:
+        task = bar.add_task(title, total=total)
+        yield lambda steps: bar.advance(task, steps)
+
+
+def _lines(title: str, total: int) -> Iterator[Advance]:
+    done, shown = 0, 0
+
+    def advance(steps: int) -> None:
+        nonlocal done, shown
+        done += steps
+        percent = 100 * done // max(total, 1)
+        if percent >= shown + 25 or (percent == 100 and shown < 100):
+            shown = percent
+            note(f"{title} {percent}%")
+
+    yield advance
+
+
+def note(line: str) -> None:
+    """Writes one line for the user on standard error, where it does not mix with an answer."""
+    _console.print(line, markup=False, highlight=False, soft_wrap=True)

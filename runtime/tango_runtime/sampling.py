@@ -1,0 +1,71 @@
+"""Logits → the next token id: greedy, or temperature and top-p."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+from tango_plugins import TangoError
+
+
+class Sampler:
+    """Draws token ids from logits.
+
+    Top-p (nucleus sampling, arXiv 1904.09751) keeps the likeliest tokens up to the one with which their probability
+    reaches p, so at least one, and draws among them in proportion. Among equal logits the lower id counts as the
+    likelier. Probabilities are computed in fp64; the same seed and logits give the same ids.
+
+    Args:
+        temperature: Divides the logits; 0 is greedy, which always takes the likeliest token.
+        top_p: p in (0, 1]; 1 keeps every token.
+        seed: Of the random generator, at least 0; None takes one from the operating system.
+
+    Raises:
+        TangoError: A value is outside its range.
+    """
+
+    def __init__(self, temperature: float = 0.0, top_p: float = 1.0, seed: int | None = None) -> None:
+        if not 0 <= temperature < math.inf:
+            raise TangoError(f"temperature is {temperature}", "it must be 0 (greedy) or a positive number")
+        if not 0 < top_p <= 1:
+            raise TangoError(f"top_p is {top_p}", "it must be above 0 and at most 1")
+        if seed is not None and seed < 0:
+            raise TangoError(f"seed is {seed}", "it must be at least 0")
+        self._temperature = temperature
+        self._top_p = top_p
+        self._generator = np.random.default_rng(seed)
+
+    def __call__(self, logits: NDArray[np.float32]) -> int:
+        """Draws one token id.
+
+        Args:
+            logits: fp32 [V]; −inf bars a token.
+
+        Returns:
+            The id, in [0, V).
+
+        Raises:
+            TangoError: The logits are not one row, or hold NaN or +inf, or bar every token.
+        """
+        if logits.ndim != 1 or logits.size == 0:
+            raise TangoError(f"the logits have shape {list(logits.shape)}", "give those of one position, [V]")
+        likeliest = int(np.argmax(logits))  # the first NaN, if there is one; else the lowest id of the greatest
+        if not np.isfinite(logits[likeliest]):
+            raise TangoError(
+                f"the logit of token {likeliest} is {logits[likeliest]}",
+                "the decoder overflowed: export it with fp32 or bf16 weights, or check it with tango validate",
+            )
+        if self._temperature == 0:
+            return likeliest
+        return self._draw(logits.astype(np.float64))
+
+    def _draw(self, logits: NDArray[np.float64]) -> int:
+        order = np.argsort(-logits, kind="stable")
+        with np.errstate(over="ignore"):  # a tiny temperature sends all but the greatest to exp(−inf) = 0
+            weights = np.exp((logits[order] - logits[order[0]]) / self._temperature)
+        reached = np.cumsum(weights / weights.sum())
+        kept = 1 + int(np.searchsorted(reached[:-1], self._top_p))
+        # random() is below 1, but its product with the last sum may round up to it.
+        drawn = np.searchsorted(reached[:kept], self._generator.random() * reached[kept - 1], side="right")
+        return int(order[min(int(drawn), kept - 1)])

@@ -1,0 +1,121 @@
+"""The stages on ONNX Runtime's CPU engine; pruning is the NumPy reference."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tango_plugins import PruneParams, TangoError, reference
+from tango_runtime.bundle import Bundle
+from tango_runtime.stages import Kept
+
+Array = NDArray[Any]
+
+
+def open_session(graph: Path, *, threads: int = 0) -> Any:
+    """Loads an ONNX graph on ONNX Runtime's CPU engine.
+
+    Args:
+        graph: The ONNX file.
+        threads: Threads of one operator; 0 takes one for each core.
+
+    Returns:
+        An ``onnxruntime.InferenceSession``.
+
+    Raises:
+        TangoError: ONNX Runtime is not installed, or cannot load the graph.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise TangoError("ONNX Runtime is not installed", "pip install 'tango-edge[cpu]'") from error
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads
+    try:
+        return onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's errors have no common class
+        raise TangoError(
+            f"ONNX Runtime cannot load {graph}: {str(error).splitlines()[0]}",
+            "check the bundle with: tango inspect BUNDLE --verify",
+        ) from error
+
+
+class OnnxRuntimeStages:
+    """A bundle's graphs on ONNX Runtime's CPU engine.
+
+    Args:
+        bundle: The bundle.
+
+    Raises:
+        TangoError: ONNX Runtime is not installed, or a graph cannot be loaded.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._vision = open_session(bundle.graph("vision"))
+        self._embed = open_session(bundle.graph("embed"))
+        self._decoder = open_session(bundle.graph("decoder"))
+        self._cache_specs = bundle.manifest.graphs["decoder"].inputs[2:]
+        self._cache: dict[str, Array] = {}
+        self._length = 0
+        self.description = f"ONNX Runtime {_version()}, CPU"
+
+    def vision(self, frames: NDArray[np.uint8]) -> tuple[Array, Array]:
+        """[F, size, size, 3] → features [F, L, D] and salience [F, L]."""
+        # One frame at a time: on a CPU a batch is no faster, and its scores would take F times the memory.
+        parts = [self._vision.run(None, {"frames": frames[i : i + 1]}) for i in range(len(frames))]
+        features, salience = (np.concatenate(part) for part in zip(*parts, strict=True))
+        return features, salience
+
+    def prune(self, features: Array, salience: Array, seconds: NDArray[np.float32], params: PruneParams) -> Kept:
+        """Features, salience and frame times in seconds → the tokens that are kept."""
+        pruned = reference.prune(features, salience, seconds, params)
+        return Kept(pruned.tokens, pruned.indices, pruned.merged, pruned.segments)
+
+    def flatten(self, features: Array) -> Array:
+        """[F, L, D] → [F·L, D]."""
+        return features.reshape(-1, features.shape[-1])
+
+    def embed(self, ids: NDArray[np.int64]) -> Array:
+        """[N] → embeddings [N, D]."""
+        embeddings: Array = self._embed.run(None, {"ids": ids})[0]
+        return embeddings
+
+    def prefill(self, pieces: list[Array], capacity: int) -> NDArray[np.float32]:
+        """Starts a sequence of embeddings, with room for ``capacity`` positions → logits of the last."""
+        self._cache = {t.name: _zeros(t.dtype, t.shape, capacity) for t in self._cache_specs}
+        self._length = 0
+        empty = {name: rows[:, :0] for name, rows in self._cache.items()}
+        return self._append(np.concatenate(pieces), empty)
+
+    def decode(self, token: int) -> NDArray[np.float32]:
+        """Appends one token → logits of the next."""
+        return self._append(self.embed(np.array([token], np.int64)), self._cache)
+
+    def host(self, tensor: Array) -> Array:
+        """The tensor itself: it is on the host."""
+        return tensor
+
+    def _append(self, embeddings: Array, cache: dict[str, Array]) -> NDArray[np.float32]:
+        end = self._length + len(embeddings)
+        positions = np.arange(self._length, end, dtype=np.int64)
+        logits, *rows = self._decoder.run(None, {"embeddings": embeddings, "positions": positions, **cache})
+        for name, new in zip(self._cache, rows, strict=True):
+            self._cache[name][:, self._length : end] = new
+        self._length = end
+        found: NDArray[np.float32] = logits
+        return found
+
+
+def _zeros(dtype: str, shape: tuple[int | str, ...], capacity: int) -> Array:
+    return np.zeros([capacity if isinstance(n, str) else n for n in shape], dtype)
+
+
+def _version() -> str:
+    import onnxruntime
+
+    version: str = onnxruntime.__version__
+    return version

@@ -1,0 +1,43 @@
+import pytest
+from tango_plugins import PruneParams, TangoError
+
+
+def test_the_authors_segment_thresholds():
+    assert [PruneParams(r).tau_segment for r in (0.05, 0.1, 0.15)] == [0.65, 0.65, 0.8]
+    assert PruneParams(0.05).at(0.2).tau_segment == 0.8
+    assert PruneParams(0.05, segment_threshold=0.7).tau_segment == 0.7
+
+
+def test_sinks_belong_to_their_grid():
+    assert PruneParams().sinks == (28, 27, 41, 169, 11, 12)
+    assert PruneParams(grid=(13, 13)).sinks == ()
+    assert PruneParams(sink_positions=()).sinks == ()
+
+
+def test_a_ratio_is_what_its_ten_thousandths_give():
+    assert PruneParams(0.1 + 1e-12).retention_ratio == 1000 / 10_000
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("retention_ratio", 0),
+        ("retention_ratio", 0.12345),
+        ("retention_ratio", float("nan")),
+        ("context_ratio", 1.1),
+        ("expansion", 0.9),
+        ("anchor_weight", -0.1),
+        ("neighbors", 0),
+        ("segment_threshold", 1.5),
+        ("static_threshold", -2),
+        ("sink_positions", (196,)),
+        ("time_base", 1.5),
+        ("space_base", 1),
+        ("grid", (14,)),
+        ("merge_order", "random"),
+        ("budget", "loose"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_by_name(name, value):
+    with pytest.raises(TangoError, match=name):
+        PruneParams(**{name: value})
