@@ -18,6 +18,7 @@ from pathlib import Path
 import av
 import numpy as np
 from numpy.typing import NDArray
+
 from tango_runtime import VideoLLM
 
 Frame = tuple[float, NDArray[np.uint8]]

@@ -112,7 +112,12 @@ def tensor_shapes(s: Shape, vocab: int) -> dict[str, tuple[int, ...]]:
 
 def _vision_layer(s: Shape) -> dict[str, tuple[int, ...]]:
     v, m = s.vision_width, s.vision_intermediate
-    shapes: dict[str, tuple[int, ...]] = {"mlp.fc1.weight": (m, v), "mlp.fc1.bias": (m,), "mlp.fc2.weight": (v, m), "mlp.fc2.bias": (v,)}
+    shapes: dict[str, tuple[int, ...]] = {
+        "mlp.fc1.weight": (m, v),
+        "mlp.fc1.bias": (m,),
+        "mlp.fc2.weight": (v, m),
+        "mlp.fc2.bias": (v,),
+    }
     for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
         shapes |= {f"self_attn.{name}.weight": (v, v), f"self_attn.{name}.bias": (v,)}
     for name in ("layer_norm1", "layer_norm2"):
@@ -156,7 +161,7 @@ def plant_outliers(weights: dict[str, torch.Tensor], shape: Shape) -> None:
     """Gives the decoder what overflows in naive fp16: Qwen2's large key biases and its loud residual channel.
 
     In every head, key dimensions that rotate slowest are ±150 for every token and meet queries of ±300: the unscaled
-    product is 90000. From the first layer on, channel 5 of the residual stream is 1e4.
+    product is 90000. Between the first layer and the last, channel 5 of the residual stream is 1e4.
     """
     head_dim = shape.width // shape.heads
     for name in [n for n in weights if n.endswith((".q_proj.bias", ".k_proj.bias")) and n.startswith("decoder.")]:
@@ -164,8 +169,15 @@ def plant_outliers(weights: dict[str, torch.Tensor], shape: Shape) -> None:
         for dim, sign in ((head_dim // 2 - 1, 1), (head_dim - 1, -1)):
             bias[:, dim] = sign * (300.0 if ".q_proj." in name else 150.0)
             weight[:, dim] = 0.0
-    weights["decoder.layers.0.self_attn.v_proj.bias"] += 20.0
-    weights["decoder.layers.0.self_attn.o_proj.weight"][5] = 1e4 / (20.0 * shape.width)
+    # The last layer takes the loud channel away again and the norms turn it down, as trained weights do.
+    last = shape.layers - 1
+    for layer, sign in ((0, 1), (last, -1)):
+        weights[f"decoder.layers.{layer}.self_attn.v_proj.bias"] += 20.0
+        mix = weights[f"decoder.layers.{layer}.self_attn.o_proj.weight"]
+        mix -= mix.mean(1, keepdim=True)  # the values' bias reaches the loud channel alone
+        mix[5] = sign * 1e4 / (20.0 * shape.width)
+    for name in [n for n in weights if n.startswith("decoder.") and n.endswith("norm.weight")]:
+        weights[name][5] = 1e-3
 
 
 def make_tokenizer(lmms_lab: bool) -> Tokenizer:
@@ -252,7 +264,10 @@ def _write_configs(llava: Path, siglip: Path, layout: str, s: Shape, vocab: int,
         "hidden_size": s.vision_width, "intermediate_size": s.vision_intermediate, "num_attention_heads": s.vision_heads,
         "image_size": s.image, "patch_size": s.patch, "model_type": "siglip_vision_model",
     }  # fmt: skip
-    _write_json(siglip / "config.json", {"model_type": "siglip", "vision_config": {**vision, "num_hidden_layers": s.vision_layers + 1}})
+    _write_json(
+        siglip / "config.json",
+        {"model_type": "siglip", "vision_config": {**vision, "num_hidden_layers": s.vision_layers + 1}},
+    )
     if layout == "lmms-lab":
         _write_json(llava / "config.json", {
             **text, "architectures": ["LlavaQwenForCausalLM"], "model_type": "llava", "mm_vision_tower": "google/siglip-so400m-patch14-384",
@@ -272,7 +287,10 @@ def _write_configs(llava: Path, siglip: Path, layout: str, s: Shape, vocab: int,
         _write_json(llava / "chat_template.json", {"chat_template": HF_TEMPLATE})
         stop = token("<|im_end|>")
     _write_json(llava / "generation_config.json", {"eos_token_id": stop, "bos_token_id": token("<|endoftext|>")})
-    _write_json(llava / "tokenizer_config.json", {"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"})
+    _write_json(
+        llava / "tokenizer_config.json",
+        {"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"},
+    )
 
 
 def _write_json(file: Path, data: dict[str, object]) -> None:
@@ -283,7 +301,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Make a small LLaVA-OneVision checkpoint with random weights.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--layout", choices=LAYOUTS, default="llava-hf")
-    parser.add_argument("--size", choices=("small", "0.5b"), default="small", help="0.5b: the released shapes, filled at random")
+    parser.add_argument(
+        "--size", choices=("small", "0.5b"), default="small", help="0.5b: the released shapes, filled at random"
+    )
     args = parser.parse_args()
     shape = SHAPE_0_5B if args.size == "0.5b" else Shape()
     for made in make(args.folder, args.layout, shape, outliers=args.size == "small"):

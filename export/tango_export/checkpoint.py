@@ -36,7 +36,7 @@ class Checkpoint:
         self._shards = {file: _open(file) for file in _shard_files(folder)}
         self._where: dict[str, tuple[Path, str]] = {}
         for file, shard in self._shards.items():
-            for stored in shard.keys():  # noqa: SIM118: safe_open is no dict
+            for stored in shard.keys():  # noqa: SIM118
                 self._add(rename(stored), file, stored)
 
     def _add(self, name: str | None, file: Path, stored: str) -> None:

@@ -13,14 +13,25 @@ from tango_runtime.progress import note
 
 def _configure_export(parser: argparse.ArgumentParser) -> None:
     default = Request()
-    parser.add_argument("--model", default=default.model, help="llava-ov, llava-ov-0.5b or llava-ov-7b (default: %(default)s)")
+    parser.add_argument(
+        "--model", default=default.model, help="llava-ov, llava-ov-0.5b or llava-ov-7b (default: %(default)s)"
+    )
     parser.add_argument("--checkpoint", help="folder or hub id, in place of the published checkpoint")
     parser.add_argument("--siglip", help="folder or hub id of the SigLIP that holds the pooling head")
     parser.add_argument("--output", type=Path, help="the bundle's folder (default: named after the checkpoint)")
     parser.add_argument("--dtype", choices=DTYPES, default=default.dtype, help="default: %(default)s")
-    parser.add_argument("--retention-ratio", type=float, default=default.retention_ratio, help="fraction of video tokens kept (default: %(default)s)")
-    parser.add_argument("--frames", type=int, default=default.frames, help="frames sampled from a video (default: %(default)s)")
-    parser.add_argument("--context", type=int, default=default.context, help="most positions, prompt and answer (default: %(default)s)")
+    parser.add_argument(
+        "--retention-ratio",
+        type=float,
+        default=default.retention_ratio,
+        help="fraction of video tokens kept (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--frames", type=int, default=default.frames, help="frames sampled from a video (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--context", type=int, default=default.context, help="most positions, prompt and answer (default: %(default)s)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an output that exists")
     parser.add_argument("--no-validate", action="store_true", help="do not compare the graphs with the original model")
 

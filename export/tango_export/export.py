@@ -11,7 +11,17 @@ import torch
 from tango_export.families import FAMILIES, Family, Model, Preset
 from tango_export.graphs import write_graph, write_prune_graph
 from tango_plugins import PruneParams, TangoError, op
-from tango_runtime.bundle import FORMAT, Manifest, PromptSpec, Source, VideoSpec, describe, write_manifest
+from tango_runtime.bundle import (
+    FORMAT,
+    FileSpec,
+    GraphSpec,
+    Manifest,
+    PromptSpec,
+    Source,
+    VideoSpec,
+    describe,
+    write_manifest,
+)
 from tango_runtime.progress import progress
 from tango_runtime.staging import require_space, staged_folder
 
@@ -55,16 +65,19 @@ def export(request: Request) -> Path:
         TangoError: The request or the checkpoint is at fault, or the disk; nothing is left half-written.
     """
     family, preset = find_preset(request.model)
-    checkpoint = request.checkpoint or preset.checkpoint
-    siglip = request.siglip or preset.siglip
-    params = PruneParams(retention_ratio=request.retention_ratio)
-    output = request.output or Path(Path(checkpoint).name if request.checkpoint else preset.bundle)
-    if output.exists() and not request.overwrite:
-        raise TangoError(f"{output} exists already", "name another --output, or add --overwrite")
-    model = open_model(family, checkpoint, siglip, DTYPES[request.dtype], request.context)
-    _check_sizes(request, model)
+    source = Source(
+        checkpoint=request.checkpoint or preset.checkpoint,
+        siglip=request.siglip or preset.siglip,
+        exporter=f"tango-edge {version('tango-edge')}",
+    )
+    output = request.output or Path(Path(request.checkpoint).name if request.checkpoint else preset.bundle)
+    _check(request, output)
+    model = open_model(family, source.checkpoint, source.siglip, DTYPES[request.dtype], request.context)
     with staged_folder(output, overwrite=request.overwrite) as folder:
-        _write(folder, family, model, request, params, Source(checkpoint, siglip, f"tango-edge {version('tango-edge')}"))
+        graphs = _write_graphs(folder, model, model.params.at(request.retention_ratio))
+        (folder / "tokenizer.json").write_text(model.tokenizer, encoding="utf-8")
+        (folder / "chat_template.jinja").write_text(model.chat_template, encoding="utf-8")
+        write_manifest(folder, _manifest(request, family, model, source, graphs, _describe_files(folder)))
     return output
 
 
@@ -96,12 +109,18 @@ def fetch(where: str) -> Path:
     if folder.is_dir():
         return folder
     if not _is_hub_id(where):
-        raise TangoError(f"there is no checkpoint folder {where}", "name a local folder, or an id on the hub (owner/name)")
+        raise TangoError(
+            f"there is no checkpoint folder {where}", "name a local folder, or an id on the hub (owner/name)"
+        )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(where, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt"], ignore_patterns=["onnx/*"]))
+        return Path(
+            snapshot_download(
+                where, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt"], ignore_patterns=["onnx/*"]
+            )
+        )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise TangoError(
@@ -115,46 +134,52 @@ def _is_hub_id(where: str) -> bool:
     return bool(slash and owner and name) and "/" not in name and not where.startswith((".", "~"))
 
 
-def _check_sizes(request: Request, model: Model) -> None:
+def _check(request: Request, output: Path) -> None:
+    """Refuses what can be refused before anything is downloaded."""
+    if output.exists() and not request.overwrite:
+        raise TangoError(f"{output} exists already", "name another --output, or add --overwrite")
     if request.frames < 1:
         raise TangoError(f"--frames is {request.frames}", "a video needs at least one frame")
-    if not 1 <= request.context <= model.max_context:
-        raise TangoError(
-            f"--context is {request.context}, the decoder was made for 1 to {model.max_context} positions",
-            f"give at most --context {model.max_context}",
-        )
+    PruneParams(retention_ratio=request.retention_ratio)
 
 
-def _write(folder: Path, family: Family, model: Model, request: Request, params: PruneParams, source: Source) -> None:
+def _write_graphs(folder: Path, model: Model, params: PruneParams) -> dict[str, GraphSpec]:
     total = sum(graph.weight_bytes for graph in model.graphs)
     require_space(folder, total)
     with progress("export", total, size=True) as advance:
         for graph in model.graphs:
             write_graph(graph, folder, advance)
-    specs = {graph.name: graph.spec for graph in model.graphs}
-    params = PruneParams(retention_ratio=params.retention_ratio, grid=model.params.grid)
-    features = specs["vision"].outputs[0]
-    specs["prune"] = write_prune_graph(params, features, folder)
-    (folder / "tokenizer.json").write_text(model.tokenizer, encoding="utf-8")
-    (folder / "chat_template.jinja").write_text(model.chat_template, encoding="utf-8")
+    specs: dict[str, GraphSpec] = {graph.name: graph.spec for graph in model.graphs}
+    return specs | {"prune": write_prune_graph(params, specs["vision"].outputs[0], folder)}
+
+
+def _describe_files(folder: Path) -> dict[str, FileSpec]:
     files = sorted(file for file in folder.iterdir() if file.is_file())
-    with progress("hash", len(files)) as advance:
-        described = {}
+    described = {}
+    with progress("hash", sum(file.stat().st_size for file in files), size=True) as advance:
         for file in files:
             described[file.name] = describe(file)
-            advance(1)
-    write_manifest(
-        folder,
-        Manifest(
-            format=FORMAT,
-            family=family.name,
-            dtype="float16" if request.dtype == "fp16" else "float32",
-            video=VideoSpec(request.frames, model.size, "bicubic", model.tokens_per_frame),
-            prompt=PromptSpec(model.placeholder, model.after_video, model.stop, model.vocabulary),
-            decoder=model.decoder,
-            prune=op.attributes(params),
-            graphs=specs,
-            files=described,
-            source=source,
-        ),
+            advance(described[file.name].size)
+    return described
+
+
+def _manifest(
+    request: Request,
+    family: Family,
+    model: Model,
+    source: Source,
+    graphs: dict[str, GraphSpec],
+    files: dict[str, FileSpec],
+) -> Manifest:
+    return Manifest(
+        format=FORMAT,
+        family=family.name,
+        dtype="float16" if request.dtype == "fp16" else "float32",
+        video=VideoSpec(request.frames, model.size, "bicubic", model.tokens_per_frame),
+        prompt=PromptSpec(model.placeholder, model.after_video, model.stop, model.vocabulary),
+        decoder=model.decoder,
+        prune=op.attributes(model.params.at(request.retention_ratio)),
+        graphs=graphs,
+        files=files,
+        source=source,
     )

@@ -18,6 +18,7 @@ import onnx
 import torch
 from onnx import AttributeProto, TensorProto, helper
 from torch import Tensor, nn
+from torch.jit._trace import TracerWarning
 
 from tango_plugins import PruneParams, TangoError, op
 from tango_runtime.bundle import Engine, GraphName, GraphSpec, TensorSpec
@@ -106,11 +107,12 @@ def write_prune_graph(params: PruneParams, features: TensorSpec, folder: Path) -
         TensorSpec("count", "int32", ()),
     )
     spec = _spec("prune", inputs, outputs, ("tensorrt",))
-    # TensorRT's parser reads the namespace from the attribute, and from the domain only since 10.10: both say it.
-    attributes = {**op.attributes(params.resolved()), "plugin_namespace": op.DOMAIN, "plugin_version": op.VERSION}
     names = [t.name for t in inputs], [t.name for t in outputs]
     node = helper.make_node(op.NAME, *names, op.NAME, domain=op.DOMAIN)
-    for name, value in attributes.items():  # typed by hand: an empty list does not say what it is a list of
+    for name, value in op.node_attributes(
+        params
+    ).items():
+        # Typed by hand: an empty list does not say what it is a list of.
         kind = {int: AttributeProto.INT, str: AttributeProto.STRING, list: AttributeProto.INTS}[type(value)]
         node.attribute.append(helper.make_attribute(name, value, attr_type=kind))
     graph = helper.make_graph([node], "prune", [_value(t) for t in inputs], [_value(t) for t in outputs])
@@ -134,18 +136,20 @@ def _value(tensor: TensorSpec) -> onnx.ValueInfoProto:
 
 def _trace(graph: Graph) -> onnx.ModelProto:
     examples = tuple(
-        torch.empty([_TRACED.get(n, n) if isinstance(n, str) else n for n in t.shape], dtype=TORCH_DTYPES[t.dtype], device="meta")
+        torch.empty(
+            [_TRACED[n] if isinstance(n, str) else n for n in t.shape], dtype=TORCH_DTYPES[t.dtype], device="meta"
+        )
         for t in graph.inputs
     )
     dynamic = {t.name: {i: n for i, n in enumerate(t.shape) if isinstance(n, str)} for t in graph.inputs}
     buffer = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.simplefilter("error", torch.jit.TracerWarning)  # a traced constant would be a wrong graph
+        warnings.simplefilter("error", TracerWarning)  # a traced constant would be a wrong graph
         warnings.simplefilter("ignore", DeprecationWarning)
         torch.onnx.export(
             graph.module.eval(),
             examples,
-            buffer,
+            buffer,  # type: ignore[arg-type]  # the TorchScript exporter takes a file, its annotation does not say so
             dynamo=False,
             opset_version=OPSET,
             export_params=False,
@@ -193,7 +197,8 @@ def _fitted(name: str, tensor: Tensor, parameter: nn.Parameter) -> Tensor:
     tensor = tensor.to(parameter.dtype).contiguous()
     if not tensor.isfinite().all():
         raise TangoError(
-            f"{name} has values that {parameter.dtype} does not hold", "export with --dtype fp32, or mend the checkpoint"
+            f"{name} has values that {parameter.dtype} does not hold",
+            "export with --dtype fp32, or mend the checkpoint",
         )
     return tensor
 

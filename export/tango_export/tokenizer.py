@@ -58,9 +58,10 @@ def stop_ids(folder: Path, tokenizer: Tokenizer, configured: object) -> tuple[in
     """
     generation = folder / "generation_config.json"
     named = read_json(generation).get("eos_token_id") if generation.is_file() else None
-    found = [id_ for ids in (named, configured) for id_ in (ids if isinstance(ids, list) else [ids])]
-    found += [tokenizer.token_to_id(token) for token in _STOP_TOKENS]
-    return tuple(sorted({int(id_) for id_ in found if id_ is not None}))
+    found: set[object] = {tokenizer.token_to_id(token) for token in _STOP_TOKENS}
+    for ids in (named, configured):
+        found.update(ids if isinstance(ids, list) else [ids])
+    return tuple(sorted(id_ for id_ in found if isinstance(id_, int)))
 
 
 def read_chat_template(folder: Path) -> str | None:
@@ -69,7 +70,9 @@ def read_chat_template(folder: Path) -> str | None:
     if file.is_file():
         return file.read_text(encoding="utf-8")
     for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
-        template = json.loads((folder / name).read_text("utf-8")).get("chat_template") if (folder / name).is_file() else None
+        template = (
+            json.loads((folder / name).read_text("utf-8")).get("chat_template") if (folder / name).is_file() else None
+        )
         if isinstance(template, str):
             return template
     return None

@@ -47,13 +47,21 @@ _NAMES = ("merge_order", "budget")
 
 
 def attributes(params: PruneParams) -> dict[str, Attribute]:
-    """The parameters as attributes: complete, with the segment threshold and the sinks that are in force."""
-    ratios = {name: getattr(params, name) for name in RATIOS} | {"segment_threshold": params.tau_segment}
-    found: dict[str, Attribute] = {name: round(value * RATIO_SCALE) for name, value in ratios.items()}
+    """The parameters as attributes; one that goes by its rule (None) is left out."""
+    ratios = {name: getattr(params, name) for name in RATIOS}
+    found: dict[str, Attribute] = {n: round(value * RATIO_SCALE) for n, value in ratios.items() if value is not None}
     found |= {name: int(getattr(params, name)) for name in _WHOLES}
-    found |= {"grid": list(params.grid), "sink_positions": list(params.sinks)}
+    found |= {name: list(getattr(params, name)) for name in _LISTS if getattr(params, name) is not None}
     found |= {name: getattr(params, name) for name in _NAMES}
     return found
+
+
+def node_attributes(params: PruneParams) -> dict[str, Attribute]:
+    """All attributes of an ONNX node: nothing goes by a rule, and TensorRT is told where the plugin is.
+
+    TensorRT's parser reads the namespace from the attribute, and from the node's domain only since 10.10.
+    """
+    return attributes(params.resolved()) | {"plugin_namespace": DOMAIN, "plugin_version": VERSION}
 
 
 def params_from(found: Mapping[str, Attribute]) -> PruneParams:

@@ -159,7 +159,7 @@ class Manifest:
     video: VideoSpec
     prompt: PromptSpec
     decoder: DecoderSpec
-    prune: dict[str, int | str | tuple[int, ...]]
+    prune: dict[str, int | str | list[int]]
     graphs: dict[str, GraphSpec]
     source: Source
     files: dict[str, FileSpec]
@@ -288,7 +288,11 @@ def _convert(kind: Any, data: object, where: str) -> Any:
     elif origin is tuple and isinstance(data, list):
         kinds = [arguments[0]] * len(data) if arguments[-1] is Ellipsis else list(arguments)
         if len(kinds) == len(data):
-            return tuple(_convert(k, item, f"{where}[{i}]") for i, (k, item) in enumerate(zip(kinds, data, strict=True)))
+            return tuple(
+                _convert(k, item, f"{where}[{i}]") for i, (k, item) in enumerate(zip(kinds, data, strict=True))
+            )
+    elif origin is list and isinstance(data, list):
+        return [_convert(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(data)]
     elif origin is dict and isinstance(data, dict):
         return {key: _convert(arguments[1], item, f"{where}: {key}") for key, item in data.items()}
     elif kind is float and type(data) is int:
@@ -317,7 +321,7 @@ def _convert_union(kinds: tuple[Any, ...], data: object, where: str) -> object:
             return data
     if float in kinds and type(data) is int:
         return float(data)
-    if len(inner := [kind for kind in kinds if get_origin(kind) is tuple]) == 1 and isinstance(data, list):
+    if len(inner := [kind for kind in kinds if get_origin(kind) is list]) == 1 and isinstance(data, list):
         return _convert(inner[0], data, where)
     raise _wrong(" or ".join(map(_name, kinds)), data, where)
 
@@ -336,5 +340,5 @@ def _name(kind: Any) -> str:
     if is_dataclass(kind):
         return "an object"
     words = {int: "an integer", float: "a number", str: "a string", bool: "true or false", type(None): "null"}
-    words |= {tuple: "a list", dict: "an object"}
+    words |= {tuple: "a list", list: "a list", dict: "an object"}
     return words.get(get_origin(kind) or kind, str(kind))

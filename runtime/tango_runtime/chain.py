@@ -259,14 +259,25 @@ class VideoLLM:
         with _timed(answer, "vision"):
             features, salience = self._stages.vision(answer.frames)
         with _timed(answer, "prune"):
-            kept = self._stages.prune(features, salience, answer.seconds, params) if params else self._all(answer, features)
+            kept = (
+                self._stages.prune(features, salience, answer.seconds, params)
+                if params
+                else self._all(answer, features)
+            )
         answer.salience = self._stages.host(salience)
-        answer.kept, answer.indices, answer.merged, answer.segments = len(kept.indices), kept.indices, kept.merged, kept.segments
+        answer.kept, answer.indices, answer.merged, answer.segments = (
+            len(kept.indices),
+            kept.indices,
+            kept.merged,
+            kept.segments,
+        )
         return kept.tokens
 
     def _all(self, answer: Answer, features: Tensor) -> Kept:
         indices = np.arange(answer.total, dtype=np.int32)
-        return Kept(self._stages.flatten(features), indices, np.zeros(answer.total, np.bool_), np.zeros((0, 2), np.int32))
+        return Kept(
+            self._stages.flatten(features), indices, np.zeros(answer.total, np.bool_), np.zeros((0, 2), np.int32)
+        )
 
     def _require_room(self, answer: Answer, prompt: tuple[NDArray[np.int64], NDArray[np.int64]], video: int) -> int:
         """Length of the prompt with so many video tokens; refused where no token of an answer fits behind it."""
@@ -275,7 +286,7 @@ class VideoLLM:
         if length >= context:
             raise TangoError(
                 f"the prompt takes {length} tokens, {video} of them video; the bundle's context is {context}",
-                "keep fewer tokens (--retention-ratio, --frames), ask a shorter question, or export with a larger --context",
+                "keep fewer tokens (--retention-ratio, --frames), ask less, or export with a larger --context",
             )
         return length
 

@@ -69,7 +69,9 @@ def main_export() -> int:
 def _overview() -> str:
     width = max(map(len, _COMMANDS))
     lines = [f"  {name:<{width}}  {entry.summary}" for name, entry in _COMMANDS.items()]
-    return "\n".join(["usage: tango COMMAND [--help]", "", "Video LLMs on NVIDIA devices, a tenth of the video tokens.", "", *lines])
+    return "\n".join(
+        ["usage: tango COMMAND [--help]", "", "Video LLMs on NVIDIA devices, a tenth of the video tokens.", "", *lines]
+    )
 
 
 def _guarded(name: str, prog: str, arguments: Sequence[str]) -> int:

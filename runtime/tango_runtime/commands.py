@@ -23,7 +23,9 @@ def _configure_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--frames", type=int, help="frames sampled from the video (default: the bundle's)")
     parser.add_argument("--retention-ratio", type=float, help="fraction of video tokens kept (default: the bundle's)")
     parser.add_argument("--no-prune", action="store_true", help="keep every video token")
-    parser.add_argument("--max-new-tokens", type=int, default=128, help="most tokens of the answer (default: %(default)s)")
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=128, help="most tokens of the answer (default: %(default)s)"
+    )
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default: %(default)s)")
     parser.add_argument("--top-p", type=float, default=1.0, help="nucleus of the sampling (default: %(default)s)")
     parser.add_argument("--seed", type=int, help="seed of the sampling")
@@ -89,13 +91,21 @@ def _configure_inspect(parser: argparse.ArgumentParser) -> None:
 def _inspect(args: argparse.Namespace) -> int:
     manifest = Bundle.load(args.bundle, verify=args.verify).manifest
     console = Console()
-    console.print(f"{args.bundle}: {manifest.family}, {manifest.dtype}, from {manifest.source.checkpoint}", markup=False)
+    console.print(
+        f"{args.bundle}: {manifest.family}, {manifest.dtype}, from {manifest.source.checkpoint}", markup=False
+    )
     video, decoder, params = manifest.video, manifest.decoder, manifest.params
     console.print(f"video    {video.frames} frames of {video.size}x{video.size}, {video.tokens_per_frame} tokens each")
-    console.print(f"prune    retention ratio {params.retention_ratio}, budget {params.budget}, merge order {params.merge_order}")
+    console.print(
+        f"prune    retention ratio {params.retention_ratio}, budget {params.budget}, merge order {params.merge_order}"
+    )
     console.print(f"decoder  {decoder.layers} layers, width {decoder.width}, context {decoder.context}")
     console.print(_graph_table(args.bundle, manifest.files.keys(), Bundle(args.bundle, manifest)))
-    console.print("every file has the SHA-256 that bundle.json says" if args.verify else "sizes checked; --verify checks hashes too")
+    console.print(
+        "every file has the SHA-256 that bundle.json says"
+        if args.verify
+        else "sizes checked; --verify checks hashes too"
+    )
     return 0
 
 
@@ -103,7 +113,14 @@ def _graph_table(path: Path, files: object, bundle: Bundle) -> Table:
     table = Table("graph", "inputs", "outputs", "opset", "engines", "MB", box=None, header_style="bold")
     for name, graph in bundle.manifest.graphs.items():
         size = sum(spec.size for file, spec in bundle.manifest.files.items() if file.startswith(graph.file))
-        table.add_row(name, _tensors(graph.inputs), _tensors(graph.outputs), str(graph.opset), "\n".join(graph.engines), f"{size / 1e6:.1f}")
+        table.add_row(
+            name,
+            _tensors(graph.inputs),
+            _tensors(graph.outputs),
+            str(graph.opset),
+            "\n".join(graph.engines),
+            f"{size / 1e6:.1f}",
+        )
     return table
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
 from tango_plugins import TangoError
 
 

@@ -13,8 +13,9 @@ import jinja2.ext
 import numpy as np
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from numpy.typing import NDArray
-from tango_plugins import TangoError
 from tokenizers import Tokenizer
+
+from tango_plugins import TangoError
 
 #: What a decoder puts for bytes that are no UTF-8, so also for a character whose other bytes are still to come.
 _REPLACEMENT = "\ufffd"

@@ -19,6 +19,7 @@ import jinja2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+
 from tango_plugins.errors import TangoError
 
 #: What became of a token, as :attr:`Report.kind` writes it.

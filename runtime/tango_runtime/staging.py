@@ -72,9 +72,13 @@ def _os_errors(final: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise TangoError(f"no space left on the disk of {final.parent}", "free some, or name another --output") from error
+            raise TangoError(
+                f"no space left on the disk of {final.parent}", "free some, or name another --output"
+            ) from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            raise TangoError(f"{error.filename or final} cannot be opened: {error.strerror}", "name a folder that you may write to") from error
+            raise TangoError(
+                f"{error.filename or final} cannot be opened: {error.strerror}", "name a folder that you may write to"
+            ) from error
         raise
 
 

@@ -8,16 +8,17 @@ import math
 import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias
+from typing import Any, BinaryIO, NamedTuple, TypeAlias
 
 import av
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+
 from tango_plugins import TangoError
 
 Frame: TypeAlias = NDArray[np.uint8]
@@ -46,7 +47,7 @@ def sample(source: Source, count: int, *, fps: float | None = None) -> Iterator[
     The indices are those of the LLaVA-OneVision evaluation (LLaVA-NeXT, ``np.linspace(0, n - 1, F, dtype=int)``).
     Seconds count from the first frame. A video is read twice: its packets first, without decoding, for the number of
     frames and their times; then only what the wanted frames depend on is decoded, one frame in memory at a time. The
-    frames are those that decoding the whole video gives.
+    frames are those that decoding the whole video gives; damage in a part that no wanted frame needs stays unnoticed.
 
     Args:
         source: What to sample:
@@ -159,6 +160,16 @@ def _read_image(path: Path) -> Frame:
 # Videos
 
 
+class _Packet(NamedTuple):
+    """What the first pass learns of a packet: its times in ticks, whether decoding can begin with it, and so on."""
+
+    pts: int | None
+    dts: int | None
+    key: bool
+    hidden: bool  # decoded for others' sake and not shown (edit lists)
+    corrupt: bool
+
+
 @dataclass(frozen=True)
 class _Timeline:
     """The frames of a video in order of presentation.
@@ -173,7 +184,7 @@ class _Timeline:
     times: list[int]
     tick: Fraction
     packets: list[int] | None = None
-    keys: tuple[list[int], list[int]] = field(default=([], []))
+    keys: tuple[Sequence[int], Sequence[int]] = ((), ())
 
     def seconds(self, i: int) -> float:
         return float((self.times[i] - self.times[0]) * self.tick)
@@ -205,15 +216,17 @@ def _decode_chosen(path: Path, timeline: _Timeline, chosen: list[int]) -> Iterat
         for i, frame in _decode_frames(path, timeline, chosen):
             yield timeline.seconds(i), _to_rgb(frame)
             done += 1
-    except _DisagreementError as why:
-        _log.info("%s: %s; decoding all of it", path, why)
-        given = [timeline.seconds(i) for i in chosen[:done]]
-        timeline = _decode_all(path)
-        chosen = _indices(len(timeline.times), len(chosen), str(path))
-        if given != [timeline.seconds(i) for i in chosen[:done]]:
-            raise TangoError(f"{path} is damaged: {why}", _mend(path)) from why
-        for i, frame in _decode_frames(path, timeline, chosen[done:]):
-            yield timeline.seconds(i), _to_rgb(frame)
+        return
+    except _DisagreementError as error:
+        why = str(error)
+    _log.info("%s: %s; decoding all of it", path, why)
+    given = [timeline.seconds(i) for i in chosen[:done]]
+    timeline = _decode_all(path)
+    chosen = _indices(len(timeline.times), len(chosen), str(path))
+    if given != [timeline.seconds(i) for i in chosen[:done]]:  # these frames are out already
+        raise TangoError(f"{path} is damaged: {why}", _mend(path))
+    for i, frame in _decode_frames(path, timeline, chosen[done:]):
+        yield timeline.seconds(i), _to_rgb(frame)
 
 
 def _check_file(path: Path) -> None:
@@ -286,25 +299,20 @@ def _mend(path: Path) -> str:
 def _read_packets(path: Path) -> _Timeline | None:
     """The timeline as the packets tell it, without decoding; None if they do not tell."""
     with _open(path) as (container, stream):
-        packets, cut = [], False
-        for p in _demux(container, stream):
-            packets.append((p.pts, p.dts, p.is_keyframe, p.is_discard))
-            cut = p.is_corrupt
+        packets = [_Packet(p.pts, p.dts, p.is_keyframe, p.is_discard, p.is_corrupt) for p in _demux(container, stream)]
         tick, codec = Fraction(stream.time_base), stream.codec_context.name
-    if cut:
+    if packets and packets[-1].corrupt:
         raise TangoError(f"{path} is truncated in the middle of frame {len(packets) - 1}", "copy or record it again")
-    # A discarded packet is decoded for others' sake and not shown (edit lists).
-    shown = sorted(
-        (pts, place) for place, (pts, _, _, discard) in enumerate(packets) if pts is not None and not discard
-    )
+    shown = sorted((p.pts, place) for place, p in enumerate(packets) if p.pts is not None and not p.hidden)
     times = [pts for pts, _ in shown]
-    dts = [p[1] for p in packets if p[1] is not None]  # a step back in these is a joint of two recordings
-    timed = all(p[0] is not None for p in packets) and dts == sorted(dts) and len(set(times)) == len(times)
+    dts = [p.dts for p in packets if p.dts is not None]  # a step back in these is a joint of two recordings
+    timed = all(p.pts is not None for p in packets) and dts == sorted(dts) and len(set(times)) == len(times)
     if codec not in _FRAME_PER_PACKET or not timed:
         _log.info("%s: the packets do not tell the frames (%s); decoding all of it", path, codec)
         return None
-    keys = [place for place, p in enumerate(packets) if p[2]]
-    return _Timeline(times, tick, [place for _, place in shown], (keys, [packets[k][0] for k in keys]))
+    keys = [(place, p.pts) for place, p in enumerate(packets) if p.key and p.pts is not None]
+    places, key_times = [place for place, _ in keys], [pts for _, pts in keys]
+    return _Timeline(times, tick, [place for _, place in shown], (places, key_times))
 
 
 def _decode_all(path: Path) -> _Timeline:
@@ -372,10 +380,10 @@ def _in_order(
         i = index_of.get(frame.pts)
         if i is None:
             raise _DisagreementError("the decoder gives a frame that no packet tells of")
-        if frame.is_corrupt:  # what is made up for the missing part depends on where decoding began
-            raise _DisagreementError(f"the frame at {timeline.seconds(i):.3f} s is damaged")
         if i < run.first or i > run.last:
             continue  # before: a leading picture, of another run; after: not needed
+        if frame.is_corrupt:  # what is made up for the missing part depends on where decoding began
+            raise _DisagreementError(f"the frame at {timeline.seconds(i):.3f} s is damaged")
         if not due or i != due.pop():
             raise _DisagreementError(f"the frame at {timeline.seconds(i):.3f} s comes out of the decoder unexpectedly")
         yield i, frame

@@ -8,9 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+
 from tango_plugins import PruneParams
 from tango_plugins.reference import prune
-
 from tests.plugins.scenes import video
 
 PATH = Path(__file__).with_name("golden.npz")

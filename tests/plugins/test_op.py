@@ -3,6 +3,7 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from tango_plugins import PruneParams, TangoError
 from tango_plugins.op import attributes, capacity, exact_count, params_from
 

@@ -1,4 +1,5 @@
 import pytest
+
 from tango_plugins import PruneParams, TangoError
 
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 from hypothesis import given, settings
+
 from tango_plugins import PruneParams, TangoError
 from tango_plugins.op import capacity, exact_count
 from tango_plugins.reference import prune
-
 from tests.plugins.scenes import cases, video
 
 

@@ -4,6 +4,7 @@ from math import cos, exp, pi, sin, sqrt
 
 import numpy as np
 import pytest
+
 from tango_plugins import PruneParams
 from tango_plugins import reference as ref
 

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from tango_plugins.reference import normalize, prune, segment, similarity
 
+from tango_plugins.reference import normalize, prune, segment, similarity
 from tests.plugins import restated
 from tests.plugins.scenes import cases
 

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
 from tango_plugins import TangoError
 from tango_runtime.preprocess import preprocess, resize
 from tango_runtime.video import sample
-from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 SIZE = 384
 

@@ -5,10 +5,11 @@ from datetime import datetime
 
 import numpy as np
 import pytest
-from tango_plugins import TangoError
-from tango_runtime.prompt import Prompt
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
+
+from tango_plugins import TangoError
+from tango_runtime.prompt import Prompt
 
 LLAVA_HF = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + ' ' }}"

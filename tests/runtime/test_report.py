@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+
 from tango_plugins.errors import TangoError
 from tango_runtime.report import MERGED, REST, SALIENT, Report, _duration, _heat, _timeline
 

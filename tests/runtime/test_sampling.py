@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from tango_plugins import TangoError
 from tango_runtime.sampling import Sampler
 

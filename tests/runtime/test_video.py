@@ -6,6 +6,7 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
+
 from tango_plugins import TangoError
 from tango_runtime import video
 from tango_runtime.video import sample

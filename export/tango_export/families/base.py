@@ -53,7 +53,6 @@ class Model:
         stop: Token ids that end an answer.
         vocabulary: Ids that the tokenizer knows.
         decoder: The decoder's dimensions.
-        max_context: Most positions that the decoder was made for.
         reference: Makes the original model.
     """
 
@@ -68,7 +67,6 @@ class Model:
     stop: tuple[int, ...]
     vocabulary: int
     decoder: DecoderSpec
-    max_context: int
     reference: Callable[[], Reference]
 
 

@@ -282,6 +282,11 @@ def load(checkpoint_folder: Path, siglip_folder: Path, dtype: torch.dtype, conte
         TangoError: Something is missing, misshapen, unknown or not supported; the message names it.
     """
     config = read_config(checkpoint_folder, siglip_folder)
+    if not 1 <= context <= config.text.max_position_embeddings:
+        raise TangoError(
+            f"--context is {context}, the decoder was made for 1 to {config.text.max_position_embeddings} positions",
+            f"give at most --context {config.text.max_position_embeddings}",
+        )
     checkpoint = Checkpoint(checkpoint_folder, renaming(_LLAVA_RULES))
     checkpoint.check(expected_shapes(config), optional=["head.weight"] if config.tied else [])
     head = _pooling_head(siglip_folder, config.vision)
@@ -289,7 +294,7 @@ def load(checkpoint_folder: Path, siglip_folder: Path, dtype: torch.dtype, conte
     vocabulary = vocabulary_size(tokenizer)
     if vocabulary > config.text.vocab_size:
         raise TangoError(
-            f"{checkpoint_folder}: the tokenizer has {vocabulary} ids, the embedding table {config.text.vocab_size} rows",
+            f"{checkpoint_folder}: the tokenizer has {vocabulary} ids, the table {config.text.vocab_size} rows",
             "tokenizer and weights are not of the same checkpoint; download it again",
         )
     text, side = config.text, pooled_side(config.vision.side)
@@ -307,7 +312,6 @@ def load(checkpoint_folder: Path, siglip_folder: Path, dtype: torch.dtype, conte
         stop=stop_ids(checkpoint_folder, tokenizer, config.eos),
         vocabulary=vocabulary,
         decoder=DecoderSpec(text.num_hidden_layers, text.hidden_size, text.num_key_value_heads, text.head_dim, context),
-        max_context=text.max_position_embeddings,
         reference=lambda: LlavaOvReference(config.vision, config.text, checkpoint, head),
     )
 
@@ -315,7 +319,11 @@ def load(checkpoint_folder: Path, siglip_folder: Path, dtype: torch.dtype, conte
 def _pooling_head(folder: Path, vision: SiglipConfig) -> Checkpoint:
     head = Checkpoint(folder, renaming(_SIGLIP_RULES))
     width = vision.hidden_size
-    shapes = {"probe": (1, 1, width), "attention.in_proj_weight": (3 * width, width), "attention.in_proj_bias": (3 * width,)}
+    shapes = {
+        "probe": (1, 1, width),
+        "attention.in_proj_weight": (3 * width, width),
+        "attention.in_proj_bias": (3 * width,),
+    }
     for name, shape in shapes.items():
         if f"head.{name}" not in head:
             raise TangoError(
@@ -366,7 +374,11 @@ def _graphs(
             embed,
             (TensorSpec("ids", "int64", ("N",)),),
             (embeddings,),
-            {"table": lambda: torch.cat((checkpoint.tensor("decoder.embed_tokens.weight"), checkpoint.tensor("newline")[None]))},
+            {
+                "table": lambda: torch.cat(
+                    (checkpoint.tensor("decoder.embed_tokens.weight"), checkpoint.tensor("newline")[None])
+                )
+            },
         ),
         Graph(
             "decoder",
@@ -389,16 +401,24 @@ def _cache_specs(text: Qwen2Config, dtype: DType) -> tuple[list[TensorSpec], lis
 
 def _vision_weights(vision: Vision, config: LlavaOvConfig, checkpoint: Checkpoint, head: Checkpoint) -> Weights:
     def probe() -> Tensor:
-        parts = (head.tensor(f"head.{name}") for name in ("probe", "attention.in_proj_weight", "attention.in_proj_bias"))
-        return fold_probe(*parts, config.vision.num_attention_heads)
+        weight, bias = head.tensor("head.attention.in_proj_weight"), head.tensor("head.attention.in_proj_bias")
+        return fold_probe(head.tensor("head.probe"), weight, bias, config.vision.num_attention_heads)
 
-    parts = [("tower", vision.tower, "tower."), ("salience", vision.salience, "tower."), ("projector", vision.projector, "projector.")]
+    parts = [
+        ("tower", vision.tower, "tower."),
+        ("salience", vision.salience, "tower."),
+        ("projector", vision.projector, "projector."),
+    ]
     weights = {
         f"{attribute}.{name}": source
         for attribute, module, prefix in parts
         for name, source in _bound(module, prefix, checkpoint).items()
     }
-    return weights | {"salience.probe": probe, "pool.weight": vision.pool.matrix, "projector.pool.weight": vision.pool.matrix}
+    return weights | {
+        "salience.probe": probe,
+        "pool.weight": vision.pool.matrix,
+        "projector.pool.weight": vision.pool.matrix,
+    }
 
 
 def _decoder_weights(decoder: Decoder, checkpoint: Checkpoint) -> Weights:

@@ -56,7 +56,9 @@ class LlavaOvReference:
         """Uint8 [F, size, size, 3] → features [F, L, D] and salience [F, L], both fp32."""
         pixels = ((frames.permute(0, 3, 1, 2).float() / 255) - 0.5) / 0.5
         model = self._model.model
-        features = model.get_video_features(pixels[None], vision_feature_layer=-1, vision_feature_select_strategy="full")
+        features = model.get_video_features(
+            pixels[None], vision_feature_layer=-1, vision_feature_select_strategy="full"
+        )
         tower = model.vision_tower
         patches = tower.post_layernorm(tower(pixels, output_hidden_states=True).hidden_states[-1])
         attention, probe = self._pooling

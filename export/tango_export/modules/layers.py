@@ -75,4 +75,5 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = N
     scores = (query.float() * query.shape[-1] ** -0.5) @ key.float().transpose(-1, -2)
     if mask is not None:
         scores = scores + mask
-    return scores.softmax(-1).to(value.dtype) @ value
+    mixed: Tensor = scores.softmax(-1).to(value.dtype) @ value
+    return mixed
