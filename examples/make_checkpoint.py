@@ -161,7 +161,7 @@ def plant_outliers(weights: dict[str, torch.Tensor], shape: Shape) -> None:
     """Gives the decoder what overflows in naive fp16: Qwen2's large key biases and its loud residual channel.
 
     In every head, key dimensions that rotate slowest are ±150 for every token and meet queries of ±300: the unscaled
-    product is 90000. Between the first layer and the last, channel 5 of the residual stream is 1e4.
+    product is 90000. From the first layer on, channel 5 of the residual stream is 1e4.
     """
     head_dim = shape.width // shape.heads
     for name in [n for n in weights if n.endswith((".q_proj.bias", ".k_proj.bias")) and n.startswith("decoder.")]:
@@ -169,15 +169,15 @@ def plant_outliers(weights: dict[str, torch.Tensor], shape: Shape) -> None:
         for dim, sign in ((head_dim // 2 - 1, 1), (head_dim - 1, -1)):
             bias[:, dim] = sign * (300.0 if ".q_proj." in name else 150.0)
             weight[:, dim] = 0.0
-    # The last layer takes the loud channel away again and the norms turn it down, as trained weights do.
-    last = shape.layers - 1
-    for layer, sign in ((0, 1), (last, -1)):
-        weights[f"decoder.layers.{layer}.self_attn.v_proj.bias"] += 20.0
-        mix = weights[f"decoder.layers.{layer}.self_attn.o_proj.weight"]
-        mix -= mix.mean(1, keepdim=True)  # the values' bias reaches the loud channel alone
-        mix[5] = sign * 1e4 / (20.0 * shape.width)
+    weights["decoder.layers.0.self_attn.v_proj.bias"] += 20.0
+    mix = weights["decoder.layers.0.self_attn.o_proj.weight"]
+    mix -= mix.mean(1, keepdim=True)  # the values' bias reaches the loud channel alone
+    mix[5] = 1e4 / (20.0 * shape.width)
+    # As trained weights do, the norms behind it turn the loud channel down and the others up.
     for name in [n for n in weights if n.startswith("decoder.") and n.endswith("norm.weight")]:
-        weights[name][5] = 1e-3
+        if name != "decoder.layers.0.input_layernorm.weight":
+            weights[name] *= 1e4 * shape.width**-0.5
+            weights[name][5] = 0.1
 
 
 def make_tokenizer(lmms_lab: bool) -> Tokenizer:
@@ -201,6 +201,7 @@ def make(
     seed: int = 0,
     outliers: bool = True,
     shards: int = 1,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Path, Path]:
     """Writes a checkpoint and its SigLIP.
 
@@ -211,6 +212,7 @@ def make(
         seed: Of the weights.
         outliers: Plant what overflows in naive fp16.
         shards: Files that the weights are spread over.
+        dtype: Of LLaVA's tensors; by default what the layout's released files hold.
 
     Returns:
         The folders of the two.
@@ -223,7 +225,7 @@ def make(
     weights = random_weights(tensor_shapes(shape, vocab), seed)
     if outliers:
         plant_outliers(weights, shape)
-    dtype = torch.bfloat16 if layout == "lmms-lab" else torch.float16
+    dtype = dtype or (torch.bfloat16 if layout == "lmms-lab" else torch.float16)
     llava.mkdir(parents=True)
     siglip.mkdir()
     _save({_stored(name, layout): w.to(dtype).contiguous() for name, w in weights.items()}, llava, shards)

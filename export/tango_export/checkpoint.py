@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,15 @@ from tango_plugins import TangoError
 Rename = Callable[[str], str | None]
 
 _DOWNLOAD_AGAIN = "download the checkpoint again"
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """Where a tensor is, what it is called there, and its shape."""
+
+    file: Path
+    name: str
+    shape: tuple[int, ...]
 
 
 class Checkpoint:
@@ -33,18 +43,17 @@ class Checkpoint:
 
     def __init__(self, folder: Path, rename: Rename) -> None:
         self.folder = folder
-        self._shards = {file: _open(file) for file in _shard_files(folder)}
-        self._where: dict[str, tuple[Path, str]] = {}
-        for file, shard in self._shards.items():
-            for stored in shard.keys():  # noqa: SIM118
-                self._add(rename(stored), file, stored)
+        self._where: dict[str, _Stored] = {}
+        for file in _shard_files(folder):
+            for stored in _list(file):
+                if (name := rename(stored.name)) is not None:
+                    self._add(name, stored)
 
-    def _add(self, name: str | None, file: Path, stored: str) -> None:
-        if name is None:
-            return
+    def _add(self, name: str, stored: _Stored) -> None:
         if name in self._where:
-            raise TangoError(f"{self.folder}: {stored} and {self._where[name][1]} are the same tensor", _DOWNLOAD_AGAIN)
-        self._where[name] = (file, stored)
+            twice = f"{stored.name} and {self._where[name].name}"
+            raise TangoError(f"{self.folder}: {twice} are the same tensor", _DOWNLOAD_AGAIN)
+        self._where[name] = stored
 
     def __contains__(self, name: str) -> bool:
         return name in self._where
@@ -54,18 +63,19 @@ class Checkpoint:
 
     def stored_name(self, name: str) -> str:
         """What the file calls a tensor."""
-        return self._where[name][1] if name in self._where else name
+        return self._where[name].name if name in self._where else name
 
     def tensor(self, name: str) -> torch.Tensor:
         """Reads one tensor, in the dtype that it is stored in."""
-        file, stored = self._where[name]
-        tensor: torch.Tensor = self._shards[file].get_tensor(stored)
+        stored = self._where[name]
+        # Opened anew each time: pages of a file that stays mapped would add up to a copy of the checkpoint.
+        with _open(stored.file) as shard:
+            tensor: torch.Tensor = shard.get_tensor(stored.name)
         return tensor
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor, without reading it."""
-        file, stored = self._where[name]
-        return tuple(self._shards[file].get_slice(stored).get_shape())
+        return self._where[name].shape
 
     def check(self, expected: Mapping[str, tuple[int, ...]], optional: Iterable[str] = ()) -> None:
         """Compares names and shapes with what a family's modules need.
@@ -130,6 +140,11 @@ def _shard_files(folder: Path) -> list[Path]:
         if not file.is_file():
             raise TangoError(f"{folder} lacks the shard {file.name}, which its index lists", _DOWNLOAD_AGAIN)
     return files
+
+
+def _list(file: Path) -> list[_Stored]:
+    with _open(file) as shard:
+        return [_Stored(file, name, tuple(shard.get_slice(name).get_shape())) for name in shard.keys()]  # noqa: SIM118
 
 
 def _open(file: Path) -> Any:

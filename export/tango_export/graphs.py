@@ -109,9 +109,7 @@ def write_prune_graph(params: PruneParams, features: TensorSpec, folder: Path) -
     spec = _spec("prune", inputs, outputs, ("tensorrt",))
     names = [t.name for t in inputs], [t.name for t in outputs]
     node = helper.make_node(op.NAME, *names, op.NAME, domain=op.DOMAIN)
-    for name, value in op.node_attributes(
-        params
-    ).items():
+    for name, value in op.node_attributes(params).items():
         # Typed by hand: an empty list does not say what it is a list of.
         kind = {int: AttributeProto.INT, str: AttributeProto.STRING, list: AttributeProto.INTS}[type(value)]
         node.attribute.append(helper.make_attribute(name, value, attr_type=kind))

@@ -1,0 +1,318 @@
+"""The CUDA library by ctypes: :class:`CudaPruner` over device memory that somebody else owns.
+
+Neither torch nor TensorRT is needed: whatever tells its device pointer by ``__cuda_array_interface__`` or DLPack will do.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+from tango_plugins import op
+from tango_plugins.errors import TangoError
+from tango_plugins.params import PruneParams
+
+Precision = Literal["fast", "exact"]
+Dtype = Literal["float16", "float32"]
+
+#: The C interface that this module speaks: TANGO_PRUNE_INTERFACE of tango/prune.h.
+INTERFACE = 1
+
+NATIVE = Path(__file__).parent / "native"
+LIBRARY = "libtango_prune.so"
+
+_STEPS = 10
+_MERGE_ORDERS = ("anchor", "density")
+_BUDGETS = ("paper", "exact")
+
+
+class _Params(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int32) for name in ("retention_ratio", "context_ratio", "expansion", "anchor_weight")),
+        *((name, ctypes.c_int32) for name in ("segment_threshold", "static_threshold", "neighbors")),
+        *((name, ctypes.c_int32) for name in ("time_base", "space_base", "grid_rows", "grid_columns")),
+        *((name, ctypes.c_int32) for name in ("merge_order", "budget", "precision", "sink_count")),
+        ("sink_positions", ctypes.POINTER(ctypes.c_int32)),
+    )
+
+
+class _Shape(ctypes.Structure):
+    _fields_ = tuple((name, ctypes.c_int32) for name in ("frames", "tokens_per_frame", "width", "dtype"))
+
+
+class _Tensors(ctypes.Structure):
+    _fields_ = tuple(
+        (name, ctypes.c_void_p)
+        for name in ("features", "salience", "timestamps", "tokens", "indices", "count", "merged", "segments")
+    )
+
+
+def install_directory() -> Path:
+    """Where ``tango plugin build`` puts the libraries made of these sources, and where they are looked for.
+
+    The name holds a digest of the sources: a library of other sources is never loaded by mistake.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(path for path in NATIVE.rglob("*") if path.is_file()):
+        digest.update(path.relative_to(NATIVE).as_posix().encode() + b"\0" + path.read_bytes())
+    return Path.home() / ".local" / "share" / "tango-edge" / f"native-{digest.hexdigest()[:16]}"
+
+
+@cache
+def load(path: Path | None = None) -> ctypes.CDLL:
+    """Loads the CUDA library.
+
+    Args:
+        path: The library; None takes the one that ``tango plugin build`` installed.
+
+    Raises:
+        TangoError: There is none, it cannot be loaded, or it speaks another interface.
+    """
+    found = path if path is not None else install_directory() / LIBRARY
+    if not found.is_file():
+        raise TangoError(f"the CUDA library {found} does not exist", "build it: tango plugin build")
+    try:
+        library = ctypes.CDLL(str(found))
+    except OSError as error:
+        raise TangoError(f"the CUDA library {found} cannot be loaded: {error}", "tango plugin build") from error
+    interface = library.tango_prune_interface()
+    if interface != INTERFACE:
+        hint = "rebuild it: tango plugin build"
+        raise TangoError(f"the CUDA library {found} has interface {interface}, and this is {INTERFACE}", hint)
+    library.tango_last_error.restype = ctypes.c_char_p
+    library.tango_version.restype = ctypes.c_char_p
+    size = ctypes.c_size_t
+    library.tango_prune_enqueue_steps.argtypes = [
+        *(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, size, ctypes.c_void_p),
+        *(ctypes.c_int32, ctypes.c_int32),
+    ]
+    return library
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Contiguous device memory: its address, shape and dtype (``float16``, ``int32``, …)."""
+
+    address: int
+    shape: tuple[int, ...]
+    dtype: str
+
+    @classmethod
+    def of(cls, array: Any, name: str = "array") -> Memory:
+        """The device memory behind an object with ``__cuda_array_interface__`` or ``__dlpack__``.
+
+        Raises:
+            TangoError: It has neither, lies in host memory, or is not contiguous.
+        """
+        if isinstance(array, Memory):
+            return array
+        if hasattr(array, "__cuda_array_interface__"):
+            described = array.__cuda_array_interface__
+            shape, strides = tuple(described["shape"]), described.get("strides")
+            code, size = described["typestr"][1], int(described["typestr"][2:])
+            if strides is not None and not _contiguous(shape, [stride // size for stride in strides]):
+                raise TangoError(f"{name} is not contiguous", "make a contiguous copy of it first")
+            dtypes = {"f": "float", "i": "int", "u": "uint", "b": "bool"}
+            return cls(int(described["data"][0]), shape, f"{dtypes.get(code, code)}{size * 8}")
+        if hasattr(array, "__dlpack__"):
+            return _from_dlpack(array, name)
+        hint = "it must have __cuda_array_interface__ or __dlpack__: a torch tensor or a CuPy array on the GPU"
+        raise TangoError(f"{name} is a {type(array).__name__}, which tells no device pointer", hint)
+
+
+class CudaPruner:
+    """The operator on the GPU, for videos of one shape.
+
+    Args:
+        params: Parameters of the operator; the grid gives L.
+        frames: F, at most 256.
+        width: D, even.
+        dtype: Of the features and tokens.
+        precision: ``fast`` rounds rotated features to fp16 for inner products, ``exact`` keeps squared distances to 1e-6.
+        library: The CUDA library; None takes the one that ``tango plugin build`` installed.
+
+    Attributes:
+        capacity: Rows of ``tokens``, ``indices`` and ``merged``.
+        workspace_bytes: Device memory to provide beside the outputs, aligned to 256 bytes.
+
+    Raises:
+        TangoError: No library, or a shape or parameter that it cannot take.
+    """
+
+    def __init__(
+        self,
+        params: PruneParams,
+        frames: int,
+        width: int,
+        dtype: Dtype = "float16",
+        precision: Precision = "fast",
+        library: Path | None = None,
+    ) -> None:
+        if dtype not in get_args(Dtype):
+            raise TangoError(f"dtype is {dtype!r}", f"it must be one of {', '.join(get_args(Dtype))}")
+        if precision not in get_args(Precision):
+            raise TangoError(f"precision is {precision!r}", f"it must be one of {', '.join(get_args(Precision))}")
+        self._library = load(library)
+        self._tokens_per_frame = params.grid[0] * params.grid[1]
+        self._frames, self._width, self._dtype = frames, width, dtype
+        self._sinks = (ctypes.c_int32 * len(params.sinks))(*params.sinks)
+        self._params = _c_params(params, precision, self._sinks)
+        self._shape = _Shape(frames, self._tokens_per_frame, width, get_args(Dtype).index(dtype))
+        capacity, size = ctypes.c_int32(), ctypes.c_size_t()
+        self._check(self._library.tango_prune_capacity(*self._what, ctypes.byref(capacity)))
+        self._check(self._library.tango_prune_workspace(*self._what, ctypes.byref(size)))
+        self.capacity, self.workspace_bytes = capacity.value, size.value
+
+    def enqueue(
+        self,
+        features: Any,
+        salience: Any,
+        timestamps: Any,
+        *,
+        tokens: Any,
+        indices: Any,
+        count: Any,
+        workspace: Any,
+        merged: Any = None,
+        segments: Any = None,
+        stream: int = 0,
+        steps: tuple[int, int] = (0, _STEPS - 1),
+    ) -> None:
+        """Enqueues the operator on a stream; neither allocates nor waits, so a CUDA graph can capture it.
+
+        All arrays are device memory, contiguous, features and tokens aligned to 16 bytes. They must live until the
+        stream has run.
+
+        Args:
+            features: X [F, L, D].
+            salience: A [F, L] fp32.
+            timestamps: t [F] fp32, seconds.
+            tokens: Written: [capacity, D], zero past the count.
+            indices: Written: [capacity] int32, ascending, −1 past the count.
+            count: Written: [1] int32.
+            workspace: ``workspace_bytes`` of scratch memory.
+            merged: Written unless None: [capacity] uint8, 1 for context tokens.
+            segments: Written unless None: [F, 2] int32, first frame and one past the last; −1 past the last segment.
+            stream: A ``cudaStream_t`` as an integer.
+            steps: For tests: first and last step of tango/steps.h.
+
+        Raises:
+            TangoError: An array has the wrong shape, dtype or place, or CUDA reported an error.
+        """
+        F, L, D, K = self._frames, self._tokens_per_frame, self._width, self.capacity
+        tensors = _Tensors(
+            _pointer(features, "features", (F, L, D), self._dtype),
+            _pointer(salience, "salience", (F, L), "float32"),
+            _pointer(timestamps, "timestamps", (F,), "float32"),
+            _pointer(tokens, "tokens", (K, D), self._dtype),
+            _pointer(indices, "indices", (K,), "int32"),
+            _pointer(count, "count", (1,), "int32"),
+            None if merged is None else _pointer(merged, "merged", (K,), "uint8"),
+            None if segments is None else _pointer(segments, "segments", (F, 2), "int32"),
+        )
+        scratch = Memory.of(workspace, "workspace")
+        size = _elements(scratch.shape) * _item_bytes(scratch.dtype)
+        status = self._library.tango_prune_enqueue_steps(
+            *self._what, ctypes.byref(tensors), scratch.address, size, stream, *steps
+        )
+        self._check(status)
+
+    def region(self, name: str) -> slice:
+        """For tests: the bytes of the workspace that hold the intermediate result of that name (native/src/job.cuh)."""
+        offset, size = ctypes.c_size_t(), ctypes.c_size_t()
+        where = (name.encode(), ctypes.byref(offset), ctypes.byref(size))
+        self._check(self._library.tango_prune_region(*self._what, *where))
+        return slice(offset.value, offset.value + size.value)
+
+    @property
+    def _what(self) -> tuple[Any, Any]:
+        return ctypes.byref(self._shape), ctypes.byref(self._params)
+
+    def _check(self, status: int) -> None:
+        if status != 0:
+            message = self._library.tango_last_error().decode()
+            raise TangoError(f"the CUDA library refused: {message}", "see the limits in plugins/README.md")
+
+
+def _c_params(params: PruneParams, precision: Precision, sinks: ctypes.Array[ctypes.c_int32]) -> _Params:
+    found = cast("dict[str, Any]", op.attributes(params))
+    numbers = {name: value for name, value in found.items() if isinstance(value, int)}
+    return _Params(
+        **numbers,
+        grid_rows=params.grid[0],
+        grid_columns=params.grid[1],
+        merge_order=_MERGE_ORDERS.index(params.merge_order),
+        budget=_BUDGETS.index(params.budget),
+        precision=get_args(Precision).index(precision),
+        sink_count=len(sinks),
+        sink_positions=ctypes.cast(sinks, ctypes.POINTER(ctypes.c_int32)),
+    )
+
+
+def _pointer(array: Any, name: str, shape: tuple[int, ...], dtype: str) -> int:
+    memory = Memory.of(array, name)
+    if memory.shape != shape or memory.dtype != dtype:
+        found = f"{name} is {memory.dtype} {list(memory.shape)}"
+        raise TangoError(found, f"this pruner was made for {dtype} {list(shape)}")
+    return memory.address
+
+
+def _contiguous(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    expected = 1
+    for length, stride in zip(reversed(shape), reversed(strides), strict=True):
+        if length > 1 and stride != expected:
+            return False
+        expected *= length
+    return True
+
+
+def _elements(shape: Sequence[int]) -> int:
+    count = 1
+    for length in shape:
+        count *= length
+    return count
+
+
+def _item_bytes(dtype: str) -> int:
+    return int(dtype.lstrip("abcdefghijklmnopqrstuvwxyz")) // 8
+
+
+# DLPack (https://dmlc.github.io/dlpack): the head of DLManagedTensor.
+
+
+class _DLTensor(ctypes.Structure):
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("device_type", ctypes.c_int32),
+        ("device_id", ctypes.c_int32),
+        ("ndim", ctypes.c_int32),
+        ("code", ctypes.c_uint8),
+        ("bits", ctypes.c_uint8),
+        ("lanes", ctypes.c_uint16),
+        ("shape", ctypes.POINTER(ctypes.c_int64)),
+        ("strides", ctypes.POINTER(ctypes.c_int64)),
+        ("byte_offset", ctypes.c_uint64),
+    )
+
+
+_DLPACK_CUDA = (2, 13)  # device memory, managed memory
+_DLPACK_CODES = {0: "int", 1: "uint", 2: "float", 6: "bool"}
+
+
+def _from_dlpack(array: Any, name: str) -> Memory:
+    get_pointer = ctypes.pythonapi.PyCapsule_GetPointer
+    get_pointer.restype, get_pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    capsule = array.__dlpack__()  # unused and unnamed again: its destructor releases it, `array` keeps the memory
+    tensor = ctypes.cast(get_pointer(capsule, b"dltensor"), ctypes.POINTER(_DLTensor)).contents
+    if tensor.device_type not in _DLPACK_CUDA:
+        raise TangoError(f"{name} lies in host memory", "move it to the GPU first")
+    shape = tuple(tensor.shape[: tensor.ndim])
+    if tensor.strides and not _contiguous(shape, tensor.strides[: tensor.ndim]):
+        raise TangoError(f"{name} is not contiguous", "make a contiguous copy of it first")
+    dtype = f"{_DLPACK_CODES.get(tensor.code, 'other')}{tensor.bits}"
+    return Memory((tensor.data or 0) + tensor.byte_offset, shape, dtype)
