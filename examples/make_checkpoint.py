@@ -223,6 +223,7 @@ def make(
     # padding rows past the tokenizer's ids, as the real tables have them
     vocab = shape.vocab or -(-tokenizer.get_vocab_size() // 64) * 64 + 64
     weights = random_weights(tensor_shapes(shape, vocab), seed)
+    weights["decoder.embed_tokens.weight"][:256] *= 0.1  # single bytes are quiet: what it babbles is words
     if outliers:
         plant_outliers(weights, shape)
     dtype = dtype or (torch.bfloat16 if layout == "lmms-lab" else torch.float16)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from tango_plugins import PruneParams, TangoError
 from tango_runtime.bundle import Bundle
 from tango_runtime.preprocess import preprocess
+from tango_runtime.progress import Advance
 from tango_runtime.prompt import Prompt
 from tango_runtime.report import Report
 from tango_runtime.sampling import Sampler
@@ -74,6 +75,18 @@ class Answer:
         """Tokens a second while decoding; 0 where there was one token or none."""
         decode = self.stages.get("decode", 0.0)
         return 1e3 * max(len(self.ids) - 1, 0) / decode if decode else 0.0
+
+
+@dataclass(frozen=True)
+class _Request:
+    """A question, checked and ready to be answered."""
+
+    timed: Iterator[TimedFrame]
+    prompt: tuple[NDArray[np.int64], NDArray[np.int64]]
+    params: PruneParams | None
+    sampler: Sampler
+    max_new_tokens: int
+    advance: Advance
 
 
 class AnswerStream(Iterator[str]):
@@ -154,6 +167,7 @@ class VideoLLM:
         top_p: float = 1.0,
         seed: int | None = None,
         fps: float | None = None,
+        advance: Advance | None = None,
     ) -> AnswerStream:
         """Answers a question about a video, piece by piece.
 
@@ -169,6 +183,7 @@ class VideoLLM:
             top_p: Nucleus of the sampling.
             seed: Of the sampling.
             fps: Frames a second of a folder or an array.
+            advance: Told, while the vision graph works, how many more of the frames are done.
 
         Raises:
             TangoError: An argument is out of range, the video cannot be read or is shorter than ``frames``, or the
@@ -179,13 +194,17 @@ class VideoLLM:
         params = self.bundle.manifest.params
         params = params if retention_ratio is None else params.at(retention_ratio)
         count = self.bundle.manifest.video.frames if frames is None else frames
-        sampler = Sampler(temperature, top_p, seed)
-        prompt = self._prompt.encode(question)
-        timed = sample(source, count, fps=fps)
+        request = _Request(
+            timed=sample(source, count, fps=fps),
+            prompt=self._prompt.encode(question),
+            params=params if prune else None,
+            sampler=Sampler(temperature, top_p, seed),
+            max_new_tokens=max_new_tokens,
+            advance=advance or (lambda frames: None),
+        )
         answer = Answer(question, total=count * self.bundle.manifest.video.tokens_per_frame)
-        self._require_room(answer, prompt, 0 if prune else answer.total)
-        ids = self._ids(answer, timed, prompt, params if prune else None, sampler, max_new_tokens)
-        return AnswerStream(answer, self._texts(answer, ids))
+        self._require_room(request, 0 if prune else answer.total)
+        return AnswerStream(answer, self._texts(answer, request))
 
     def report(self, answer: Answer, video: str, retention_ratio: float | None) -> Report:
         """What a run kept, ready to be written.
@@ -217,78 +236,69 @@ class VideoLLM:
             tokens_per_second=answer.tokens_per_second,
         )
 
-    def _texts(self, answer: Answer, ids: Iterator[int]) -> Iterator[str]:
-        for piece in self._prompt.stream(ids):
+    def _texts(self, answer: Answer, request: _Request) -> Iterator[str]:
+        for piece in self._prompt.stream(self._ids(answer, request)):
             answer.text += piece
             yield piece
 
-    def _ids(
-        self,
-        answer: Answer,
-        timed: Iterator[TimedFrame],
-        prompt: tuple[NDArray[np.int64], NDArray[np.int64]],
-        params: PruneParams | None,
-        sampler: Sampler,
-        max_new_tokens: int,
-    ) -> Iterator[int]:
+    def _ids(self, answer: Answer, request: _Request) -> Iterator[int]:
         """Runs the chain; gives the answer's ids one by one, up to a stop token."""
-        tokens = self._video_tokens(answer, timed, params)
-        answer.prompt_tokens = self._require_room(answer, prompt, answer.kept)
+        kept = self._see(answer, request)
+        answer.prompt_tokens = self._require_room(request, answer.kept)
         context, stop = self.bundle.manifest.decoder.context, set(self.bundle.manifest.prompt.stop)
-        capacity = min(answer.prompt_tokens + max_new_tokens, context)
+        capacity = min(answer.prompt_tokens + request.max_new_tokens, context)
         with _timed(answer, "prefill"):
-            after = np.concatenate((np.array(self.bundle.manifest.prompt.after_video, np.int64), prompt[1]))
-            pieces = [self._stages.embed(prompt[0]), tokens, self._stages.embed(after)]
-            token = sampler(self._stages.prefill(pieces, capacity))
+            token = request.sampler(self._stages.prefill(self._splice(request, kept.tokens), capacity))
         while token not in stop:
             answer.ids.append(token)
             yield token
-            if len(answer.ids) == max_new_tokens:
+            if len(answer.ids) == request.max_new_tokens:
                 return
             if answer.prompt_tokens + len(answer.ids) == context:
                 answer.finish = "context"
                 return
             with _timed(answer, "decode"):
-                token = sampler(self._stages.decode(token))
+                token = request.sampler(self._stages.decode(token))
         answer.finish = "stop"
 
-    def _video_tokens(self, answer: Answer, timed: Iterator[TimedFrame], params: PruneParams | None) -> Tensor:
-        """Decodes, sees and prunes the video: tokens [K, D]."""
+    def _see(self, answer: Answer, request: _Request) -> Kept:
+        """Decodes the video, runs the vision graph and prunes."""
         with _timed(answer, "video"):
-            answer.frames, answer.seconds = preprocess(_noting_aspect(answer, timed), self.bundle.manifest.video.size)
+            timed = _noting_aspect(answer, request.timed)
+            answer.frames, answer.seconds = preprocess(timed, self.bundle.manifest.video.size)
         with _timed(answer, "vision"):
-            features, salience = self._stages.vision(answer.frames)
-        with _timed(answer, "prune"):
-            kept = (
-                self._stages.prune(features, salience, answer.seconds, params)
-                if params
-                else self._all(answer, features)
-            )
+            features, salience = self._stages.vision(answer.frames, request.advance)
+        if request.params is None:
+            kept = _all(self._stages.flatten(features), answer.total)
+        else:
+            with _timed(answer, "prune"):
+                kept = self._stages.prune(features, salience, answer.seconds, request.params)
         answer.salience = self._stages.host(salience)
-        answer.kept, answer.indices, answer.merged, answer.segments = (
-            len(kept.indices),
-            kept.indices,
-            kept.merged,
-            kept.segments,
-        )
-        return kept.tokens
+        answer.kept, answer.indices = len(kept.indices), kept.indices
+        answer.merged, answer.segments = kept.merged, kept.segments
+        return kept
 
-    def _all(self, answer: Answer, features: Tensor) -> Kept:
-        indices = np.arange(answer.total, dtype=np.int32)
-        return Kept(
-            self._stages.flatten(features), indices, np.zeros(answer.total, np.bool_), np.zeros((0, 2), np.int32)
-        )
+    def _splice(self, request: _Request, tokens: Tensor) -> list[Tensor]:
+        """Embeddings of the prompt with the video's tokens in their place."""
+        before, after = request.prompt
+        after_video = np.array(self.bundle.manifest.prompt.after_video, np.int64)
+        return [self._stages.embed(before), tokens, self._stages.embed(np.concatenate((after_video, after)))]
 
-    def _require_room(self, answer: Answer, prompt: tuple[NDArray[np.int64], NDArray[np.int64]], video: int) -> int:
+    def _require_room(self, request: _Request, video: int) -> int:
         """Length of the prompt with so many video tokens; refused where no token of an answer fits behind it."""
         context = self.bundle.manifest.decoder.context
-        length = len(prompt[0]) + video + len(self.bundle.manifest.prompt.after_video) + len(prompt[1])
-        if length >= context:
+        text = sum(map(len, request.prompt)) + len(self.bundle.manifest.prompt.after_video)
+        if text + video >= context:
             raise TangoError(
-                f"the prompt takes {length} tokens, {video} of them video; the bundle's context is {context}",
+                f"the prompt takes {text + video} tokens, {video} of them video; the bundle's context is {context}",
                 "keep fewer tokens (--retention-ratio, --frames), ask less, or export with a larger --context",
             )
-        return length
+        return text + video
+
+
+def _all(tokens: Tensor, total: int) -> Kept:
+    """What is left when nothing is pruned."""
+    return Kept(tokens, np.arange(total, dtype=np.int32), np.zeros(total, np.bool_), np.zeros((0, 2), np.int32))
 
 
 def _noting_aspect(answer: Answer, timed: Iterator[TimedFrame]) -> Iterator[TimedFrame]:

@@ -96,11 +96,23 @@ def _fail(message: str, hint: str) -> int:
 def _run(name: str, prog: str, arguments: Sequence[str]) -> int:
     if name not in _COMMANDS:
         raise TangoError(f"there is no command {name!r}", f"commands are {', '.join(_COMMANDS)}")
-    command = _load(name)
-    parser = _Parser(prog=prog, description=f"{_COMMANDS[name].summary.capitalize()}.", allow_abbrev=False)
-    command.configure(parser)
-    parser.add_argument("--debug", action="store_true", help="show a traceback for an error")
-    return command.run(parser.parse_args(arguments))
+    return _load(name).run(parser(name, prog).parse_args(arguments))
+
+
+def parser(name: str, prog: str) -> argparse.ArgumentParser:
+    """The parser of a command.
+
+    Args:
+        name: The command.
+        prog: What its help calls it.
+
+    Raises:
+        TangoError: What the command needs is not installed. Parsing raises it too, for arguments that do not fit.
+    """
+    found = _Parser(prog=prog, description=f"{_COMMANDS[name].summary.capitalize()}.", allow_abbrev=False)
+    _load(name).configure(found)
+    found.add_argument("--debug", action="store_true", help="show a traceback for an error")
+    return found
 
 
 def _load(name: str) -> Command:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from tango_plugins import TangoError
-from tango_runtime.bundle import Bundle
+from tango_runtime.bundle import Bundle, Manifest, TensorSpec
 from tango_runtime.chain import Answer, VideoLLM
 from tango_runtime.cli import Command
-from tango_runtime.progress import note
+from tango_runtime.progress import note, progress
 from tango_runtime.stages import ENGINES
 
 
@@ -43,19 +44,22 @@ def _run(args: argparse.Namespace) -> int:
             raise TangoError(f"there is no folder {file.resolve().parent}", "make it, or name another file")
     llm = VideoLLM(args.bundle, engine=args.engine)
     note(f"engine: {llm.engine}" + (" (the only one that tango-edge has so far)" if args.engine == "auto" else ""))
-    stream = llm.stream(
-        args.video,
-        args.question,
-        frames=args.frames,
-        retention_ratio=args.retention_ratio,
-        prune=not args.no_prune,
-        max_new_tokens=args.max_new_tokens,
-        temperature=args.temperature,
-        top_p=args.top_p,
-        seed=args.seed,
-        fps=args.fps,
-    )
-    for piece in stream:
+    with progress("vision", args.frames or llm.bundle.manifest.video.frames) as advance:
+        stream = llm.stream(
+            args.video,
+            args.question,
+            frames=args.frames,
+            retention_ratio=args.retention_ratio,
+            prune=not args.no_prune,
+            max_new_tokens=args.max_new_tokens,
+            temperature=args.temperature,
+            top_p=args.top_p,
+            seed=args.seed,
+            fps=args.fps,
+            advance=advance,
+        )
+        first = next(stream, "")
+    for piece in itertools.chain([first], stream):
         print(piece, end="", flush=True)
     print(flush=True)
     _print_figures(stream.answer)
@@ -90,42 +94,33 @@ def _configure_inspect(parser: argparse.ArgumentParser) -> None:
 
 def _inspect(args: argparse.Namespace) -> int:
     manifest = Bundle.load(args.bundle, verify=args.verify).manifest
-    console = Console()
-    console.print(
-        f"{args.bundle}: {manifest.family}, {manifest.dtype}, from {manifest.source.checkpoint}", markup=False
-    )
     video, decoder, params = manifest.video, manifest.decoder, manifest.params
-    console.print(f"video    {video.frames} frames of {video.size}x{video.size}, {video.tokens_per_frame} tokens each")
-    console.print(
-        f"prune    retention ratio {params.retention_ratio}, budget {params.budget}, merge order {params.merge_order}"
-    )
-    console.print(f"decoder  {decoder.layers} layers, width {decoder.width}, context {decoder.context}")
-    console.print(_graph_table(args.bundle, manifest.files.keys(), Bundle(args.bundle, manifest)))
-    console.print(
-        "every file has the SHA-256 that bundle.json says"
-        if args.verify
-        else "sizes checked; --verify checks hashes too"
-    )
+    facts = {
+        "bundle": f"{args.bundle}: {manifest.family}, {manifest.dtype}",
+        "source": f"{manifest.source.checkpoint}, salience of {manifest.source.siglip}, by {manifest.source.exporter}",
+        "video": f"{video.frames} frames of {video.size}x{video.size}, {video.tokens_per_frame} tokens each",
+        "prune": f"retention ratio {params.retention_ratio}, budget {params.budget}, merge order {params.merge_order}",
+        "decoder": f"{decoder.layers} layers, width {decoder.width}, context {decoder.context}",
+        "files": "SHA-256 of every file is as in bundle.json" if args.verify else "sizes are as in bundle.json",
+    }
+    console = Console(soft_wrap=True)
+    for name, fact in facts.items():
+        console.print(f"{name:<9}{fact}", markup=False, highlight=False)
+    console.print(_graph_table(manifest))
     return 0
 
 
-def _graph_table(path: Path, files: object, bundle: Bundle) -> Table:
+def _graph_table(manifest: Manifest) -> Table:
     table = Table("graph", "inputs", "outputs", "opset", "engines", "MB", box=None, header_style="bold")
-    for name, graph in bundle.manifest.graphs.items():
-        size = sum(spec.size for file, spec in bundle.manifest.files.items() if file.startswith(graph.file))
-        table.add_row(
-            name,
-            _tensors(graph.inputs),
-            _tensors(graph.outputs),
-            str(graph.opset),
-            "\n".join(graph.engines),
-            f"{size / 1e6:.1f}",
-        )
+    for name, graph in manifest.graphs.items():
+        size = sum(spec.size for file, spec in manifest.files.items() if file.startswith(graph.file))
+        tensors = _tensors(graph.inputs), _tensors(graph.outputs)
+        table.add_row(name, *tensors, str(graph.opset), "\n".join(graph.engines), f"{size / 1e6:.1f}")
     return table
 
 
-def _tensors(tensors: tuple[object, ...], most: int = 3) -> str:
-    lines = [f"{t.name} {t.dtype} {list(t.shape)}".replace("'", "") for t in tensors[:most]]  # type: ignore[attr-defined]
+def _tensors(tensors: tuple[TensorSpec, ...], most: int = 3) -> str:
+    lines = [f"{t.name} {t.dtype} {list(t.shape)}".replace("'", "") for t in tensors[:most]]
     return "\n".join(lines + ([f"and {len(tensors) - most} more"] if len(tensors) > most else []))
 
 

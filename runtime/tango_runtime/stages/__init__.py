@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from tango_plugins import PruneParams, TangoError
 from tango_runtime.bundle import Bundle
+from tango_runtime.progress import Advance
 
 #: A tensor where the engine keeps it: a NumPy array on a CPU, a device buffer on a GPU. The chain only hands it on.
 Tensor = Any
@@ -37,8 +38,8 @@ class Stages(Protocol):
 
     description: str
 
-    def vision(self, frames: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
-        """[F, size, size, 3] → features [F, L, D] and salience [F, L]."""
+    def vision(self, frames: NDArray[np.uint8], advance: Advance) -> tuple[Tensor, Tensor]:
+        """[F, size, size, 3] → features [F, L, D] and salience [F, L]; ``advance`` is told the frames that are done."""
 
     def prune(self, features: Tensor, salience: Tensor, seconds: NDArray[np.float32], params: PruneParams) -> Kept:
         """Features, salience and frame times in seconds → the tokens that are kept."""

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from tango_plugins import PruneParams, TangoError, reference
 from tango_runtime.bundle import Bundle
+from tango_runtime.progress import Advance
 from tango_runtime.stages import Kept
 
 Array = NDArray[Any]
@@ -63,10 +64,13 @@ class OnnxRuntimeStages:
         self._length = 0
         self.description = f"ONNX Runtime {_version()}, CPU"
 
-    def vision(self, frames: NDArray[np.uint8]) -> tuple[Array, Array]:
-        """[F, size, size, 3] → features [F, L, D] and salience [F, L]."""
-        # One frame at a time: on a CPU a batch is no faster, and its scores would take F times the memory.
-        parts = [self._vision.run(None, {"frames": frames[i : i + 1]}) for i in range(len(frames))]
+    def vision(self, frames: NDArray[np.uint8], advance: Advance) -> tuple[Array, Array]:
+        """[F, size, size, 3] → features [F, L, D] and salience [F, L]; ``advance`` is told the frames that are done."""
+        parts = []
+        for i in range(len(frames)):
+            # One frame at a time: on a CPU a batch is no faster, and its scores would take F times the memory.
+            parts.append(self._vision.run(None, {"frames": frames[i : i + 1]}))
+            advance(1)
         features, salience = (np.concatenate(part) for part in zip(*parts, strict=True))
         return features, salience
 
