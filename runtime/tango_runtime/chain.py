@@ -33,6 +33,7 @@ class Answer:
 
     Attributes:
         question: As asked.
+        retention_ratio: Fraction of the video tokens to be kept, None where nothing was pruned.
         text: The answer.
         ids: Its token ids, without a stop token.
         finish: Why it ended.
@@ -47,9 +48,11 @@ class Answer:
         frames: [F, size, size, 3] uint8, as the vision graph took them.
         seconds: [F] fp32, time of each frame.
         salience: [F, L] fp32.
+        aspect: Width over height of the source's frames.
     """
 
     question: str
+    retention_ratio: float | None
     text: str = ""
     ids: list[int] = field(default_factory=list)
     finish: Finish = "length"
@@ -202,17 +205,17 @@ class VideoLLM:
             max_new_tokens=max_new_tokens,
             advance=advance or (lambda frames: None),
         )
-        answer = Answer(question, total=count * self.bundle.manifest.video.tokens_per_frame)
-        self._require_room(request, 0 if prune else answer.total)
+        total = count * self.bundle.manifest.video.tokens_per_frame
+        answer = Answer(question, params.retention_ratio if prune else None, total=total)
+        self._require_room(request, 0 if prune else total)
         return AnswerStream(answer, self._texts(answer, request))
 
-    def report(self, answer: Answer, video: str, retention_ratio: float | None) -> Report:
+    def report(self, answer: Answer, video: str) -> Report:
         """What a run kept, ready to be written.
 
         Args:
             answer: A finished answer.
             video: What to call the video.
-            retention_ratio: The ratio asked for, None for an unpruned run.
         """
         return Report(
             video=video,
@@ -221,7 +224,7 @@ class VideoLLM:
             bundle=self.bundle.path.resolve().name,
             engine=self.engine,
             version=version("tango-edge"),
-            retention_ratio=retention_ratio,
+            retention_ratio=answer.retention_ratio,
             frames=answer.frames,
             seconds=answer.seconds,
             aspect=answer.aspect,

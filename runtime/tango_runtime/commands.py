@@ -77,8 +77,7 @@ def _print_figures(answer: Answer) -> None:
 
 
 def _write_reports(llm: VideoLLM, answer: Answer, args: argparse.Namespace) -> None:
-    ratio = args.retention_ratio or llm.bundle.manifest.params.retention_ratio
-    report = llm.report(answer, Path(args.video).name, None if args.no_prune else ratio)
+    report = llm.report(answer, Path(args.video).name)
     if args.report:
         report.write(args.report)
         note(f"report: {args.report}")

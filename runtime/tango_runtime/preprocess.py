@@ -15,7 +15,9 @@ def resize(rgb: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     """Resizes a frame straight to a square: bicubic, the aspect ratio is not kept, nothing is cropped or padded.
 
     Pixel for pixel what SigLIP's processors give, LLaVA-NeXT's (siglip_encoder.py) and the PIL-based one of
-    transformers: Pillow's bicubic filter, whose support widens with the reduction, rounded to uint8.
+    transformers: Pillow's bicubic filter, whose support widens with the reduction, rounded to uint8. transformers'
+    torchvision path (bicubic with antialias on uint8) differs by one level on most shapes, and by at most 5 levels,
+    0.24 on average, on 480×720 portrait frames (measured with torch 2.13).
 
     Args:
         rgb: uint8 [H, W, 3].
