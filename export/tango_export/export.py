@@ -14,6 +14,7 @@ from tango_plugins import PruneParams, TangoError, op
 from tango_runtime.bundle import (
     FORMAT,
     FileSpec,
+    GraphName,
     GraphSpec,
     Manifest,
     PromptSpec,
@@ -143,13 +144,13 @@ def _check(request: Request, output: Path) -> None:
     PruneParams(retention_ratio=request.retention_ratio)
 
 
-def _write_graphs(folder: Path, model: Model, params: PruneParams) -> dict[str, GraphSpec]:
+def _write_graphs(folder: Path, model: Model, params: PruneParams) -> dict[GraphName, GraphSpec]:
     total = sum(graph.weight_bytes for graph in model.graphs)
     require_space(folder, total)
     with progress("export", total, size=True) as advance:
         for graph in model.graphs:
             write_graph(graph, folder, advance)
-    specs: dict[str, GraphSpec] = {graph.name: graph.spec for graph in model.graphs}
+    specs: dict[GraphName, GraphSpec] = {graph.name: graph.spec for graph in model.graphs}
     return specs | {"prune": write_prune_graph(params, specs["vision"].outputs[0], folder)}
 
 
@@ -168,7 +169,7 @@ def _manifest(
     family: Family,
     model: Model,
     source: Source,
-    graphs: dict[str, GraphSpec],
+    graphs: dict[GraphName, GraphSpec],
     files: dict[str, FileSpec],
 ) -> Manifest:
     return Manifest(

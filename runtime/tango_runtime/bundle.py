@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args
 
 from tango_plugins import PruneParams, TangoError, op
+from tango_runtime.schema import from_json
 
 FORMAT = 1
 MANIFEST = "bundle.json"
@@ -22,8 +22,6 @@ GraphName = Literal["vision", "prune", "embed", "decoder"]
 GRAPHS: tuple[GraphName, ...] = get_args(GraphName)
 Engine = Literal["onnxruntime", "tensorrt"]
 DType = Literal["float16", "float32", "int32", "int64", "uint8"]
-
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -160,7 +158,7 @@ class Manifest:
     prompt: PromptSpec
     decoder: DecoderSpec
     prune: dict[str, int | str | list[int]]
-    graphs: dict[str, GraphSpec]
+    graphs: dict[GraphName, GraphSpec]
     source: Source
     files: dict[str, FileSpec]
 
@@ -208,9 +206,12 @@ class Bundle:
         return self.path / self.manifest.graphs[name].file
 
     def _check_files(self, verify: bool) -> None:
+        again = "copy the bundle again, or export it again"
+        for graph in self.manifest.graphs.values():
+            if graph.file not in self.manifest.files:
+                raise TangoError(f"{self.path / MANIFEST}: files lacks {graph.file}, a graph", again)
         for name, spec in self.manifest.files.items():
             file = self.path / name
-            again = "copy the bundle again, or export it again"
             if not file.is_file():
                 raise TangoError(f"{self.path} lacks {name}, which its {MANIFEST} lists", again)
             size = file.stat().st_size
@@ -258,87 +259,9 @@ def _read_manifest(path: Path) -> Manifest:
             f"{file} has format {data['format']!r}, this tango-edge reads {FORMAT}",
             "export the bundle again, or install the tango-edge that wrote it",
         )
-    return from_json(Manifest, data, str(file))
-
-
-def from_json(kind: type[_T], data: object, where: str) -> _T:
-    """Builds a value of an annotated type out of parsed JSON.
-
-    Args:
-        kind: A dataclass, or a type made of int, float, str, bool, None, Literal, tuple, dict and dataclasses.
-        data: What ``json.loads`` gave.
-        where: What to call it in an error, such as ``bundle.json: decoder``.
-
-    Raises:
-        TangoError: A key is missing or unknown, or a value has another type; the message names the place.
-    """
-    value: _T = _convert(kind, data, where)
-    return value
-
-
-def _convert(kind: Any, data: object, where: str) -> Any:
-    origin, arguments = get_origin(kind), get_args(kind)
-    if is_dataclass(kind) and isinstance(kind, type):
-        return _convert_dataclass(kind, data, where)
-    if origin in (Union, UnionType):
-        return _convert_union(arguments, data, where)
-    if origin is Literal:
-        if data in arguments:
-            return data
-    elif origin is tuple and isinstance(data, list):
-        kinds = [arguments[0]] * len(data) if arguments[-1] is Ellipsis else list(arguments)
-        if len(kinds) == len(data):
-            return tuple(
-                _convert(k, item, f"{where}[{i}]") for i, (k, item) in enumerate(zip(kinds, data, strict=True))
-            )
-    elif origin is list and isinstance(data, list):
-        return [_convert(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(data)]
-    elif origin is dict and isinstance(data, dict):
-        return {key: _convert(arguments[1], item, f"{where}: {key}") for key, item in data.items()}
-    elif kind is float and type(data) is int:
-        return float(data)
-    elif type(data) is kind:
-        return data
-    raise _wrong(kind, data, where)
-
-
-def _convert_dataclass(kind: type, data: object, where: str) -> object:
-    if not isinstance(data, dict):
-        raise _wrong(kind, data, where)
-    hints, names = get_type_hints(kind), {f.name for f in fields(kind)}
-    for key in data:
-        if key not in names:
-            raise TangoError(f"{where} has an unknown key {key!r}", "export the bundle again with this tango-edge")
-    for name in names:
-        if name not in data:
-            raise TangoError(f"{where} lacks {name!r}", "export the bundle again with this tango-edge")
-    return kind(**{name: _convert(hints[name], data[name], f"{where}: {name}") for name in data})
-
-
-def _convert_union(kinds: tuple[Any, ...], data: object, where: str) -> object:
-    for kind in kinds:
-        if (kind is type(None) and data is None) or type(data) is kind:
-            return data
-    if float in kinds and type(data) is int:
-        return float(data)
-    if len(inner := [kind for kind in kinds if get_origin(kind) is list]) == 1 and isinstance(data, list):
-        return _convert(inner[0], data, where)
-    raise _wrong(" or ".join(map(_name, kinds)), data, where)
-
-
-def _wrong(kind: Any, data: object, where: str) -> TangoError:
-    shown = json.dumps(data)
-    shown = shown if len(shown) <= 60 else shown[:57] + "..."
-    return TangoError(f"{where} is {shown}, not {_name(kind)}", "export the bundle again, or undo the edit")
-
-
-def _name(kind: Any) -> str:
-    if isinstance(kind, str):
-        return kind
-    if get_origin(kind) is Literal:
-        return "one of " + ", ".join(map(repr, get_args(kind)))
-    if is_dataclass(kind):
-        return "an object"
-    words = {int: "an integer", float: "a number", str: "a string", bool: "true or false", type(None): "null"}
-    words |= {tuple: "a list", list: "a list", dict: "an object"}
-    return words.get(get_origin(kind) or kind, str(kind))
+    manifest = from_json(Manifest, data, str(file))
+    try:
+        op.params_from(manifest.prune)
+    except TangoError as error:
+        raise TangoError(f"{file}: prune: {error.message}", error.hint) from error
+    return manifest

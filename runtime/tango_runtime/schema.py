@@ -1,0 +1,97 @@
+"""Parsed JSON → dataclasses, checked: a field is a key, its annotation is its type."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from dataclasses import fields, is_dataclass
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from tango_plugins import TangoError
+
+_T = TypeVar("_T")
+
+
+def from_json(kind: type[_T], data: object, where: str) -> _T:
+    """Builds a value of an annotated type out of parsed JSON.
+
+    Args:
+        kind: A dataclass, whose fields are the keys; a dict, which has all keys if they are a Literal; int, str, bool,
+            Literal, tuple, list, and unions of these.
+        data: What ``json.loads`` gave.
+        where: What to call it in an error, such as ``bundle.json: decoder``.
+
+    Raises:
+        TangoError: A key is missing or unknown, or a value has another type; the message names the place.
+    """
+    value: _T = _convert(kind, data, where)
+    return value
+
+
+def _convert(kind: Any, data: object, where: str) -> Any:
+    origin, arguments = get_origin(kind), get_args(kind)
+    if is_dataclass(kind) and isinstance(kind, type):
+        return _convert_dataclass(kind, data, where)
+    if origin in (Union, UnionType):
+        return _convert_union(arguments, data, where)
+    if origin is Literal:
+        if data in arguments:
+            return data
+    elif origin is tuple and isinstance(data, list):
+        kinds = [arguments[0]] * len(data) if arguments[-1] is Ellipsis else list(arguments)
+        if len(kinds) == len(data):
+            return tuple(
+                _convert(k, item, f"{where}[{i}]") for i, (k, item) in enumerate(zip(kinds, data, strict=True))
+            )
+    elif origin is list and isinstance(data, list):
+        return [_convert(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(data)]
+    elif origin is dict and isinstance(data, dict):
+        if get_origin(arguments[0]) is Literal:
+            _check_keys(data, get_args(arguments[0]), where)
+        return {key: _convert(arguments[1], item, f"{where}: {key}") for key, item in data.items()}
+    elif type(data) is kind:
+        return data
+    raise _wrong(kind, data, where)
+
+
+def _convert_dataclass(kind: type, data: object, where: str) -> object:
+    if not isinstance(data, dict):
+        raise _wrong(kind, data, where)
+    hints = get_type_hints(kind)
+    _check_keys(data, [f.name for f in fields(kind)], where)
+    return kind(**{name: _convert(hints[name], data[name], f"{where}: {name}") for name in data})
+
+
+def _check_keys(data: Collection[str], names: Collection[str], where: str) -> None:
+    for key in data:
+        if key not in names:
+            raise TangoError(f"{where} has an unknown key {key!r}", "export the bundle again with this tango-edge")
+    for name in names:
+        if name not in data:
+            raise TangoError(f"{where} lacks {name!r}", "export the bundle again with this tango-edge")
+
+
+def _convert_union(kinds: tuple[Any, ...], data: object, where: str) -> object:
+    for kind in kinds:
+        if type(data) is (get_origin(kind) or kind):
+            return _convert(kind, data, where)
+    raise _wrong(" or ".join(map(_name, kinds)), data, where)
+
+
+def _wrong(kind: Any, data: object, where: str) -> TangoError:
+    shown = json.dumps(data)
+    shown = shown if len(shown) <= 60 else shown[:57] + "..."
+    return TangoError(f"{where} is {shown}, not {_name(kind)}", "export the bundle again, or undo the edit")
+
+
+def _name(kind: Any) -> str:
+    if isinstance(kind, str):
+        return kind
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(map(repr, get_args(kind)))
+    if is_dataclass(kind):
+        return "an object"
+    words = {int: "an integer", str: "a string", bool: "true or false"}
+    words |= {tuple: "a list", list: "a list", dict: "an object"}
+    return words.get(get_origin(kind) or kind, str(kind))
