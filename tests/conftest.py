@@ -30,7 +30,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[
 
 
 @pytest.fixture(scope="session")
-def bundle(tmp_path_factory: pytest.TempPathFactory, checkpoint: Callable[..., tuple[Path, Path]]) -> Callable[..., Path]:
+def bundle(
+    tmp_path_factory: pytest.TempPathFactory, checkpoint: Callable[..., tuple[Path, Path]]
+) -> Callable[..., Path]:
     """``bundle(layout="llava-hf", precision="fp16", **of the checkpoint)``: the folder of a bundle made of it."""
     from tango_export.export import Request, export
 

@@ -62,15 +62,31 @@ class Checkpoint:
         return iter(self._where)
 
     def stored_name(self, name: str) -> str:
-        """What the file calls a tensor."""
-        return self._where[name].name if name in self._where else name
+        """What the file calls a tensor, or would call it in the layout of its neighbours."""
+        if name in self._where:
+            return self._where[name].name
+        prefix = name.partition(".")[0] + "."
+        for canonical, stored in self._where.items():
+            leaf = canonical.removeprefix(prefix)
+            if leaf != canonical and stored.name.endswith(leaf):
+                return stored.name.removesuffix(leaf) + name.removeprefix(prefix)
+        return name
 
     def tensor(self, name: str) -> torch.Tensor:
-        """Reads one tensor, in the dtype that it is stored in."""
+        """Reads one tensor, in the dtype that it is stored in.
+
+        Raises:
+            TangoError: It does not hold floating-point numbers.
+        """
         stored = self._where[name]
         # Opened anew each time: pages of a file that stays mapped would add up to a copy of the checkpoint.
         with _open(stored.file) as shard:
             tensor: torch.Tensor = shard.get_tensor(stored.name)
+        if not tensor.is_floating_point():
+            raise TangoError(
+                f"{stored.file}: {stored.name} is stored as {tensor.dtype}",
+                "quantised checkpoints are not read: give the original",
+            )
         return tensor
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -96,7 +112,7 @@ class Checkpoint:
         absent = [name for name in expected if name not in self._where and name not in set(optional)]
         if absent:
             more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
-            raise TangoError(f"{self.folder} lacks the weight {absent[0]}{more}", _DOWNLOAD_AGAIN)
+            raise TangoError(f"{self.folder} lacks the weight {self.stored_name(absent[0])}{more}", _DOWNLOAD_AGAIN)
         for name in self._where:
             if self.shape(name) != expected[name]:
                 raise TangoError(

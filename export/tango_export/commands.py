@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tango_export.export import DTYPES, Request, export
 from tango_export.validate import MAX_NORM_ERROR, MIN_COSINE, Comparison, validate
+from tango_plugins import TangoError
 from tango_runtime.cli import Command
 from tango_runtime.progress import note
 
@@ -51,7 +52,12 @@ def _export(args: argparse.Namespace) -> int:
         )
     )
     note(f"bundle: {output}")
-    return 0 if args.no_validate else _verdict(validate(output))
+    if args.no_validate:
+        return 0
+    try:
+        return _verdict(validate(output))
+    except KeyboardInterrupt as error:
+        raise TangoError("interrupted while validating", f"{output} is whole: tango validate {output}") from error
 
 
 def _configure_validate(parser: argparse.ArgumentParser) -> None:

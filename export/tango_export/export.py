@@ -24,7 +24,8 @@ from tango_runtime.bundle import (
     write_manifest,
 )
 from tango_runtime.progress import progress
-from tango_runtime.staging import require_space, staged_folder
+from tango_runtime.prompt import Prompt
+from tango_runtime.staging import check_output, require_space, staged_folder
 
 DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
 
@@ -67,8 +68,8 @@ def export(request: Request) -> Path:
     """
     family, preset = find_preset(request.model)
     source = Source(
-        checkpoint=request.checkpoint or preset.checkpoint,
-        siglip=request.siglip or preset.siglip,
+        checkpoint=_lasting(preset.checkpoint if request.checkpoint is None else request.checkpoint),
+        siglip=_lasting(preset.siglip if request.siglip is None else request.siglip),
         exporter=f"tango-edge {version('tango-edge')}",
     )
     output = request.output or Path(Path(request.checkpoint).name if request.checkpoint else preset.bundle)
@@ -78,6 +79,7 @@ def export(request: Request) -> Path:
         graphs = _write_graphs(folder, model, model.params.at(request.retention_ratio))
         (folder / "tokenizer.json").write_text(model.tokenizer, encoding="utf-8")
         (folder / "chat_template.jinja").write_text(model.chat_template, encoding="utf-8")
+        Prompt(folder / "tokenizer.json", model.chat_template, model.placeholder)  # refuses a template that is broken
         write_manifest(folder, _manifest(request, family, model, source, graphs, _describe_files(folder)))
     return output
 
@@ -114,7 +116,6 @@ def fetch(where: str) -> Path:
             f"there is no checkpoint folder {where}", "name a local folder, or an id on the hub (owner/name)"
         )
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         return Path(
@@ -122,12 +123,18 @@ def fetch(where: str) -> Path:
                 where, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt"], ignore_patterns=["onnx/*"]
             )
         )
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+    except Exception as error:  # the hub's and its transport's have no common class
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise TangoError(
             f"the hub did not give {where}: {reason}",
             "check the id and the network, or download it elsewhere and name the folder (--checkpoint, --siglip)",
         ) from error
+
+
+def _lasting(where: str) -> str:
+    """A folder as its absolute path, so that `tango validate` finds it from anywhere; a hub id as it is."""
+    folder = Path(where).expanduser()
+    return str(folder.absolute()) if folder.is_dir() else where
 
 
 def _is_hub_id(where: str) -> bool:
@@ -137,8 +144,7 @@ def _is_hub_id(where: str) -> bool:
 
 def _check(request: Request, output: Path) -> None:
     """Refuses what can be refused before anything is downloaded."""
-    if output.exists() and not request.overwrite:
-        raise TangoError(f"{output} exists already", "name another --output, or add --overwrite")
+    check_output(output, overwrite=request.overwrite)
     if request.frames < 1:
         raise TangoError(f"--frames is {request.frames}", "a video needs at least one frame")
     PruneParams(retention_ratio=request.retention_ratio)

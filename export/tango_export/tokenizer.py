@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -27,13 +26,15 @@ def read_tokenizer(folder: Path) -> tuple[str, Tokenizer]:
         TangoError: There is none, or it cannot be read.
     """
     file = folder / "tokenizer.json"
+    download = "download tokenizer.json with the checkpoint"
+    # transformers makes an empty tokenizer of no files at all
+    if not file.is_file() and not all((folder / name).is_file() for name in ("vocab.json", "merges.txt")):
+        raise TangoError(f"{folder} holds no tokenizer.json", download)
     try:
         text = file.read_text(encoding="utf-8") if file.is_file() else _converted(folder)
         return text, Tokenizer.from_str(text)
     except Exception as error:  # tokenizers and transformers raise bare Exceptions
-        raise TangoError(
-            f"{folder} has no readable tokenizer: {error}", "download tokenizer.json with the checkpoint"
-        ) from error
+        raise TangoError(f"{folder} has no readable tokenizer: {str(error).splitlines()[0]}", download) from error
 
 
 def _converted(folder: Path) -> str:
@@ -70,9 +71,7 @@ def read_chat_template(folder: Path) -> str | None:
     if file.is_file():
         return file.read_text(encoding="utf-8")
     for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
-        template = (
-            json.loads((folder / name).read_text("utf-8")).get("chat_template") if (folder / name).is_file() else None
-        )
+        template = read_json(folder / name).get("chat_template") if (folder / name).is_file() else None
         if isinstance(template, str):
             return template
     return None

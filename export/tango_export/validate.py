@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 
 from tango_export.export import DTYPES, find_preset, open_model
-from tango_export.families.base import Reference
-from tango_plugins import op
+from tango_export.families.base import Model, Reference
+from tango_plugins import TangoError, op
 from tango_runtime.bundle import Bundle
 from tango_runtime.progress import progress
 from tango_runtime.stages.onnxruntime import open_session
@@ -70,6 +70,7 @@ def validate(path: Path, checkpoint: str | None = None, siglip: str | None = Non
     model = open_model(
         family, checkpoint or source.checkpoint, siglip or source.siglip, dtype, bundle.manifest.decoder.context
     )
+    _check_origin(bundle, model, checkpoint or source.checkpoint)
     with progress("validate", 4 + _STEPS) as advance:
         reference = model.reference()
         advance(1)
@@ -78,6 +79,17 @@ def validate(path: Path, checkpoint: str | None = None, siglip: str | None = Non
             results.append(result)
             advance(result.output != "salience")
     return results
+
+
+def _check_origin(bundle: Bundle, model: Model, checkpoint: str) -> None:
+    """Refuses an original whose dimensions are others: there is nothing to compare."""
+    video, prompt = bundle.manifest.video, bundle.manifest.prompt
+    said = (bundle.manifest.decoder, video.size, video.tokens_per_frame, prompt.vocabulary)
+    if said != (model.decoder, model.size, model.tokens_per_frame, model.vocabulary):
+        raise TangoError(
+            f"{bundle.path} was not made from {checkpoint}: its dimensions are others",
+            "name what it was made from with --checkpoint and --siglip",
+        )
 
 
 def _compare(bundle: Bundle, reference: Reference) -> Iterator[Comparison]:
@@ -112,7 +124,13 @@ def _compare_decoder(bundle: Bundle, reference: Reference, embeddings: Array) ->
 
 def _compare_prune(bundle: Bundle) -> Comparison:
     """The operator's node against bundle.json. Its arithmetic is tested where it lives; here it must be the same."""
-    node = onnx.load(bundle.graph("prune")).graph.node[0]
+    try:
+        (node,) = onnx.load(bundle.graph("prune")).graph.node
+    except Exception as error:  # protobuf's own, or a graph of no node or of many
+        raise TangoError(
+            f"{bundle.graph('prune')} is no graph of one node",
+            "check the bundle with: tango inspect BUNDLE --verify",
+        ) from error
     found = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
     found = {name: value.decode() if isinstance(value, bytes) else value for name, value in found.items()}
     same = float(node.op_type == op.NAME and found == op.node_attributes(bundle.manifest.params))

@@ -6,6 +6,7 @@ import argparse
 import importlib
 import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -76,7 +77,8 @@ def _overview() -> str:
 
 def _guarded(name: str, prog: str, arguments: Sequence[str]) -> int:
     """Runs a command; what the user can mend comes out as two lines, `error:` and `hint:`."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if threading.current_thread() is threading.main_thread():  # no other may say what a signal does
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     debug = "--debug" in arguments
     try:
         return _run(name, prog, arguments)

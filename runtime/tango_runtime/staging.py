@@ -7,10 +7,11 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tango_plugins import TangoError
+from tango_runtime.bundle import MANIFEST
 
 
 @contextmanager
@@ -22,48 +23,72 @@ def staged_folder(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
     Args:
         final: Where the folder will stand.
-        overwrite: Replace a folder that stands there already.
+        overwrite: Replace a bundle that stands there already.
 
     Raises:
-        TangoError: ``final`` exists and may not be replaced, another process is writing it, or the disk is full.
+        TangoError: ``final`` exists and may not be replaced, another process is writing it, or it cannot be written.
     """
-    if final.exists() and not overwrite:
-        raise TangoError(f"{final} exists already", "name another --output, or add --overwrite")
-    partial = final.with_name(f".{final.name}.partial")
+    check_output(final, overwrite=overwrite)
     with _os_errors(final):
-        final.parent.mkdir(parents=True, exist_ok=True)
-        lock = _lock(final, partial.with_suffix(".lock"))
+        place = final.resolve()  # "." has no name of its own
+        missing = [folder for folder in place.parents if not folder.exists()]
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with _locked(final, place.with_name(f".{place.name}.lock")):
+                yield from _staged(place, final, overwrite)
+        finally:
+            for folder in missing:
+                with suppress(OSError):  # it holds the output, if all went well
+                    folder.rmdir()
+
+
+def check_output(final: Path, *, overwrite: bool) -> None:
+    """Refuses an output that may not be written, before any work is done for it.
+
+    Raises:
+        TangoError: It exists, and is not to be replaced, or is no bundle.
+    """
+    with _os_errors(final):
+        if not os.path.lexists(final):
+            return
+        if not overwrite:
+            raise TangoError(f"{final} exists already", "name another --output, or add --overwrite")
+        if not (final / MANIFEST).is_file():
+            raise TangoError(f"{final} is no bundle", "--overwrite replaces bundles only: name another --output")
+
+
+def _staged(place: Path, final: Path, overwrite: bool) -> Iterator[Path]:
+    partial, old = (place.with_name(f".{place.name}.{state}") for state in ("partial", "old"))
+    shutil.rmtree(partial, ignore_errors=True)
     try:
-        with _os_errors(final):
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir()
-            yield partial
-            _replace(partial, final)
+        partial.mkdir()
+        yield partial
+        check_output(final, overwrite=overwrite)
+        if place.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            place.rename(old)
+        partial.rename(place)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-        partial.with_suffix(".lock").unlink(missing_ok=True)
-        os.close(lock)
 
 
-def _lock(final: Path, file: Path) -> int:
+@contextmanager
+def _locked(final: Path, file: Path) -> Iterator[None]:
     descriptor = os.open(file, os.O_CREAT | os.O_RDWR)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # The one who held it may have removed it after it was opened here; another may hold a new one by now.
+        if not (file.exists() and os.path.samestat(os.fstat(descriptor), file.stat())):
+            raise BlockingIOError
     except BlockingIOError as error:
         os.close(descriptor)
         raise TangoError(f"another process is writing {final}", "wait for it, or name another --output") from error
-    return descriptor
-
-
-def _replace(partial: Path, final: Path) -> None:
-    if not final.exists():
-        partial.rename(final)
-        return
-    old = final.with_name(f".{final.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    final.rename(old)
-    partial.rename(final)
-    shutil.rmtree(old)
+    try:
+        yield
+    finally:
+        file.unlink(missing_ok=True)
+        os.close(descriptor)
 
 
 @contextmanager
@@ -75,11 +100,9 @@ def _os_errors(final: Path) -> Iterator[None]:
             raise TangoError(
                 f"no space left on the disk of {final.parent}", "free some, or name another --output"
             ) from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            raise TangoError(
-                f"{error.filename or final} cannot be opened: {error.strerror}", "name a folder that you may write to"
-            ) from error
-        raise
+        raise TangoError(
+            f"{final} cannot be written: {error.strerror or error}", "name an --output that you may write to"
+        ) from error
 
 
 def require_space(folder: Path, needed: int) -> None:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tango_plugins import PruneParams, TangoError
-from tango_plugins.op import attributes, capacity, exact_count, params_from
+from tango_plugins.op import attributes, capacity, exact_count, node_attributes, params_from
 
 RATIO = st.integers(0, 10_000).map(lambda parts: parts / 10_000)
 
@@ -36,8 +36,17 @@ def test_attributes_hold_every_parameter(params):
     assert [getattr(back, name) for name in same] == [getattr(params, name) for name in same]
 
 
+def test_what_goes_by_its_rule_is_left_out_until_a_node_is_built():
+    given = attributes(PruneParams())
+    assert "segment_threshold" not in given
+    assert "sink_positions" not in given
+    assert params_from(given).at(0.25).tau_segment == 0.8
+    node = node_attributes(PruneParams())
+    assert node == attributes(PruneParams().resolved()) | {"plugin_namespace": "tango", "plugin_version": "1"}
+
+
 def test_attributes_of_the_defaults():
-    assert attributes(PruneParams()) == {
+    assert attributes(PruneParams().resolved()) == {
         "retention_ratio": 1000,
         "context_ratio": 4000,
         "expansion": 15000,

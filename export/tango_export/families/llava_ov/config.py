@@ -53,7 +53,9 @@ def read_config(checkpoint: Path, siglip: Path) -> LlavaOvConfig:
 
 
 def _hf_config(data: dict[str, Any]) -> LlavaOvConfig:
-    text, vision = data.get("text_config") or {}, data.get("vision_config") or {}
+    text, vision = _part(data, "text_config"), _part(data, "vision_config")
+    _only(text, "model_type", "qwen2")
+    _only(vision, "model_type", "siglip_vision_model")
     _only(data, "vision_feature_layer", -1)
     _only(data, "vision_feature_select_strategy", "full")
     _only(data, "projector_hidden_act", "gelu")
@@ -63,12 +65,14 @@ def _hf_config(data: dict[str, Any]) -> LlavaOvConfig:
 
 
 def _lmms_lab_config(data: dict[str, Any], siglip: Path) -> LlavaOvConfig:
+    _only(data, "architectures", ["LlavaQwenForCausalLM"])
     _only(data, "mm_projector_type", "mlp2x_gelu")
     _only(data, "mm_spatial_pool_mode", "bilinear")
     _only(data, "mm_newline_position", "one_token")
     _only(data, "mm_spatial_pool_stride", 2)
+    _only(data, "mm_patch_merge_type", "spatial_unpad")  # any other takes no newline
     source = read_json(siglip / "config.json")
-    tower = _siglip_config(source.get("vision_config", source), dropped_layers=1)
+    tower = _siglip_config(_part(source, "vision_config") or source, dropped_layers=1)
     # The head's absence is what ties it: some of these files lack tie_word_embeddings or deny it.
     return LlavaOvConfig(tower, _qwen2_config(data), True, True, data.get("eos_token_id"))
 
@@ -79,6 +83,7 @@ def _siglip_config(data: dict[str, Any], dropped_layers: int = 0) -> SiglipConfi
     # What a file leaves out is transformers' SiglipVisionConfig default.
     defaults = SiglipConfig(768, 3072, 12, 12, image_size=224, patch_size=16)
     config = _filled(defaults, data)
+    _divides(config.num_attention_heads, config.hidden_size, "num_attention_heads")
     return _filled(config, {"num_hidden_layers": config.num_hidden_layers - dropped_layers})
 
 
@@ -86,11 +91,13 @@ def _qwen2_config(data: dict[str, Any]) -> Qwen2Config:
     _only(data, "hidden_act", "silu")
     _only(data, "use_sliding_window", False)
     _only(data, "rope_scaling", None)
-    rope = data.get("rope_parameters") or {}  # transformers 5 writes this for rope_theta
+    rope = _part(data, "rope_parameters")  # transformers 5 writes this for rope_theta
     _only(rope, "rope_type", "default")
     # What a file leaves out is transformers' Qwen2Config default.
     defaults = Qwen2Config(4096, 22016, 32, 32, 32, 151936, rope_theta=10000.0)
     config = _filled(defaults, {**rope, **data})
+    _divides(config.num_attention_heads, config.hidden_size, "num_attention_heads")
+    _divides(config.num_key_value_heads, config.num_attention_heads, "num_key_value_heads")
     _only(data, "head_dim", config.head_dim)
     return config
 
@@ -106,6 +113,18 @@ def _filled(defaults: _Config, data: dict[str, Any]) -> _Config:
             raise TangoError(f"config.json: {name} is {value!r}, not a positive {kind.__name__}", "mend config.json")
         values[name] = kind(value)
     return type(defaults)(**values)
+
+
+def _part(data: dict[str, Any], key: str) -> dict[str, Any]:
+    part = data.get(key) or {}
+    if not isinstance(part, dict):
+        raise TangoError(f"config.json: {key} is {part!r}, not an object", "mend config.json")
+    return part
+
+
+def _divides(heads: int, whole: int, key: str) -> None:
+    if whole % heads:
+        raise TangoError(f"config.json: {key} is {heads}, which does not divide {whole}", "mend config.json")
 
 
 def _only(data: dict[str, Any], key: str, value: object) -> None:

@@ -51,6 +51,7 @@ def load(checkpoint_folder: Path, siglip_folder: Path, dtype: torch.dtype, conte
     Raises:
         TangoError: Something is missing, misshapen, unknown or not supported; the message names it.
     """
+    head = _pooling_head(siglip_folder)
     config = read_config(checkpoint_folder, siglip_folder)
     if not 1 <= context <= config.text.max_position_embeddings:
         raise TangoError(
@@ -59,7 +60,7 @@ def load(checkpoint_folder: Path, siglip_folder: Path, dtype: torch.dtype, conte
         )
     checkpoint = Checkpoint(checkpoint_folder, renaming(LLAVA_RULES))
     checkpoint.check(expected_shapes(config), optional=["head.weight"] if config.tied else [])
-    head = _pooling_head(siglip_folder, config.vision)
+    _check_pooling_head(head, config.vision)
     tokenizer_json, tokenizer = read_tokenizer(checkpoint_folder)
     vocabulary = vocabulary_size(tokenizer)
     if vocabulary > config.text.vocab_size:
@@ -84,8 +85,18 @@ def load(checkpoint_folder: Path, siglip_folder: Path, dtype: torch.dtype, conte
     )
 
 
-def _pooling_head(folder: Path, vision: SiglipConfig) -> Checkpoint:
+def _pooling_head(folder: Path) -> Checkpoint:
     head = Checkpoint(folder, renaming(SIGLIP_RULES))
+    for name in ("probe", "attention.in_proj_weight", "attention.in_proj_bias"):
+        if f"head.{name}" not in head:
+            raise TangoError(
+                f"{folder} has no SigLIP pooling head (vision_model.head.{name}), which the salience comes from",
+                f"LLaVA checkpoints do not hold it: give the original SigLIP checkpoint, --siglip {_SIGLIP}",
+            )
+    return head
+
+
+def _check_pooling_head(head: Checkpoint, vision: SiglipConfig) -> None:
     width = vision.hidden_size
     shapes = {
         "probe": (1, 1, width),
@@ -93,17 +104,12 @@ def _pooling_head(folder: Path, vision: SiglipConfig) -> Checkpoint:
         "attention.in_proj_bias": (3 * width,),
     }
     for name, shape in shapes.items():
-        if f"head.{name}" not in head:
-            raise TangoError(
-                f"{folder} has no SigLIP pooling head (vision_model.head.{name}), which the salience comes from",
-                f"LLaVA checkpoints do not hold it: give the original SigLIP checkpoint, --siglip {_SIGLIP}",
-            )
         if head.shape(f"head.{name}") != shape:
             raise TangoError(
-                f"{folder}: head.{name} has shape {list(head.shape(f'head.{name}'))}, the tower asks for {list(shape)}",
+                f"{head.folder}: head.{name} has shape {list(head.shape(f'head.{name}'))}, "
+                f"the tower asks for {list(shape)}",
                 "give the SigLIP that this checkpoint's tower was made from",
             )
-    return head
 
 
 def _hf_template(folder: Path) -> str:

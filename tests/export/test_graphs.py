@@ -1,0 +1,117 @@
+"""The four graphs as files: opset, checker, external data, dynamic axes, the operator's node."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper
+
+from tango_export.graphs import _external, write_prune_graph
+from tango_plugins import PruneParams, op
+from tango_runtime.bundle import Bundle, TensorSpec
+from tests.export.edits import assert_close, embed, frames, logits, run, session
+
+WEIGHED = ("vision", "embed", "decoder")
+
+
+def proto(folder, graph):
+    return onnx.load(folder / f"{graph}.onnx", load_external_data=False)
+
+
+def entries(tensor):
+    return {entry.key: entry.value for entry in tensor.external_data}
+
+
+@pytest.mark.parametrize("graph", [*WEIGHED, "prune"])
+def test_opset_and_checker(bundle, graph):
+    onnx.checker.check_model(str(bundle() / f"{graph}.onnx"))
+    assert {o.domain: o.version for o in proto(bundle(), graph).opset_import}[""] == 17
+
+
+@pytest.mark.parametrize("graph", WEIGHED)
+def test_one_data_file_holds_every_weight_and_nothing_else(bundle, graph):
+    initializers = proto(bundle(), graph).graph.initializer
+    assert {entries(t)["location"] for t in initializers} == {f"{graph}.onnx.data"}
+    assert not any(t.HasField("raw_data") for t in initializers)
+    spans = sorted((int(entries(t)["offset"]), int(entries(t)["length"])) for t in initializers)
+    end = 0
+    for offset, length in spans:
+        assert offset == -(-end // 64) * 64
+        end = offset + length
+    assert (bundle() / f"{graph}.onnx.data").stat().st_size == end
+
+
+@pytest.mark.parametrize("graph", [*WEIGHED, "prune"])
+def test_bundle_json_says_what_the_graph_says(bundle, graph):
+    spec, found = Bundle.load(bundle()).manifest.graphs[graph], proto(bundle(), graph).graph
+    for tensors, values in ((spec.inputs, found.input), (spec.outputs, found.output)):
+        said = [
+            TensorSpec(
+                v.name,
+                helper.tensor_dtype_to_np_dtype(v.type.tensor_type.elem_type).name,
+                tuple(d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim),
+            )
+            for v in values
+        ]
+        assert list(tensors) == said
+
+
+def test_vision_takes_any_number_of_frames(bundle):
+    video = frames(3)
+    features, salience = run(bundle(precision="fp32"), "vision", frames=video)
+    for count in (1, 2):
+        fewer = run(bundle(precision="fp32"), "vision", frames=video[:count])
+        assert_close(fewer[0], features[:count], 1e-5)
+        assert_close(fewer[1], salience[:count], 1e-5)
+    np.testing.assert_allclose(salience.sum(-1) * 4, 1, atol=0.1)  # a mean over 2×2 patches: a quarter of their sum
+
+
+@pytest.mark.parametrize("graph", WEIGHED)
+def test_no_graph_holds_a_size_of_the_example_that_it_was_traced_with(bundle, graph):
+    # Frames 2, tokens 3 and cached tokens 5 while tracing: a shape that holds one of them is a frozen axis.
+    for node in proto(bundle(), graph).graph.node:
+        if node.op_type == "Constant" and (shape := onnx.numpy_helper.to_array(node.attribute[0].t)).ndim == 1:
+            assert not {3, 5} & set(shape.tolist()[:1]), node
+
+
+def test_prune_node_holds_the_parameters(bundle):
+    (node,) = proto(bundle(), "prune").graph.node
+    found = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    found = {name: value.decode() if isinstance(value, bytes) else value for name, value in found.items()}
+    assert (node.op_type, node.domain) == ("TangoPrune", "tango")
+    assert (found.pop("plugin_namespace"), found.pop("plugin_version")) == ("tango", "1")
+    assert {type(value) for value in found.values()} == {int, str, list}
+    assert found["retention_ratio"] == 1000
+    assert op.params_from(found) == PruneParams(grid=(4, 4)).resolved()
+    assert Bundle.load(bundle()).manifest.params == PruneParams(grid=(4, 4))  # the rules stay open to another ratio
+
+
+def test_prune_node_of_other_parameters(tmp_path):
+    params = PruneParams(retention_ratio=0.25, merge_order="density", budget="exact", sink_positions=())
+    write_prune_graph(params, TensorSpec("features", "float16", ("F", 196, 896)), tmp_path)
+    (node,) = proto(tmp_path, "prune").graph.node
+    assert {a.name: a.type for a in node.attribute}["sink_positions"] == onnx.AttributeProto.INTS
+    ratio = next(a for a in node.attribute if a.name == "retention_ratio")
+    assert (ratio.type, ratio.i) == (onnx.AttributeProto.INT, 2500)
+
+
+def test_a_weight_beyond_four_gigabytes_is_found(tmp_path):
+    offset = 5 << 30
+    with (tmp_path / "far.onnx.data").open("wb") as data:  # a hole: it takes no disk
+        data.seek(offset)
+        data.write(np.arange(4, dtype=np.float32).tobytes())
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [4])
+    node = helper.make_node("Identity", ["w"], ["y"])
+    graph = helper.make_graph([node], "far", [], [y], [_external("w", torch.empty(4), "far.onnx.data", offset)])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "far.onnx")
+    onnx.checker.check_model(str(tmp_path / "far.onnx"))
+    assert run(tmp_path, "far")[0].tolist() == [0, 1, 2, 3]
+
+
+def test_graphs_of_the_default_precision_are_fp16(bundle):
+    assert {i.type for i in session(bundle() / "decoder.onnx").get_inputs()} == {"tensor(float16)", "tensor(int64)"}
+    assert logits(bundle(), np.arange(3)).dtype == np.float32
+    assert embed(bundle(), np.arange(3)).dtype == np.float16
