@@ -21,7 +21,7 @@ from tango_export.families.base import Model, Reference
 from tango_plugins import TangoError, op
 from tango_runtime.bundle import Bundle
 from tango_runtime.progress import progress
-from tango_runtime.stages.onnxruntime import open_session
+from tango_runtime.stages.onnxruntime import empty_cache, open_session
 
 #: A cosine alone is blind to scale, so the norm is compared too.
 MIN_COSINE, MAX_NORM_ERROR = 0.999, 0.01
@@ -112,7 +112,7 @@ def _compare_decoder(bundle: Bundle, reference: Reference, embeddings: Array) ->
     vocabulary = bundle.manifest.prompt.vocabulary
     expected = reference.logits(torch.from_numpy(embeddings).float())[:, :vocabulary]
     capacity = len(embeddings) + 5
-    cache = {t.name: _zeros(t.dtype, t.shape, capacity) for t in spec.inputs[2:]}
+    cache = empty_cache(spec.inputs[2:], capacity)
     for begin, end in [(0, _PROMPT), *((i, i + 1) for i in range(_PROMPT, len(embeddings)))]:
         held = {name: rows[:, : capacity if begin else 0] for name, rows in cache.items()}
         positions = np.arange(begin, end, dtype=np.int64)
@@ -160,7 +160,3 @@ def _ids(bundle: Bundle) -> Array:
     ids = np.random.default_rng(1).integers(0, prompt.vocabulary, _PROMPT + _STEPS, dtype=np.int64)
     ids[: len(prompt.after_video)] = prompt.after_video
     return ids
-
-
-def _zeros(dtype: str, shape: tuple[int | str, ...], capacity: int) -> Array:
-    return np.zeros([capacity if isinstance(n, str) else n for n in shape], dtype)

@@ -198,8 +198,27 @@ class Bundle:
         return bundle
 
     def file(self, name: str) -> Path:
-        """Path of one of the bundle's files."""
+        """Path of one of the bundle's files.
+
+        Raises:
+            TangoError: bundle.json does not list it.
+        """
+        if name not in self.manifest.files:
+            raise TangoError(f"{self.path / MANIFEST}: files lacks {name}", "export the bundle again")
         return self.path / name
+
+    def text(self, name: str) -> str:
+        """Content of one of the bundle's text files.
+
+        Raises:
+            TangoError: bundle.json does not list it, or it is not UTF-8.
+        """
+        try:
+            return self.file(name).read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise TangoError(
+                f"{self.path / name} is no UTF-8 text: {error}", "copy the bundle again, or export it again"
+            ) from error
 
     def graph(self, name: GraphName) -> Path:
         """Path of a graph's ONNX file."""
@@ -264,4 +283,10 @@ def _read_manifest(path: Path) -> Manifest:
         op.params_from(manifest.prune)
     except TangoError as error:
         raise TangoError(f"{file}: prune: {error.message}", error.hint) from error
+    (rows, columns), tokens = manifest.params.grid, manifest.video.tokens_per_frame
+    if rows * columns != tokens:
+        raise TangoError(
+            f"{file}: prune: a grid of {rows}x{columns} does not hold video: tokens_per_frame {tokens}",
+            "export the bundle again, or undo the edit",
+        )
     return manifest

@@ -40,8 +40,8 @@ class Answer:
         kept: Video tokens that the decoder saw, K.
         total: Video tokens that the vision graph gave, F·L.
         prompt_tokens: Positions of the prompt, video tokens included.
-        stages: Milliseconds of each stage, in order: ``video`` (decoding and resizing), ``vision``, ``prune``,
-            ``prefill`` (up to the first token), ``decode`` (all later tokens).
+        stages: Milliseconds of each stage, in order: ``video`` (decoding and resizing), ``vision``, ``prune`` (unless
+            every token is kept), ``prefill`` (up to the first token), ``decode`` (all later tokens).
         indices: [K] int32, flat index f·L + l of each kept token.
         merged: [K] bool, True for a merged context token, False for one kept as it is.
         segments: [S, 2] int32, first frame and one past the last.
@@ -82,7 +82,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class _Request:
-    """A question, checked and ready to be answered."""
+    """A question, checked and ready to be answered once: ``timed`` is read to its end."""
 
     timed: Iterator[TimedFrame]
     prompt: tuple[NDArray[np.int64], NDArray[np.int64]]
@@ -117,9 +117,10 @@ class VideoLLM:
     def __init__(self, bundle: str | Path, engine: str = "auto") -> None:
         self.bundle = Bundle.load(bundle)
         self._stages = select(self.bundle, engine)
-        template = self.bundle.file("chat_template.jinja").read_text(encoding="utf-8")
+        template = self.bundle.text("chat_template.jinja")
         tokenizer = self.bundle.file("tokenizer.json")
         self._prompt = Prompt(tokenizer, template, self.bundle.manifest.prompt.placeholder)
+        self._latest: Answer | None = None  # whose keys and values the engine holds
 
     @property
     def engine(self) -> str:
@@ -250,8 +251,10 @@ class VideoLLM:
         answer.prompt_tokens = self._require_room(request, answer.kept)
         context, stop = self.bundle.manifest.decoder.context, set(self.bundle.manifest.prompt.stop)
         capacity = min(answer.prompt_tokens + request.max_new_tokens, context)
+        self._latest = answer
         with _timed(answer, "prefill"):
             token = request.sampler(self._stages.prefill(self._splice(request, kept.tokens), capacity))
+        answer.stages["decode"] = 0.0  # told even where one token is all there is
         while token not in stop:
             answer.ids.append(token)
             yield token
@@ -260,6 +263,11 @@ class VideoLLM:
             if answer.prompt_tokens + len(answer.ids) == context:
                 answer.finish = "context"
                 return
+            if self._latest is not answer:
+                raise TangoError(
+                    "another answer was begun before this one ended",
+                    "read a stream to its end, or load a second VideoLLM",
+                )
             with _timed(answer, "decode"):
                 token = request.sampler(self._stages.decode(token))
         answer.finish = "stop"

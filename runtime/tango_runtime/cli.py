@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import signal
 import sys
 import threading
@@ -47,7 +48,7 @@ FAILED = 2
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise TangoError(message, f"see: {self.prog} --help")
+        raise TangoError(message, f"see: {self.prog} --help (behind -- an argument may begin with a dash)")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -86,6 +87,13 @@ def _guarded(name: str, prog: str, arguments: Sequence[str]) -> int:
         if debug:
             raise
         return _fail(error.message, error.hint)
+    except BrokenPipeError:  # who reads the answer has left, as `tango run … | head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except OSError as error:
+        if debug:
+            raise
+        return _fail(str(error), "check that the path exists and that you may read or write there")
     except KeyboardInterrupt:
         return _fail("interrupted", "nothing half-written was left behind; run it again")
 

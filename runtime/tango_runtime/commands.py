@@ -22,8 +22,14 @@ def _configure_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("video", help="video file, or folder of images")
     parser.add_argument("question")
     parser.add_argument("--frames", type=int, help="frames sampled from the video (default: the bundle's)")
-    parser.add_argument("--retention-ratio", type=float, help="fraction of video tokens kept (default: the bundle's)")
-    parser.add_argument("--no-prune", action="store_true", help="keep every video token")
+    parser.add_argument(
+        "--retention-ratio",
+        type=float,
+        help="fraction of video tokens kept (default: the bundle's)",
+    )
+    parser.add_argument(
+        "--no-prune", action="store_true", help="keep all (a ratio of 1 merges what stands still)"
+    )
     parser.add_argument(
         "--max-new-tokens", type=int, default=128, help="most tokens of the answer (default: %(default)s)"
     )
@@ -42,6 +48,8 @@ def _run(args: argparse.Namespace) -> int:
     for file in (args.report, args.picture):
         if file and not file.resolve().parent.is_dir():
             raise TangoError(f"there is no folder {file.resolve().parent}", "make it, or name another file")
+        if file and file.is_dir():
+            raise TangoError(f"{file} is a folder", "name a file in it")
     llm = VideoLLM(args.bundle, engine=args.engine)
     note(f"engine: {llm.engine}" + (" (the only one that tango-edge has so far)" if args.engine == "auto" else ""))
     with progress("vision", args.frames or llm.bundle.manifest.video.frames) as advance:

@@ -68,6 +68,8 @@ class Prompt:
             TangoError: The question contains the placeholder or the text of a special token, which the tokenizer
                 could not tell from the template's own.
         """
+        if any("\ud800" <= character <= "\udfff" for character in question):
+            raise TangoError("the question is no valid Unicode", "give it as UTF-8 text")
         for token in self._reserved:
             if token in question:
                 raise TangoError(f"the question contains {token}", "leave it out; it is reserved for the prompt itself")

@@ -15,18 +15,19 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 
 from tango_plugins import reference
 from tango_runtime import VideoLLM
+from tango_runtime.stages import select
 
 LENGTH = 32
 QUESTIONS = ["What happens in the video?", "Où va la balle rouge ? 🔴", "How many squares are there, 1 or 25?\nCount!"]
 
 
 @pytest.fixture(scope="module")
-def pair(exported):
+def pair(talkative):
     """A function: (our chain, transformers' model) of a checkpoint."""
 
     @cache
     def load(*arguments):
-        folder, bundle = exported(*arguments)
+        folder, bundle = talkative(*arguments)
         return VideoLLM(bundle), original(folder)
 
     return load
@@ -59,13 +60,17 @@ def pixels_of(hf, frames):
 
 
 def generate(hf, **inputs):
-    """Greedy ids. The rows of the table that no token stands for, random in the real ones too, are left out."""
+    """Greedy ids of 32 tokens. Rows of the table that no token stands for, as the real ones have too, are left out."""
+    (prompt,) = (inputs[name] for name in ("input_ids", "inputs_embeds") if name in inputs)
     padding = range(len(hf.tokenizer), hf.model.config.text_config.vocab_size)
-    with torch.no_grad():
-        ids = hf.model.generate(
-            **inputs, do_sample=False, max_new_tokens=LENGTH, suppress_tokens=list(padding), pad_token_id=0
-        )
-    return ids[0, inputs["input_ids"].shape[1] if "input_ids" in inputs else 0 :].tolist()
+    ids = hf.model.generate(
+        **inputs,
+        attention_mask=torch.ones(prompt.shape[:2], dtype=torch.long),
+        do_sample=False,
+        max_new_tokens=LENGTH,
+        suppress_tokens=list(padding),
+    )
+    return ids[0, prompt.shape[1] if "input_ids" in inputs else 0 :].tolist()
 
 
 def varied(answers):
@@ -74,11 +79,12 @@ def varied(answers):
 
 
 CHECKPOINTS = [
-    ("llava-hf", True, False, 0),
-    ("llava-hf", False, False, 1),
-    ("llava-hf", True, True, 2),
-    ("llava-hf", False, True, 3),
-    ("llava-hf-fresh", False, True, 4),
+    # layout, tied, outliers, seed, edge of a frame
+    ("llava-hf", True, False, 0, 384),
+    ("llava-hf", True, True, 15, 112),
+    ("llava-hf", False, True, 29, 112),
+    ("llava-hf", False, False, 2, 112),
+    ("llava-hf-fresh", True, False, 4, 112),
 ]
 
 
@@ -91,8 +97,27 @@ def test_unpruned_answer_is_transformers(pair, frames, checkpoint):
         ids = prompt_of(hf, question, ours.total + 1)
         assert ours.prompt_tokens == ids.shape[1]
         theirs = generate(hf, input_ids=ids, pixel_values_videos=pixels_of(hf, frames[:count]))
-        print(len(set(theirs)), theirs)
         assert len(theirs) == LENGTH
         assert ours.ids == theirs
         answers.append(theirs)
     assert varied(answers)
+
+
+@pytest.mark.parametrize("ratio", [0.05, 0.1, 0.5])
+@pytest.mark.parametrize("checkpoint", [CHECKPOINTS[3], CHECKPOINTS[4]])
+def test_pruned_answer_is_transformers_given_the_kept_tokens(pair, colours, checkpoint, ratio):
+    llm, hf = pair(*checkpoint)
+    ours = llm.generate(colours, QUESTIONS[0], frames=8, retention_ratio=ratio, max_new_tokens=LENGTH)
+
+    features, salience = select(llm.bundle).vision(ours.frames, lambda done: None)
+    params = llm.bundle.manifest.params.at(ratio)
+    kept = reference.prune(features, salience, np.arange(8, dtype=np.float32), params)
+    np.testing.assert_array_equal(ours.indices, kept.indices)
+    ids = prompt_of(hf, QUESTIONS[0], 1)[0]
+    video = int((ids == hf.model.config.video_token_id).nonzero())
+    embed = hf.model.get_input_embeddings()
+    newline = hf.model.model.image_newline[None]
+    rows = torch.cat([embed(ids[:video]), torch.from_numpy(kept.tokens), newline, embed(ids[video + 1 :])])
+    assert ours.prompt_tokens == len(rows) < ours.total
+    theirs = generate(hf, inputs_embeds=rows.detach()[None])
+    assert ours.ids == theirs
