@@ -1,12 +1,14 @@
 """The CUDA library by ctypes: :class:`CudaPruner` over device memory that somebody else owns.
 
-Neither torch nor TensorRT is needed: whatever tells its device pointer by ``__cuda_array_interface__`` or DLPack will do.
+Neither torch nor TensorRT is needed: whatever tells its device pointer by ``__cuda_array_interface__`` or DLPack
+will do.
 """
 
 from __future__ import annotations
 
 import ctypes
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -15,9 +17,9 @@ from typing import Any, Literal, cast, get_args
 
 from tango_plugins import op
 from tango_plugins.errors import TangoError
+from tango_plugins.op import Precision
 from tango_plugins.params import PruneParams
 
-Precision = Literal["fast", "exact"]
 Dtype = Literal["float16", "float32"]
 
 #: The C interface that this module speaks: TANGO_PRUNE_INTERFACE of tango/prune.h.
@@ -133,7 +135,8 @@ class CudaPruner:
         frames: F, at most 256.
         width: D, even.
         dtype: Of the features and tokens.
-        precision: ``fast`` rounds rotated features to fp16 for inner products, ``exact`` keeps squared distances to 1e-6.
+        precision: ``fast`` rounds rotated features to fp16 for inner products, ``exact`` keeps squared distances to
+            1e-6.
         library: The CUDA library; None takes the one that ``tango plugin build`` installed.
 
     Attributes:
@@ -216,7 +219,7 @@ class CudaPruner:
             None if segments is None else _pointer(segments, "segments", (F, 2), "int32"),
         )
         scratch = Memory.of(workspace, "workspace")
-        size = _elements(scratch.shape) * _item_bytes(scratch.dtype)
+        size = math.prod(scratch.shape) * _item_bytes(scratch.dtype)
         status = self._library.tango_prune_enqueue_steps(
             *self._what, ctypes.byref(tensors), scratch.address, size, stream, *steps
         )
@@ -240,7 +243,7 @@ class CudaPruner:
 
 
 def _c_params(params: PruneParams, precision: Precision, sinks: ctypes.Array[ctypes.c_int32]) -> _Params:
-    found = cast("dict[str, Any]", op.attributes(params))
+    found = cast("dict[str, Any]", op.attributes(params.resolved()))
     numbers = {name: value for name, value in found.items() if isinstance(value, int)}
     return _Params(
         **numbers,
@@ -269,13 +272,6 @@ def _contiguous(shape: Sequence[int], strides: Sequence[int]) -> bool:
             return False
         expected *= length
     return True
-
-
-def _elements(shape: Sequence[int]) -> int:
-    count = 1
-    for length in shape:
-        count *= length
-    return count
 
 
 def _item_bytes(dtype: str) -> int:

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Union
+from typing import Any, Literal, Union
 
 from tango_plugins.errors import TangoError
 from tango_plugins.params import RATIO_SCALE, RATIOS, PruneParams
@@ -38,6 +38,9 @@ VERSION = "1"
 #: Order is that of the ONNX node and of the plugin.
 INPUTS = ("features", "salience", "timestamps")
 OUTPUTS = ("tokens", "indices", "count")
+
+#: How the CUDA library takes inner products of rotated features: rounded to fp16, or split in two.
+Precision = Literal["fast", "exact"]
 
 Attribute = Union[int, "list[int]", str]
 
@@ -56,12 +59,17 @@ def attributes(params: PruneParams) -> dict[str, Attribute]:
     return found
 
 
-def node_attributes(params: PruneParams) -> dict[str, Attribute]:
+def node_attributes(params: PruneParams, precision: Precision = "fast") -> dict[str, Attribute]:
     """All attributes of an ONNX node: nothing goes by a rule, and TensorRT is told where the plugin is.
 
     TensorRT's parser reads the namespace from the attribute, and from the node's domain only since 10.10.
+
+    Args:
+        params: Parameters of the operator.
+        precision: How the CUDA library takes inner products, ``fast`` or ``exact``.
     """
-    return attributes(params.resolved()) | {"plugin_namespace": DOMAIN, "plugin_version": VERSION}
+    host = {"precision": precision, "plugin_namespace": DOMAIN, "plugin_version": VERSION}
+    return attributes(params.resolved()) | host
 
 
 def params_from(found: Mapping[str, Attribute]) -> PruneParams:

@@ -39,6 +39,7 @@ class _Entry:
 _COMMANDS = {
     "run": _Entry("tango_runtime.commands:RUN", "cpu", "answer a question about a video"),
     "inspect": _Entry("tango_runtime.commands:INSPECT", "cpu", "say what a bundle holds, and check its files"),
+    "plugin": _Entry("tango_runtime.plugin_command:PLUGIN", "cpu", "build the CUDA library and the TensorRT plugin"),
     "export": _Entry("tango_export.commands:EXPORT", "export", "make a bundle of a checkpoint (also: tango-export)"),
     "validate": _Entry("tango_export.commands:VALIDATE", "export", "compare a bundle with the original model"),
 }

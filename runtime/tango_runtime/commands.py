@@ -27,9 +27,7 @@ def _configure_run(parser: argparse.ArgumentParser) -> None:
         type=float,
         help="fraction of video tokens kept (default: the bundle's)",
     )
-    parser.add_argument(
-        "--no-prune", action="store_true", help="keep all (a ratio of 1 merges what stands still)"
-    )
+    parser.add_argument("--no-prune", action="store_true", help="keep all (a ratio of 1 merges what stands still)")
     parser.add_argument(
         "--max-new-tokens", type=int, default=128, help="most tokens of the answer (default: %(default)s)"
     )

@@ -81,7 +81,8 @@ def test_prune_node_holds_the_parameters(bundle):
     found = {a.name: helper.get_attribute_value(a) for a in node.attribute}
     found = {name: value.decode() if isinstance(value, bytes) else value for name, value in found.items()}
     assert (node.op_type, node.domain) == ("TangoPrune", "tango")
-    assert (found.pop("plugin_namespace"), found.pop("plugin_version")) == ("tango", "1")
+    host = [found.pop(name) for name in ("precision", "plugin_namespace", "plugin_version")]
+    assert host == ["fast", "tango", "1"]
     assert {type(value) for value in found.values()} == {int, str, list}
     assert found["retention_ratio"] == 1000
     assert op.params_from(found) == PruneParams(grid=(4, 4)).resolved()

@@ -42,7 +42,11 @@ def test_what_goes_by_its_rule_is_left_out_until_a_node_is_built():
     assert "sink_positions" not in given
     assert params_from(given).at(0.25).tau_segment == 0.8
     node = node_attributes(PruneParams())
-    assert node == attributes(PruneParams().resolved()) | {"plugin_namespace": "tango", "plugin_version": "1"}
+    assert node == attributes(PruneParams().resolved()) | {
+        "precision": "fast",
+        "plugin_namespace": "tango",
+        "plugin_version": "1",
+    }
 
 
 def test_attributes_of_the_defaults():

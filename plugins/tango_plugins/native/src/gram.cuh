@@ -1,0 +1,165 @@
+// What the kernels of gram.cu and gram_sm90.cu share: which tile comes next, how its rows lie in shared memory, and
+// where its inner products go.
+#pragma once
+
+#include "device.cuh"
+#include "mma.cuh"
+
+namespace tango {
+
+constexpr int kMaxSymmetricRows = 1024;  // tile rows whose prefix sums fit into shared memory
+
+// 128 rows of a pool and some of its columns.
+struct Tile {
+    MergePool pool;
+    int row, column;  // first of each, in the pool
+    int width;        // columns of the tile
+    int columns;      // of the pool: its entries, or its anchors
+    float* rows;      // where the first row is stored
+};
+
+template <Pairs kPairs, int kColumns>
+class TileList {
+  public:
+    int count;  // tiles to visit, some of which may be empty
+
+    // `before` has room for kMaxSymmetricRows if pairs are symmetric.
+    __device__ TileList(const Job& job, int strip, int* before)
+        : job_(job), first_row_(strip * job.strip_tile_rows), before_(before) {
+        rows_ = *job.tile_rows;
+        if (kPairs == Pairs::kSymmetric) {
+            count = 0;
+            for (int start = 0; start < rows_; start += blockDim.x) {
+                const int t = start + threadIdx.x;
+                int total;
+                const int tiles = t < rows_ ? (job.tile_row[t].index * kTile + kTile - 1) / kColumns + 1 : 0;
+                const int sum = block_exclusive_sum(tiles, total);
+                if (t < rows_) before[t] = count + sum;
+                count += total;
+            }
+            __syncthreads();
+        } else if (kPairs == Pairs::kDiagonal) {
+            count = rows_;
+        } else {
+            count = max(strip_rows(), 0) * ceil_div(job.N, kColumns);
+        }
+    }
+
+    // False where the tile lies outside its pool.
+    __device__ bool find(int index, Tile& tile) const {
+        int t = index, column = 0;
+        if (kPairs == Pairs::kSymmetric) {
+            t = 0;
+            for (int step = kMaxSymmetricRows / 2; step > 0; step /= 2)
+                if (t + step < rows_ && before_[t + step] <= index) t += step;
+            column = (index - before_[t]) * kColumns;
+        } else if (kPairs != Pairs::kDiagonal) {
+            t = first_row_ + index % strip_rows();  // neighbours in time share columns: there are more of them
+            column = index / strip_rows() * kColumns;
+        }
+        const TileRow found = job_.tile_row[t];
+        tile.pool = job_.merge_pool[found.pool];
+        tile.row = found.index * kTile;
+        tile.column = kPairs == Pairs::kDiagonal ? tile.row : column;
+        tile.width = kColumns;
+        tile.columns = kPairs == Pairs::kAnchors ? tile.pool.anchors : tile.pool.count;
+        const size_t stored = kPairs == Pairs::kSymmetric ? tile.pool.first + tile.row
+                                                          : static_cast<size_t>(t - first_row_) * kTile;
+        tile.rows = job_.gram + stored * job_.ld;
+        return tile.column < tile.columns;
+    }
+
+    __device__ int row_token(const Tile& tile, int r) const {
+        return job_.context[tile.pool.first + min(tile.row + r, tile.pool.count - 1)];
+    }
+
+    __device__ int column_token(const Tile& tile, int c) const {
+        const int* tokens = kPairs == Pairs::kAnchors ? job_.anchor_tokens : job_.context;
+        return tokens[tile.pool.first + min(tile.column + c, tile.columns - 1)];
+    }
+
+    // Stores the products of row r with columns c and c + 1 of the tile; c is even. Of symmetric pairs those below the
+    // diagonal, twice: so both places have the same bits.
+    __device__ void store(const Tile& tile, int r, int c, float first, float second) const {
+        const int i = tile.row + r, j = tile.column + c;
+        if (i >= tile.pool.count) return;
+        first *= kGramScale;
+        second *= kGramScale;
+        float* place = tile.rows + static_cast<size_t>(r) * job_.ld + j;
+        if (kPairs == Pairs::kSymmetric) {
+            if (j > i) return;
+            float* mirror = job_.gram + static_cast<size_t>(tile.pool.first + j) * job_.ld + i;
+            mirror[0] = first;
+            if (j < i) {
+                *reinterpret_cast<float2*>(place) = make_float2(first, second);
+                mirror[job_.ld] = second;
+            } else {
+                place[0] = first;
+            }
+        } else if (kPairs != Pairs::kDiagonal && j < tile.columns) {
+            *reinterpret_cast<float2*>(place) = make_float2(first, second);  // `ld` leaves room for one more
+        }
+        if (kPairs == Pairs::kSymmetric || kPairs == Pairs::kDiagonal) {
+            if (j == i) job_.norm[tile.pool.aligned + i] = first;
+            if (j + 1 == i) job_.norm[tile.pool.aligned + i] = second;
+        }
+    }
+
+    // Does the whole tile lie in its pool, and below the diagonal if pairs are symmetric?
+    __device__ bool is_inside(const Tile& tile) const {
+        if (kPairs == Pairs::kDiagonal || tile.row + kTile > tile.pool.count) return false;
+        return tile.column + tile.width <= (kPairs == Pairs::kSymmetric ? tile.row : tile.columns);
+    }
+
+    // Stores all of a thread's products of such a tile, with few instructions: of each 8 columns, c and c + 1 of row r,
+    // then of row r + 8.
+    template <int kSums>
+    __device__ void store_inside(const Tile& tile, int r, int c, const float (&sums)[kSums]) const {
+        float* place = tile.rows + static_cast<size_t>(r) * job_.ld + tile.column + c;
+        float* lower = place + 8 * job_.ld;
+        float* mirror = job_.gram + static_cast<size_t>(tile.pool.first + tile.column + c) * job_.ld + tile.row + r;
+        const int next = job_.ld;
+#pragma unroll
+        for (int n = 0; n < kSums / 4; ++n) {
+            const float a = sums[4 * n] * kGramScale, b = sums[4 * n + 1] * kGramScale;
+            const float d = sums[4 * n + 2] * kGramScale, e = sums[4 * n + 3] * kGramScale;
+            reinterpret_cast<float2*>(place)[4 * n] = make_float2(a, b);
+            reinterpret_cast<float2*>(lower)[4 * n] = make_float2(d, e);
+            if (kPairs == Pairs::kSymmetric) {
+                mirror[0] = a;
+                mirror[8] = d;
+                mirror[next] = b;
+                mirror[next + 8] = e;
+                mirror += 8 * next;
+            }
+        }
+    }
+
+  private:
+    __device__ int strip_rows() const { return min(job_.strip_tile_rows, rows_ - first_row_); }
+
+    const Job& job_;
+    int first_row_, rows_;
+    const int* before_;
+};
+
+// Where word w of a row lies (16-byte words, eight or four to a row): eight rows of one word, and the words of one row,
+// all meet different banks. It is also how Hopper's wgmma wants them, 128 or 64 bytes to a row.
+template <int kWords>
+__device__ uint32_t swizzled(int row, int word) {
+    return (row * kWords + (kWords == 8 ? word ^ (row & 7) : word ^ (row >> 1 & 3))) * 16;
+}
+
+// Copies a step's words of kPasses rows of one operand: this thread's row, and every kStride-th after it.
+template <int kWords, int kPasses, int kStride>
+__device__ void load_rows(const __half* rotated, uint32_t to, const uint32_t (&words)[kPasses], int step) {
+    const uint4* source = reinterpret_cast<const uint4*>(rotated) + step * kWords;
+    const int word = threadIdx.x % kWords, row = threadIdx.x / kWords;
+#pragma unroll
+    for (int pass = 0; pass < kPasses; ++pass)
+        copy_async(to + swizzled<kWords>(row + pass * kStride, word), source + words[pass]);
+}
+
+cudaError_t gram_sm90(const Job& job, Pairs pairs, int strip, int sms, cudaStream_t stream);
+
+}  // namespace tango

@@ -1,0 +1,330 @@
+// The C interface: checks what it is given, lays out the workspace, enqueues the steps.
+#include <algorithm>
+#include <cmath>
+#include <cstdarg>
+#include <cstdio>
+#include <cstring>
+
+#include "device.cuh"
+#include "tango/steps.h"
+
+#ifndef TANGO_VERSION
+#define TANGO_VERSION "0"
+#endif
+#ifndef TANGO_ARCHITECTURES
+#define TANGO_ARCHITECTURES ""
+#endif
+
+namespace tango {
+namespace {
+
+// The most that the Gram matrix may take. A video of up to 6,324 tokens (32 frames of 14 x 14 are 6,272) has all of it
+// at once; a longer one has it computed in strips of rows, three times over, and the workspace stays O(F L D).
+constexpr size_t kGramBytes = 160'000'000;
+constexpr size_t kAlignment = 256;
+constexpr double kRatioScale = 10000.0;
+
+thread_local char last_error[256] = "";
+
+int fail(int status, const char* format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(last_error, sizeof(last_error), format, arguments);
+    va_end(arguments);
+    return status;
+}
+
+struct Range {
+    const char* name;
+    long long value, least, most;
+};
+
+int check_ranges(std::initializer_list<Range> ranges) {
+    for (const Range& range : ranges)
+        if (range.value < range.least || range.value > range.most)
+            return fail(TANGO_BAD_ARGUMENT, "%s is %lld: it must be from %lld to %lld", range.name, range.value,
+                        range.least, range.most);
+    return TANGO_OK;
+}
+
+int check(const TangoPruneShape* shape, const TangoPruneParams* params) {
+    if (shape == nullptr) return fail(TANGO_BAD_ARGUMENT, "shape is null");
+    if (params == nullptr) return fail(TANGO_BAD_ARGUMENT, "params is null");
+    const int status = check_ranges({
+        {"frames", shape->frames, 1, TANGO_MAX_FRAMES},
+        {"tokens_per_frame", shape->tokens_per_frame, 1, TANGO_MAX_TOKENS_PER_FRAME},
+        {"width", shape->width, 2, TANGO_MAX_WIDTH},
+        {"dtype", shape->dtype, TANGO_FP16, TANGO_FP32},
+        {"retention_ratio", params->retention_ratio, 1, 10000},
+        {"context_ratio", params->context_ratio, 0, 10000},
+        {"expansion", params->expansion, 10000, 1000000},
+        {"anchor_weight", params->anchor_weight, 0, 10000},
+        {"segment_threshold", params->segment_threshold, -10000, 10000},
+        {"static_threshold", params->static_threshold, -10000, 10000},
+        {"neighbors", params->neighbors, 1, TANGO_MAX_NEIGHBORS},
+        {"time_base", params->time_base, 2, 999999999},
+        {"space_base", params->space_base, 2, 999999999},
+        {"grid_rows", params->grid_rows, 1, TANGO_MAX_TOKENS_PER_FRAME},
+        {"grid_columns", params->grid_columns, 1, TANGO_MAX_TOKENS_PER_FRAME},
+        {"merge_order", params->merge_order, TANGO_MERGE_ANCHOR, TANGO_MERGE_DENSITY},
+        {"budget", params->budget, TANGO_BUDGET_PAPER, TANGO_BUDGET_EXACT},
+        {"precision", params->precision, TANGO_FAST, TANGO_EXACT},
+        {"sink_count", params->sink_count, 0, TANGO_MAX_TOKENS_PER_FRAME},
+    });
+    if (status != TANGO_OK) return status;
+    if (shape->width % 2 != 0) return fail(TANGO_BAD_ARGUMENT, "width is %d: it must be even", shape->width);
+    if (params->grid_rows * params->grid_columns != shape->tokens_per_frame)
+        return fail(TANGO_BAD_ARGUMENT, "tokens_per_frame is %d: the grid %d x %d has %d", shape->tokens_per_frame,
+                    params->grid_rows, params->grid_columns, params->grid_rows * params->grid_columns);
+    if (params->sink_count > 0 && params->sink_positions == nullptr)
+        return fail(TANGO_BAD_ARGUMENT, "sink_positions is null, and sink_count is %d", params->sink_count);
+    for (int i = 0; i < params->sink_count; ++i)
+        if (params->sink_positions[i] < 0 || params->sink_positions[i] >= shape->tokens_per_frame)
+            return fail(TANGO_BAD_ARGUMENT, "sink_positions[%d] is %d: a frame has %d tokens", i,
+                        params->sink_positions[i], shape->tokens_per_frame);
+    return TANGO_OK;
+}
+
+int round_up(int value, int multiple) { return ceil_div(value, multiple) * multiple; }
+
+// Everything about the job but its pointers.
+Job describe(const TangoPruneShape& shape, const TangoPruneParams& params) {
+    Job job = {};
+    job.F = shape.frames;
+    job.L = shape.tokens_per_frame;
+    job.D = shape.width;
+    job.N = job.F * job.L;
+    job.W = params.grid_columns;
+    job.padded_D = round_up(job.D, kSliceK);
+    job.ld = round_up(job.N, 32);
+    job.candidate_ld = round_up(job.L, 32);
+    job.neighbors = params.neighbors;
+    job.retention = params.retention_ratio / kRatioScale;
+    job.context_ratio = params.context_ratio / kRatioScale;
+    job.expansion = params.expansion / kRatioScale;
+    job.anchor_weight = params.anchor_weight / kRatioScale;
+    job.segment_threshold = params.segment_threshold / kRatioScale;
+    job.static_threshold = params.static_threshold / kRatioScale;
+    job.time_base = params.time_base;
+    job.space_base = params.space_base;
+    job.capacity = std::min<long long>(job.N, 1LL * job.N * params.retention_ratio / 10000 + 2 * job.F);
+    job.exact_count = static_cast<int>(std::ceil(job.retention * job.F * job.L));
+    job.density_order = params.merge_order == TANGO_MERGE_DENSITY;
+    job.exact_budget = params.budget == TANGO_BUDGET_EXACT;
+    job.exact_products = params.precision == TANGO_EXACT;
+    job.half_features = shape.dtype == TANGO_FP16;
+    for (int i = 0; i < params.sink_count; ++i)
+        job.sinks[params.sink_positions[i] / 32] |= 1u << params.sink_positions[i] % 32;
+
+    // A pool of n tokens has at most n / 128 + 1 tile rows, and there is at most one pool per frame: a segment of two
+    // frames or more has two.
+    job.max_tile_rows = job.N / kTile + job.F;
+    const size_t row_bytes = static_cast<size_t>(job.ld) * sizeof(float);
+    if (row_bytes * job.N <= kGramBytes) {
+        job.strips = 1;
+        job.strip_tile_rows = job.max_tile_rows;
+    } else {
+        job.strip_tile_rows = std::max<int>(1, kGramBytes / (row_bytes * kTile));
+        job.strips = ceil_div(job.max_tile_rows, job.strip_tile_rows);
+    }
+    const size_t frame_bytes = static_cast<size_t>(job.L) * job.candidate_ld * sizeof(float);
+    job.select_batch = job.strips == 1 ? job.F : std::min<int>(job.F, std::max<size_t>(1, kGramBytes / frame_bytes));
+    return job;
+}
+
+// Hands out the workspace piece by piece; remembers where the piece of one name lies.
+class Carver {
+  public:
+    explicit Carver(void* workspace, const char* wanted = "") : base_(static_cast<char*>(workspace)), wanted_(wanted) {}
+
+    template <typename T>
+    void take(T*& pointer, const char* name, size_t count) {
+        const size_t bytes = count * sizeof(T);
+        pointer = reinterpret_cast<T*>(base_ + used_);
+        if (std::strcmp(name, wanted_) == 0) {
+            found_offset = used_;
+            found_bytes = bytes;
+            found = true;
+        }
+        used_ += (bytes + kAlignment - 1) / kAlignment * kAlignment;
+    }
+
+    size_t used() const { return used_; }
+
+    bool found = false;
+    size_t found_offset = 0, found_bytes = 0;
+
+  private:
+    char* base_;
+    const char* wanted_;
+    size_t used_ = 0;
+};
+
+void lay_out(Job& job, Carver& carver) {
+    const size_t F = job.F, L = job.L, N = job.N;
+    const size_t turns = F * job.time_pairs() + (job.H() + job.W) * job.space_pairs();
+    const size_t gram_rows = job.strips == 1 ? N : static_cast<size_t>(job.strip_tile_rows) * kTile;
+    const size_t candidate_rows = job.select_batch * L;
+    carver.take(job.rotated_high, "rotated_high", N * job.padded_D);
+    if (job.exact_products) carver.take(job.rotated_low, "rotated_low", N * job.padded_D);
+    carver.take(job.turns, "turns", turns);
+    carver.take(job.cosines, "cosines", N);
+    carver.take(job.static_run, "static_run", N);
+    carver.take(job.unchanged, "unchanged", F * F);
+    carver.take(job.segment, "segment", F);
+    carver.take(job.frame_segment, "frame_segment", F);
+    carver.take(job.segment_count, "segment_count", 1);
+    carver.take(job.select_pool, "select_pool", 2 * F);
+    carver.take(job.candidates, "candidates", N);
+    carver.take(job.chosen, "chosen", 2 * F);
+    carver.take(job.kind, "kind", N);
+    carver.take(job.merge_pool, "merge_pool", 2 * F);
+    carver.take(job.context_count, "context_count", 1);
+    carver.take(job.context, "context", N);
+    carver.take(job.entry_pool, "entry_pool", N);
+    carver.take(job.tile_row, "tile_row", job.max_tile_rows);
+    carver.take(job.tile_rows, "tile_rows", 1);
+    carver.take(job.member_count, "member_count", 1);
+    carver.take(job.gram, "gram", std::max(gram_rows * job.ld, candidate_rows * job.candidate_ld));
+    carver.take(job.norm, "norm", N + 16 * F);
+    carver.take(job.spread, "spread", N + 16 * F);
+    carver.take(job.widest, "widest", 2 * F);
+    carver.take(job.score, "score", N);
+    carver.take(job.anchors, "anchors", N);
+    carver.take(job.anchor_tokens, "anchor_tokens", N);
+    carver.take(job.anchor_slot, "anchor_slot", N);
+    carver.take(job.anchor_count, "anchor_count", 1);
+    carver.take(job.owner, "owner", N);
+    carver.take(job.member_rows, "member_rows", N);
+    carver.take(job.member_start, "member_start", N);
+    carver.take(job.members, "members", N);
+    carver.take(job.member_anchor, "member_anchor", N);
+    carver.take(job.chunk_sum, "chunk_sum", N / kChunk * job.D);
+    carver.take(job.source, "source", N);
+    carver.take(job.worth, "worth", N);
+    carver.take(job.kept, "kept", 1);
+    carver.take(job.verdict, "verdict", N);
+}
+
+int check_pointer(const char* name, const void* pointer, size_t alignment) {
+    if (pointer == nullptr) return fail(TANGO_BAD_ARGUMENT, "%s is null", name);
+    if (reinterpret_cast<uintptr_t>(pointer) % alignment != 0)
+        return fail(TANGO_BAD_ARGUMENT, "%s is at %p: it must be aligned to %zu bytes", name, pointer, alignment);
+    return TANGO_OK;
+}
+
+int check_tensors(const TangoPruneTensors* tensors) {
+    if (tensors == nullptr) return fail(TANGO_BAD_ARGUMENT, "tensors is null");
+    int status = check_pointer("features", tensors->features, 16);
+    if (status == TANGO_OK) status = check_pointer("salience", tensors->salience, 4);
+    if (status == TANGO_OK) status = check_pointer("timestamps", tensors->timestamps, 4);
+    if (status == TANGO_OK) status = check_pointer("tokens", tensors->tokens, 16);
+    if (status == TANGO_OK) status = check_pointer("indices", tensors->indices, 4);
+    if (status == TANGO_OK) status = check_pointer("count", tensors->count, 4);
+    return status;
+}
+
+}  // namespace
+}  // namespace tango
+
+using namespace tango;
+
+void tango_prune_defaults(int32_t grid_rows, int32_t grid_columns, TangoPruneParams* params) {
+    static const int32_t sinks[] = {28, 27, 41, 169, 11, 12};
+    if (params == nullptr) return;
+    *params = {};
+    params->retention_ratio = 1000;
+    params->context_ratio = 4000;
+    params->expansion = 15000;
+    params->anchor_weight = 6000;
+    params->segment_threshold = 6500;
+    params->static_threshold = 8000;
+    params->neighbors = 7;
+    params->time_base = 10000;
+    params->space_base = 1000;
+    params->grid_rows = grid_rows;
+    params->grid_columns = grid_columns;
+    if (grid_rows == 14 && grid_columns == 14) {
+        params->sink_count = sizeof(sinks) / sizeof(*sinks);
+        params->sink_positions = sinks;
+    }
+}
+
+int tango_prune_capacity(const TangoPruneShape* shape, const TangoPruneParams* params, int32_t* capacity) {
+    const int status = check(shape, params);
+    if (status != TANGO_OK) return status;
+    if (capacity == nullptr) return fail(TANGO_BAD_ARGUMENT, "capacity is null");
+    *capacity = describe(*shape, *params).capacity;
+    return TANGO_OK;
+}
+
+int tango_prune_workspace(const TangoPruneShape* shape, const TangoPruneParams* params, size_t* bytes) {
+    const int status = check(shape, params);
+    if (status != TANGO_OK) return status;
+    if (bytes == nullptr) return fail(TANGO_BAD_ARGUMENT, "bytes is null");
+    Job job = describe(*shape, *params);
+    Carver carver(nullptr);
+    lay_out(job, carver);
+    *bytes = carver.used();
+    return TANGO_OK;
+}
+
+int tango_prune_region(const TangoPruneShape* shape, const TangoPruneParams* params, const char* name, size_t* offset,
+                       size_t* bytes) {
+    const int status = check(shape, params);
+    if (status != TANGO_OK) return status;
+    if (name == nullptr || offset == nullptr || bytes == nullptr)
+        return fail(TANGO_BAD_ARGUMENT, "name, offset or bytes is null");
+    Job job = describe(*shape, *params);
+    Carver carver(nullptr, name);
+    lay_out(job, carver);
+    if (!carver.found) return fail(TANGO_BAD_ARGUMENT, "the workspace has no region named %s", name);
+    *offset = carver.found_offset;
+    *bytes = carver.found_bytes;
+    return TANGO_OK;
+}
+
+int tango_prune_enqueue_steps(const TangoPruneShape* shape, const TangoPruneParams* params,
+                              const TangoPruneTensors* tensors, void* workspace, size_t workspace_bytes, void* stream,
+                              int32_t first, int32_t last) {
+    using Step = cudaError_t (*)(const Job&, cudaStream_t);
+    static constexpr Step kSteps[TANGO_STEPS] = {rotate,         find_segments, find_candidates, select,
+                                                 list_context,   find_densities, find_deltas,    find_anchors,
+                                                 find_owners,    merge};
+    int status = check(shape, params);
+    if (status == TANGO_OK) status = check_tensors(tensors);
+    if (status == TANGO_OK) status = check_pointer("workspace", workspace, kAlignment);
+    if (status == TANGO_OK)
+        status = check_ranges({{"first", first, 0, TANGO_STEPS - 1}, {"last", last, first, TANGO_STEPS - 1}});
+    if (status != TANGO_OK) return status;
+    Job job = describe(*shape, *params);
+    Carver carver(workspace);
+    lay_out(job, carver);
+    if (workspace_bytes < carver.used())
+        return fail(TANGO_SMALL_WORKSPACE, "workspace has %zu bytes: it must have %zu", workspace_bytes, carver.used());
+    job.features = tensors->features;
+    job.salience = tensors->salience;
+    job.timestamps = tensors->timestamps;
+    job.tokens = tensors->tokens;
+    job.indices = tensors->indices;
+    job.count = tensors->count;
+    job.merged = tensors->merged;
+    job.segments = tensors->segments;
+    for (int step = first; step <= last; ++step) {
+        const cudaError_t error = kSteps[step](job, static_cast<cudaStream_t>(stream));
+        if (error != cudaSuccess)
+            return fail(TANGO_CUDA_ERROR, "step %d: %s (%s)", step, cudaGetErrorString(error), cudaGetErrorName(error));
+    }
+    return TANGO_OK;
+}
+
+int tango_prune_enqueue(const TangoPruneShape* shape, const TangoPruneParams* params, const TangoPruneTensors* tensors,
+                        void* workspace, size_t workspace_bytes, void* stream) {
+    return tango_prune_enqueue_steps(shape, params, tensors, workspace, workspace_bytes, stream, 0, TANGO_STEPS - 1);
+}
+
+const char* tango_last_error(void) { return last_error; }
+
+int tango_prune_interface(void) { return TANGO_PRUNE_INTERFACE; }
+
+const char* tango_version(void) { return TANGO_VERSION " " TANGO_ARCHITECTURES; }

@@ -1,0 +1,135 @@
+"""The plugin in an engine: prune.onnx → parser → engine → the same result as the library called directly.
+
+    python tests/gpu/plugins/engine_v2.py libtango_tensorrt.so libtango_prune.so
+
+For TensorRT 8.6 and later with its builder; needs onnx and cuda-bindings, and neither pytest nor PyTorch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import tensorrt as trt
+from cuda.bindings import runtime as cudart
+
+from tango_plugins import PruneParams, op
+from tango_plugins.library import CudaPruner, Memory
+
+F, GRID, D = 12, (14, 14), 256
+L = GRID[0] * GRID[1]
+ONNX_TYPES = {"features": onnx.TensorProto.FLOAT16}
+
+
+def graph(params: PruneParams) -> bytes:
+    """prune.onnx as export makes it, for one shape."""
+    K = op.capacity(F, L, params)
+    shapes = {"features": [F, L, D], "salience": [F, L], "timestamps": [F]}
+    inputs = [
+        onnx.helper.make_tensor_value_info(name, ONNX_TYPES.get(name, onnx.TensorProto.FLOAT), shapes[name])
+        for name in op.INPUTS
+    ]
+    outputs = [
+        onnx.helper.make_tensor_value_info("tokens", onnx.TensorProto.FLOAT16, [K, D]),
+        onnx.helper.make_tensor_value_info("indices", onnx.TensorProto.INT32, [K]),
+        onnx.helper.make_tensor_value_info("count", onnx.TensorProto.INT32, []),
+    ]
+    node = onnx.helper.make_node(op.NAME, list(op.INPUTS), list(op.OUTPUTS), name=op.NAME, domain=op.DOMAIN)
+    for name, value in op.node_attributes(params).items():  # an empty list of sinks must arrive as one
+        kind = {int: onnx.AttributeProto.INT, str: onnx.AttributeProto.STRING, list: onnx.AttributeProto.INTS}[
+            type(value)
+        ]
+        node.attribute.append(onnx.helper.make_attribute(name, value, attr_type=kind))
+    opsets = [onnx.helper.make_opsetid("", 17), onnx.helper.make_opsetid(op.DOMAIN, 1)]
+    made = onnx.helper.make_graph([node], "prune", inputs, outputs)
+    return onnx.helper.make_model(made, opset_imports=opsets, ir_version=8).SerializeToString()
+
+
+def build(logger: trt.Logger, model: bytes) -> bytes:
+    """A serialised engine."""
+    builder = trt.Builder(logger)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH))
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse(model):
+        sys.exit("\n".join(str(parser.get_error(i)) for i in range(parser.num_errors)))
+    config = builder.create_builder_config()
+    config.set_flag(trt.BuilderFlag.FP16)
+    config.set_tactic_sources(0)
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, 1 << 30)
+    engine = builder.build_serialized_network(network, config)
+    if engine is None:
+        sys.exit("no engine was built")
+    return bytes(engine)
+
+
+def allocate(array: np.ndarray) -> Memory:
+    """Device memory with the contents of an array."""
+    error, pointer = cudart.cudaMalloc(max(array.nbytes, 1))
+    assert int(error) == 0, error
+    copied = cudart.cudaMemcpy(pointer, array.ctypes.data, array.nbytes, cudart.cudaMemcpyKind.cudaMemcpyHostToDevice)
+    assert int(copied[0]) == 0, copied
+    return Memory(int(pointer), array.shape, str(array.dtype))
+
+
+def read(memory: Memory) -> np.ndarray:
+    """What device memory holds."""
+    array = np.empty(memory.shape, memory.dtype)
+    to_host = cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost
+    (error,) = cudart.cudaMemcpy(array.ctypes.data, memory.address, array.nbytes, to_host)
+    assert int(error) == 0, error
+    return array
+
+
+def video() -> dict[str, np.ndarray]:
+    """Inputs by name."""
+    rng = np.random.default_rng(1)
+    X = rng.standard_normal((L, D)) + 0.6 * rng.standard_normal((F, L, D))
+    return {
+        "features": X.astype(np.float16),
+        "salience": rng.random((F, L), np.float32),
+        "timestamps": 0.5 * np.arange(F, dtype=np.float32),
+    }
+
+
+def main() -> None:
+    """Builds, runs and compares; exits with 1 and a sentence where something differs."""
+    plugin, core = (Path(argument).resolve() for argument in sys.argv[1:3])
+    logger = trt.Logger(trt.Logger.INFO)
+    registry = trt.get_plugin_registry()
+    handle = registry.load_library(str(plugin)) if hasattr(registry, "load_library") else ctypes.CDLL(str(plugin))
+    assert handle is not None
+    no_sinks = PruneParams(grid=GRID, retention_ratio=0.2, budget="exact", sink_positions=())
+    for params in (PruneParams(grid=GRID), no_sinks):
+        plan = build(logger, graph(params))
+        engine = trt.Runtime(logger).deserialize_cuda_engine(plan)
+        context = engine.create_execution_context()
+        inputs = {name: allocate(array) for name, array in video().items()}
+        pruner = CudaPruner(params, F, D, library=core)
+        K = pruner.capacity
+        results = []
+        for _ in range(2):
+            results.append(
+                {
+                    "tokens": allocate(np.full((K, D), 7, np.float16)),
+                    "indices": allocate(np.full(K, 7, np.int32)),
+                    "count": allocate(np.full(1, 7, np.int32)),
+                }
+            )
+        for name, memory in {**inputs, **results[0]}.items():
+            assert context.set_tensor_address(name, memory.address), name
+        assert context.execute_async_v3(0)
+        workspace = allocate(np.zeros(pruner.workspace_bytes, np.uint8))
+        pruner.enqueue(*inputs.values(), **results[1], workspace=workspace)
+        assert int(cudart.cudaDeviceSynchronize()[0]) == 0
+        for name in op.OUTPUTS:
+            if (read(results[0][name]) != read(results[1][name])).any():
+                sys.exit(f"{name} differs between the engine and the library")
+        kept = int(read(results[0]["count"])[0])
+        print(f"TensorRT {trt.__version__}, {params.budget}: {kept} of {F * L} tokens, the same as the library's")
+
+
+if __name__ == "__main__":
+    main()

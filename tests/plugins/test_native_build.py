@@ -1,0 +1,96 @@
+"""The CUDA library, compiled from an installed wheel by nvcc alone, and what of it needs no GPU."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tango_plugins import PruneParams, TangoError, build, op
+from tango_plugins.library import CudaPruner, load
+
+ROOT = Path(__file__).parents[2]
+
+needs_nvcc = pytest.mark.skipif(
+    shutil.which("nvcc") is None or shutil.which("cmake") is None, reason="nvcc or cmake is not on the PATH"
+)
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory):
+    """The CUDA library for Orin and Hopper, built by the package that a wheel installs."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    for room in ("export", "calibration", "runtime", "plugins"):
+        shutil.copytree(ROOT / room, source / room, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source / name)
+    pip = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--quiet", "-w", str(folder)]
+    subprocess.run([*pip, str(source)], check=True)
+    (wheel,) = folder.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(folder / "site")
+    program = "import pathlib, sys, tango_plugins.build as b; b.build(['87', '90'], output=pathlib.Path(sys.argv[1]))"
+    subprocess.run([sys.executable, "-c", program, str(folder / "lib")], check=True, cwd=folder / "site")
+    return folder / "lib"
+
+
+@needs_nvcc
+def test_a_wheel_builds_the_library_for_orin_and_hopper(installed):
+    found = build.info(installed)
+    assert found.version == "0.1.0 sm_87 sm_90a"
+    assert found.plugin is None or found.plugin.is_file()
+
+
+@needs_nvcc
+def test_capacity_is_the_same_for_every_host(installed):
+    for seed in range(200):
+        rng = random.Random(seed)
+        grid, frames = (rng.randint(1, 32), rng.randint(1, 32)), rng.randint(1, 256)
+        params = PruneParams(grid=grid, retention_ratio=rng.randint(1, 10000) / 10000)
+        pruner = CudaPruner(params, frames, 64, library=installed / "libtango_prune.so")
+        assert pruner.capacity == op.capacity(frames, grid[0] * grid[1], params)
+
+
+@needs_nvcc
+def test_the_workspace_grows_with_the_video_and_not_with_its_square(installed):
+    def size(frames, precision="fast"):
+        return CudaPruner(
+            PruneParams(), frames, 3584, precision=precision, library=installed / "libtango_prune.so"
+        ).workspace_bytes
+
+    assert size(32) <= 256e6
+    assert size(32, "exact") <= 256e6
+    assert size(256) - size(128) < 1.1 * (size(128) - size(64)) * 2
+
+
+@needs_nvcc
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"width": 63}, "width is 63: it must be even"),
+        ({"width": 8194}, "width is 8194: it must be from 2 to 8192"),
+        ({"frames": 257}, "frames is 257: it must be from 1 to 256"),
+        ({"params": PruneParams(grid=(33, 32))}, "tokens_per_frame is 1056"),
+    ],
+)
+def test_limits_are_refused_by_name(installed, options, message):
+    options = {"params": PruneParams(), "frames": 4, "width": 64} | options
+    with pytest.raises(TangoError, match=message):
+        CudaPruner(**options, library=installed / "libtango_prune.so")
+
+
+def test_a_missing_library_names_the_command_that_builds_it(tmp_path):
+    with pytest.raises(TangoError, match="tango plugin build"):
+        load(tmp_path / "libtango_prune.so")
+
+
+def test_a_folder_without_headers_is_refused(tmp_path):
+    if shutil.which("nvcc") is None or shutil.which("cmake") is None:
+        pytest.skip("nvcc or cmake is not on the PATH")
+    with pytest.raises(TangoError, match=r"has no NvInfer\.h"):
+        build.build(tensorrt_include=tmp_path)
