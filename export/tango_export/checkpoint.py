@@ -18,6 +18,9 @@ Rename = Callable[[str], str | None]
 
 _DOWNLOAD_AGAIN = "download the checkpoint again"
 
+#: What unquantised weights are stored in; 8-bit floats would need their scales.
+_READ = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
 
 @dataclass(frozen=True)
 class _Stored:
@@ -76,13 +79,13 @@ class Checkpoint:
         """Reads one tensor, in the dtype that it is stored in.
 
         Raises:
-            TangoError: It does not hold floating-point numbers.
+            TangoError: It is stored in a dtype that weights are quantised to.
         """
         stored = self._where[name]
         # Opened anew each time: pages of a file that stays mapped would add up to a copy of the checkpoint.
         with _open(stored.file) as shard:
             tensor: torch.Tensor = shard.get_tensor(stored.name)
-        if not tensor.is_floating_point():
+        if tensor.dtype not in _READ:
             raise TangoError(
                 f"{stored.file}: {stored.name} is stored as {tensor.dtype}",
                 "quantised checkpoints are not read: give the original",
@@ -132,7 +135,7 @@ def read_json(file: Path) -> dict[str, Any]:
         raise TangoError(f"{file.parent} holds no {file.name}", "name a folder in the format of the Hugging Face hub")
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise TangoError(f"{file} is not JSON: {error}", _DOWNLOAD_AGAIN) from error
     if not isinstance(data, dict):
         raise TangoError(f"{file} is not a JSON object", _DOWNLOAD_AGAIN)

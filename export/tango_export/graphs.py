@@ -192,13 +192,12 @@ def _fitted(name: str, tensor: Tensor, parameter: nn.Parameter) -> Tensor:
             f"{name} has shape {list(tensor.shape)}, the graph takes {list(parameter.shape)}",
             "this is a fault of the family's weights; please report it",
         )
-    tensor = tensor.to(parameter.dtype).contiguous()
     if not tensor.isfinite().all():
-        raise TangoError(
-            f"{name} has values that {parameter.dtype} does not hold",
-            "export with --dtype fp32, or mend the checkpoint",
-        )
-    return tensor
+        raise TangoError(f"{name} holds NaN or infinity", "the checkpoint is damaged: download it again")
+    fitted = tensor.to(parameter.dtype).contiguous()
+    if not fitted.isfinite().all():
+        raise TangoError(f"{name} has values that {parameter.dtype} does not hold", "export with --dtype fp32")
+    return fitted
 
 
 def _external(name: str, tensor: Tensor, location: str, offset: int) -> TensorProto:

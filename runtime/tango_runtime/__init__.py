@@ -1,5 +1,19 @@
 """Bundle → engines → answers: the part of tango-edge that a device installs."""
 
-from tango_runtime.chain import Answer, AnswerStream, VideoLLM
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tango_runtime.chain import Answer, AnswerStream, VideoLLM
 
 __all__ = ["Answer", "AnswerStream", "VideoLLM"]
+
+
+def __getattr__(name: str) -> Any:
+    # On first use: before the chain's imports are through, the command line already answers an interrupt.
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from tango_runtime import chain
+
+    return getattr(chain, name)

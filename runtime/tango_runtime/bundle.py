@@ -271,7 +271,7 @@ def _read_manifest(path: Path) -> Manifest:
         raise TangoError(f"{path} holds no {MANIFEST}", "name a folder that tango-export made")
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise TangoError(f"{file} is not JSON: {error}", "copy the bundle again, or export it again") from error
     if isinstance(data, dict) and data.get("format", FORMAT) != FORMAT:
         raise TangoError(

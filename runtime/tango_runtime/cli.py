@@ -8,7 +8,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import NoReturn
@@ -130,12 +131,23 @@ def _load(name: str) -> Command:
     entry = _COMMANDS[name]
     module, attribute = entry.where.split(":")
     try:
-        command: Command = getattr(importlib.import_module(module), attribute)
+        with _uninterrupted():
+            command: Command = getattr(importlib.import_module(module), attribute)
     except ModuleNotFoundError as error:
         raise TangoError(
             f"tango {name} needs {error.name}, which is not installed", f"pip install 'tango-edge[{entry.extra}]'"
         ) from error
     return command
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Holds signals back until the end: an import that is interrupted leaves broken modules, or aborts the process."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 if __name__ == "__main__":

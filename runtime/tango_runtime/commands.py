@@ -20,7 +20,7 @@ from tango_runtime.stages import ENGINES
 def _configure_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=Path, help="folder that tango-export made")
     parser.add_argument("video", help="video file, or folder of images")
-    parser.add_argument("question")
+    parser.add_argument("question", help="what to ask about it")
     parser.add_argument("--frames", type=int, help="frames sampled from the video (default: the bundle's)")
     parser.add_argument(
         "--retention-ratio",
@@ -35,7 +35,9 @@ def _configure_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top-p", type=float, default=1.0, help="nucleus of the sampling (default: %(default)s)")
     parser.add_argument("--seed", type=int, help="seed of the sampling")
     parser.add_argument("--fps", type=float, help="frames a second of a folder of images (default: 1)")
-    parser.add_argument("--engine", default="auto", choices=["auto", *ENGINES])
+    parser.add_argument(
+        "--engine", default="auto", choices=["auto", *ENGINES], help="what runs the graphs (default: %(default)s)"
+    )
     parser.add_argument("--report", type=Path, metavar="OUT.html", help="write what was kept as a web page")
     parser.add_argument("--picture", type=Path, metavar="OUT.png", help="write what was kept as a picture")
 

@@ -116,7 +116,7 @@ class Prompt:
         messages = [{"role": "user", "content": content}]
         try:
             text = self._template.render(messages=messages, tools=None, documents=None, add_generation_prompt=True)
-        except (jinja2.TemplateError, TypeError) as error:
+        except Exception as error:  # a template is a program: it may divide by zero
             raise TangoError(f"the chat template cannot be rendered: {error}", "mend chat_template.jinja") from error
         if text.count(self._placeholder) != 1:
             raise TangoError(

@@ -55,7 +55,7 @@ class Sampler:
         if not np.isfinite(logits[likeliest]):
             raise TangoError(
                 f"the logit of token {likeliest} is {logits[likeliest]}",
-                "the decoder overflowed: export it with fp32 or bf16 weights, or check it with tango validate",
+                "the decoder overflowed: export with --dtype fp32, or check the bundle with: tango validate BUNDLE",
             )
         if self._temperature == 0:
             return likeliest

@@ -72,7 +72,7 @@ class OnnxRuntimeStages:
         parts = []
         for i in range(len(frames)):
             # One frame at a time: on a CPU a batch is no faster, and its scores would take F times the memory.
-            parts.append(self._vision.run(None, {"frames": frames[i : i + 1]}))
+            parts.append(_run(self._vision, {"frames": frames[i : i + 1]}))
             advance(1)
         features, salience = (np.concatenate(part) for part in zip(*parts, strict=True))
         return features, salience
@@ -88,7 +88,7 @@ class OnnxRuntimeStages:
 
     def embed(self, ids: NDArray[np.int64]) -> Array:
         """[N] → embeddings [N, D]."""
-        embeddings: Array = self._embed.run(None, {"ids": ids})[0]
+        embeddings: Array = _run(self._embed, {"ids": ids})[0]
         return embeddings
 
     def prefill(self, pieces: list[Array], capacity: int) -> NDArray[np.float32]:
@@ -112,7 +112,7 @@ class OnnxRuntimeStages:
     def _append(self, embeddings: Array, cache: dict[str, Array]) -> NDArray[np.float32]:
         end = self._length + len(embeddings)
         positions = np.arange(self._length, end, dtype=np.int64)
-        logits, *rows = self._decoder.run(None, {"embeddings": embeddings, "positions": positions, **cache})
+        logits, *rows = _run(self._decoder, {"embeddings": embeddings, "positions": positions, **cache})
         for name, new in zip(self._cache, rows, strict=True):
             self._cache[name][:, self._length : end] = new
         self._length = end
@@ -130,6 +130,17 @@ def _open(bundle: Bundle, name: GraphName) -> Any:
                 "copy the bundle again, or export it again",
             )
     return session
+
+
+def _run(session: Any, feeds: dict[str, Array]) -> list[Array]:
+    try:
+        outputs: list[Array] = session.run(None, feeds)
+    except Exception as error:  # ONNX Runtime's errors have no common class
+        raise TangoError(
+            f"ONNX Runtime cannot run a graph: {str(error).splitlines()[0]}",
+            "check the bundle with: tango inspect BUNDLE --verify",
+        ) from error
+    return outputs
 
 
 def empty_cache(specs: Sequence[TensorSpec], capacity: int) -> dict[str, Array]:

@@ -2,7 +2,7 @@
 // makes the plugin from fields, configures shapes, enqueues, and compares with the C interface, bit by bit.
 //
 //   nvcc -std=c++17 -I TENSORRT/include -I plugins/tango_plugins/native/include tests/gpu/plugins/lean_v3.cpp \
-//        libnvinfer_lean.so.11 -ldl -o lean_v3 && ./lean_v3 libtango_tensorrt.so
+//        -Xlinker libnvinfer_lean.so.11 libtango_prune.so -ldl -o lean_v3 && ./lean_v3 libtango_tensorrt.so
 #include <NvInfer.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>

@@ -59,7 +59,7 @@ def load(checkpoint_folder: Path, siglip_folder: Path, dtype: torch.dtype, conte
             f"give at most --context {config.text.max_position_embeddings}",
         )
     checkpoint = Checkpoint(checkpoint_folder, renaming(LLAVA_RULES))
-    checkpoint.check(expected_shapes(config), optional=["head.weight"] if config.tied else [])
+    checkpoint.check(expected_shapes(config), optional=["lm_head.weight"] if config.tied else [])
     _check_pooling_head(head, config.vision)
     tokenizer_json, tokenizer = read_tokenizer(checkpoint_folder)
     vocabulary = vocabulary_size(tokenizer)

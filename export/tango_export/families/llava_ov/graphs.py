@@ -128,7 +128,7 @@ def _decoder_graph(decoder: Decoder, text: Qwen2Config, checkpoint: Checkpoint, 
         return [TensorSpec(name, dtype, shape) for name in names]
 
     weights = bound(decoder, "decoder.", checkpoint) | {"rotary.inv_freq": decoder.rotary.frequencies}
-    if "head.weight" not in checkpoint:
+    if "lm_head.weight" not in checkpoint:
         weights["lm_head.weight"] = lambda: checkpoint.tensor("decoder.embed_tokens.weight").T
     embeddings, positions = (
         TensorSpec("embeddings", dtype, ("N", text.hidden_size)),

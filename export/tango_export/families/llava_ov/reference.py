@@ -18,7 +18,7 @@ _MODULES = {
     "projector.": "model.multi_modal_projector.",
     "decoder.": "model.language_model.",
     "newline": "model.image_newline",
-    "head.": "lm_head.",
+    "lm_head.": "lm_head.",
 }
 
 
@@ -37,7 +37,7 @@ class LlavaOvReference:
         from transformers.utils import logging
 
         logging.disable_progress_bar()  # the caller shows one of its own
-        tied = "head.weight" not in checkpoint
+        tied = "lm_head.weight" not in checkpoint
         config = LlavaOnevisionConfig(
             vision_config={"model_type": "siglip_vision_model", "vision_use_head": False, **asdict(vision)},
             text_config={"model_type": "qwen2", "tie_word_embeddings": tied, **_text_config(text)},

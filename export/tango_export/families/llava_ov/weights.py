@@ -18,7 +18,7 @@ from tango_export.modules.siglip import Salience, Tower
 #: Names on disk, in any layout, → canonical names; the first rule that matches. None leaves a tensor out.
 LLAVA_RULES = [
     (r".*(\.inv_freq|\.position_ids)$", None),
-    (r"(model\.)?(language_model\.)?lm_head\.", "head."),
+    (r"(model\.)?(language_model\.)?lm_head\.", "lm_head."),
     (r"(model\.)?language_model\.(model\.)?", "decoder."),
     (r"(model\.)?multi_modal_projector\.", "projector."),
     (r"model\.mm_projector\.0\.", "projector.linear_1."),
@@ -66,7 +66,7 @@ def expected_shapes(config: LlavaOvConfig) -> dict[str, tuple[int, ...]]:
 
 
 def _canonical(prefix: str, name: str) -> str:
-    return name.replace("lm_head.", "head.") if name.startswith("lm_head.") else prefix + name
+    return name if name.startswith("lm_head.") else prefix + name
 
 
 #: Parameters that no checkpoint holds: they are computed.
