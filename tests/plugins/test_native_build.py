@@ -34,8 +34,8 @@ def installed(tmp_path_factory):
     subprocess.run([*pip, str(source)], check=True)
     (wheel,) = folder.glob("*.whl")
     zipfile.ZipFile(wheel).extractall(folder / "site")
-    program = "import pathlib, sys, tango_plugins.build as b; b.build(['87', '90'], output=pathlib.Path(sys.argv[1]))"
-    subprocess.run([sys.executable, "-c", program, str(folder / "lib")], check=True, cwd=folder / "site")
+    command = [sys.executable, "-m", "tango_runtime.cli", "plugin", "build", "--architectures", "87", "90"]
+    subprocess.run([*command, "--output", str(folder / "lib")], check=True, cwd=folder / "site")
     return folder / "lib"
 
 
