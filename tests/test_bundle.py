@@ -33,15 +33,21 @@ def write_bundle(folder):
     for name in GRAPHS:
         (folder / f"{name}.onnx").write_text(f"the {name} graph")
     (folder / "tokenizer.json").write_text("{}")
+    decoder = DecoderSpec(2, 896, 2, 64, 8192)
+    cache = [TensorSpec(f"past_{i}", "float16", (2, "P", 64)) for i in range(4)]
+    inputs = (TensorSpec("embeddings", "float16", ("N", 896)), TensorSpec("positions", "int64", ("N",)), *cache)
+    graphs = {n: GraphSpec(f"{n}.onnx", 17, ("onnxruntime", "tensorrt"), tensors, tensors) for n in GRAPHS}
+    logits = (TensorSpec("logits", "float32", (151648,)),)
+    graphs["decoder"] = GraphSpec("decoder.onnx", 17, ("onnxruntime",), inputs, logits)
     manifest = Manifest(
         format=FORMAT,
         family="llava-ov",
         dtype="float16",
         video=VideoSpec(32, 384, "bicubic", 196),
         prompt=PromptSpec("<video>", (152000,), (151645, 151643), 151648),
-        decoder=DecoderSpec(24, 896, 2, 64, 8192),
+        decoder=decoder,
         prune=op.attributes(PruneParams()),
-        graphs={n: GraphSpec(f"{n}.onnx", 17, ("onnxruntime", "tensorrt"), tensors, tensors) for n in GRAPHS},
+        graphs=graphs,
         source=Source("llava", "siglip", "tango-edge 0"),
         files={file.name: describe(file) for file in sorted(folder.iterdir())},
     )
@@ -157,6 +163,14 @@ def test_wrong_value_is_named(folder, path, value):
     message = refusal(folder)
     assert "bundle.json" in message
     assert all(str(key) in message for key in path if isinstance(key, str)), message
+
+
+@pytest.mark.parametrize(
+    ("path", "value"), [(("decoder", "layers"), 99), (("decoder", "kv_heads"), 7), (("prompt", "vocabulary"), 1)]
+)
+def test_dimensions_that_contradict_the_graph_are_refused(folder, path, value):
+    edit(folder, lambda data: data[path[0]].update({path[1]: value}))
+    assert "do not fit the tensors of graphs: decoder" in refusal(folder)
 
 
 @pytest.mark.parametrize("graph", GRAPHS)

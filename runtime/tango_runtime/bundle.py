@@ -10,7 +10,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from tango_plugins import PruneParams, TangoError, op
 from tango_runtime.schema import from_json
@@ -252,14 +252,10 @@ def describe(file: Path) -> FileSpec:
 
 def sha256(file: Path) -> str:
     """SHA-256 of a file, as hexadecimal digits."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(stream)
-
-
-def _digest(stream: Any) -> str:
     digest = hashlib.sha256()  # hashlib.file_digest came with Python 3.11
-    while block := stream.read(1 << 20):
-        digest.update(block)
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
     return digest.hexdigest()
 
 
@@ -283,10 +279,21 @@ def _read_manifest(path: Path) -> Manifest:
         op.params_from(manifest.prune)
     except TangoError as error:
         raise TangoError(f"{file}: prune: {error.message}", error.hint) from error
+    _check_dimensions(manifest, file)
+    return manifest
+
+
+def _check_dimensions(manifest: Manifest, file: Path) -> None:
+    """Refuses dimensions that contradict one another, here and not in the middle of an answer."""
+    undo = "export the bundle again, or undo the edit"
     (rows, columns), tokens = manifest.params.grid, manifest.video.tokens_per_frame
     if rows * columns != tokens:
         raise TangoError(
-            f"{file}: prune: a grid of {rows}x{columns} does not hold video: tokens_per_frame {tokens}",
-            "export the bundle again, or undo the edit",
+            f"{file}: prune: a grid of {rows}x{columns} does not hold video: tokens_per_frame {tokens}", undo
         )
-    return manifest
+    decoder, graph = manifest.decoder, manifest.graphs["decoder"]
+    cache = [(decoder.kv_heads, "P", decoder.head_dim)] * (2 * decoder.layers)
+    wanted = [("N", decoder.width), ("N",), *cache]
+    logits = [t.shape for t in graph.outputs[:1]]
+    if [t.shape for t in graph.inputs] != wanted or logits != [(manifest.prompt.vocabulary,)]:
+        raise TangoError(f"{file}: decoder and prompt: vocabulary do not fit the tensors of graphs: decoder", undo)
