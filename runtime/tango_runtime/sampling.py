@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from numpy.random import default_rng  # at the top: an import in mid-run would swallow a ctrl-C
 from numpy.typing import NDArray
 
 from tango_plugins import TangoError
@@ -35,7 +36,7 @@ class Sampler:
             raise TangoError(f"seed is {seed}", "it must be at least 0")
         self._temperature = temperature
         self._top_p = top_p
-        self._generator = np.random.default_rng(seed)
+        self._generator = default_rng(seed)
 
     def __call__(self, logits: NDArray[np.float32]) -> int:
         """Draws one token id.
