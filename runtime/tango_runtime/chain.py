@@ -140,6 +140,7 @@ class VideoLLM:
         top_p: float = 1.0,
         seed: int | None = None,
         fps: float | None = None,
+        advance: Advance | None = None,
     ) -> Answer:
         """Answers a question about a video; arguments are those of :meth:`stream`."""
         stream = self.stream(
@@ -153,6 +154,7 @@ class VideoLLM:
             top_p=top_p,
             seed=seed,
             fps=fps,
+            advance=advance,
         )
         for _ in stream:
             pass

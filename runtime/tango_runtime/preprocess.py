@@ -16,8 +16,8 @@ def resize(rgb: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
 
     Pixel for pixel what SigLIP's processors give, LLaVA-NeXT's (siglip_encoder.py) and the PIL-based one of
     transformers: Pillow's bicubic filter, whose support widens with the reduction, rounded to uint8. transformers'
-    torchvision path (bicubic with antialias on uint8) differs by one level on most shapes, and by at most 5 levels,
-    0.24 on average, on 480×720 portrait frames (measured with torch 2.13).
+    torchvision path takes torch's bicubic with antialias: that differs on uint8 by one level on most shapes, and by at
+    most 5 levels, 0.24 on average, on 480×720 portrait frames (torch 2.13; torchvision itself was not at hand).
 
     Args:
         rgb: uint8 [H, W, 3].

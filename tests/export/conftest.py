@@ -50,22 +50,22 @@ class Desk:
 
 
 @pytest.fixture
-def desk(
+def lay_desk(
     checkpoint: Callable[..., tuple[Path, Path]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> Desk:
+) -> Callable[[str], Desk]:
+    """``lay_desk(layout)``: a desk with copies of a checkpoint of that layout."""
     monkeypatch.chdir(tmp_path)
-    return Desk(tmp_path, *copied(checkpoint(), tmp_path), capsys)
+    return lambda layout: Desk(tmp_path, *copied(checkpoint(layout), tmp_path), capsys)
 
 
 @pytest.fixture
-def lmms_desk(
-    checkpoint: Callable[..., tuple[Path, Path]],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> Desk:
-    monkeypatch.chdir(tmp_path)
-    return Desk(tmp_path, *copied(checkpoint("lmms-lab"), tmp_path), capsys)
+def desk(lay_desk: Callable[[str], Desk]) -> Desk:
+    return lay_desk("llava-hf")
+
+
+@pytest.fixture
+def lmms_desk(lay_desk: Callable[[str], Desk]) -> Desk:
+    return lay_desk("lmms-lab")

@@ -57,6 +57,20 @@ def test_capacity_is_the_same_for_every_host(installed):
 
 
 @needs_nvcc
+@pytest.mark.parametrize("precision", ["fast", "exact"])
+@pytest.mark.parametrize(("grid", "width"), [((14, 14), 64), ((14, 14), 896), ((5, 9), 3584), ((32, 32), 64)])
+def test_what_is_enough_for_a_video_is_enough_for_every_shorter_one(installed, grid, width, precision):
+    """TensorRT allocates for the most frames of the profile and enqueues any number."""
+    most = 0
+    for frames in range(1, 257):
+        library = installed / "libtango_prune.so"
+        pruner = CudaPruner(PruneParams(grid=grid), frames, width, precision=precision, library=library)
+        assert pruner.region("verdict").stop <= pruner.workspace_bytes  # the last one of the workspace
+        assert pruner.workspace_bytes >= most, frames
+        most = pruner.workspace_bytes
+
+
+@needs_nvcc
 def test_the_workspace_grows_with_the_video_and_not_with_its_square(installed):
     def size(frames, precision="fast"):
         return CudaPruner(

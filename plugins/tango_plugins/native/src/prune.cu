@@ -161,10 +161,11 @@ class Carver {
 };
 
 void lay_out(Job& job, Carver& carver) {
-    const size_t F = job.F, L = job.L, N = job.N;
+    const size_t F = job.F, N = job.N;
     const size_t turns = F * job.time_pairs() + (job.H() + job.W) * job.space_pairs();
-    const size_t gram_rows = job.strips == 1 ? N : static_cast<size_t>(job.strip_tile_rows) * kTile;
-    const size_t candidate_rows = job.select_batch * L;
+    // In strips, all that they may take: a longer video never needs less than a shorter one, so that a host that sized
+    // its workspace for the longest (as TensorRT does) has room for every other.
+    const size_t gram = job.strips == 1 ? N * job.ld : kGramBytes / sizeof(float);
     carver.take(job.rotated_high, "rotated_high", N * job.padded_D);
     if (job.exact_products) carver.take(job.rotated_low, "rotated_low", N * job.padded_D);
     carver.take(job.turns, "turns", turns);
@@ -185,7 +186,7 @@ void lay_out(Job& job, Carver& carver) {
     carver.take(job.tile_row, "tile_row", job.max_tile_rows);
     carver.take(job.tile_rows, "tile_rows", 1);
     carver.take(job.member_count, "member_count", 1);
-    carver.take(job.gram, "gram", std::max(gram_rows * job.ld, candidate_rows * job.candidate_ld));
+    carver.take(job.gram, "gram", gram);  // the candidates' Gram matrices, `select_batch` of them, are no larger
     carver.take(job.norm, "norm", N + 16 * F);
     carver.take(job.spread, "spread", N + 16 * F);
     carver.take(job.widest, "widest", 2 * F);

@@ -88,7 +88,8 @@ TANGO_API void tango_prune_defaults(int32_t grid_rows, int32_t grid_columns, Tan
 /* Rows of the fixed-size outputs: min(F L, F L r + 2 F). */
 TANGO_API int tango_prune_capacity(const TangoPruneShape* shape, const TangoPruneParams* params, int32_t* capacity);
 
-/* Bytes of device memory that `tango_prune_enqueue` needs; its contents mean nothing before and after. */
+/* Bytes of device memory that `tango_prune_enqueue` needs; its contents mean nothing before and after. What is enough
+ * for a video is enough for every shorter one. */
 TANGO_API int tango_prune_workspace(const TangoPruneShape* shape, const TangoPruneParams* params, size_t* bytes);
 
 /* Enqueues the operator on a stream (a cudaStream_t). `workspace` is aligned to 256 bytes. */
