@@ -19,22 +19,25 @@ from cuda.bindings import runtime as cudart
 from tango_plugins import PruneParams, op
 from tango_plugins.library import CudaPruner, Memory
 
-F, GRID, D = 12, (14, 14), 256
+GRID, D = (14, 14), 256
 L = GRID[0] * GRID[1]
+
+#: Frames that the engine is built for, from one to the last, and those it is asked for: above 32 a segment of this
+#: video has its products in strips, and a shorter video must do with the workspace that the longest was given.
+MOST_FRAMES, FRAMES = 64, (64, 40, 33, 32, 12, 1)
 ONNX_TYPES = {"features": onnx.TensorProto.FLOAT16}
 
 
 def graph(params: PruneParams) -> bytes:
-    """prune.onnx as export makes it, for one shape."""
-    K = op.capacity(F, L, params)
-    shapes = {"features": [F, L, D], "salience": [F, L], "timestamps": [F]}
+    """prune.onnx as export makes it, for any number of frames."""
+    shapes = {"features": ["frames", L, D], "salience": ["frames", L], "timestamps": ["frames"]}
     inputs = [
         onnx.helper.make_tensor_value_info(name, ONNX_TYPES.get(name, onnx.TensorProto.FLOAT), shapes[name])
         for name in op.INPUTS
     ]
     outputs = [
-        onnx.helper.make_tensor_value_info("tokens", onnx.TensorProto.FLOAT16, [K, D]),
-        onnx.helper.make_tensor_value_info("indices", onnx.TensorProto.INT32, [K]),
+        onnx.helper.make_tensor_value_info("tokens", onnx.TensorProto.FLOAT16, ["capacity", D]),
+        onnx.helper.make_tensor_value_info("indices", onnx.TensorProto.INT32, ["capacity"]),
         onnx.helper.make_tensor_value_info("count", onnx.TensorProto.INT32, []),
     ]
     node = onnx.helper.make_node(op.NAME, list(op.INPUTS), list(op.OUTPUTS), name=op.NAME, domain=op.DOMAIN)
@@ -49,7 +52,7 @@ def graph(params: PruneParams) -> bytes:
 
 
 def build(logger: trt.Logger, model: bytes) -> bytes:
-    """A serialised engine."""
+    """A serialised engine for 1 to ``MOST_FRAMES`` frames."""
     builder = trt.Builder(logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH))
     parser = trt.OnnxParser(network, logger)
@@ -59,6 +62,10 @@ def build(logger: trt.Logger, model: bytes) -> bytes:
     config.set_flag(trt.BuilderFlag.FP16)
     config.set_tactic_sources(0)
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, 1 << 30)
+    profile = builder.create_optimization_profile()
+    for name, rest in (("features", (L, D)), ("salience", (L,)), ("timestamps", ())):
+        profile.set_shape(name, (1, *rest), (12, *rest), (MOST_FRAMES, *rest))
+    config.add_optimization_profile(profile)
     engine = builder.build_serialized_network(network, config)
     if engine is None:
         sys.exit("no engine was built")
@@ -83,15 +90,47 @@ def read(memory: Memory) -> np.ndarray:
     return array
 
 
-def video() -> dict[str, np.ndarray]:
-    """Inputs by name."""
-    rng = np.random.default_rng(1)
+def video(F: int) -> dict[str, np.ndarray]:
+    """Inputs of F frames by name."""
+    rng = np.random.default_rng(F)
     X = rng.standard_normal((L, D)) + 0.6 * rng.standard_normal((F, L, D))
     return {
         "features": X.astype(np.float16),
         "salience": rng.random((F, L), np.float32),
         "timestamps": 0.5 * np.arange(F, dtype=np.float32),
     }
+
+
+def compare(context: trt.IExecutionContext, params: PruneParams, F: int, core: Path) -> int:
+    """Runs a video of F frames in the engine and in the library; exits where a bit differs.
+
+    Returns:
+        The number of tokens kept.
+    """
+    inputs = {name: allocate(array) for name, array in video(F).items()}
+    pruner = CudaPruner(params, F, D, library=core)
+    K = pruner.capacity
+    poison = {
+        "tokens": np.full((K, D), 7, np.float16),
+        "indices": np.full(K, 7, np.int32),
+        "count": np.full(1, 7, np.int32),
+    }
+    engines, library = ({name: allocate(array) for name, array in poison.items()} for _ in range(2))
+    for name, memory in inputs.items():
+        assert context.set_input_shape(name, memory.shape), name
+    for name, memory in {**inputs, **engines}.items():
+        assert context.set_tensor_address(name, memory.address), name
+    assert context.execute_async_v3(0)
+    workspace = allocate(np.zeros(pruner.workspace_bytes, np.uint8))
+    pruner.enqueue(*inputs.values(), **library, workspace=workspace)
+    assert int(cudart.cudaDeviceSynchronize()[0]) == 0
+    for name in op.OUTPUTS:
+        if (read(engines[name]) != read(library[name])).any():
+            sys.exit(f"{name} of {F} frames differs between the engine and the library")
+    kept = int(read(engines["count"])[0])
+    for memory in (*inputs.values(), *engines.values(), *library.values(), workspace):
+        assert int(cudart.cudaFree(memory.address)[0]) == 0
+    return kept
 
 
 def main() -> None:
@@ -103,32 +142,11 @@ def main() -> None:
     assert handle is not None
     no_sinks = PruneParams(grid=GRID, retention_ratio=0.2, budget="exact", sink_positions=())
     for params in (PruneParams(grid=GRID), no_sinks):
-        plan = build(logger, graph(params))
-        engine = trt.Runtime(logger).deserialize_cuda_engine(plan)
+        engine = trt.Runtime(logger).deserialize_cuda_engine(build(logger, graph(params)))
         context = engine.create_execution_context()
-        inputs = {name: allocate(array) for name, array in video().items()}
-        pruner = CudaPruner(params, F, D, library=core)
-        K = pruner.capacity
-        results = []
-        for _ in range(2):
-            results.append(
-                {
-                    "tokens": allocate(np.full((K, D), 7, np.float16)),
-                    "indices": allocate(np.full(K, 7, np.int32)),
-                    "count": allocate(np.full(1, 7, np.int32)),
-                }
-            )
-        for name, memory in {**inputs, **results[0]}.items():
-            assert context.set_tensor_address(name, memory.address), name
-        assert context.execute_async_v3(0)
-        workspace = allocate(np.zeros(pruner.workspace_bytes, np.uint8))
-        pruner.enqueue(*inputs.values(), **results[1], workspace=workspace)
-        assert int(cudart.cudaDeviceSynchronize()[0]) == 0
-        for name in op.OUTPUTS:
-            if (read(results[0][name]) != read(results[1][name])).any():
-                sys.exit(f"{name} differs between the engine and the library")
-        kept = int(read(results[0]["count"])[0])
-        print(f"TensorRT {trt.__version__}, {params.budget}: {kept} of {F * L} tokens, the same as the library's")
+        for F in FRAMES:
+            kept = compare(context, params, F, core)
+            print(f"TensorRT {trt.__version__}, {params.budget}: {kept} of {F * L} tokens, the same as the library's")
 
 
 if __name__ == "__main__":
