@@ -33,6 +33,14 @@ def _configure_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--context", type=int, default=default.context, help="most positions, prompt and answer (default: %(default)s)"
     )
+    parser.add_argument(
+        "--sink-positions",
+        type=int,
+        nargs="*",
+        metavar="P",
+        help="grid positions, row-major, whose salience means nothing; no number for none of them "
+        "(default: the released SigLIP's on its 14x14 grid)",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an output that exists")
     parser.add_argument("--no-validate", action="store_true", help="do not compare the graphs with the original model")
 
@@ -48,6 +56,7 @@ def _export(args: argparse.Namespace) -> int:
             args.retention_ratio,
             args.frames,
             args.context,
+            None if args.sink_positions is None else tuple(args.sink_positions),
             args.overwrite,
         )
     )

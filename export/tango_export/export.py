@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -43,6 +43,8 @@ class Request:
         retention_ratio: Fraction of the video's tokens kept, r.
         frames: Frames sampled from a video.
         context: Most positions, prompt and answer together.
+        sink_positions: Grid positions whose salience is an artefact of the tower; None leaves it to the operator's
+            rule, which knows the released SigLIP's.
         overwrite: Replace an output that exists.
     """
 
@@ -54,6 +56,7 @@ class Request:
     retention_ratio: float = 0.10
     frames: int = 32
     context: int = 8192
+    sink_positions: tuple[int, ...] | None = None
     overwrite: bool = False
 
 
@@ -75,8 +78,9 @@ def export(request: Request) -> Path:
     output = request.output or Path(Path(request.checkpoint).name if request.checkpoint else preset.bundle)
     _check(request, output)
     model = open_model(family, source.checkpoint, source.siglip, DTYPES[request.dtype], request.context)
+    params = _params(request, model)
     with staged_folder(output, overwrite=request.overwrite) as folder:
-        graphs = _write_graphs(folder, model, model.params.at(request.retention_ratio))
+        graphs = _write_graphs(folder, model, params)
         (folder / "tokenizer.json").write_text(model.tokenizer, encoding="utf-8")
         (folder / "chat_template.jinja").write_text(model.chat_template, encoding="utf-8")
         Prompt(folder / "tokenizer.json", model.chat_template, model.placeholder)  # refuses a template that is broken
@@ -150,6 +154,12 @@ def _check(request: Request, output: Path) -> None:
     PruneParams(retention_ratio=request.retention_ratio)
 
 
+def _params(request: Request, model: Model) -> PruneParams:
+    """The operator's parameters: the model's, but for what was asked for."""
+    params = model.params.at(request.retention_ratio)
+    return params if request.sink_positions is None else replace(params, sink_positions=request.sink_positions)
+
+
 def _write_graphs(folder: Path, model: Model, params: PruneParams) -> dict[GraphName, GraphSpec]:
     total = sum(graph.weight_bytes for graph in model.graphs)
     require_space(folder, total)
@@ -185,7 +195,7 @@ def _manifest(
         video=VideoSpec(request.frames, model.size, "bicubic", model.tokens_per_frame),
         prompt=PromptSpec(model.placeholder, model.after_video, model.stop, model.vocabulary),
         decoder=model.decoder,
-        prune=op.attributes(model.params.at(request.retention_ratio)),
+        prune=op.attributes(_params(request, model)),
         graphs=graphs,
         files=files,
         source=source,

@@ -46,6 +46,8 @@ DOWN = "language_model.model.layers.1.mlp.down_proj.weight"
         (["--frames", "many"], "--frames"),
         (["--context", "0"], "--context is 0"),
         (["--context", "32769"], "--context is 32769"),
+        (["--sink-positions", "196"], "sink_positions is 196"),
+        (["--sink-positions", "-1"], "sink_positions is -1"),
         (["--dtype", "fp8"], "--dtype"),
         (["--colour", "red"], "--colour"),
     ],
@@ -64,6 +66,14 @@ def test_longest_context_is_accepted(desk):
 
 
 # config.json.
+
+
+@pytest.mark.parametrize(
+    ("given", "sinks"), [((), None), (("--sink-positions",), ()), (("--sink-positions", "3", "5"), (3, 5))]
+)
+def test_sink_positions(desk, given, sinks):
+    assert desk.export(*given) == 0
+    assert Bundle.load("out").manifest.params.sink_positions == sinks
 
 
 def test_config_missing(desk):

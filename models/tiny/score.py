@@ -1,0 +1,143 @@
+"""Evaluates trained checkpoints on a GPU, as `tango evaluate` does a bundle on the device: the same clips, methods and scores.
+
+    python models/tiny/score.py OUTPUT --videos 250 --jobs 16 CHECKPOINT [CHECKPOINT …]
+
+A checkpoint is the folder that train.py wrote; its records go to OUTPUT/<its name>.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from network import SIZE, answer_logits, patches, project, salience
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from transformers import LlavaOnevisionForConditionalGeneration, SiglipVisionConfig, SiglipVisionModel
+from vocabulary import AFTER, BEFORE, END, PAD
+
+from tango_calibration import methods
+from tango_calibration.data import synthetic
+from tango_calibration.evaluate import ALL, Trial, evaluate_in_parallel
+from tango_plugins import PruneParams
+from tango_runtime.progress import progress
+
+#: Frames that go through the tower at once.
+CHUNK = 64
+
+
+class TorchReader:
+    """A trained checkpoint in PyTorch, fp16 as it is stored with fp32 where autocast wants it.
+
+    Args:
+        folder: What train.py wrote.
+        device: ``cuda:0`` and the like.
+        longest: Most tokens of an answer.
+    """
+
+    size = SIZE
+
+    def __init__(self, folder: Path, device: str, longest: int = 6) -> None:
+        torch.set_num_threads(1)
+        self._device, self._longest = torch.device(device), longest
+        self._model: Any = LlavaOnevisionForConditionalGeneration.from_pretrained(folder / "llava", dtype=torch.float32)
+        self._model.to(self._device).eval()
+        self._model.model.language_model.config._attn_implementation = "questions_behind_video"
+        self._tower = self._salient_tower(folder)
+        self._tokenizer = Tokenizer.from_file(str(folder / "llava" / "tokenizer.json"))
+        self._before = torch.tensor(self._tokenizer.encode(BEFORE).ids, device=self._device)
+        self._autocast = partial(torch.autocast, self._device.type, torch.float16, enabled=self._device.type == "cuda")
+
+    def _salient_tower(self, folder: Path) -> Any:
+        """LLaVA's tower with SigLIP's pooling head."""
+        config = SiglipVisionConfig.from_dict({**self._model.config.vision_config.to_dict(), "vision_use_head": True})
+        tower = SiglipVisionModel(config)
+        head = {
+            name.removeprefix("vision_model."): t.float()
+            for name, t in load_file(folder / "siglip" / "model.safetensors").items()
+        }
+        tower.load_state_dict(
+            {**self._model.model.vision_tower.state_dict(), **{n: t for n, t in head.items() if n.startswith("head.")}}
+        )
+        return tower.to(self._device).eval()
+
+    @torch.inference_mode()
+    def see(self, frames: NDArray[np.uint8]) -> tuple[NDArray[np.float16], NDArray[np.float32]]:
+        """[F, 384, 384, 3] → features [F, 196, width] and salience [F, 196]."""
+        features, salient = [], []
+        for part in torch.from_numpy(frames).split(CHUNK):
+            with self._autocast():
+                hidden = patches(self._tower, part.to(self._device))
+                features.append(project(self._model.model.multi_modal_projector, hidden))
+            salient.append(salience(self._tower, hidden.float()))
+        return torch.cat(features).half().cpu().numpy(), torch.cat(salient).cpu().numpy()
+
+    @torch.inference_mode()
+    def answer(self, tokens: NDArray[np.float16], questions: Sequence[str]) -> tuple[list[str], float]:
+        """Greedy answers to questions about one video [K, width], and the milliseconds until the first token of all."""
+        video = torch.from_numpy(tokens).to(self._device)[None].float()
+        asked = [self._tokenizer.encode(f"\n{question}{AFTER}").ids for question in questions]
+        pad, end = (self._tokenizer.token_to_id(t) for t in (PAD, END))
+        given: list[list[int]] = [[] for _ in questions]
+        begin, first = time.perf_counter(), 0.0
+        for _ in range(self._longest):
+            longest = max(len(a) + len(g) for a, g in zip(asked, given, strict=True))
+            texts = [a + g + [pad] * (longest - len(a) - len(g)) for a, g in zip(asked, given, strict=True)]
+            with self._autocast():
+                logits = answer_logits(self._model, video, self._before, torch.tensor([texts], device=self._device))[0]
+            ends = torch.tensor([len(a) + len(g) - 1 for a, g in zip(asked, given, strict=True)], device=self._device)
+            chosen = logits[torch.arange(len(asked), device=self._device), ends].argmax(-1).tolist()
+            first = first or 1e3 * (time.perf_counter() - begin)
+            for ids, token in zip(given, chosen, strict=True):
+                if end not in ids:
+                    ids.append(token)
+            if all(end in ids for ids in given):
+                break
+        return [self._tokenizer.decode(ids[: ids.index(end)] if end in ids else ids) for ids in given], first
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Evaluate trained checkpoints on a GPU.")
+    parser.add_argument("output", type=Path)
+    parser.add_argument("checkpoints", type=Path, nargs="+")
+    parser.add_argument("--videos", type=int, default=250)
+    parser.add_argument("--questions", type=int, default=16, help="most questions about one clip")
+    parser.add_argument("--seed", type=int, default=0, help="of the clips")
+    parser.add_argument("--split", default="test", choices=("validation", "test"))
+    parser.add_argument("--retention-ratio", type=float, nargs="+", default=[0.05, 0.1, 0.15, 0.2])
+    parser.add_argument("--method", nargs="+", default=[name for name in methods.METHODS if name != "all"])
+    parser.add_argument("--jobs", type=int, default=16)
+    args = parser.parse_args()
+    split: Split = args.split
+    videos = synthetic(args.videos, seed=args.seed, questions=args.questions, split=split)
+    videos.sort(key=lambda video: -video.frames)  # the long ones first: no process is left alone with one at the end
+    trials = [ALL, *(Trial(method, ratio) for method in args.method for ratio in args.retention_ratio)]
+    args.output.mkdir(parents=True, exist_ok=True)
+    for number, checkpoint in enumerate(args.checkpoints):
+        device = f"cuda:{number % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
+        begin = time.perf_counter()
+        with progress(checkpoint.name, len(videos)) as advance:
+            reader = partial(TorchReader, checkpoint, device)
+            records = evaluate_in_parallel(reader, videos, trials, PruneParams(), advance, jobs=args.jobs)
+        print(checkpoint.name, len(records), "records in", round(time.perf_counter() - begin, 1), "s")
+        (args.output / f"{checkpoint.name}.json").write_text(json.dumps([asdict(r) for r in records]), encoding="utf-8")
+        for trial in trials:
+            chosen = [r for r in records if r.trial == trial]
+            kept = np.mean([r.kept / r.total for r in chosen])
+            print(
+                f"{trial.method:14}{trial.retention_ratio:5.2f}{np.mean([r.correct for r in chosen]):8.4f}{kept:8.4f}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
