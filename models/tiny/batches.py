@@ -129,7 +129,7 @@ class ClipBatches:
             if questions:
                 frames.append(clip.render())
                 asked.append(questions)
-            if len(frames) == self.frames_per_batch // F:
+            if len(frames) == max(1, self.frames_per_batch // F):
                 break
         return _clips(Tokenizer.from_str(self.tokenizer), frames, asked, self.questions)
 

@@ -26,16 +26,13 @@ from network import answer_logits, make_llava, make_siglip, patches, pooled, pro
 from torch import Tensor, nn
 from vocabulary import BEFORE, END, IMAGE, VIDEO, make_tokenizer, rows
 
-from tango_calibration.synthetic import corpus
+from tango_calibration.synthetic import Split, corpus
 
 #: Stage 2: share of its steps and frames of a clip, in turn. Short clips teach before and after, long ones to search.
 CURRICULUM: tuple[tuple[float, tuple[int, ...]], ...] = ((0.5, (8, 16)), (0.5, (8, 16, 32, 16, 8, 16, 32, 64)))
 
 #: Parts of the tokens that the decoder is shown where it is not shown all.
 PARTS = (0.5, 0.25)
-
-#: Frames that go through the tower at once: one shape, compiled once.
-CHUNK = 256
 
 #: Weight of the sigmoid loss, a sum over a thousand phrases, beside the loss of the answers.
 SIGMOID_WEIGHT = 0.01
@@ -80,7 +77,7 @@ class Trainer:
 
     def look(self, frames: Tensor) -> Tensor:
         """[N, 384, 384, 3] uint8 → last hidden states [N, 729, width]."""
-        return torch.cat([self._look(self.tower, part) for part in frames.split(CHUNK)])
+        return self._look(self.tower, frames)
 
     def answers(self, hidden: Tensor, texts: Tensor, part: float, shuffled: bool) -> Tensor:
         """Logits [B, Q, T, vocabulary], from hidden states [B·F, 729, width].
@@ -134,7 +131,7 @@ def train_on_frames(trainer: Trainer) -> None:
     args = trainer.args
     projector = trainer.llava.model.multi_modal_projector
     optimizer = trainer.optimizer([trainer.siglip, trainer.decoder, projector])
-    make = FrameBatches(trainer.tokenizer.to_str(), 10 * args.seed)
+    make = FrameBatches(trainer.tokenizer.to_str(), 10 * args.seed, frames_per_batch=args.batch)
     for number, batch in enumerate(stream(make, args.frame_steps, args.workers)):
         frames, texts, labels = trainer.to_device(batch.clips.frames, batch.clips.texts, batch.clips.labels)
         facts, phrases, stated = trainer.to_device(batch.facts, batch.phrases, batch.stated)
@@ -182,11 +179,13 @@ def train_on_clips(trainer: Trainer) -> None:
                 logits = [answer(batch, part)[0] for batch in validation]
             trainer.log(stage=2, step=step, validation=True, part=part, **tally(validation, logits))
 
-    vocabulary, number = trainer.tokenizer.to_str(), 0
-    make = ClipBatches(vocabulary, 0, (8, 16, 32, 16), split="validation")
-    validation = list(stream(make, 8, min(8, args.workers)))
+    def batches(seed: int, lengths: tuple[int, ...], split: Split = "train") -> ClipBatches:
+        return ClipBatches(trainer.tokenizer.to_str(), seed, lengths, split, frames_per_batch=args.batch)
+
+    number = 0
+    validation = list(stream(batches(0, (8, 16, 32, 16), "validation"), args.validation_batches, min(8, args.workers)))
     for phase, (share, lengths) in enumerate(CURRICULUM):
-        make = ClipBatches(vocabulary, 10 * args.seed + 1 + phase, lengths)
+        make = batches(10 * args.seed + 1 + phase, lengths)
         for batch in stream(make, round(share * args.clip_steps), args.workers):
             part = PARTS[rng.integers(len(PARTS))] if rng.random() < args.thin else 1.0
             logits, labels = answer(batch, part)
@@ -218,6 +217,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--frame-steps", type=int, default=2800, help="steps of stage 1")
     parser.add_argument("--clip-steps", type=int, default=2000, help="steps of stage 2")
+    parser.add_argument("--batch", type=int, default=256, help="frames of a batch")
+    parser.add_argument("--validation-batches", type=int, default=8)
     parser.add_argument("--rate", type=float, default=7e-4, help="peak learning rate")
     parser.add_argument(
         "--thin", type=float, default=0.3, help="share of clips shown with a random part of their tokens"

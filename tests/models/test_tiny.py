@@ -1,0 +1,55 @@
+"""The training of models/tiny: a few steps of it, and what it writes."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tango_calibration.evaluate import ChainReader
+from tango_calibration.synthetic import make_clip
+from tango_runtime.cli import main
+
+TINY = Path(__file__).parents[2] / "models" / "tiny"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """What two steps of each stage give, and the bundle made of it."""
+    pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("tiny")
+    steps = ["--frame-steps", "2", "--clip-steps", "2", "--batch", "4", "--validation-batches", "1"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(TINY)
+        patch.setattr(sys, "argv", ["train.py", str(folder / "made"), *steps, "--workers", "0", "--no-compile"])
+        import train
+
+        train.main()
+    named = ["--checkpoint", folder / "made" / "llava", "--siglip", folder / "made" / "siglip"]
+    assert main(["export", *map(str, named), "--output", str(folder / "bundle"), "--sink-positions"]) == 0
+    return folder
+
+
+def test_a_training_tells_its_curve(trained):
+    lines = [json.loads(line) for line in (trained / "made" / "training.jsonl").read_text().splitlines()]
+    assert [line["stage"] for line in lines[:-1]] == [1, 1, 2, 2, 2, 2, 2, 2, 2]
+    assert lines[-1]["done"]
+    assert all(0 <= line["accuracy"] <= 1 for line in lines[:-1])
+
+
+def test_it_fits_in_16_megabytes(trained):
+    assert sum(file.stat().st_size for file in (trained / "made").rglob("*.safetensors")) <= 16e6
+
+
+def test_the_scorer_reads_a_checkpoint_as_the_chain_does(trained, monkeypatch):
+    monkeypatch.syspath_prepend(TINY)
+    from score import TorchReader
+
+    frames = make_clip(0, "test", 8).render()[:2]
+    ours, chains = TorchReader(trained / "made", "cpu"), ChainReader(trained / "bundle", max_new_tokens=6)
+    (features, salience), (wanted, attention) = ours.see(frames), chains.see(frames)
+    np.testing.assert_allclose(features, wanted, atol=2e-2)
+    np.testing.assert_allclose(salience, attention, rtol=2e-2)
+    questions = ["What colour is the star?", "Is there a red ring?"]
+    assert ours.answer(wanted.reshape(-1, 256), questions)[0] == chains.answer(wanted.reshape(-1, 256), questions)[0]
