@@ -1,14 +1,13 @@
-"""Evaluates trained checkpoints on a GPU, as `tango evaluate` does a bundle on the device: the same clips, methods and scores.
+"""Evaluates trained checkpoints on a GPU with what `tango evaluate` evaluates a bundle: the same clips, methods, scores.
 
-    python models/tiny/score.py OUTPUT --videos 250 --jobs 16 CHECKPOINT [CHECKPOINT …]
+    python models/tiny/score.py OUTPUT CHECKPOINT [CHECKPOINT …] --jobs 16
 
-A checkpoint is the folder that train.py wrote; its records go to OUTPUT/<its name>.json.
+A checkpoint is the folder that train.py wrote; its results go to OUTPUT/<its name>, those of all to OUTPUT/all.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -25,9 +24,11 @@ from tokenizers import Tokenizer
 from transformers import LlavaOnevisionForConditionalGeneration, SiglipVisionConfig, SiglipVisionModel
 from vocabulary import AFTER, BEFORE, END, PAD
 
-from tango_calibration import methods
+from tango_calibration import methods, results
 from tango_calibration.data import synthetic
-from tango_calibration.evaluate import ALL, Trial, evaluate_in_parallel
+from tango_calibration.evaluate import evaluate_in_parallel, trials_of
+from tango_calibration.scores import Scores, combine
+from tango_calibration.synthetic import Split
 from tango_plugins import PruneParams
 from tango_runtime.progress import progress
 
@@ -70,6 +71,9 @@ class TorchReader:
         )
         return tower.to(self._device).eval()
 
+    def __str__(self) -> str:
+        return f"PyTorch {torch.__version__}, {self._device}"
+
     @torch.inference_mode()
     def see(self, frames: NDArray[np.uint8]) -> tuple[NDArray[np.float16], NDArray[np.float32]]:
         """[F, 384, 384, 3] → features [F, 196, width] and salience [F, 196]."""
@@ -88,7 +92,7 @@ class TorchReader:
         asked = [self._tokenizer.encode(f"\n{question}{AFTER}").ids for question in questions]
         pad, end = (self._tokenizer.token_to_id(t) for t in (PAD, END))
         given: list[list[int]] = [[] for _ in questions]
-        begin, first = time.perf_counter(), 0.0
+        begin, first = time.perf_counter(), 0.0  # of all questions together: no prefill of the video alone
         for _ in range(self._longest):
             longest = max(len(a) + len(g) for a, g in zip(asked, given, strict=True))
             texts = [a + g + [pad] * (longest - len(a) - len(g)) for a, g in zip(asked, given, strict=True)]
@@ -109,34 +113,38 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Evaluate trained checkpoints on a GPU.")
     parser.add_argument("output", type=Path)
     parser.add_argument("checkpoints", type=Path, nargs="+")
-    parser.add_argument("--videos", type=int, default=250)
+    parser.add_argument("--videos", type=int, default=280)
     parser.add_argument("--questions", type=int, default=16, help="most questions about one clip")
-    parser.add_argument("--seed", type=int, default=0, help="of the clips")
+    parser.add_argument("--seed", type=int, default=0, help="of the clips and of what is drawn")
     parser.add_argument("--split", default="test", choices=("validation", "test"))
     parser.add_argument("--retention-ratio", type=float, nargs="+", default=[0.05, 0.1, 0.15, 0.2])
-    parser.add_argument("--method", nargs="+", default=[name for name in methods.METHODS if name != "all"])
+    parser.add_argument("--method", nargs="+", default=list(methods.METHODS))
     parser.add_argument("--jobs", type=int, default=16)
     args = parser.parse_args()
+    params = PruneParams(sink_positions=())
     split: Split = args.split
     videos = synthetic(args.videos, seed=args.seed, questions=args.questions, split=split)
     videos.sort(key=lambda video: -video.frames)  # the long ones first: no process is left alone with one at the end
-    trials = [ALL, *(Trial(method, ratio) for method in args.method for ratio in args.retention_ratio)]
-    args.output.mkdir(parents=True, exist_ok=True)
-    for number, checkpoint in enumerate(args.checkpoints):
-        device = f"cuda:{number % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
-        begin = time.perf_counter()
+    trials = trials_of(args.method, args.retention_ratio)
+    conditions = {
+        "data": f"synthetic, split {args.split}, seed {args.seed}, clips of 8 to 64 frames",
+        "videos": len(videos),
+        "questions": sum(len(video.questions) for video in videos),
+        "parameters of tango": asdict(params),
+        "model": f"PyTorch {torch.__version__}, fp16 autocast",
+    }
+    runs = []
+    for checkpoint in args.checkpoints:
         with progress(checkpoint.name, len(videos)) as advance:
-            reader = partial(TorchReader, checkpoint, device)
-            records = evaluate_in_parallel(reader, videos, trials, PruneParams(), advance, jobs=args.jobs)
-        print(checkpoint.name, len(records), "records in", round(time.perf_counter() - begin, 1), "s")
-        (args.output / f"{checkpoint.name}.json").write_text(json.dumps([asdict(r) for r in records]), encoding="utf-8")
-        for trial in trials:
-            chosen = [r for r in records if r.trial == trial]
-            kept = np.mean([r.kept / r.total for r in chosen])
-            print(
-                f"{trial.method:14}{trial.retention_ratio:5.2f}{np.mean([r.correct for r in chosen]):8.4f}{kept:8.4f}",
-                flush=True,
-            )
+            reader = partial(TorchReader, checkpoint, "cuda" if torch.cuda.is_available() else "cpu")
+            runs.append(evaluate_in_parallel(reader, videos, trials, params, advance, jobs=args.jobs, seed=args.seed))
+    for name, scores, records in (
+        *((checkpoint.name, Scores(run), run) for checkpoint, run in zip(args.checkpoints, runs, strict=True)),
+        *([("all", Scores.of_runs(runs), combine(runs))] if len(runs) > 1 else []),
+    ):
+        summaries = [scores.summary(trial) for trial in trials]
+        print("\n".join([f"# {name}", *results.overall(summaries)]))
+        results.write(args.output / name, {**conditions, "checkpoint": name}, videos, records, summaries)
 
 
 if __name__ == "__main__":

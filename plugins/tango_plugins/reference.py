@@ -95,23 +95,35 @@ def prune(features: Reals, salience: Reals, timestamps: Reals, params: PrunePara
     """
     features, salience, timestamps = np.asarray(features), np.asarray(salience), np.asarray(timestamps)
     check(features, salience, timestamps, params)
-    F, L, D = features.shape
-    salience = silence_sinks(salience, params.sinks)
     unit = normalize(features)
     cosines = similarity(unit)
     rotated = rope(unit, timestamps.astype(np.float64), params)
     del unit
+    return compress_video(features, silence_sinks(salience, params.sinks), rotated, cosines, params)
+
+
+def compress_video(X: Reals, A: Floats, R: Floats, cosines: Floats, params: PruneParams) -> Pruned:
+    """Steps 3 to 7: what is left of a video whose tokens differ by the distances on R.
+
+    Args:
+        X: Features [F, L, D].
+        A: Salience [F, L], sinks silenced.
+        R: Rotated features [F, L, D].
+        cosines: s [F − 1, L].
+        params: Parameters of the operator.
+    """
+    F, L, D = X.shape
     segments = segment(cosines, params.tau_segment)
     parts = []
     for a, b in segments:
-        part = compress_segment(features[a:b], salience[a:b], rotated[a:b], cosines[a : b - 1], params)
+        part = compress_segment(X[a:b], A[a:b], R[a:b], cosines[a : b - 1], params)
         parts.append(part.at(np.arange(a * L, b * L)))
     kept = join(*parts)
     if params.budget == "exact":
-        kept = make_exact(kept, features.reshape(-1, D), salience.ravel(), op.exact_count(F, L, params))
+        kept = make_exact(kept, X.reshape(-1, D), A.ravel(), op.exact_count(F, L, params))
     kept = kept.only(np.argsort(kept.indices))
     return Pruned(
-        tokens=kept.tokens.astype(features.dtype),
+        tokens=kept.tokens.astype(X.dtype),
         indices=kept.indices.astype(np.int32),
         count=len(kept.indices),
         segments=np.array(segments, dtype=np.int32),

@@ -22,6 +22,7 @@ GraphName = Literal["vision", "prune", "embed", "decoder"]
 GRAPHS: tuple[GraphName, ...] = get_args(GraphName)
 Engine = Literal["onnxruntime", "tensorrt"]
 DType = Literal["float16", "float32", "int32", "int64", "uint8"]
+Precision = Literal["int8", "int4"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,25 @@ class TensorSpec:
 
 
 @dataclass(frozen=True)
+class Quantization:
+    """How the linear layers of a graph were quantised.
+
+    Attributes:
+        precision: ``int8``: weights and activations, as QuantizeLinear and DequantizeLinear; ``int4``: weights only, in
+            blocks, as ONNX Runtime's MatMulNBits.
+        method: How the ranges of activations were found; None where only weights are quantised.
+        clips: Videos that were observed.
+        spared: Layers that lose too much: of an ``int8`` graph in the bundle's dtype, of an ``int4`` one with 8-bit
+            weights.
+    """
+
+    precision: Precision
+    method: Literal["minmax", "percentile", "entropy"] | None
+    clips: int
+    spared: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class GraphSpec:
     """One ONNX graph.
 
@@ -49,6 +69,7 @@ class GraphSpec:
         engines: What can run it.
         inputs: Its inputs, in order.
         outputs: Its outputs, in order.
+        quantization: How its linear layers were quantised, None where they are in the bundle's dtype.
     """
 
     file: str
@@ -56,6 +77,7 @@ class GraphSpec:
     engines: tuple[Engine, ...]
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    quantization: Quantization | None = None
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from tango_runtime.progress import Advance
 from tango_runtime.prompt import Prompt
 from tango_runtime.report import Report
 from tango_runtime.sampling import Sampler
-from tango_runtime.stages import Kept, Tensor, select
+from tango_runtime.stages import Kept, Tensor, Trace, select
 from tango_runtime.video import Source, TimedFrame, sample
 
 #: Why an answer ended: a stop token, ``max_new_tokens``, or the end of the bundle's context.
@@ -108,7 +108,7 @@ class VideoLLM:
 
     Args:
         bundle: Folder of a bundle that ``tango-export`` made.
-        engine: ``auto``, or an engine by name (``onnxruntime-cpu``).
+        engine: ``auto``, or an engine by name (one of ``tango_runtime.stages.ENGINES``).
 
     Raises:
         TangoError: The bundle is not whole, or the engine cannot run it.
@@ -117,15 +117,18 @@ class VideoLLM:
     def __init__(self, bundle: str | Path, engine: str = "auto") -> None:
         self.bundle = Bundle.load(bundle)
         self._stages = select(self.bundle, engine)
-        template = self.bundle.text("chat_template.jinja")
-        tokenizer = self.bundle.file("tokenizer.json")
-        self._prompt = Prompt(tokenizer, template, self.bundle.manifest.prompt.placeholder)
+        self._prompt = Prompt.of(self.bundle)
         self._latest: Answer | None = None  # whose keys and values the engine holds
 
     @property
     def engine(self) -> str:
         """What runs the graphs, in one line."""
         return self._stages.description
+
+    @property
+    def why(self) -> str:
+        """Why ``auto`` took no faster engine; empty where it took the fastest, or one was asked for by name."""
+        return self._stages.why
 
     def generate(
         self,
@@ -249,13 +252,14 @@ class VideoLLM:
 
     def _ids(self, answer: Answer, request: _Request) -> Iterator[int]:
         """Runs the chain; gives the answer's ids one by one, up to a stop token."""
-        kept = self._see(answer, request)
+        kept, salience = self._see(answer, request)
         answer.prompt_tokens = self._require_room(request, answer.kept)
         context, stop = self.bundle.manifest.decoder.context, set(self.bundle.manifest.prompt.stop)
         capacity = min(answer.prompt_tokens + request.max_new_tokens, context)
         self._latest = answer
         with _timed(answer, "prefill"):
             token = request.sampler(self._stages.prefill(self._splice(request, kept.tokens), capacity))
+        self._note_trace(answer, kept, salience)
         answer.stages["decode"] = 0.0  # told even where one token is all there is
         while token not in stop:
             answer.ids.append(token)
@@ -274,8 +278,8 @@ class VideoLLM:
                 token = request.sampler(self._stages.decode(token))
         answer.finish = "stop"
 
-    def _see(self, answer: Answer, request: _Request) -> Kept:
-        """Decodes the video, runs the vision graph and prunes."""
+    def _see(self, answer: Answer, request: _Request) -> tuple[Kept, Tensor]:
+        """Decodes the video, runs the vision graph and prunes → what is kept, and the salience."""
         with _timed(answer, "video"):
             timed = _noting_aspect(answer, request.timed)
             answer.frames, answer.seconds = preprocess(timed, self.bundle.manifest.video.size)
@@ -286,10 +290,14 @@ class VideoLLM:
         else:
             with _timed(answer, "prune"):
                 kept = self._stages.prune(features, salience, answer.seconds, request.params)
+        answer.kept = kept.count
+        return kept, salience
+
+    def _note_trace(self, answer: Answer, kept: Kept, salience: Tensor) -> None:
+        """Takes what a report needs from the engine; not before the first token, which does not wait for it."""
+        trace = kept.trace()
+        answer.indices, answer.merged, answer.segments = trace.indices, trace.merged, trace.segments
         answer.salience = self._stages.host(salience)
-        answer.kept, answer.indices = len(kept.indices), kept.indices
-        answer.merged, answer.segments = kept.merged, kept.segments
-        return kept
 
     def _splice(self, request: _Request, tokens: Tensor) -> list[Tensor]:
         """Embeddings of the prompt with the video's tokens in their place."""
@@ -311,7 +319,8 @@ class VideoLLM:
 
 def _all(tokens: Tensor, total: int) -> Kept:
     """What is left when nothing is pruned."""
-    return Kept(tokens, np.arange(total, dtype=np.int32), np.zeros(total, np.bool_), np.zeros((0, 2), np.int32))
+    trace = Trace(np.arange(total, dtype=np.int32), np.zeros(total, np.bool_), np.zeros((0, 2), np.int32))
+    return Kept(tokens, total, lambda: trace)
 
 
 def _noting_aspect(answer: Answer, timed: Iterator[TimedFrame]) -> Iterator[TimedFrame]:

@@ -51,7 +51,7 @@ def _run(args: argparse.Namespace) -> int:
         if file and file.is_dir():
             raise TangoError(f"{file} is a folder", "name a file in it")
     llm = VideoLLM(args.bundle, engine=args.engine)
-    note(f"engine: {llm.engine}" + (" (the only one that tango-edge has so far)" if args.engine == "auto" else ""))
+    note(f"engine: {llm.engine}" + (f" ({llm.why})" if llm.why else ""))
     with progress("vision", args.frames or llm.bundle.manifest.video.frames) as advance:
         stream = llm.stream(
             args.video,

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from tango_plugins import TangoError
+from tango_runtime.bundle import Bundle
 
 #: What a decoder puts for bytes that are no UTF-8, so also for a character whose other bytes are still to come.
 _REPLACEMENT = "\ufffd"
@@ -51,6 +52,12 @@ class Prompt:
         except jinja2.TemplateError as error:
             raise TangoError(f"the chat template has an error: {error}", "mend chat_template.jinja") from error
         self._around_video("?")
+
+    @classmethod
+    def of(cls, bundle: Bundle) -> Prompt:
+        """The prompt of a bundle: its tokenizer, its chat template, its placeholder."""
+        template = bundle.text("chat_template.jinja")
+        return cls(bundle.file("tokenizer.json"), template, bundle.manifest.prompt.placeholder)
 
     def encode(self, question: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Encodes one user turn, the video and a question, up to where the answer begins.

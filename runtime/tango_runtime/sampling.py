@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 import math
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.random import default_rng  # at the top: an import in mid-run would swallow a ctrl-C
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from tango_plugins import TangoError
+
+
+class Distant(Protocol):
+    """Logits [V] that lie on a device; NumPy copies them to the host."""
+
+    shape: tuple[int, ...]
+
+    def greatest(self) -> tuple[int, float]:
+        """Index and value of the greatest, as NumPy's argmax chooses it: a NaN if there is one, then the lower id."""
+
+    def __array__(self, dtype: DTypeLike = None, copy: bool | None = None) -> NDArray[Any]: ...
+
+
+#: Logits of one position [V], fp32, where the engine keeps them.
+Logits = NDArray[np.float32] | Distant
 
 
 class Sampler:
@@ -38,11 +54,11 @@ class Sampler:
         self._top_p = top_p
         self._generator = default_rng(seed)
 
-    def __call__(self, logits: NDArray[np.float32]) -> int:
+    def __call__(self, logits: Logits) -> int:
         """Draws one token id.
 
         Args:
-            logits: fp32 [V]; −inf bars a token.
+            logits: fp32 [V]; −inf bars a token. Those on a device stay there if the sampling is greedy.
 
         Returns:
             The id, in [0, V).
@@ -50,17 +66,19 @@ class Sampler:
         Raises:
             TangoError: The logits are not one row, or hold NaN or +inf, or bar every token.
         """
-        if logits.ndim != 1 or logits.size == 0:
+        if len(logits.shape) != 1 or logits.shape[0] == 0:
             raise TangoError(f"the logits have shape {list(logits.shape)}", "give those of one position, [V]")
-        likeliest = int(np.argmax(logits))  # the first NaN, if there is one; else the lowest id of the greatest
-        if not np.isfinite(logits[likeliest]):
+        if self._temperature > 0:
+            logits = np.asarray(logits)
+        likeliest, value = greatest(logits)
+        if not math.isfinite(value):
             raise TangoError(
-                f"the logit of token {likeliest} is {logits[likeliest]}",
+                f"the logit of token {likeliest} is {value}",
                 "the decoder overflowed: export with --dtype fp32, or check the bundle with: tango validate BUNDLE",
             )
         if self._temperature == 0:
             return likeliest
-        return self._draw(logits.astype(np.float64))
+        return self._draw(np.asarray(logits, np.float64))
 
     def _draw(self, logits: NDArray[np.float64]) -> int:
         order = np.argsort(-logits, kind="stable")
@@ -71,3 +89,11 @@ class Sampler:
         # random() is below 1, but its product with the last sum may round up to it.
         drawn = np.searchsorted(reached[:kept], self._generator.random() * reached[kept - 1], side="right")
         return int(order[min(int(drawn), kept - 1)])
+
+
+def greatest(logits: Logits) -> tuple[int, float]:
+    """Index and value of the greatest logit: the first NaN, if there is one; else the lowest id of the greatest."""
+    if not isinstance(logits, np.ndarray):
+        return logits.greatest()
+    index = int(np.argmax(logits))
+    return index, float(logits[index])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -17,8 +17,8 @@ def from_json(kind: type[_T], data: object, where: str) -> _T:
     """Builds a value of an annotated type out of parsed JSON.
 
     Args:
-        kind: A dataclass, whose fields are the keys; a dict, which has all keys if they are a Literal; int, str, bool,
-            Literal, tuple, list, and unions of these.
+        kind: A dataclass, whose fields are the keys, those with a default may be missing; a dict, which has all keys if
+            they are a Literal; int, str, bool, Literal, tuple, list, and unions of these.
         data: What ``json.loads`` gave.
         where: What to call it in an error, such as ``bundle.json: decoder``.
 
@@ -59,24 +59,31 @@ def _convert_dataclass(kind: type, data: object, where: str) -> object:
     if not isinstance(data, dict):
         raise _wrong(kind, data, where)
     hints = get_type_hints(kind)
-    _check_keys(data, [f.name for f in fields(kind)], where)
+    known = fields(kind)
+    _check_keys(data, [f.name for f in known], where, [f.name for f in known if f.default is not MISSING])
     return kind(**{name: _convert(hints[name], data[name], f"{where}: {name}") for name in data})
 
 
-def _check_keys(data: Collection[str], names: Collection[str], where: str) -> None:
+def _check_keys(data: Collection[str], names: Collection[str], where: str, optional: Collection[str] = ()) -> None:
     for key in data:
         if key not in names:
             raise TangoError(f"{where} has an unknown key {key!r}", "export the bundle again with this tango-edge")
     for name in names:
-        if name not in data:
+        if name not in data and name not in optional:
             raise TangoError(f"{where} lacks {name!r}", "export the bundle again with this tango-edge")
 
 
 def _convert_union(kinds: tuple[Any, ...], data: object, where: str) -> object:
     for kind in kinds:
-        if type(data) is (get_origin(kind) or kind):
+        if _takes(kind, data):
             return _convert(kind, data, where)
     raise _wrong(" or ".join(map(_name, kinds)), data, where)
+
+
+def _takes(kind: Any, data: object) -> bool:
+    if get_origin(kind) is Literal:
+        return data in get_args(kind)
+    return type(data) is (dict if is_dataclass(kind) else get_origin(kind) or kind)
 
 
 def _wrong(kind: Any, data: object, where: str) -> TangoError:
@@ -92,6 +99,6 @@ def _name(kind: Any) -> str:
         return "one of " + ", ".join(map(repr, get_args(kind)))
     if is_dataclass(kind):
         return "an object"
-    words = {int: "an integer", str: "a string", bool: "true or false"}
+    words = {int: "an integer", str: "a string", bool: "true or false", type(None): "null"}
     words |= {tuple: "a list", list: "a list", dict: "an object"}
     return words.get(get_origin(kind) or kind, str(kind))

@@ -15,7 +15,7 @@ from tango_runtime.bundle import MANIFEST
 
 
 @contextmanager
-def staged_folder(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
+def staged_folder(final: Path, *, overwrite: bool = False, holding: str = MANIFEST) -> Iterator[Path]:
     """Gives a folder beside ``final`` to write into, and renames it to ``final`` when the block ends well.
 
     When the block fails or is interrupted, the folder is removed. What a killed process left is removed by the next
@@ -23,47 +23,51 @@ def staged_folder(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
     Args:
         final: Where the folder will stand.
-        overwrite: Replace a bundle that stands there already.
+        overwrite: Replace a folder that stands there already, if it holds such a file.
+        holding: The file by which a folder is known as one that may be replaced: a bundle's by default.
 
     Raises:
         TangoError: ``final`` exists and may not be replaced, another process is writing it, or it cannot be written.
     """
-    check_output(final, overwrite=overwrite)
+    check_output(final, overwrite=overwrite, holding=holding)
     with _os_errors(final):
         place = final.resolve()  # "." has no name of its own
         missing = [folder for folder in place.parents if not folder.exists()]
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
             with _locked(final, place.with_name(f".{place.name}.lock")):
-                yield from _staged(place, final, overwrite)
+                yield from _staged(place, final, overwrite, holding)
         finally:
             for folder in missing:
                 with suppress(OSError):  # it holds the output, if all went well
                     folder.rmdir()
 
 
-def check_output(final: Path, *, overwrite: bool) -> None:
+def check_output(final: Path, *, overwrite: bool, holding: str = MANIFEST) -> None:
     """Refuses an output that may not be written, before any work is done for it.
 
     Raises:
-        TangoError: It exists, and is not to be replaced, or is no bundle.
+        TangoError: It exists, and is not to be replaced, or does not hold the file ``holding``.
     """
     with _os_errors(final):
         if not os.path.lexists(final):
             return
         if not overwrite:
             raise TangoError(f"{final} exists already", "name another --output, or add --overwrite")
-        if not (final / MANIFEST).is_file():
-            raise TangoError(f"{final} is no bundle", "--overwrite replaces bundles only: name another --output")
+        if not (final / holding).is_file():
+            raise TangoError(
+                f"{final} holds no {holding}",
+                "--overwrite replaces only what this command makes: name another --output",
+            )
 
 
-def _staged(place: Path, final: Path, overwrite: bool) -> Iterator[Path]:
+def _staged(place: Path, final: Path, overwrite: bool, holding: str) -> Iterator[Path]:
     partial, old = (place.with_name(f".{place.name}.{state}") for state in ("partial", "old"))
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir()
         yield partial
-        check_output(final, overwrite=overwrite)
+        check_output(final, overwrite=overwrite, holding=holding)
         if place.exists():
             shutil.rmtree(old, ignore_errors=True)
             place.rename(old)

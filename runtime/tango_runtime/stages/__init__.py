@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,9 +12,25 @@ from numpy.typing import NDArray
 from tango_plugins import PruneParams, TangoError
 from tango_runtime.bundle import Bundle
 from tango_runtime.progress import Advance
+from tango_runtime.sampling import Logits
 
 #: A tensor where the engine keeps it: a NumPy array on a CPU, a device buffer on a GPU. The chain only hands it on.
 Tensor = Any
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What a report tells of the pruning, on the host.
+
+    Attributes:
+        indices: [K] int32, flat f·L + l, ascending.
+        merged: [K] bool, True for a merged context token, False for a salient one.
+        segments: [S, 2] int32, first frame and one past the last.
+    """
+
+    indices: NDArray[np.int32]
+    merged: NDArray[np.bool_]
+    segments: NDArray[np.int32]
 
 
 @dataclass(frozen=True)
@@ -22,21 +39,28 @@ class Kept:
 
     Attributes:
         tokens: [K, D], where the engine keeps it.
-        indices: [K] int32 on the host, flat f·L + l, ascending.
-        merged: [K] bool on the host, True for a merged context token, False for a salient one.
-        segments: [S, 2] int32 on the host, first frame and one past the last.
+        count: K.
+        trace: Reads the rest, which nothing waits for; until the next video is pruned.
     """
 
     tokens: Tensor
-    indices: NDArray[np.int32]
-    merged: NDArray[np.bool_]
-    segments: NDArray[np.int32]
+    count: int
+    trace: Callable[[], Trace]
 
 
 class Stages(Protocol):
-    """What the chain asks of an engine. The engine owns its buffers and the key/value cache."""
+    """What the chain asks of an engine. The engine owns its buffers and the key/value cache.
+
+    Tensors and logits last until the stage that made them is called again. A stage before the decoder returns when its
+    work is done, so that the time it took is its own.
+
+    Attributes:
+        description: The engine, in one line.
+        why: Why ``auto`` took none before it, empty where it is the first or was asked for by name.
+    """
 
     description: str
+    why: str
 
     def vision(self, frames: NDArray[np.uint8], advance: Advance) -> tuple[Tensor, Tensor]:
         """[F, size, size, 3] → features [F, L, D] and salience [F, L]; ``advance`` is told the frames that are done."""
@@ -50,10 +74,16 @@ class Stages(Protocol):
     def embed(self, ids: NDArray[np.int64]) -> Tensor:
         """[N] → embeddings [N, D]."""
 
-    def prefill(self, pieces: list[Tensor], capacity: int) -> NDArray[np.float32]:
+    def prefill(self, pieces: list[Tensor], capacity: int) -> Logits:
         """Starts a sequence of embeddings, with room for ``capacity`` positions → logits of the last [vocabulary]."""
 
-    def decode(self, token: int) -> NDArray[np.float32]:
+    def extend(self, embeddings: Tensor) -> Logits:
+        """Appends embeddings [N, D], at least one → logits of the last [vocabulary]."""
+
+    def rewind(self, length: int) -> None:
+        """Forgets everything behind the first ``length`` positions, so that another text may follow them."""
+
+    def decode(self, token: int) -> Logits:
         """Appends one token → logits of the next [vocabulary]."""
 
     def host(self, tensor: Tensor) -> NDArray[Any]:
@@ -61,21 +91,48 @@ class Stages(Protocol):
 
 
 #: Engines, the fastest first.
-ENGINES = ("onnxruntime-cpu",)
+ENGINES = ("tensorrt", "onnxruntime-cuda", "onnxruntime-cpu")
 
 
-def select(bundle: Bundle, engine: str = "auto") -> Stages:
+def select(bundle: Bundle, engine: str = "auto", *, threads: int = 0) -> Stages:
     """Loads a bundle's graphs in an engine.
 
     Args:
         bundle: The bundle.
-        engine: One of ``ENGINES``; ``auto`` takes the first that this machine has.
+        engine: One of ``ENGINES``; ``auto`` takes the first that this machine has, and its ``why`` tells what was
+            missing for those before it.
+        threads: Threads of one operator on a CPU; 0 takes one for each core.
 
     Raises:
         TangoError: There is no such engine, or it cannot load the bundle.
     """
-    if engine not in ("auto", *ENGINES):
-        raise TangoError(f"there is no engine {engine!r}", f"known are auto, {', '.join(ENGINES)}")
+    if engine != "auto":
+        if engine not in ENGINES:
+            raise TangoError(f"there is no engine {engine!r}", f"known are auto, {', '.join(ENGINES)}")
+        return _open(bundle, engine, threads)
+    missing: list[str] = []
+    for name in ENGINES:
+        try:
+            stages = _open(bundle, name, threads)
+        except TangoError as error:
+            missing.append(f"no {name}: {error.message}")
+            hint = error.hint
+            continue
+        stages.why = "; ".join(missing)
+        return stages
+    raise TangoError(f"no engine can run {bundle.path}: {'; '.join(missing)}", hint)
+
+
+def _open(bundle: Bundle, engine: str, threads: int) -> Stages:
+    """Loads an engine; it is imported only now, since few machines have all of them."""
+    if engine == "tensorrt":
+        from tango_runtime.stages.tensorrt import open_stages
+
+        return open_stages(bundle)
+    if engine == "onnxruntime-cuda":
+        from tango_runtime.stages.onnxruntime_cuda import open_stages
+
+        return open_stages(bundle)
     from tango_runtime.stages.onnxruntime import OnnxRuntimeStages
 
-    return OnnxRuntimeStages(bundle)
+    return OnnxRuntimeStages(bundle, threads=threads)

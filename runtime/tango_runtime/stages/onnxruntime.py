@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tango_plugins import PruneParams, TangoError, reference
 from tango_runtime.bundle import Bundle, GraphName, TensorSpec
 from tango_runtime.progress import Advance
-from tango_runtime.stages import Kept
+from tango_runtime.stages import Kept, Trace
 
 Array = NDArray[Any]
 
@@ -55,17 +55,20 @@ class OnnxRuntimeStages:
 
     Args:
         bundle: The bundle.
+        threads: Threads of one operator; 0 takes one for each core.
 
     Raises:
         TangoError: ONNX Runtime is not installed, or a graph cannot be loaded.
     """
 
-    def __init__(self, bundle: Bundle) -> None:
-        self._vision, self._embed, self._decoder = (_open(bundle, name) for name in ("vision", "embed", "decoder"))
+    def __init__(self, bundle: Bundle, *, threads: int = 0) -> None:
+        self._vision, self._embed, self._decoder = (
+            _open(bundle, name, threads) for name in ("vision", "embed", "decoder")
+        )
         self._cache_specs = bundle.manifest.graphs["decoder"].inputs[2:]
         self._cache: dict[str, Array] = {}
         self._length = 0
-        self.description = f"ONNX Runtime {_version()}, CPU"
+        self.description, self.why = f"ONNX Runtime {_version()}, CPU", ""
 
     def vision(self, frames: NDArray[np.uint8], advance: Advance) -> tuple[Array, Array]:
         """[F, size, size, 3] → features [F, L, D] and salience [F, L]; ``advance`` is told the frames that are done."""
@@ -80,7 +83,7 @@ class OnnxRuntimeStages:
     def prune(self, features: Array, salience: Array, seconds: NDArray[np.float32], params: PruneParams) -> Kept:
         """Features, salience and frame times in seconds → the tokens that are kept."""
         pruned = reference.prune(features, salience, seconds, params)
-        return Kept(pruned.tokens, pruned.indices, pruned.merged, pruned.segments)
+        return Kept(pruned.tokens, pruned.count, lambda: Trace(pruned.indices, pruned.merged, pruned.segments))
 
     def flatten(self, features: Array) -> Array:
         """[F, L, D] → [F·L, D]."""
@@ -95,22 +98,30 @@ class OnnxRuntimeStages:
         """Starts a sequence of embeddings, with room for ``capacity`` positions → logits of the last."""
         self._cache = empty_cache(self._cache_specs, capacity)
         self._length = 0
-        embeddings = np.concatenate(pieces)
-        logits = self._append(embeddings[:_PASS], {name: rows[:, :0] for name, rows in self._cache.items()})
-        for begin in range(_PASS, len(embeddings), _PASS):
-            logits = self._append(embeddings[begin : begin + _PASS], self._cache)
+        return self.extend(np.concatenate(pieces))
+
+    def extend(self, embeddings: Array) -> NDArray[np.float32]:
+        """Appends embeddings [N, D], at least one → logits of the last."""
+        for begin in range(0, len(embeddings), _PASS):
+            logits = self._append(embeddings[begin : begin + _PASS])
         return logits
+
+    def rewind(self, length: int) -> None:
+        """Forgets everything behind the first ``length`` positions: what the cache holds there no longer counts."""
+        self._length = length
 
     def decode(self, token: int) -> NDArray[np.float32]:
         """Appends one token → logits of the next."""
-        return self._append(self.embed(np.array([token], np.int64)), self._cache)
+        return self.extend(self.embed(np.array([token], np.int64)))
 
     def host(self, tensor: Array) -> Array:
         """The tensor itself: it is on the host."""
         return tensor
 
-    def _append(self, embeddings: Array, cache: dict[str, Array]) -> NDArray[np.float32]:
+    def _append(self, embeddings: Array) -> NDArray[np.float32]:
         end = self._length + len(embeddings)
+        # Where nothing stands yet, an empty cache spares the attention to rows that would not count.
+        cache = self._cache if self._length else {name: rows[:, :0] for name, rows in self._cache.items()}
         positions = np.arange(self._length, end, dtype=np.int64)
         logits, *rows = _run(self._decoder, {"embeddings": embeddings, "positions": positions, **cache})
         for name, new in zip(self._cache, rows, strict=True):
@@ -120,16 +131,31 @@ class OnnxRuntimeStages:
         return found
 
 
-def _open(bundle: Bundle, name: GraphName) -> Any:
+def _open(bundle: Bundle, name: GraphName, threads: int) -> Any:
     """The session of a graph, once its tensors are those that bundle.json tells of."""
-    session, spec = open_session(bundle.graph(name)), bundle.manifest.graphs[name]
+    session = open_session(bundle.graph(name), threads=threads)
+    check_tensors(bundle, name, session)
+    return session
+
+
+def check_tensors(bundle: Bundle, name: GraphName, session: Any) -> None:
+    """Refuses a graph whose tensors are not those that bundle.json tells of.
+
+    Args:
+        bundle: The bundle.
+        name: The graph.
+        session: Its ``onnxruntime.InferenceSession``.
+
+    Raises:
+        TangoError: A tensor has another name or shape.
+    """
+    spec = bundle.manifest.graphs[name]
     for told, found in ((spec.inputs, session.get_inputs()), (spec.outputs, session.get_outputs())):
         if [(t.name, list(t.shape)) for t in told] != [(t.name, t.shape) for t in found]:
             raise TangoError(
                 f"the tensors of {bundle.graph(name)} are not those that bundle.json tells of",
                 "copy the bundle again, or export it again",
             )
-    return session
 
 
 def _run(session: Any, feeds: dict[str, Array]) -> list[Array]:

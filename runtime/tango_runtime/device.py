@@ -1,0 +1,285 @@
+"""CUDA for the stages: memory, one stream whose copies are counted, and graphs; thin over cuda-bindings 12 and 13.
+
+Tensors on the device are :class:`tango_plugins.library.Memory`: an address, a shape and a dtype. A :class:`Buffer` owns
+the bytes behind them.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from tango_plugins import TangoError
+from tango_plugins.library import Memory
+
+#: TensorRT takes tensors at multiples of this many bytes (setTensorAddress in NvInferRuntime.h); so does everybody.
+ALIGNMENT = 256
+
+
+@cache
+def cudart() -> Any:
+    """The CUDA runtime, ``cuda.bindings.runtime``.
+
+    Raises:
+        TangoError: cuda-bindings is not installed, there is no GPU, or its driver is too old.
+    """
+    try:
+        from cuda.bindings import runtime
+    except ImportError as error:
+        raise TangoError("cuda-bindings is not installed", "pip install 'tango-edge[gpu]'") from error
+    try:
+        status, count = runtime.cudaGetDeviceCount()
+    except RuntimeError as error:  # there is no libcuda to ask
+        raise TangoError(f"there is no NVIDIA driver: {error}", "install one; see: tango doctor") from error
+    if int(status) or not count:
+        raise TangoError(f"no NVIDIA GPU can be used: {status.name}", "see: tango doctor")
+    return runtime
+
+
+def check(result: tuple[Any, ...]) -> Any:
+    """What a call of the CUDA runtime gives behind its status: nothing, a value, or a tuple of several.
+
+    Raises:
+        TangoError: The status is an error.
+    """
+    status, *values = result
+    if int(status):
+        text = cudart().cudaGetErrorString(status)[1].decode()
+        raise TangoError(f"CUDA failed: {text} ({status.name})", "see: tango doctor")
+    return tuple(values) if len(values) > 1 else values[0] if values else None
+
+
+def bytes_of(memory: Memory) -> int:
+    """Size of a tensor on the device."""
+    return math.prod(memory.shape) * np.dtype(memory.dtype).itemsize
+
+
+def rows(memory: Memory, begin: int, end: int) -> Memory:
+    """``memory[begin:end]``, along the first axis."""
+    row = bytes_of(replace(memory, shape=memory.shape[1:]))
+    return Memory(memory.address + begin * row, (end - begin, *memory.shape[1:]), memory.dtype)
+
+
+class Buffer:
+    """Device memory, zero at first, freed when nothing refers to it.
+
+    Args:
+        size: Bytes.
+
+    Raises:
+        TangoError: The device has not so much left.
+    """
+
+    def __init__(self, size: int) -> None:
+        runtime = cudart()
+        self.size = max(size, ALIGNMENT)  # an empty tensor has an address too
+        status, address = runtime.cudaMalloc(self.size)
+        if status == runtime.cudaError_t.cudaErrorMemoryAllocation:
+            runtime.cudaGetLastError()  # or the next call would report it again
+            free, total = check(runtime.cudaMemGetInfo())
+            raise TangoError(
+                f"the GPU has {free / 1e6:.0f} of {total / 1e6:.0f} MB left, {self.size / 1e6:.0f} MB are needed",
+                "end other programs on the GPU, use fewer frames, or build engines with a smaller --context",
+            )
+        check((status,))
+        self.address = int(address)
+        self._free = _when_gone(self, runtime.cudaFree, self.address)
+        check(runtime.cudaMemset(self.address, 0, self.size))
+        check(runtime.cudaStreamSynchronize(0))  # the stages' stream does not wait for this one
+
+    def view(self, shape: tuple[int, ...], dtype: DTypeLike) -> Memory:
+        """Its beginning as a tensor."""
+        return Memory(self.address, shape, np.dtype(dtype).name)
+
+    def free(self) -> None:
+        """Gives the memory back now."""
+        self._free()
+
+
+class Pool:
+    """Buffers by name, each as large as the largest tensor that was ever asked of it: memory grows to a peak, once."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, Buffer] = {}
+
+    def take(self, name: str, shape: tuple[int, ...], dtype: DTypeLike) -> Memory:
+        """A tensor in the buffer of that name; it lasts until the name is asked for again.
+
+        Raises:
+            TangoError: The device has not enough memory left.
+        """
+        size, held = math.prod(shape) * np.dtype(dtype).itemsize, self._buffers.get(name)
+        if held is None or held.size < size:
+            if held is not None:
+                del self._buffers[name]
+                held.free()  # cudaFree waits for the work that uses it
+            held = self._buffers[name] = Buffer(size)
+        return held.view(shape, dtype)
+
+
+@dataclass
+class Traffic:
+    """What has crossed between host and device.
+
+    Attributes:
+        uploads: Copies to the device.
+        uploaded: Their bytes.
+        downloads: Copies to the host.
+        downloaded: Their bytes.
+    """
+
+    uploads: int = 0
+    uploaded: int = 0
+    downloads: int = 0
+    downloaded: int = 0
+
+
+@dataclass(frozen=True)
+class Slabs:
+    """How a tensor [slabs, rows, columns] lies in memory, in bytes: a column is a byte here.
+
+    Attributes:
+        address: Where it begins.
+        row: Distance of two rows.
+        rows: Rows from one slab to the next, at least as many as are used.
+    """
+
+    address: int
+    row: int
+    rows: int
+
+
+class Stream:
+    """A CUDA stream. Everything on it runs in order; copies to and from the host are counted.
+
+    Attributes:
+        handle: Its ``cudaStream_t``.
+        traffic: What has crossed so far.
+    """
+
+    def __init__(self) -> None:
+        runtime = cudart()
+        self._runtime = runtime
+        self.handle = int(check(runtime.cudaStreamCreateWithFlags(runtime.cudaStreamNonBlocking)))
+        self.traffic = Traffic()
+        self._uploading: list[NDArray[Any]] = []
+        _when_gone(self, runtime.cudaStreamDestroy, self.handle)
+
+    def upload(self, array: NDArray[Any], to: Memory) -> None:
+        """Copies an array into device memory of the same shape.
+
+        Raises:
+            TangoError: The shapes differ.
+        """
+        array = np.ascontiguousarray(array, to.dtype)
+        _require_same(array.shape, to.shape)
+        self._copy(to.address, array.ctypes.data, array.nbytes, "cudaMemcpyHostToDevice")
+        self._uploading.append(array)  # must live until it has been read
+        self.traffic.uploads += 1
+        self.traffic.uploaded += array.nbytes
+
+    def download(self, memory: Memory) -> NDArray[Any]:
+        """A copy on the host; waits for all work before it."""
+        array = np.empty(memory.shape, memory.dtype)
+        self._copy(array.ctypes.data, memory.address, array.nbytes, "cudaMemcpyDeviceToHost")
+        self.synchronize()
+        self.traffic.downloads += 1
+        self.traffic.downloaded += array.nbytes
+        return array
+
+    def copy(self, source: Memory, to: Memory) -> None:
+        """Copies on the device, to memory of the same shape and dtype.
+
+        Raises:
+            TangoError: The shapes or dtypes differ.
+        """
+        _require_same((*source.shape, source.dtype), (*to.shape, to.dtype))
+        self._copy(to.address, source.address, bytes_of(source), "cudaMemcpyDeviceToDevice")
+
+    def copy_slabs(self, source: Slabs, to: Slabs, slabs: int, rows: int, width: int) -> None:
+        """Copies ``slabs`` times ``rows`` rows of ``width`` bytes on the device, in one piece of work."""
+        runtime = self._runtime
+        job = runtime.cudaMemcpy3DParms()
+        job.srcPtr = runtime.make_cudaPitchedPtr(source.address, source.row, width, source.rows)
+        job.dstPtr = runtime.make_cudaPitchedPtr(to.address, to.row, width, to.rows)
+        job.extent = runtime.make_cudaExtent(width, rows, slabs)
+        job.kind = runtime.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        check(runtime.cudaMemcpy3DAsync(job, self.handle))
+
+    def clear(self, memory: Memory) -> None:
+        """Sets every byte to 0."""
+        check(self._runtime.cudaMemsetAsync(memory.address, 0, bytes_of(memory), self.handle))
+
+    def synchronize(self) -> None:
+        """Waits until all work is done.
+
+        Raises:
+            TangoError: Some of it failed.
+        """
+        check(self._runtime.cudaStreamSynchronize(self.handle))
+        self._uploading.clear()
+
+    def capture(self, work: Callable[[], None]) -> Graph:
+        """Records the work that a function puts on this stream, without running it."""
+        runtime = self._runtime
+        mode = runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        check(runtime.cudaStreamBeginCapture(self.handle, mode))
+        try:
+            work()
+        finally:  # the stream must leave its capture, whatever happened
+            ended = runtime.cudaStreamEndCapture(self.handle)
+        return Graph(check(ended), self)
+
+    def _copy(self, to: int, source: int, size: int, kind: str) -> None:
+        kinds = self._runtime.cudaMemcpyKind
+        check(self._runtime.cudaMemcpyAsync(to, source, size, getattr(kinds, kind), self.handle))
+
+
+class Graph:
+    """Recorded work, run anew by :meth:`launch` at the price of one launch."""
+
+    def __init__(self, recorded: Any, stream: Stream) -> None:
+        runtime = cudart()
+        self._stream, self._runtime = stream, runtime
+        self._executable = check(runtime.cudaGraphInstantiate(recorded, 0))
+        check(runtime.cudaGraphDestroy(recorded))
+        _when_gone(self, runtime.cudaGraphExecDestroy, self._executable)
+
+    def launch(self) -> None:
+        """Puts it on the stream that it was recorded from."""
+        check(self._runtime.cudaGraphLaunch(self._executable, self._stream.handle))
+
+
+class Event:
+    """A mark in a stream, for measuring time on the device."""
+
+    def __init__(self, stream: Stream) -> None:
+        runtime = cudart()
+        self._handle = check(runtime.cudaEventCreate())
+        _when_gone(self, runtime.cudaEventDestroy, self._handle)
+        check(runtime.cudaEventRecord(self._handle, stream.handle))
+
+    def since(self, earlier: Event) -> float:
+        """Milliseconds from an earlier mark to this one; waits for it."""
+        runtime = cudart()
+        check(runtime.cudaEventSynchronize(self._handle))
+        return float(check(runtime.cudaEventElapsedTime(earlier._handle, self._handle)))
+
+
+def _require_same(given: tuple[int | str, ...], wanted: tuple[int | str, ...]) -> None:
+    if given != wanted:
+        raise TangoError(f"a tensor is {list(given)}, wanted is {list(wanted)}", "it belongs to another bundle")
+
+
+def _when_gone(owner: object, release: Callable[[Any], object], handle: Any) -> weakref.finalize[Any, Any]:
+    """Releases what an object owns when it goes; not when the process ends, which does so in an order of its own."""
+    finalizer = weakref.finalize(owner, release, handle)
+    finalizer.atexit = False
+    return finalizer

@@ -1,0 +1,207 @@
+"""CUDA on a machine without a GPU: device memory is the host's, work is done at once, kernels are NumPy.
+
+It stands in for cuda.bindings.runtime and the CUDA library, so that what the stages do with memory, copies and graphs
+can be tested anywhere. An address that was not allocated, or a copy that leaves its allocation, is an error here.
+"""
+
+# ruff: noqa: N801, N802, N815  (the names are CUDA's)
+
+from __future__ import annotations
+
+import ctypes
+from enum import IntEnum
+
+import numpy as np
+
+from tango_plugins import reference
+from tango_plugins.op import capacity
+from tango_runtime.stages.logits import GREATEST
+
+
+class Status(IntEnum):
+    cudaSuccess = 0
+    cudaErrorInvalidValue = 1
+    cudaErrorMemoryAllocation = 2
+
+
+class Kind(IntEnum):
+    cudaMemcpyHostToDevice = 1
+    cudaMemcpyDeviceToHost = 2
+    cudaMemcpyDeviceToDevice = 3
+
+
+class Pitched:
+    def __init__(self, ptr, pitch, xsize, ysize):
+        self.ptr, self.pitch, self.xsize, self.ysize = ptr, pitch, xsize, ysize
+
+
+class Job:
+    pass
+
+
+class HostCuda:
+    """The part of cuda.bindings.runtime that tango_runtime.device uses.
+
+    Args:
+        memory: Bytes that the device has.
+    """
+
+    cudaError_t, cudaMemcpyKind = Status, Kind
+    cudaStreamNonBlocking = 1
+    cudaMemcpy3DParms = Job
+    make_cudaPitchedPtr = Pitched
+
+    class cudaStreamCaptureMode(IntEnum):
+        cudaStreamCaptureModeThreadLocal = 1
+
+    def __init__(self, memory=1 << 32):
+        self.memory, self.blocks, self.allocations = memory, {}, 0
+        self.recorded, self.recording = [], None
+
+    def make_cudaExtent(self, width, height, depth):
+        return width, height, depth
+
+    def held(self):
+        return sum(size for _, size in self.blocks.values())
+
+    def cudaMalloc(self, size):
+        if self.held() + size > self.memory:
+            return Status.cudaErrorMemoryAllocation, 0
+        block = ctypes.create_string_buffer(b"\xff" * (size + 256), size + 256)  # NaN, whatever it is read as
+        address = -(-ctypes.addressof(block) // 256) * 256
+        self.blocks[address] = (block, size)
+        self.allocations += 1
+        return Status.cudaSuccess, address
+
+    def cudaFree(self, address):
+        del self.blocks[address]
+        return (Status.cudaSuccess,)
+
+    def inside(self, address, size):
+        assert any(start <= address and address + size <= start + n for start, (_, n) in self.blocks.items())
+        return address
+
+    def cudaMemGetInfo(self):
+        return Status.cudaSuccess, self.memory - self.held(), self.memory
+
+    def cudaGetLastError(self):
+        return (Status.cudaSuccess,)
+
+    def cudaMemset(self, address, value, size):
+        ctypes.memset(self.inside(address, size), value, size)
+        return (Status.cudaSuccess,)
+
+    def cudaMemsetAsync(self, address, value, size, stream):
+        return self.cudaMemset(address, value, size)
+
+    def cudaMemcpyAsync(self, to, source, size, kind, stream):
+        if size:
+            if kind != Kind.cudaMemcpyHostToDevice:
+                self.inside(source, size)
+            if kind != Kind.cudaMemcpyDeviceToHost:
+                self.inside(to, size)
+            self.do(lambda: ctypes.memmove(to, source, size))
+        return (Status.cudaSuccess,)
+
+    def cudaMemcpy3DAsync(self, job, stream):
+        width, height, depth = job.extent
+        assert width <= job.srcPtr.pitch
+        assert width <= job.dstPtr.pitch
+        for z in range(depth):
+            for y in range(height):
+                to, source = (p.ptr + (z * p.ysize + y) * p.pitch for p in (job.dstPtr, job.srcPtr))
+                ctypes.memmove(self.inside(to, width), self.inside(source, width), width)
+        return (Status.cudaSuccess,)
+
+    def cudaStreamCreateWithFlags(self, flags):
+        return Status.cudaSuccess, 7
+
+    def cudaStreamDestroy(self, stream):
+        return (Status.cudaSuccess,)
+
+    def cudaStreamSynchronize(self, stream):
+        assert self.recording is None, "waiting cannot be recorded"
+        return (Status.cudaSuccess,)
+
+    def do(self, work):
+        """Does a piece of work, or records it."""
+        if self.recording is None:
+            work()
+        else:
+            self.recording.append(work)
+
+    def cudaStreamBeginCapture(self, stream, mode):
+        self.recording = []
+        return (Status.cudaSuccess,)
+
+    def cudaStreamEndCapture(self, stream):
+        recorded, self.recording = self.recording, None
+        return Status.cudaSuccess, recorded
+
+    def cudaGraphInstantiate(self, recorded, flags):
+        return Status.cudaSuccess, list(recorded)
+
+    def cudaGraphDestroy(self, recorded):
+        return (Status.cudaSuccess,)
+
+    def cudaGraphExecDestroy(self, executable):
+        return (Status.cudaSuccess,)
+
+    def cudaGraphLaunch(self, executable, stream):
+        for work in executable:
+            work()
+        return (Status.cudaSuccess,)
+
+
+def array(memory):
+    """The array behind device memory."""
+    size = int(np.prod(memory.shape)) * np.dtype(memory.dtype).itemsize
+    if not size:
+        return np.empty(memory.shape, memory.dtype)
+    buffer = (ctypes.c_char * size).from_address(memory.address)
+    return np.frombuffer(buffer, memory.dtype).reshape(memory.shape)
+
+
+class HostPruner:
+    """The reference in the place of tango_plugins.library.CudaPruner."""
+
+    workspace_bytes = 256
+
+    def __init__(self, params, frames, width, dtype):
+        self.params = params
+        self.capacity = capacity(frames, params.grid[0] * params.grid[1], params)
+
+    def enqueue(self, features, salience, seconds, *, tokens, indices, count, merged, segments, workspace, stream):
+        pruned = reference.prune(array(features), array(salience), array(seconds), self.params)
+        array(count)[:] = K = pruned.count
+        for memory, value, rest in (
+            (tokens, pruned.tokens, 0),
+            (indices, pruned.indices, -1),
+            (merged, pruned.merged, 0),
+            (segments, pruned.segments, -1),
+        ):
+            array(memory)[:] = rest
+            array(memory)[: len(value)] = value
+        assert len(pruned.indices) == K
+
+
+def argmax(values, greatest, stream):
+    """In the place of tango_runtime.stages.logits.enqueue_argmax."""
+    row = array(values)
+    found = array(greatest).view(GREATEST)
+    found["index"] = row.argmax()
+    found["value"] = row.max() if not np.isnan(row).any() else np.nan
+
+
+def install(monkeypatch, memory=1 << 32):
+    """Puts all of this in the place of CUDA."""
+    from tango_plugins import library
+    from tango_runtime import device
+    from tango_runtime.stages import cuda, logits
+
+    found = HostCuda(memory)
+    monkeypatch.setattr(device, "cudart", lambda: found)
+    monkeypatch.setattr(library, "load", lambda: None)
+    monkeypatch.setattr(cuda, "CudaPruner", HostPruner)
+    monkeypatch.setattr(logits, "enqueue_argmax", argmax)
+    return found

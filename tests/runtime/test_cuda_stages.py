@@ -1,0 +1,215 @@
+"""The stages on a GPU, with the GPU's memory and kernels emulated on the host: the same answers as the CPU's stages.
+
+The engine is ONNX Runtime's on the CPU, bound to that memory exactly as the CUDA provider is, or TensorRT with that in
+its place. tests/gpu/runtime runs the same on a GPU.
+"""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+
+from tango_plugins import TangoError, op
+from tango_runtime import VideoLLM
+from tango_runtime.device import Pool, Stream
+from tango_runtime.stages import logits, tensorrt
+from tango_runtime.stages.cuda import CudaStages
+from tango_runtime.stages.onnxruntime_cuda import OrtGraphs
+from tests.runtime.host_cuda import install
+from tests.runtime.host_tensorrt import MACHINE, HostTensorRT, build
+
+QUESTION = "What happens in the video?"
+
+
+@pytest.fixture
+def host(monkeypatch):
+    """CUDA, emulated."""
+    return install(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def built(spoken, tmp_path_factory):
+    """A copy of the bundle, with engines for up to 8 frames, 100 tokens a pass and 600 positions."""
+    folder = shutil.copytree(spoken, tmp_path_factory.mktemp("built") / "bundle")
+    build(folder, max_frames=8, max_tokens=100, context=600)
+    return folder
+
+
+@pytest.fixture
+def make(host, spoken, built, monkeypatch):
+    """``make("onnxruntime")`` or ``make("tensorrt")``: a chain whose stages are the GPU's, with limits as given."""
+    import onnxruntime
+
+    def made(engine="onnxruntime", folder=None, **limits):
+        llm = VideoLLM(folder or (built if engine == "tensorrt" else spoken), "onnxruntime-cpu")
+        if engine == "tensorrt":
+            monkeypatch.setattr(tensorrt, "_tensorrt", lambda: HostTensorRT(llm.bundle, host))
+            monkeypatch.setattr(tensorrt, "here", lambda version: MACHINE)
+            llm._stages = tensorrt.open_stages(llm.bundle)
+            return llm
+        stream = Stream()
+        graphs = OrtGraphs(onnxruntime, llm.bundle, stream, ("CPUExecutionProvider", "cpu"))
+        for name, value in limits.items():
+            setattr(graphs, name, value)
+        llm._stages = CudaStages(llm.bundle, graphs, stream)
+        return llm
+
+    return made
+
+
+def same(found, wanted):
+    assert found.ids == wanted.ids
+    for name in ("indices", "merged", "segments", "kept", "prompt_tokens", "finish"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(wanted, name))
+    np.testing.assert_allclose(found.salience, wanted.salience, atol=1e-6)
+
+
+@pytest.mark.parametrize("prune", [True, False])
+@pytest.mark.parametrize(
+    ("engine", "limits"),
+    [
+        ("onnxruntime", {}),
+        ("onnxruntime", {"tokens_at_once": 16, "frames_at_once": 3}),
+        ("onnxruntime", {"tokens_at_once": 7}),
+        ("tensorrt", {}),
+    ],
+)
+def test_the_answer_is_the_cpus(make, llm, colours, engine, limits, prune):
+    options = {"frames": 8, "prune": prune, "max_new_tokens": 24}
+    same(make(engine, **limits).generate(colours, QUESTION, **options), llm.generate(colours, QUESTION, **options))
+
+
+def test_sampling_by_chance_draws_the_same(make, llm, colours):
+    options = {"temperature": 0.8, "top_p": 0.9, "seed": 3, "max_new_tokens": 16}
+    same(make().generate(colours, QUESTION, **options), llm.generate(colours, QUESTION, **options))
+
+
+def test_half_precision_too(make, talkative, colours):
+    _, folder = talkative(dtype="fp16")
+    same(
+        make(folder=folder).generate(colours, QUESTION, max_new_tokens=12),
+        VideoLLM(folder, "onnxruntime-cpu").generate(colours, QUESTION, max_new_tokens=12),
+    )
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "tensorrt"])
+def test_text_follows_text_and_is_rewound(make, llm, engine):
+    """As an evaluation asks: embeddings from the host, several questions behind one prefill."""
+    ids, rng = np.arange(20, 29), np.random.default_rng(0)
+    tokens = rng.standard_normal((30, llm.bundle.manifest.decoder.width)).astype(np.float32)
+    for stages in (on_gpu := make(engine)._stages), llm._stages:
+        stages.prefill([stages.embed(ids), tokens, stages.embed(ids[:1])], 64)
+        heard = []
+        for question in (ids[:5], ids[3:4]):
+            stages.rewind(40)
+            heard.append(np.array(stages.extend(stages.embed(question))))
+            heard += [np.array(stages.decode(token)) for token in (5, 9)]
+        if stages is on_gpu:
+            found = heard
+    np.testing.assert_allclose(found, heard, atol=1e-4)
+    np.testing.assert_allclose(on_gpu.host(on_gpu.embed(ids)), llm._stages.embed(ids))
+
+
+@pytest.mark.parametrize(("engine", "id_bytes"), [("onnxruntime", 8), ("tensorrt", 4)])
+def test_only_frames_ids_and_what_is_asked_for_cross(make, colours, engine, id_bytes):
+    llm = make(engine)
+    traffic = llm._stages.traffic
+    for budget, counts in (("paper", 1), ("exact", 0)):
+        llm.bundle.manifest.prune["budget"] = budget
+        uploads, uploaded, downloads, downloaded = vars(traffic).values()
+        stream = llm.stream(colours, QUESTION, frames=8, max_new_tokens=6)
+        for _ in stream:
+            pass
+        answer, said = stream.answer, len(stream.answer.ids)
+        text = answer.prompt_tokens - answer.kept
+        up = answer.frames.nbytes + answer.seconds.nbytes + id_bytes * (text + said - 1)
+        assert traffic.uploaded - uploaded == up
+        assert traffic.uploads - uploads == 2 + 2 + said - 1
+        trace = 4 * capacity(llm, 8) + capacity(llm, 8) + 8 * 8 + answer.salience.nbytes
+        assert traffic.downloaded - downloaded == 4 * counts + 8 * said + trace
+        assert traffic.downloads - downloads == counts + said + 4
+
+
+def capacity(llm, frames):
+    return op.capacity(frames, llm.bundle.manifest.video.tokens_per_frame, llm.bundle.manifest.params)
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "tensorrt"])
+def test_memory_grows_to_a_peak_and_no_further(make, host, colours, engine):
+    llm, held = make(engine), []
+    for _ in range(3):
+        for frames, ratio, new in ((8, 1.0, 40), (2, 0.1, 3), (5, 0.5, 20), (3, 0.9, 9), (8, 0.3, 40)):
+            llm.generate(colours, QUESTION, frames=frames, retention_ratio=ratio, max_new_tokens=new)
+        held.append((host.allocations, host.held()))
+    assert held[0] == held[1] == held[2]
+
+
+def test_what_an_overflow_left_in_the_cache_is_forgotten(make, frames):
+    llm = make()
+    wanted = llm.generate(frames, QUESTION, max_new_tokens=8).ids
+    cache = llm._stages._cache._all
+    llm._stages._stream.upload(np.full(cache.shape, np.nan), cache)
+    assert llm.generate(frames, QUESTION, max_new_tokens=8).ids == wanted
+
+
+def test_a_full_gpu_is_told(host):
+    host.memory = 1000
+    with pytest.raises(TangoError, match="the GPU has 0 of 0 MB left"):
+        Pool().take("cache", (1 << 20,), np.uint8)
+
+
+def test_more_than_the_cache_holds_is_refused(make, llm):
+    stages = make()._stages
+    ids = np.arange(20)
+    with pytest.raises(TangoError, match="0 \\+ 20 tokens do not fit"):
+        stages.extend(stages.embed(ids))
+    stages._graphs.capacity = 256
+    with pytest.raises(TangoError, match="may take 300 positions, the decoder's engine holds 256"):
+        stages.prefill([stages.embed(ids)], 300)
+
+
+def test_embeddings_of_another_width_are_refused(make):
+    stages = make()._stages
+    with pytest.raises(TangoError, match=r"a tensor is \[4, 7\], wanted is \[4, "):
+        stages.prefill([np.zeros((4, 7))], 64)
+
+
+def test_a_logit_that_is_not_finite_is_noticed_on_the_device(host):
+    from tango_runtime.sampling import Sampler
+
+    pool, stream = Pool(), Stream()
+    row = pool.take("logits", (5,), np.float32)
+    stream.upload(np.array([1, np.nan, 3, 0, 0]), row)
+    found = logits.DeviceLogits(row, pool.take("greatest", (8,), np.uint8), stream)
+    with pytest.raises(TangoError, match="the logit of token 1 is nan"):
+        Sampler()(found)
+
+
+def test_decoding_replays_a_recording(make, colours, monkeypatch):
+    llm = make("tensorrt")
+    trt = llm._stages._graphs._trt
+    for _ in range(2):
+        llm.generate(colours, QUESTION, max_new_tokens=9)
+    assert trt.replays == 16
+
+
+def test_shapes_outside_the_engines_are_refused_by_name(make, colours):
+    llm = make("tensorrt")
+    with pytest.raises(TangoError, match=r"frames has 9 frames, vision-.* was built for 1 to 8"):
+        llm.generate(np.tile(colours, (2, 1, 1, 1)), QUESTION, frames=9)
+    with pytest.raises(TangoError, match="positions, the decoder's engine holds 600"):
+        llm.generate(colours, QUESTION, max_new_tokens=600)
+
+
+def test_engines_that_cannot_be_used_are_refused(make, built, tmp_path):
+    folder = shutil.copytree(built, tmp_path / "bundle")
+    engine = next((folder / "engines").glob("decoder-*.engine"))
+    engine.write_bytes(b"garbage")
+    with pytest.raises(TangoError, match=r"TensorRT cannot load .*decoder-.*: magic tag does not match") as refused:
+        make("tensorrt", folder)
+    assert "tango build" in refused.value.hint
+    engine.unlink()
+    with pytest.raises(TangoError, match=r"decoder-.* has 0 bytes"):
+        make("tensorrt", folder)
