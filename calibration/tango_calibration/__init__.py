@@ -1,1 +1,1 @@
-"""Quantised bundles and what they cost in accuracy. Nothing lives here yet; docs/ARCHITECTURE.md says what will."""
+"""What a choice costs in accuracy, `tango evaluate`, and quantised bundles, `tango calibrate`."""

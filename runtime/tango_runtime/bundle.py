@@ -47,16 +47,15 @@ class Quantization:
     Attributes:
         precision: ``int8``: weights and activations, as QuantizeLinear and DequantizeLinear; ``int4``: weights only, in
             blocks, as ONNX Runtime's MatMulNBits.
-        method: How the ranges of activations were found; None where only weights are quantised.
         clips: Videos that were observed.
-        spared: Layers that lose too much: of an ``int8`` graph in the bundle's dtype, of an ``int4`` one with 8-bit
-            weights.
+        spared: Layers that lose too much: they are in the bundle's dtype, or in an ``int4`` graph have 8-bit weights.
+        method: How the ranges of activations were found; None where only weights are quantised.
     """
 
     precision: Precision
-    method: Literal["minmax", "percentile", "entropy"] | None
     clips: int
     spared: tuple[str, ...]
+    method: Literal["minmax", "percentile", "entropy"] | None = None
 
 
 @dataclass(frozen=True)
@@ -263,8 +262,9 @@ class Bundle:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Writes bundle.json, last of a bundle's files."""
-    (folder / MANIFEST).write_text(json.dumps(asdict(manifest), indent=2) + "\n", encoding="utf-8")
+    """Writes bundle.json, last of a bundle's files; a key that has nothing to say is left out."""
+    data = asdict(manifest, dict_factory=lambda items: {key: value for key, value in items if value is not None})
+    (folder / MANIFEST).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 
 
 def describe(file: Path) -> FileSpec:

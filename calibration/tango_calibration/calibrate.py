@@ -1,0 +1,276 @@
+"""A bundle becomes a quantised bundle: observe, weigh every layer, write, look what it changed."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from tango_calibration import observe
+from tango_calibration.data import Video
+from tango_calibration.evaluate import ALL, ChainReader, Record, Trial, evaluate_in_parallel
+from tango_calibration.observe import Array, Cache, Method, Watched
+from tango_calibration.scores import RESAMPLES, Estimate
+from tango_calibration.weigh import GraphWork, Quantized
+from tango_plugins import TangoError, reference
+from tango_runtime.bundle import (
+    Bundle,
+    Engine,
+    GraphName,
+    GraphSpec,
+    Precision,
+    Quantization,
+    describe,
+    write_manifest,
+)
+from tango_runtime.progress import progress
+from tango_runtime.prompt import Prompt
+from tango_runtime.stages import select
+from tango_runtime.staging import check_output, require_space, staged_folder
+
+Choice = Literal["fp16", "int8", "int4"]
+
+#: Engines that read a precision.
+_ENGINES: dict[Precision, tuple[Engine, ...]] = {"int8": ("onnxruntime", "tensorrt"), "int4": ("onnxruntime",)}
+
+ENGINE = "onnxruntime-cpu"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to make.
+
+    Attributes:
+        bundle: The bundle, not quantised.
+        output: Where the new one will stand.
+        clips: A folder of videos, or ``synthetic``.
+        vision: ``int8``, or ``fp16`` to leave the graph as it is.
+        decoder: ``int8``, ``int4``, or ``fp16`` to leave it.
+        method: How the ranges of 8-bit activations are found.
+        videos: Most clips.
+        frames: Frames sampled of each; the bundle's number by default.
+        max_new_tokens: Most tokens of an answer.
+        seed: Of generated clips.
+        engine: What must be able to run the new bundle; None asks for no more than ONNX Runtime.
+        cache: Where observations are kept; by default beside the output.
+        overwrite: Replace an output that exists.
+    """
+
+    bundle: Path
+    output: Path
+    clips: str
+    vision: Choice = "int8"
+    decoder: Choice = "fp16"
+    method: Method = "minmax"
+    videos: int = 16
+    frames: int | None = None
+    max_new_tokens: int = 16
+    seed: int = 0
+    engine: Engine | None = None
+    cache: Path | None = None
+    overwrite: bool = False
+
+    @property
+    def precisions(self) -> dict[GraphName, Precision]:
+        """The graphs that are to be quantised."""
+        named: dict[GraphName, Choice] = {"vision": self.vision, "decoder": self.decoder}
+        return {name: choice for name, choice in named.items() if choice != "fp16"}
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Share of the tokens kept before that are kept after, too.
+
+    Attributes:
+        kept: Of all that were kept; where tokens are merged, of their centres.
+        salient: Of those that were kept as they are.
+    """
+
+    kept: float
+    salient: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a calibration made.
+
+    Attributes:
+        graphs: The quantised graphs by name.
+        overlaps: Of each clip.
+    """
+
+    graphs: dict[GraphName, Quantized]
+    overlaps: tuple[Overlap, ...]
+
+
+def calibrate(request: Request) -> Outcome:
+    """Writes a quantised bundle.
+
+    Raises:
+        TangoError: The request, the bundle or the clips are at fault, or the disk; nothing is left half-written.
+    """
+    bundle = check(request)
+    videos = observe.read_clips(
+        request.clips, request.videos, request.frames or bundle.manifest.video.frames, request.seed
+    )
+    cache = Cache(cache_folder(request), bundle, request.max_new_tokens)
+    watched = _watch(bundle, cache, videos, request.max_new_tokens)
+    work = [
+        GraphWork(bundle, name, precision, request.method, cache, videos, watched)
+        for name, precision in request.precisions.items()
+    ]
+    schemes = [graph.observe() for graph in work]
+    weighed = [graph.weigh(scheme) for graph, scheme in zip(work, schemes, strict=True)]
+    with staged_folder(request.output, overwrite=request.overwrite) as folder:
+        require_space(folder, sum(file.size for file in bundle.manifest.files.values()))
+        decided = zip(work, schemes, weighed, strict=True)
+        graphs = {graph.name: graph.write(folder, scheme, layers) for graph, scheme, layers in decided}
+        _complete(folder, bundle, request, graphs, len(videos))
+        overlaps = _overlaps(bundle, Bundle.load(folder), videos, watched) if "vision" in graphs else ()
+    return Outcome(graphs, overlaps)
+
+
+def check(request: Request) -> Bundle:
+    """Refuses what can be refused before any work is done; gives the bundle."""
+    if not request.precisions:
+        raise TangoError("nothing is to be quantised", "ask for --vision int8, --decoder int8 or --decoder int4")
+    if request.vision == "int4":
+        raise TangoError("vision cannot be quantised to int4", "ask for --vision int8: its activations count, too")
+    bundle = Bundle.load(request.bundle)
+    for name, choice in request.precisions.items():
+        spec = bundle.manifest.graphs[name]
+        if spec.quantization:
+            raise TangoError(
+                f"{name} of {request.bundle} is quantised already, to {spec.quantization.precision}",
+                "calibrate the bundle that tango-export made",
+            )
+        if request.engine and request.engine not in _ENGINES[choice]:
+            raise TangoError(
+                f"{request.engine} cannot run {name} in {choice}", f"{', '.join(_ENGINES[choice])} can; or take int8"
+            )
+    check_output(request.output, overwrite=request.overwrite)
+    return bundle
+
+
+def cache_folder(request: Request) -> Path:
+    """Where observations are kept."""
+    output = request.output.resolve()
+    return request.cache or output.with_name(f"{output.name}.observed")
+
+
+def _watch(bundle: Bundle, cache: Cache, videos: Sequence[Video], max_new_tokens: int) -> list[Watched]:
+    """Every clip, gone through the chain."""
+    stages, prompt = select(bundle, ENGINE), Prompt.of(bundle)
+
+    def watched(video: Video) -> Watched:
+        return cache.watched(video, lambda: observe.watch(bundle, stages, prompt, video, max_new_tokens))
+
+    with progress("watch", len(videos)) as advance:
+        return [watched(video) for video in observe.counted(videos, advance)]
+
+
+# The new bundle
+
+
+def _complete(
+    folder: Path, bundle: Bundle, request: Request, graphs: Mapping[GraphName, Quantized], clips: int
+) -> None:
+    """Copies what did not change, and writes bundle.json."""
+    manifest = bundle.manifest
+    specs = dict(manifest.graphs)
+    for name, done in graphs.items():
+        specs[name] = _spec(specs[name], request, done, clips)
+    changed = tuple(manifest.graphs[name].file for name in graphs)
+    files = {file: spec for file, spec in manifest.files.items() if not file.startswith(changed)}
+    for file in files:
+        shutil.copyfile(bundle.file(file), folder / file)
+    new = {path.name: describe(path) for path in folder.iterdir() if path.name not in files}
+    write_manifest(folder, replace(manifest, graphs=specs, files=dict(sorted((files | new).items()))))
+
+
+def _spec(spec: GraphSpec, request: Request, done: Quantized, clips: int) -> GraphSpec:
+    method = request.method if done.precision == "int8" else None
+    engines = tuple(engine for engine in spec.engines if engine in _ENGINES[done.precision])
+    spared = tuple(layer.layer for layer in done.spared)
+    return replace(spec, engines=engines, quantization=Quantization(done.precision, clips, spared, method))
+
+
+def _overlaps(bundle: Bundle, new: Bundle, videos: Sequence[Video], watched: Sequence[Watched]) -> tuple[Overlap, ...]:
+    """Compares what is kept of each clip before and after."""
+    stages, overlaps = select(new, ENGINE), []
+    with progress("overlap", len(videos)) as advance:
+        for video, before in zip(observe.counted(videos, advance), watched, strict=True):
+            frames, seconds = observe.see(bundle, video)
+            features, salience = (stages.host(t) for t in stages.vision(frames, lambda done: None))
+            after = reference.prune(features, salience, seconds, bundle.manifest.params)
+            salient = _shared(before.indices[~before.merged], after.indices[~after.merged])
+            overlaps.append(Overlap(_shared(before.indices, after.indices), salient))
+    return tuple(overlaps)
+
+
+def _shared(before: Array, after: Array) -> float:
+    return len(np.intersect1d(before, after)) / max(len(before), 1)
+
+
+# What it costs in accuracy
+
+
+@dataclass(frozen=True)
+class Drop:
+    """Accuracy of the two bundles on the same questions.
+
+    Attributes:
+        trial: Which tokens were kept.
+        questions: How many were asked.
+        before: Share of right answers of the old bundle.
+        after: Of the new one.
+        points: The first less the second in percentage points, with its 95 % interval from a bootstrap over videos.
+    """
+
+    trial: Trial
+    questions: int
+    before: float
+    after: float
+    points: Estimate
+
+
+def drops(request: Request, videos: Sequence[Video], jobs: int = 1) -> list[Drop]:
+    """Asks both bundles the same questions, unpruned and at the bundle's ratio.
+
+    Args:
+        request: What was calibrated.
+        videos: What to ask about.
+        jobs: Processes.
+    """
+    params = Bundle.load(request.bundle).manifest.params
+    trials = [ALL, Trial("tango", params.retention_ratio)]
+
+    def asked(bundle: Path, title: str) -> list[Record]:
+        reader = partial(ChainReader, bundle, ENGINE, threads=int(jobs > 1))
+        with progress(title, len(videos)) as advance:
+            return evaluate_in_parallel(reader, videos, trials, params, advance, jobs=jobs)
+
+    before, after = asked(request.bundle, "ask before"), asked(request.output, "ask after")
+    return [_drop(trial, _of(trial, before), _of(trial, after)) for trial in trials]
+
+
+def _of(trial: Trial, records: Iterable[Record]) -> list[Record]:
+    return [record for record in records if record.trial == trial]
+
+
+def _drop(trial: Trial, before: Sequence[Record], after: Sequence[Record]) -> Drop:
+    videos = {name: i for i, name in enumerate(dict.fromkeys(record.video for record in before))}
+    asked, lost = np.zeros((2, len(videos)))
+    for once, now in zip(before, after, strict=True):
+        asked[videos[once.video]] += 1
+        lost[videos[once.video]] += int(once.correct) - int(now.correct)
+    n = len(videos)
+    drawn = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
+    low, high = np.quantile(100 * (drawn @ lost) / (drawn @ asked), [0.025, 0.975])
+    old, new = (float(np.mean([record.correct for record in records])) for records in (before, after))
+    return Drop(trial, len(before), old, new, Estimate(100 * lost.sum() / asked.sum(), float(low), float(high)))

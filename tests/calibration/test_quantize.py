@@ -1,0 +1,223 @@
+"""Linear layers rewritten, and everything else as it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from tango_calibration.quantize import (
+    BLOCK,
+    Embedded,
+    Scheme,
+    Weights,
+    blocks,
+    columns,
+    linears,
+    quantize,
+    read_graph,
+    smoothing,
+    written,
+)
+from tango_plugins import TangoError
+
+IN, OUT = 80, 48  # 80 is no multiple of a block
+
+
+@pytest.fixture(scope="module")
+def graph():
+    """A norm's gain, a cast to fp16, two layers behind it, and a third behind their product."""
+    rng = np.random.default_rng(0)
+    gain = rng.uniform(0.5, 2, IN).astype(np.float32)
+    gain[3] *= 60  # an outlier, as a norm gives them
+    first, second = (rng.normal(0, 0.1, (IN, OUT)).astype(np.float16) for _ in range(2))
+    third = rng.normal(0, 0.1, (OUT, 5)).astype(np.float16)
+    named = {"norm.weight": gain, "a.weight": first, "b.weight": second, "c.weight": third}
+    nodes = [
+        helper.make_node("Mul", ["x", "norm.weight"], ["scaled"]),
+        helper.make_node("Cast", ["scaled"], ["narrow"], to=TensorProto.FLOAT16),
+        helper.make_node("MatMul", ["narrow", "a.weight"], ["left"]),
+        helper.make_node("Sigmoid", ["left"], ["gate"]),
+        helper.make_node("MatMul", ["narrow", "b.weight"], ["right"]),
+        helper.make_node("Mul", ["gate", "right"], ["gated"]),
+        helper.make_node("MatMul", ["gated", "c.weight"], ["y"]),
+    ]
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", IN])]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT16, ["N", 5])]
+    values = [numpy_helper.from_array(value, name) for name, value in named.items()]
+    made = helper.make_graph(nodes, "g", inputs, outputs, values)
+    return helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.fixture(scope="module")
+def x():
+    return np.random.default_rng(1).normal(size=(64, IN)).astype(np.float32)
+
+
+def run(model, x, *, more=()):
+    model = onnx.ModelProto.FromString(model.SerializeToString())
+    model.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in more)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(None, {"x": x})
+
+
+def peaks_of(graph, x, by=None):
+    names = ["narrow", "gated"]
+    values = [v / (by or {}).get(n, 1) for n, v in zip(names, run(graph, x, more=names)[1:], strict=True)]
+    return {name: float(np.abs(value).max()) for name, value in zip(names, values, strict=True)}
+
+
+def quantized(graph, scheme):
+    model = quantize(graph, Weights(graph, Path()), scheme, Embedded())
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def error(a, b):
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    return np.linalg.norm(a - b) / np.linalg.norm(a)
+
+
+def test_layers_and_what_scales_their_inputs(graph):
+    found = {layer.name: (layer.input, layer.output, layer.gain) for layer in linears(graph)}
+    assert found == {
+        "a": ("narrow", "left", "norm.weight"),
+        "b": ("narrow", "right", "norm.weight"),
+        "c": ("gated", "y", "b.weight"),
+    }
+
+
+def test_no_gain_where_somebody_else_reads_the_input(graph):
+    other = onnx.ModelProto.FromString(graph.SerializeToString())
+    other.graph.node.append(helper.make_node("Identity", ["narrow"], ["elsewhere"]))
+    assert [layer.gain for layer in linears(other)] == [None, None, "b.weight"]
+
+
+def test_w8a8_is_symmetric_per_channel_opset_17_and_close(graph, x):
+    model = quantized(graph, Scheme(dict.fromkeys("abc", "w8a8"), peaks_of(graph, x)))
+    assert [(o.domain, o.version) for o in model.opset_import] == [("", 17)]
+    values = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            scale, zero = values[node.input[1]], values[node.input[2]]
+            assert scale.dtype == np.float32
+            assert (scale > 0).all()
+            assert zero.dtype == np.int8
+            assert not zero.any()
+    assert values["a.weight.scale"].shape == (OUT,)
+    quantized_tensors = [node.input[0] for node in model.graph.node if node.op_type == "QuantizeLinear"]
+    assert quantized_tensors == ["scaled", "scaled", "c.input.fp32"]  # the fp32 tensor where there is one
+    assert error(run(graph, x)[0], run(model, x)[0]) < 0.1
+
+
+def test_w8a8_runs_as_integers(graph, x, tmp_path):
+    model = quantized(graph, Scheme(dict.fromkeys("abc", "w8a8"), peaks_of(graph, x)))
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    kinds = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
+    assert kinds.count("MatMulIntegerToFloat") == 3
+    assert "MatMul" not in kinds
+
+
+def test_a_fp32_graph_needs_no_casts(x):
+    weight = np.random.default_rng(0).normal(size=(IN, OUT)).astype(np.float32)
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", IN])]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", OUT])]
+    nodes = [helper.make_node("MatMul", ["x", "a.weight"], ["y"])]
+    made = helper.make_graph(nodes, "g", inputs, outputs, [numpy_helper.from_array(weight, "a.weight")])
+    graph = helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    model = quantized(graph, Scheme({"a": "w8a8"}, {"x": float(np.abs(x).max())}))
+    assert not any(node.op_type == "Cast" for node in model.graph.node)
+    assert error(run(graph, x)[0], run(model, x)[0]) < 0.02
+
+
+@pytest.mark.parametrize(("form", "bits", "most"), [("w4a16", 4, 0.15), ("w8a16", 8, 0.03)])
+def test_blocks_run_and_are_what_they_say(graph, x, form, bits, most):
+    model = quantized(graph, Scheme(dict.fromkeys("abc", form)))
+    assert ("com.microsoft", 1) in [(o.domain, o.version) for o in model.opset_import]
+    kinds = [(n.op_type, helper.get_node_attr_value(n, "bits")) for n in model.graph.node if "NBits" in n.op_type]
+    assert kinds == [("MatMulNBits", bits)] * 3
+    assert error(run(graph, x)[0], run(model, x)[0]) < most
+
+
+def test_only_chosen_layers_change(graph, x):
+    model = quantized(graph, Scheme({"c": "w4a16"}))
+    before, after = (run(m, x, more=["left", "right"]) for m in (graph, model))
+    assert (before[1] == after[1]).all()
+    assert (before[2] == after[2]).all()
+    assert (before[0] != after[0]).any()
+
+
+def test_smoothing_alone_changes_no_bit(graph, x):
+    channels = np.abs(run(graph, x, more=["narrow"])[1]).max(0).astype(np.float32)
+    s = smoothing(channels, np.full(IN, 0.3, np.float32))
+    assert (np.log2(s) % 1 == 0).all()
+    assert s[3] == s.max() > 1
+    by = {"narrow": s, "gated": np.exp2(np.arange(OUT) % 5 - 2).astype(np.float32)}
+    assert (run(graph, x)[0] == run(quantized(graph, Scheme({}, smoothing=by)), x)[0]).all()
+
+
+def test_smoothing_helps_against_outliers(graph, x):
+    channels = np.abs(run(graph, x, more=["narrow"])[1]).max(0).astype(np.float32)
+    by = {"narrow": smoothing(channels, np.full(IN, 0.3, np.float32))}
+    forms = {"a": "w8a8", "b": "w8a8"}
+    plain = quantized(graph, Scheme(forms, peaks_of(graph, x)))
+    smooth = quantized(graph, Scheme(forms, peaks_of(graph, x, by), by))
+    wanted = run(graph, x)[0]
+    assert error(wanted, run(smooth, x)[0]) < 0.8 * error(wanted, run(plain, x)[0])
+
+
+def test_columns_come_back_within_half_a_step():
+    weight = np.random.default_rng(0).normal(size=(30, 7)).astype(np.float16)
+    weight[:, 2] = 0
+    values, scales = columns(weight)
+    assert np.abs(values * scales - weight).max() <= scales.max() / 2 + 1e-6
+    assert (np.abs(values).max(0) == [127, 127, 0, 127, 127, 127, 127]).all()
+    assert (scales > 0).all()
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_blocks_come_back(bits):
+    weight = np.random.default_rng(0).normal(size=(IN, 7)).astype(np.float16)
+    weight[:, 2] = 0
+    packed, scales = blocks(weight, bits)
+    assert packed.shape == (7, 3, BLOCK * bits // 8)
+    assert scales.shape == (7, 3)
+    values = packed if bits == 8 else np.stack([packed & 15, packed >> 4], -1).reshape(7, 3, BLOCK)
+    back = ((values.astype(np.float32) - (1 << (bits - 1))) * scales[..., None]).reshape(7, -1).T
+    assert (back[IN:] == 0).all()
+    assert (back[:, 2] == 0).all()
+    assert error(weight, back[:IN]) < (0.1 if bits == 4 else 0.01)
+
+
+def test_channels_of_more_energy_are_held_closer():
+    weight = np.random.default_rng(0).normal(size=(BLOCK, 200)).astype(np.float32)
+    energies = np.ones(BLOCK)
+    energies[5] = 1e4
+
+    def error_of_row(packed, scales):
+        values = np.stack([packed & 15, packed >> 4], -1).reshape(200, 1, BLOCK)
+        back = ((values.astype(np.float32) - 8) * scales[..., None]).reshape(200, -1).T
+        return ((back[5] - weight[5]) ** 2).mean()
+
+    assert error_of_row(*blocks(weight, 4, energies)) < 0.5 * error_of_row(*blocks(weight, 4))
+
+
+def test_a_file_holds_what_the_graph_in_memory_holds(graph, x, tmp_path):
+    scheme = Scheme({"a": "w8a8", "b": "w4a16"}, peaks_of(graph, x))
+    written(tmp_path / "g.onnx", Weights(graph, Path()), scheme, graph)
+    assert (tmp_path / "g.onnx.data").stat().st_size > 0
+    session = onnxruntime.InferenceSession(tmp_path / "g.onnx", providers=["CPUExecutionProvider"])
+    assert (session.run(None, {"x": x})[0] == run(quantized(graph, scheme), x)[0]).all()
+    reread = Weights(read_graph(tmp_path / "g.onnx"), tmp_path)
+    assert (reread["c.weight"] == Weights(graph, Path())["c.weight"]).all()
+
+
+def test_a_layer_that_is_not_there(graph):
+    with pytest.raises(TangoError, match="no linear layer nowhere"):
+        quantized(graph, Scheme({"nowhere": "w4a16"}))
