@@ -22,6 +22,7 @@ from tango_calibration.calibrate import (
     check,
     drops,
 )
+from tango_calibration.commands import check_counts
 from tango_calibration.data import Video, read_folder, synthetic
 from tango_calibration.evaluate import check_room
 from tango_calibration.observe import METHODS, SYNTHETIC
@@ -115,11 +116,7 @@ def _calibrate(args: argparse.Namespace) -> int:
 
 
 def _request(args: argparse.Namespace) -> Request:
-    for name in ("videos", "frames", "max_new_tokens", "evaluate", "jobs"):
-        if (value := getattr(args, name)) is not None and value < 1:
-            raise TangoError(f"--{name.replace('_', '-')} is {value}", "it must be at least 1")
-    if args.seed < 0:
-        raise TangoError(f"--seed is {args.seed}", "it must be at least 0")
+    check_counts(args, "videos", "frames", "max_new_tokens", "evaluate", "jobs")
     if args.max_drop is not None and not args.evaluate:
         raise TangoError("--max-drop needs questions to be asked", "add --evaluate N")
     for name in ("vision", "decoder"):

@@ -64,12 +64,17 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace an output that exists")
 
 
-def _evaluate(args: argparse.Namespace) -> int:
-    for name in ("videos", "questions", "frames", "jobs", "max_new_tokens"):
+def check_counts(args: argparse.Namespace, *names: str) -> None:
+    """Refuses a count below 1 among the named arguments, and a seed below 0."""
+    for name in names:
         if (value := getattr(args, name)) is not None and value < 1:
             raise TangoError(f"--{name.replace('_', '-')} is {value}", "it must be at least 1")
     if args.seed < 0:
         raise TangoError(f"--seed is {args.seed}", "it must be at least 0")
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    check_counts(args, "videos", "questions", "frames", "jobs", "max_new_tokens")
     bundle = Bundle.load(args.bundle)
     params = bundle.manifest.params
     trials = trials_of(args.method, [params.at(ratio).retention_ratio for ratio in args.retention_ratio])

@@ -73,20 +73,16 @@ def test_auto_takes_the_engines_and_says_why_not(copy):
     assert "has no engine for decoder" in other.why
 
 
+def building(bundle):
+    """`tango build` in a process of its own."""
+    graphs = ["--graphs", "vision", "embed", "decoder"]
+    return [sys.executable, "-m", "tango_runtime.cli", "build", str(bundle), *graphs]
+
+
 def test_a_killed_build_leaves_nothing_half_written(folder, tmp_path):
     pytest.importorskip("tensorrt", reason="TensorRT is not installed")
     bundle = shutil.copytree(folder("fp32"), tmp_path / "bundle", ignore=shutil.ignore_patterns("engines"))
-    command = [
-        sys.executable,
-        "-m",
-        "tango_runtime.cli",
-        "build",
-        str(bundle),
-        "--graphs",
-        "vision",
-        "embed",
-        "decoder",
-    ]
+    command = building(bundle)
     for seconds, how in ((3, signal.SIGINT), (6, signal.SIGKILL)):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         time.sleep(seconds)
@@ -102,17 +98,7 @@ def test_a_killed_build_leaves_nothing_half_written(folder, tmp_path):
 def test_two_builds_at_once_make_whole_engines(folder, tmp_path):
     pytest.importorskip("tensorrt", reason="TensorRT is not installed")
     bundle = shutil.copytree(folder("fp32"), tmp_path / "bundle", ignore=shutil.ignore_patterns("engines"))
-    command = [
-        sys.executable,
-        "-m",
-        "tango_runtime.cli",
-        "build",
-        str(bundle),
-        "--graphs",
-        "vision",
-        "embed",
-        "decoder",
-    ]
+    command = building(bundle)
     both = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     for process in both:
         error = process.communicate()[1]
