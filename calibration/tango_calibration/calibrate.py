@@ -185,7 +185,7 @@ def _complete(
     specs = dict(manifest.graphs)
     for name, done in graphs.items():
         specs[name] = _spec(specs[name], request, done, clips)
-    changed = tuple(manifest.graphs[name].file for name in graphs)
+    changed = tuple(file for name in graphs for file in manifest.graphs[name].files)
     files = {file: spec for file, spec in manifest.files.items() if not file.startswith(changed)}
     for file in files:
         shutil.copyfile(bundle.file(file), folder / file)
@@ -197,7 +197,8 @@ def _spec(spec: GraphSpec, request: Request, done: Quantized, clips: int) -> Gra
     method = request.method if done.precision == "int8" else None
     engines = tuple(engine for engine in spec.engines if engine in _ENGINES[done.precision])
     spared = tuple(layer.layer for layer in done.spared)
-    return replace(spec, engines=engines, quantization=Quantization(done.precision, clips, spared, method))
+    quantization = Quantization(done.precision, clips, spared, method)
+    return replace(spec, engines=engines, quantization=quantization, fused=None)  # its weights are not there any more
 
 
 def _overlaps(bundle: Bundle, new: Bundle, videos: Sequence[Video], watched: Sequence[Watched]) -> tuple[Overlap, ...]:

@@ -41,6 +41,11 @@ def _configure_export(parser: argparse.ArgumentParser) -> None:
         help="grid positions, row-major, whose salience means nothing; no number for none of them "
         "(default: the released SigLIP's on its 14x14 grid)",
     )
+    parser.add_argument(
+        "--fused",
+        action="store_true",
+        help="also write the graphs in ONNX Runtime's fused operators, which its CUDA engine then takes; fp16 only",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an output that exists")
     parser.add_argument("--no-validate", action="store_true", help="do not compare the graphs with the original model")
 
@@ -57,6 +62,7 @@ def _export(args: argparse.Namespace) -> int:
             args.frames,
             args.context,
             None if args.sink_positions is None else tuple(args.sink_positions),
+            args.fused,
             args.overwrite,
         )
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from tango_export.families import FAMILIES, Family, Model, Preset
+from tango_export.fused import is_fusible, write_fused_graph
 from tango_export.graphs import write_graph, write_prune_graph
 from tango_plugins import PruneParams, TangoError, op
 from tango_runtime.bundle import (
@@ -45,6 +46,7 @@ class Request:
         context: Most positions, prompt and answer together.
         sink_positions: Grid positions whose salience is an artefact of the tower; None leaves it to the operator's
             rule, which knows the released SigLIP's.
+        fused: Also write vision and decoder in ONNX Runtime's fused operators, for its CUDA provider.
         overwrite: Replace an output that exists.
     """
 
@@ -57,6 +59,7 @@ class Request:
     frames: int = 32
     context: int = 8192
     sink_positions: tuple[int, ...] | None = None
+    fused: bool = False
     overwrite: bool = False
 
 
@@ -80,7 +83,7 @@ def export(request: Request) -> Path:
     model = open_model(family, source.checkpoint, source.siglip, DTYPES[request.dtype], request.context)
     params = _params(request, model)
     with staged_folder(output, overwrite=request.overwrite) as folder:
-        graphs = _write_graphs(folder, model, params)
+        graphs = _write_graphs(folder, model, params, request.fused)
         (folder / "tokenizer.json").write_text(model.tokenizer, encoding="utf-8")
         (folder / "chat_template.jinja").write_text(model.chat_template, encoding="utf-8")
         Prompt(folder / "tokenizer.json", model.chat_template, model.placeholder)  # refuses a template that is broken
@@ -151,6 +154,8 @@ def _check(request: Request, output: Path) -> None:
     check_output(output, overwrite=request.overwrite)
     if request.frames < 1:
         raise TangoError(f"--frames is {request.frames}", "a video needs at least one frame")
+    if request.fused and request.dtype != "fp16":
+        raise TangoError(f"--fused with --dtype {request.dtype}", "ONNX Runtime's fused attention is for fp16")
     PruneParams(retention_ratio=request.retention_ratio)
 
 
@@ -160,13 +165,16 @@ def _params(request: Request, model: Model) -> PruneParams:
     return params if request.sink_positions is None else replace(params, sink_positions=request.sink_positions)
 
 
-def _write_graphs(folder: Path, model: Model, params: PruneParams) -> dict[GraphName, GraphSpec]:
+def _write_graphs(folder: Path, model: Model, params: PruneParams, fused: bool) -> dict[GraphName, GraphSpec]:
     total = sum(graph.weight_bytes for graph in model.graphs)
     require_space(folder, total)
     with progress("export", total, size=True) as advance:
         for graph in model.graphs:
             write_graph(graph, folder, advance)
     specs: dict[GraphName, GraphSpec] = {graph.name: graph.spec for graph in model.graphs}
+    if fused:
+        for graph in filter(is_fusible, model.graphs):
+            specs[graph.name] = replace(graph.spec, fused=write_fused_graph(graph, folder, model.decoder.context))
     return specs | {"prune": write_prune_graph(params, specs["vision"].outputs[0], folder)}
 
 

@@ -3,6 +3,15 @@
 A module is traced on the meta device, so tracing needs no weights and no memory; the weights then stream from the
 checkpoint into the data file, one tensor at a time. torch's TorchScript exporter is used because it does this at
 opset 17 as it is; the newer exporter starts at opset 18, which TensorRT 8.6 does not read.
+
+What a module must see to, for TensorRT's parser (onnx-tensorrt, release/8.6-GA, builtin_op_importers.cpp; checked node
+by node, and against 10.1, which refuses nothing of it):
+
+- Sizes that the configuration knows are numbers. ``x.shape[-1] ** -0.5``, ``chunk`` and ``flatten`` leave arithmetic on
+  shapes in the graph, partly in float, which the parser does not fold. So only F, N and P are read from tensors.
+- uint8 is an input that a cast reads, and nothing else; up to 8.6 int64 becomes int32, so no integer may exceed it.
+- No tensor but the cache is ever empty.
+- Both operands of an operator have one dtype: strongly typed networks (10 on) insert no cast.
 """
 
 from __future__ import annotations
@@ -16,7 +25,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
-from onnx import AttributeProto, TensorProto, helper
+from onnx import AttributeProto, TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 from torch.jit._trace import TracerWarning
 
@@ -80,6 +90,8 @@ def write_graph(graph: Graph, folder: Path, advance: Advance) -> None:
         TangoError: A weight's shape is not the module's.
     """
     model = _trace(graph)
+    _fold_constants(model)
+    _drop_idle_casts(model)
     _name_dimensions(model, graph)
     _write_weights(model, graph, folder, advance)
     file = folder / graph.spec.file
@@ -113,7 +125,7 @@ def write_prune_graph(params: PruneParams, features: TensorSpec, folder: Path) -
         # Typed by hand: an empty list does not say what it is a list of.
         kind = {int: AttributeProto.INT, str: AttributeProto.STRING, list: AttributeProto.INTS}[type(value)]
         node.attribute.append(helper.make_attribute(name, value, attr_type=kind))
-    graph = helper.make_graph([node], "prune", [_value(t) for t in inputs], [_value(t) for t in outputs])
+    graph = helper.make_graph([node], "prune", [value_info(t) for t in inputs], [value_info(t) for t in outputs])
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(op.DOMAIN, 1)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=8, producer_name="tango-edge")
     onnx.checker.check_model(model)
@@ -127,7 +139,8 @@ def _spec(
     return GraphSpec(f"{name}.onnx", OPSET, engines, tuple(inputs), tuple(outputs))
 
 
-def _value(tensor: TensorSpec) -> onnx.ValueInfoProto:
+def value_info(tensor: TensorSpec) -> onnx.ValueInfoProto:
+    """An input or output, as ONNX says it."""
     kind = helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype))
     return helper.make_tensor_value_info(tensor.name, kind, list(tensor.shape))
 
@@ -160,13 +173,59 @@ def _trace(graph: Graph) -> onnx.ModelProto:
     return onnx.load_from_string(buffer.getvalue())
 
 
+def _fold_constants(model: onnx.ModelProto) -> None:
+    """Turns what can be computed now into initializers.
+
+    TensorRT 8.6 wants the axes of a Slice or Unsqueeze as weights, and does not compute so much as the Unsqueeze of a
+    constant to get them (onnx-tensorrt, release/8.6-GA, builtin_op_importers.cpp). The parameters are still inputs
+    here, so only numbers are touched, and no weight is read.
+    """
+    known: set[str] = set()
+    constant, rest = [], []
+    for node in model.graph.node:
+        if known.issuperset(node.input):
+            constant.append(node)
+            known.update(node.output)
+        else:
+            rest.append(node)
+    used = sorted(known.intersection(name for node in rest for name in node.input))
+    outputs = [helper.make_empty_tensor_value_info(name) for name in used]
+    folded = helper.make_model(
+        helper.make_graph(constant, "constants", [], outputs),
+        opset_imports=model.opset_import,
+        ir_version=model.ir_version,
+    )
+    values = ReferenceEvaluator(folded).run(None, {})
+    del model.graph.node[:]
+    model.graph.node.extend(rest)
+    model.graph.initializer.extend(map(numpy_helper.from_array, map(np.asarray, values), used))
+
+
+def _drop_idle_casts(model: onnx.ModelProto) -> None:
+    """Leaves out casts to the dtype that a tensor has already, of which TensorRT 8.6 would make layers."""
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    types = {v.name: v.type.tensor_type.elem_type for v in (*inferred.value_info, *inferred.input)}
+    outputs = {v.name for v in model.graph.output}
+    same: dict[str, str] = {}
+    rest = []
+    for node in model.graph.node:
+        node.input[:] = [same.get(name, name) for name in node.input]
+        idle = node.op_type == "Cast" and types.get(node.input[0]) == node.attribute[0].i
+        if idle and node.output[0] not in outputs:
+            same[node.output[0]] = node.input[0]
+        else:
+            rest.append(node)
+    del model.graph.node[:]
+    model.graph.node.extend(rest)
+
+
 def _name_dimensions(model: onnx.ModelProto, graph: Graph) -> None:
     """Gives inputs and outputs the names and sizes that bundle.json says, in place of the exporter's inventions."""
     inputs = {t.name for t in graph.inputs}
     parameters = [v for v in model.graph.input if v.name not in inputs]
     del model.graph.input[:], model.graph.output[:]
-    model.graph.input.extend([*map(_value, graph.inputs), *parameters])
-    model.graph.output.extend(map(_value, graph.outputs))
+    model.graph.input.extend([*map(value_info, graph.inputs), *parameters])
+    model.graph.output.extend(map(value_info, graph.outputs))
 
 
 def _write_weights(model: onnx.ModelProto, graph: Graph, folder: Path, advance: Advance) -> None:

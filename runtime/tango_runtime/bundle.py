@@ -69,6 +69,8 @@ class GraphSpec:
         inputs: Its inputs, in order.
         outputs: Its outputs, in order.
         quantization: How its linear layers were quantised, None where they are in the bundle's dtype.
+        fused: The same graph in ONNX Runtime's own operators, for its CUDA provider, with the weights of this one's
+            data file; None where there is none.
     """
 
     file: str
@@ -77,6 +79,12 @@ class GraphSpec:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     quantization: Quantization | None = None
+    fused: GraphSpec | None = None
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The graph's files: itself and, where there is one, the fused graph."""
+        return (self.file, *(self.fused.files if self.fused else ()))
 
 
 @dataclass(frozen=True)
@@ -247,9 +255,9 @@ class Bundle:
 
     def _check_files(self, verify: bool) -> None:
         again = "copy the bundle again, or export it again"
-        for graph in self.manifest.graphs.values():
-            if graph.file not in self.manifest.files:
-                raise TangoError(f"{self.path / MANIFEST}: files lacks {graph.file}, a graph", again)
+        for name in (name for graph in self.manifest.graphs.values() for name in graph.files):
+            if name not in self.manifest.files:
+                raise TangoError(f"{self.path / MANIFEST}: files lacks {name}, a graph", again)
         for name, spec in self.manifest.files.items():
             file = self.path / name
             if not file.is_file():

@@ -20,7 +20,7 @@ from tango_runtime.progress import Advance
 from tango_runtime.prompt import Prompt
 from tango_runtime.report import Report
 from tango_runtime.sampling import Sampler
-from tango_runtime.stages import Kept, Tensor, Trace, select
+from tango_runtime.stages import Kept, Stages, Tensor, Trace, select
 from tango_runtime.video import Source, TimedFrame, sample
 
 #: Why an answer ended: a stop token, ``max_new_tokens``, or the end of the bundle's context.
@@ -107,16 +107,16 @@ class VideoLLM:
     """A bundle, loaded and ready to answer questions about videos.
 
     Args:
-        bundle: Folder of a bundle that ``tango-export`` made.
-        engine: ``auto``, or an engine by name (one of ``tango_runtime.stages.ENGINES``).
+        bundle: Folder of a bundle that ``tango-export`` made, or the bundle itself.
+        engine: ``auto``, an engine by name (one of ``tango_runtime.stages.ENGINES``), or stages that are loaded.
 
     Raises:
         TangoError: The bundle is not whole, or the engine cannot run it.
     """
 
-    def __init__(self, bundle: str | Path, engine: str = "auto") -> None:
-        self.bundle = Bundle.load(bundle)
-        self._stages = select(self.bundle, engine)
+    def __init__(self, bundle: str | Path | Bundle, engine: str | Stages = "auto") -> None:
+        self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
+        self._stages = select(self.bundle, engine) if isinstance(engine, str) else engine
         self._prompt = Prompt.of(self.bundle)
         self._latest: Answer | None = None  # whose keys and values the engine holds
 

@@ -1,4 +1,4 @@
-"""`tango run` and `tango inspect`."""
+"""`tango run`."""
 
 from __future__ import annotations
 
@@ -6,11 +6,7 @@ import argparse
 import itertools
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
 from tango_plugins import TangoError
-from tango_runtime.bundle import Bundle, Manifest, TensorSpec
 from tango_runtime.chain import Answer, VideoLLM
 from tango_runtime.cli import Command
 from tango_runtime.progress import note, progress
@@ -94,42 +90,4 @@ def _write_reports(llm: VideoLLM, answer: Answer, args: argparse.Namespace) -> N
         note(f"picture: {args.picture}")
 
 
-def _configure_inspect(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", type=Path, help="folder that tango-export made")
-    parser.add_argument("--verify", action="store_true", help="compare every file's SHA-256")
-
-
-def _inspect(args: argparse.Namespace) -> int:
-    manifest = Bundle.load(args.bundle, verify=args.verify).manifest
-    video, decoder, params = manifest.video, manifest.decoder, manifest.params
-    facts = {
-        "bundle": f"{args.bundle}: {manifest.family}, {manifest.dtype}",
-        "source": f"{manifest.source.checkpoint}, salience of {manifest.source.siglip}, by {manifest.source.exporter}",
-        "video": f"{video.frames} frames of {video.size}x{video.size}, {video.tokens_per_frame} tokens each",
-        "prune": f"retention ratio {params.retention_ratio}, budget {params.budget}, merge order {params.merge_order}",
-        "decoder": f"{decoder.layers} layers, width {decoder.width}, context {decoder.context}",
-        "files": "SHA-256 of every file is as in bundle.json" if args.verify else "sizes are as in bundle.json",
-    }
-    console = Console(soft_wrap=True)
-    for name, fact in facts.items():
-        console.print(f"{name:<9}{fact}", markup=False, highlight=False)
-    console.print(_graph_table(manifest))
-    return 0
-
-
-def _graph_table(manifest: Manifest) -> Table:
-    table = Table("graph", "inputs", "outputs", "opset", "engines", "MB", box=None, header_style="bold")
-    for name, graph in manifest.graphs.items():
-        size = sum(spec.size for file, spec in manifest.files.items() if file.startswith(graph.file))
-        tensors = _tensors(graph.inputs), _tensors(graph.outputs)
-        table.add_row(name, *tensors, str(graph.opset), "\n".join(graph.engines), f"{size / 1e6:.1f}")
-    return table
-
-
-def _tensors(tensors: tuple[TensorSpec, ...], most: int = 3) -> str:
-    lines = [f"{t.name} {t.dtype} {list(t.shape)}".replace("'", "") for t in tensors[:most]]
-    return "\n".join(lines + ([f"and {len(tensors) - most} more"] if len(tensors) > most else []))
-
-
 RUN = Command(_configure_run, _run)
-INSPECT = Command(_configure_inspect, _inspect)

@@ -170,7 +170,20 @@ class Stream:
         self.handle = int(check(runtime.cudaStreamCreateWithFlags(runtime.cudaStreamNonBlocking)))
         self.traffic = Traffic()
         self._uploading: list[NDArray[Any]] = []
+        self._before_end: list[Callable[[], object]] = []
         _when_gone(self, runtime.cudaStreamDestroy, self.handle)
+        weakref.finalize(self, _call_all, self._before_end)  # of an object's finalizers the last made is called first
+
+    def before_end(self, release: Callable[[], object]) -> None:
+        """Has a function called before the stream goes, at the latest when the process ends.
+
+        For what an engine made on this stream, which must go first: garbage collection finalizes in any order, and an
+        engine that finds its stream destroyed may end the process (ONNX Runtime does).
+
+        Args:
+            release: The function. It must not refer to the stream, which then would never go.
+        """
+        self._before_end.append(release)
 
     def upload(self, array: NDArray[Any], to: Memory) -> None:
         """Copies an array into device memory of the same shape.
@@ -276,6 +289,11 @@ class Event:
 def _require_same(given: tuple[int | str, ...], wanted: tuple[int | str, ...]) -> None:
     if given != wanted:
         raise TangoError(f"a tensor is {list(given)}, wanted is {list(wanted)}", "it belongs to another bundle")
+
+
+def _call_all(functions: list[Callable[[], object]]) -> None:
+    for function in functions:
+        function()
 
 
 def _when_gone(owner: object, release: Callable[[Any], object], handle: Any) -> weakref.finalize[Any, Any]:

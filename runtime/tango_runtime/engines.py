@@ -24,7 +24,7 @@ from tango_runtime.schema import from_json
 
 __all__ = [
     "FOLDER", "GRAPHS", "BuildOptions", "Estimate", "Found", "Machine", "Planned", "Profile", "Recipe", "Sidecar",
-    "build_command", "find", "plan", "read_sidecar", "release", "sidecars",
+    "build_command", "check", "find", "plan", "read_sidecar", "release", "sidecars",
 ]  # fmt: skip
 
 FOLDER = "engines"
@@ -352,18 +352,44 @@ def find(
             command that builds one.
     """
     params = params or bundle.manifest.params
-    rebuild = build_command(bundle, graph, params)
     refusals = []
     for file in sidecars(bundle, graph):
         try:
-            found = _checked(bundle, file, machine, params, rebuild, verify)
+            return check(bundle, file, machine, params, verify=verify)
         except TangoError as error:
             refusals.append(error)
-            continue
-        return found
     if refusals:  # the newest is the likeliest to be the one that was meant
         raise refusals[0]
-    raise TangoError(f"{bundle.path} has no engine for {graph}", f"build it: {rebuild}")
+    raise TangoError(f"{bundle.path} has no engine for {graph}", f"build it: {build_command(bundle, graph, params)}")
+
+
+def check(bundle: Bundle, file: Path, machine: Machine, params: PruneParams, *, verify: bool = False) -> Found:
+    """One engine, if it fits bundle, machine and parameters.
+
+    Args:
+        bundle: The bundle.
+        file: The engine's sidecar, one of :func:`sidecars`.
+        machine: What is to run it.
+        params: Parameters of the operator, for prune.
+        verify: Also compare the engine's SHA-256, which reads all of it.
+
+    Raises:
+        TangoError: It does not fit, or is not whole. The message names both sides, the hint is the command that builds
+            another.
+    """
+    sidecar, engine = read_sidecar(file), file.with_suffix(".engine")
+    graph = sidecar.recipe.graph
+    rebuild = build_command(bundle, graph, params)
+    again = f"build it again: {rebuild}"
+    difference = _difference(bundle.manifest, sidecar.recipe, machine, params)
+    if difference:
+        raise TangoError(f"{engine} {difference}", again)
+    size = engine.stat().st_size if engine.is_file() else None
+    if size != sidecar.size:
+        raise TangoError(f"{engine} has {size or 0} bytes, its sidecar says {sidecar.size}", again)
+    if verify and sha256(engine) != sidecar.sha256:
+        raise TangoError(f"{engine} has changed: its SHA-256 is not the one in {file.name}", again)
+    return Found(engine, sidecar, bundle.manifest.graphs[graph].inputs, rebuild, _caution(sidecar, machine))
 
 
 def sidecars(bundle: Bundle, graph: GraphName) -> list[Path]:
@@ -514,8 +540,9 @@ def _profiles(manifest: Manifest, sizes: _Sizes, graph: GraphName) -> tuple[Prof
     """The ranges of a graph's inputs.
 
     The decoder has two. Prefill takes any number of tokens after any number of cached ones, and is chosen for an empty
-    cache: the whole prompt in one pass. Decoding takes one token after a cache of fixed capacity, of which
-    ``positions`` tells how much counts.
+    cache: the whole prompt in one pass. A size of 0 is within the rules (0 <= min <= opt <= max in NvInferRuntime.h of
+    8.6 to 11.1); NVIDIA's GPT2 for 8.6 (TensorRT, demo/HuggingFace) has such a cache. Decoding takes one token after a
+    cache of fixed capacity, of which ``positions`` tells how much counts.
     """
     inputs, full = manifest.graphs[graph].inputs, (sizes.context,) * 3
     if graph == "decoder":
@@ -598,21 +625,6 @@ def _tiles(tokens: int) -> int:
 
 
 # What is found.
-
-
-def _checked(bundle: Bundle, file: Path, machine: Machine, params: PruneParams, rebuild: str, verify: bool) -> Found:
-    sidecar, engine = read_sidecar(file), file.with_suffix(".engine")
-    again = f"build it again: {rebuild}"
-    difference = _difference(bundle.manifest, sidecar.recipe, machine, params)
-    if difference:
-        raise TangoError(f"{engine} {difference}", again)
-    size = engine.stat().st_size if engine.is_file() else None
-    if size != sidecar.size:
-        raise TangoError(f"{engine} has {size or 0} bytes, its sidecar says {sidecar.size}", again)
-    if verify and sha256(engine) != sidecar.sha256:
-        raise TangoError(f"{engine} has changed: its SHA-256 is not the one in {file.name}", again)
-    inputs = bundle.manifest.graphs[sidecar.recipe.graph].inputs
-    return Found(engine, sidecar, inputs, rebuild, _caution(sidecar, machine))
 
 
 def _difference(manifest: Manifest, recipe: Recipe, machine: Machine, params: PruneParams) -> str | None:

@@ -24,7 +24,7 @@ def resize(rgb: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
         size: Side of the square in pixels, at least 1.
 
     Returns:
-        uint8 [size, size, 3].
+        uint8 [size, size, 3]; `rgb` itself where it has that size already.
 
     Raises:
         TangoError: `rgb` has another dtype or shape, or no pixels, or `size` is below 1.
@@ -33,6 +33,8 @@ def resize(rgb: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
         raise TangoError(f"the image size is {size}", "it must be a positive number of pixels")
     if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[-1] != 3 or rgb.size == 0:
         raise TangoError(f"a frame is {rgb.dtype} {list(rgb.shape)}", "give uint8 RGB frames [H, W, 3]")
+    if rgb.shape[:2] == (size, size):
+        return rgb
     return np.array(Image.fromarray(rgb).resize((size, size), Image.Resampling.BICUBIC))
 
 

@@ -48,6 +48,7 @@ def test_the_new_bundle_is_whole_smaller_and_says_what_it_is(made):
     assert (decoder.quantization.precision, decoder.quantization.method) == ("int4", None)
     assert (vision.engines, decoder.engines) == (("onnxruntime", "tensorrt"), ("onnxruntime",))
     assert vision.opset == decoder.opset == 17
+    assert vision.fused is decoder.fused is None  # it would read weights that are others now
     unchanged = ("embed.onnx", "embed.onnx.data", "prune.onnx", "tokenizer.json", "chat_template.jinja")
     assert all(new.manifest.files[name] == old.manifest.files[name] for name in unchanged)
     assert sorted(path.name for path in new.path.iterdir()) == sorted([*new.manifest.files, MANIFEST])

@@ -20,6 +20,12 @@ def proto(folder, graph):
     return onnx.load(folder / f"{graph}.onnx", load_external_data=False)
 
 
+def constants(folder, graph):
+    """The numbers in a graph's own file, by name."""
+    found = proto(folder, graph).graph.initializer
+    return {t.name: onnx.numpy_helper.to_array(t) for t in found if t.data_location != TensorProto.EXTERNAL}
+
+
 def entries(tensor):
     return {entry.key: entry.value for entry in tensor.external_data}
 
@@ -32,9 +38,11 @@ def test_opset_and_checker(bundle, graph):
 
 @pytest.mark.parametrize("graph", WEIGHED)
 def test_one_data_file_holds_every_weight_and_nothing_else(bundle, graph):
-    initializers = proto(bundle(), graph).graph.initializer
+    weights = list(proto(bundle(), graph).graph.initializer)
+    initializers = [t for t in weights if t.data_location == TensorProto.EXTERNAL]
     assert {entries(t)["location"] for t in initializers} == {f"{graph}.onnx.data"}
     assert not any(t.HasField("raw_data") for t in initializers)
+    assert all(len(t.raw_data) <= 64 for t in weights if t not in initializers)  # numbers, no weights
     spans = sorted((int(entries(t)["offset"]), int(entries(t)["length"])) for t in initializers)
     end = 0
     for offset, length in spans:
@@ -71,9 +79,33 @@ def test_vision_takes_any_number_of_frames(bundle):
 @pytest.mark.parametrize("graph", WEIGHED)
 def test_no_graph_holds_a_size_of_the_example_that_it_was_traced_with(bundle, graph):
     # Frames 2, tokens 3 and cached tokens 5 while tracing: a shape that holds one of them is a frozen axis.
-    for node in proto(bundle(), graph).graph.node:
-        if node.op_type == "Constant" and (shape := onnx.numpy_helper.to_array(node.attribute[0].t)).ndim == 1:
-            assert not {3, 5} & set(shape.tolist()[:1]), node
+    for name, value in constants(bundle(), graph).items():
+        if value.ndim == 1:
+            assert not {3, 5} & set(value.tolist()[:1]), name
+
+
+#: Where an importer of TensorRT 8.6 reads numbers and not a tensor.
+NUMBERS = {"Slice": (1, 2, 3, 4), "Reshape": (1,), "Unsqueeze": (1,), "Squeeze": (1,), "Expand": (1,)}
+
+
+@pytest.mark.parametrize("precision", ["fp16", "fp32"])
+@pytest.mark.parametrize("graph", WEIGHED)
+def test_tensorrt_8_finds_numbers_where_it_wants_them(bundle, graph, precision):
+    folder = bundle(precision=precision)
+    known, nodes = constants(folder, graph), proto(folder, graph).graph.node
+    for node in nodes:
+        assert node.op_type != "Constant"
+        assert not known.keys() >= set(node.input), f"{node.name} could be computed now"
+        assert all(node.input[i] in known for i in NUMBERS.get(node.op_type, ())), node.name
+    assert sum(node.op_type == "Shape" for node in nodes) == (2 if graph == "decoder" else 0)
+
+
+def test_no_cast_is_idle(bundle):
+    for graph in WEIGHED:
+        inferred = onnx.shape_inference.infer_shapes(proto(bundle(precision="fp32"), graph)).graph
+        types = {v.name: v.type.tensor_type.elem_type for v in (*inferred.value_info, *inferred.input)}
+        casts = [n for n in inferred.node if n.op_type == "Cast" and n.output[0] != "logits"]
+        assert not [n.name for n in casts if types[n.input[0]] == n.attribute[0].i]
 
 
 def test_prune_node_holds_the_parameters(bundle):

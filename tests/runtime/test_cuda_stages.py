@@ -6,13 +6,19 @@ its place. tests/gpu/runtime runs the same on a GPU.
 
 from __future__ import annotations
 
+import gc
 import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from tango_plugins import TangoError, op
 from tango_runtime import VideoLLM
+from tango_runtime.bundle import Bundle
 from tango_runtime.device import Pool, Stream
 from tango_runtime.stages import logits, tensorrt
 from tango_runtime.stages.cuda import CudaStages
@@ -213,3 +219,44 @@ def test_engines_that_cannot_be_used_are_refused(make, built, tmp_path):
     engine.unlink()
     with pytest.raises(TangoError, match=r"decoder-.* has 0 bytes"):
         make("tensorrt", folder)
+
+
+def test_sessions_go_before_their_stream_whatever_holds_them(host, spoken):
+    import onnxruntime
+
+    gone = []
+
+    class Session(onnxruntime.InferenceSession):
+        def __del__(self):
+            gone.append("session")
+
+    names = "SessionOptions", "RunOptions", "__version__"
+    module = SimpleNamespace(**{n: getattr(onnxruntime, n) for n in names}, InferenceSession=Session)
+    host.cudaStreamDestroy = lambda handle: gone.append("stream")
+    for in_a_cycle in (False, True):
+        bundle, stream = Bundle.load(spoken), Stream()
+        stages = [CudaStages(bundle, OrtGraphs(module, bundle, stream, ("CPUExecutionProvider", "cpu")), stream)]
+        stages[0].prefill([stages[0].embed(np.arange(4))], 16)
+        stages[0].decode(1)
+        if in_a_cycle:  # as fixtures, frames and notebooks hold things: the garbage collector finalizes in any order
+            stages.append(stages)
+        del stages, stream
+        gc.collect()
+        assert gone == ["session"] * 3 + ["stream"]
+        gone.clear()
+
+
+def test_what_a_stream_is_used_by_goes_when_the_process_ends_and_the_stream_stays():
+    program = """
+from tests.runtime.host_cuda import HostCuda
+from tango_runtime import device
+host = HostCuda()
+host.cudaStreamDestroy = lambda handle: print("stream")
+device.cudart = lambda: host
+stream = device.Stream()
+stream.before_end(lambda: print("session"))
+print("end")
+"""
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=root)
+    assert done.stdout.split() == ["end", "session"]

@@ -57,7 +57,7 @@ class RMSNorm(nn.Module):
         return (wide * scale * self.weight).to(x.dtype)
 
 
-def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+def attention(query: Tensor, key: Tensor, value: Tensor, width: int, mask: Tensor | None = None) -> Tensor:
     """Scaled dot-product attention whose scores never pass through fp16.
 
     The query is scaled before the product, and product and softmax are in fp32: with key biases of ±150, as Qwen2
@@ -67,12 +67,13 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = N
         query: [..., T, width of a head], fp32 or fp16.
         key: [..., N, width of a head].
         value: [..., N, width of a head].
+        width: Width of a head; a number, since a size read from a tensor would be computed in the graph.
         mask: [T, N] fp32, added to the scores.
 
     Returns:
         [..., T, width of a head] in the dtype of ``value``.
     """
-    scores = (query.float() * query.shape[-1] ** -0.5) @ key.float().transpose(-1, -2)
+    scores = (query.float() * width**-0.5) @ key.float().transpose(-1, -2)
     if mask is not None:
         scores = scores + mask
     mixed: Tensor = scores.softmax(-1).to(value.dtype) @ value

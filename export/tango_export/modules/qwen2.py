@@ -35,13 +35,13 @@ class SelfAttention(nn.Module):
 
     def __init__(self, config: Qwen2Config, dtype: torch.dtype) -> None:
         super().__init__()
-        width, self.head_dim = config.hidden_size, config.head_dim
+        self.width, self.head_dim = config.hidden_size, config.head_dim
         self.kv_heads = config.num_key_value_heads
         self.group = config.num_attention_heads // config.num_key_value_heads
-        self.q_proj = Linear(width, width, dtype)
-        self.k_proj = Linear(width, self.kv_heads * self.head_dim, dtype)
-        self.v_proj = Linear(width, self.kv_heads * self.head_dim, dtype)
-        self.o_proj = Linear(width, width, dtype, bias=False)
+        self.q_proj = Linear(self.width, self.width, dtype)
+        self.k_proj = Linear(self.width, self.kv_heads * self.head_dim, dtype)
+        self.v_proj = Linear(self.width, self.kv_heads * self.head_dim, dtype)
+        self.o_proj = Linear(self.width, self.width, dtype, bias=False)
 
     def forward(self, x: Tensor, angles: Rotation, mask: Tensor, cached: Cache) -> tuple[Tensor, Cache]:
         """[T, width], with the cache of P tokens → [T, width] and the T new rows of the cache."""
@@ -50,8 +50,8 @@ class SelfAttention(nn.Module):
         value = self.v_proj(x).reshape(-1, self.kv_heads, self.head_dim).transpose(0, 1)
         keys, values = torch.cat((cached[0], key), 1), torch.cat((cached[1], value), 1)
         grouped = query.reshape(-1, self.kv_heads, self.group, self.head_dim).permute(1, 2, 0, 3)
-        mixed = attention(grouped, keys.unsqueeze(1), values.unsqueeze(1), mask)
-        return self.o_proj(mixed.permute(2, 0, 1, 3).flatten(1)), (key, value)
+        mixed = attention(grouped, keys.unsqueeze(1), values.unsqueeze(1), self.head_dim, mask)
+        return self.o_proj(mixed.permute(2, 0, 1, 3).reshape(-1, self.width)), (key, value)
 
 
 class MLP(nn.Module):
@@ -100,7 +100,7 @@ class Decoder(nn.Module):
 
     def __init__(self, config: Qwen2Config, dtype: torch.dtype, vocabulary: int) -> None:
         super().__init__()
-        self.vocabulary = vocabulary
+        self.width, self.vocabulary = config.hidden_size, vocabulary
         self.layers = nn.ModuleList(DecoderLayer(config, dtype) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = Linear(config.hidden_size, config.vocab_size, dtype, bias=False)
@@ -122,7 +122,8 @@ class Decoder(nn.Module):
         for layer, key, value in zip(self.layers, cache[::2], cache[1::2], strict=True):
             x, new = layer(x, angles, mask, (key, value))
             rows.extend(new)
-        logits = self.lm_head(self.norm(x[-1:])).flatten()[: self.vocabulary]
+        last = x[-1:].reshape(1, self.width)  # says what TensorRT does not see: from here on no size is open
+        logits = self.lm_head(self.norm(last)).reshape(-1)[: self.vocabulary]
         return (logits.float(), *rows)
 
 
@@ -131,15 +132,16 @@ Cache = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Rotation:
-    """Cosines and sines of the rotary angles of T positions, [T, 1, width of a head] fp32."""
+    """Cosines and sines of the rotary angles of T positions, [T, 1, width of a head] fp32, and half that width."""
 
     cos: Tensor
     sin: Tensor
+    half: int
 
     def rotate(self, x: Tensor) -> Tensor:
         """Rotates [T, heads, width of a head] by the half-split rule, in fp32."""
         x = x.float()
-        first, second = x.chunk(2, -1)
+        first, second = x[..., : self.half], x[..., self.half :]
         return x * self.cos + torch.cat((-second, first), -1) * self.sin
 
 
@@ -155,7 +157,7 @@ class Rotary(nn.Module):
         """[T] int64 → the rotation."""
         angles = positions.float().unsqueeze(1) * self.inv_freq
         angles = torch.cat((angles, angles), -1).unsqueeze(1)
-        return Rotation(angles.cos(), angles.sin())
+        return Rotation(angles.cos(), angles.sin(), self.config.head_dim // 2)
 
     def frequencies(self) -> Tensor:
         """The constant, [width of a head / 2] fp32."""
@@ -166,6 +168,9 @@ class Rotary(nn.Module):
 def causal_mask(positions: Tensor, cached: int) -> Tensor:
     """What may be attended to, as an addend of the scores.
 
+    No tensor in it is ever empty, though the cache may be: TensorRT joins empty tensors, but not each of its layers
+    takes them (NVIDIA/TensorRT#2102).
+
     Args:
         positions: [T] int64, consecutive.
         cached: Capacity P of the cache.
@@ -173,8 +178,8 @@ def causal_mask(positions: Tensor, cached: int) -> Tensor:
     Returns:
         [T, P + T] fp32: 0 where allowed, the lowest finite number elsewhere.
     """
-    slots = torch.arange(cached, device=positions.device)
+    slots, begin = torch.arange(cached + positions.shape[0], device=positions.device), positions[0]
     unused = torch.iinfo(torch.int32).max
-    slots = torch.where(slots < positions[0], slots, unused)
-    allowed = torch.cat((slots, positions)) <= positions.unsqueeze(1)
-    return torch.where(allowed, 0.0, torch.finfo(torch.float32).min)
+    new = slots - cached + begin
+    keys = torch.where(slots < cached, torch.where(slots < begin, slots, unused), new)
+    return torch.where(keys > positions.unsqueeze(1), torch.finfo(torch.float32).min, 0.0)

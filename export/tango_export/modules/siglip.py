@@ -69,15 +69,17 @@ class SelfAttention(nn.Module):
         self.k_proj = Linear(width, width, dtype)
         self.v_proj = Linear(width, width, dtype)
         self.out_proj = Linear(width, width, dtype)
-        self.split = (-1, config.side**2, config.num_attention_heads, width // config.num_attention_heads)
+        self.head_dim = width // config.num_attention_heads
+        self.whole = (-1, config.side**2, width)
+        self.split = (-1, config.side**2, config.num_attention_heads, self.head_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """[F, patches, width] → the same."""
         query, key, value = (
             project(x).reshape(self.split).transpose(1, 2) for project in (self.q_proj, self.k_proj, self.v_proj)
         )
-        mixed: Tensor = attention(query, key, value).transpose(1, 2).flatten(2)
-        return self.out_proj(mixed)
+        mixed = attention(query, key, value, self.head_dim)
+        return self.out_proj(mixed.transpose(1, 2).reshape(self.whole))
 
 
 class MLP(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -48,6 +49,24 @@ class Kept:
     trace: Callable[[], Trace]
 
 
+class Mark(Protocol):
+    """A moment in an engine's work."""
+
+    def since(self, earlier: Any) -> float:
+        """Milliseconds from an earlier mark of the same engine to this one; waits until it is reached."""
+
+
+class HostMark:
+    """The present, by the host's clock: for engines that return when their work is done."""
+
+    def __init__(self) -> None:
+        self._seconds = time.perf_counter()
+
+    def since(self, earlier: HostMark) -> float:
+        """Milliseconds from an earlier mark to this one."""
+        return 1e3 * (self._seconds - earlier._seconds)
+
+
 class Stages(Protocol):
     """What the chain asks of an engine. The engine owns its buffers and the key/value cache.
 
@@ -63,7 +82,10 @@ class Stages(Protocol):
     why: str
 
     def vision(self, frames: NDArray[np.uint8], advance: Advance) -> tuple[Tensor, Tensor]:
-        """[F, size, size, 3] → features [F, L, D] and salience [F, L]; ``advance`` is told the frames that are done."""
+        """[F, size, size, 3] → features [F, L, D] and salience [F, L]; ``advance`` is told the frames that are done.
+
+        An engine on a device tells 0 when the frames are on their way there, before anything is computed.
+        """
 
     def prune(self, features: Tensor, salience: Tensor, seconds: NDArray[np.float32], params: PruneParams) -> Kept:
         """Features, salience and frame times in seconds → the tokens that are kept."""
@@ -88,6 +110,9 @@ class Stages(Protocol):
 
     def host(self, tensor: Tensor) -> NDArray[Any]:
         """A copy of a tensor on the host."""
+
+    def mark(self) -> Mark:
+        """The moment when all work that was given to the engine so far is done."""
 
 
 #: Engines, the fastest first.

@@ -75,6 +75,17 @@ class Cache:
         self._stream.copy_slabs(source, to, len(self._rows), self._heads, run)
 
 
+class InPlaceCache(Cache):
+    """A cache that the decoder itself appends to: what it reads and what it writes are the same memory."""
+
+    def room(self, tokens: int, name: str = "rows") -> dict[str, Memory]:
+        """All of the cache, where the decoder finds the place of the new rows itself."""
+        return dict(zip(self._rows, self.held(self.capacity).values(), strict=True))
+
+    def append(self, rows: dict[str, Memory], length: int) -> None:
+        """Nothing: the rows are where they belong."""
+
+
 def _aligned_rows(rows: int, row: int) -> int:
     """The least number of rows of so many bytes, at least ``rows``, that ends at a multiple of the alignment."""
     step = ALIGNMENT // math.gcd(ALIGNMENT, row)

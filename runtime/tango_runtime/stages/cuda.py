@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from tango_plugins import PruneParams, TangoError, library, op
 from tango_plugins.library import CudaPruner, Dtype, Memory
 from tango_runtime.bundle import Bundle, GraphName
-from tango_runtime.device import ALIGNMENT, Pool, Stream, Traffic, bytes_of, rows
+from tango_runtime.device import ALIGNMENT, Event, Pool, Stream, Traffic, bytes_of, rows
 from tango_runtime.progress import Advance
 from tango_runtime.stages import Kept, Trace
-from tango_runtime.stages.cache import Cache
+from tango_runtime.stages.cache import Cache, InPlaceCache
 from tango_runtime.stages.logits import DeviceLogits
 
 #: Where an engine does not fix the cache's capacity, it is a multiple of this many positions.
@@ -51,6 +51,10 @@ class Graphs(Protocol):
     @property
     def capacity(self) -> int | None:
         """Positions of the decoder's cache, where the engine fixes them."""
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the decoder itself puts new rows into the cache."""
 
     def dtype(self, graph: GraphName, tensor: str) -> str:
         """What the engine takes for a tensor, by NumPy's name: TensorRT 8 has int32 where the graph has int64."""
@@ -137,6 +141,7 @@ class CudaStages:
         features = self._pool.take("features", (F, int(L), int(D)), self._features.dtype)
         salience = self._pool.take("salience", (F, int(L)), np.float32)
         self._stream.upload(frames, video)
+        advance(0)
         most = self._graphs.frames_at_once or F
         for begin in range(0, F, most):
             end = min(begin + most, F)
@@ -214,6 +219,10 @@ class CudaStages:
         if isinstance(tensor, Words):
             return self._stream.download(self._embedded([tensor]))
         return np.asarray(tensor)
+
+    def mark(self) -> Event:
+        """The moment when all work that was given to the stream so far is done."""
+        return Event(self._stream)
 
     def _extend(self, pieces: list[Any]) -> DeviceLogits:
         embeddings = self._embedded(pieces)
@@ -298,7 +307,8 @@ class CudaStages:
 
     def _new_cache(self, capacity: int) -> Cache:
         cached, new = self._decoder.inputs[2:], self._decoder.outputs[1:]
-        return Cache(cached, new, capacity, self._pool, self._stream)
+        kind = InPlaceCache if self._graphs.in_place else Cache
+        return kind(cached, new, capacity, self._pool, self._stream)
 
     def _new_logits(self) -> DeviceLogits:
         (vocabulary,) = self._decoder.outputs[0].shape

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tango_plugins import PruneParams, TangoError, reference
 from tango_runtime.bundle import Bundle, GraphName, TensorSpec
 from tango_runtime.progress import Advance
-from tango_runtime.stages import Kept, Trace
+from tango_runtime.stages import HostMark, Kept, Trace
 
 Array = NDArray[Any]
 
@@ -117,6 +117,10 @@ class OnnxRuntimeStages:
     def host(self, tensor: Array) -> Array:
         """The tensor itself: it is on the host."""
         return tensor
+
+    def mark(self) -> HostMark:
+        """Now: every stage returns when its work is done."""
+        return HostMark()
 
     def _append(self, embeddings: Array) -> NDArray[np.float32]:
         end = self._length + len(embeddings)

@@ -1,7 +1,8 @@
 """The bundle's graphs on ONNX Runtime's CUDA provider, reading and writing our device memory on our stream.
 
 Decoding is bound once and run token by token; it is not recorded as a CUDA graph, since ONNX Runtime keeps the graph's
-arithmetic on shapes on the CPU, and that cannot be recorded.
+arithmetic on shapes on the CPU, and that cannot be recorded. That of a fused decoder can:
+:mod:`tango_runtime.stages.fused`.
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from contextlib import redirect_stdout
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tango_plugins import TangoError
 from tango_plugins.library import Memory
@@ -21,7 +24,12 @@ from tango_runtime.stages.cuda import CudaStages, Run, open_stream
 from tango_runtime.stages.onnxruntime import check_tensors
 
 _PROVIDER = "CUDAExecutionProvider"
+#: The provider, and the device that tensors are bound on.
+CUDA = (_PROVIDER, "cuda")
 _GRAPHS: tuple[GraphName, ...] = ("vision", "embed", "decoder")
+
+#: A tensor that can be bound: on the device, or a small one that an operator reads on the host.
+Tensor = Memory | NDArray[Any]
 
 
 def open_stages(bundle: Bundle) -> CudaStages:
@@ -31,9 +39,11 @@ def open_stages(bundle: Bundle) -> CudaStages:
         TangoError: ONNX Runtime with CUDA is not installed or cannot be used, there is no GPU, a graph cannot be
             loaded, or the CUDA library is not built.
     """
+    from tango_runtime.stages.fused import FusedGraphs  # which is made of what is below
+
     onnxruntime = _onnxruntime()
     stream = open_stream()
-    return CudaStages(bundle, OrtGraphs(onnxruntime, bundle, stream), stream)
+    return CudaStages(bundle, FusedGraphs(onnxruntime, bundle, stream), stream)
 
 
 class OrtGraphs:
@@ -53,18 +63,24 @@ class OrtGraphs:
     frames_at_once = 8
     #: Likewise, the scores of a pass of the decoder are heads · tokens · positions.
     tokens_at_once = 2048
-    capacity = None
+    capacity: int | None = None
+    in_place = False
+    #: The provider's options beyond those that all graphs have.
+    settings: Mapping[GraphName, Mapping[str, str]] = MappingProxyType({})
 
-    def __init__(
-        self, onnxruntime: Any, bundle: Bundle, stream: Stream, provider: tuple[str, str] = (_PROVIDER, "cuda")
-    ) -> None:
+    def __init__(self, onnxruntime: Any, bundle: Bundle, stream: Stream, provider: tuple[str, str] = CUDA) -> None:
         name, self._place = provider
         self._specs = bundle.manifest.graphs
-        self._sessions = {graph: _open(onnxruntime, bundle, graph, stream, name) for graph in _GRAPHS}
-        self._options = onnxruntime.RunOptions()
-        # The stream keeps the order; a wait after every run would only cost time.
-        self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
-        self._stream = stream  # lives as long as the sessions that use it
+        # No doubling of the arena: what one frame more needs is not worth twice the memory.
+        common = {"user_compute_stream": str(stream.handle), "arena_extend_strategy": "kSameAsRequested"}
+        # The only references to the sessions, so that they go when this is cleared.
+        self._sessions = {
+            graph: _open(onnxruntime, bundle, graph, name, common | dict(self.settings.get(graph, {})))
+            for graph in _GRAPHS
+        }
+        stream.before_end(self._sessions.clear)
+        self._options = run_options(onnxruntime)
+        self._stream = stream
         self.description = f"ONNX Runtime {onnxruntime.__version__}, {name.removesuffix('ExecutionProvider')}"
 
     def dtype(self, graph: GraphName, tensor: str) -> str:
@@ -74,15 +90,21 @@ class OrtGraphs:
 
     def bind(self, graph: GraphName, tensors: Mapping[str, Memory], *, replay: bool = False) -> Run:
         """Prepares a session to read and write these tensors; gives the function that runs it."""
-        session, inputs = self._sessions[graph], {t.name for t in self._specs[graph].inputs}
-        binding = session.io_binding()
+        return self._bound(graph, tensors, self._options)
+
+    def _bound(self, graph: GraphName, tensors: Mapping[str, Tensor], options: Any) -> Run:
+        inputs = {t.name for t in self._specs[graph].inputs}
+        binding = self._sessions[graph].io_binding()
         for name, memory in tensors.items():
+            if isinstance(memory, np.ndarray):
+                binding.bind_cpu_input(name, memory)
+                continue
             bind = binding.bind_input if name in inputs else binding.bind_output
             bind(name, self._place, 0, np.dtype(memory.dtype).type, memory.shape, memory.address)
 
-        def run() -> None:
+        def run(_held: object = tensors) -> None:  # the binding does not keep what it reads on the host
             try:
-                session.run_with_iobinding(binding, self._options)
+                self._sessions[graph].run_with_iobinding(binding, options)
             except Exception as error:  # ONNX Runtime's errors have no common class
                 raise TangoError(
                     f"ONNX Runtime cannot run {graph}: {str(error).splitlines()[0]}",
@@ -92,12 +114,18 @@ class OrtGraphs:
         return run
 
 
-def _open(onnxruntime: Any, bundle: Bundle, graph: GraphName, stream: Stream, provider: str) -> Any:
+def run_options(onnxruntime: Any, **entries: str) -> Any:
+    """Options of runs that do not wait for their end: the stream keeps the order, and a wait would only cost time."""
+    options = onnxruntime.RunOptions()
+    for name, value in {"disable_synchronize_execution_providers": "1", **entries}.items():
+        options.add_run_config_entry(name, value)
+    return options
+
+
+def _open(onnxruntime: Any, bundle: Bundle, graph: GraphName, provider: str, settings: dict[str, str]) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     file = bundle.graph(graph)
-    # No doubling of the arena: what one frame more needs is not worth twice the memory.
-    settings = {"user_compute_stream": str(stream.handle), "arena_extend_strategy": "kSameAsRequested"}
     chosen = (provider, settings) if provider == _PROVIDER else provider
     try:
         session = onnxruntime.InferenceSession(str(file), options, providers=[chosen])

@@ -59,6 +59,7 @@ class TensorRTGraphs:
     """
 
     frames_at_once = None
+    in_place = False
 
     def __init__(self, trt: Any, bundle: Bundle, found: Mapping[GraphName, Found], stream: Stream, gpu: str) -> None:
         self._trt, self._found, self._stream = trt, found, stream

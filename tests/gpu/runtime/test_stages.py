@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -156,3 +159,24 @@ def test_a_thousand_clips_take_no_more_memory(load, video):
             free.append(cudart().cudaMemGetInfo()[1])
     print(f"free after each hundred clips: {free}")
     assert free[-1] >= free[0]
+
+
+PROGRAM = """
+import gc, sys
+import numpy as np
+from tango_runtime import VideoLLM
+for at_exit in (False, True):
+    held = [VideoLLM(*sys.argv[1:])]
+    held[0].generate(np.zeros((4, 36, 64, 3), np.uint8), "What?", frames=4, max_new_tokens=2)
+    held.append(held)  # for the garbage collector, which finalizes in any order
+    if not at_exit:
+        del held
+        gc.collect()
+"""
+
+
+def test_a_process_ends_well_whoever_holds_the_chain(load):
+    llm = load("fp16")
+    engine = "tensorrt" if llm.engine.startswith("TensorRT") else "onnxruntime-cuda"
+    done = subprocess.run([sys.executable, "-c", PROGRAM, llm.bundle.path, engine], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,305 @@
+"""Graphs for ONNX Runtime on a GPU: attention, norms and activations as that engine's own operators.
+
+A graph that was written is read again and rewritten module by module. The exporter names every node by the path of the
+module that it comes from, so a module's nodes are found by name and replaced as a whole; what an operator wants to know
+(heads, eps), the module says. Weights stay where they are, in the plain graph's data file. Only what an operator wants
+in another form is written anew: norms' weights in the graph's dtype, biases side by side, the rotary angles.
+
+What the plain graph computes in fp32 stays there, inside the operators: scores and softmax (flash attention has fp32
+accumulators), the sums of the norms (in every kernel since microsoft/onnxruntime#28682, before that in the strict mode
+that the runtime asks for), and the rotation. New in fp16 are the rotated query, its cosines and sines, and the norms'
+weights.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from onnx import NodeProto, helper, numpy_helper
+from torch import Tensor, nn
+
+from tango_export.graphs import Graph, value_info
+from tango_export.modules import qwen2, siglip
+from tango_export.modules.layers import LayerNorm, RMSNorm
+from tango_export.modules.projector import Projector
+from tango_plugins import TangoError
+from tango_runtime.bundle import GraphSpec, TensorSpec
+
+#: The domain of ONNX Runtime's own operators (docs/ContribOperators.md in its repository).
+_DOMAIN = "com.microsoft"
+
+#: How long the sequence is after this pass, as GroupQueryAttention wants it told: on the device the last position, for
+#: each sequence; on the host a bound of the length, which says how the work is divided and whether the cache is empty.
+_LAST = TensorSpec("seqlens_k", "int32", (1,))
+_BOUND = TensorSpec("total_sequence_length", "int32", (1,))
+
+
+def write_fused_graph(graph: Graph, folder: Path, context: int) -> GraphSpec:
+    """Writes a graph's form for ONNX Runtime on a GPU, beside the plain graph.
+
+    The vision graph keeps its tensors. The decoder appends to its cache in place: ``past`` and ``present`` are the same
+    memory, of fixed capacity P, and what lies behind the sequence does not count.
+
+    Args:
+        graph: What the plain graph was written of.
+        folder: Where it was written to.
+        context: Most positions of the decoder.
+
+    Returns:
+        The fused graph's entry in bundle.json.
+    """
+    draft = _Draft(onnx.load(folder / graph.spec.file, load_external_data=False), graph)
+    for path, module in graph.module.named_modules():
+        if isinstance(module, qwen2.Rotary):
+            _tabulate_angles(draft, path, context)
+        elif fuse := _FUSIONS.get(type(module)):
+            fuse(draft, path, module)
+    spec = replace(graph.spec, file=f"{graph.name}.fused.onnx", engines=("onnxruntime",))
+    if isinstance(graph.module, qwen2.Decoder):
+        spec = _hold_cache(draft, spec)
+    onnx.save(draft.model(spec), folder / spec.file)  # onnx's checker does not know these operators
+    return spec
+
+
+def is_fusible(graph: Graph) -> bool:
+    """Whether the operators take a graph: fused kernels are for fp16, rotated heads are multiples of 16 wide."""
+    attentions = [module for module in graph.module.modules() if isinstance(module, _ATTENTIONS)]
+    widths = [module.head_dim for module in attentions if isinstance(module, qwen2.SelfAttention)]
+    half = all(module.q_proj.weight.dtype == torch.float16 for module in attentions)
+    return bool(attentions) and half and all(width % 16 == 0 for width in widths)
+
+
+class _Draft:
+    """The nodes of a graph while they are replaced.
+
+    Args:
+        model: The plain graph.
+        graph: What it was written of.
+    """
+
+    def __init__(self, model: onnx.ModelProto, graph: Graph) -> None:
+        self.nodes = list(model.graph.node)
+        self.graph = graph
+        self.dtype = next(m.q_proj.weight.dtype for m in graph.module.modules() if isinstance(m, _ATTENTIONS))
+        self._parameters = dict(graph.module.named_parameters())
+        self._plain = model
+        self._initializers = {tensor.name: tensor for tensor in model.graph.initializer}
+
+    def inside(self, path: str) -> list[NodeProto]:
+        """Nodes of a module and of the modules in it."""
+        return [node for node in self.nodes if f"{node.name}/".startswith(f"{_scope(path)}/")]
+
+    def own(self, path: str) -> list[NodeProto]:
+        """Nodes of a module without those of the modules in it."""
+        return [node for node in self.nodes if node.name.rpartition("/")[0] == _scope(path)]
+
+    def replace(self, old: Iterable[NodeProto], *new: NodeProto) -> None:
+        """Puts nodes in the place of others."""
+        gone = {node.output[0] for node in old}
+        self.nodes = [node for node in self.nodes if node.output[0] not in gone] + list(new)
+
+    def rename(self, old: str, new: str, nodes: Iterable[NodeProto]) -> None:
+        """Has nodes take another tensor."""
+        for node in nodes:
+            node.input[:] = [new if name == old else name for name in node.input]
+
+    def sum(self, tensor: str) -> NodeProto | None:
+        """The node that makes a tensor, if that is an addition."""
+        return next((node for node in self.nodes if tensor in node.output and node.op_type == "Add"), None)
+
+    def passed(self, nodes: Sequence[NodeProto]) -> tuple[str, str]:
+        """The one tensor that goes into some nodes, and the one that comes out."""
+        made = {name for node in nodes for name in node.output}
+        used = {name for node in self.nodes if node.output[0] not in made for name in node.input}
+        (taken,) = {name for node in nodes for name in node.input} - made - set(self._initializers)
+        (given,) = made & used
+        return taken, given
+
+    def product(self, path: str) -> NodeProto:
+        """The matrix product of a linear layer."""
+        (product,) = (node for node in self.own(path) if node.op_type == "MatMul")
+        return product
+
+    def result(self, path: str) -> str:
+        """What a linear layer gives."""
+        return str(self.own(path)[-1].output[0])
+
+    def without_bias(self, path: str) -> str:
+        """Takes the bias out of a linear layer; what is left of it."""
+        self.replace(node for node in self.own(path) if node.op_type == "Add")
+        return self.result(path)
+
+    def weight(self, *names: str) -> str:
+        """Weights in the graph's dtype, side by side; where there is one that has it already, that one."""
+        name = names[0]
+        if len(names) == 1 and self._parameters[name].dtype == self.dtype:
+            return name
+        joined = torch.cat([self.graph.weights[each]() for each in names]).to(self.dtype)
+        if not joined.isfinite().all():
+            raise TangoError(f"{name} has values that {self.dtype} does not hold", "export with --dtype fp32")
+        return self.constant(f"{name}.fused", joined)
+
+    def constant(self, name: str, values: Tensor) -> str:
+        """A constant that is kept in the graph itself."""
+        self._initializers[name] = numpy_helper.from_array(values.numpy(), name)
+        return name
+
+    def is_weight(self, tensor: str) -> bool:
+        """Whether a tensor is a weight or another constant."""
+        return tensor in self._initializers
+
+    def model(self, spec: GraphSpec) -> onnx.ModelProto:
+        """The graph as it is now, without what nothing uses any more."""
+        nodes = _needed(self.nodes, [tensor.name for tensor in spec.outputs])
+        used = {name for node in nodes for name in node.input}
+        initializers = [tensor for name, tensor in self._initializers.items() if name in used]
+        inputs, outputs = (list(map(value_info, tensors)) for tensors in (spec.inputs, spec.outputs))
+        graph = helper.make_graph(nodes, self.graph.name, inputs, outputs, initializers)
+        opsets = [*self._plain.opset_import, helper.make_opsetid(_DOMAIN, 1)]
+        return helper.make_model(
+            graph, opset_imports=opsets, ir_version=self._plain.ir_version, producer_name="tango-edge"
+        )
+
+
+def _fuse_rms_norm(draft: _Draft, path: str, norm: RMSNorm) -> None:
+    _fuse_norm(draft, path, [draft.weight(f"{path}.weight")], "Simplified", norm.eps)
+
+
+def _fuse_layer_norm(draft: _Draft, path: str, norm: LayerNorm) -> None:
+    weights = [draft.weight(f"{path}.{name}") for name in ("weight", "bias")]
+    _fuse_norm(draft, path, weights, "", norm.eps)
+
+
+def _fuse_norm(draft: _Draft, path: str, weights: list[str], kind: str, eps: float) -> None:
+    """One node for a norm, and for the residual sum before it and the bias in that, where these are."""
+    nodes = draft.inside(path)
+    taken, given = draft.passed(nodes)
+    residual = draft.sum(taken)
+    if residual is None or any(map(draft.is_weight, residual.input)):
+        op = f"{kind}LayerNormalization"
+        draft.replace(nodes, helper.make_node(op, [taken, *weights], [given], f"{_scope(path)}/{op}", epsilon=eps))
+        return
+    old, branch = residual.input
+    bias = []
+    if biased := draft.sum(branch):
+        branch, *bias = biased.input
+    node = _node(path, f"Skip{kind}LayerNormalization", [old, branch, *weights, *bias], given, epsilon=eps)
+    node.output.extend(["", "", taken])  # no mean, no deviation, but the sum
+    draft.replace([*nodes, residual], node)
+
+
+def _fuse_attention(draft: _Draft, path: str, module: siglip.SelfAttention) -> None:
+    projections = [f"{path}.{name}_proj" for name in "qkv"]
+    taken = [draft.without_bias(projection) for projection in projections]
+    bias = draft.weight(*(f"{projection}.bias" for projection in projections))
+    given = draft.product(f"{path}.out_proj").input[0]
+    draft.replace(draft.own(path), _node(path, "MultiHeadAttention", [*taken, bias], given, num_heads=module.split[2]))
+
+
+def _fuse_grouped_attention(draft: _Draft, path: str, module: qwen2.SelfAttention) -> None:
+    nodes = draft.own(path)
+    used = {name for node in nodes for name in node.input}
+    taken = [draft.result(f"{path}.{name}_proj") for name in "qkv"]
+    past = [tensor.name for tensor in draft.graph.inputs if tensor.name in used and tensor.name != "positions"]
+    node = _node(
+        path,
+        "GroupQueryAttention",
+        [*taken, *past, _LAST.name, _BOUND.name, *_ANGLES],
+        draft.product(f"{path}.o_proj").input[0],
+        num_heads=module.kv_heads * module.group,
+        kv_num_heads=module.kv_heads,
+        do_rotary=1,
+    )
+    node.output.extend(map(_present, past))
+    draft.replace(nodes, node)
+
+
+def _fuse_gelu_mlp(draft: _Draft, path: str, module: siglip.MLP) -> None:
+    _fuse_gelu(draft, path, "FastGelu", "fc1", draft.product(f"{path}.fc2").input[0])
+
+
+def _fuse_projector(draft: _Draft, path: str, module: Projector) -> None:
+    _fuse_gelu(draft, path, "BiasGelu", "linear_1", draft.product(f"{path}.pool").input[1])
+
+
+def _fuse_gelu(draft: _Draft, path: str, op: str, linear: str, given: str) -> None:
+    taken = [draft.without_bias(f"{path}.{linear}"), f"{path}.{linear}.bias"]
+    draft.replace(draft.own(path), _node(path, op, taken, given))
+
+
+def _fuse_gated_mlp(draft: _Draft, path: str, module: qwen2.MLP) -> None:
+    gate, up = (draft.product(f"{path}.{name}_proj").output[0] for name in ("gate", "up"))
+    given, silu = draft.product(f"{path}.down_proj").input[0], f"{_scope(path)}/QuickGelu_output_0"
+    product = helper.make_node("Mul", [silu, up], [given], f"{_scope(path)}/Mul")
+    draft.replace(draft.own(path), _node(path, "QuickGelu", [gate], silu, alpha=1.0), product)
+
+
+_ATTENTIONS = (siglip.SelfAttention, qwen2.SelfAttention)
+
+_FUSIONS: dict[type[nn.Module], Callable[[_Draft, str, Any], None]] = {
+    RMSNorm: _fuse_rms_norm,
+    LayerNorm: _fuse_layer_norm,
+    siglip.SelfAttention: _fuse_attention,
+    siglip.MLP: _fuse_gelu_mlp,
+    Projector: _fuse_projector,
+    qwen2.SelfAttention: _fuse_grouped_attention,
+    qwen2.MLP: _fuse_gated_mlp,
+}
+
+_ANGLES = ("rotary.cos", "rotary.sin")
+
+
+def _tabulate_angles(draft: _Draft, path: str, context: int) -> None:
+    """Cosines and sines of every position, [context, width of a head / 2] each."""
+    angles = torch.arange(context).float().unsqueeze(1) * draft.graph.weights[f"{path}.inv_freq"]()
+    for name, values in zip(_ANGLES, (angles.cos(), angles.sin()), strict=True):
+        draft.constant(name, values.to(draft.dtype))
+
+
+def _hold_cache(draft: _Draft, spec: GraphSpec) -> GraphSpec:
+    """The decoder's tensors where its cache is appended to in place; inside, there is a batch of one sequence."""
+    embeddings, _, *past = spec.inputs
+    made = {name for node in draft.nodes if node.name.startswith("/layers.") for name in node.output}
+    (last,) = {name for node in draft.own("") for name in node.input if name in made}
+    axis, batched, single = draft.constant("batch", torch.tensor([0])), f"{embeddings.name}.batched", f"{last}.single"
+    draft.rename(embeddings.name, batched, draft.nodes)
+    draft.rename(last, single, draft.own(""))
+    draft.nodes.append(helper.make_node("Unsqueeze", [embeddings.name, axis], [batched], "/batch/Unsqueeze"))
+    draft.nodes.append(helper.make_node("Squeeze", [last, axis], [single], "/batch/Squeeze"))
+    held = [replace(tensor, shape=(1, *tensor.shape)) for tensor in past]
+    present = [replace(tensor, name=_present(tensor.name)) for tensor in held]
+    return replace(spec, inputs=(embeddings, _LAST, _BOUND, *held), outputs=(spec.outputs[0], *present))
+
+
+def _present(past: str) -> str:
+    return past.replace("past", "present", 1)
+
+
+def _node(path: str, op: str, taken: Sequence[str], given: str, **attributes: float) -> NodeProto:
+    return helper.make_node(op, taken, [given], f"{_scope(path)}/{op}", domain=_DOMAIN, **attributes)
+
+
+def _scope(path: str) -> str:
+    """What the exporter calls the nodes of a module; a list is not one, its members are."""
+    return f"/{re.sub(r'[.](?![0-9])', '/', path)}" if path else ""
+
+
+def _needed(nodes: Sequence[NodeProto], outputs: Iterable[str]) -> list[NodeProto]:
+    """The nodes that outputs depend on, each behind those that it depends on."""
+    makers = {name: node for node in nodes for name in node.output}
+    ordered: dict[str, NodeProto] = {}
+    waiting = [makers[name] for name in outputs]
+    while waiting:
+        node = waiting[-1]
+        missing = [makers[name] for name in node.input if name in makers and makers[name].output[0] not in ordered]
+        if missing:
+            waiting += missing
+        else:
+            ordered.setdefault(waiting.pop().output[0], node)
+    return list(ordered.values())

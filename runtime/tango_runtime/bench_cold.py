@@ -1,0 +1,41 @@
+"""One cold start, in a process of its own: ``python -m tango_runtime.bench_cold REQUEST``; see bench.py."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Any
+
+from tango_plugins import TangoError
+from tango_runtime.bench import Case, Setting, make_clip, make_question, peak_host
+from tango_runtime.chain import VideoLLM
+
+
+def main() -> int:
+    """Prints a line of JSON: when this was imported (monotonic, in seconds) and what came after (ms), or an error."""
+    imported = time.monotonic()
+    try:
+        found = _first_token(json.loads(sys.argv[1]))
+    except TangoError as error:
+        found = {"error": error.message, "hint": error.hint}
+    print(json.dumps({"imported": imported, **found}))
+    return 0
+
+
+def _first_token(request: dict[str, Any]) -> dict[str, Any]:
+    setting, case = Setting(**request["setting"]), Case(**request["case"])
+    begin = time.monotonic()
+    llm = VideoLLM(request["bundle"], request["engine"])
+    loaded = time.monotonic()
+    frames = llm.bundle.manifest.video.frames if setting.frames is None else setting.frames
+    clip, question = make_clip(case, frames, setting.seed), make_question(llm.bundle)
+    asked = time.monotonic()
+    ratio = setting.retention_ratio if case.prune else None
+    llm.generate(clip, question, frames=frames, retention_ratio=ratio, prune=case.prune, max_new_tokens=1)
+    first = time.monotonic()
+    return {"load": 1e3 * (loaded - begin), "first token": 1e3 * (first - asked), "host_memory": peak_host()}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

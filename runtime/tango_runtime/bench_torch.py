@@ -1,0 +1,227 @@
+"""transformers on the shapes that the chain was measured on. Imported only where the two are compared."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from numpy.typing import NDArray
+
+from tango_plugins import TangoError
+from tango_runtime.bench import Measured, Samples, Setting
+from tango_runtime.bundle import Manifest
+from tango_runtime.preprocess import preprocess
+from tango_runtime.progress import Advance
+from tango_runtime.video import sample
+
+_CAPTURE_WARM_UP = 3  # steps before a capture, as PyTorch's notes on CUDA graphs have it
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # out of memory, or what a CUDA graph cannot record
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise TangoError(f"transformers failed: {reason}", "fewer --frames, or leave --compare-torch away") from error
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What both take.
+
+    Attributes:
+        clip: The source's frames, uint8 [F, height, width, 3].
+        kept: Video tokens in the prompt, K.
+        prompt_tokens: Positions of the prompt.
+    """
+
+    clip: NDArray[np.uint8]
+    kept: int
+    prompt_tokens: int
+
+    @classmethod
+    def of(cls, clip: NDArray[np.uint8], measured: Measured) -> Shape:
+        """The shape of a case that the chain was measured on."""
+        return cls(clip, measured.kept, measured.prompt_tokens)
+
+
+class Peer:
+    """LLaVA-OneVision of transformers, with random weights: its times do not depend on their values.
+
+    transformers does not prune: the first K of its video tokens stand for those that the chain kept.
+
+    Args:
+        checkpoint: Folder or hub id whose config.json says the shapes.
+        manifest: The bundle's.
+        setting: What all cases have in common.
+        gpu: Run on the GPU, otherwise on the CPU.
+
+    Attributes:
+        description: What runs, in one line.
+
+    Raises:
+        TangoError: The configuration is not at hand or another model's, this torch has no CUDA, or torch fails, as it
+            does when memory is short; the systems raise it too.
+    """
+
+    @_refusals()
+    def __init__(self, checkpoint: str, manifest: Manifest, setting: Setting, gpu: bool) -> None:
+        if gpu and not torch.cuda.is_available():
+            raise TangoError(f"torch {torch.__version__} cannot use the GPU", "install a torch with CUDA")
+        config, self._device = _config(checkpoint, manifest), torch.device("cuda" if gpu else "cpu")
+        with self._device:
+            self._model: Any = transformers.AutoModelForImageTextToText.from_config(
+                config, dtype=getattr(torch, manifest.dtype), attn_implementation="sdpa"
+            ).eval()
+        self._size, self._setting = manifest.video.size, setting
+        self.description = (
+            f"transformers {transformers.__version__}, torch {torch.__version__}, {self._device.type}, "
+            f"{manifest.dtype}, sdpa, random weights of the shapes of {checkpoint}"
+        )
+
+    @property
+    def systems(self) -> dict[str, Callable[[Shape, Advance], Samples]]:
+        """Ways to run it, by name: eager with a growing cache, and decoding as a replayed CUDA graph."""
+        ways: dict[str, Callable[[Shape, Advance], Samples]] = {"transformers": self._eager}
+        if self._device.type == "cuda":
+            ways["CUDA graph"] = self._graph
+        return ways
+
+    @_refusals()
+    @torch.inference_mode()
+    def _eager(self, shape: Shape, advance: Advance) -> Samples:
+        """The stages that the chain has, but pruning, from the source's frames to the last token."""
+        samples: Samples = {}
+        for i in range(-self._setting.warm_up, self._setting.repeats):
+            laps = _Laps(self._device)
+            images, _ = preprocess(sample(shape.clip, len(shape.clip)), self._size)
+            laps.add("video")
+            frames = torch.from_numpy(images).to(self._device)
+            laps.add("upload")
+            features = self._see(frames)
+            laps.add("vision")
+            cache = transformers.DynamicCache(config=self._model.config)
+            token = self._prefill(features, shape, cache)
+            laps.add("prefill")
+            token.item()
+            laps.total("first token")
+            for _ in range(self._setting.decode_tokens):
+                token = self._next(cache, input_ids=token)
+                token.item()
+                laps.add("decode")
+            laps.total("answer")
+            _collect(samples, laps, i)
+            advance(1)
+        return samples
+
+    @_refusals()
+    @torch.inference_mode()
+    def _graph(self, shape: Shape, advance: Advance) -> Samples:
+        """Decoding alone, behind the same prompt: the cache has a fixed capacity, a step is one CUDA graph."""
+        capacity = shape.prompt_tokens + max(self._setting.decode_tokens, 1 + _CAPTURE_WARM_UP)
+        cache = transformers.StaticCache(config=self._model.config, max_cache_len=capacity)
+        features = self._features_like(shape.kept)
+        token = self._prefill(features, shape, cache)
+
+        def step() -> None:
+            token.copy_(self._next(cache, input_ids=token))
+
+        replay, samples = self._recorded(step), Samples()
+        for i in range(-self._setting.warm_up, self._setting.repeats):
+            cache.reset()
+            token.copy_(self._prefill(features, shape, cache))
+            laps = _Laps(self._device)
+            for _ in range(self._setting.decode_tokens):
+                replay()
+                token.item()
+                laps.add("decode")
+            _collect(samples, laps, i)
+            advance(1)
+        return samples
+
+    def _see(self, frames: torch.Tensor) -> torch.Tensor:
+        """uint8 [F, size, size, 3] → [1, F·L, D]."""
+        pixels = frames.permute(0, 3, 1, 2).to(self._model.dtype) / 127.5 - 1
+        found: torch.Tensor = self._model.model.get_video_features(pixels[None]).pooler_output
+        return found
+
+    def _features_like(self, kept: int) -> torch.Tensor:
+        width = self._model.config.text_config.hidden_size
+        return torch.zeros(1, kept, width, dtype=self._model.dtype, device=self._device)
+
+    def _prefill(self, features: torch.Tensor, shape: Shape, cache: Any) -> torch.Tensor:
+        """[1, F·L, D] → the first token, [1, 1]."""
+        ids = torch.zeros(1, shape.prompt_tokens - shape.kept, dtype=torch.long, device=self._device)
+        text = self._model.get_input_embeddings()(ids)
+        return self._next(cache, inputs_embeds=torch.cat((features[:, : shape.kept], text), 1))
+
+    def _next(self, cache: Any, **given: torch.Tensor) -> torch.Tensor:
+        logits = self._model(**given, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+        token: torch.Tensor = logits[:, -1].argmax(-1, keepdim=True)
+        return token
+
+    def _recorded(self, step: Callable[[], None]) -> Callable[[], None]:
+        """A step as a CUDA graph; https://pytorch.org/docs/stable/notes/cuda.html#cuda-graphs."""
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(_CAPTURE_WARM_UP):
+                step()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            step()
+        replay: Callable[[], None] = graph.replay
+        return replay
+
+
+class _Laps:
+    """Milliseconds by the host's clock, each taken when the device has done all work."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self.found = device, Samples()
+        self._begin = self._last = self._now()
+
+    def add(self, name: str) -> None:
+        """Notes the time since the last note."""
+        now = self._now()
+        self.found.setdefault(name, []).append(1e3 * (now - self._last))
+        self._last = now
+
+    def total(self, name: str) -> None:
+        """Notes the time since the beginning."""
+        self._last = self._now()
+        self.found[name] = [1e3 * (self._last - self._begin)]
+
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+
+def _collect(samples: Samples, laps: _Laps, i: int) -> None:
+    if i >= 0:
+        for name, values in laps.found.items():
+            samples.setdefault(name, []).extend(values)
+
+
+def _config(checkpoint: str, manifest: Manifest) -> Any:
+    hint = "name a folder that holds the config.json of a llava-hf checkpoint: --compare-torch FOLDER"
+    try:
+        config = transformers.AutoConfig.from_pretrained(checkpoint)
+    except (OSError, ValueError) as error:
+        raise TangoError(f"transformers finds no configuration in {checkpoint}", hint) from error
+    if config.model_type != "llava_onevision":
+        raise TangoError(f"{checkpoint} is a {config.model_type} model for transformers", hint)
+    text, vision, decoder = config.text_config, config.vision_config, manifest.decoder
+    found = (text.num_hidden_layers, text.hidden_size, text.num_key_value_heads, vision.image_size)
+    if found != (decoder.layers, decoder.width, decoder.kv_heads, manifest.video.size):
+        raise TangoError(f"{checkpoint} has other shapes than the bundle", "name the checkpoint that it was made of")
+    return config

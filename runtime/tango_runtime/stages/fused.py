@@ -1,0 +1,91 @@
+"""A bundle's fused graphs on ONNX Runtime's CUDA provider: attention is one operator, the cache grows in place.
+
+A step of decoding is one CUDA graph, which ONNX Runtime records itself: nothing of the fused decoder runs on the CPU.
+What a recording may not bake in is on the device: the token, and its position. The length that the host tells is only a
+bound, the cache's capacity, but for a first pass, whose tokens attend to nothing but one another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from tango_plugins.library import Memory
+from tango_runtime.bundle import Bundle, GraphName
+from tango_runtime.device import Stream, rows
+from tango_runtime.stages.cuda import Run
+from tango_runtime.stages.onnxruntime_cuda import CUDA, OrtGraphs, Tensor, run_options
+
+#: Provider options. The norms sum in fp32: before microsoft/onnxruntime#28682 they did so only if they were told.
+_EXACT_NORMS = {"enable_skip_layer_norm_strict_mode": "1"}
+#: Flash or memory-efficient attention (AttentionBackend in ONNX Runtime's attention_common.h), and not cuDNN's, which
+#: is told the cache's capacity as the length.
+_DECODER = {"enable_cuda_graph": "1", "sdpa_kernel": "3", **_EXACT_NORMS}
+
+
+class FusedGraphs(OrtGraphs):
+    """Sessions of a bundle's fused graphs, where it has them, and of its plain ones; see :class:`OrtGraphs`.
+
+    Args:
+        onnxruntime: The module.
+        bundle: The bundle.
+        stream: What they run on.
+        provider: The provider, with the device that its tensors are bound on. Another than CUDA's is for tests.
+
+    Raises:
+        TangoError: A graph cannot be loaded on the provider.
+    """
+
+    def __init__(self, onnxruntime: Any, bundle: Bundle, stream: Stream, provider: tuple[str, str] = CUDA) -> None:
+        plain = bundle.manifest.graphs
+        self._cached = [t.name for t in plain["decoder"].outputs[1:]]
+        if plain["vision"].fused:
+            self.frames_at_once = 32
+            self.settings = {"vision": _EXACT_NORMS}
+        if plain["decoder"].fused:
+            self.in_place, self.tokens_at_once = True, 4096
+            self.capacity = bundle.manifest.decoder.context  # or each new one would be recorded anew
+            self.settings = {**self.settings, "decoder": _DECODER}
+        super().__init__(onnxruntime, fused(bundle), stream, provider)
+        self._recorded = run_options(onnxruntime, gpu_graph_id="1")
+        self._options = run_options(onnxruntime, gpu_graph_id="-1")  # not recorded
+
+    def dtype(self, graph: GraphName, tensor: str) -> str:
+        """The graph's own type of a tensor; positions are what the last of them is in the fused decoder."""
+        return "int32" if self.in_place and tensor == "positions" else super().dtype(graph, tensor)
+
+    def bind(self, graph: GraphName, tensors: Mapping[str, Memory], *, replay: bool = False) -> Run:
+        """Prepares a session to read and write these tensors; gives the function that runs it.
+
+        With ``replay``, the first run runs several times, to the same end, and records.
+        """
+        if graph != "decoder" or not self.in_place:
+            return super().bind(graph, tensors)
+        return self._bound(graph, self._in_place(tensors), self._recorded if replay else self._options)
+
+    def _in_place(self, tensors: Mapping[str, Memory]) -> dict[str, Tensor]:
+        """The plain decoder's tensors as those of the fused one."""
+        spec, positions = self._specs["decoder"], tensors["positions"]
+        tokens = positions.shape[0]
+        _, last, bound, *past = (t.name for t in spec.inputs)
+        assert self.capacity is not None
+        first = not tensors[past[0]].shape[1]
+        cache = [tensors[name] for name in self._cached]
+        cache = [replace(memory, shape=(1, *memory.shape)) for memory in cache]
+        return {
+            "embeddings": tensors["embeddings"],
+            last: rows(positions, tokens - 1, tokens),
+            bound: np.array([tokens if first else self.capacity], np.int32),
+            **dict(zip(past, cache, strict=True)),
+            "logits": tensors["logits"],
+            **dict(zip((t.name for t in spec.outputs[1:]), cache, strict=True)),
+        }
+
+
+def fused(bundle: Bundle) -> Bundle:
+    """A bundle with its fused graphs in the place of the plain ones, where it has them."""
+    graphs = {name: spec.fused or spec for name, spec in bundle.manifest.graphs.items()}
+    return replace(bundle, manifest=replace(bundle.manifest, graphs=graphs))

@@ -1,0 +1,142 @@
+"""The fused graphs against the plain ones, on ONNX Runtime's CPU kernels of the same operators."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from tango_export.export import DTYPES, Request, export, find_preset, open_model
+from tango_export.fused import is_fusible, write_fused_graph
+from tango_plugins import TangoError
+from tango_runtime.bundle import Bundle
+from tests.export.edits import Decoder, assert_close, embed, frames, run, session
+
+IDS = np.random.default_rng(3).integers(0, 300, 12)
+CONTEXT, CAPACITY = 8192, 256
+
+#: Of the largest magnitude. In fp16 the query is rounded after its rotation, and so are the cosines and sines.
+TOLERANCE = {"fp32": 1e-5, "fp16": 1e-2}
+
+
+@pytest.fixture(scope="module", params=["fp32", "fp16"])
+def written(request, checkpoint, bundle, tmp_path_factory):
+    """A bundle with its fused graphs, and the precision; ``--fused`` itself is for fp16 only."""
+    precision, outliers = request.param, request.param == "fp16"
+    llava, siglip = checkpoint(outliers=outliers)
+    folder = shutil.copytree(
+        bundle(precision=precision, outliers=outliers), tmp_path_factory.mktemp("fused") / precision
+    )
+    model = open_model(find_preset("llava-ov")[0], str(llava), str(siglip), DTYPES[precision], CONTEXT)
+    for graph in model.graphs:
+        if graph.name != "embed":
+            write_fused_graph(graph, folder, CONTEXT)
+    return folder, precision
+
+
+class FusedDecoder:
+    """The fused decoder and its cache, which holds garbage where it is not filled."""
+
+    def __init__(self, bundle, capacity=CAPACITY):
+        self.session, self.length = session(bundle / "decoder.fused.onnx"), 0
+        rng, taken = np.random.default_rng(0), self.session.get_inputs()
+        self.dtype = embed(bundle, IDS[:1]).dtype
+        self.cache = {
+            t.name: (rng.normal(size=(1, t.shape[1], capacity, t.shape[3])) * 1e3).astype(self.dtype) for t in taken[3:]
+        }
+
+    def step(self, embeddings):
+        self.length += len(embeddings)
+        bound = self.length if self.length == len(embeddings) else self.capacity
+        told = {"seqlens_k": [self.length - 1], "total_sequence_length": [bound]}
+        told = {name: np.array(value, np.int32) for name, value in told.items()}
+        logits, *present = self.session.run(None, {"embeddings": embeddings, **told, **self.cache})
+        self.cache = dict(zip(self.cache, present, strict=True))
+        return logits
+
+    @property
+    def capacity(self):
+        return next(iter(self.cache.values())).shape[2]
+
+
+def test_vision_is_the_plain_graphs(written):
+    folder, precision = written
+    for found, wanted in zip(
+        run(folder, "vision.fused", frames=frames(3)), run(folder, "vision", frames=frames(3)), strict=True
+    ):
+        assert_close(found.astype(np.float64), wanted, TOLERANCE[precision])
+
+
+@pytest.mark.parametrize("chunks", [(12,), (1,) * 12, (7, 5), (2, 3, 7), (11, 1)])
+def test_logits_are_the_plain_graphs(written, chunks):
+    folder, precision = written
+    plain, fused, begin = Decoder(folder, 0), FusedDecoder(folder), 0
+    wanted = plain.step(embed(folder, IDS))
+    for n in chunks:
+        found, begin = fused.step(embed(folder, IDS[begin : begin + n])), begin + n
+    assert_close(found, wanted, TOLERANCE[precision])
+
+
+def test_what_was_rewound_does_not_count(written):
+    folder, _ = written
+    decoder = FusedDecoder(folder)
+    decoder.step(embed(folder, IDS[:6]))
+    first = decoder.step(embed(folder, IDS[6:9]))
+    decoder.step(embed(folder, IDS[9:]))
+    decoder.length = 6
+    np.testing.assert_array_equal(decoder.step(embed(folder, IDS[6:9])), first)
+
+
+def test_sixty_four_tokens_are_the_plain_graphs(written):
+    folder, precision = written
+    plain, fused = Decoder(folder, CAPACITY), FusedDecoder(folder)
+    rows, found = plain.step(embed(folder, IDS)), fused.step(embed(folder, IDS))
+    for _ in range(64):
+        assert_close(found, rows, 3 * TOLERANCE[precision])
+        token = embed(folder, np.array([rows.argmax()]))
+        rows, found = plain.step(token), fused.step(token)
+
+
+def test_every_layer_is_fused_and_nothing_is_left(written):
+    folder, _ = written
+    decoder = Bundle.load(folder).manifest.decoder
+    for name, attention, norm in (
+        ("decoder", "GroupQueryAttention", "SkipSimplifiedLayerNormalization"),
+        ("vision", "MultiHeadAttention", "SkipLayerNormalization"),
+    ):
+        model = onnx.load(folder / f"{name}.fused.onnx", load_external_data=False)
+        kinds = Counter(node.op_type for node in model.graph.node)
+        assert kinds[attention] == 2
+        assert kinds[norm] == 2 * decoder.layers - (name == "decoder")
+        assert not kinds.keys() & {"Range", "Shape", "Where", "Concat", "Tanh", "Erf", "Sigmoid", "Sqrt"}
+        assert kinds["Softmax"] == (name == "vision")  # the pooling head's, whose weights are the salience
+
+
+def test_the_weights_are_the_plain_graphs_own(written):
+    folder, _ = written
+    for name in ("decoder", "vision"):
+        plain, fused = (onnx.load(folder / f"{name}{form}.onnx", load_external_data=False) for form in ("", ".fused"))
+        wanted = {t.name: t.external_data for t in plain.graph.initializer if t.external_data}
+        shared = {t.name: t.external_data for t in fused.graph.initializer if t.external_data}
+        products = {node.input[1] for node in fused.graph.node if node.op_type == "MatMul"} & wanted.keys()
+        assert products <= shared.keys()
+        assert all(list(wanted[weight]) == list(data) for weight, data in shared.items())
+
+
+def test_export_writes_them_when_asked(checkpoint, tmp_path):
+    llava, siglip = checkpoint()
+    named = {"checkpoint": str(llava), "siglip": str(siglip)}
+    manifest = Bundle.load(export(Request(**named, output=tmp_path / "fused", fused=True)), verify=True).manifest
+    assert {name for name, spec in manifest.graphs.items() if spec.fused} == {"vision", "decoder"}
+    with pytest.raises(TangoError, match="--fused with --dtype fp32"):
+        export(Request(**named, output=tmp_path / "none", fused=True, dtype="fp32"))
+
+
+def test_heads_that_cannot_be_rotated_stay_plain(checkpoint):
+    llava, siglip = checkpoint(heads=8, kv_heads=2)
+    model = open_model(find_preset("llava-ov")[0], str(llava), str(siglip), torch.float16, CONTEXT)
+    assert [graph.name for graph in model.graphs if is_fusible(graph)] == ["vision"]

@@ -1,0 +1,131 @@
+"""examples/cpp says what the Python chain says: the same engines, and no Python.
+
+Needs CMake, the TensorRT plugin (`tango plugin build`), and NvInfer.h in a usual place or named:
+
+    python -m pytest tests/gpu/runtime/test_cpp.py --tensorrt-include FOLDER
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from examples.make_video import write
+from tango_plugins.build import TENSORRT_LIBRARY
+from tango_plugins.library import install_directory
+from tests.gpu.runtime.conftest import build
+
+EXAMPLE = Path(__file__).parents[3] / "examples" / "cpp"
+QUESTION = "What happens in the video?"
+
+
+@pytest.fixture(scope="module")
+def program(request, tmp_path_factory):
+    """tango_clip, built with the TensorRT that Python has loaded."""
+    pytest.importorskip("tensorrt", reason="TensorRT is not installed")
+    if shutil.which("cmake") is None:
+        pytest.skip("cmake is not on the PATH")
+    if not (install_directory() / TENSORRT_LIBRARY).is_file():
+        pytest.skip("the TensorRT plugin is not built (tango plugin build --tensorrt-include FOLDER)")
+    folder = tmp_path_factory.mktemp("cpp")
+    include = request.config.getoption("--tensorrt-include")
+    options = [f"-DTANGO_DIR={install_directory()}", f"-DTENSORRT_LIBRARY={loaded('libnvinfer.so')}"]
+    options += [f"-DTENSORRT_INCLUDE_DIR={include.resolve()}"] if include else []
+    done = run("cmake", "-S", EXAMPLE, "-B", folder, *options)
+    if "no NvInfer.h" in done.stderr:
+        pytest.skip("there is no NvInfer.h (--tensorrt-include FOLDER)")
+    assert done.returncode == 0, done.stderr
+    done = run("cmake", "--build", folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "tango_clip"
+
+
+@pytest.fixture
+def clip(tmp_path):
+    """``clip(bundle, frames=…, tokens=…)``: its clip.txt, and the video it is of."""
+    video = tmp_path / "video.mp4"
+    write(video)
+
+    def prepared(bundle, *, frames=8, tokens=40):
+        options = ["--frames", frames, "--max-new-tokens", tokens]
+        done = run(sys.executable, EXAMPLE / "prepare.py", bundle, video, QUESTION, tmp_path / "clip", *options)
+        assert done.returncode == 0, done.stderr
+        return tmp_path / "clip" / "clip.txt", video
+
+    return prepared
+
+
+@pytest.fixture(scope="module")
+def complete(built):
+    """``complete("fp32")``: a bundle with all four engines."""
+
+    def made(dtype):
+        build(built(dtype), "--graphs", "prune")
+        return built(dtype)
+
+    return made
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+def test_it_says_what_python_says(program, clip, complete, dtype):
+    from tango_runtime import VideoLLM
+
+    bundle = complete(dtype)
+    llm = VideoLLM(bundle, "tensorrt")
+    for frames, tokens in ((8, 40), (32, 8), (1, 1)):
+        path, video = clip(bundle, frames=frames, tokens=tokens)
+        done = run(program, path)
+        assert done.returncode == 0, done.stderr
+        answer = llm.generate(video, QUESTION, frames=frames, max_new_tokens=tokens, temperature=0)
+        assert [int(token) for token in done.stdout.split()] == answer.ids
+        assert f"{answer.kept} of {answer.total} tokens kept" in done.stderr
+
+
+def test_it_stops_where_the_model_does(program, clip, complete):
+    path, _ = clip(complete("fp32"))
+    said = run(program, path).stdout.split()
+    text = path.read_text()
+    path.write_text(text.replace("\nstop ", f"\nstop {said[10]} "))
+    assert run(program, path).stdout.split() == said[: said.index(said[10])]
+
+
+@pytest.mark.parametrize(
+    ("line", "instead", "error", "hint"),
+    [
+        ("tokens 40", "tokens 4000", "positions, the decoder holds", "--max-new-tokens"),
+        ("stop ", "halt ", "does not tell stop", "prepare.py"),
+        ("seconds ", "seconds 0 ", "frames.raw has not", "prepare.py"),
+        ("/decoder-", "/other-", "cannot be read", "prepare.py"),
+    ],
+)
+def test_what_it_cannot_do_it_refuses(program, clip, complete, line, instead, error, hint):
+    path, _ = clip(complete("fp32"))
+    text = path.read_text()
+    assert line in text
+    path.write_text(text.replace(line, instead))
+    done = run(program, path)
+    assert done.returncode == 2
+    assert error in done.stderr
+    assert hint in done.stderr.split("hint: ")[1]
+
+
+def test_more_frames_than_the_engines_take_are_refused(program, clip, complete):
+    path, _ = clip(complete("fp32"), frames=33)
+    done = run(program, path)
+    assert done.returncode == 2
+    assert "was built for other shapes of frames" in done.stderr
+    assert "--max-frames" in done.stderr
+
+
+def run(*command):
+    return subprocess.run([str(word) for word in command], capture_output=True, text=True)
+
+
+def loaded(name):
+    """Path of a library that this process has loaded."""
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    return next(line.split()[-1] for line in lines if f"/{name}" in line)

@@ -1,0 +1,100 @@
+"""The fused graphs on ONNX Runtime's CUDA provider against the plain ones on the CPU; decoding as one CUDA graph."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tango_runtime import VideoLLM
+from tango_runtime.device import cudart
+from tango_runtime.stages import select
+from tests.gpu.runtime import heads
+from tests.gpu.runtime.test_stages import close
+
+
+@pytest.fixture(scope="module")
+def chains(request, tmp_path_factory):
+    """A bundle with the released heads on the GPU, fused, and on the CPU."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        pytest.skip("ONNX Runtime is the one without CUDA")
+    given = request.config.getoption("--bundles")
+    path = given / "heads" if given else heads.write(tmp_path_factory.mktemp("heads"))
+    if not path.exists():
+        pytest.skip(f"there is no {path}: python -m tests.gpu.runtime.heads {given}")
+    gpu, cpu = VideoLLM(path, "onnxruntime-cuda"), VideoLLM(path, "onnxruntime-cpu")
+    assert gpu._stages._graphs.in_place
+    return gpu, cpu
+
+
+def pieces(stages, width, ids, count):
+    """A prompt around embeddings of no word."""
+    tokens = np.random.default_rng(count).standard_normal((count, width)).astype(np.float16)
+    return [stages.embed(ids), tokens, stages.embed(ids[:2])]
+
+
+@pytest.mark.parametrize("count", [1, 9, 32, 33])
+def test_vision_is_the_plain_graphs(chains, count):
+    gpu, cpu = chains
+    size = gpu.bundle.manifest.video.size
+    frames = np.random.default_rng(count).integers(0, 255, (count, size, size, 3), dtype=np.uint8)
+    found, wanted = (llm._stages.vision(frames, lambda done: None) for llm in (gpu, cpu))
+    for a, b in zip(found, wanted, strict=True):
+        close(gpu._stages.host(a), b, "fp16")
+
+
+@pytest.mark.parametrize("count", [1, 60, 671])
+def test_logits_are_the_plain_graphs(chains, count):
+    """Prefill, decoding, text behind it, and what follows after going back: one token, several, and one again."""
+    ids, rows = np.arange(20, 40), []
+    for llm in chains:
+        stages, width, heard = llm._stages, llm.bundle.manifest.decoder.width, []
+        heard.append(np.array(stages.prefill(pieces(stages, width, ids, count), 1024)))
+        heard += [np.array(stages.decode(int(token))) for token in ids]
+        length = len(ids) + count + 2
+        for question in (ids[:9], ids[3:4], ids[:9]):
+            stages.rewind(length)
+            heard.append(np.array(stages.extend(stages.embed(question))))
+            heard += [np.array(stages.decode(token)) for token in (5, 9)]
+        rows.append(np.stack(heard))
+    assert np.isfinite(rows[0]).all()
+    for found, wanted in zip(*rows, strict=True):
+        close(found, wanted, "fp16")
+    np.testing.assert_allclose(rows[0][-9:-6], rows[0][-3:], rtol=1e-3, atol=1e-3)
+
+
+def test_replaying_is_running(chains):
+    """A recorded step gives what the same token gives as a pass of its own, whatever ran in between."""
+    gpu, _ = chains
+    stages, width, ids = gpu._stages, gpu.bundle.manifest.decoder.width, np.arange(20, 60)
+    for count in (30, 700, 1, 300):
+        stages.prefill(pieces(stages, width, ids, count), 1024)
+        length = len(ids) + count + 2
+        stepped = np.array(stages.decode(7))
+        stages.rewind(length)
+        close(stepped, np.array(stages.extend(stages.embed(np.array([7])))), "fp16")
+
+
+def test_memory_does_not_grow(chains):
+    gpu, _ = chains
+    stages, width, ids, free = gpu._stages, gpu.bundle.manifest.decoder.width, np.arange(20, 60), []
+    for turn in range(60):
+        stages.prefill(pieces(stages, width, ids, (900, 1, 333)[turn % 3]), 1024)
+        for token in range(3):
+            stages.decode(token)
+        stages._stream.synchronize()
+        free.append(cudart().cudaMemGetInfo()[1])
+    assert free[-1] >= free[9]
+
+
+def test_two_loaded_side_by_side(chains):
+    """Each has its own stream and its own recording."""
+    gpu, _ = chains
+    other, ids = select(gpu.bundle, "onnxruntime-cuda"), np.arange(20, 40)
+    rows = []
+    for stages in (gpu._stages, other):
+        stages.prefill([stages.embed(ids)], 1024)
+    for token in (3, 4, 5):
+        rows.append([np.array(stages.decode(token)) for stages in (gpu._stages, other)])
+    for first, second in rows:
+        np.testing.assert_array_equal(first, second)
