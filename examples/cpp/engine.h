@@ -1,0 +1,136 @@
+// A TensorRT engine, of 8.5 to 11, and the memory that it works on.
+#pragma once
+
+#include <NvInfer.h>
+#include <cuda_runtime_api.h>
+
+#include <fstream>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+// Token ids and positions: TensorRT before 10 takes int32 where the graphs have int64.
+#if NV_TENSORRT_MAJOR >= 10
+using Whole = int64_t;
+#else
+using Whole = int32_t;
+#endif
+
+struct Error : std::runtime_error {
+    Error(const std::string& message, const std::string& what_to_do) : runtime_error(message), hint(what_to_do) {}
+    std::string hint;
+};
+
+inline void require(bool holds, const std::string& message, const std::string& hint) {
+    if (!holds) throw Error(message, hint);
+}
+
+inline void check(cudaError_t status, const std::string& doing) {
+    require(status == cudaSuccess, "CUDA failed " + doing + ": " + cudaGetErrorString(status),
+            "see that nvidia-smi shows the GPU, and that enough of its memory is free");
+}
+
+// Bytes on the device. Copies are put on a stream, where they run in order with all else.
+struct Memory {
+    Memory() = default;
+
+    explicit Memory(size_t size) : bytes(size) {
+        void* found = nullptr;
+        check(cudaMalloc(&found, size > 0 ? size : 1), "taking " + std::to_string(size) + " bytes");
+        owned.reset(static_cast<char*>(found));
+    }
+
+    char* at(size_t offset = 0) const { return owned.get() + offset; }
+
+    template <typename T>
+    void upload(const std::vector<T>& values, cudaStream_t stream) {
+        check(cudaMemcpyAsync(at(), values.data(), bytes, cudaMemcpyHostToDevice, stream), "uploading");
+        check(cudaStreamSynchronize(stream), "uploading");  // the caller may let go of the values
+    }
+
+    template <typename T>
+    T download(cudaStream_t stream) const {
+        T value;
+        check(cudaMemcpyAsync(&value, at(), sizeof value, cudaMemcpyDeviceToHost, stream), "downloading");
+        check(cudaStreamSynchronize(stream), "running what was enqueued");
+        return value;
+    }
+
+    struct Free {
+        void operator()(char* address) const { cudaFree(address); }
+    };
+    size_t bytes = 0;
+    std::unique_ptr<char, Free> owned;
+};
+
+inline std::vector<char> read_file(const std::string& path) {
+    std::ifstream file(path, std::ios::binary | std::ios::ate);
+    std::vector<char> data(file ? static_cast<size_t>(file.tellg()) : 0);
+    require(file.seekg(0).read(data.data(), data.size()).good(), path + " cannot be read",
+            "write the clip anew with prepare.py");
+    return data;
+}
+
+// Tensors are bound by name; an address is a multiple of 256 bytes, as cudaMalloc gives them.
+class Engine {
+  public:
+    Engine(nvinfer1::IRuntime& runtime, const std::string& path) : path_(path) {
+        const std::vector<char> data = read_file(path);
+        engine_.reset(runtime.deserializeCudaEngine(data.data(), data.size()));
+        require(engine_ != nullptr, "TensorRT cannot load " + path, kRebuild);
+        context_.reset(engine_->createExecutionContext());
+        require(context_ != nullptr, "TensorRT cannot prepare " + path, "free memory on the GPU");
+    }
+
+    void use(int profile, cudaStream_t stream) {
+        require(context_->setOptimizationProfileAsync(profile, stream), path_ + " lacks a profile", kRebuild);
+    }
+
+    void input(const std::string& name, const std::vector<int>& shape, const Memory& memory) {
+        nvinfer1::Dims dims = {};
+        for (int length : shape) dims.d[dims.nbDims++] = length;
+        require(context_->setInputShape(name.c_str(), dims), path_ + " was built for other shapes of " + name,
+                "build it larger: tango build BUNDLE with --max-frames, --max-tokens or --context");
+        bind(name, memory);
+    }
+
+    // Memory for an output; its shape is known once all inputs are bound.
+    Memory output(const std::string& name) {
+        const nvinfer1::Dims shape = context_->getTensorShape(name.c_str());
+        size_t bytes = item(name);
+        for (int i = 0; i < shape.nbDims; ++i) bytes *= shape.d[i];
+        Memory memory(bytes);
+        bind(name, memory);
+        return memory;
+    }
+
+    void run(cudaStream_t stream) {
+        require(context_->enqueueV3(stream), path_ + " cannot run", "see what TensorRT says above");
+    }
+
+    // Bytes of an element: of features, keys, values and logits (fp16 or fp32), or of counts (int32).
+    size_t item(const std::string& name) const {
+        return engine_->getTensorDataType(name.c_str()) == nvinfer1::DataType::kHALF ? 2 : 4;
+    }
+
+    // The length of an input's axis, the greatest that a profile allows.
+    int length(const std::string& name, int axis, int profile = 0) const {
+        const auto shape = engine_->getProfileShape(name.c_str(), profile, nvinfer1::OptProfileSelector::kMAX);
+        require(axis < shape.nbDims, path_ + " is not the engine that takes " + name, kRebuild);
+        return static_cast<int>(shape.d[axis]);
+    }
+
+    int tensors() const { return engine_->getNbIOTensors(); }
+
+  private:
+    static constexpr char kRebuild[] = "build it on this machine, with this TensorRT: tango build BUNDLE";
+
+    void bind(const std::string& name, const Memory& memory) {
+        require(context_->setTensorAddress(name.c_str(), memory.at()), path_ + " has no tensor " + name, kRebuild);
+    }
+
+    std::string path_;
+    std::unique_ptr<nvinfer1::ICudaEngine> engine_;
+    std::unique_ptr<nvinfer1::IExecutionContext> context_;
+};

@@ -1,0 +1,153 @@
+// Answers a question about a clip without Python: vision → prune → splice → prefill → decode. Prints token ids.
+//
+//   tango_clip CLIP/clip.txt        (prepare.py writes it)
+#include <algorithm>
+#include <cstdio>
+#include <map>
+#include <sstream>
+
+#include "decoder.h"
+#include "engine.h"
+
+// Of libtango_tensorrt: it has the plugin that the prune engine consists of.
+extern "C" bool tango_register_plugins(nvinfer1::IPluginRegistry* registry);
+
+namespace {
+
+struct Log final : nvinfer1::ILogger {
+    void log(Severity severity, const char* message) noexcept override {
+        if (severity <= Severity::kERROR) std::fprintf(stderr, "TensorRT: %s\n", message);
+    }
+};
+
+// clip.txt: in each line a name, a space and what it stands for.
+struct Clip {
+    explicit Clip(const std::string& path) {
+        std::ifstream file(path);
+        require(file.good(), path + " cannot be read", "name the clip.txt that prepare.py wrote");
+        for (std::string name, value; std::getline(file, name, ' ') && std::getline(file, value);) values[name] = value;
+    }
+
+    const std::string& text(const std::string& name) const {
+        require(values.count(name), "the clip does not tell " + name, "write it anew with prepare.py");
+        return values.at(name);
+    }
+
+    template <typename T>
+    std::vector<T> numbers(const std::string& name) const {
+        std::istringstream words(text(name));
+        std::vector<T> found;
+        for (T number; words >> number;) found.push_back(number);
+        require(words.eof() && !found.empty(), name + " of the clip: no numbers", "write it anew with prepare.py");
+        return found;
+    }
+
+    std::map<std::string, std::string> values;
+};
+
+// Embeddings [tokens, D], whose memory may be larger.
+struct Piece {
+    Memory embeddings;
+    int tokens;
+};
+
+// Frames [F, size, size, 3] and their seconds [F] → the tokens that are kept.
+Piece see(const Clip& clip, Engine& vision, Engine& prune, cudaStream_t stream) {
+    const auto seconds = clip.numbers<float>("seconds");
+    const int F = static_cast<int>(seconds.size()), size = vision.length("frames", 1);
+    const int L = prune.length("features", 1), D = prune.length("features", 2);
+    Memory frames(size_t{3} * F * size * size), times(F * sizeof(float));
+    const auto pixels = read_file(clip.text("frames"));
+    require(pixels.size() == frames.bytes, clip.text("frames") + " has not " + std::to_string(frames.bytes) + " bytes",
+            "write the clip anew with prepare.py, with the engines' bundle");
+    frames.upload(pixels, stream);
+    times.upload(seconds, stream);
+    vision.input("frames", {F, size, size, 3}, frames);
+    Memory features = vision.output("features"), salience = vision.output("salience");
+    vision.run(stream);
+    prune.input("features", {F, L, D}, features);
+    prune.input("salience", {F, L}, salience);
+    prune.input("timestamps", {F}, times);
+    Memory tokens = prune.output("tokens"), indices = prune.output("indices"), count = prune.output("count");
+    prune.run(stream);
+    const int kept = count.download<int32_t>(stream);
+    std::fprintf(stderr, "%d of %d tokens kept\n", kept, F * L);
+    return {std::move(tokens), kept};
+}
+
+Piece say(const std::vector<Whole>& ids, Engine& embed, cudaStream_t stream) {
+    const int tokens = static_cast<int>(ids.size());
+    Memory on_device(tokens * sizeof(Whole));
+    on_device.upload(ids, stream);
+    embed.input("ids", {tokens}, on_device);
+    Memory embeddings = embed.output("embeddings");
+    embed.run(stream);
+    return {std::move(embeddings), tokens};
+}
+
+Piece splice(const Piece& before, const Piece& video, const Piece& after, size_t row, cudaStream_t stream) {
+    Piece whole = {Memory((before.tokens + video.tokens + after.tokens) * row), 0};
+    for (const Piece* piece : {&before, &video, &after}) {
+        check(cudaMemcpyAsync(whole.embeddings.at(whole.tokens * row), piece->embeddings.at(), piece->tokens * row,
+                              cudaMemcpyDeviceToDevice, stream), "splicing");
+        whole.tokens += piece->tokens;
+    }
+    return whole;
+}
+
+// Greedy decoding, to a stop token or the number of tokens that the clip asks for.
+void answer(const Clip& clip, const Piece& prompt, Engine& embed, Decoder& decoder, cudaStream_t stream) {
+    const auto stop = clip.numbers<Whole>("stop");
+    const int most = clip.numbers<int>("tokens").front();
+    require(prompt.tokens + most <= decoder.capacity, "prompt and answer may take " +
+            std::to_string(prompt.tokens + most) + " positions, the decoder holds " + std::to_string(decoder.capacity),
+            "write the clip with a smaller --max-new-tokens, or: tango build BUNDLE with --context");
+    decoder.bind(Decoder::kPrefill, prompt.embeddings, prompt.tokens);
+    Whole token = decoder.pass();
+    Memory id(sizeof token);
+    embed.input("ids", {1}, id);
+    const Memory embedding = embed.output("embeddings");
+    decoder.bind(Decoder::kDecode, embedding, 1);
+    for (int said = 0; !std::count(stop.begin(), stop.end(), token);) {
+        std::printf("%d ", static_cast<int>(token));
+        std::fflush(stdout);
+        if (++said == most) return;
+        id.upload(std::vector<Whole>{token}, stream);
+        embed.run(stream);
+        token = decoder.pass();
+    }
+}
+
+void run(const Clip& clip) {
+    cudaStream_t stream;
+    // First: without a GPU, TensorRT would crash.
+    check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "opening a stream");
+    Log log;
+    require(tango_register_plugins(getPluginRegistry()), "TensorRT refuses the plugin",
+            "build it with this TensorRT's headers: tango plugin build --tensorrt-include FOLDER");
+    const std::unique_ptr<nvinfer1::IRuntime> runtime(nvinfer1::createInferRuntime(log));
+    require(runtime != nullptr, "TensorRT does not start", "see what it says above");
+    Engine vision(*runtime, clip.text("vision")), prune(*runtime, clip.text("prune"));
+    Engine embed(*runtime, clip.text("embed")), language(*runtime, clip.text("decoder"));
+    Decoder decoder(language, stream);
+    const Piece before = say(clip.numbers<Whole>("before"), embed, stream), video = see(clip, vision, prune, stream);
+    const Piece after = say(clip.numbers<Whole>("after"), embed, stream);
+    const size_t row = language.length("embeddings", 1) * language.item("embeddings");
+    answer(clip, splice(before, video, after, row, stream), embed, decoder, stream);
+    check(cudaStreamDestroy(stream), "closing the stream");
+}
+
+}  // namespace
+
+int main(int count, char** arguments) try {
+    require(count == 2, "no clip is named", "tango_clip CLIP/clip.txt");
+    run(Clip(arguments[1]));
+    std::printf("\n");
+    return 0;
+} catch (const Error& error) {
+    std::fprintf(stderr, "error: %s\nhint: %s\n", error.what(), error.hint.c_str());
+    return 2;
+} catch (const std::exception& error) {
+    std::fprintf(stderr, "error: %s\nhint: free memory on the host, or write the clip anew\n", error.what());
+    return 2;
+}

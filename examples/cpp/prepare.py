@@ -1,0 +1,79 @@
+"""Writes what examples/cpp takes: a clip's frames as raw bytes, and a text file with all else.
+
+    python examples/cpp/prepare.py llava-ov-0.5b clip.mp4 "What is the person doing?" clip
+
+writes clip/frames.raw, uint8 [F, size, size, 3], and clip/clip.txt, which names the bundle's engines for this machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from tango_plugins import TangoError
+from tango_runtime import engines
+from tango_runtime.bundle import Bundle
+from tango_runtime.machine import here
+from tango_runtime.preprocess import preprocess
+from tango_runtime.prompt import Prompt
+from tango_runtime.video import sample
+
+
+def found(bundle: Bundle, ratio: float | None) -> dict[str, Path]:
+    """The engines by graph."""
+    try:
+        import tensorrt
+    except ImportError as error:
+        raise TangoError(f"TensorRT cannot be imported: {error}", "see: tango doctor") from error
+    params, machine = bundle.manifest.params, here(tensorrt.__version__)
+    params = params if ratio is None else params.at(ratio)
+    chosen = {graph: engines.find(bundle, graph, machine, params) for graph in engines.GRAPHS}
+    for engine in chosen.values():
+        if engine.stripped or engine.version_compatible:
+            raise TangoError(
+                f"{engine.path} was built with --strip-weights or --version-compatible",
+                f"the program without Python takes neither: {engine.rebuild}",
+            )
+    return {graph: engine.path.resolve() for graph, engine in chosen.items()}
+
+
+def write(args: argparse.Namespace) -> None:
+    bundle = Bundle.load(args.bundle)
+    manifest = bundle.manifest
+    before, after = Prompt.of(bundle).encode(args.question)
+    images, seconds = preprocess(sample(args.video, args.frames or manifest.video.frames), manifest.video.size)
+    args.output.mkdir(parents=True, exist_ok=True)
+    frames = args.output.resolve() / "frames.raw"
+    images.tofile(frames)
+    clip = found(bundle, args.retention_ratio) | {
+        "frames": frames,
+        "seconds": " ".join(map(str, seconds)),  # the shortest digits that give the same fp32
+        "before": " ".join(map(str, before)),
+        "after": " ".join(map(str, np.concatenate((manifest.prompt.after_video, after)))),
+        "stop": " ".join(map(str, manifest.prompt.stop)),
+        "tokens": args.max_new_tokens,
+    }
+    text = "".join(f"{name} {value}\n" for name, value in clip.items())
+    (args.output / "clip.txt").write_text(text, encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", help="folder that tango-export wrote and tango build has built engines in")
+    parser.add_argument("video", help="video file, or folder of images")
+    parser.add_argument("question")
+    parser.add_argument("output", type=Path, help="folder for the clip")
+    parser.add_argument("--frames", type=int, help="frames the model sees (default: the bundle's)")
+    parser.add_argument("--retention-ratio", type=float, help="that of the prune engine (default: the bundle's)")
+    parser.add_argument("--max-new-tokens", type=int, default=128, help="most tokens said (default: %(default)s)")
+    try:
+        write(parser.parse_args())
+    except TangoError as error:
+        sys.exit(f"error: {error.message}\nhint: {error.hint}")
+
+
+if __name__ == "__main__":
+    main()
