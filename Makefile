@@ -3,6 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO := demo
+CHECKPOINT := models/tiny
 
 .PHONY: demo test lint clean
 
@@ -12,13 +13,12 @@ DEMO := demo
 	touch $@
 
 demo: .venv/installed
-	rm -rf $(DEMO) && mkdir $(DEMO)
-	$(BIN)/python examples/make_checkpoint.py $(DEMO)/checkpoint
-	$(BIN)/python examples/make_video.py $(DEMO)/clip.mp4
-	$(BIN)/tango-export --model llava-ov --checkpoint $(DEMO)/checkpoint/llava --siglip $(DEMO)/checkpoint/siglip \
+	rm -rf $(DEMO)
+	$(BIN)/tango-export --checkpoint $(CHECKPOINT)/llava --siglip $(CHECKPOINT)/siglip --sink-positions --context 12800 \
 	    --output $(DEMO)/bundle
-	$(BIN)/tango run $(DEMO)/bundle $(DEMO)/clip.mp4 "What happens in the video?" --max-new-tokens 16 \
-	    --temperature 4 --seed 1 --report $(DEMO)/kept.html --picture $(DEMO)/kept.png
+	$(BIN)/python examples/make_clip.py $(DEMO)/videos --frames 16
+	$(BIN)/python examples/quiz.py $(DEMO)/bundle $(DEMO)/videos --frames 16 \
+	    --report $(DEMO)/kept.html --picture $(DEMO)/kept.png
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
 
 from tango_calibration.data import Video
 from tango_calibration.evaluate import ALL, NONE, Record, Trial
@@ -19,18 +22,24 @@ from tango_runtime.staging import staged_folder
 RESULTS = "results.json"
 PICTURE = "accuracy.png"
 
-#: Of the picture. Tango is drawn in blues, parts of it in their lighter kin, rivals in other and duller colours.
-_STYLES: dict[str, tuple[str, str]] = {
-    "random": ("#b0b0b0", "o"),
-    "grid": ("#8c6d46", "s"),
-    "topk": ("#c8553d", "^"),
-    "dpc-knn": ("#588157", "D"),
-    "tango-topk": ("#e0a458", "v"),
-    "tango-norope": ("#9d8ec7", "P"),
-    "tango-density": ("#5f5f5f", "X"),
-    "tango": ("#0b4f8a", "o"),
-    "tango-exact": ("#58a4d8", "s"),
+TANGO = "tango"
+
+#: Columns of the picture: whom Tango is held against in each, and their colours (Okabe and Ito's) and markers.
+_COLUMNS: dict[str, dict[str, tuple[str, str]]] = {
+    "Tango and its rivals": {
+        "random": ("#999999", "s"),
+        "grid": ("#cc79a7", "P"),
+        "topk": ("#d55e00", "^"),
+        "dpc-knn": ("#009e73", "D"),
+    },
+    "Tango and its variants": {
+        "tango-topk": ("#e69f00", "^"),
+        "tango-norope": ("#009e73", "D"),
+        "tango-density": ("#999999", "s"),
+        "tango-exact": ("#56b4e9", "P"),
+    },
 }
+_TANGO_STYLE = ("#0b4f8a", "o")
 
 
 def write(
@@ -168,41 +177,95 @@ def to_markdown(conditions: Mapping[str, Any], summaries: Sequence[Summary]) -> 
 
 
 def overall(summaries: Sequence[Summary]) -> list[str]:
-    """The lines of a section: a row for each trial, all questions together."""
-    shares, counts = ("accuracy", "relative to all", "less tango"), ("tokens", "of", "prune ms", "prefill ms")
-    head = ("ratio", "kept", "method", *shares, *counts)
-    rows = []
-    for s in summaries:
-        ratio, method = _trial(s.trial)
-        difference = _percent(s.difference, sign="+")
-        mark = " *" if difference and method in OWN_COUNT else ""
-        rates = _percent(s.accuracy), _percent(s.relative), difference + mark
-        numbers = (f"{n:.1f}" for n in (s.kept, s.total, s.prune_ms, s.prefill_ms))
-        rows.append((ratio, f"{s.share:.3f}", method, *rates, *numbers))
-    note = "Percent, with 95 % confidence intervals from a bootstrap over videos."
-    if any(row[5].endswith("*") for row in rows):
-        note += " * Not at tango's count of tokens."
-    return ["## All questions", "", *_table(head, rows), "", note, ""]
+    """The lines of the sections on all questions together: accuracies, Tango against each method, and costs."""
+    kept = f"Percent of the accuracy with all tokens. {_INTERVALS}"
+    return [
+        *_grid(
+            "Accuracy", summaries, lambda s: _percent(s.accuracy), f"Percent right. {_INTERVALS}{_shares(summaries)}"
+        ),
+        *_grid("Accuracy kept", summaries, lambda s: _percent(s.relative), kept),
+        *_grid("Tango's lead", summaries, _lead, _LEAD),
+        *_costs(summaries),
+    ]
 
 
 def over_runs(summaries: Sequence[Summary]) -> list[str]:
-    """The lines of a section: a row for each trial, how far the runs lie apart; nothing where there is one run."""
+    """The lines of sections that tell how far the runs lie apart; nothing where there is one run."""
     runs = summaries[0].runs
     if runs == 1:
         return []
-    head = ("ratio", "method", "accuracy", "relative to all")
-    rows = [(*_trial(s.trial), _range(s.accuracy_of_runs), _range(s.relative_of_runs)) for s in summaries]
     note = "Percent: mean of the runs [the lowest, the highest]."
-    return [f"## {runs} runs", "", *_table(head, rows), "", note, ""]
+    return [
+        *_grid(f"Accuracy, {runs} runs", summaries, lambda s: _range(s.accuracy_of_runs), note),
+        *_grid(f"Accuracy kept, {runs} runs", summaries, lambda s: _range(s.relative_of_runs), note),
+        *_grid(f"Tango's lead, {runs} runs", summaries, lambda s: _range(s.tango_ahead_of_runs, "+"), note),
+    ]
 
 
 def by(kind: Literal["type", "tag"], summaries: Sequence[Summary]) -> list[str]:
-    """The lines of a section: a row for each trial, a column for each type or tag of question."""
-    parts: list[dict[str, Estimate]] = [s.by_type if kind == "type" else s.by_tag for s in summaries]
-    if not parts[0]:
+    """The lines of a section for each ratio: a row for each method, a column for each type or tag of question."""
+    parts = {s.trial: s.by_type if kind == "type" else s.by_tag for s in summaries}
+    names = list(next(iter(parts.values())))
+    lines: list[str] = []
+    for ratio in _ratios(summaries) if names else []:
+        trials = [trial for trial in parts if trial in (ALL, NONE) or trial.retention_ratio == ratio]
+        rows = [(trial.method, *map(_percent, parts[trial].values())) for trial in trials]
+        lines += [f"## Accuracy by {kind} of question at {ratio:g}", "", *_table(("method", *names), rows), ""]
+    return lines
+
+
+_INTERVALS = "In brackets 95 % confidence intervals from a bootstrap over videos."
+_LEAD = (
+    "Accuracy of tango less that of the method, in points. In brackets paired 95 % confidence intervals from a "
+    "bootstrap over videos; bold where 0 lies outside."
+)
+
+
+def _grid(title: str, summaries: Sequence[Summary], cell: Callable[[Summary], str], note: str) -> list[str]:
+    """The lines of a section: a row for each method, a column for each ratio, and below them the bounds."""
+    cells = {s.trial: cell(s) for s in summaries}
+    ratios = _ratios(summaries)
+    methods = dict.fromkeys(trial.method for trial in cells if trial not in (ALL, NONE))
+    rows = [(method, *(cells.get(Trial(method, ratio), "") for ratio in ratios)) for method in methods]
+    rows = [row for row in rows if any(row[1:])]
+    bounds = [f"{trial.method} {cells[trial]}" for trial in (ALL, NONE) if cells.get(trial)]
+    if not rows and not bounds:
         return []
-    rows = [(*_trial(s.trial), *map(_percent, part.values())) for s, part in zip(summaries, parts, strict=True)]
-    return [f"## Accuracy by {kind} of question", "", *_table(("ratio", "method", *parts[0]), rows), ""]
+    if any("\\*" in text for row in rows for text in row):
+        note += " \\* Not at tango's count of tokens."
+    table = [*_table(("method", *(f"{ratio:g}" for ratio in ratios)), rows), ""] if rows else []
+    return [f"## {title}", "", *table, " ".join([*(f"{bound}." for bound in bounds), note]), ""]
+
+
+def _shares(summaries: Sequence[Summary]) -> str:
+    """What was kept at each ratio, a sentence; nothing where it is not known what tango kept."""
+    found = sorted((s.trial.retention_ratio, s.share) for s in summaries if s.trial.method == TANGO)
+    told = ", ".join(f"{100 * share:.1f} % at {ratio:g}" for ratio, share in found)
+    return f" Of a video's tokens tango kept {told}." if told else ""
+
+
+def _lead(s: Summary) -> str:
+    found = s.tango_ahead
+    text = _percent(found, sign="+")
+    if text and (found.low > 0 or found.high < 0):
+        text = f"**{text}**"
+    return text + " \\*" if text and s.trial.method in OWN_COUNT else text
+
+
+def _costs(summaries: Sequence[Summary]) -> list[str]:
+    """The lines of a section: tokens and milliseconds of each trial."""
+    head = ("ratio", "kept", "method", "tokens", "of", "prune ms", "prefill ms")
+    rows = []
+    for s in summaries:
+        ratio = "" if s.trial in (ALL, NONE) else f"{s.trial.retention_ratio:g}"
+        numbers = (f"{n:.1f}" for n in (s.kept, s.total, s.prune_ms, s.prefill_ms))
+        rows.append((ratio, f"{s.share:.3f}", s.trial.method, *numbers))
+    return ["## Tokens and time", "", *_table(head, rows), "", "Means of tokens, medians of milliseconds.", ""]
+
+
+def _ratios(summaries: Sequence[Summary]) -> list[float]:
+    """The retention ratios, ascending."""
+    return sorted({s.trial.retention_ratio for s in summaries if s.trial not in (ALL, NONE)})
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -213,16 +276,12 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def _trial(trial: Trial) -> tuple[str, str]:
-    return "" if trial in (ALL, NONE) else f"{trial.retention_ratio:g}", trial.method
-
-
 def _percent(estimate: Estimate, sign: str = "") -> str:
     return _bracketed(estimate.value, estimate.low, estimate.high, sign)
 
 
-def _range(found: Range) -> str:
-    return _bracketed(found.mean, found.lowest, found.highest)
+def _range(found: Range, sign: str = "") -> str:
+    return _bracketed(found.mean, found.lowest, found.highest, sign)
 
 
 def _bracketed(value: float, low: float, high: float, sign: str = "") -> str:
@@ -244,48 +303,71 @@ def require_matplotlib() -> None:
 
 
 def draw(summaries: Sequence[Summary], file: Path) -> None:
-    """Accuracy relative to all tokens over the share kept, a line for each method, with 95 % intervals."""
+    """Accuracy kept over the share of tokens kept, and below it how far Tango leads each of the others.
+
+    Rivals stand in the left column, variants of Tango in the right one; a column with nobody in it is left
+    out. Bands and bars are 95 % intervals: those of a lead are paired, so that they tell what overlapping bands do not.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 6), dpi=150, layout="constrained")
-    axes = figure.add_subplot()
-    lines = _lines(summaries)
-    kept = {method: [100 * s.share for s in line] for method, line in lines.items()}
-    step = 0.005 * (max((shares[-1] - shares[0] for shares in kept.values()), default=0.0) or 10.0)
-    for method, line in lines.items():
-        alike = [other for other in lines if kept[other] == kept[method]]
-        shift = step * (alike.index(method) - (len(alike) - 1) / 2)  # side by side, so that no bar hides another
-        x = [share + shift for share in kept[method]]
-        y = [100 * s.relative.value for s in line]
-        # A percentile may lie on the far side of the value, and lengths below 0 cannot be drawn.
-        bars = [[100 * max(0, s.relative.value - s.relative.low) for s in line]]
-        bars.append([100 * max(0, s.relative.high - s.relative.value) for s in line])
-        colour, marker = _STYLES[method]
-        weight = 2.4 if method == "tango" else 1.2
-        axes.errorbar(x, y, bars, label=method, color=colour, marker=marker, markersize=2.5 + weight, linewidth=weight,
-                      elinewidth=1, capsize=2, alpha=0.9, zorder=3 if method == "tango" else 2)  # fmt: skip
-    _draw_bound(axes, 100, "all tokens")
-    for none in (s for s in summaries if s.trial == NONE and not math.isnan(s.relative.value)):
-        _draw_bound(axes, 100 * none.relative.value, "no tokens")
-    axes.xaxis.set_major_formatter("{x:g} %")
-    axes.set_xlabel("video tokens kept")
-    axes.set_ylabel("accuracy relative to all tokens, %")
-    axes.grid(axis="y", color="#e4e4e4")
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    if lines:
-        figure.legend(loc="outside right center", frameon=False)
-    axes.set_title("Accuracy kept, with 95 % confidence intervals", loc="left", fontsize=11)
+    methods = {s.trial.method for s in summaries}
+    columns = {title: styles for title, styles in _COLUMNS.items() if methods & styles.keys()} or {"Tango": {}}
+    figure = Figure(figsize=(0.5 + 5.5 * len(columns), 7), dpi=160, layout="constrained")
+    grid = figure.subplots(2, len(columns), sharex="col", squeeze=False, height_ratios=(3, 2))
+    for (title, styles), (above, below) in zip(columns.items(), grid.T, strict=True):
+        above.set_title(title, loc="left", fontsize=11, fontweight="bold", pad=24)
+        _draw_accuracy(above, summaries, {TANGO: _TANGO_STYLE, **styles})
+        _draw_leads(below, summaries, styles)
+        for axes in (above, below):
+            axes.grid(axis="y", color="#e8e8e8")
+            axes.set_axisbelow(True)
+            axes.spines[["top", "right"]].set_visible(False)
+        below.xaxis.set_major_formatter("{x:g} %")
+        below.set_xlabel("video tokens kept")
+    grid[0, 0].set_ylabel("accuracy relative to all tokens, %")
+    grid[1, 0].set_ylabel("Tango's lead in accuracy, points")
     figure.savefig(file, metadata={"Software": None})
 
 
-def _lines(summaries: Sequence[Summary]) -> dict[str, list[Summary]]:
-    """What is drawn of each method, from the least kept on; the methods in the order in which their lines begin."""
-    lines: dict[str, list[Summary]] = {}
-    for s in sorted(summaries, key=lambda s: s.share):
-        if s.trial.method in _STYLES and not math.isnan(s.relative.value):
-            lines.setdefault(s.trial.method, []).append(s)
-    return dict(sorted(lines.items(), key=lambda item: -item[1][0].relative.value))
+def _draw_accuracy(axes: Any, summaries: Sequence[Summary], styles: Mapping[str, tuple[str, str]]) -> None:
+    """A line with its band for each method, and a dashed one for each bound."""
+    for method, (colour, marker) in styles.items():
+        line = _line(summaries, method, lambda s: s.relative)
+        if not line:
+            continue
+        x, value, low, high = (100 * np.array(column) for column in zip(*line, strict=True))
+        bold = method == TANGO
+        axes.fill_between(x, low, high, color=colour, alpha=0.2 if bold else 0.08, linewidth=0)
+        axes.plot(x, value, label=method, color=colour, marker=marker, markersize=5, zorder=4 if bold else 3,
+                  linewidth=2.8 if bold else 1.5)  # fmt: skip
+    _draw_bound(axes, 100, "all tokens")
+    for none in (s for s in summaries if s.trial == NONE and not math.isnan(s.relative.value)):
+        _draw_bound(axes, 100 * none.relative.value, "no tokens")
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=5, fontsize=8.5, frameon=False, handlelength=1.4,
+                    handletextpad=0.4, columnspacing=0.9, borderpad=0, borderaxespad=0.6)  # fmt: skip
+
+
+def _draw_leads(axes: Any, summaries: Sequence[Summary], styles: Mapping[str, tuple[str, str]]) -> None:
+    """A bar with its interval for each method and ratio, side by side; above 0 Tango is better."""
+    axes.axhline(0, color="#303030", linewidth=1, zorder=1)
+    lines = {method: _line(summaries, method, lambda s: s.tango_ahead) for method in styles}
+    shares = sorted({s.share for s in summaries if s.trial not in (ALL, NONE)})
+    gap = min((b - a for a, b in pairwise(shares) if b - a > 0.01), default=0.05)
+    for place, (method, (colour, marker)) in enumerate(styles.items()):
+        for share, *found in lines[method]:
+            x = 100 * (share + gap * 0.14 * (place - (len(styles) - 1) / 2))
+            value, low, high = (100 * number for number in found)
+            axes.plot((x, x), (low, high), color=colour, linewidth=1.6)
+            axes.plot(x, value, color=colour, marker=marker, markersize=5.5, linestyle="none")
+
+
+def _line(
+    summaries: Sequence[Summary], method: str, what: Callable[[Summary], Estimate]
+) -> list[tuple[float, float, float, float]]:
+    """(share kept, value, low, high) of a method, from the least kept on, where there is a value."""
+    found = ((s.share, what(s)) for s in summaries if s.trial.method == method)
+    return sorted((share, e.value, e.low, e.high) for share, e in found if not math.isnan(e.value))
 
 
 def _draw_bound(axes: Any, height: float, name: str) -> None:

@@ -20,6 +20,7 @@ from tango_plugins import TangoError
 RESAMPLES = 2000
 
 _Floats = NDArray[np.float64]
+_Comparison = Callable[[_Floats, _Floats], _Floats]
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,11 @@ class Summary:
         questions: How many were asked, in all runs.
         accuracy: Share of right answers.
         relative: That share relative to the trial ``all``: accuracy kept.
-        difference: That share less the one of ``tango`` at the same ratio.
+        tango_ahead: The share of ``tango`` at the same ratio less that share.
         runs: How many there were.
         accuracy_of_runs: Accuracy of each by itself.
         relative_of_runs: Accuracy kept of each by itself.
+        tango_ahead_of_runs: How far ``tango`` is ahead in each by itself.
         by_type: Accuracy per type of question.
         by_tag: Accuracy per tag; a question may have several.
         kept: Mean tokens kept of a video, here as below each video as often as it is asked about.
@@ -66,10 +68,11 @@ class Summary:
     questions: int
     accuracy: Estimate
     relative: Estimate
-    difference: Estimate
+    tango_ahead: Estimate
     runs: int
     accuracy_of_runs: Range
     relative_of_runs: Range
+    tango_ahead_of_runs: Range
     by_type: dict[str, Estimate]
     by_tag: dict[str, Estimate]
     kept: float
@@ -130,33 +133,36 @@ class Scores:
         return _estimate(self._accuracies(trial, which))
 
     def relative(self, trial: Trial, to: Trial = ALL) -> Estimate:
-        """Accuracy of a trial divided by that of another; NaN where that is the same, absent or never right."""
-        return self._compare(trial, to, lambda a, b: np.divide(a, b, out=np.full_like(a, np.nan), where=b > 0))
+        """Accuracy of a trial divided by that of another; NaN where one is absent, both are one, or never right."""
+        return self._compare(trial, to, _ratio)
 
     def difference(self, trial: Trial, to: Trial) -> Estimate:
-        """Accuracy of a trial less that of another; NaN where that is the same or absent."""
+        """Accuracy of a trial less that of another; NaN where one is absent or both are one."""
         return self._compare(trial, to, np.subtract)
 
-    def over_runs(self, trial: Trial, to: Trial | None = None) -> Range:
-        """Accuracy of a trial in each run; with ``to``, divided by that of another, NaN as in :meth:`relative`."""
-        shares = np.array([_share(run[trial]) for run in self._runs])
+    def over_runs(self, trial: Trial, to: Trial | None = None, how: _Comparison | None = None) -> Range:
+        """Accuracy of a trial in each run; with ``to``, divided by that of another, or compared with it otherwise.
+
+        NaN where :meth:`relative` and :meth:`difference` are.
+        """
+        shares = self._shares(trial)
         if to is not None:
-            others = np.array([_share(run.get(to, ())) for run in self._runs])
-            shares = np.divide(shares, others, out=np.full_like(shares, np.nan), where=(others > 0) & (to != trial))
+            shares = (how or _ratio)(shares, self._shares(to)) if self._differ(trial, to) else shares * np.nan
         return Range(float(shares.mean()), float(shares.min()), float(shares.max()))
 
     def summary(self, trial: Trial) -> Summary:
         """All there is to say about a trial."""
-        records = self._by_trial[trial]
+        records, tango = self._by_trial[trial], Trial("tango", trial.retention_ratio)
         return Summary(
             trial=trial,
             questions=len(records),
             accuracy=self.accuracy(trial),
             relative=self.relative(trial),
-            difference=self.difference(trial, Trial("tango", trial.retention_ratio)),
+            tango_ahead=self.difference(tango, trial),
             runs=len(self._runs),
             accuracy_of_runs=self.over_runs(trial),
             relative_of_runs=self.over_runs(trial, ALL),
+            tango_ahead_of_runs=self.over_runs(tango, trial, np.subtract),
             by_type={name: self.accuracy(trial, lambda r: r.type == name) for name in types(records)},  # noqa: B023
             by_tag={name: self.accuracy(trial, lambda r: name in r.tags) for name in tags(records)},  # noqa: B023
             kept=float(np.mean([r.kept for r in records])),
@@ -166,10 +172,18 @@ class Scores:
             prefill_ms=float(np.median([r.prefill_ms for r in records])),
         )
 
-    def _compare(self, trial: Trial, to: Trial, how: Callable[[_Floats, _Floats], _Floats]) -> Estimate:
-        if to not in self._by_trial or to == trial:
+    def _compare(self, trial: Trial, to: Trial, how: _Comparison) -> Estimate:
+        if not self._differ(trial, to):
             return Estimate(np.nan, np.nan, np.nan)
         return _estimate(how(self._accuracies(trial), self._accuracies(to)))
+
+    def _differ(self, trial: Trial, to: Trial) -> bool:
+        """Whether both were asked, and are not the same."""
+        return trial != to and {trial, to} <= self._by_trial.keys()
+
+    def _shares(self, trial: Trial) -> _Floats:
+        """Share of right answers in each run [runs]."""
+        return np.array([_share(run.get(trial, ())) for run in self._runs])
 
     def _accuracies(self, trial: Trial, which: Callable[[Record], bool] = lambda record: True) -> _Floats:
         """[1 + B]: as it is, then in each resample; NaN in a resample without such a question."""
@@ -219,6 +233,11 @@ def tags(records: Iterable[Record]) -> list[str]:
 def _share(records: Sequence[Record]) -> float:
     """Of right answers; 0 where nothing was asked."""
     return sum(record.correct for record in records) / max(len(records), 1)
+
+
+def _ratio(shares: _Floats, to: _Floats) -> _Floats:
+    """One divided by the other, NaN where that is 0."""
+    return np.divide(shares, to, out=np.full_like(shares, np.nan), where=to > 0)
 
 
 def _estimate(values: _Floats) -> Estimate:

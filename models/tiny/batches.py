@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from network import PHRASE
+from network import PHRASE, SIZE
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -122,14 +122,15 @@ class ClipBatches:
     def __call__(self, number: int) -> Clips:
         """The batch of this number."""
         F = self.lengths[number % len(self.lengths)]
-        frames, asked = [], []
+        frames = np.empty((max(1, self.frames_per_batch // F), F, SIZE, SIZE, 3), np.uint8)
+        asked: list[list[Question]] = []
         for seed in itertools.count(self.seed * CLIPS_PER_RUN + number * self.frames_per_batch // 4):
             clip = make_clip(seed, self.split, F)
             questions = clip.questions(np.random.default_rng((seed, 2)), self.questions)
             if questions:
-                frames.append(clip.render())
+                frames[len(asked)] = clip.render()
                 asked.append(questions)
-            if len(frames) == max(1, self.frames_per_batch // F):
+            if len(asked) == len(frames):
                 break
         return _clips(Tokenizer.from_str(self.tokenizer), frames, asked, self.questions)
 
@@ -151,13 +152,18 @@ class FrameBatches:
 
     def __call__(self, number: int) -> Frames:
         """The batch of this number."""
-        frames, asked, facts, stated = [], [], [], []
+        N = self.frames_per_batch
+        frames = np.empty((N, 1, SIZE, SIZE, 3), np.uint8)
+        asked: list[list[Question]] = []
+        facts, stated = [], []
         for seed in itertools.count(self.seed * CLIPS_PER_RUN + number * self.frames_per_batch):
             clip, rng = make_clip(seed, "train", 16), np.random.default_rng((seed, 1))
             chosen = [i for i in np.sort(rng.permutation(16)[:4]).tolist() if len(clip.facts(i))]
             questions = {i: clip.frame_questions(i, rng, self.questions) for i in chosen}
             told = [i for i in chosen if questions[i]]
-            frames += list(clip.render(clip.seconds[told])[:, None]) if told else []
+            told = told[: N - len(asked)]
+            if told:
+                frames[len(asked) : len(asked) + len(told), 0] = clip.render(clip.seconds[told])
             for i in told:
                 found = clip.facts(i)[:MOST_FACTS]
                 asked.append(questions[i])
@@ -165,13 +171,12 @@ class FrameBatches:
                 for _ in range(self.phrases):
                     right = _partly(found[rng.integers(len(found))], rng)
                     stated += [right, _changed(right, rng)]
-            if len(frames) >= self.frames_per_batch:
+            if len(asked) == N:
                 break
-        N, tokenizer = self.frames_per_batch, Tokenizer.from_str(self.tokenizer)
-        stated = stated[: N * 2 * self.phrases]
+        tokenizer = Tokenizer.from_str(self.tokenizer)
         phrases = _padded_all(tokenizer, [phrase(fact) for fact in stated])
-        clips = _clips(tokenizer, frames[:N], asked[:N], self.questions)
-        return Frames(clips, torch.from_numpy(np.stack(facts[:N])), phrases, torch.tensor(stated))
+        clips = _clips(tokenizer, frames, asked, self.questions)
+        return Frames(clips, torch.from_numpy(np.stack(facts)), phrases, torch.tensor(stated))
 
 
 def _partly(fact: NDArray[np.int64], rng: np.random.Generator) -> list[int]:
@@ -195,14 +200,12 @@ def _changed(stated: list[int], rng: np.random.Generator) -> list[int]:
             return changed
 
 
-def _clips(
-    tokenizer: Tokenizer, frames: Sequence[NDArray[np.uint8]], asked: Sequence[Sequence[Question]], count: int
-) -> Clips:
+def _clips(tokenizer: Tokenizer, frames: NDArray[np.uint8], asked: Sequence[Sequence[Question]], count: int) -> Clips:
     """Clips with ``count`` questions each."""
     filled = [[questions[i % len(questions)] for i in range(count)] for questions in asked]
     pairs = [[question_ids(tokenizer, q.text, q.answer) for q in questions] for questions in filled]
     texts, labels = (torch.tensor([[pair[i] for pair in of_clip] for of_clip in pairs]) for i in (0, 1))
-    return Clips(torch.from_numpy(np.stack(frames)), texts, labels, [[q.type for q in row] for row in filled])
+    return Clips(torch.from_numpy(frames), texts, labels, [[q.type for q in row] for row in filled])
 
 
 def question_ids(tokenizer: Tokenizer, question: str, answer: str) -> tuple[list[int], list[int]]:

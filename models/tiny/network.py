@@ -44,11 +44,22 @@ def make_siglip(vocabulary: int) -> SiglipModel:
         num_attention_heads=6, max_position_embeddings=PHRASE, projection_size=_VISION["hidden_size"],
     )  # fmt: skip
     model = SiglipModel(SiglipConfig(text_config=text.to_dict(), vision_config=SiglipVisionConfig(**_VISION).to_dict()))
-    nn.init.constant_(
-        model.logit_scale, 2.3
-    )  # SigLIP's t' = log 10; b is higher than its -10: texts hold of more images
-    nn.init.constant_(model.logit_bias, -5.0)
+    nn.init.constant_(model.logit_scale, 2.3)  # SigLIP's t' = log 10
+    nn.init.constant_(model.logit_bias, -5.0)  # higher than its -10: a phrase holds of more frames than a caption
+    with torch.no_grad():
+        model.vision_model.embeddings.position_embedding.weight.copy_(0.5 * places(SIDE, _VISION["hidden_size"]))
     return model
+
+
+def places(side: int, width: int) -> Tensor:
+    """Sines and cosines of a grid's rows and columns, fp32 [side·side, width]: positions to start from, learnt further.
+
+    From random ones a training as short as this hardly learns where things are.
+    """
+    rates = 100.0 ** (-torch.arange(width // 4) / (width // 4))
+    angles = torch.arange(side)[:, None] * rates
+    line = torch.cat((angles.sin(), angles.cos()), 1)
+    return torch.cat((line.repeat_interleave(side, 0), line.repeat(side, 1)), 1)
 
 
 def make_llava(

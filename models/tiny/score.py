@@ -2,7 +2,8 @@
 
     python models/tiny/score.py OUTPUT CHECKPOINT [CHECKPOINT …] --jobs 16
 
-A checkpoint is the folder that train.py wrote; its results go to OUTPUT/<its name>, those of all to OUTPUT/all.
+A checkpoint is the folder that train.py wrote, or the results.json of one that was evaluated before with the same options.
+Its results go to OUTPUT/<its name>, those of all to OUTPUT/all.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from vocabulary import AFTER, BEFORE, END, PAD
 
 from tango_calibration import methods, results
 from tango_calibration.data import synthetic
-from tango_calibration.evaluate import evaluate_in_parallel, trials_of
+from tango_calibration.evaluate import Record, evaluate_in_parallel, trials_of
 from tango_calibration.scores import Scores, combine
 from tango_calibration.synthetic import Split
 from tango_plugins import PruneParams
@@ -133,15 +134,19 @@ def main() -> None:
         "parameters of tango": asdict(params),
         "model": f"PyTorch {torch.__version__}, fp16 autocast",
     }
+    found: list[tuple[str, Scores, list[Record]]] = []
     runs = []
     for checkpoint in args.checkpoints:
+        if checkpoint.is_file():
+            runs.append(results.read(checkpoint))
+            continue
         with progress(checkpoint.name, len(videos)) as advance:
             reader = partial(TorchReader, checkpoint, "cuda" if torch.cuda.is_available() else "cpu")
             runs.append(evaluate_in_parallel(reader, videos, trials, params, advance, jobs=args.jobs, seed=args.seed))
-    for name, scores, records in (
-        *((checkpoint.name, Scores(run), run) for checkpoint, run in zip(args.checkpoints, runs, strict=True)),
-        *([("all", Scores.of_runs(runs), combine(runs))] if len(runs) > 1 else []),
-    ):
+        found.append((checkpoint.name, Scores(runs[-1]), runs[-1]))
+    if len(runs) > 1:
+        found.append(("all", Scores.of_runs(runs), combine(runs)))
+    for name, scores, records in found:
         summaries = [scores.summary(trial) for trial in trials]
         print("\n".join([f"# {name}", *results.overall(summaries)]))
         results.write(args.output / name, {**conditions, "checkpoint": name}, videos, records, summaries)

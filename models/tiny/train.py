@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as nnf
 from batches import IGNORED, ClipBatches, Clips, FrameBatches, holds, stream
 from checkpoint import save
+from muon import Muon
 from network import answer_logits, make_llava, make_siglip, patches, pooled, project, siglip_logits, siglip_loss
 from torch import Tensor, nn
 from vocabulary import BEFORE, END, IMAGE, VIDEO, make_tokenizer, rows
@@ -32,7 +33,10 @@ from tango_calibration.synthetic import Split, corpus
 CURRICULUM: tuple[tuple[float, tuple[int, ...]], ...] = ((0.5, (8, 16)), (0.5, (8, 16, 32, 16, 8, 16, 32, 64)))
 
 #: Parts of the tokens that the decoder is shown where it is not shown all.
-PARTS = (0.5, 0.25)
+PARTS = (0.5, 0.25, 0.1)
+
+#: Weight of a question's loss in stage 2: what needs most to be learnt is asked but once of a clip.
+WEIGHTS = {"times": 4.0, "count": 2.0}
 
 #: Weight of the sigmoid loss, a sum over a thousand phrases, beside the loss of the answers.
 SIGMOID_WEIGHT = 0.01
@@ -98,39 +102,50 @@ class Trainer:
             video = video.gather(1, chosen[..., None].expand(-1, -1, width))
         return answer_logits(self.llava, video, self._before, texts)
 
-    def optimizer(self, modules: Sequence[nn.Module]) -> torch.optim.AdamW:
-        """AdamW; matrices decay."""
-        parameters = [p for module in modules for p in module.parameters()]
+    def optimizers(self, modules: Sequence[nn.Module]) -> list[torch.optim.Optimizer]:
+        """Muon for the matrices between hidden states, AdamW for embeddings, norms, biases and the pooling probe."""
+        named = [named for module in modules for named in module.named_parameters()]
+        between = [p for name, p in named if p.ndim == 2 and "embed" not in name]
+        rest = [p for name, p in named if p.ndim != 2 or "embed" in name] + [self.llava.model.image_newline]
         groups = [
-            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": 0.05},
-            {"params": [p for p in parameters if p.ndim <= 1] + [self.llava.model.image_newline], "weight_decay": 0.0},
+            {"params": [p for p in rest if p.ndim > 1], "weight_decay": 0.05},
+            {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0},
         ]
-        return torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=self.device.type == "cuda")
+        fused = self.device.type == "cuda"
+        return [
+            torch.optim.AdamW(groups, lr=self.args.rate, betas=(0.9, 0.95), fused=fused),
+            Muon(between, lr=self.args.matrix_rate, weight_decay=0.05),
+        ]
 
-    def step(self, loss: Tensor, optimizer: torch.optim.AdamW, progress: float) -> None:
+    def step(self, loss: Tensor, optimizers: Sequence[torch.optim.Optimizer], progress: float) -> None:
         """One step; the learning rate warms up over 3 % of a stage, stays, and falls to 0 over its last 40 %."""
-        for group in optimizer.param_groups:
-            group["lr"] = self.args.rate * min(1.0, progress / 0.03 + 0.01, (1 - progress) / 0.4)
-        optimizer.zero_grad(set_to_none=True)
+        groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+        for group in groups:
+            group["lr"] = group.setdefault("peak", group["lr"]) * min(1.0, progress / 0.03 + 0.01, (1 - progress) / 0.4)
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], 1.0)
-        optimizer.step()
+        nn.utils.clip_grad_norm_([p for g in groups for p in g["params"]], 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
 
     def to_device(self, *tensors: Tensor) -> list[Tensor]:
         """The same on the device, copied while it works."""
         return [tensor.to(self.device, non_blocking=True) for tensor in tensors]
 
 
-def loss_of(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross entropy of the answers' tokens."""
-    return nnf.cross_entropy(logits.float().flatten(0, 2), labels.flatten(), ignore_index=IGNORED)
+def loss_of(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Cross entropy of the answers' tokens; ``weights`` [B, Q] of the questions."""
+    each = nnf.cross_entropy(logits.float().flatten(0, 2), labels.flatten(), ignore_index=IGNORED, reduction="none")
+    counted = (labels != IGNORED) * (1.0 if weights is None else weights[..., None])
+    return (each.view_as(labels) * counted).sum() / counted.sum()
 
 
 def train_on_frames(trainer: Trainer) -> None:
     """Stage 1."""
     args = trainer.args
     projector = trainer.llava.model.multi_modal_projector
-    optimizer = trainer.optimizer([trainer.siglip, trainer.decoder, projector])
+    optimizers = trainer.optimizers([trainer.siglip, trainer.decoder, projector])
     make = FrameBatches(trainer.tokenizer.to_str(), 10 * args.seed, frames_per_batch=args.batch)
     for number, batch in enumerate(stream(make, args.frame_steps, args.workers)):
         frames, texts, labels = trainer.to_device(batch.clips.frames, batch.clips.texts, batch.clips.labels)
@@ -141,7 +156,7 @@ def train_on_frames(trainer: Trainer) -> None:
             answered = trainer.answers(hidden, texts, 1.0, shuffled=True)
         true = holds(facts, stated)
         sigmoid, told = siglip_loss(matched, true), loss_of(answered, labels)
-        trainer.step(told + SIGMOID_WEIGHT * sigmoid, optimizer, number / args.frame_steps)
+        trainer.step(told + SIGMOID_WEIGHT * sigmoid, optimizers, number / args.frame_steps)
         if number % 100 == 0 or number == args.frame_steps - 1:
             right = {"sigmoid": round(sigmoid.item(), 2), "told_apart": round(told_apart(matched, true), 4)}
             trainer.log(stage=1, step=number, loss=round(told.item(), 4), **right, **tally([batch.clips], [answered]))
@@ -164,7 +179,7 @@ def told_apart(logits: Tensor, true: Tensor) -> float:
 def train_on_clips(trainer: Trainer) -> None:
     """Stage 2."""
     args, rng = trainer.args, np.random.default_rng((trainer.args.seed, 3))
-    optimizer = trainer.optimizer([trainer.decoder, trainer.llava.model.multi_modal_projector])
+    optimizers = trainer.optimizers([trainer.decoder, trainer.llava.model.multi_modal_projector])
 
     def answer(batch: Clips, part: float) -> tuple[Tensor, Tensor]:
         frames, texts, labels = trainer.to_device(batch.frames, batch.texts, batch.labels)
@@ -189,8 +204,9 @@ def train_on_clips(trainer: Trainer) -> None:
         for batch in stream(make, round(share * args.clip_steps), args.workers):
             part = PARTS[rng.integers(len(PARTS))] if rng.random() < args.thin else 1.0
             logits, labels = answer(batch, part)
-            loss = loss_of(logits, labels)
-            trainer.step(loss, optimizer, number / args.clip_steps)
+            weights = torch.tensor([[WEIGHTS.get(kind, 1.0) for kind in kinds] for kinds in batch.types])
+            loss = loss_of(logits, labels, *trainer.to_device(weights))
+            trainer.step(loss, optimizers, number / args.clip_steps)
             if number % 100 == 0:
                 about = {"frames": batch.frames.shape[1], "part": part, "loss": round(loss.item(), 4)}
                 trainer.log(stage=2, step=number, **about, **tally([batch], [logits]))
@@ -215,13 +231,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train a small LLaVA-OneVision on the synthetic world.")
     parser.add_argument("output", type=Path)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--frame-steps", type=int, default=2800, help="steps of stage 1")
-    parser.add_argument("--clip-steps", type=int, default=2000, help="steps of stage 2")
+    parser.add_argument("--frame-steps", type=int, default=1200, help="steps of stage 1")
+    parser.add_argument("--clip-steps", type=int, default=3400, help="steps of stage 2")
     parser.add_argument("--batch", type=int, default=256, help="frames of a batch")
     parser.add_argument("--validation-batches", type=int, default=8)
-    parser.add_argument("--rate", type=float, default=7e-4, help="peak learning rate")
+    parser.add_argument("--rate", type=float, default=7e-4, help="AdamW's peak learning rate")
+    parser.add_argument("--matrix-rate", type=float, default=2e-3, help="Muon's")
     parser.add_argument(
-        "--thin", type=float, default=0.3, help="share of clips shown with a random part of their tokens"
+        "--thin", type=float, default=0.5, help="share of clips shown with a random part of their tokens"
     )
     parser.add_argument("--workers", type=int, default=14, help="processes that render")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="compile the model")

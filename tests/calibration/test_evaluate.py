@@ -33,7 +33,7 @@ from tango_calibration.evaluate import (
 from tango_calibration.methods import METHODS, OWN_COUNT
 from tango_calibration.parallel import BLAS_THREADS, child_settings
 from tango_calibration.question import Question
-from tango_calibration.scores import Scores, combine
+from tango_calibration.scores import Estimate, Scores, combine
 from tango_plugins import PruneParams, TangoError, op, reference
 from tango_runtime import VideoLLM
 from tango_runtime.bundle import Bundle
@@ -337,7 +337,7 @@ def test_the_command_writes_what_it_found(spoken, folder, tmp_path, capsys):  # 
     out = tmp_path / "out"
     assert run(spoken, "--data", folder, "--frames", 4, "--retention-ratio", 0.1, 0.3, "--output", out) == 0
     printed, progress = capsys.readouterr()
-    assert re.search(r"\| +0\.3 \| +tango-norope \|", printed)
+    assert re.search(r"\| +0\.3 \| +\S+ \| +tango-norope \|", printed)
     assert "videos 100%" in progress
     found = json.loads((out / "results.json").read_text())
     assert found["conditions"]["questions"] == 6
@@ -444,7 +444,7 @@ def test_results_of_runs_are_written_and_read(tmp_path):
     runs = [found(run=0), found(run=1)]
     results.write(tmp_path / "out", {"data": "mine"}, VIDEOS, combine(runs), summaries_of(*runs))
     text = (tmp_path / "out/results.md").read_text()
-    assert "## 2 runs" in text
+    assert "## Accuracy, 2 runs" in text
     assert "75.0 [75.0, 75.0]" in text
     again = results.read(tmp_path / "out/results.json")
     assert sorted(untimed(again), key=str) == sorted(untimed(combine(runs)), key=str)
@@ -457,24 +457,77 @@ def test_records_of_other_videos_are_not_written(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def rows_of(heading, lines):
+    """The cells of a section's table, by method."""
+    begin = lines.index(f"## {heading}")
+    end = next((i for i in range(begin + 1, len(lines)) if lines[i].startswith("## ")), len(lines))
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[begin:end] if line.startswith("|")]
+    return {row[0]: row[1:] for row in rows}
+
+
+def ahead(summary, *bounds):
+    """The same with another lead of tango: value, low, high."""
+    return replace(summary, tango_ahead=Estimate(*bounds))
+
+
+def test_tangos_lead_is_bold_where_it_is_sure():
+    leads = {("topk", 0.1): (0.2, 0.1, 0.3), ("topk", 0.3): (0.2, -0.1, 0.3), ("grid", 0.3): (-0.1, -0.2, -0.05)}
+    told = summaries_of(found())
+    told = [ahead(s, *leads.get((s.trial.method, s.trial.retention_ratio), (0.0, 0.0, 0.0))) for s in told]
+    rows = rows_of("Tango's lead", results.overall(told))
+    assert rows["method"] == ["0.1", "0.3"]
+    assert rows["topk"] == ["**+20.0 [+10.0, +30.0]**", "+20.0 [-10.0, +30.0]"]
+    assert rows["grid"][1] == "**-10.0 [-20.0, -5.0]**"
+
+
 def test_an_unequal_count_is_marked():
-    rows = [row.split("|") for row in results.overall(summaries_of(found())) if row.startswith("|")]
-    assert {row[3].strip() for row in rows if "*" in row[6]} == {"tango-exact"}
+    rows = rows_of("Tango's lead", results.overall(summaries_of(found())))
+    assert "tango" not in rows
+    assert {method for method, cells in rows.items() if "*" in cells[0]} == {"tango-exact"}
+
+
+def test_bounds_are_told_below_the_table():
+    lines = results.overall(summaries_of(found()))
+    assert not {"all", "none"} & rows_of("Accuracy", lines).keys()
+    assert any(line.startswith("all 100.0 [100.0, 100.0]. none 0.0 [0.0, 0.0]. ") for line in lines)
+
+
+def test_each_ratio_has_a_table_of_types():
+    lines = results.by("type", summaries_of(found()))
+    for ratio in ("0.1", "0.3"):
+        rows = rows_of(f"Accuracy by type of question at {ratio}", lines)
+        assert rows["method"] == ["count", "when"]
+        assert [*rows][2:4] == ["all", "none"]
+        assert rows["tango"] == ["75.0 [25.0, 100.0]"] * 2
+
+
+def drawn_axes(summaries, file, monkeypatch):
+    axes, savefig = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **b: (axes.extend(self.axes), savefig(self, *a, **b)))
+    results.draw(summaries, file)
+    return axes
 
 
 def test_the_picture_is_drawn_over_what_was_kept(tmp_path, monkeypatch):
     summaries = [replace(s, share=0.0625) if s.trial.method == "tango" else s for s in summaries_of(found())]
-    axes, savefig = [], Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **b: (axes.extend(self.axes), savefig(self, *a, **b)))
-    results.draw(summaries, tmp_path / "picture.png")
-    [line] = [bars for bars in axes[0].containers if bars.get_label() == "tango"]
-    np.testing.assert_allclose(line.lines[0].get_xdata(orig=False), 6.25)
-    assert [text.get_text() for text in axes[0].texts] == ["all tokens", "no tokens"]
+    rivals, parts, *_ = drawn_axes(summaries, tmp_path / "picture.png", monkeypatch)
+    for axes in (rivals, parts):
+        [line] = [line for line in axes.lines if line.get_label() == "tango"]
+        np.testing.assert_allclose(line.get_xdata(), 6.25)
+        assert [text.get_text() for text in axes.texts] == ["all tokens", "no tokens"]
+    assert {"topk", "tango-topk"} & {line.get_label() for line in rivals.lines} == {"topk"}
+
+
+def test_leads_are_drawn_with_their_intervals(tmp_path, monkeypatch):
+    summaries = [ahead(s, 0.1, 0.05, 0.2) for s in summaries_of(found()) if s.trial.method in ("all", "topk")]
+    _, below = drawn_axes(summaries, tmp_path / "picture.png", monkeypatch)  # one column: there are rivals alone
+    heights = [list(line.get_ydata()) for line in below.lines[1:]]
+    assert heights == [pytest.approx([5, 20]), pytest.approx([10])] * 2
 
 
 def crossed(summary):
     """A value outside of its own interval, as percentiles of a skewed ratio may have it."""
-    return replace(summary, relative=replace(summary.relative, value=1.2, low=1.3, high=1.1))
+    return replace(summary, relative=Estimate(1.2, 1.3, 1.1))
 
 
 @pytest.mark.parametrize(

@@ -133,6 +133,20 @@ def test_runs_have_a_range_beside_the_interval():
     assert math.isnan(scores.summary(ALL).relative_of_runs.mean)
 
 
+def test_tangos_lead_is_paired_and_of_the_same_ratio():
+    """Tango right on 3 of 4, top-k on 2 of 4 and 1 of 4 in a second run; at another ratio there is no tango."""
+    tango, other = records(TANGO, [[1, 1], [1, 0]]), records(Trial("topk", 0.2), [[0, 0], [0, 0]])
+    runs = [tango + records(TOPK, right) + other for right in ([[1, 1], [0, 0]], [[1, 0], [0, 0]])]
+    scores = Scores.of_runs(runs)
+    found = scores.summary(TOPK)
+    assert found.tango_ahead == scores.difference(TANGO, TOPK)
+    assert found.tango_ahead.value == 0.375
+    assert found.tango_ahead_of_runs == Range(0.375, 0.25, 0.5)
+    for trial in (TANGO, Trial("topk", 0.2)):
+        assert math.isnan(scores.summary(trial).tango_ahead.value)
+        assert math.isnan(scores.summary(trial).tango_ahead_of_runs.mean)
+
+
 def test_one_run_is_its_own_range():
     found = Scores(records(ALL, [[1], [0]])).summary(ALL)
     assert (found.runs, found.accuracy_of_runs) == (1, Range(0.5, 0.5, 0.5))

@@ -1,0 +1,60 @@
+"""The checkpoint in models/tiny, as it is shipped: its size, and what it answers about clips it was not trained on."""
+
+from pathlib import Path
+
+import pytest
+
+from examples import make_clip, quiz
+from tango_calibration.data import synthetic
+from tango_calibration.evaluate import ALL, ChainReader, Trial, evaluate
+from tango_calibration.scores import Scores
+from tango_runtime.bundle import Bundle
+from tango_runtime.cli import main
+
+TINY = Path(__file__).parents[2] / "models" / "tiny"
+TANGO = Trial("tango", 0.1)
+
+#: Accuracy by number of questions, with all tokens and with a tenth, as measured on ONNX Runtime's CPU engine in fp16.
+EXPECTED = {40: {ALL: 0.975, TANGO: 0.95}, 200: {ALL: 0.91, TANGO: 0.88}}
+
+#: How far from that it may be: another CPU rounds otherwise, and may turn an answer or two of 40.
+WITHIN = 0.05
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny") / "bundle"
+    named = ["--checkpoint", TINY / "llava", "--siglip", TINY / "siglip", "--output", folder, "--context", 12800]
+    assert main(["export", *map(str, named), "--sink-positions", "--no-validate"]) == 0
+    return folder
+
+
+def asked(count):
+    """So many questions of the test split, four a clip, about clips of 8 and 16 frames in turn."""
+    short, long = (synthetic(count // 4, questions=4, frames=frames) for frames in (8, 16))
+    videos = [video for pair in zip(short, long, strict=False) for video in pair if len(video.questions) == 4]
+    return videos[: count // 4]
+
+
+@pytest.mark.parametrize("count", [40, pytest.param(200, marks=pytest.mark.slow)])
+def test_it_answers_as_well_as_is_said(bundle, count):
+    reader = ChainReader(bundle, threads=1)
+    scores = Scores(evaluate(reader, asked(count), [ALL, TANGO], Bundle.load(bundle).manifest.params))
+    assert scores.summary(ALL).questions == count
+    found = {trial: scores.accuracy(trial).value for trial in EXPECTED[count]}
+    assert found == pytest.approx(EXPECTED[count], abs=WITHIN)
+
+
+def test_it_is_small():
+    sizes = [file.stat().st_size for file in TINY.rglob("*.safetensors")]
+    assert len(sizes) == 2
+    assert max(sizes) <= 15e6
+    assert sum(sizes) <= 16e6
+
+
+def test_it_answers_the_demos_questions(bundle, tmp_path, capsys):
+    make_clip.main([str(tmp_path / "videos")])
+    quiz.main([str(bundle), str(tmp_path / "videos"), "--frames", "16"])
+    lines = [line for line in capsys.readouterr().out.splitlines() if "3136 tokens" in line]
+    assert len(lines) == 6
+    assert sum(" right " in line for line in lines) >= 4
