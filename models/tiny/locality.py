@@ -1,0 +1,75 @@
+"""What do tokens know of figures that lie elsewhere? Accuracy from parts of a frame that hold no figure.
+
+    python models/tiny/locality.py CHECKPOINT [CHECKPOINT …]
+
+A method that chooses tokens can only be told from another where a token speaks of its own place. Clips of the validation split.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from network import POOLED_SIDE, SIZE
+from numpy.typing import NDArray
+from score import TorchReader
+
+from tango_calibration.data import is_correct
+from tango_calibration.synthetic import Clip, make_clip, sight
+
+#: Pixels around a figure that count as its own: a patch, which pooling mixes in.
+MARGIN = 14
+
+
+def near_figures(clip: Clip) -> NDArray[np.bool_]:
+    """Which tokens [F·196] are of a place where a figure is, or next to one."""
+    found = np.zeros((len(clip.seconds), POOLED_SIDE, POOLED_SIDE), bool)
+    for figure in clip.figures:
+        for appearance in figure.appearances:
+            for i in range(appearance.first, appearance.last + 1):
+                x, y = sight.corner(clip.scenes[appearance.scene], figure, appearance, i)
+                (left, right), (top, bottom) = (_cells(edge, figure.pixels) for edge in (x, y))
+                found[i, top:bottom, left:right] = True
+    return found.ravel()
+
+
+def _cells(begin: int, length: int) -> tuple[int, int]:
+    """The first token of a line of them that a stretch of pixels touches, and the first behind it."""
+    size = SIZE / POOLED_SIDE
+    return max(0, int((begin - MARGIN) // size)), max(0, int((begin + length + MARGIN) // size) + 1)
+
+
+def parts(near: NDArray[np.bool_], rng: np.random.Generator) -> dict[str, NDArray[np.bool_]]:
+    """The tokens [F·196] that each row of the table is answered from."""
+    tenth = np.zeros_like(near)
+    tenth[rng.permutation(np.flatnonzero(~near))[: round(0.1 * near.size)]] = True
+    return {"all": np.ones_like(near), "figures": near, "ground": ~near, "a tenth, of the ground": tenth}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Ask from tokens with and without figures.")
+    parser.add_argument("checkpoints", type=Path, nargs="+")
+    parser.add_argument("--clips", type=int, default=40)
+    args = parser.parse_args()
+    for checkpoint in args.checkpoints:
+        reader = TorchReader(checkpoint, "cuda" if torch.cuda.is_available() else "cpu")
+        right: dict[str, list[bool]] = defaultdict(list)
+        shares: dict[str, list[float]] = defaultdict(list)
+        for seed in range(args.clips):
+            clip, rng = make_clip(seed, "validation", (16, 8)[seed % 2]), np.random.default_rng((seed, 2))
+            questions = clip.questions(rng, 16)
+            features, _ = reader.see(clip.render())
+            for name, part in parts(near_figures(clip), rng).items():
+                answers, _ = reader.answer(features.reshape(len(part), -1)[part], [q.text for q in questions])
+                right[name] += [is_correct(q, answer) for q, answer in zip(questions, answers, strict=True)]
+                shares[name].append(float(part.mean()))
+        print(f"{checkpoint}: {len(right['all'])} questions")
+        for name, marks in right.items():
+            print(f"  {name:<24}{100 * np.mean(shares[name]):6.1f} % of the tokens{100 * np.mean(marks):8.1f} % right")
+
+
+if __name__ == "__main__":
+    main()
