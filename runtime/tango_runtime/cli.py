@@ -41,11 +41,11 @@ _COMMANDS = {
     "run": _Entry("tango_runtime.commands:RUN", "cpu", "answer a question about a video"),
     "inspect": _Entry("tango_runtime.inspect_command:INSPECT", "cpu", "say what a bundle holds, and check its files"),
     "plugin": _Entry("tango_runtime.plugin_command:PLUGIN", "cpu", "build the CUDA library and the TensorRT plugin"),
-    "build": _Entry("tango_runtime.build_command:BUILD", "tensorrt", "build a bundle's engines for this machine"),
+    "build": _Entry("tango_runtime.engines.command:BUILD", "tensorrt", "build a bundle's engines for this machine"),
     "doctor": _Entry(
         "tango_runtime.doctor_command:DOCTOR", "cpu", "say what this machine has and lacks, and what mends it"
     ),
-    "plan": _Entry("tango_runtime.plan_command:PLAN", "cpu", "say whether a model fits a device, and about how fast"),
+    "plan": _Entry("tango_runtime.plan.command:PLAN", "cpu", "say whether a model fits a device, and about how fast"),
     "bench": _Entry("tango_runtime.bench_command:BENCH", "cpu", "measure how fast a bundle is here, and its memory"),
     "export": _Entry("tango_export.commands:EXPORT", "export", "make a bundle of a checkpoint (also: tango-export)"),
     "validate": _Entry("tango_export.commands:VALIDATE", "export", "compare a bundle with the original model"),

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from tango_plugins import TangoError
 from tango_runtime import engines
-from tango_runtime.bundle import Bundle, GraphSpec, Manifest, TensorSpec
+from tango_runtime.bundle import GRAPHS, Bundle, GraphSpec, Manifest, TensorSpec
 from tango_runtime.cli import Command
 from tango_runtime.engines import Machine
 from tango_runtime.machine import here
@@ -38,7 +38,7 @@ def _run(args: argparse.Namespace) -> int:
         console.print(f"{name:<9}{fact}", markup=False, highlight=False)
     console.print(_graph_table(manifest))
     machine, why = _machine()
-    for file in (file for graph in engines.GRAPHS for file in engines.sidecars(bundle, graph)):
+    for file in (file for graph in GRAPHS for file in engines.sidecars(bundle, graph)):
         line = _told(bundle, file, machine, why, args.verify)
         console.print(f"{'engine':<9}{line}", markup=False, highlight=False)
     return 0

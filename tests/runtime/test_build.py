@@ -17,10 +17,10 @@ import pytest
 
 from tango_plugins import PruneParams, TangoError, op
 from tango_runtime import cli, machine
-from tango_runtime.build import build, default_timing_cache, is_built, require_memory
-from tango_runtime.builder import Phases, keep_float, plugin_fields
 from tango_runtime.bundle import Bundle
 from tango_runtime.engines import BuildOptions, Machine, find, plan, read_sidecar
+from tango_runtime.engines.build import build, default_timing_cache, is_built, require_memory
+from tango_runtime.engines.builder import Phases, keep_float, plugin_fields
 from tango_runtime.machine import Free, Gpu
 
 FAKE = Path(__file__).parent / "fake_tensorrt"
@@ -180,7 +180,7 @@ def test_builds_of_two_engines_run_side_by_side(loaded):
 
 SCRIPT = """
 import sys
-from tango_runtime.build import build
+from tango_runtime.engines.build import build
 from tango_runtime.bundle import Bundle
 from tango_runtime.engines import BuildOptions, Machine, plan
 bundle, here = Bundle.load(sys.argv[1]), Machine("8.6.0", "9.0", "NVIDIA H200")
@@ -353,7 +353,7 @@ def test_progress_of_nested_phases():
 def test_a_job_is_what_it_was_after_its_journey(loaded):
     from dataclasses import asdict
 
-    from tango_runtime.builder import Job
+    from tango_runtime.engines.builder import Job
     from tango_runtime.schema import from_json
 
     recipe = replace(planned(loaded).recipe, plugin=None)

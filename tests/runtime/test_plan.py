@@ -11,7 +11,6 @@ from tango_plugins import TangoError
 from tango_runtime import engines
 from tango_runtime.bundle import Bundle, Quantization, write_manifest
 from tango_runtime.cli import main
-from tango_runtime.devices import DEVICES, find_device
 from tango_runtime.plan import (
     RELEASED,
     Options,
@@ -24,6 +23,7 @@ from tango_runtime.plan import (
     token_time,
     vision_time,
 )
+from tango_runtime.plan.devices import DEVICES, find_device
 
 SMALL, LARGE = RELEASED["llava-ov-0.5b"], RELEASED["llava-ov-7b"]
 H200, NANO = DEVICES["h200"], DEVICES["orin-nano-8gb"]

@@ -1,4 +1,4 @@
-"""Stands in for TensorRT 8.6 where there is no GPU: as much of its Python API as `tango_runtime.builder` calls.
+"""Stands in for TensorRT 8.6 where there is no GPU: as much of its Python API as `tango_runtime.engines.builder` calls.
 
 It checks what it is called with as far as the real one is known to, and writes an "engine" that tells of it. The file
 ``behaviour`` beside the timing cache's folder says how a build goes: ``fail``, ``hang``, ``die``, ``empty``.

@@ -8,7 +8,6 @@ from typing import Any
 
 from tango_plugins import TangoError
 from tango_runtime.cli import Command
-from tango_runtime.devices import DEVICES, Device, find_device
 from tango_runtime.plan import (
     COMPUTE,
     DECODER,
@@ -25,6 +24,7 @@ from tango_runtime.plan import (
     remedy,
     smallest,
 )
+from tango_runtime.plan.devices import DEVICES, Device, find_device
 
 _ALL = "all"
 

@@ -12,10 +12,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from tango_plugins import TangoError
 from tango_runtime import machine
-from tango_runtime.build import Tell, build, is_built, require_memory
 from tango_runtime.bundle import GRAPHS, Bundle, GraphName
 from tango_runtime.cli import Command
 from tango_runtime.engines import HARDWARE_LEVELS, BuildOptions, Machine, Planned, Profile, plan, read_sidecar
+from tango_runtime.engines.build import Tell, build, is_built, require_memory
 from tango_runtime.progress import note
 
 _QUARTERS = 4

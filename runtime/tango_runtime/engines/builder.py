@@ -1,4 +1,4 @@
-"""Builds one engine in a process of its own: ``python -m tango_runtime.builder``, which ``tango build`` starts.
+"""Builds one engine in a process of its own: ``python -m tango_runtime.engines.builder``, which ``tango build`` starts.
 
 A job comes in on standard input as JSON; progress goes out on standard output, one JSON object a line; TensorRT's log
 goes to standard error. The process ends with 0 when the engine stands where the job says.
