@@ -1,4 +1,4 @@
-"""Ask a bundle the questions of a folder, from a tenth of the video tokens and from all of them.
+"""Ask a bundle the questions of a folder, from all of the video tokens and from a tenth of them.
 
     python examples/quiz.py BUNDLE FOLDER --frames 16 --report kept.html --picture kept.png
 

@@ -39,6 +39,13 @@ def test_too_few_frames_are_refused(tmp_path, capsys):
     assert "at least 8 frames" in capsys.readouterr().err
 
 
+def test_a_folder_that_exists_is_left_alone(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        make_clip.main([str(tmp_path)])
+    assert "exists already" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 def test_the_demo_runs(checkpoint, tmp_path):
     llava, _ = checkpoint()

@@ -99,6 +99,7 @@ Piece splice(const Piece& before, const Piece& video, const Piece& after, size_t
 void answer(const Clip& clip, const Piece& prompt, Engine& embed, Decoder& decoder, cudaStream_t stream) {
     const auto stop = clip.numbers<Whole>("stop");
     const int most = clip.numbers<int>("tokens").front();
+    require(most >= 1, "tokens of the clip: " + std::to_string(most), "write it anew with --max-new-tokens 1 or more");
     require(prompt.tokens + most <= decoder.capacity, "prompt and answer may take " +
             std::to_string(prompt.tokens + most) + " positions, the decoder holds " + std::to_string(decoder.capacity),
             "write the clip with a smaller --max-new-tokens, or: tango build BUNDLE with --context");

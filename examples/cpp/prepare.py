@@ -22,8 +22,8 @@ from tango_runtime.prompt import Prompt
 from tango_runtime.video import sample
 
 
-def found(bundle: Bundle, ratio: float | None) -> dict[str, Path]:
-    """The engines by graph."""
+def find_engines(bundle: Bundle, ratio: float | None) -> dict[str, Path]:
+    """The engine of each graph that fits this machine."""
     try:
         import tensorrt
     except ImportError as error:
@@ -41,14 +41,17 @@ def found(bundle: Bundle, ratio: float | None) -> dict[str, Path]:
 
 
 def write(args: argparse.Namespace) -> None:
+    if args.max_new_tokens < 1:
+        raise TangoError(f"--max-new-tokens is {args.max_new_tokens}", "ask for at least one")
     bundle = Bundle.load(args.bundle)
-    manifest = bundle.manifest
+    manifest, engine_files = bundle.manifest, find_engines(bundle, args.retention_ratio)
     before, after = Prompt.of(bundle).encode(args.question)
-    images, seconds = preprocess(sample(args.video, args.frames or manifest.video.frames), manifest.video.size)
+    count = manifest.video.frames if args.frames is None else args.frames
+    images, seconds = preprocess(sample(args.video, count), manifest.video.size)
     args.output.mkdir(parents=True, exist_ok=True)
     frames = args.output.resolve() / "frames.raw"
     images.tofile(frames)
-    clip = found(bundle, args.retention_ratio) | {
+    clip = engine_files | {
         "frames": frames,
         "seconds": " ".join(map(str, seconds)),  # the shortest digits that give the same fp32
         "before": " ".join(map(str, before)),

@@ -166,15 +166,18 @@ def _params(request: Request, model: Model) -> PruneParams:
 
 
 def _write_graphs(folder: Path, model: Model, params: PruneParams, fused: bool) -> dict[GraphName, GraphSpec]:
+    fusing = [graph for graph in model.graphs if fused and graph.name != "embed"]
+    for graph in fusing:
+        if not is_fusible(graph):
+            raise TangoError(f"{graph.name} cannot be fused: its heads are not multiples of 16", "leave --fused out")
     total = sum(graph.weight_bytes for graph in model.graphs)
     require_space(folder, total)
     with progress("export", total, size=True) as advance:
         for graph in model.graphs:
             write_graph(graph, folder, advance)
     specs: dict[GraphName, GraphSpec] = {graph.name: graph.spec for graph in model.graphs}
-    if fused:
-        for graph in filter(is_fusible, model.graphs):
-            specs[graph.name] = replace(graph.spec, fused=write_fused_graph(graph, folder, model.decoder.context))
+    for graph in fusing:
+        specs[graph.name] = replace(graph.spec, fused=write_fused_graph(graph, folder, model.decoder.context))
     return specs | {"prune": write_prune_graph(params, specs["vision"].outputs[0], folder)}
 
 

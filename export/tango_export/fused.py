@@ -68,11 +68,10 @@ def write_fused_graph(graph: Graph, folder: Path, context: int) -> GraphSpec:
 
 
 def is_fusible(graph: Graph) -> bool:
-    """Whether the operators take a graph: fused kernels are for fp16, rotated heads are multiples of 16 wide."""
+    """Whether there is attention in a graph that the operators take: rotated heads are multiples of 16 wide."""
     attentions = [module for module in graph.module.modules() if isinstance(module, _ATTENTIONS)]
     widths = [module.head_dim for module in attentions if isinstance(module, qwen2.SelfAttention)]
-    half = all(module.q_proj.weight.dtype == torch.float16 for module in attentions)
-    return bool(attentions) and half and all(width % 16 == 0 for width in widths)
+    return bool(attentions) and all(width % 16 == 0 for width in widths)
 
 
 class _Draft:

@@ -18,7 +18,7 @@ BEGIN, END = "<!-- results: models/tiny/publish.py -->", "<!-- end of results --
 #: Tables of types and tags are shown for this ratio alone.
 RATIO = "0.1"
 
-#: Where 16 processes share a GPU, milliseconds say nothing.
+#: Where many processes share a GPU, milliseconds say nothing.
 LEFT_OUT = "Tokens and time"
 
 ALT = "Accuracy kept over the share of tokens kept, and Tango's lead over each method"

@@ -32,6 +32,7 @@ from tango_calibration.scores import Scores, combine
 from tango_calibration.synthetic import Split
 from tango_plugins import PruneParams
 from tango_runtime.progress import progress
+from tango_runtime.staging import check_output
 
 #: Frames that go through the tower at once.
 CHUNK = 64
@@ -122,17 +123,22 @@ def main() -> None:
     parser.add_argument("--method", nargs="+", default=list(methods.METHODS))
     parser.add_argument("--jobs", type=int, default=16)
     args = parser.parse_args()
+    results.require_matplotlib()  # now, and not when hours have gone by
+    fresh = [checkpoint.name for checkpoint in args.checkpoints if not checkpoint.is_file()]
+    for name in fresh + ["all"] * (len(args.checkpoints) > 1):
+        check_output(args.output / name, overwrite=False)
     params = PruneParams(sink_positions=())
     split: Split = args.split
     videos = synthetic(args.videos, seed=args.seed, questions=args.questions, split=split)
     videos.sort(key=lambda video: -video.frames)  # the long ones first: no process is left alone with one at the end
     trials = trials_of(args.method, args.retention_ratio)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     conditions = {
         "data": f"synthetic, split {args.split}, seed {args.seed}, clips of 8 to 64 frames",
         "videos": len(videos),
         "questions": sum(len(video.questions) for video in videos),
         "parameters of tango": asdict(params),
-        "model": f"PyTorch {torch.__version__}, fp16 autocast",
+        "model": f"PyTorch {torch.__version__}, {device}, {'fp16 autocast' if device == 'cuda' else 'fp32'}",
     }
     found: list[tuple[str, Scores, list[Record]]] = []
     runs = []
@@ -141,7 +147,7 @@ def main() -> None:
             runs.append(results.read(checkpoint))
             continue
         with progress(checkpoint.name, len(videos)) as advance:
-            reader = partial(TorchReader, checkpoint, "cuda" if torch.cuda.is_available() else "cpu")
+            reader = partial(TorchReader, checkpoint, device)
             runs.append(evaluate_in_parallel(reader, videos, trials, params, advance, jobs=args.jobs, seed=args.seed))
         found.append((checkpoint.name, Scores(runs[-1]), runs[-1]))
     if len(runs) > 1:

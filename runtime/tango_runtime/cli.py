@@ -46,7 +46,7 @@ _COMMANDS = {
         "tango_runtime.doctor_command:DOCTOR", "cpu", "say what this machine has and lacks, and what mends it"
     ),
     "plan": _Entry("tango_runtime.plan.command:PLAN", "cpu", "say whether a model fits a device, and about how fast"),
-    "bench": _Entry("tango_runtime.bench_command:BENCH", "cpu", "measure how fast a bundle is here, and its memory"),
+    "bench": _Entry("tango_runtime.bench.command:BENCH", "cpu", "measure how fast a bundle is here, and its memory"),
     "export": _Entry("tango_export.commands:EXPORT", "export", "make a bundle of a checkpoint (also: tango-export)"),
     "validate": _Entry("tango_export.commands:VALIDATE", "export", "compare a bundle with the original model"),
     "calibrate": _Entry(

@@ -18,7 +18,7 @@ from tango_runtime.machine import here
 
 def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=Path, help="folder that tango-export made")
-    parser.add_argument("--verify", action="store_true", help="compare every file's SHA-256, and every engine's")
+    parser.add_argument("--verify", action="store_true", help="compare the SHA-256 of files, and of engines that fit")
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -37,8 +37,9 @@ def _run(args: argparse.Namespace) -> int:
     for name, fact in facts.items():
         console.print(f"{name:<9}{fact}", markup=False, highlight=False)
     console.print(_graph_table(manifest))
-    machine, why = _machine()
-    for file in (file for graph in GRAPHS for file in engines.sidecars(bundle, graph)):
+    files = [file for graph in GRAPHS for file in engines.sidecars(bundle, graph)]
+    machine, why = _machine() if files else (None, "")  # which takes a second, and some memory of the GPU
+    for file in files:
         line = _told(bundle, file, machine, why, args.verify)
         console.print(f"{'engine':<9}{line}", markup=False, highlight=False)
     return 0
@@ -47,7 +48,7 @@ def _run(args: argparse.Namespace) -> int:
 def _graph_table(manifest: Manifest) -> Table:
     table = Table("graph", "inputs", "outputs", "opset", "engines", "MB", box=None, header_style="bold")
     for name, graph in manifest.graphs.items():
-        size = sum(spec.size for file, spec in manifest.files.items() if file.startswith(graph.file))
+        size = sum(spec.size for file, spec in manifest.files.items() if file.startswith(graph.files))
         tensors = _tensors(graph.inputs), _tensors(graph.outputs)
         table.add_row(
             f"{name}\n{_precision(manifest, graph)}",
@@ -62,8 +63,8 @@ def _graph_table(manifest: Manifest) -> Table:
 def _precision(manifest: Manifest, graph: GraphSpec) -> str:
     found = graph.quantization
     if found is None:
-        return manifest.dtype
-    told = f"{found.precision}" + (f", {found.method}" if found.method else "")
+        return manifest.dtype + ("\nand fused" if graph.fused else "")
+    told = found.precision + (f", {found.method}" if found.method else "")
     return f"{told}\n{found.clips} clips" + (f"\n{len(found.spared)} layers spared" if found.spared else "")
 
 
@@ -82,7 +83,7 @@ def _told(bundle: Bundle, file: Path, machine: Machine | None, why: str, verify:
         found = engines.check(bundle, file, machine, bundle.manifest.params, verify=verify)
     except TangoError as error:
         return told + error.message.removeprefix(f"{engine} ")
-    return f"{told}fits" + (f"; {found.caution}" if found.caution else "")
+    return f"{told}fits" + (f"; {found.caution.removeprefix(f'{engine.name} ')}" if found.caution else "")
 
 
 def _machine() -> tuple[Machine | None, str]:

@@ -8,10 +8,9 @@ from collections import Counter
 import numpy as np
 import onnx
 import pytest
-import torch
 
 from tango_export.export import DTYPES, Request, export, find_preset, open_model
-from tango_export.fused import is_fusible, write_fused_graph
+from tango_export.fused import write_fused_graph
 from tango_plugins import TangoError
 from tango_runtime.bundle import Bundle
 from tests.export.edits import Decoder, assert_close, embed, frames, run, session
@@ -136,7 +135,8 @@ def test_export_writes_them_when_asked(checkpoint, tmp_path):
         export(Request(**named, output=tmp_path / "none", fused=True, dtype="fp32"))
 
 
-def test_heads_that_cannot_be_rotated_stay_plain(checkpoint):
+def test_heads_that_cannot_be_rotated_are_refused(checkpoint, tmp_path):
     llava, siglip = checkpoint(heads=8, kv_heads=2)
-    model = open_model(find_preset("llava-ov")[0], str(llava), str(siglip), torch.float16, CONTEXT)
-    assert [graph.name for graph in model.graphs if is_fusible(graph)] == ["vision"]
+    with pytest.raises(TangoError, match="decoder cannot be fused"):
+        export(Request(checkpoint=str(llava), siglip=str(siglip), output=tmp_path / "none", fused=True))
+    assert not (tmp_path / "none").exists()

@@ -19,7 +19,7 @@ RESULTS = "# Accuracy kept\n\n- data: mine\n\n" + "\n".join(
 
 
 @pytest.fixture(autouse=True)
-def found(monkeypatch):
+def scripts(monkeypatch):
     monkeypatch.syspath_prepend(TINY)
 
 

@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 
 from tango_plugins import TangoError
-from tango_runtime import bench, bench_conditions, device
-from tango_runtime.bench import Bench, Case, Setting, cold_start, make_clip, spread
+from tango_runtime import device
+from tango_runtime.bench import conditions, measure
+from tango_runtime.bench.measure import Bench, Case, Setting, cold_start, make_clip, spread
 from tango_runtime.bundle import Bundle
 from tango_runtime.cli import main
 from tango_runtime.device import Stream
 from tango_runtime.preprocess import resize
 from tango_runtime.stages.cuda import CudaStages
-from tango_runtime.stages.onnxruntime_cuda import OrtGraphs
+from tango_runtime.stages.sessions import OrtGraphs
 from tests.runtime.host_cuda import Status, install
 
 CPU = "onnxruntime-cpu"
@@ -115,7 +116,7 @@ def test_a_cold_start_is_a_process_of_its_own(spoken):
 
 def test_cold_starts_are_told(run, monkeypatch):
     told = {"import": 1.0, "load": 2.0, "first token": 3.0, "total": 6.0, "host_memory": 1}
-    monkeypatch.setattr("tango_runtime.bench_command.cold_start", lambda *arguments: told)
+    monkeypatch.setattr("tango_runtime.bench.command.cold_start", lambda *arguments: told)
     _, _, err, found = run("--cold-start", "--only", "pruned")
     assert found["cold_starts"] == [told] * 3
     assert "import 1, load 2, first token 3, total 6" in err
@@ -133,24 +134,37 @@ def host(monkeypatch):
     found.cudaEventRecord = lambda event, stream: (event.__setitem__(0, time.perf_counter()), (Status.cudaSuccess,))[1]
     found.cudaEventElapsedTime = lambda begin, end: (Status.cudaSuccess, 1e3 * (end[0] - begin[0]))
     found.cudaDeviceGetPCIBusId = lambda length, which: (Status.cudaSuccess, b"0000:01:00.0\0\0")
-    for module in (bench, bench_conditions):
+    for module in (measure, conditions):
         monkeypatch.setattr(module, "cudart", device.cudart)
-    return found
-
-
-def test_a_gpu_tells_the_upload_apart_and_its_memory(host, spoken, monkeypatch):
-    import onnxruntime
 
     def select(bundle, engine):
+        import onnxruntime
+
         stream = Stream()
         return CudaStages(bundle, OrtGraphs(onnxruntime, bundle, stream, ("CPUExecutionProvider", "cpu")), stream)
 
-    monkeypatch.setattr(bench, "select", select)
+    monkeypatch.setattr(measure, "select", select)
+    return found
+
+
+def test_a_gpu_tells_the_upload_apart_and_its_memory(host, spoken):
     made = Bench(Bundle.load(spoken), "onnxruntime-cuda", QUICK)
-    pruned, unpruned = (made.measure(case, ignore) for case in (PRUNED, replace(PRUNED, prune=False)))
-    assert list(pruned.milliseconds)[:4] == ["video", "upload", "vision", "prune"]
-    frames = 4 * 112 * 112 * 3
-    assert frames < pruned.device_memory <= unpruned.device_memory == host.held()
+    held = []
+    for case in (PRUNED, replace(PRUNED, prune=False)):
+        found = made.measure(case, ignore)
+        held.append(host.held())
+        assert found.device_memory == held[-1]
+        assert list(found.milliseconds)[:3] == ["video", "upload", "vision"]
+    assert 4 * 112 * 112 * 3 < held[0] <= held[1]
+
+
+def test_a_gpu_is_given_back_with_the_bench_even_where_the_last_case_was_refused(host, spoken):
+    made = Bench(Bundle.load(spoken), "onnxruntime-cuda", replace(QUICK, frames=128))
+    with pytest.raises(TangoError, match="the bundle's context is 2048"):
+        made.measure(replace(PRUNED, prune=False), ignore)
+    assert host.held()
+    del made
+    assert not host.held()
 
 
 SMI = """#!/bin/sh
@@ -166,11 +180,11 @@ def test_the_gpu_as_it_is_found(host, tmp_path, monkeypatch):
     smi.write_text(SMI.format(pid=os.getpid()))
     smi.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    found = bench_conditions.gpu_state()
+    found = conditions.gpu_state()
     assert (found["driver"], found["sm_mhz"], found["power_limit_watts"]) == ("550.54", 1980, None)
     assert found["processes"] == ["7, other, 512"]
     smi.write_text("#!/bin/sh\nexit 9\n")
-    assert "nvidia-smi cannot be asked" in bench_conditions.gpu_state()["missing"]
+    assert "nvidia-smi cannot be asked" in conditions.gpu_state()["missing"]
 
 
 # Where it cannot
@@ -215,7 +229,7 @@ def test_a_context_that_ends_too_early_is_refused(spoken):
     ],
 )
 def test_a_bad_option_is_named_before_the_work(run, options, error, monkeypatch):
-    monkeypatch.setattr("tango_runtime.bench_command.Bench", None)
+    monkeypatch.setattr("tango_runtime.bench.command.Bench", None)
     code, out, err, _ = run(*options)
     assert (code, out) == (2, "")
     assert error in err

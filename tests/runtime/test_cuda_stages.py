@@ -10,6 +10,7 @@ import gc
 import shutil
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,7 +23,7 @@ from tango_runtime.bundle import Bundle
 from tango_runtime.device import Pool, Stream
 from tango_runtime.stages import logits, tensorrt
 from tango_runtime.stages.cuda import CudaStages
-from tango_runtime.stages.onnxruntime_cuda import OrtGraphs
+from tango_runtime.stages.sessions import OrtGraphs
 from tests.runtime.host_cuda import install
 from tests.runtime.host_tensorrt import MACHINE, HostTensorRT, build
 
@@ -227,8 +228,9 @@ def test_sessions_go_before_their_stream_whatever_holds_them(host, spoken):
     gone = []
 
     class Session(onnxruntime.InferenceSession):
-        def __del__(self):
-            gone.append("session")
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            weakref.finalize(self._sess, gone.append, "session")  # bindings hold this one
 
     names = "SessionOptions", "RunOptions", "__version__"
     module = SimpleNamespace(**{n: getattr(onnxruntime, n) for n in names}, InferenceSession=Session)

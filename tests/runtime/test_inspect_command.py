@@ -10,7 +10,7 @@ import pytest
 
 from tango_plugins import TangoError
 from tango_runtime import inspect_command
-from tango_runtime.bundle import Bundle, Quantization, write_manifest
+from tango_runtime.bundle import Bundle, Quantization, describe, write_manifest
 from tango_runtime.cli import main
 from tests.runtime.test_engines import H200, ORIN, planned, put
 
@@ -39,7 +39,8 @@ def line_of(out, one):
     return line
 
 
-def test_the_bundle(inspect):
+def test_the_bundle(inspect, monkeypatch):
+    monkeypatch.setattr(inspect_command, "_machine", None)  # there are no engines to be asked about
     out = inspect("--verify")
     told = "llava-ov, float16", "frames of 112x112, 16 tokens each", "vision", "decoder", "SHA", "more"
     assert all(text in out for text in told)
@@ -52,6 +53,19 @@ def test_precision_of_each_graph(inspect):
     write_manifest(inspect.bundle.path, replace(manifest, graphs=manifest.graphs | {"decoder": spec}))
     out = inspect()
     assert all(text in out for text in ("int8, entropy", "5 clips", "2 layers spared", "float16"))
+
+
+def test_fused_graphs_are_told_and_counted(inspect):
+    manifest = inspect.bundle.manifest
+    assert "and fused" not in inspect()
+    spec, file = manifest.graphs["prune"], inspect.bundle.path / "prune.fused.onnx"
+    file.write_bytes(bytes(7_200_000))
+    graphs = manifest.graphs | {"prune": replace(spec, fused=replace(spec, file=file.name))}
+    files = manifest.files | {file.name: describe(file)}
+    write_manifest(inspect.bundle.path, replace(manifest, graphs=graphs, files=files))
+    out = inspect()
+    assert "and fused" in out
+    assert " 7.2" in out
 
 
 def test_engines_and_whether_they_fit(inspect, this_machine):
@@ -74,6 +88,7 @@ def test_an_engine_of_another_gpu_is_told_of(inspect, this_machine):
     one = put(planned(inspect.bundle)["embed"], gpu="NVIDIA H100")
     assert "fits; " in (line := line_of(inspect(), one))
     assert "NVIDIA H100" in line
+    assert line.count(one.path.name) == 1
 
 
 @pytest.mark.parametrize(("error", "told"), [(ImportError(), "TensorRT"), (TangoError("CUDA sees no GPU", ""), "GPU")])

@@ -17,7 +17,7 @@ from tango_plugins.library import Memory
 from tango_runtime.bundle import Bundle, GraphName
 from tango_runtime.device import Stream, rows
 from tango_runtime.stages.cuda import Run
-from tango_runtime.stages.onnxruntime_cuda import CUDA, OrtGraphs, Tensor, run_options
+from tango_runtime.stages.sessions import CUDA, OrtGraphs, Tensor, run_options
 
 #: Provider options. The norms sum in fp32: before microsoft/onnxruntime#28682 they did so only if they were told.
 _EXACT_NORMS = {"enable_skip_layer_norm_strict_mode": "1"}
@@ -27,17 +27,7 @@ _DECODER = {"enable_cuda_graph": "1", "sdpa_kernel": "3", **_EXACT_NORMS}
 
 
 class FusedGraphs(OrtGraphs):
-    """Sessions of a bundle's fused graphs, where it has them, and of its plain ones; see :class:`OrtGraphs`.
-
-    Args:
-        onnxruntime: The module.
-        bundle: The bundle.
-        stream: What they run on.
-        provider: The provider, with the device that its tensors are bound on. Another than CUDA's is for tests.
-
-    Raises:
-        TangoError: A graph cannot be loaded on the provider.
-    """
+    """Sessions of a bundle's fused graphs, where it has them, and of its plain ones; made as :class:`OrtGraphs`."""
 
     def __init__(self, onnxruntime: Any, bundle: Bundle, stream: Stream, provider: tuple[str, str] = CUDA) -> None:
         plain = bundle.manifest.graphs
@@ -49,7 +39,7 @@ class FusedGraphs(OrtGraphs):
             self.in_place, self.tokens_at_once = True, 4096
             self.capacity = bundle.manifest.decoder.context  # or each new one would be recorded anew
             self.settings = {**self.settings, "decoder": _DECODER}
-        super().__init__(onnxruntime, fused(bundle), stream, provider)
+        super().__init__(onnxruntime, _fused(bundle), stream, provider)
         self._recorded = run_options(onnxruntime, gpu_graph_id="1")
         self._options = run_options(onnxruntime, gpu_graph_id="-1")  # not recorded
 
@@ -63,8 +53,8 @@ class FusedGraphs(OrtGraphs):
         With ``replay``, the first run runs several times, to the same end, and records.
         """
         if graph != "decoder" or not self.in_place:
-            return super().bind(graph, tensors)
-        return self._bound(graph, self._in_place(tensors), self._recorded if replay else self._options)
+            return super().bind(graph, tensors, replay=replay)
+        return self._bound(graph, self._in_place(tensors), self._recorded if replay else self._options, replay)
 
     def _in_place(self, tensors: Mapping[str, Memory]) -> dict[str, Tensor]:
         """The plain decoder's tensors as those of the fused one."""
@@ -85,7 +75,7 @@ class FusedGraphs(OrtGraphs):
         }
 
 
-def fused(bundle: Bundle) -> Bundle:
+def _fused(bundle: Bundle) -> Bundle:
     """A bundle with its fused graphs in the place of the plain ones, where it has them."""
     graphs = {name: spec.fused or spec for name, spec in bundle.manifest.graphs.items()}
     return replace(bundle, manifest=replace(bundle.manifest, graphs=graphs))

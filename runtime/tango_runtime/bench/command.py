@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from tango_plugins import TangoError
-from tango_runtime.bench import (
+from tango_runtime.bench.conditions import gpu_state, machine
+from tango_runtime.bench.measure import (
     CLIP,
     DEVICE_METRIC,
     HOST_METRIC,
@@ -29,9 +30,9 @@ from tango_runtime.bench import (
     make_clip,
     spread,
 )
-from tango_runtime.bench_conditions import gpu_state, machine
 from tango_runtime.bundle import Bundle
 from tango_runtime.cli import Command
+from tango_runtime.locking import staged_file
 from tango_runtime.progress import Advance, note, progress
 from tango_runtime.stages import ENGINES
 
@@ -124,13 +125,15 @@ def _run(args: argparse.Namespace) -> int:
     _measure(bench, report)
     report.conditions |= {"gpu_after": gpu_state(), "engine": bench.description, "load_ms": bench.load_ms}
     report.clock = _CLOCKS[bench.on_device]
-    frames, on_device = bench.frames, bench.on_device
+    on_device = bench.on_device
     del bench  # its memory is transformers' now
     if args.compare_torch is not None:
-        _compare(args.compare_torch or bundle.manifest.source.checkpoint, report, frames, on_device)
+        _compare(args.compare_torch or bundle.manifest.source.checkpoint, report, on_device)
     _print(report)
     if args.json:
-        _write(args.json, _as_json(report))
+        with staged_file(args.json) as (partial, _):
+            partial.write_text(json.dumps(_as_json(report), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            partial.replace(args.json)
     return 0
 
 
@@ -142,10 +145,6 @@ def _check(args: argparse.Namespace) -> None:
         raise TangoError(f"{args.json} is a folder", "name a file in it")
     if args.compare_torch is not None and not (find_spec("torch") and find_spec("transformers")):
         raise TangoError("--compare-torch needs torch and transformers", "pip install 'tango-edge[export]'")
-    if args.seed < 0:
-        raise TangoError(f"--seed is {args.seed}", "it must be at least 0")
-    if args.frames is not None and args.frames < 1:
-        raise TangoError(f"--frames is {args.frames}", "ask for at least one")
 
 
 def _cases(args: argparse.Namespace, bundle: Bundle) -> list[Case]:
@@ -174,12 +173,12 @@ def _measure(bench: Bench, report: _Report) -> None:
         raise report.results[0].refused["tango"]
 
 
-def _compare(checkpoint: str, report: _Report, frames: int, on_device: bool) -> None:
-    from tango_runtime.bench_torch import Peer, Shape  # late: it takes seconds, and a device has no torch
+def _compare(checkpoint: str, report: _Report, on_device: bool) -> None:
+    from tango_runtime.bench.peer import Peer, Shape  # late: it takes seconds, and a device has no torch
 
-    results = [result for result in report.results if result.measured]
+    results, setting = [result for result in report.results if result.measured], report.setting
     try:
-        peer = Peer(checkpoint, report.bundle.manifest, report.setting, on_device)
+        peer = Peer(checkpoint, report.bundle.manifest, setting, on_device)
     except TangoError as error:  # what has been measured is not lost
         for result in results:
             result.refused["transformers"] = error
@@ -190,7 +189,8 @@ def _compare(checkpoint: str, report: _Report, frames: int, on_device: bool) -> 
 
         def measure(result: _Result, advance: Advance, run: Callable[..., Samples] = run) -> Samples:
             assert result.measured
-            return run(Shape.of(make_clip(result.case, frames, report.setting.seed), result.measured), advance)
+            clip = make_clip(result.case, setting.frames_of(report.bundle), setting.seed)
+            return run(Shape.of(clip, result.measured), advance)
 
         _each(report, system, results, measure)
 
@@ -211,25 +211,24 @@ def _each(report: _Report, system: str, results: list[_Result], measure: Callabl
 def _print(report: _Report) -> None:
     console = Console(soft_wrap=True)
     for result in report.results:
-        console.print(_table(result, report.setting))
+        if result.measured:
+            console.print(_table(result, result.measured, report.setting))
         for system, error in result.refused.items():
             note(f"{system}, {result.case.name}: not measured: {error.message} ({error.hint})")
     for line in _notes(report):
         note(line)
 
 
-def _table(result: _Result, setting: Setting) -> Table:
+def _table(result: _Result, measured: Measured, setting: Setting) -> Table:
     """Milliseconds of one case: the chain's p50, p90 and least, and the median of what it is compared with."""
-    measured, peers = result.measured, [system for system in result.systems if system != "tango"]
-    title = result.case.name
-    if measured:
-        title += f": kept {measured.kept} of {measured.total} tokens, prompt {measured.prompt_tokens}"
+    peers = [system for system in result.systems if system != "tango"]
+    title = f"{result.case.name}: kept {measured.kept} of {measured.total} tokens, prompt {measured.prompt_tokens}"
     table = Table(title=title, title_justify="left", box=None, header_style="bold")
     table.add_column("ms")
     for name in ("p50", "p90", "min", *(f"{system} p50" for system in peers)):
         table.add_column(name, justify="right")
     labels = {"decode": "decode, a token", "answer": f"answer, {1 + setting.decode_tokens} tokens"}
-    for stage, samples in (measured.milliseconds if measured else {}).items():
+    for stage, samples in measured.milliseconds.items():
         found = spread(samples)
         others = [_median(result.systems[system].get(stage)) for system in peers]
         table.add_row(labels.get(stage, stage), *(_ms(found[name]) for name in ("p50", "p90", "min")), *others)
@@ -294,16 +293,6 @@ def _case(result: _Result) -> dict[str, Any]:
         },
         "not_measured": {system: {"error": e.message, "hint": e.hint} for system, e in result.refused.items()},
     }
-
-
-def _write(file: Path, data: dict[str, Any]) -> None:
-    """Whole or not at all."""
-    partial = file.with_name(f".{file.name}.partial")
-    try:
-        partial.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 BENCH = Command(_configure, _run)

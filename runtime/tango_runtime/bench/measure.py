@@ -11,7 +11,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -37,7 +37,7 @@ CLIP = (
 )
 DEVICE_METRIC = (
     "bytes by which used memory of the whole GPU (cudaMemGetInfo, total - free) has grown since before the engine was "
-    "loaded, largest of the readings behind each stage of the warm-up; the CUDA context itself is not in it"
+    "loaded, largest of the readings behind each answer of the warm-up; the CUDA context itself is not in it"
 )
 HOST_METRIC = "peak resident set of this process so far (ru_maxrss), the clip and all libraries in it"
 #: What of the figures is measured by the engine's marks; the rest is by the host's clock.
@@ -45,7 +45,7 @@ MARKED = ("upload", "vision", "prune", "prefill")
 
 #: Tokens around the video: as many as `tango plan` counts for a chat template and a short question.
 _TEXT = 31
-_WORD = " the"  # one token, whatever the tokenizer
+_WORD = " the"  # one token of Qwen2's vocabulary
 
 
 @dataclass(frozen=True)
@@ -72,12 +72,16 @@ class Setting:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("decode_tokens", "warm_up", "repeats"):
-            if getattr(self, name) < 1:
-                flag = "--" + name.replace("_", "-")
-                raise TangoError(f"{flag} is {getattr(self, name)}", "it must be at least 1")
+        for name, least in (("frames", 1), ("decode_tokens", 1), ("warm_up", 1), ("repeats", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise TangoError(f"--{name.replace('_', '-')} is {value}", f"it must be at least {least}")
         if self.retention_ratio is not None:
             PruneParams(retention_ratio=self.retention_ratio)
+
+    def frames_of(self, bundle: Bundle) -> int:
+        """Frames of the clip, F."""
+        return bundle.manifest.video.frames if self.frames is None else self.frames
 
 
 @dataclass(frozen=True)
@@ -140,13 +144,13 @@ def make_clip(case: Case, frames: int, seed: int) -> NDArray[np.uint8]:
     high, wide = -(-case.height // 4), -(-case.width // 4)
     for i in range(frames):
         np.add(scenes[2 * i // frames], random.integers(0, 40, size, dtype=np.uint8), out=clip[i])
-        top, left = (i * (edge - part) // frames for edge, part in zip(size, (high, wide), strict=False))
+        top, left = i * (case.height - high) // frames, i * (case.width - wide) // frames
         clip[i, top : top + high, left : left + wide] = (230, 60, 40)
     return clip
 
 
 def make_question(bundle: Bundle) -> str:
-    """A question so long that the text around the video takes ``_TEXT`` tokens, the newline among them."""
+    """A question so long that the text around the video takes ``_TEXT`` tokens or just over, newline included."""
     prompt, newline, question = Prompt.of(bundle), len(bundle.manifest.prompt.after_video), "What"
     while sum(map(len, prompt.encode(question))) + newline < _TEXT:
         question += _WORD
@@ -162,21 +166,19 @@ class Watched:
     Attributes:
         decoding: Host's clock, in seconds, when each token was given to the decoder: the one before has been handed
             out by then.
-        probe: Called behind every stage.
     """
 
     def __init__(self, stages: Stages) -> None:
         self._stages = stages
         self._spans: dict[str, tuple[Mark, Mark]] = {}
         self.decoding: list[float] = []
-        self.probe: Callable[[], None] = _nothing
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stages, name)
 
-    def begin(self, probe: Callable[[], None]) -> None:
+    def begin(self) -> None:
         """Forgets the answer before."""
-        self._spans, self.decoding, self.probe = {}, [], probe
+        self._spans, self.decoding = {}, []
 
     def milliseconds(self) -> dict[str, float]:
         """Between the marks of each stage of the latest answer."""
@@ -198,7 +200,6 @@ class Watched:
             self._spans["upload"] = (begin, mark)
             begin = mark
         self._spans["vision"] = (begin, end)
-        self.probe()
         return seen
 
     def prune(self, features: Tensor, salience: Tensor, seconds: NDArray[np.float32], params: PruneParams) -> Kept:
@@ -221,7 +222,6 @@ class Watched:
         begin = self._stages.mark()
         yield
         self._spans[stage] = (begin, self._stages.mark())
-        self.probe()
 
 
 class Bench:
@@ -257,12 +257,6 @@ class Bench:
         """The engine in one line, with why ``auto`` took it."""
         return self._llm.engine + (f" ({self._llm.why})" if self._llm.why else "")
 
-    @property
-    def frames(self) -> int:
-        """Frames of the clip."""
-        given = self._setting.frames
-        return self._llm.bundle.manifest.video.frames if given is None else given
-
     def measure(self, case: Case, advance: Advance) -> Measured:
         """Asks about the clip until there are enough samples.
 
@@ -273,26 +267,28 @@ class Bench:
         Raises:
             TangoError: The chain or its engine refuses the case.
         """
-        clip = make_clip(case, self.frames, self._setting.seed)
+        clip = make_clip(case, self._setting.frames_of(self._llm.bundle), self._setting.seed)
         samples: Samples = {}
         for i in range(-self._setting.warm_up, self._setting.repeats):
-            answer, found = self._answer(clip, case, self._read_memory if i < 0 else _nothing)
+            answer, found = self._answer(clip, case)
             if i >= 0:
                 for name, values in found.items():
                     samples.setdefault(name, []).extend(values)
+            elif self.on_device:
+                self._peak = max(self._peak, _device_in_use() - self._before)
             advance(1)
         device = self._peak if self.on_device else None
         return Measured(answer.kept, answer.total, answer.prompt_tokens, samples, device, peak_host())
 
-    def _answer(self, clip: NDArray[np.uint8], case: Case, probe: Callable[[], None]) -> tuple[Answer, Samples]:
+    def _answer(self, clip: NDArray[np.uint8], case: Case) -> tuple[Answer, Samples]:
         setting, watched = self._setting, self._watched
-        watched.begin(probe)
+        watched.begin()
         begin = time.perf_counter()
         answer = self._llm.generate(
             clip,
             self._question,
-            frames=self.frames,
-            retention_ratio=setting.retention_ratio if case.prune else None,
+            frames=len(clip),
+            retention_ratio=setting.retention_ratio,
             prune=case.prune,
             max_new_tokens=1 + setting.decode_tokens,
         )
@@ -310,10 +306,6 @@ class Bench:
         found["answer"] = [1e3 * (end - begin)]
         return answer, found
 
-    def _read_memory(self) -> None:
-        if self.on_device:
-            self._peak = max(self._peak, _device_in_use() - self._before)
-
 
 def cold_start(bundle: Path, engine: str, setting: Setting, case: Case) -> dict[str, float]:
     """Starts a process that imports the runtime, loads the bundle and gives one token.
@@ -327,7 +319,7 @@ def cold_start(bundle: Path, engine: str, setting: Setting, case: Case) -> dict[
     """
     request = {"bundle": str(bundle), "engine": engine, "setting": vars(setting), "case": vars(case)}
     begin = time.monotonic()  # one clock for all processes of a Linux machine
-    command = [sys.executable, "-m", "tango_runtime.bench_cold", json.dumps(request)]
+    command = [sys.executable, "-m", "tango_runtime.bench.cold", json.dumps(request)]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     said = ended.stdout.strip().splitlines()
     if ended.returncode or not said:
@@ -352,7 +344,3 @@ def _device_in_use() -> int:
     except TangoError:  # `auto` goes on to the CPU, and says why
         return 0
     return int(total - free)
-
-
-def _nothing() -> None:
-    pass

@@ -7,10 +7,10 @@ import json
 import pytest
 import torch
 
+import tango_runtime.bench.peer
 from tango_plugins import TangoError
-from tango_runtime import bench_torch
-from tango_runtime.bench import Case, Setting, make_clip
-from tango_runtime.bench_torch import Peer, Shape
+from tango_runtime.bench.measure import Case, Setting, make_clip
+from tango_runtime.bench.peer import Peer, Shape
 from tango_runtime.bundle import Bundle
 from tango_runtime.cli import main
 
@@ -54,9 +54,11 @@ def test_the_prompt_has_the_shape_that_was_asked_for(peer, monkeypatch):
 
 def test_a_recorded_step_finds_room_in_the_cache_and_goes_on_where_the_prompt_ends(peer, monkeypatch):
     caches = []
-    made = bench_torch.transformers.StaticCache
+    made = tango_runtime.bench.peer.transformers.StaticCache
     monkeypatch.setattr(
-        bench_torch.transformers, "StaticCache", lambda **given: (caches.append(made(**given)), caches[-1])[1]
+        tango_runtime.bench.peer.transformers,
+        "StaticCache",
+        lambda **given: (caches.append(made(**given)), caches[-1])[1],
     )
     monkeypatch.setattr(peer, "_recorded", lambda step: [step() for _ in range(4)] and step)  # as a capture does
     samples = peer._graph(SHAPE, lambda done: None)

@@ -14,7 +14,7 @@ import transformers
 from numpy.typing import NDArray
 
 from tango_plugins import TangoError
-from tango_runtime.bench import Measured, Samples, Setting
+from tango_runtime.bench.measure import Measured, Samples, Setting
 from tango_runtime.bundle import Manifest
 from tango_runtime.preprocess import preprocess
 from tango_runtime.progress import Advance

@@ -1,4 +1,4 @@
-"""One cold start, in a process of its own: ``python -m tango_runtime.bench_cold REQUEST``; see bench.py."""
+"""One cold start, in a process of its own: ``python -m tango_runtime.bench.cold REQUEST``; see measure.py."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from tango_plugins import TangoError
-from tango_runtime.bench import Case, Setting, make_clip, make_question, peak_host
+from tango_runtime.bench.measure import Case, Setting, make_clip, make_question, peak_host
 from tango_runtime.chain import VideoLLM
 
 
@@ -28,11 +28,10 @@ def _first_token(request: dict[str, Any]) -> dict[str, Any]:
     begin = time.monotonic()
     llm = VideoLLM(request["bundle"], request["engine"])
     loaded = time.monotonic()
-    frames = llm.bundle.manifest.video.frames if setting.frames is None else setting.frames
-    clip, question = make_clip(case, frames, setting.seed), make_question(llm.bundle)
+    clip, question = make_clip(case, setting.frames_of(llm.bundle), setting.seed), make_question(llm.bundle)
+    ratio = setting.retention_ratio
     asked = time.monotonic()
-    ratio = setting.retention_ratio if case.prune else None
-    llm.generate(clip, question, frames=frames, retention_ratio=ratio, prune=case.prune, max_new_tokens=1)
+    llm.generate(clip, question, frames=len(clip), retention_ratio=ratio, prune=case.prune, max_new_tokens=1)
     first = time.monotonic()
     return {"load": 1e3 * (loaded - begin), "first token": 1e3 * (first - asked), "host_memory": peak_host()}
 

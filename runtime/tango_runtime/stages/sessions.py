@@ -1,0 +1,130 @@
+"""Sessions of ONNX Runtime on a GPU, reading and writing our device memory on our stream.
+
+Decoding is bound once and run token by token; it is not recorded as a CUDA graph, since ONNX Runtime keeps the graph's
+arithmetic on shapes on the CPU, and that cannot be recorded. That of a fused decoder can:
+:mod:`tango_runtime.stages.fused`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tango_plugins import TangoError
+from tango_plugins.library import Memory
+from tango_runtime.bundle import Bundle, GraphName
+from tango_runtime.device import Stream
+from tango_runtime.stages.cuda import Run
+from tango_runtime.stages.onnxruntime import check_tensors
+
+PROVIDER = "CUDAExecutionProvider"
+#: The provider, and the device that tensors are bound on.
+CUDA = (PROVIDER, "cuda")
+_GRAPHS: tuple[GraphName, ...] = ("vision", "embed", "decoder")
+
+#: A tensor that can be bound: on the device, or a small one that an operator reads on the host.
+Tensor = Memory | NDArray[Any]
+
+
+class OrtGraphs:
+    """Sessions on one stream; see :class:`tango_runtime.stages.cuda.Graphs`.
+
+    Args:
+        onnxruntime: The module.
+        bundle: The bundle.
+        stream: What they run on.
+        provider: The provider, with the device that its tensors are bound on. Another than CUDA's is for tests.
+
+    Raises:
+        TangoError: A graph cannot be loaded on the provider.
+    """
+
+    #: Attention is not fused: its scores take 17 MB in fp16 for each frame of 384×384 and layer.
+    frames_at_once = 8
+    #: Likewise, the scores of a pass of the decoder are heads · tokens · positions.
+    tokens_at_once = 2048
+    capacity: int | None = None
+    in_place = False
+    #: The provider's options beyond those that all graphs have.
+    settings: Mapping[GraphName, Mapping[str, str]] = MappingProxyType({})
+
+    def __init__(self, onnxruntime: Any, bundle: Bundle, stream: Stream, provider: tuple[str, str] = CUDA) -> None:
+        name, self._place = provider
+        self._specs = bundle.manifest.graphs
+        # No doubling of the arena: what one frame more needs is not worth twice the memory.
+        common = {"user_compute_stream": str(stream.handle), "arena_extend_strategy": "kSameAsRequested"}
+        # The only references to the sessions, and to the bindings, which hold them: they go when these are cleared. Of
+        # a graph's bindings the newest counts, and the one that is replayed.
+        self._bindings: dict[tuple[GraphName, bool], Any] = {}
+        self._sessions = {
+            graph: _open(onnxruntime, bundle, graph, name, common | dict(self.settings.get(graph, {})))
+            for graph in _GRAPHS
+        }
+        stream.before_end(self._bindings.clear)
+        stream.before_end(self._sessions.clear)
+        self._options = run_options(onnxruntime)
+        self._stream = stream
+        self.description = f"ONNX Runtime {onnxruntime.__version__}, {name.removesuffix('ExecutionProvider')}"
+
+    def dtype(self, graph: GraphName, tensor: str) -> str:
+        """The graph's own type of a tensor."""
+        spec = self._specs[graph]
+        return next(t.dtype for t in (*spec.inputs, *spec.outputs) if t.name == tensor)
+
+    def bind(self, graph: GraphName, tensors: Mapping[str, Memory], *, replay: bool = False) -> Run:
+        """Prepares a session to read and write these tensors; gives the function that runs it."""
+        return self._bound(graph, tensors, self._options, replay)
+
+    def _bound(self, graph: GraphName, tensors: Mapping[str, Tensor], options: Any, replay: bool) -> Run:
+        inputs = {t.name for t in self._specs[graph].inputs}
+        binding = self._bindings[graph, replay] = self._sessions[graph].io_binding()
+        for name, memory in tensors.items():
+            if isinstance(memory, np.ndarray):
+                binding.bind_cpu_input(name, memory)
+                continue
+            bind = binding.bind_input if name in inputs else binding.bind_output
+            bind(name, self._place, 0, np.dtype(memory.dtype).type, memory.shape, memory.address)
+
+        def run() -> None:
+            try:
+                self._sessions[graph].run_with_iobinding(self._bindings[graph, replay], options)
+            except Exception as error:  # ONNX Runtime's errors have no common class
+                raise TangoError(
+                    f"ONNX Runtime cannot run {graph}: {str(error).splitlines()[0]}",
+                    "use fewer frames, or end other programs on the GPU; see: tango doctor",
+                ) from error
+
+        return run
+
+
+def run_options(onnxruntime: Any, **entries: str) -> Any:
+    """Options of runs that do not wait for their end: the stream keeps the order, and a wait would only cost time."""
+    options = onnxruntime.RunOptions()
+    for name, value in {"disable_synchronize_execution_providers": "1", **entries}.items():
+        options.add_run_config_entry(name, value)
+    return options
+
+
+def _open(onnxruntime: Any, bundle: Bundle, graph: GraphName, provider: str, settings: dict[str, str]) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    file = bundle.graph(graph)
+    chosen = (provider, settings) if provider == PROVIDER else provider
+    try:
+        session = onnxruntime.InferenceSession(str(file), options, providers=[chosen])
+    except Exception as error:  # ONNX Runtime's errors have no common class
+        raise TangoError(
+            f"ONNX Runtime cannot load {file} on the GPU: {str(error).splitlines()[0]}",
+            "check the bundle with: tango inspect BUNDLE --verify, and the GPU with: tango doctor",
+        ) from error
+    if session.get_providers()[0] != provider:  # it would run on the CPU and say nothing
+        raise TangoError(
+            f"ONNX Runtime cannot use {provider}: its CUDA or cuDNN libraries are missing or of another version",
+            "see: tango doctor",
+        )
+    check_tensors(bundle, graph, session)
+    return session
