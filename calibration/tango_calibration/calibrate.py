@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from onnx import ModelProto
 
 from tango_calibration import observe
 from tango_calibration.data import Video
 from tango_calibration.evaluate import ALL, ChainReader, Record, Trial, evaluate_in_parallel
 from tango_calibration.observe import Array, Cache, Method, Watched
+from tango_calibration.quantize import FP8_OPSET, Scheme, read_graph
 from tango_calibration.scores import RESAMPLES, Estimate
-from tango_calibration.weigh import GraphWork, Quantized
+from tango_calibration.weigh import GraphWork, Quantized, Weighed
 from tango_plugins import TangoError, reference
 from tango_runtime.bundle import (
     Bundle,
@@ -33,10 +35,14 @@ from tango_runtime.prompt import Prompt
 from tango_runtime.stages import select
 from tango_runtime.staging import check_output, require_space, staged_folder
 
-Choice = Literal["fp16", "int8", "int4"]
+Choice = Literal["fp16", "int8", "fp8", "int4"]
 
-#: Engines that read a precision.
-_ENGINES: dict[Precision, tuple[Engine, ...]] = {"int8": ("onnxruntime", "tensorrt"), "int4": ("onnxruntime",)}
+#: Engines that a precision can be written for.
+_ENGINES: dict[Precision, tuple[Engine, ...]] = {
+    "int8": ("onnxruntime", "tensorrt"),
+    "fp8": ("tensorrt",),
+    "int4": ("onnxruntime",),
+}
 
 ENGINE = "onnxruntime-cpu"
 
@@ -49,14 +55,17 @@ class Request:
         bundle: The bundle, not quantised.
         output: Where the new one will stand.
         clips: A folder of videos, or ``synthetic``.
-        vision: ``int8``, or ``fp16`` to leave the graph as it is.
-        decoder: ``int8``, ``int4``, or ``fp16`` to leave it.
+        vision: ``int8``, ``fp8``, or ``fp16`` to leave the graph as it is.
+        decoder: ``int8``, ``fp8``, ``int4``, or ``fp16`` to leave it.
         method: How the ranges of 8-bit activations are found.
         videos: Most clips.
         frames: Frames sampled of each; the bundle's number by default.
         max_new_tokens: Most tokens of an answer.
         seed: Of generated clips.
-        engine: What must be able to run the new bundle; None asks for no more than ONNX Runtime.
+        engine: What the new bundle is for; None takes ONNX Runtime, and TensorRT for fp8. For TensorRT, INT8 weights
+            are written in fp32, which its versions from 8.6 on read, and ONNX Runtime too.
+        min_overlap: Share of the tokens kept before that must be kept after; further layers of vision are spared until
+            they are. None asks nothing.
         cache: Where observations are kept; by default beside the output.
         overwrite: Replace an output that exists.
     """
@@ -72,6 +81,7 @@ class Request:
     max_new_tokens: int = 16
     seed: int = 0
     engine: Engine | None = None
+    min_overlap: float | None = None
     cache: Path | None = None
     overwrite: bool = False
 
@@ -80,6 +90,11 @@ class Request:
         """The graphs that are to be quantised."""
         named: dict[GraphName, Choice] = {"vision": self.vision, "decoder": self.decoder}
         return {name: choice for name, choice in named.items() if choice != "fp16"}
+
+    @property
+    def target(self) -> Engine:
+        """The engine that the new bundle is for."""
+        return self.engine or ("tensorrt" if "fp8" in self.precisions.values() else "onnxruntime")
 
 
 @dataclass(frozen=True)
@@ -125,13 +140,17 @@ def calibrate(request: Request) -> Outcome:
         for name, precision in request.precisions.items()
     ]
     schemes = [graph.observe() for graph in work]
-    weighed = [graph.weigh(scheme) for graph, scheme in zip(work, schemes, strict=True)]
+    overlaps_of = partial(_overlaps, bundle, videos, watched)
+    weighed = [_weigh(graph, scheme, request, overlaps_of) for graph, scheme in zip(work, schemes, strict=True)]
     with staged_folder(request.output, overwrite=request.overwrite) as folder:
-        require_space(folder, sum(file.size for file in bundle.manifest.files.values()))
-        decided = zip(work, schemes, weighed, strict=True)
+        size = sum(file.size for file in bundle.manifest.files.values())
+        require_space(folder, 2 * size if request.target == "tensorrt" else size)  # fp32 where there was fp16
+        written = [replace(scheme, float_weights=request.target == "tensorrt") for scheme in schemes]
+        decided = zip(work, written, weighed, strict=True)
         graphs = {graph.name: graph.write(folder, scheme, layers) for graph, scheme, layers in decided}
         _complete(folder, bundle, request, graphs, len(videos))
-        overlaps = _overlaps(bundle, Bundle.load(folder), videos, watched) if "vision" in graphs else ()
+        vision = folder / bundle.manifest.graphs["vision"].file
+        overlaps = overlaps_of(read_graph(vision), folder) if "vision" in graphs else ()
     return Outcome(graphs, overlaps)
 
 
@@ -141,7 +160,14 @@ def check(request: Request) -> Bundle:
         raise TangoError("nothing is to be quantised", "ask for --vision int8, --decoder int8 or --decoder int4")
     if request.vision == "int4":
         raise TangoError("vision cannot be quantised to int4", "ask for --vision int8: its activations count, too")
+    if request.min_overlap is not None and "vision" not in request.precisions:
+        raise TangoError("--min-overlap is about vision, which is left as it is", "add --vision int8")
     bundle = Bundle.load(request.bundle)
+    if "fp8" in request.precisions.values() and bundle.manifest.dtype != "float16":
+        raise TangoError(
+            f"fp8 is written around fp16, and {request.bundle} is in {bundle.manifest.dtype}",
+            "export the checkpoint in fp16 (tango export --dtype fp16)",
+        )
     for name, choice in request.precisions.items():
         spec = bundle.manifest.graphs[name]
         if spec.quantization:
@@ -149,9 +175,9 @@ def check(request: Request) -> Bundle:
                 f"{name} of {request.bundle} is quantised already, to {spec.quantization.precision}",
                 "calibrate the bundle that tango-export made",
             )
-        if request.engine and request.engine not in _ENGINES[choice]:
+        if request.target not in _ENGINES[choice]:
             raise TangoError(
-                f"{request.engine} cannot run {name} in {choice}", f"{', '.join(_ENGINES[choice])} can; or take int8"
+                f"{request.target} cannot run {name} in {choice}", f"{', '.join(_ENGINES[choice])} can; or take int8"
             )
     check_output(request.output, overwrite=request.overwrite)
     return bundle
@@ -174,6 +200,23 @@ def _watch(bundle: Bundle, cache: Cache, videos: Sequence[Video], max_new_tokens
         return [watched(video) for video in observe.counted(videos, advance)]
 
 
+def _weigh(
+    graph: GraphWork,
+    scheme: Scheme,
+    request: Request,
+    overlaps: Callable[[ModelProto, Path], Sequence[Overlap]],
+) -> tuple[Weighed, ...]:
+    """Decides which layers take which form."""
+    weighed, least = graph.weigh(scheme), request.min_overlap
+    if graph.name != "vision" or least is None:
+        return weighed
+
+    def enough(model: ModelProto, folder: Path) -> bool:
+        return float(np.mean([overlap.kept for overlap in overlaps(model, folder)])) >= least
+
+    return graph.spare_until(scheme, weighed, enough)
+
+
 # The new bundle
 
 
@@ -194,20 +237,26 @@ def _complete(
 
 
 def _spec(spec: GraphSpec, request: Request, done: Quantized, clips: int) -> GraphSpec:
-    method = request.method if done.precision == "int8" else None
-    engines = tuple(engine for engine in spec.engines if engine in _ENGINES[done.precision])
+    method = request.method if done.precision != "int4" else None
+    # What is written for TensorRT alone (fp8), for both (int8 with weights in fp32) or for ONNX Runtime alone.
+    readers = _ENGINES[done.precision] if request.target == "tensorrt" else (request.target,)
+    engines = tuple(engine for engine in spec.engines if engine in readers)
+    opset = FP8_OPSET if done.precision == "fp8" else spec.opset
     spared = tuple(layer.layer for layer in done.spared)
     quantization = Quantization(done.precision, clips, spared, method)
-    return replace(spec, engines=engines, quantization=quantization, fused=None)  # its weights are not there any more
+    # The fused graph goes: its weights are not there any more.
+    return replace(spec, opset=opset, engines=engines, quantization=quantization, fused=None)
 
 
-def _overlaps(bundle: Bundle, new: Bundle, videos: Sequence[Video], watched: Sequence[Watched]) -> tuple[Overlap, ...]:
-    """Compares what is kept of each clip before and after."""
-    stages, overlaps = select(new, ENGINE), []
+def _overlaps(
+    bundle: Bundle, videos: Sequence[Video], watched: Sequence[Watched], vision: ModelProto, folder: Path
+) -> tuple[Overlap, ...]:
+    """Compares what is kept of each clip before and after, with a vision graph whose weights lie in a folder."""
+    session, overlaps = observe.open_graph(vision, folder), []
     with progress("overlap", len(videos)) as advance:
         for video, before in zip(observe.counted(videos, advance), watched, strict=True):
             frames, seconds = observe.see(bundle, video)
-            features, salience = (stages.host(t) for t in stages.vision(frames, lambda done: None))
+            features, salience = (np.concatenate(t) for t in zip(*observe.run_vision(session, frames), strict=True))
             after = reference.prune(features, salience, seconds, bundle.manifest.params)
             salient = _shared(before.indices[~before.merged], after.indices[~after.merged])
             overlaps.append(Overlap(_shared(before.indices, after.indices), salient))

@@ -24,7 +24,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
-from onnx import ModelProto, helper
+from onnx import ModelProto, TensorProto, helper
 
 from tango_calibration.data import QUESTIONS, Rendered, Video, read_folder, synthetic
 from tango_calibration.question import Question
@@ -196,6 +196,9 @@ def open_graph(model: ModelProto, folder: Path, more: Sequence[str] = ()) -> onn
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder.resolve()))
+    if any(proto.data_type == TensorProto.FLOAT8E4M3FN for proto in model.graph.initializer):
+        # It would move pairs over operators that know no fp8, and refuse its own graph.
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     try:
         return onnxruntime.InferenceSession(told.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's errors have no common class
@@ -341,6 +344,10 @@ def _entropy(counts: NDArray[np.int64]) -> int:
 
     TensorRT's calibration: S. Migacz, 8-bit Inference with TensorRT, GTC 2017. The first bin is left out: it holds the
     zeros, which any scale holds exactly, and after a GELU they would drown the rest.
+
+    The divergence counts values, not their squares, so it spends its steps where most values are and clips the few
+    large ones, which carry a transformer's signal: behind the GELUs of models/tiny it keeps a third to a half of the
+    range that minmax does, and vision gets 21 times the noise. Even the range of least squared error makes 4 times.
     """
     shares = counts.astype(np.float64)
     shares[0] = 0

@@ -1,11 +1,14 @@
 """Precision goes into a graph: its linear layers are rewritten, everything else stays as it is.
 
-A linear layer is a product whose right side is a stored matrix. It takes one of three forms:
+A linear layer is a product whose right side is a stored matrix. It takes one of four forms:
 
 - ``w8a8``: 8-bit weights and activations. ``QuantizeLinear`` and ``DequantizeLinear`` stand before the product, in the
   form that TensorRT asks for: symmetric, zero points written out, one scale for the activations and one for each column
   of the weights. At opset 17 both take fp32 alone, so the product stands in fp32 between two casts; a cast that
   narrowed the activations just before is passed by. ONNX Runtime's CPU engine makes one integer product of it.
+  TensorRT takes stored 8-bit weights from version 10 on; before, it wants them in fp32 and quantises them itself when
+  it builds the engine (``Scheme.float_weights``).
+- ``fp8``: the same with E4M3, for TensorRT 10 and later; it has not run on an engine. At opset 19 all of it is fp16.
 - ``w4a16`` and ``w8a16``: weights only, in blocks along the columns with a scale each, as ONNX Runtime's own
   ``MatMulNBits``; TensorRT does not know it.
 
@@ -34,7 +37,10 @@ from tango_plugins import TangoError
 Array = NDArray[Any]
 
 #: W: bits of the weights; a: bits of the activations.
-Form = Literal["w8a8", "w8a16", "w4a16"]
+Form = Literal["w8a8", "w8a16", "w4a16", "fp8"]
+
+#: The opset of fp8: the first whose QuantizeLinear has it. The parser of TensorRT 10.0 reads up to 20.
+FP8_OPSET = 19
 
 #: Weights of a column that share a scale.
 BLOCK = 32
@@ -50,6 +56,27 @@ _TRIED = (1.0, 1.14, 1.07, 0.95, 0.9, 0.85, 0.8)
 _CONTRIB = "com.microsoft"
 #: The smallest normal number of fp16: no scale may be zero.
 _TINY = 2.0**-14
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The values that 8 bits can hold, before they are scaled.
+
+    Attributes:
+        name: Suffix of the tensors that hold them.
+        dtype: Their type in the graph.
+        largest: The largest of them; the smallest is its negative.
+    """
+
+    name: str
+    dtype: Any
+    largest: float
+
+
+INT8 = Grid("int8", np.dtype(np.int8), 127)
+FP8 = Grid("fp8", helper.tensor_dtype_to_np_dtype(TensorProto.FLOAT8E4M3FN), 448)
+_GRIDS: dict[Form, Grid] = {"w8a8": INT8, "fp8": FP8}
+
 _ALIGNMENT = 64
 #: Tensors below so many bytes stay in the graph's own file.
 _SMALL = 1024
@@ -84,12 +111,14 @@ class Scheme:
         peaks: By input: the largest magnitude that 8-bit activations hold, after smoothing.
         smoothing: By input: what its channels are divided by, and its layers' rows multiplied with, powers of two [in].
         energies: By input: mean square of each channel [in], the weight of an error in a row of 4-bit weights.
+        float_weights: Whether INT8 weights stay in fp32 behind a QuantizeLinear of their own: four times the bytes.
     """
 
     forms: Mapping[str, Form]
     peaks: Mapping[str, float] = field(default_factory=dict)
     smoothing: Mapping[str, Array] = field(default_factory=dict)
     energies: Mapping[str, Array] = field(default_factory=dict)
+    float_weights: bool = False
 
 
 class Store(Protocol):
@@ -232,7 +261,7 @@ class DataFile:
         place = (("location", self._name), ("offset", self._stream.tell()), ("length", values.nbytes))
         for key, value in place:
             proto.external_data.add(key=key, value=str(value))
-        self._stream.write(values.data)
+        self._stream.write(values.view(np.uint8).data)  # a buffer of NumPy's knows no fp8
         return proto
 
     def keep(self, proto: TensorProto, weights: Weights) -> TensorProto:
@@ -266,7 +295,7 @@ def quantize(model: ModelProto, weights: Weights, scheme: Scheme, store: Store) 
             new.graph.initializer.append(store.add(proto.name, smoothed[proto.name]))
         elif proto.name not in replaced:
             new.graph.initializer.append(store.keep(proto, weights))
-    writer = _Writer(new, store, scheme, _Casts(model))
+    writer = _Writer(new, store, scheme, _Types(model))
     for node in model.graph.node:
         layer = chosen.get(node.output[0])
         if layer is None:
@@ -275,7 +304,22 @@ def quantize(model: ModelProto, weights: Weights, scheme: Scheme, store: Store) 
             writer.write(layer, smoothed[layer.weight])
     if "w4a16" in scheme.forms.values() or "w8a16" in scheme.forms.values():
         new.opset_import.append(helper.make_opsetid(_CONTRIB, 1))
+    if "fp8" in scheme.forms.values():
+        _to_fp8_opset(new)
     return new
+
+
+def _to_fp8_opset(model: ModelProto) -> None:
+    """Of the operators in a bundle's graphs only reductions are written otherwise there: their axes are an input."""
+    for node in model.graph.node:
+        axes = next((a for a in node.attribute if a.name == "axes"), None)
+        if node.op_type.startswith("Reduce") and axes is not None:
+            values = numpy_helper.from_array(np.array(axes.ints, np.int64), f"{node.output[0]}.axes")
+            model.graph.initializer.append(values)
+            node.input.append(values.name)
+            node.attribute.remove(axes)
+    model.ir_version = max(model.ir_version, 9)
+    next(opset for opset in model.opset_import if not opset.domain).version = FP8_OPSET
 
 
 def written(file: Path, weights: Weights, scheme: Scheme, model: ModelProto) -> None:
@@ -304,33 +348,36 @@ class _Smoothed:
         return values
 
 
-class _Casts:
-    """Which tensors are fp16 copies of fp32 ones."""
+class _Types:
+    """Types and shapes of a graph's tensors."""
 
     def __init__(self, model: ModelProto) -> None:
         inferred = onnx.shape_inference.infer_shapes(model).graph
-        types = {v.name: v.type.tensor_type.elem_type for v in (*inferred.value_info, *inferred.input)}
-        self._wide = {
-            node.output[0]: node.input[0]
-            for node in model.graph.node
-            if node.op_type == "Cast" and types.get(node.input[0]) == TensorProto.FLOAT
-        }
+        tensors = (*inferred.value_info, *inferred.input, *inferred.output)
+        self._types = {tensor.name: tensor.type.tensor_type for tensor in tensors}
+        self._cast = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "Cast"}
 
     def wide(self, name: str) -> str | None:
         """The fp32 tensor that was narrowed to this one."""
-        return self._wide.get(name)
+        before = self._cast.get(name, "")
+        return before if before in self._types and self._types[before].elem_type == TensorProto.FLOAT else None
+
+    def inner(self, name: str) -> list[int]:
+        """A tensor's dimensions but the first and the last; none where one of them is not known."""
+        inner = [axis.dim_value for axis in self._types[name].shape.dim[1:-1]] if name in self._types else []
+        return inner if all(inner) else []
 
 
 class _Writer:
     """Writes layers in their forms into a graph."""
 
-    def __init__(self, model: ModelProto, store: Store, scheme: Scheme, casts: _Casts) -> None:
-        self._graph, self._store, self._scheme, self._casts = model.graph, store, scheme, casts
+    def __init__(self, model: ModelProto, store: Store, scheme: Scheme, types: _Types) -> None:
+        self._graph, self._store, self._scheme, self._types = model.graph, store, scheme, types
 
     def write(self, layer: Linear, weight: Array) -> None:
         form = self._scheme.forms[layer.name]
-        if form == "w8a8":
-            self._write_qdq(layer, weight)
+        if form in _GRIDS:
+            self._write_qdq(layer, weight, _GRIDS[form])
         else:
             self._write_blocks(layer, weight, 4 if form == "w4a16" else 8)
 
@@ -342,30 +389,49 @@ class _Writer:
         self._graph.initializer.append(self._store.add(name, values))
         return name
 
-    def _write_qdq(self, layer: Linear, weight: Array) -> None:
-        narrow = weight.dtype == np.float16
-        wide = self._casts.wide(layer.input) if narrow else layer.input
-        if wide is None:
-            wide = self._node("Cast", [layer.input], f"{layer.name}.input.fp32", to=TensorProto.FLOAT)
-        scale = np.array(max(self._scheme.peaks[layer.input], _TINY) / 127, np.float32)
-        scaled = self._scaled(f"{layer.name}.input", scale)
+    def _write_qdq(self, layer: Linear, weight: Array, grid: Grid) -> None:
+        dtype = np.dtype(np.float32) if grid is INT8 else weight.dtype
+        narrow, left = dtype != weight.dtype, layer.input
+        inner = self._types.inner(left)
+        if narrow:
+            left = self._types.wide(left) or self._cast(left, f"{layer.name}.input.fp32", TensorProto.FLOAT)
+        if inner:
+            # Rows of one matrix: where ranks differ, TensorRT's parser puts a reshape between weight and product.
+            left = self._reshape(left, [-1, weight.shape[0]], f"{layer.name}.input.rows")
         # A pair for each layer, though several take the same input: ONNX Runtime, which makes the activations of a pair
         # unsigned to have an integer product, does so only where nobody else reads them.
-        quantized = self._node("QuantizeLinear", [wide, *scaled], f"{layer.name}.input.int8")
-        left = self._node("DequantizeLinear", [quantized, *scaled], f"{layer.name}.input.dequantized")
-        values, scales = columns(weight)
-        stored = self._tensor(f"{layer.weight}.int8", values)
-        inputs = [stored, *self._scaled(layer.weight, scales)]
-        right = self._node("DequantizeLinear", inputs, f"{layer.weight}.dequantized", axis=1)
+        step = scales(np.array(self._scheme.peaks[layer.input]), grid, dtype)
+        scaled = self._scaled(f"{layer.name}.input", step, grid)
+        left = self._node("QuantizeLinear", [left, *scaled], f"{layer.name}.input.{grid.name}")
+        left = self._node("DequantizeLinear", [left, *scaled], f"{layer.name}.input.dequantized")
+        product = self._node("MatMul", [left, self._weight(layer, weight, grid, dtype)], f"{layer.output}.product")
         if narrow:
-            product = self._node("MatMul", [left, right], f"{layer.output}.fp32")
-            self._node("Cast", [product], layer.output, to=TensorProto.FLOAT16)
-        else:
-            self._node("MatMul", [left, right], layer.output)
+            product = self._cast(product, f"{layer.output}.fp16", TensorProto.FLOAT16)
+        if inner:
+            self._reshape(product, [-1, *inner, weight.shape[1]], f"{layer.output}.shaped")
+        self._graph.node[-1].output[0] = layer.output
 
-    def _scaled(self, name: str, scale: Array) -> tuple[str, str]:
-        """A scale and its zero point, which TensorRT 8 asks for."""
-        return self._tensor(f"{name}.scale", scale), self._tensor(f"{name}.zero", np.zeros(scale.shape, np.int8))
+    def _weight(self, layer: Linear, weight: Array, grid: Grid, dtype: Any) -> str:
+        """A weight as it is stored, and what makes it a matrix of ``dtype`` again; the one place that decides."""
+        values, steps = columns(weight, grid, dtype)
+        scaled = self._scaled(layer.weight, steps, grid)
+        if grid is INT8 and self._scheme.float_weights:
+            stored = self._tensor(f"{layer.weight}.fp32", weight.astype(np.float32))
+            stored = self._node("QuantizeLinear", [stored, *scaled], f"{layer.weight}.{grid.name}", axis=1)
+        else:
+            stored = self._tensor(f"{layer.weight}.{grid.name}", values)
+        return self._node("DequantizeLinear", [stored, *scaled], f"{layer.weight}.dequantized", axis=1)
+
+    def _cast(self, name: str, output: str, to: int) -> str:
+        return self._node("Cast", [name], output, to=to)
+
+    def _reshape(self, name: str, shape: list[int], output: str) -> str:
+        return self._node("Reshape", [name, self._tensor(f"{output}.shape", np.array(shape, np.int64))], output)
+
+    def _scaled(self, name: str, scale: Array, grid: Grid) -> tuple[str, str]:
+        """A scale and its zero point, which TensorRT 8 asks for and which says what 8 bits mean."""
+        zero = np.zeros(scale.shape, grid.dtype)
+        return self._tensor(f"{name}.scale", scale), self._tensor(f"{name}.zero", zero)
 
     def _write_blocks(self, layer: Linear, weight: Array, bits: int) -> None:
         K, N = weight.shape
@@ -381,23 +447,37 @@ class _Writer:
 # Arithmetic
 
 
-def columns(weight: Array) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """8-bit weights with a scale for each column, symmetric: −127 to 127.
+def scales(peaks: Array, grid: Grid, dtype: Any) -> Array:
+    """What the values of a grid are multiplied with so that the largest is a peak: max|x| / 127 or 448.
+
+    Args:
+        peaks: The largest magnitudes, of any shape.
+        grid: The values.
+        dtype: Type of the scales; none of them is below its smallest normal number.
+    """
+    steps: Array = np.maximum(np.asarray(peaks, np.float32) / grid.largest, np.finfo(dtype).tiny)
+    return steps.astype(dtype)
+
+
+def columns(weight: Array, grid: Grid = INT8, dtype: Any = np.float32) -> tuple[Array, Array]:
+    """8-bit weights with a scale for each column, symmetric.
 
     Args:
         weight: [in, out].
+        grid: What 8 bits mean.
+        dtype: Type of the scales.
 
     Returns:
         (values [in, out], scales [out], all positive).
     """
-    values = np.empty(weight.shape, np.int8)
-    scales = np.empty(weight.shape[1], np.float32)
+    values = np.empty(weight.shape, grid.dtype)
+    steps = np.empty(weight.shape[1], dtype)
     for part in _parts(weight.shape[1], weight.shape[0]):
         wide = weight[:, part].astype(np.float32)
-        peak = np.abs(wide).max(0)
-        scales[part] = np.where(peak > 0, peak, 1) / 127
-        values[:, part] = np.rint(wide / scales[part])
-    return values, scales
+        steps[part] = scales(np.abs(wide).max(0), grid, dtype)
+        wide /= steps[part].astype(np.float32)
+        values[:, part] = np.rint(wide) if grid is INT8 else wide  # a cast to fp8 rounds
+    return values, steps
 
 
 def blocks(weight: Array, bits: int, energies: Array | None = None) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:

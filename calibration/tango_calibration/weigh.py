@@ -33,7 +33,7 @@ from tango_runtime.bundle import Bundle, GraphName, Precision
 from tango_runtime.progress import progress
 
 #: What a precision makes of a layer, and then of one that would lose too much; beyond them it stays as it was.
-FORMS: dict[Precision, tuple[Form, ...]] = {"int8": ("w8a8",), "int4": ("w4a16", "w8a16")}
+FORMS: dict[Precision, tuple[Form, ...]] = {"int8": ("w8a8",), "fp8": ("fp8",), "int4": ("w4a16", "w8a16")}
 
 #: What all quantised layers of a graph together may lose: of vision, noise over signal of its outputs; of the decoder,
 #: nats between the distributions of the next token.
@@ -43,6 +43,9 @@ BUDGETS: dict[GraphName, float] = {"vision": 0.01, "decoder": 0.02}
 STANDS_OUT = 10
 #: and those that stand out are spared as long as they hold no more than this share of the weights.
 CHEAP = 0.1
+
+#: Steps in which more layers are spared until a graph will do.
+_STEPS = 8
 
 #: Clips that losses are measured on, of vision one frame each.
 _WEIGHED = 8
@@ -121,11 +124,10 @@ class GraphWork:
 
     def observe(self) -> Scheme:
         """What every form needs to know of the layers; none has a form yet."""
-        channels = self._channels() if self.name == "decoder" else None
         if self._precision == "int4":
-            assert channels is not None  # there is no 4-bit vision
-            return Scheme({}, energies=dict(zip(self._inputs, channels.energies(), strict=True)))
-        smooth = self._smoothing(channels) if channels else {}
+            return Scheme({}, energies=dict(zip(self._inputs, self._channels().energies(), strict=True)))
+        # E4M3 has the same precision over 15 octaves: an outlier takes nothing from the other channels.
+        smooth = self._smoothing(self._channels()) if (self.name, self._precision) == ("decoder", "int8") else {}
         histograms = self._histograms(smooth)
         return Scheme({}, dict(zip(self._inputs, histograms.ranges(self._method), strict=True)), smooth)
 
@@ -203,7 +205,7 @@ class GraphWork:
         """What the graph loses when one layer takes this form."""
         loss = cache(self._loss)
         clips = [self._cache.key(video, self.name) for video in self._videos]
-        about = f"{form} {self._method if form == 'w8a8' else ''} {clips}"
+        about = f"{form} {self._method if form in ('w8a8', 'fp8') else ''} {clips}"
 
         def measured(name: str) -> dict[str, Array]:
             model = quantize(self._model, self._weights, replace(scheme, forms={name: form}), Embedded())
@@ -244,6 +246,29 @@ class GraphWork:
             logits += every[-1 - len(watched.prompted.answer) :]
         return logits
 
+    def spare_until(
+        self, scheme: Scheme, weighed: Sequence[Weighed], enough: Callable[[ModelProto, Path], bool]
+    ) -> tuple[Weighed, ...]:
+        """Spares further layers, those that lose most first, until a graph will do.
+
+        Which are spared matters little beside how many: on models/tiny, layers chosen by how many kept tokens each
+        changes alone did no better than layers chosen by their loss.
+
+        Raises:
+            TangoError: No graph will do.
+        """
+        worst = sorted((w for w in weighed if w.form), key=lambda w: -w.loss)
+        for more in range(0, len(worst), -(-len(weighed) // _STEPS)):
+            spared = {w.layer for w in worst[:more]}
+            tried = tuple(replace(w, form=None) if w.layer in spared else w for w in weighed)
+            model = quantize(self._model, self._weights, replace(scheme, forms=_forms(tried)), Embedded())
+            if enough(model, self._bundle.path):
+                return tried
+        raise TangoError(
+            f"{self.name} keeps other tokens even with most layers left as they were",
+            f"ask for less (--min-overlap), or leave it: --{self.name} fp16",
+        )
+
     # Writing
 
     def write(self, folder: Path, scheme: Scheme, weighed: Sequence[Weighed]) -> Quantized:
@@ -252,7 +277,7 @@ class GraphWork:
         Raises:
             TangoError: No layer was left to be quantised.
         """
-        forms = {w.layer: w.form for w in weighed if w.form}
+        forms = _forms(weighed)
         if not forms:
             raise TangoError(
                 f"every layer of {self.name} loses too much in {self._precision}",
@@ -266,6 +291,10 @@ class GraphWork:
         before = [spec.size for name, spec in self._bundle.manifest.files.items() if name.startswith(file.name)]
         after = [path.stat().st_size for path in folder.glob(f"{file.name}*")]
         return Quantized(self._precision, tuple(weighed), loss, sum(before), sum(after))
+
+
+def _forms(weighed: Sequence[Weighed]) -> dict[str, Form]:
+    return {w.layer: w.form for w in weighed if w.form}
 
 
 def _row_peaks(weight: Array) -> Array:

@@ -22,7 +22,7 @@ GraphName = Literal["vision", "prune", "embed", "decoder"]
 GRAPHS: tuple[GraphName, ...] = get_args(GraphName)
 Engine = Literal["onnxruntime", "tensorrt"]
 DType = Literal["float16", "float32", "int32", "int64", "uint8"]
-Precision = Literal["int8", "int4"]
+Precision = Literal["int8", "fp8", "int4"]
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class Quantization:
     """How the linear layers of a graph were quantised.
 
     Attributes:
-        precision: ``int8``: weights and activations, as QuantizeLinear and DequantizeLinear; ``int4``: weights only, in
-            blocks, as ONNX Runtime's MatMulNBits.
+        precision: ``int8``: weights and activations, as QuantizeLinear and DequantizeLinear; ``fp8``: the same in E4M3,
+            for TensorRT 10 and later; ``int4``: weights only, in blocks, as ONNX Runtime's MatMulNBits.
         clips: Videos that were observed.
         spared: Layers that lose too much: they are in the bundle's dtype, or in an ``int4`` graph have 8-bit weights.
         method: How the ranges of activations were found; None where only weights are quantised.

@@ -46,7 +46,7 @@ def test_the_new_bundle_is_whole_smaller_and_says_what_it_is(made):
         4,
     )
     assert (decoder.quantization.precision, decoder.quantization.method) == ("int4", None)
-    assert (vision.engines, decoder.engines) == (("onnxruntime", "tensorrt"), ("onnxruntime",))
+    assert vision.engines == decoder.engines == ("onnxruntime",)
     assert vision.opset == decoder.opset == 17
     assert vision.fused is decoder.fused is None  # it would read weights that are others now
     unchanged = ("embed.onnx", "embed.onnx.data", "prune.onnx", "tokenizer.json", "chat_template.jinja")
@@ -82,7 +82,7 @@ def test_nothing_is_observed_or_weighed_twice(made, request_of, monkeypatch):
     original = observe.open_graph
     monkeypatch.setattr(observe, "open_graph", lambda *args: sessions.append(args) or original(*args))
     assert calibrate(request_of("again", decoder="int4")) == outcome
-    assert len(sessions) == 2 * 2  # each new graph is held against its original in the end
+    assert len(sessions) == 2 * 2 + 1  # each new graph is held against its original in the end, and what vision keeps
 
 
 def test_an_interrupted_sweep_goes_on(request_of, monkeypatch, tmp_path):
@@ -111,9 +111,42 @@ def test_smoothed_8_bit_decoder(request_of):
     outcome = calibrate(request)
     spec = Bundle.load(request.output, verify=True).manifest.graphs["decoder"]
     assert spec.quantization.precision == "int8"
-    assert spec.engines == ("onnxruntime", "tensorrt")
+    assert spec.engines == ("onnxruntime",)
     assert outcome.graphs["decoder"].loss < 2 * BUDGETS["decoder"]
     assert outcome.overlaps == ()  # vision is as it was
+
+
+def test_8_bits_for_tensorrt(request_of, made):
+    request = request_of("int8-tensorrt", engine="tensorrt")
+    outcome = calibrate(request)
+    spec = Bundle.load(request.output, verify=True).manifest.graphs["vision"]
+    assert (spec.engines, spec.opset) == (("onnxruntime", "tensorrt"), 17)
+    assert outcome.overlaps == made[1].overlaps  # the same numbers, written otherwise
+    assert outcome.graphs["vision"].after > made[1].graphs["vision"].after
+
+
+def test_fp8(request_of):
+    request = request_of("fp8", vision="fp8", decoder="fp8")
+    outcome = calibrate(request)
+    graphs = Bundle.load(request.output, verify=True).manifest.graphs
+    for name in ("vision", "decoder"):
+        spec, graph = graphs[name], outcome.graphs[name]
+        assert (spec.engines, spec.opset, spec.quantization.precision) == (("tensorrt",), 19, "fp8")
+        assert 0 < graph.loss < 3 * BUDGETS[name]
+        assert graph.after < 0.8 * graph.before
+    assert graphs["embed"].opset == 17
+    assert all(0 < overlap.kept <= 1 for overlap in outcome.overlaps)
+
+
+def test_more_layers_are_spared_until_enough_tokens_are_the_same(request_of, made):
+    before = made[1]
+    least = (1 + np.mean([o.kept for o in before.overlaps])) / 2
+    outcome = calibrate(request_of("overlap", min_overlap=least))
+    assert np.mean([o.kept for o in outcome.overlaps]) >= least
+    spared = [{layer.layer for layer in o.graphs["vision"].spared} for o in (before, outcome)]
+    assert spared[0] < spared[1]
+    with pytest.raises(TangoError, match="most layers left"):
+        calibrate(request_of("all", min_overlap=1.01))
 
 
 def test_a_fp32_bundle(bundle, request_of):
@@ -158,12 +191,16 @@ def refused(request, match):
     assert sorted(request.output.parent.iterdir()) == before
 
 
-def test_refusals(made, request_of, tmp_path):
+def test_refusals(made, bundle, request_of, tmp_path):
     request, _ = made
     refused(request_of("x", vision="fp16"), "nothing is to be quantised")
     refused(request_of("x", vision="int4"), "vision cannot be quantised to int4")
     refused(request_of("x", bundle=request.output), "vision of .* quantised already, to int8")
     refused(request_of("x", decoder="int4", engine="tensorrt"), "tensorrt cannot run decoder in int4")
+    refused(request_of("x", vision="fp8", decoder="int4"), "tensorrt cannot run decoder in int4")
+    refused(request_of("x", vision="fp8", engine="onnxruntime"), "onnxruntime cannot run vision in fp8")
+    refused(request_of("x", vision="fp8", bundle=bundle(precision="fp32")), "fp8 is written around fp16")
+    refused(request_of("x", vision="fp16", decoder="int8", min_overlap=0.9), "--min-overlap is about vision")
     refused(request_of("int8-int4"), "exists already")
     refused(request_of("x", clips=str(tmp_path)), "no clips")
     refused(request_of("x", videos=3), "3 clips")
@@ -212,8 +249,9 @@ def test_the_command_ends_with_the_table_and_the_gate(request_of, capsys, tmp_pa
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--decoder", "fp8"], "needs TensorRT 10"),
-        (["--vision", "fp8"], "needs TensorRT 10"),
+        (["--decoder", "fp8", "--evaluate", "5"], "does not run fp8"),
+        (["--vision", "fp8", "--engine", "onnxruntime"], "onnxruntime cannot run vision in fp8"),
+        (["--min-overlap", "0"], "--min-overlap is 0"),
         (["--max-drop", "1"], "--evaluate"),
         (["--evaluate", "0"], "--evaluate is 0"),
         (["--method", "guess"], "guess"),

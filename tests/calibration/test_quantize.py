@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,13 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
+from tango_calibration.observe import open_graph
 from tango_calibration.quantize import (
     BLOCK,
+    FP8,
+    FP8_OPSET,
     Embedded,
     Scheme,
     Weights,
@@ -114,14 +119,86 @@ def test_w8a8_is_symmetric_per_channel_opset_17_and_close(graph, x):
     assert error(run(graph, x)[0], run(model, x)[0]) < 0.1
 
 
-def test_w8a8_runs_as_integers(graph, x, tmp_path):
-    model = quantized(graph, Scheme(dict.fromkeys("abc", "w8a8"), peaks_of(graph, x)))
+@pytest.mark.parametrize("float_weights", [False, True])
+def test_w8a8_runs_as_integers(graph, x, tmp_path, float_weights):
+    scheme = Scheme(dict.fromkeys("abc", "w8a8"), peaks_of(graph, x), float_weights=float_weights)
+    model = quantized(graph, scheme)
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
     onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     kinds = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
     assert kinds.count("MatMulIntegerToFloat") == 3
     assert "MatMul" not in kinds
+
+
+def test_float_weights_are_quantised_by_the_graph_alike(graph, x):
+    """TensorRT 8 takes no stored int8: there a float weight goes through a pair of its own."""
+    scheme = Scheme(dict.fromkeys("abc", "w8a8"), peaks_of(graph, x))
+    compact, wide = quantized(graph, scheme), quantized(graph, replace(scheme, float_weights=True))
+    assert (run(compact, x)[0] == run(wide, x)[0]).all()
+    stored = {t.name: t.data_type for t in wide.graph.initializer if not t.name.endswith(".zero")}
+    assert TensorProto.INT8 not in stored.values()
+    made = {node.output[0]: node for node in wide.graph.node}
+    for layer in linears(graph):
+        dequantize = made[made[f"{layer.output}.product"].input[1]]
+        quantize = made[dequantize.input[0]]
+        assert [dequantize.op_type, quantize.op_type] == ["DequantizeLinear", "QuantizeLinear"]
+        assert dequantize.input[1:] == quantize.input[1:]
+        assert stored[quantize.input[0]] == TensorProto.FLOAT
+
+
+def test_fp8_is_fp16_at_its_opset_and_close(graph, x):
+    model = quantized(graph, Scheme(dict.fromkeys("abc", "fp8"), peaks_of(graph, x)))
+    assert [(o.domain, o.version) for o in model.opset_import] == [("", FP8_OPSET)]
+    types = {t.name: t.data_type for t in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            assert [types[name] for name in node.input[1:]] == [TensorProto.FLOAT16, TensorProto.FLOAT8E4M3FN]
+    assert types["a.weight.fp8"] == TensorProto.FLOAT8E4M3FN
+    assert [n.op_type for n in model.graph.node].count("Cast") == 1  # the graph's own
+    with np.errstate(all="ignore"):  # its Sigmoid overflows where it does not look
+        told = ReferenceEvaluator(model).run(None, {"x": x})[0]
+    assert error(run(graph, x)[0], told) < 0.1
+    session = open_graph(model, Path())
+    assert error(told, session.run(None, {"x": x})[0]) < 0.01  # ONNX Runtime's kernels say the same
+
+
+def test_fp8_holds_outliers_and_small_channels_alike():
+    weight = np.random.default_rng(0).normal(size=(300, 3)).astype(np.float16) * np.array([1, 1e-3, 1e2], np.float16)
+    weight[:, 0][0] = 60
+    values, scales = columns(weight, FP8, np.float16)
+    back = values.astype(np.float32) * scales.astype(np.float32)
+    assert [error(weight[1:, j], back[1:, j]) < 0.04 for j in range(3)] == [True] * 3
+    assert np.isfinite(back).all()
+    assert (scales >= np.finfo(np.float16).tiny).all()
+
+
+def test_an_axes_attribute_becomes_an_input(graph, x):
+    other = onnx.ModelProto.FromString(graph.SerializeToString())
+    other.graph.output[0].name = "mean"
+    other.graph.node.append(helper.make_node("ReduceMean", ["y"], ["mean"], axes=[-1], keepdims=1))
+    other.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 1
+    model = quantized(other, Scheme({"a": "fp8"}, peaks_of(graph, x)))
+    assert run(model, x)[0].shape == (64, 1)
+
+
+@pytest.mark.parametrize(("tokens", "rank"), [(4, 2), ("T", 3)])
+def test_a_product_of_a_higher_rank_becomes_one_of_rows(x, tokens, rank):
+    """Where the shape is known; where it is not, the product stays as it was."""
+    weight = np.random.default_rng(0).normal(size=(IN, OUT)).astype(np.float16)
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT16, ["F", tokens, IN])]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT16, ["F", tokens, OUT])]
+    nodes = [helper.make_node("MatMul", ["x", "a.weight"], ["y"])]
+    made = helper.make_graph(nodes, "g", inputs, outputs, [numpy_helper.from_array(weight, "a.weight")])
+    graph = helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    frames = x.reshape(-1, 4, IN).astype(np.float16)
+    model = quantized(graph, Scheme({"a": "w8a8"}, {"x": float(np.abs(x).max())}))
+    inferred = onnx.shape_inference.infer_shapes(model).graph.value_info
+    ranks = {v.name: len(v.type.tensor_type.shape.dim) for v in inferred}
+    assert ranks["y.product"] == rank
+    (wanted,), (given,) = run(graph, frames), run(model, frames)
+    assert wanted.shape == given.shape
+    assert error(wanted, given) < 0.02
 
 
 def test_a_fp32_graph_needs_no_casts(x):
@@ -208,8 +285,9 @@ def test_channels_of_more_energy_are_held_closer():
     assert error_of_row(*blocks(weight, 4, energies)) < 0.5 * error_of_row(*blocks(weight, 4))
 
 
-def test_a_file_holds_what_the_graph_in_memory_holds(graph, x, tmp_path):
-    scheme = Scheme({"a": "w8a8", "b": "w4a16"}, peaks_of(graph, x))
+@pytest.mark.parametrize("forms", [{"a": "w8a8", "b": "w4a16"}, {"a": "fp8", "b": "fp8"}])
+def test_a_file_holds_what_the_graph_in_memory_holds(graph, x, tmp_path, forms):
+    scheme = Scheme(forms, peaks_of(graph, x))
     written(tmp_path / "g.onnx", Weights(graph, Path()), scheme, graph)
     assert (tmp_path / "g.onnx.data").stat().st_size > 0
     session = onnxruntime.InferenceSession(tmp_path / "g.onnx", providers=["CPUExecutionProvider"])

@@ -12,6 +12,7 @@ import pytest
 from tango_plugins import TangoError
 from tango_runtime.bundle import Bundle, Quantization, sha256
 from tango_runtime.engines import DECODE, FORMAT, PREFILL, BuildOptions, Machine, Sidecar, find, plan
+from tango_runtime.stages.onnxruntime import check_engine
 
 H200 = Machine("8.6.0", "9.0", "NVIDIA H200", plugin="1")
 ORIN = Machine("10.3.0", "8.7", "Orin", plugin="1")
@@ -140,6 +141,15 @@ def test_an_int8_graph_asks_an_old_tensorrt_for_int8(loaded):
 def test_a_graph_that_is_not_for_tensorrt_is_refused(loaded):
     with pytest.raises(TangoError, match=r"decoder graph.*for onnxruntime"):
         planned(quantised(loaded, "int4", "onnxruntime"))
+
+
+def test_fp8_is_for_tensorrt_10_alone(loaded):
+    bundle = quantised(loaded, "fp8", "tensorrt")
+    with pytest.raises(TangoError, match="needs TensorRT 10, here is 8.6"):
+        planned(bundle)
+    assert planned(bundle, ORIN)["decoder"].flags == ("STRONGLY_TYPED",)
+    with pytest.raises(TangoError, match="ONNX Runtime cannot run the decoder graph"):
+        check_engine(bundle, "decoder")
 
 
 @pytest.mark.parametrize(

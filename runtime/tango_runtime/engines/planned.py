@@ -171,7 +171,13 @@ def _planned(bundle: Bundle, machine: Machine, options: BuildOptions, sizes: _Si
     if "tensorrt" not in runs_it:
         raise TangoError(
             f"TensorRT cannot run the {graph} graph of {bundle.path}: it is for {', '.join(runs_it)}",
-            "leave it out with --graphs, or quantise to int8",
+            "leave it out with --graphs, or quantise it with: tango calibrate --vision int8 --engine tensorrt",
+        )
+    quantization = manifest.graphs[graph].quantization
+    if quantization and quantization.precision == "fp8" and release(machine.tensorrt) < (10,):
+        raise TangoError(
+            f"the {graph} graph of {bundle.path} is in fp8, which needs TensorRT 10, here is {machine.tensorrt}",
+            "quantise to int8: tango calibrate --vision int8 --engine tensorrt",
         )
     if prune and machine.plugin is None:
         raise TangoError(

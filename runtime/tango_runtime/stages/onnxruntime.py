@@ -137,9 +137,24 @@ class OnnxRuntimeStages:
 
 def _open(bundle: Bundle, name: GraphName, threads: int) -> Any:
     """The session of a graph, once its tensors are those that bundle.json tells of."""
+    check_engine(bundle, name)
     session = open_session(bundle.graph(name), threads=threads)
     check_tensors(bundle, name, session)
     return session
+
+
+def check_engine(bundle: Bundle, name: GraphName) -> None:
+    """Refuses a graph that bundle.json says ONNX Runtime cannot run.
+
+    Raises:
+        TangoError: It is for other engines.
+    """
+    engines = bundle.manifest.graphs[name].engines
+    if "onnxruntime" not in engines:
+        raise TangoError(
+            f"ONNX Runtime cannot run the {name} graph of {bundle.path}: it is for {', '.join(engines)}",
+            "build engines of it: tango build, or calibrate to int8",
+        )
 
 
 def check_tensors(bundle: Bundle, name: GraphName, session: Any) -> None:

@@ -19,7 +19,7 @@ from tango_plugins.library import Memory
 from tango_runtime.bundle import Bundle, GraphName
 from tango_runtime.device import Stream
 from tango_runtime.stages.cuda import Run
-from tango_runtime.stages.onnxruntime import check_tensors
+from tango_runtime.stages.onnxruntime import check_engine, check_tensors
 
 PROVIDER = "CUDAExecutionProvider"
 #: The provider, and the device that tensors are bound on.
@@ -110,6 +110,7 @@ def run_options(onnxruntime: Any, **entries: str) -> Any:
 
 
 def _open(onnxruntime: Any, bundle: Bundle, graph: GraphName, provider: str, settings: dict[str, str]) -> Any:
+    check_engine(bundle, graph)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     file = bundle.graph(graph)
