@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -11,6 +12,9 @@ import pytest
 
 #: Edge of a frame: 8×8 patches and 4×4 tokens are enough for most tests.
 IMAGE = 112
+
+# A shell lets what runs in its background ignore ctrl-C, and whatever that starts does so too; tests send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
