@@ -4,8 +4,7 @@ A job comes in on standard input as JSON; progress goes out on standard output, 
 goes to standard error. The process ends with 0 when the engine stands where the job says.
 
 Written for the Python API of TensorRT 8.5 to 11, its names looked up in ``__members__`` where versions differ. They are
-those of the package of 8.6.0 and the headers of 8.5.3, 8.6.1, 10.0.1, 10.3.0 and 11.1. No engine has been built by
-it on a GPU yet.
+those of the package of 8.6.0 and the headers of 8.5.3, 8.6.1, 10.0.1, 10.3.0 and 11.1. It has built engines with 8.6.0.
 """
 
 from __future__ import annotations
