@@ -75,8 +75,13 @@ class Shape:
     tied: bool = True
 
 
-#: The released 0.5B, in full size.
-SHAPE_0_5B = Shape(1152, 4304, 26, 16, 384, 14, 896, 4864, 24, 14, 2, 152000, True)
+_TOWER = (1152, 4304, 26, 16, 384, 14)
+
+#: The released ones, in full size.
+RELEASED = {
+    "0.5b": Shape(*_TOWER, 896, 4864, 24, 14, 2, 152000, True),
+    "7b": Shape(*_TOWER, 3584, 18944, 28, 28, 4, 152128, False),
+}
 
 
 def tensor_shapes(s: Shape, vocab: int) -> dict[str, tuple[int, ...]]:
@@ -139,7 +144,9 @@ def siglip_shapes(s: Shape) -> dict[str, tuple[int, ...]]:
     return tower | {f"vision_model.head.{k}": x for k, x in head.items()} | text
 
 
-def random_weights(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, torch.Tensor]:
+def random_weights(
+    shapes: dict[str, tuple[int, ...]], seed: int, dtype: torch.dtype = torch.float32
+) -> dict[str, torch.Tensor]:
     """Random weights of a sensible scale: norms near 1, matrices that keep the variance, loud positions and colours."""
     generator = torch.Generator().manual_seed(seed)
     weights = {}
@@ -154,6 +161,7 @@ def random_weights(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, t
         else:
             fan_in = noise[0].numel() if noise.ndim > 1 else noise.numel()
             weights[name] = noise * fan_in**-0.5
+        weights[name] = weights[name].to(dtype)  # now: of the 7B, fp32 would take 32 GB
     return weights
 
 
@@ -222,11 +230,11 @@ def make(
     tokenizer = make_tokenizer(layout == "lmms-lab")
     # padding rows past the tokenizer's ids, as the real tables have them
     vocab = shape.vocab or -(-tokenizer.get_vocab_size() // 64) * 64 + 64
-    weights = random_weights(tensor_shapes(shape, vocab), seed)
+    dtype = dtype or (torch.bfloat16 if layout == "lmms-lab" else torch.float16)
+    weights = random_weights(tensor_shapes(shape, vocab), seed, torch.float32 if outliers else dtype)
     weights["decoder.embed_tokens.weight"][:256] *= 0.1  # single bytes are quiet: what it babbles is words
     if outliers:
         plant_outliers(weights, shape)
-    dtype = dtype or (torch.bfloat16 if layout == "lmms-lab" else torch.float16)
     llava.mkdir(parents=True)
     siglip.mkdir()
     _save({_stored(name, layout): w.to(dtype).contiguous() for name, w in weights.items()}, llava, shards)
@@ -305,10 +313,10 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--layout", choices=LAYOUTS, default="llava-hf")
     parser.add_argument(
-        "--size", choices=("small", "0.5b"), default="small", help="0.5b: the released shapes, filled at random"
+        "--size", choices=("small", *RELEASED), default="small", help="0.5b, 7b: the released shapes, filled at random"
     )
     args = parser.parse_args()
-    shape = SHAPE_0_5B if args.size == "0.5b" else Shape()
+    shape = RELEASED.get(args.size, Shape())
     for made in make(args.folder, args.layout, shape, outliers=args.size == "small"):
         print(made)
 

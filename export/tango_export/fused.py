@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from tango_export.graphs import Graph, value_info
 from tango_export.modules import qwen2, siglip
-from tango_export.modules.layers import LayerNorm, RMSNorm
+from tango_export.modules.layers import LayerNorm, Linear, RMSNorm
 from tango_export.modules.projector import Projector
 from tango_plugins import TangoError
 from tango_runtime.bundle import GraphSpec, TensorSpec
@@ -85,7 +85,7 @@ class _Draft:
     def __init__(self, model: onnx.ModelProto, graph: Graph) -> None:
         self.nodes = list(model.graph.node)
         self.graph = graph
-        self.dtype = next(m.q_proj.weight.dtype for m in graph.module.modules() if isinstance(m, _ATTENTIONS))
+        self.dtype = next(m.weight.dtype for m in graph.module.modules() if isinstance(m, Linear))
         self._parameters = dict(graph.module.named_parameters())
         self._plain = model
         self._initializers = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -204,14 +204,13 @@ def _fuse_attention(draft: _Draft, path: str, module: siglip.SelfAttention) -> N
 def _fuse_grouped_attention(draft: _Draft, path: str, module: qwen2.SelfAttention) -> None:
     nodes = draft.own(path)
     used = {name for node in nodes for name in node.input}
-    taken = [draft.result(f"{path}.{name}_proj") for name in "qkv"]
     past = [tensor.name for tensor in draft.graph.inputs if tensor.name in used and tensor.name != "positions"]
     node = _node(
         path,
         "GroupQueryAttention",
-        [*taken, *past, _LAST.name, _BOUND.name, *_ANGLES],
+        [draft.result(f"{path}.qkv_proj"), "", "", *past, _LAST.name, _BOUND.name, *_ANGLES],
         draft.product(f"{path}.o_proj").input[0],
-        num_heads=module.kv_heads * module.group,
+        num_heads=module.heads,
         kv_num_heads=module.kv_heads,
         do_rotary=1,
     )
@@ -291,7 +290,7 @@ def _scope(path: str) -> str:
 
 def _needed(nodes: Sequence[NodeProto], outputs: Iterable[str]) -> list[NodeProto]:
     """The nodes that outputs depend on, each behind those that it depends on."""
-    makers = {name: node for node in nodes for name in node.output}
+    makers = {name: node for node in nodes for name in node.output if name}  # what is left out has no name
     ordered: dict[str, NodeProto] = {}
     waiting = [makers[name] for name in outputs]
     while waiting:

@@ -115,6 +115,16 @@ def test_every_layer_is_fused_and_nothing_is_left(written):
         assert kinds["Softmax"] == (name == "vision")  # the pooling head's, whose weights are the salience
 
 
+def test_query_key_and_value_are_one_product(written):
+    folder, _ = written
+    model = onnx.load(folder / "decoder.fused.onnx", load_external_data=False)
+    makers = {name: node for node in model.graph.node for name in node.output}
+    attentions = [node for node in model.graph.node if node.op_type == "GroupQueryAttention"]
+    assert all(list(node.input[1:3]) == ["", ""] for node in attentions)
+    biases = [makers[node.input[0]] for node in attentions]
+    assert [makers[bias.input[0]].op_type for bias in biases] == ["MatMul"] * len(attentions)
+
+
 def test_the_weights_are_the_plain_graphs_own(written):
     folder, _ = written
     for name in ("decoder", "vision"):

@@ -174,7 +174,14 @@ def test_missing_weight(desk):
     assert "layers.1.mlp.down_proj.weight" in error
 
 
-@pytest.mark.parametrize("name", ["image_newline", "vision_tower.vision_model.post_layernorm.bias"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "image_newline",
+        "vision_tower.vision_model.post_layernorm.bias",
+        "language_model.model.layers.1.self_attn.k_proj.bias",
+    ],
+)
 def test_missing_weight_of_any_part(desk, name):
     edit_weights(desk.llava, lambda w: w.pop(name))
     assert name.split(".")[-1].removeprefix("image_") in desk.refused()[0]

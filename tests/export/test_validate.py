@@ -65,7 +65,7 @@ DAMAGE = [
     ("vision", "tower.encoder.layers.1.self_attn.v_proj.weight", -1),
     ("embed", "table", 1.05),
     ("decoder", "lm_head.weight", 1.05),
-    ("decoder", "layers.0.self_attn.v_proj.weight", -1),
+    ("decoder", "layers.0.self_attn.qkv_proj.weight", -1),
     ("decoder", "layers.0.mlp.down_proj.weight", -1),
     ("decoder", "rotary.inv_freq", 1.05),
     ("decoder", "norm.weight", 0.0),

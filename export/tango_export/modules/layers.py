@@ -1,4 +1,4 @@
-"""What the towers and the decoder share: the linear layer, norms in fp32, attention that stays finite in fp16."""
+"""What the towers and the decoder share: linear layers, norms in fp32, attention that stays finite in fp16."""
 
 from __future__ import annotations
 
@@ -26,6 +26,18 @@ class Linear(nn.Module):
         """[..., in] → [..., out]."""
         product = x @ self.weight
         return product if self.bias is None else product + self.bias
+
+
+class PackedLinear(Linear):
+    """Linear layers that take the same input, as one product: their weights and biases stand side by side.
+
+    Attributes:
+        parts: Width that each of them gives, by what a checkpoint calls it, in their order in the result.
+    """
+
+    def __init__(self, fan_in: int, dtype: torch.dtype, **parts: int) -> None:
+        super().__init__(fan_in, sum(parts.values()), dtype)
+        self.parts = parts
 
 
 class LayerNorm(nn.Module):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tango_export.modules.layers import Linear, RMSNorm, attention
+from tango_export.modules.layers import Linear, PackedLinear, RMSNorm, attention
 
 
 @dataclass(frozen=True)
@@ -36,20 +36,19 @@ class SelfAttention(nn.Module):
     def __init__(self, config: Qwen2Config, dtype: torch.dtype) -> None:
         super().__init__()
         self.width, self.head_dim = config.hidden_size, config.head_dim
-        self.kv_heads = config.num_key_value_heads
-        self.group = config.num_attention_heads // config.num_key_value_heads
-        self.q_proj = Linear(self.width, self.width, dtype)
-        self.k_proj = Linear(self.width, self.kv_heads * self.head_dim, dtype)
-        self.v_proj = Linear(self.width, self.kv_heads * self.head_dim, dtype)
+        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        kv_width = self.kv_heads * self.head_dim
+        self.qkv_proj = PackedLinear(self.width, dtype, q_proj=self.width, k_proj=kv_width, v_proj=kv_width)
         self.o_proj = Linear(self.width, self.width, dtype, bias=False)
 
     def forward(self, x: Tensor, angles: Rotation, mask: Tensor, cached: Cache) -> tuple[Tensor, Cache]:
         """[T, width], with the cache of P tokens → [T, width] and the T new rows of the cache."""
-        query = angles.rotate(self.q_proj(x).reshape(-1, self.kv_heads * self.group, self.head_dim))
-        key = angles.rotate(self.k_proj(x).reshape(-1, self.kv_heads, self.head_dim)).to(x.dtype).transpose(0, 1)
-        value = self.v_proj(x).reshape(-1, self.kv_heads, self.head_dim).transpose(0, 1)
+        rotary = self.heads + self.kv_heads  # the heads of query and key; the value's stand behind them
+        packed = self.qkv_proj(x).reshape(-1, rotary + self.kv_heads, self.head_dim)
+        rotated, value = angles.rotate(packed[:, :rotary]), packed[:, rotary:].transpose(0, 1)
+        query, key = rotated[:, : self.heads], rotated[:, self.heads :].to(x.dtype).transpose(0, 1)
         keys, values = torch.cat((cached[0], key), 1), torch.cat((cached[1], value), 1)
-        grouped = query.reshape(-1, self.kv_heads, self.group, self.head_dim).permute(1, 2, 0, 3)
+        grouped = query.reshape(-1, self.kv_heads, self.heads // self.kv_heads, self.head_dim).permute(1, 2, 0, 3)
         mixed = attention(grouped, keys.unsqueeze(1), values.unsqueeze(1), self.head_dim, mask)
         return self.o_proj(mixed.permute(2, 0, 1, 3).reshape(-1, self.width)), (key, value)
 

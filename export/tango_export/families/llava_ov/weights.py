@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
 
 from tango_export.checkpoint import Checkpoint, Rename
 from tango_export.families.llava_ov.config import LlavaOvConfig
-from tango_export.modules.layers import Linear
+from tango_export.modules.layers import Linear, PackedLinear
 from tango_export.modules.projector import Pool, Projector
 from tango_export.modules.qwen2 import Decoder
 from tango_export.modules.siglip import Salience, Tower
@@ -61,7 +61,8 @@ def expected_shapes(config: LlavaOvConfig) -> dict[str, tuple[int, ...]]:
     }
     prefixes = [("tower.", tower), ("tower.", salience), ("projector.", projector), ("decoder.", decoder)]
     for prefix, module in prefixes:
-        shapes |= {_canonical(prefix, name): shape for name, shape in _stored_shapes(module).items()}
+        for stored in _stored_shapes(module).values():
+            shapes |= {_canonical(prefix, name): shape for name, shape in stored.items()}
     return shapes
 
 
@@ -73,9 +74,17 @@ def _canonical(prefix: str, name: str) -> str:
 _COMPUTED = ("pool.weight", "probe", "rotary.inv_freq")
 
 
-def _stored_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
-    shapes = {name: tuple(p.shape) for name, p in module.named_parameters() if not name.endswith(_COMPUTED)}
-    return shapes | {name: owner.stored_shape for name, owner in _turned(module).items()}
+def _stored_shapes(module: nn.Module) -> dict[str, dict[str, tuple[int, ...]]]:
+    """The tensors of a checkpoint that each parameter is made of, side by side, and their shapes."""
+    stored = {name: {name: tuple(p.shape)} for name, p in module.named_parameters() if not name.endswith(_COMPUTED)}
+    for weight, owner in _turned(module).items():
+        stored[weight] = {weight: owner.stored_shape}
+        if isinstance(owner, PackedLinear):
+            path, (_, fan_in) = weight.removesuffix(".weight"), owner.stored_shape
+            parts = {f"{path.rpartition('.')[0]}.{name}": width for name, width in owner.parts.items()}
+            stored[weight] = {f"{part}.weight": (width, fan_in) for part, width in parts.items()}
+            stored[f"{path}.bias"] = {f"{part}.bias": (width,) for part, width in parts.items()}
+    return stored
 
 
 def _turned(module: nn.Module) -> dict[str, Linear]:
@@ -84,15 +93,19 @@ def _turned(module: nn.Module) -> dict[str, Linear]:
 
 
 def bound(module: nn.Module, prefix: str, checkpoint: Checkpoint) -> dict[str, Callable[[], Tensor]]:
-    """Where the values of a module's parameters come from: the tensors of the same name behind a prefix."""
+    """Where the values of a module's parameters come from: the tensors of the same name behind a prefix.
 
-    def as_stored(name: str) -> Callable[[], Tensor]:
-        return lambda: checkpoint.tensor(name)
-
-    def turned(name: str) -> Callable[[], Tensor]:
-        return lambda: checkpoint.tensor(name).flatten(1).T
-
+    A parameter of several layers comes from the tensors of each; they are read when it is, and joined.
+    """
     linear = _turned(module)
-    return {
-        name: (turned if name in linear else as_stored)(_canonical(prefix, name)) for name in _stored_shapes(module)
-    }
+
+    def source(parameter: str, stored: Iterable[str]) -> Callable[[], Tensor]:
+        names = [_canonical(prefix, name) for name in stored]
+
+        def read(name: str) -> Tensor:
+            tensor = checkpoint.tensor(name)
+            return tensor.flatten(1).T if parameter in linear else tensor
+
+        return lambda: read(*names) if len(names) == 1 else torch.cat([read(name) for name in names], -1)
+
+    return {parameter: source(parameter, stored) for parameter, stored in _stored_shapes(module).items()}
