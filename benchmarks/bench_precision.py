@@ -22,10 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tango_calibration.data import Video, synthetic
+from tango_calibration.methods import shared
 from tango_plugins import TangoError
 from tango_runtime import VideoLLM
 from tango_runtime.bench.conditions import gpu_state, machine
-from tango_runtime.bench.measure import CLIP, MARKED, Bench, Case, Setting, spread
+from tango_runtime.bench.measure import BUDGET, CLIP, MARKED, Bench, Case, Setting, spread
 from tango_runtime.bundle import Bundle, GraphName
 from tango_runtime.engines import Machine, find
 from tango_runtime.machine import here
@@ -170,11 +171,6 @@ def compare(first: Said, other: Said) -> dict[str, Any]:
     }
 
 
-def shared(before: NDArray[np.int32], after: NDArray[np.int32]) -> float:
-    """Share of the tokens kept before that are kept after, as `tango calibrate` tells it."""
-    return len(np.intersect1d(before, after)) / max(len(before), 1)
-
-
 # What is told
 
 
@@ -259,7 +255,8 @@ def _run(options: argparse.Namespace) -> str:
     asked = {"clips": [video.name for video in videos], "answer_tokens": ANSWER}
     found = {
         "conditions": conditions,
-        "setting": vars(setting) | {"engine": options.engine, "batch": 1, "timed": CLIP, "asked": asked},
+        "setting": vars(setting)
+        | {"engine": options.engine, "budget": BUDGET, "batch": 1, "timed": CLIP, "asked": asked},
         "records": records,
     }
     if options.json:

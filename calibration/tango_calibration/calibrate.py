@@ -15,7 +15,8 @@ from onnx import ModelProto
 from tango_calibration import observe
 from tango_calibration.data import Video
 from tango_calibration.evaluate import ALL, ChainReader, Record, Trial, evaluate_in_parallel
-from tango_calibration.observe import Array, Cache, Method, Watched
+from tango_calibration.methods import shared
+from tango_calibration.observe import Cache, Method, Watched
 from tango_calibration.quantize import FP8_OPSET, Scheme, read_graph
 from tango_calibration.scores import RESAMPLES, Estimate
 from tango_calibration.weigh import GraphWork, Quantized, Weighed
@@ -258,13 +259,9 @@ def _overlaps(
             frames, seconds = observe.see(bundle, video)
             features, salience = (np.concatenate(t) for t in zip(*observe.run_vision(session, frames), strict=True))
             after = reference.prune(features, salience, seconds, bundle.manifest.params)
-            salient = _shared(before.indices[~before.merged], after.indices[~after.merged])
-            overlaps.append(Overlap(_shared(before.indices, after.indices), salient))
+            salient = shared(before.indices[~before.merged], after.indices[~after.merged])
+            overlaps.append(Overlap(shared(before.indices, after.indices), salient))
     return tuple(overlaps)
-
-
-def _shared(before: Array, after: Array) -> float:
-    return len(np.intersect1d(before, after)) / max(len(before), 1)
 
 
 # What it costs in accuracy

@@ -53,6 +53,11 @@ class Kept:
     indices: NDArray[np.int32]
 
 
+def shared(before: NDArray[np.int32], after: NDArray[np.int32]) -> float:
+    """Share of the tokens kept before that are kept after, by their indices [K]."""
+    return len(np.intersect1d(before, after)) / max(len(before), 1)
+
+
 _Method = Callable[[Seen, PruneParams, int, np.random.Generator], Kept]
 
 

@@ -3,7 +3,7 @@
 A graph that was written is read again and rewritten module by module. The exporter names every node by the path of the
 module that it comes from, so a module's nodes are found by name and replaced as a whole; what an operator wants to know
 (heads, eps), the module says. Weights stay where they are, in the plain graph's data file. Only what an operator wants
-in another form is written anew: norms' weights in the graph's dtype, biases side by side, the rotary angles.
+in another form is written anew: norms' weights in the graph's dtype, the bias behind attention, the rotary angles.
 
 What the plain graph computes in fp32 stays there, inside the operators: scores and softmax (flash attention has fp32
 accumulators), the sums of the norms (in every kernel since microsoft/onnxruntime#28682, before that in the strict mode
@@ -134,15 +134,16 @@ class _Draft:
         self.replace(node for node in self.own(path) if node.op_type == "Add")
         return self.result(path)
 
-    def weight(self, *names: str) -> str:
-        """Weights in the graph's dtype, side by side; where there is one that has it already, that one."""
-        name = names[0]
-        if len(names) == 1 and self._parameters[name].dtype == self.dtype:
-            return name
-        joined = torch.cat([self.graph.weights[each]() for each in names]).to(self.dtype)
-        if not joined.isfinite().all():
+    def weight(self, name: str) -> str:
+        """A weight in the graph's dtype: the plain graph's own, where that has it already."""
+        return name if self._parameters[name].dtype == self.dtype else self.anew(name, self.graph.weights[name]())
+
+    def anew(self, name: str, values: Tensor) -> str:
+        """A weight with other values than the plain graph's, in the graph's dtype."""
+        fitted = values.to(self.dtype)
+        if not fitted.isfinite().all():
             raise TangoError(f"{name} has values that {self.dtype} does not hold", "export with --dtype fp32")
-        return self.constant(f"{name}.fused", joined)
+        return self.constant(f"{name}.fused", fitted)
 
     def constant(self, name: str, values: Tensor) -> str:
         """A constant that is kept in the graph itself."""
@@ -180,6 +181,8 @@ def _fuse_norm(draft: _Draft, path: str, weights: list[str], kind: str, eps: flo
     nodes = draft.inside(path)
     taken, given = draft.passed(nodes)
     residual = draft.sum(taken)
+    # A table that is added to each frame is none: SkipLayerNormalization's strict mode, which the runtime asks for,
+    # refuses what it would have to broadcast (microsoft/onnxruntime#17896).
     if residual is None or any(map(draft.is_weight, residual.input)):
         op = f"{kind}LayerNormalization"
         draft.replace(nodes, helper.make_node(op, [taken, *weights], [given], f"{_scope(path)}/{op}", epsilon=eps))
@@ -194,11 +197,19 @@ def _fuse_norm(draft: _Draft, path: str, weights: list[str], kind: str, eps: flo
 
 
 def _fuse_attention(draft: _Draft, path: str, module: siglip.SelfAttention) -> None:
-    projections = [f"{path}.{name}_proj" for name in "qkv"]
-    taken = [draft.without_bias(projection) for projection in projections]
-    bias = draft.weight(*(f"{projection}.bias" for projection in projections))
-    given = draft.product(f"{path}.out_proj").input[0]
-    draft.replace(draft.own(path), _node(path, "MultiHeadAttention", [*taken, bias], given, num_heads=module.split[2]))
+    """One node for attention, whose keys and values come without their biases; of the three, only the query's is added.
+
+    score = <q, k + b_k> = <q, k> + <q, b_k>: the last term is the same for every key of a query, and leaves the softmax
+    as it is. The softmax's weights sum to 1, so Σ w·(v + b_v) = Σ w·v + b_v, and what the output projection makes of
+    b_v is a constant: b_out + b_v·W_out.
+    """
+    output = f"{path}.out_proj"
+    names = f"{path}.v_proj.bias", f"{output}.weight", f"{output}.bias"
+    value_bias, weight, bias = (draft.graph.weights[name]().double() for name in names)
+    draft.rename(names[2], draft.anew(names[2], bias + value_bias @ weight), draft.own(output))
+    taken = [draft.result(f"{path}.q_proj"), *(draft.without_bias(f"{path}.{name}_proj") for name in "kv")]
+    given = draft.product(output).input[0]
+    draft.replace(draft.own(path), _node(path, "MultiHeadAttention", taken, given, num_heads=module.split[2]))
 
 
 def _fuse_grouped_attention(draft: _Draft, path: str, module: qwen2.SelfAttention) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from benchmarks import bench_precision
-from benchmarks.bench_precision import Said, compare, main, shared
+from benchmarks.bench_precision import Said, compare, main
 from tango_calibration import calibrate
 from tango_runtime.bundle import MANIFEST, Bundle
 from tango_runtime.stages import HostMark, tensorrt
@@ -94,12 +94,6 @@ def test_likeness():
         "answers": 1,
         "questions": 3,
     }
-
-
-def test_tokens_are_alike_as_tango_calibrate_tells_it():
-    random = np.random.default_rng(0)
-    before, after = (np.sort(random.choice(100, size, replace=False)) for size in (30, 40))
-    assert shared(before, after) == calibrate._shared(before, after)
 
 
 def test_engines_of_tensorrt_are_weighed(bundle, quantised, tmp_path, monkeypatch, capsys):

@@ -125,6 +125,14 @@ def test_query_key_and_value_are_one_product(written):
     assert [makers[bias.input[0]].op_type for bias in biases] == ["MatMul"] * len(attentions)
 
 
+def test_of_the_towers_biases_attention_adds_the_querys_only(written):
+    folder, _ = written
+    model = onnx.load(folder / "vision.fused.onnx", load_external_data=False)
+    makers = {name: node.op_type for node in model.graph.node for name in node.output}
+    attentions = [node for node in model.graph.node if node.op_type == "MultiHeadAttention"]
+    assert [[makers[name] for name in node.input] for node in attentions] == [["Add", "MatMul", "MatMul"]] * 2
+
+
 def test_the_weights_are_the_plain_graphs_own(written):
     folder, _ = written
     for name in ("decoder", "vision"):

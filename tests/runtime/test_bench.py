@@ -56,10 +56,13 @@ def test_both_cases_stage_by_stage(run, spoken):
     assert list(pruned["milliseconds"]["tango"]) == stages
     assert list(unpruned["milliseconds"]["tango"]) == [stage for stage in stages if stage != "prune"]
     assert (unpruned["kept"], unpruned["prompt_tokens"]) == (64, 64 + 31)
-    assert pruned["prompt_tokens"] == pruned["kept"] + 31 < 64
+    assert (pruned["kept"], pruned["prompt_tokens"]) == (7, 7 + 31)
     assert pruned["milliseconds"]["tango"]["decode"]["count"] == 2 * 3
-    assert "pruned, 112x112: kept" in out
+    assert "pruned, 112x112: kept 7 of 64 tokens (exact budget), prompt of 38 positions" in out
+    assert "unpruned, 112x112: kept 64 of 64 tokens, prompt" in out
     assert "decode, a token" in out
+    assert out.count("MB on the host") == 2
+    assert "GPU" not in out
     assert found["metrics"]["milliseconds"] in err
     assert found["bundle"]["name"] == spoken.name
     assert found["conditions"]["engine"].startswith("ONNX Runtime")
@@ -78,6 +81,18 @@ def test_an_answer_is_as_long_as_asked_whatever_it_says(spoken):
     prompt = replace(bundle.manifest.prompt, stop=tuple(range(bundle.manifest.prompt.vocabulary)))
     stopping = replace(bundle, manifest=replace(bundle.manifest, prompt=prompt))
     assert len(Bench(stopping, CPU, QUICK).measure(PRUNED, ignore).milliseconds["decode"]) == 6
+
+
+def test_a_tenth_is_kept_though_nothing_moves(spoken, monkeypatch):
+    monkeypatch.setattr(measure, "make_clip", lambda case, frames, seed: np.full((frames, 112, 112, 3), 99, np.uint8))
+    found = Bench(Bundle.load(spoken), CPU, replace(QUICK, frames=32)).measure(PRUNED, ignore)
+    assert (found.total, found.kept) == (512, 52)  # and not each of 16 still tokens once
+
+
+def test_where_the_files_lie_is_not_written(run, spoken):
+    _, _, _, found = run("--only", "pruned")
+    assert found["bundle"]["source"]["checkpoint"] == "llava"
+    assert str(spoken.parent) not in json.dumps(found)
 
 
 def test_frames_of_another_size_are_resized_and_others_are_not(run):
@@ -169,7 +184,7 @@ def test_a_gpu_is_given_back_with_the_bench_even_where_the_last_case_was_refused
 
 SMI = """#!/bin/sh
 case "$*" in
-  *compute-apps*) echo "{pid}, python, 900"; echo "7, other, 512" ;;
+  *compute-apps*) echo "{pid}, python, 900"; echo "7, /usr/bin/other, [N/A]" ;;
   *"-i 0000:01:00.0"*) echo "550.54, P0, 1980, 1980, 2619, 123.4, [N/A], 41, 3, 900, Disabled" ;;
 esac
 """
@@ -182,7 +197,7 @@ def test_the_gpu_as_it_is_found(host, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     found = conditions.gpu_state()
     assert (found["driver"], found["sm_mhz"], found["power_limit_watts"]) == ("550.54", 1980, None)
-    assert found["processes"] == ["7, other, 512"]
+    assert found["processes"] == ["7, other, [N/A]"]
     smi.write_text("#!/bin/sh\nexit 9\n")
     assert "nvidia-smi cannot be asked" in conditions.gpu_state()["missing"]
 

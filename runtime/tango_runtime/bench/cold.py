@@ -8,7 +8,8 @@ import time
 from typing import Any
 
 from tango_plugins import TangoError
-from tango_runtime.bench.measure import Case, Setting, make_clip, make_question, peak_host
+from tango_runtime.bench.measure import Case, Setting, make_clip, make_question, measurable, peak_host
+from tango_runtime.bundle import Bundle
 from tango_runtime.chain import VideoLLM
 
 
@@ -26,7 +27,7 @@ def main() -> int:
 def _first_token(request: dict[str, Any]) -> dict[str, Any]:
     setting, case = Setting(**request["setting"]), Case(**request["case"])
     begin = time.monotonic()
-    llm = VideoLLM(request["bundle"], request["engine"])
+    llm = VideoLLM(measurable(Bundle.load(request["bundle"])), request["engine"])
     loaded = time.monotonic()
     clip, question = make_clip(case, setting.frames_of(llm.bundle), setting.seed), make_question(llm.bundle)
     ratio = setting.retention_ratio

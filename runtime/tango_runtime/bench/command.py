@@ -15,8 +15,9 @@ from rich.console import Console
 from rich.table import Table
 
 from tango_plugins import TangoError
-from tango_runtime.bench.conditions import gpu_state, machine
+from tango_runtime.bench.conditions import gpu_state, machine, placeless
 from tango_runtime.bench.measure import (
+    BUDGET,
     CLIP,
     DEVICE_METRIC,
     HOST_METRIC,
@@ -39,7 +40,7 @@ from tango_runtime.stages import ENGINES
 _COLD_STARTS = 3
 _MOST_PIXELS = 8192  # of a side
 _CLOCKS = {
-    True: f"{', '.join(MARKED)} by CUDA events in the engine's stream, the rest by the host's clock",
+    True: f"{', '.join(MARKED)} between CUDA events in the engine's stream, the rest by the host's clock",
     False: "by the host's clock",
 }
 
@@ -197,7 +198,7 @@ def _compare(checkpoint: str, report: _Report, on_device: bool) -> None:
 
 def _each(report: _Report, system: str, results: list[_Result], measure: Callable[[_Result, Advance], Samples]) -> None:
     """Measures the cases in turn; one that is refused does not keep the others from being measured."""
-    with progress(system, len(results) * (report.setting.warm_up + report.setting.repeats)) as advance:
+    with progress(f"measuring {system}", len(results) * (report.setting.warm_up + report.setting.repeats)) as advance:
         for result in results:
             try:
                 result.systems[system] = measure(result, advance)
@@ -215,6 +216,7 @@ def _print(report: _Report) -> None:
             console.print(_table(result, result.measured, report.setting))
         for system, error in result.refused.items():
             note(f"{system}, {result.case.name}: not measured: {error.message} ({error.hint})")
+    note("")
     for line in _notes(report):
         note(line)
 
@@ -222,8 +224,8 @@ def _print(report: _Report) -> None:
 def _table(result: _Result, measured: Measured, setting: Setting) -> Table:
     """Milliseconds of one case: the chain's p50, p90 and least, and the median of what it is compared with."""
     peers = [system for system in result.systems if system != "tango"]
-    title = f"{result.case.name}: kept {measured.kept} of {measured.total} tokens, prompt {measured.prompt_tokens}"
-    table = Table(title=title, title_justify="left", box=None, header_style="bold")
+    table = Table(title=_title(result.case, measured), caption=_memory(measured), box=None, header_style="bold")
+    table.title_justify = table.caption_justify = "left"
     table.add_column("ms")
     for name in ("p50", "p90", "min", *(f"{system} p50" for system in peers)):
         table.add_column(name, justify="right")
@@ -235,12 +237,24 @@ def _table(result: _Result, measured: Measured, setting: Setting) -> Table:
     return table
 
 
+def _title(case: Case, measured: Measured) -> str:
+    budget = f" ({BUDGET} budget)" if case.prune else ""
+    kept = f"kept {measured.kept} of {measured.total} tokens{budget}"
+    return f"\n{case.name}: {kept}, prompt of {measured.prompt_tokens} positions"
+
+
+def _memory(measured: Measured) -> str:
+    device = measured.device_memory
+    on_gpu = "" if device is None else f"{device / 1e6:.0f} MB on the GPU (without the CUDA context), "
+    return f" peak memory so far: {on_gpu}{measured.host_memory / 1e6:.0f} MB on the host"
+
+
 def _median(samples: list[float] | None) -> str:
     return _ms(spread(samples)["p50"]) if samples else "–"
 
 
 def _ms(value: float) -> str:
-    return f"{value:.1f}" if value >= 100 else f"{value:.3f}"
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
 def _notes(report: _Report) -> Iterator[str]:
@@ -251,13 +265,6 @@ def _notes(report: _Report) -> Iterator[str]:
         medians = {name: spread([started[name] for started in report.cold_starts])["p50"] for name in names}
         told = ", ".join(f"{name} {ms:.0f}" for name, ms in medians.items())
         yield f"cold start, median of {len(report.cold_starts)} processes, ms: {told}"
-    measured = [(result.case.name, result.measured) for result in report.results if result.measured]
-    for name, found in measured:
-        device = "" if found.device_memory is None else f"{found.device_memory / 1e6:.0f} MB of device memory, "
-        yield f"{name}: {device}{found.host_memory / 1e6:.0f} MB of host memory so far"
-    if any(found.device_memory is not None for _, found in measured):
-        yield f"device memory: {DEVICE_METRIC}"
-    yield f"host memory: {HOST_METRIC}"
     processes = report.conditions["gpu_before"].get("processes")
     if processes:
         yield f"other processes were on the GPU: {'; '.join(processes)}"
@@ -272,9 +279,9 @@ def _as_json(report: _Report) -> dict[str, Any]:
             "family": manifest.family,
             "dtype": manifest.dtype,
             "decoder": vars(manifest.decoder),
-            "source": vars(manifest.source),
+            "source": {name: placeless(value) for name, value in vars(manifest.source).items()},
         },
-        "setting": vars(setting) | {"batch": 1, "clip": CLIP},
+        "setting": vars(setting) | {"budget": BUDGET, "batch": 1, "clip": CLIP},
         "metrics": {"milliseconds": report.clock, "device_memory": DEVICE_METRIC, "host_memory": HOST_METRIC},
         "cold_starts": report.cold_starts,
         "cases": [_case(result) for result in report.results],

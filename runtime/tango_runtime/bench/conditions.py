@@ -69,11 +69,16 @@ def gpu_state() -> dict[str, Any]:
         found = zip(_QUERIES, line.split(", "), strict=True)
         figures = {name: text if name in _NAMES else _number(text) for name, text in found}
         others = _ask(bus, "--query-compute-apps=pid,process_name,used_memory")
-        return figures | {"processes": [each for each in others if not each.startswith(f"{os.getpid()},")]}
+        return figures | {"processes": [_named(each) for each in others if not each.startswith(f"{os.getpid()},")]}
     except TangoError as error:
         return {"missing": error.message}
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         return {"missing": f"nvidia-smi cannot be asked: {error}"}
+
+
+def placeless(source: str) -> str:
+    """A hub id as it is, of an absolute path its last part: where it lies is the machine's own affair."""
+    return Path(source).name if Path(source).is_absolute() else source
 
 
 def _gpu() -> dict[str, Any] | None:
@@ -95,6 +100,12 @@ def _ask(bus: str, query: str) -> list[str]:
     command = ["nvidia-smi", "-i", bus, query, "--format=csv,noheader,nounits"]
     told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=_PATIENCE)
     return told.stdout.strip().splitlines()
+
+
+def _named(process: str) -> str:
+    """``7, /usr/bin/other, 512`` → ``7, other, 512``."""
+    pid, *name, used = process.split(", ")
+    return f"{pid}, {placeless(', '.join(name))}, {used}"
 
 
 def _number(text: str) -> float | None:

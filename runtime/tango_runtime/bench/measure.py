@@ -1,7 +1,8 @@
 """How long the chain takes on an engine, stage by stage and end to end, and how much memory.
 
-What is measured is :meth:`VideoLLM.generate` as everybody calls it. Its engine is watched: each stage is put between
-two marks, which on a GPU are events in its stream. Where a stage waits for the host, that is between its marks too.
+What is measured is :meth:`VideoLLM.generate` as everybody calls it, but of a fixed number of tokens. Its engine is
+watched: each stage is put between two marks, which on a GPU are events in its stream. Where a stage waits for the host,
+that is between its marks too.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tango_plugins import PruneParams, TangoError
+from tango_plugins.params import Budget
 from tango_runtime.bundle import Bundle
 from tango_runtime.chain import Answer, VideoLLM
 from tango_runtime.device import Event, check, cudart
@@ -39,6 +41,8 @@ DEVICE_METRIC = (
     "bytes by which used memory of the whole GPU (cudaMemGetInfo, total - free) has grown since before the engine was "
     "loaded, largest of the readings behind each answer of the warm-up; the CUDA context itself is not in it"
 )
+#: How many tokens pruning keeps; see :func:`measurable`.
+BUDGET: Budget = "exact"
 HOST_METRIC = "peak resident set of this process so far (ru_maxrss), the clip and all libraries in it"
 #: What of the figures is measured by the engine's marks; the rest is by the host's clock.
 MARKED = ("upload", "vision", "prune", "prefill")
@@ -157,6 +161,17 @@ def make_question(bundle: Bundle) -> str:
     return question
 
 
+def measurable(bundle: Bundle) -> Bundle:
+    """The bundle as it is measured: the same work whatever its weights see and say.
+
+    Stop tokens do not end an answer, and pruning keeps ceil(r·F·L) tokens. So does the paper's budget, about, unless
+    nearly all of a video stands still: then it keeps each still token once. To random weights most clips stand still.
+    """
+    manifest = bundle.manifest
+    endless = replace(manifest.prompt, stop=())
+    return replace(bundle, manifest=replace(manifest, prompt=endless, prune=manifest.prune | {"budget": BUDGET}))
+
+
 class Watched:
     """An engine whose stages note when they begin and end; the chain takes it for the engine itself.
 
@@ -248,9 +263,7 @@ class Bench:
         self.load_ms = 1e3 * (time.perf_counter() - begin)
         self.on_device = isinstance(stages.mark(), Event)
         self._watched = Watched(stages)
-        # An answer must be as long as was asked for, whatever it says.
-        endless = replace(bundle.manifest, prompt=replace(bundle.manifest.prompt, stop=()))
-        self._llm = VideoLLM(replace(bundle, manifest=endless), cast(Stages, self._watched))
+        self._llm = VideoLLM(measurable(bundle), cast(Stages, self._watched))
 
     @property
     def description(self) -> str:

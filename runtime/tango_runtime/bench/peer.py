@@ -14,6 +14,7 @@ import transformers
 from numpy.typing import NDArray
 
 from tango_plugins import TangoError
+from tango_runtime.bench.conditions import placeless
 from tango_runtime.bench.measure import Measured, Samples, Setting
 from tango_runtime.bundle import Manifest
 from tango_runtime.preprocess import preprocess
@@ -83,7 +84,7 @@ class Peer:
         self._size, self._setting = manifest.video.size, setting
         self.description = (
             f"transformers {transformers.__version__}, torch {torch.__version__}, {self._device.type}, "
-            f"{manifest.dtype}, sdpa, random weights of the shapes of {checkpoint}"
+            f"{manifest.dtype}, sdpa, random weights of the shapes of {placeless(checkpoint)}"
         )
 
     @property
