@@ -6,9 +6,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +17,12 @@ from tango_runtime.bundle import Bundle
 from tango_runtime.preprocess import preprocess
 from tango_runtime.progress import Advance
 from tango_runtime.prompt import Prompt
-from tango_runtime.report import Report
 from tango_runtime.sampling import Sampler
 from tango_runtime.stages import Kept, Stages, Tensor, Trace, select
 from tango_runtime.video import Source, TimedFrame, sample
+
+if TYPE_CHECKING:
+    from tango_runtime.report import Report
 
 #: Why an answer ended: a stop token, ``max_new_tokens``, or the end of the bundle's context.
 Finish = Literal["stop", "length", "context"]
@@ -85,6 +86,7 @@ class _Request:
     """A question, checked and ready to be answered once: ``timed`` is read to its end."""
 
     timed: Iterator[TimedFrame]
+    frames: int
     prompt: tuple[NDArray[np.int64], NDArray[np.int64]]
     params: PruneParams | None
     sampler: Sampler
@@ -205,6 +207,7 @@ class VideoLLM:
         count = self.bundle.manifest.video.frames if frames is None else frames
         request = _Request(
             timed=sample(source, count, fps=fps),
+            frames=count,
             prompt=self._prompt.encode(question),
             params=params if prune else None,
             sampler=Sampler(temperature, top_p, seed),
@@ -223,6 +226,10 @@ class VideoLLM:
             answer: A finished answer.
             video: What to call the video.
         """
+        from importlib.metadata import version
+
+        from tango_runtime.report import Report
+
         return Report(
             video=video,
             question=answer.question,
@@ -281,8 +288,9 @@ class VideoLLM:
     def _see(self, answer: Answer, request: _Request) -> tuple[Kept, Tensor]:
         """Decodes the video, runs the vision graph and prunes → what is kept, and the salience."""
         with _timed(answer, "video"):
-            timed = _noting_aspect(answer, request.timed)
-            answer.frames, answer.seconds = preprocess(timed, self.bundle.manifest.video.size)
+            timed, size = _noting_aspect(answer, request.timed), self.bundle.manifest.video.size
+            room = self._stages.empty_frames(request.frames, size)
+            answer.frames, answer.seconds = preprocess(timed, size, room)
         with _timed(answer, "vision"):
             features, salience = self._stages.vision(answer.frames, request.advance)
         if request.params is None:

@@ -6,11 +6,12 @@ the bytes behind them.
 
 from __future__ import annotations
 
+import ctypes
 import math
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -124,6 +125,38 @@ class Pool:
         return held.view(shape, dtype)
 
 
+class HostPool:
+    """Page-locked memory of the host: a GPU reads it by itself, at full speed, while the host goes on.
+
+    Locking memory takes longer than copying it, so a piece is used again when no array refers to it any more. Who keeps
+    an array keeps its memory locked.
+    """
+
+    def __init__(self) -> None:
+        self._free: list[_PageLocked] = []
+
+    def take(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+        """An array of whatever stands there.
+
+        Raises:
+            TangoError: The host has not enough memory left.
+        """
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        piece = self._free.pop() if self._free else None
+        if piece is None or piece.size < size:
+            piece = _PageLocked(size)
+        window = (ctypes.c_uint8 * size).from_address(piece.address)  # every view of the array holds it
+        _when_gone(window, self._free.append, piece)
+        return np.frombuffer(memoryview(window), dtype).reshape(shape)
+
+
+class _PageLocked:
+    def __init__(self, size: int) -> None:
+        runtime = cudart()
+        self.size, self.address = size, int(check(runtime.cudaMallocHost(size)))
+        _when_gone(self, runtime.cudaFreeHost, self.address)
+
+
 @dataclass
 class Traffic:
     """What has crossed between host and device.
@@ -170,7 +203,8 @@ class Stream:
         self.handle = int(check(runtime.cudaStreamCreateWithFlags(runtime.cudaStreamNonBlocking)))
         self.traffic = Traffic()
         self._uploading: list[NDArray[Any]] = []
-        self._before_end: list[Callable[[], object]] = []
+        # Its work ends first: ONNX Runtime frees memory in callbacks of the stream, where the last of it must not go.
+        self._before_end: list[Callable[[], object]] = [partial(runtime.cudaStreamSynchronize, self.handle)]
         _when_gone(self, runtime.cudaStreamDestroy, self.handle)
         weakref.finalize(self, _call_all, self._before_end)  # of an object's finalizers the last made is called first
 
@@ -194,7 +228,7 @@ class Stream:
         array = np.ascontiguousarray(array, to.dtype)
         _require_same(array.shape, to.shape)
         self._copy(to.address, array.ctypes.data, array.nbytes, "cudaMemcpyHostToDevice")
-        self._uploading.append(array)  # must live until it has been read
+        self._uploading.append(array)  # must live, and not be taken from a HostPool again, until it has been read
         self.traffic.uploads += 1
         self.traffic.uploaded += array.nbytes
 

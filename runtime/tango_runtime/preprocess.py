@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from tango_plugins import TangoError
+
+#: Source frames that are in memory together, each resized by a thread of its own: Pillow lets go of the GIL meanwhile.
+_AT_ONCE = 8
 
 
 def resize(rgb: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
@@ -39,15 +45,16 @@ def resize(rgb: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
 
 
 def preprocess(
-    frames: Iterable[tuple[float, NDArray[np.uint8]]], size: int
+    frames: Iterable[tuple[float, NDArray[np.uint8]]], size: int, out: NDArray[np.uint8] | None = None
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Resizes what `video.sample` yields, with one frame of the source in memory at a time.
+    """Resizes what `video.sample` yields, with few frames of the source in memory at a time.
 
     The vision graph itself does x / 255 and (x − mean) / std.
 
     Args:
         frames: (seconds, uint8 RGB frame [H, W, 3]), at least one; frames may differ in H and W.
         size: Side of the vision tower's square input in pixels.
+        out: Where the images are put, [F, size, size, 3] uint8; None takes a new array.
 
     Returns:
         (uint8 images [F, size, size, 3], fp32 seconds [F]).
@@ -55,10 +62,14 @@ def preprocess(
     Raises:
         TangoError: There is no frame, or `resize` refuses one.
     """
-    images, seconds = [], []
-    for time, rgb in frames:
-        images.append(resize(rgb, size))
-        seconds.append(time)
+    left = iter(frames)
+    images: list[NDArray[np.uint8]] = []
+    seconds: list[float] = []
+    with ThreadPoolExecutor(_AT_ONCE) as threads:
+        while some := list(islice(left, _AT_ONCE)):
+            in_turn = all(rgb.shape[:2] == (size, size) for _, rgb in some)  # nothing to do is not worth a thread
+            images += (map if in_turn else threads.map)(partial(resize, size=size), (rgb for _, rgb in some))
+            seconds += (time for time, _ in some)
     if not images:
         raise TangoError("there are no frames", "sample at least one frame")
-    return np.stack(images), np.array(seconds, np.float32)
+    return np.stack(images, out=out), np.array(seconds, np.float32)

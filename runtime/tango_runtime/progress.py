@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+if TYPE_CHECKING:  # rich is imported where something is shown: the chain wants nothing but the type
+    from rich.console import Console
 
 Advance = Callable[[int], None]
 
-_console = Console(stderr=True)
+
+@cache
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(stderr=True)
 
 
 @contextmanager
@@ -25,12 +32,14 @@ def progress(title: str, total: int, *, size: bool = False) -> Iterator[Advance]
     Yields:
         A function to call with the number of steps done since the last call.
     """
-    if not _console.is_terminal:
+    if not _console().is_terminal:
         yield from _lines(title, total)
         return
+    from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
     count = DownloadColumn() if size else MofNCompleteColumn()
     columns = (TextColumn("{task.description:<10}"), BarColumn(), count, TimeElapsedColumn())
-    with Progress(*columns, console=_console) as bar:
+    with Progress(*columns, console=_console()) as bar:
         task = bar.add_task(title, total=total)
         yield lambda steps: bar.advance(task, steps)
 
@@ -51,4 +60,4 @@ def _lines(title: str, total: int) -> Iterator[Advance]:
 
 def note(line: str) -> None:
     """Writes one line for the user on standard error, where it does not mix with an answer."""
-    _console.print(line, markup=False, highlight=False, soft_wrap=True)
+    _console().print(line, markup=False, highlight=False, soft_wrap=True)

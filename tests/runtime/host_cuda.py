@@ -1,7 +1,8 @@
 """CUDA on a machine without a GPU: device memory is the host's, work is done at once, kernels are NumPy.
 
 It stands in for cuda.bindings.runtime and the CUDA library, so that what the stages do with memory, copies and graphs
-can be tested anywhere. An address that was not allocated, or a copy that leaves its allocation, is an error here.
+can be tested anywhere. An address that was not allocated, a copy that leaves its allocation, and page-locked memory
+that is written to or freed before its upload has been waited for, are errors here.
 """
 
 # ruff: noqa: N801, N802, N815  (the names are CUDA's)
@@ -56,6 +57,7 @@ class HostCuda:
 
     def __init__(self, memory=1 << 32):
         self.memory, self.blocks, self.allocations = memory, {}, 0
+        self.locked, self.locks, self.flying = {}, 0, []
         self.recorded, self.recording = [], None
 
     def make_cudaExtent(self, width, height, depth):
@@ -75,6 +77,17 @@ class HostCuda:
 
     def cudaFree(self, address):
         del self.blocks[address]
+        return (Status.cudaSuccess,)
+
+    def cudaMallocHost(self, size):
+        block = ctypes.create_string_buffer(size)
+        self.locked[ctypes.addressof(block)] = block
+        self.locks += 1
+        return Status.cudaSuccess, ctypes.addressof(block)
+
+    def cudaFreeHost(self, address):
+        assert all(source != address for source, _ in self.flying)
+        del self.locked[address]
         return (Status.cudaSuccess,)
 
     def inside(self, address, size):
@@ -100,6 +113,8 @@ class HostCuda:
                 self.inside(source, size)
             if kind != Kind.cudaMemcpyDeviceToHost:
                 self.inside(to, size)
+            if source in self.locked:
+                self.flying.append((source, ctypes.string_at(source, size)))
             self.do(lambda: ctypes.memmove(to, source, size))
         return (Status.cudaSuccess,)
 
@@ -121,6 +136,8 @@ class HostCuda:
 
     def cudaStreamSynchronize(self, stream):
         assert self.recording is None, "waiting cannot be recorded"
+        assert all(ctypes.string_at(source, len(sent)) == sent for source, sent in self.flying)
+        self.flying.clear()
         return (Status.cudaSuccess,)
 
     def do(self, work):

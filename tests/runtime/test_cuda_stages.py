@@ -11,7 +11,9 @@ import shutil
 import subprocess
 import sys
 import weakref
+from collections import Counter
 from pathlib import Path
+from threading import Barrier
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,11 +22,12 @@ import pytest
 from tango_plugins import TangoError, op
 from tango_runtime import VideoLLM
 from tango_runtime.bundle import Bundle
-from tango_runtime.device import Pool, Stream
-from tango_runtime.stages import logits, tensorrt
+from tango_runtime.device import HostPool, Pool, Stream
+from tango_runtime.preprocess import resize
+from tango_runtime.stages import cuda, logits, tensorrt
 from tango_runtime.stages.cuda import CudaStages
 from tango_runtime.stages.sessions import OrtGraphs
-from tests.runtime.host_cuda import install
+from tests.runtime.host_cuda import HostPruner, install
 from tests.runtime.host_tensorrt import MACHINE, HostTensorRT, build
 
 QUESTION = "What happens in the video?"
@@ -145,12 +148,45 @@ def capacity(llm, frames):
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "tensorrt"])
 def test_memory_grows_to_a_peak_and_no_further(make, host, colours, engine):
-    llm, held = make(engine), []
+    llm, held, locks = make(engine), [], []
     for _ in range(3):
         for frames, ratio, new in ((8, 1.0, 40), (2, 0.1, 3), (5, 0.5, 20), (3, 0.9, 9), (8, 0.3, 40)):
             llm.generate(colours, QUESTION, frames=frames, retention_ratio=ratio, max_new_tokens=new)
         held.append((host.allocations, host.held()))
+        locks.append(host.locks)
     assert held[0] == held[1] == held[2]
+    assert locks[1] == locks[2]  # two take turns, since the chain holds its latest answer; both are large by now
+
+
+def test_host_memory_is_used_again_when_nothing_needs_it(host):
+    pool, host_pool, stream = Pool(), HostPool(), Stream()
+    to = pool.take("frames", (100,), np.uint8)
+    first = host_pool.take((100,), np.uint8)
+    first[:] = 7
+    stream.upload(first, to)
+    kept, address = first[50:], first.ctypes.data
+    del first
+    stream.synchronize()
+    second = host_pool.take((100,), np.uint8)  # a view still refers to the first
+    second[:] = 8
+    assert (kept == 7).all()
+    stream.upload(second, to)
+    del kept, second
+    third = host_pool.take((10,), np.uint8)  # the second is still being read
+    assert third.ctypes.data == address
+    larger = host_pool.take((200,), np.uint8)
+    stream.synchronize()
+    del third, larger, host_pool
+    assert not host.locked
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "tensorrt"])
+def test_answers_keep_their_frames(make, host, colours, frames, engine):
+    llm = make(engine)
+    first, second = (llm.generate(clip, QUESTION, frames=8, max_new_tokens=2) for clip in (colours, frames))
+    for answer, clip in ((first, colours), (second, frames)):
+        np.testing.assert_array_equal(answer.frames, [resize(frame, 112) for frame in clip])
+    assert len(host.locked) == 2
 
 
 def test_what_an_overflow_left_in_the_cache_is_forgotten(make, frames):
@@ -194,6 +230,15 @@ def test_a_logit_that_is_not_finite_is_noticed_on_the_device(host):
         Sampler()(found)
 
 
+def test_a_pruner_is_made_once_for_each_shape_and_ratio(make, colours, monkeypatch):
+    made = []
+    monkeypatch.setattr(cuda, "CudaPruner", lambda *given: (made.append(given), HostPruner(*given))[1])
+    llm = make()
+    for frames, ratio in ((8, 0.5), (4, 0.5), (8, 0.25), (8, 0.5), (4, 0.5)):
+        llm.generate(colours, QUESTION, frames=frames, retention_ratio=ratio, max_new_tokens=1)
+    assert [(frames, params.retention_ratio) for params, frames, *_ in made] == [(8, 0.5), (4, 0.5), (8, 0.25)]
+
+
 def test_decoding_replays_a_recording(make, colours, monkeypatch):
     llm = make("tensorrt")
     trt = llm._stages._graphs._trt
@@ -222,6 +267,32 @@ def test_engines_that_cannot_be_used_are_refused(make, built, tmp_path):
         make("tensorrt", folder)
 
 
+def test_graphs_are_loaded_side_by_side(host, spoken):
+    import onnxruntime
+
+    together = Barrier(3, timeout=20)
+
+    class Session(onnxruntime.InferenceSession):
+        def __init__(self, *arguments, **options):
+            together.wait()
+            super().__init__(*arguments, **options)
+
+    module = SimpleNamespace(**{**vars(onnxruntime), "InferenceSession": Session})
+    OrtGraphs(module, Bundle.load(spoken), Stream(), ("CPUExecutionProvider", "cpu"))
+
+
+@pytest.mark.parametrize("broken", [["vision", "decoder"], ["embed", "vision"], ["decoder"]])
+def test_of_graphs_that_cannot_be_loaded_the_first_is_told(host, spoken, tmp_path, broken):
+    import onnxruntime
+
+    bundle = Bundle.load(shutil.copytree(spoken, tmp_path / "bundle"))
+    for graph in broken:
+        bundle.graph(graph).write_bytes(b"garbage")
+    told = rf"ONNX Runtime cannot load .*{'vision' if 'vision' in broken else 'decoder'}\.onnx on the GPU"
+    with pytest.raises(TangoError, match=told):
+        OrtGraphs(onnxruntime, bundle, Stream(), ("CPUExecutionProvider", "cpu"))
+
+
 def test_sessions_go_before_their_stream_whatever_holds_them(host, spoken):
     import onnxruntime
 
@@ -246,6 +317,47 @@ def test_sessions_go_before_their_stream_whatever_holds_them(host, spoken):
         gc.collect()
         assert gone == ["session"] * 3 + ["stream"]
         gone.clear()
+
+
+def test_tensors_are_bound_once_an_answer_and_embed_does_not_wait(host, spoken):
+    import onnxruntime
+
+    bound, waits = Counter(), {}
+
+    class Session(onnxruntime.InferenceSession):
+        def __init__(self, file, *arguments, **options):
+            super().__init__(file, *arguments, **options)
+            self.graph = Path(file).stem
+
+        def io_binding(self):
+            bound[self.graph] += 1
+            return super().io_binding()
+
+        def run_with_iobinding(self, binding, options):
+            waits[self.graph] = options.entries.get("disable_synchronize_execution_providers") != "1"
+            super().run_with_iobinding(binding, options)
+
+    class Options(onnxruntime.RunOptions):
+        def __init__(self):
+            super().__init__()
+            self.entries = {}
+
+        def add_run_config_entry(self, name, value):
+            self.entries[name] = value
+
+    names = {name: getattr(onnxruntime, name) for name in ("SessionOptions", "__version__")}
+    module, bundle, stream = (
+        SimpleNamespace(**names, InferenceSession=Session, RunOptions=Options),
+        Bundle.load(spoken),
+        Stream(),
+    )
+    stages = CudaStages(bundle, OrtGraphs(module, bundle, stream, ("CPUExecutionProvider", "cpu")), stream)
+    stages.vision(np.zeros((2, 112, 112, 3), np.uint8), lambda done: None)
+    stages.prefill([stages.embed(np.arange(4))], 16)
+    for token in range(9):
+        stages.decode(token)
+    assert bound == {"vision": 1, "embed": 2, "decoder": 2}
+    assert waits == {"vision": True, "embed": False, "decoder": True}
 
 
 def test_what_a_stream_is_used_by_goes_when_the_process_ends_and_the_stream_stays():

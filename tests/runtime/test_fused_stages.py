@@ -103,6 +103,37 @@ def test_a_prompt_of_one_token_and_one_that_fills_the_context(make):
         close(*heard)
 
 
+def test_a_step_is_told_the_least_bound_that_holds_the_sequence(make, monkeypatch):
+    used, bind = [], FusedGraphs._bind
+
+    def spy(self, graph, tensors, replay, **entries):
+        run = bind(self, graph, tensors, replay, **entries)
+        told = [(int(t[0]), entries["gpu_graph_id"]) for t in tensors.values() if isinstance(t, np.ndarray)]
+        return lambda: (used.extend(told), run())
+
+    monkeypatch.setattr(FusedGraphs, "_bind", spy)
+    heard = []
+    for bounds in ([16, 64], []):
+        llm, _ = make(bounds=bounds)
+        stages = llm._stages
+        stages.prefill([stages.embed(np.arange(14))], 100)
+        rows = [np.array(stages.decode(token)) for token in range(4)]
+        stages.rewind(14)
+        heard.append([*rows, np.array(stages.decode(0)), np.array(stages.extend(stages.embed(np.arange(90))))])
+        stages.decode(1)
+    first, whole = (14, "-1"), (2048, "2048")
+    assert used[:8] == [first, (16, "16"), (16, "16"), (64, "64"), (64, "64"), (16, "16"), (2048, "-1"), whole]
+    assert used[8:] == [first, *5 * [whole], (2048, "-1"), whole]
+    close(*map(np.stack, heard))
+
+
+def test_bounds_end_below_the_capacity_and_nothing_waits(make):
+    stages = make()[0]._stages
+    assert stages._graphs.bounds == [1024]
+    assert list(stages._steps) == [1024]  # the others when a sequence is so long
+    assert not stages._graphs.waiting
+
+
 def test_what_an_overflow_left_in_the_cache_is_forgotten(make, frames):
     llm, _ = make()
     wanted = llm.generate(frames, QUESTION, max_new_tokens=8).ids

@@ -81,6 +81,9 @@ class Stages(Protocol):
     description: str
     why: str
 
+    def empty_frames(self, count: int, size: int) -> NDArray[np.uint8]:
+        """An array [F, size, size, 3] to be filled, from where :meth:`vision` takes frames the fastest."""
+
     def vision(self, frames: NDArray[np.uint8], advance: Advance) -> tuple[Tensor, Tensor]:
         """[F, size, size, 3] → features [F, L, D] and salience [F, L]; ``advance`` is told the frames that are done.
 

@@ -10,8 +10,9 @@ for programs without Python.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, cast
 
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from tango_plugins import PruneParams, TangoError, library, op
 from tango_plugins.library import CudaPruner, Dtype, Memory
 from tango_runtime.bundle import Bundle, GraphName
-from tango_runtime.device import ALIGNMENT, Event, Pool, Stream, Traffic, bytes_of, rows
+from tango_runtime.device import ALIGNMENT, Event, HostPool, Pool, Stream, Traffic, bytes_of, rows
 from tango_runtime.progress import Advance
 from tango_runtime.stages import Kept, Trace
 from tango_runtime.stages.cache import Cache, InPlaceCache
@@ -53,20 +54,25 @@ class Graphs(Protocol):
         """Positions of the decoder's cache, where the engine fixes them."""
 
     @property
+    def bounds(self) -> Sequence[int]:
+        """Lengths of a sequence, ascending, up to which a step of decoding costs less than up to the capacity."""
+
+    @property
     def in_place(self) -> bool:
         """Whether the decoder itself puts new rows into the cache."""
 
     def dtype(self, graph: GraphName, tensor: str) -> str:
         """What the engine takes for a tensor, by NumPy's name: TensorRT 8 has int32 where the graph has int64."""
 
-    def bind(self, graph: GraphName, tensors: Mapping[str, Memory], *, replay: bool = False) -> Run:
+    def bind(self, graph: GraphName, tensors: Mapping[str, Memory], *, replay: int = 0) -> Run:
         """Prepares a graph to read and write these tensors.
 
         Args:
             graph: Which.
             tensors: Its inputs and outputs.
-            replay: The same tensors will be run many times. One such binding of a graph is in use at a time, and its
-                inputs must make sense already: it may be run while it is made.
+            replay: Not 0: the same tensors will be run many times, while the sequence has at most so many positions.
+                One such binding of a graph and of a number is in use at a time, and its inputs must make sense
+                already: it may be run while it is made.
 
         Returns:
             A function that puts one run on the stream. Without ``replay`` it lasts until the graph is bound again.
@@ -112,7 +118,7 @@ class CudaStages:
 
     def __init__(self, bundle: Bundle, graphs: Graphs, stream: Stream) -> None:
         self.description, self.why = graphs.description, ""
-        self._graphs, self._stream, self._pool = graphs, stream, Pool()
+        self._graphs, self._stream, self._pool, self._host_pool = graphs, stream, Pool(), HostPool()
         specs = bundle.manifest.graphs
         self._decoder, self._features = specs["decoder"], specs["vision"].outputs[0]
         self._width, self._dtype = bundle.manifest.decoder.width, bundle.manifest.dtype
@@ -122,17 +128,23 @@ class CudaStages:
             "all positions", (bundle.manifest.decoder.context,), graphs.dtype("decoder", "positions")
         )
         stream.upload(np.arange(self._positions.shape[0]), self._positions)
+        self._pruner = functools.cache(CudaPruner)
         self._cache: Cache | None = None
-        self._step: _Step | None = None
+        self._steps: dict[int, _Step] = {}
+        self._embedding: tuple[dict[str, Memory], Run] | None = None
         self._length = 0
         if graphs.capacity is not None:  # now, and not while somebody waits for a first answer
             self._cache = self._new_cache(graphs.capacity)
-            self._step = self._new_step(self._cache)
+            self._step(self._cache)
 
     @property
     def traffic(self) -> Traffic:
         """What has crossed between host and device so far."""
         return self._stream.traffic
+
+    def empty_frames(self, count: int, size: int) -> NDArray[np.uint8]:
+        """An array [F, size, size, 3] to be filled, in memory that the GPU reads by itself."""
+        return self._host_pool.take((count, size, size, 3), np.uint8)
 
     def vision(self, frames: NDArray[np.uint8], advance: Advance) -> tuple[Memory, Memory]:
         """[F, size, size, 3] → features [F, L, D] and salience [F, L]; ``advance`` is told the frames that are done."""
@@ -154,7 +166,7 @@ class CudaStages:
     def prune(self, features: Memory, salience: Memory, seconds: NDArray[np.float32], params: PruneParams) -> Kept:
         """Features, salience and frame times in seconds → the tokens that are kept."""
         F, L, D = features.shape
-        pruner = CudaPruner(params, F, D, dtype=cast(Dtype, features.dtype))
+        pruner = self._pruner(params, F, D, cast(Dtype, features.dtype))
         K, take = pruner.capacity, self._pool.take
         times = take("seconds", (F,), np.float32)
         self._stream.upload(seconds, times)
@@ -201,12 +213,10 @@ class CudaStages:
     def decode(self, token: int) -> DeviceLogits:
         """Appends one token → logits of the next."""
         cache = self._require_room(1)
-        if self._step is None:
-            self._step = self._new_step(cache)
-        step = self._step
+        step = self._step(cache)
         self._stream.upload(np.array([token]), step.ids)
         self._stream.copy(rows(self._positions, self._length, self._length + 1), step.position)
-        self._graphs.bind("embed", {"ids": step.ids, "embeddings": step.embedding})()
+        self._embed(step.ids, step.embedding)
         step.run()
         cache.append(step.rows, self._length)
         self._length += 1
@@ -244,12 +254,19 @@ class CudaStages:
         cache.append(new, self._length)
         self._length += tokens
 
-    def _new_step(self, cache: Cache) -> _Step:
+    def _step(self, cache: Cache) -> _Step:
+        """The step for a sequence as long as it is now, made when it is first needed."""
+        bound = next((bound for bound in self._graphs.bounds if bound > self._length), cache.capacity)
+        if bound not in self._steps:
+            self._steps[bound] = self._new_step(cache, bound)
+        return self._steps[bound]
+
+    def _new_step(self, cache: Cache, bound: int) -> _Step:
         take = self._pool.take
         ids, position = take("step ids", (1,), self._ids), take("step position", (1,), self._positions.dtype)
         embedding, new = take("step embedding", (1, self._width), self._dtype), cache.room(1, "step rows")
         tensors = self._decoder_tensors(cache, embedding, position, new, cache.capacity)
-        return _Step(ids, embedding, position, new, self._graphs.bind("decoder", tensors, replay=True))
+        return _Step(ids, embedding, position, new, self._graphs.bind("decoder", tensors, replay=bound))
 
     def _decoder_tensors(
         self, cache: Cache, embeddings: Memory, positions: Memory, new: dict[str, Memory], length: int
@@ -288,8 +305,15 @@ class CudaStages:
             on_device = self._pool.take("ids", part.shape, self._ids)
             embeddings = self._pool.take("words", (len(part), self._width), self._dtype)
             self._stream.upload(part, on_device)
-            self._graphs.bind("embed", {"ids": on_device, "embeddings": embeddings})()
+            self._embed(on_device, embeddings)
             self._stream.copy(embeddings, rows(to, begin, begin + len(part)))
+
+    def _embed(self, ids: Memory, embeddings: Memory) -> None:
+        """Runs the embedding, bound anew only where the tensors are not those of the last run: of a step they are."""
+        tensors = {"ids": ids, "embeddings": embeddings}
+        if self._embedding is None or self._embedding[0] != tensors:
+            self._embedding = tensors, self._graphs.bind("embed", tensors)
+        self._embedding[1]()
 
     def _cache_for(self, capacity: int) -> Cache:
         """The cache that has room for so many positions."""
@@ -302,7 +326,7 @@ class CudaStages:
         wanted = fixed or -(-capacity // _POSITIONS) * _POSITIONS
         if self._cache is not None and self._cache.capacity == wanted:
             return self._cache
-        self._step = None  # it is bound to the old one
+        self._steps.clear()  # they are bound to the old one
         return self._new_cache(wanted)
 
     def _new_cache(self, capacity: int) -> Cache:

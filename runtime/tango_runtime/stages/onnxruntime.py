@@ -70,6 +70,10 @@ class OnnxRuntimeStages:
         self._length = 0
         self.description, self.why = f"ONNX Runtime {_version()}, CPU", ""
 
+    def empty_frames(self, count: int, size: int) -> NDArray[np.uint8]:
+        """An array [F, size, size, 3] to be filled."""
+        return np.empty((count, size, size, 3), np.uint8)
+
     def vision(self, frames: NDArray[np.uint8], advance: Advance) -> tuple[Array, Array]:
         """[F, size, size, 3] → features [F, L, D] and salience [F, L]; ``advance`` is told the frames that are done."""
         parts = []

@@ -7,7 +7,8 @@ arithmetic on shapes on the CPU, and that cannot be recorded. That of a fused de
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from types import MappingProxyType
 from typing import Any
 
@@ -48,7 +49,13 @@ class OrtGraphs:
     #: Likewise, the scores of a pass of the decoder are heads · tokens · positions.
     tokens_at_once = 2048
     capacity: int | None = None
+    bounds: Sequence[int] = ()
     in_place = False
+    #: Graphs whose runs wait for their end. It costs time, and the stream keeps the order anyway; but the plain graphs'
+    #: arithmetic on shapes takes pinned memory, and what a run has of it that does not wait is given back in a callback
+    #: of the stream. A session that goes leaves it to that callback to free all of it, which CUDA forbids there: the
+    #: process is aborted.
+    waiting: Collection[GraphName] = ("vision", "decoder")
     #: The provider's options beyond those that all graphs have.
     settings: Mapping[GraphName, Mapping[str, str]] = MappingProxyType({})
 
@@ -58,16 +65,24 @@ class OrtGraphs:
         # No doubling of the arena: what one frame more needs is not worth twice the memory.
         common = {"user_compute_stream": str(stream.handle), "arena_extend_strategy": "kSameAsRequested"}
         # The only references to the sessions, and to the bindings, which hold them: they go when these are cleared. Of
-        # a graph's bindings the newest counts, and the one that is replayed.
-        self._bindings: dict[tuple[GraphName, bool], Any] = {}
-        self._sessions = {
-            graph: _open(onnxruntime, bundle, graph, name, common | dict(self.settings.get(graph, {})))
-            for graph in _GRAPHS
-        }
+        # a graph's bindings the newest counts, and those that are replayed.
+        self._bindings: dict[tuple[GraphName, int], Any] = {}
+        self._sessions: dict[GraphName, Any] = {}
         stream.before_end(self._bindings.clear)
         stream.before_end(self._sessions.clear)
-        self._options = run_options(onnxruntime)
-        self._stream = stream
+
+        def load(graph: GraphName) -> None:
+            settings = common | dict(self.settings.get(graph, {}))
+            self._sessions[graph] = _open(onnxruntime, bundle, graph, name, settings)
+
+        *others, decoder = _GRAPHS
+        with ThreadPoolExecutor() as threads:
+            loading = threads.map(load, others)
+            try:
+                load(decoder)  # in this thread: what it records and records with, ONNX Runtime keeps for each thread
+            finally:
+                list(loading)  # raises the error of the first graph that has one
+        self._onnxruntime = onnxruntime
         self.description = f"ONNX Runtime {onnxruntime.__version__}, {name.removesuffix('ExecutionProvider')}"
 
     def dtype(self, graph: GraphName, tensor: str) -> str:
@@ -75,11 +90,17 @@ class OrtGraphs:
         spec = self._specs[graph]
         return next(t.dtype for t in (*spec.inputs, *spec.outputs) if t.name == tensor)
 
-    def bind(self, graph: GraphName, tensors: Mapping[str, Memory], *, replay: bool = False) -> Run:
+    def bind(self, graph: GraphName, tensors: Mapping[str, Memory], *, replay: int = 0) -> Run:
         """Prepares a session to read and write these tensors; gives the function that runs it."""
-        return self._bound(graph, tensors, self._options, replay)
+        return self._bind(graph, tensors, replay)
 
-    def _bound(self, graph: GraphName, tensors: Mapping[str, Tensor], options: Any, replay: bool) -> Run:
+    def _bind(self, graph: GraphName, tensors: Mapping[str, Tensor], replay: int, **entries: str) -> Run:
+        """As :meth:`bind`; ``entries`` are options of the runs."""
+        options = self._onnxruntime.RunOptions()
+        if graph not in self.waiting:
+            entries["disable_synchronize_execution_providers"] = "1"
+        for name, value in entries.items():
+            options.add_run_config_entry(name, value)
         inputs = {t.name for t in self._specs[graph].inputs}
         binding = self._bindings[graph, replay] = self._sessions[graph].io_binding()
         for name, memory in tensors.items():
@@ -99,14 +120,6 @@ class OrtGraphs:
                 ) from error
 
         return run
-
-
-def run_options(onnxruntime: Any, **entries: str) -> Any:
-    """Options of runs that do not wait for their end: the stream keeps the order, and a wait would only cost time."""
-    options = onnxruntime.RunOptions()
-    for name, value in {"disable_synchronize_execution_providers": "1", **entries}.items():
-        options.add_run_config_entry(name, value)
-    return options
 
 
 def _open(onnxruntime: Any, bundle: Bundle, graph: GraphName, provider: str, settings: dict[str, str]) -> Any:

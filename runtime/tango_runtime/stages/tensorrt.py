@@ -59,6 +59,7 @@ class TensorRTGraphs:
     """
 
     frames_at_once = None
+    bounds = ()
     in_place = False
 
     def __init__(self, trt: Any, bundle: Bundle, found: Mapping[GraphName, Found], stream: Stream, gpu: str) -> None:
@@ -80,7 +81,7 @@ class TensorRTGraphs:
         """What the engine takes for a tensor, by NumPy's name."""
         return _TYPES[self._engines[graph].get_tensor_dtype(tensor).name]
 
-    def bind(self, graph: GraphName, tensors: Mapping[str, Memory], *, replay: bool = False) -> Run:
+    def bind(self, graph: GraphName, tensors: Mapping[str, Memory], *, replay: int = 0) -> Run:
         """Prepares an engine to read and write these tensors; gives the function that runs it."""
         found = self._found[graph]
         # TensorRT 8 has no two contexts share a profile, so what replays has the engine's last one to itself.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tango_plugins import TangoError
-from tango_runtime.device import Buffer, Event, Pool, Stream, rows
+from tango_runtime.device import Buffer, Event, HostPool, Pool, Stream, rows
 from tango_runtime.stages.cache import Cache
 from tango_runtime.stages.logits import DeviceLogits
 
@@ -29,6 +29,17 @@ def test_what_goes_up_comes_down(stream, pool):
     np.testing.assert_array_equal(stream.download(memory), array)
     np.testing.assert_array_equal(stream.download(rows(memory, 2, 4)), array[2:4])
     assert vars(stream.traffic) == {"uploads": 1, "uploaded": 210, "downloads": 3, "downloaded": 210 + 210 + 84}
+
+
+def test_page_locked_memory_is_not_used_again_while_it_is_read(stream, pool):
+    host_pool, memories = HostPool(), [pool.take(name, (1 << 26,), np.uint8) for name in "abc"]
+    for value, memory in enumerate(memories):
+        array = host_pool.take(memory.shape, np.uint8)
+        array[:] = value
+        stream.upload(array, memory)
+        del array
+    for value, memory in enumerate(memories):
+        assert (stream.download(memory) == value).all()
 
 
 @pytest.mark.parametrize(("heads", "width", "capacity"), [(1, 4, 16), (2, 64, 100), (3, 16, 33), (4, 128, 1024)])

@@ -64,15 +64,20 @@ def test_logits_are_the_plain_graphs(chains, count):
 
 
 def test_replaying_is_running(chains):
-    """A recorded step gives what the same token gives as a pass of its own, whatever ran in between."""
+    """A recorded step gives what the same token gives as a pass of its own, whatever ran in between.
+
+    The lengths are on both sides of those from which another recording is taken.
+    """
     gpu, _ = chains
     stages, width, ids = gpu._stages, gpu.bundle.manifest.decoder.width, np.arange(20, 60)
-    for count in (30, 700, 1, 300):
-        stages.prefill(pieces(stages, width, ids, count), 1024)
+    for count in (30, 700, 1, 981, 2005, 2500, 982, 300, 2006):
+        stages.prefill(pieces(stages, width, ids, count), 4096)
         length = len(ids) + count + 2
-        stepped = np.array(stages.decode(7))
-        stages.rewind(length)
-        close(stepped, np.array(stages.extend(stages.embed(np.array([7])))), "fp16")
+        for token in (7, 8):
+            stepped = np.array(stages.decode(token))
+            stages.rewind(length)
+            close(stepped, np.array(stages.extend(stages.embed(np.array([token])))), "fp16")
+            length += 1
 
 
 def test_memory_does_not_grow(chains):
