@@ -87,9 +87,11 @@ def _validate(args: argparse.Namespace) -> int:
 
 def _verdict(results: list[Comparison]) -> int:
     """Prints the comparisons; 0 if every one is within the gates, else 1."""
-    print(f"{'graph':<9}{'output':<14}{'cosine':>10}{'norm ratio':>12}")
+    width = 2 + max(len(r.graph) for r in results)
+    print(f"{'graph':<{width}}{'output':<14}{'cosine':>10}{'norm ratio':>12}")
     for r in results:
-        print(f"{r.graph:<9}{r.output:<14}{r.cosine:>10.6f}{r.norm_ratio:>12.5f}  {'ok' if r.passed else 'FAILED'}")
+        measured = f"{r.output:<14}{r.cosine:>10.6f}{r.norm_ratio:>12.5f}"
+        print(f"{r.graph:<{width}}{measured}  {'ok' if r.passed else 'FAILED'}")
     failed = sum(not r.passed for r in results)
     gates = f"cosine at least {MIN_COSINE}, norm within {MAX_NORM_ERROR:.0%}"
     print(f"{len(results) - failed} of {len(results)} within the gates ({gates})")

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from tango_export.export import DTYPES, find_preset, open_model
 from tango_export.families.base import Model, Reference
 from tango_plugins import TangoError, op
-from tango_runtime.bundle import Bundle
+from tango_runtime.bundle import Bundle, GraphName, GraphSpec
 from tango_runtime.progress import progress
 from tango_runtime.stages.onnxruntime import empty_cache, open_session
 
@@ -27,6 +27,9 @@ from tango_runtime.stages.onnxruntime import empty_cache, open_session
 MIN_COSINE, MAX_NORM_ERROR = 0.999, 0.01
 
 _FRAMES, _PROMPT, _STEPS = 3, 48, 4
+
+#: Positions of the cache behind the last.
+_SPARE = 5
 
 Array = NDArray[Any]
 
@@ -71,7 +74,8 @@ def validate(path: Path, checkpoint: str | None = None, siglip: str | None = Non
         family, checkpoint or source.checkpoint, siglip or source.siglip, dtype, bundle.manifest.decoder.context
     )
     _check_origin(bundle, model, checkpoint or source.checkpoint)
-    with progress("validate", 4 + _STEPS) as advance:
+    forms = [len(list(_forms(bundle, graph))) for graph in ("vision", "decoder")]
+    with progress("validate", 3 + forms[0] + forms[1] * (1 + _STEPS)) as advance:
         reference = model.reference()
         advance(1)
         results = []
@@ -94,32 +98,57 @@ def _check_origin(bundle: Bundle, model: Model, checkpoint: str) -> None:
 
 def _compare(bundle: Bundle, reference: Reference) -> Iterator[Comparison]:
     frames = _frames(bundle.manifest.video.size)
-    features, salience = open_session(bundle.graph("vision")).run(None, {"frames": frames})
     expected = reference.vision(torch.from_numpy(frames))
-    yield _comparison("vision", "features", features, expected[0])
-    yield _comparison("vision", "salience", salience, expected[1])
+    for title, spec in _forms(bundle, "vision"):
+        features, salience = open_session(bundle.path / spec.file).run(None, {"frames": frames})
+        yield _comparison(title, "features", features, expected[0])
+        yield _comparison(title, "salience", salience, expected[1])
     ids = _ids(bundle)
     embeddings = open_session(bundle.graph("embed")).run(None, {"ids": ids})[0]
     yield _comparison("embed", "embeddings", embeddings, reference.embed(torch.from_numpy(ids)))
-    yield from _compare_decoder(bundle, reference, embeddings)
+    logits = reference.logits(torch.from_numpy(embeddings).float())[:, : bundle.manifest.prompt.vocabulary]
+    for title, spec in _forms(bundle, "decoder"):
+        steps = _plain_steps if spec is bundle.manifest.graphs["decoder"] else _fused_steps
+        for end, found in steps(open_session(bundle.path / spec.file), spec, embeddings):
+            yield _comparison(title, f"logits at {end - 1}", found, logits[end - 1])
     yield _compare_prune(bundle)
 
 
-def _compare_decoder(bundle: Bundle, reference: Reference, embeddings: Array) -> Iterator[Comparison]:
-    """Prefill over a prompt, then single steps over a cache with room to spare; each is given the true tokens."""
-    spec = bundle.manifest.graphs["decoder"]
-    session = open_session(bundle.graph("decoder"))
-    vocabulary = bundle.manifest.prompt.vocabulary
-    expected = reference.logits(torch.from_numpy(embeddings).float())[:, :vocabulary]
-    capacity = len(embeddings) + 5
+def _forms(bundle: Bundle, graph: GraphName) -> Iterator[tuple[str, GraphSpec]]:
+    """A graph, and its fused form where there is one, with what to call them."""
+    spec = bundle.manifest.graphs[graph]
+    yield graph, spec
+    if spec.fused:
+        yield f"{graph}, fused", spec.fused
+
+
+def _passes(positions: int) -> list[tuple[int, int]]:
+    """Prefill over a prompt, then single steps: where each begins and ends."""
+    return [(0, _PROMPT), *((i, i + 1) for i in range(_PROMPT, positions))]
+
+
+def _plain_steps(session: Any, spec: GraphSpec, embeddings: Array) -> Iterator[tuple[int, Array]]:
+    """The plain decoder over a cache with room to spare, given the true tokens: each pass's end, and its logits."""
+    capacity = len(embeddings) + _SPARE
     cache = empty_cache(spec.inputs[2:], capacity)
-    for begin, end in [(0, _PROMPT), *((i, i + 1) for i in range(_PROMPT, len(embeddings)))]:
+    for begin, end in _passes(len(embeddings)):
         held = {name: rows[:, : capacity if begin else 0] for name, rows in cache.items()}
         positions = np.arange(begin, end, dtype=np.int64)
         logits, *rows = session.run(None, {"embeddings": embeddings[begin:end], "positions": positions, **held})
         for name, new in zip(cache, rows, strict=True):
             cache[name][:, begin:end] = new
-        yield _comparison("decoder", f"logits at {end - 1}", logits, expected[end - 1])
+        yield end, logits
+
+
+def _fused_steps(session: Any, spec: GraphSpec, embeddings: Array) -> Iterator[tuple[int, Array]]:
+    """Likewise of the fused decoder, which gives back the whole cache."""
+    last, bound, *past = (tensor.name for tensor in spec.inputs[1:])
+    cache = empty_cache(spec.inputs[3:], len(embeddings) + _SPARE)
+    for begin, end in _passes(len(embeddings)):
+        told = {last: np.array([end - 1], np.int32), bound: np.array([end], np.int32)}
+        logits, *present = session.run(None, {"embeddings": embeddings[begin:end], **told, **cache})
+        cache = dict(zip(past, present, strict=True))
+        yield end, logits
 
 
 def _compare_prune(bundle: Bundle) -> Comparison:

@@ -13,6 +13,7 @@ from tango_export.export import DTYPES, Request, export, find_preset, open_model
 from tango_export.fused import write_fused_graph
 from tango_plugins import TangoError
 from tango_runtime.bundle import Bundle
+from tango_runtime.cli import main
 from tests.export.edits import Decoder, assert_close, embed, frames, run, session
 
 IDS = np.random.default_rng(3).integers(0, 300, 12)
@@ -151,6 +152,27 @@ def test_export_writes_them_when_asked(checkpoint, tmp_path):
     assert {name for name, spec in manifest.graphs.items() if spec.fused} == {"vision", "decoder"}
     with pytest.raises(TangoError, match="--fused with --dtype fp32"):
         export(Request(**named, output=tmp_path / "none", fused=True, dtype="fp32"))
+
+
+def test_validate_compares_them_with_the_original(checkpoint, tmp_path, capsys):
+    llava, siglip = checkpoint()
+    path = export(Request(checkpoint=str(llava), siglip=str(siglip), output=tmp_path / "fused", fused=True))
+    assert main(["validate", str(path)]) == 0
+    assert "16 of 16 within the gates" in capsys.readouterr().out
+    for graph, constant in (
+        ("decoder", "rotary.sin"),
+        ("vision", "tower.encoder.layers.0.self_attn.out_proj.bias.fused"),
+    ):
+        file = path / f"{graph}.fused.onnx"
+        sound, model = file.read_bytes(), onnx.load(file, load_external_data=False)
+        tensor = next(t for t in model.graph.initializer if t.name == constant)
+        tensor.CopyFrom(onnx.numpy_helper.from_array(-onnx.numpy_helper.to_array(tensor), constant))
+        onnx.save(model, file)
+        assert main(["validate", str(path)]) == 1
+        failed = [line for line in capsys.readouterr().out.splitlines() if line.endswith("FAILED")]
+        assert failed
+        assert all(line.startswith(f"{graph}, fused") for line in failed)
+        file.write_bytes(sound)
 
 
 def test_heads_that_cannot_be_rotated_are_refused(checkpoint, tmp_path):
