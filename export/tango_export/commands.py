@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import get_args
 
 from tango_export.export import DTYPES, Request, export
 from tango_export.validate import MAX_NORM_ERROR, MIN_COSINE, Comparison, validate
 from tango_plugins import TangoError
+from tango_plugins.params import Budget
 from tango_runtime.cli import Command
 from tango_runtime.progress import note
 
@@ -26,6 +28,13 @@ def _configure_export(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=default.retention_ratio,
         help="fraction of video tokens kept (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--budget",
+        choices=get_args(Budget),
+        default=default.budget,
+        help="keep as many as the paper's steps give, or always exactly that fraction, "
+        "so that on a GPU nothing waits for their count (default: %(default)s)",
     )
     parser.add_argument(
         "--frames", type=int, default=default.frames, help="frames sampled from a video (default: %(default)s)"
@@ -59,6 +68,7 @@ def _export(args: argparse.Namespace) -> int:
             args.output,
             args.dtype,
             args.retention_ratio,
+            args.budget,
             args.frames,
             args.context,
             None if args.sink_positions is None else tuple(args.sink_positions),

@@ -12,6 +12,7 @@ from tango_export.families import FAMILIES, Family, Model, Preset
 from tango_export.fused import is_fusible, write_fused_graph
 from tango_export.graphs import write_graph, write_prune_graph
 from tango_plugins import PruneParams, TangoError, op
+from tango_plugins.params import Budget
 from tango_runtime.bundle import (
     FORMAT,
     FileSpec,
@@ -42,6 +43,7 @@ class Request:
         output: Where the bundle will stand; by default a folder named after the checkpoint.
         dtype: ``fp16`` or ``fp32``.
         retention_ratio: Fraction of the video's tokens kept, r.
+        budget: How many tokens that is; see :class:`tango_plugins.PruneParams`.
         frames: Frames sampled from a video.
         context: Most positions, prompt and answer together.
         sink_positions: Grid positions whose salience is an artefact of the tower; None leaves it to the operator's
@@ -56,6 +58,7 @@ class Request:
     output: Path | None = None
     dtype: str = "fp16"
     retention_ratio: float = 0.10
+    budget: Budget = "paper"
     frames: int = 32
     context: int = 8192
     sink_positions: tuple[int, ...] | None = None
@@ -156,12 +159,12 @@ def _check(request: Request, output: Path) -> None:
         raise TangoError(f"--frames is {request.frames}", "a video needs at least one frame")
     if request.fused and request.dtype != "fp16":
         raise TangoError(f"--fused with --dtype {request.dtype}", "ONNX Runtime's fused attention is for fp16")
-    PruneParams(retention_ratio=request.retention_ratio)
+    PruneParams(retention_ratio=request.retention_ratio, budget=request.budget)
 
 
 def _params(request: Request, model: Model) -> PruneParams:
     """The operator's parameters: the model's, but for what was asked for."""
-    params = model.params.at(request.retention_ratio)
+    params = replace(model.params, retention_ratio=request.retention_ratio, budget=request.budget)
     return params if request.sink_positions is None else replace(params, sink_positions=request.sink_positions)
 
 

@@ -18,7 +18,7 @@ from tango_runtime.preprocess import preprocess
 from tango_runtime.progress import Advance
 from tango_runtime.prompt import Prompt
 from tango_runtime.sampling import Sampler
-from tango_runtime.stages import Kept, Stages, Tensor, Trace, select
+from tango_runtime.stages import Kept, Mark, Stages, Tensor, Trace, select
 from tango_runtime.video import Source, TimedFrame, sample
 
 if TYPE_CHECKING:
@@ -259,13 +259,15 @@ class VideoLLM:
 
     def _ids(self, answer: Answer, request: _Request) -> Iterator[int]:
         """Runs the chain; gives the answer's ids one by one, up to a stop token."""
-        kept, salience = self._see(answer, request)
+        spans = _Spans(self._stages)
+        kept, salience = self._see(answer, request, spans)
         answer.prompt_tokens = self._require_room(request, answer.kept)
         context, stop = self.bundle.manifest.decoder.context, set(self.bundle.manifest.prompt.stop)
         capacity = min(answer.prompt_tokens + request.max_new_tokens, context)
         self._latest = answer
-        with _timed(answer, "prefill"):
+        with spans.of("prefill"):
             token = request.sampler(self._stages.prefill(self._splice(request, kept.tokens), capacity))
+        answer.stages |= spans.milliseconds()
         self._note_trace(answer, kept, salience)
         answer.stages["decode"] = 0.0  # told even where one token is all there is
         while token not in stop:
@@ -285,18 +287,18 @@ class VideoLLM:
                 token = request.sampler(self._stages.decode(token))
         answer.finish = "stop"
 
-    def _see(self, answer: Answer, request: _Request) -> tuple[Kept, Tensor]:
+    def _see(self, answer: Answer, request: _Request, spans: _Spans) -> tuple[Kept, Tensor]:
         """Decodes the video, runs the vision graph and prunes → what is kept, and the salience."""
         with _timed(answer, "video"):
             timed, size = _noting_aspect(answer, request.timed), self.bundle.manifest.video.size
             room = self._stages.empty_frames(request.frames, size)
             answer.frames, answer.seconds = preprocess(timed, size, room)
-        with _timed(answer, "vision"):
+        with spans.of("vision"):
             features, salience = self._stages.vision(answer.frames, request.advance)
         if request.params is None:
             kept = _all(self._stages.flatten(features), answer.total)
         else:
-            with _timed(answer, "prune"):
+            with spans.of("prune"):
                 kept = self._stages.prune(features, salience, answer.seconds, request.params)
         answer.kept = kept.count
         return kept, salience
@@ -323,6 +325,24 @@ class VideoLLM:
                 "keep fewer tokens (--retention-ratio, --frames), ask less, or export with a larger --context",
             )
         return text + video
+
+
+class _Spans:
+    """How long stages took, between marks of the engine: so none of them need wait until its work is done."""
+
+    def __init__(self, stages: Stages) -> None:
+        self._stages = stages
+        self._marks: dict[str, tuple[Mark, Mark]] = {}
+
+    @contextmanager
+    def of(self, stage: str) -> Iterator[None]:
+        begin = self._stages.mark()
+        yield
+        self._marks[stage] = begin, self._stages.mark()
+
+    def milliseconds(self) -> dict[str, float]:
+        """Of each stage; waits for the last."""
+        return {stage: end.since(begin) for stage, (begin, end) in self._marks.items()}
 
 
 def _all(tokens: Tensor, total: int) -> Kept:

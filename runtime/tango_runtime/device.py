@@ -130,9 +130,13 @@ class HostPool:
 
     Locking memory takes longer than copying it, so a piece is used again when no array refers to it any more. Who keeps
     an array keeps its memory locked.
+
+    Args:
+        least: Bytes that a piece has at least.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, least: int = 0) -> None:
+        self._least = least
         self._free: list[_PageLocked] = []
 
     def take(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
@@ -144,7 +148,7 @@ class HostPool:
         size = math.prod(shape) * np.dtype(dtype).itemsize
         piece = self._free.pop() if self._free else None
         if piece is None or piece.size < size:
-            piece = _PageLocked(size)
+            piece = _PageLocked(max(size, self._least))
         window = (ctypes.c_uint8 * size).from_address(piece.address)  # every view of the array holds it
         _when_gone(window, self._free.append, piece)
         return np.frombuffer(memoryview(window), dtype).reshape(shape)

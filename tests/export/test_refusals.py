@@ -76,6 +76,11 @@ def test_sink_positions(desk, given, sinks):
     assert Bundle.load("out").manifest.params.sink_positions == sinks
 
 
+def test_the_budget_is_the_bundles(desk):
+    assert desk.export("--budget", "exact") == 0
+    assert Bundle.load("out").manifest.params.budget == "exact"
+
+
 def test_config_missing(desk):
     (desk.llava / "config.json").unlink()
     assert "config.json" in desk.refused()[0]

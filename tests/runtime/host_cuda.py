@@ -10,6 +10,7 @@ that is written to or freed before its upload has been waited for, are errors he
 from __future__ import annotations
 
 import ctypes
+import time
 from enum import IntEnum
 
 import numpy as np
@@ -138,6 +139,22 @@ class HostCuda:
         assert self.recording is None, "waiting cannot be recorded"
         assert all(ctypes.string_at(source, len(sent)) == sent for source, sent in self.flying)
         self.flying.clear()
+        return (Status.cudaSuccess,)
+
+    def cudaEventCreate(self):
+        return Status.cudaSuccess, [0.0]
+
+    def cudaEventRecord(self, event, stream):
+        event[0] = time.perf_counter()
+        return (Status.cudaSuccess,)
+
+    def cudaEventSynchronize(self, event):
+        return (Status.cudaSuccess,)
+
+    def cudaEventElapsedTime(self, begin, end):
+        return Status.cudaSuccess, 1e3 * (end[0] - begin[0])
+
+    def cudaEventDestroy(self, event):
         return (Status.cudaSuccess,)
 
     def do(self, work):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -144,10 +143,6 @@ def test_cold_starts_are_told(run, monkeypatch):
 def host(monkeypatch):
     """CUDA, emulated, with events."""
     found = install(monkeypatch)
-    found.cudaEventCreate = lambda: (Status.cudaSuccess, [0.0])
-    found.cudaEventDestroy = found.cudaEventSynchronize = lambda event: (Status.cudaSuccess,)
-    found.cudaEventRecord = lambda event, stream: (event.__setitem__(0, time.perf_counter()), (Status.cudaSuccess,))[1]
-    found.cudaEventElapsedTime = lambda begin, end: (Status.cudaSuccess, 1e3 * (end[0] - begin[0]))
     found.cudaDeviceGetPCIBusId = lambda length, which: (Status.cudaSuccess, b"0000:01:00.0\0\0")
     for module in (measure, conditions):
         monkeypatch.setattr(module, "cudart", device.cudart)

@@ -26,6 +26,7 @@ from tango_runtime.device import HostPool, Pool, Stream
 from tango_runtime.preprocess import resize
 from tango_runtime.stages import cuda, logits, tensorrt
 from tango_runtime.stages.cuda import CudaStages
+from tango_runtime.stages.logits import DeviceLogits
 from tango_runtime.stages.sessions import OrtGraphs
 from tests.runtime.host_cuda import HostPruner, install
 from tests.runtime.host_tensorrt import MACHINE, HostTensorRT, build
@@ -186,7 +187,19 @@ def test_answers_keep_their_frames(make, host, colours, frames, engine):
     first, second = (llm.generate(clip, QUESTION, frames=8, max_new_tokens=2) for clip in (colours, frames))
     for answer, clip in ((first, colours), (second, frames)):
         np.testing.assert_array_equal(answer.frames, [resize(frame, 112) for frame in clip])
-    assert len(host.locked) == 2
+    assert sum(len(block) == first.frames.nbytes for block in host.locked.values()) == 2
+
+
+@pytest.mark.parametrize(("budget", "waits"), [("paper", 1), ("exact", 0)])
+def test_nothing_waits_but_for_the_count_of_the_kept(make, host, colours, monkeypatch, budget, waits):
+    llm = make()
+    llm.bundle.manifest.prune["budget"] = budget
+    llm.generate(colours, QUESTION, frames=8, max_new_tokens=1)
+    events, synchronize, greatest = [], host.cudaStreamSynchronize, DeviceLogits.greatest
+    monkeypatch.setattr(host, "cudaStreamSynchronize", lambda stream: (events.append("wait"), synchronize(stream))[1])
+    monkeypatch.setattr(DeviceLogits, "greatest", lambda logits: (events.append("token"), greatest(logits))[1])
+    llm.generate(colours, QUESTION, frames=8, max_new_tokens=1)
+    assert events[: events.index("token")].count("wait") == waits
 
 
 def test_what_an_overflow_left_in_the_cache_is_forgotten(make, frames):

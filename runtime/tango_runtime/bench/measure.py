@@ -12,8 +12,6 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -29,7 +27,7 @@ from tango_runtime.chain import Answer, VideoLLM
 from tango_runtime.device import Event, check, cudart
 from tango_runtime.progress import Advance
 from tango_runtime.prompt import Prompt
-from tango_runtime.stages import Kept, Mark, Stages, Tensor, select
+from tango_runtime.stages import Mark, Stages, Tensor, select
 
 Samples = dict[str, list[float]]
 
@@ -173,7 +171,7 @@ def measurable(bundle: Bundle) -> Bundle:
 
 
 class Watched:
-    """An engine whose stages note when they begin and end; the chain takes it for the engine itself.
+    """An engine that notes what the chain itself does not time; the chain takes it for the engine.
 
     Args:
         stages: The engine.
@@ -185,7 +183,7 @@ class Watched:
 
     def __init__(self, stages: Stages) -> None:
         self._stages = stages
-        self._spans: dict[str, tuple[Mark, Mark]] = {}
+        self._upload: list[Mark] = []
         self.decoding: list[float] = []
 
     def __getattr__(self, name: str) -> Any:
@@ -193,50 +191,28 @@ class Watched:
 
     def begin(self) -> None:
         """Forgets the answer before."""
-        self._spans, self.decoding = {}, []
+        self._upload, self.decoding = [], []
 
-    def milliseconds(self) -> dict[str, float]:
-        """Between the marks of each stage of the latest answer."""
-        return {stage: end.since(begin) for stage, (begin, end) in self._spans.items()}
+    @property
+    def upload(self) -> float | None:
+        """Milliseconds that the frames of the latest answer took to the device; None where they take no such way."""
+        return self._upload[1].since(self._upload[0]) if len(self._upload) == 2 else None
 
     def vision(self, frames: NDArray[np.uint8], advance: Advance) -> tuple[Tensor, Tensor]:
-        """The engine's; ``upload`` is told apart where the engine tells when it is through with it."""
-        begin = self._stages.mark()
-        uploaded: list[Mark] = []
+        """The engine's."""
+        self._upload.append(self._stages.mark())
 
         def told(done: int) -> None:
             if not done:
-                uploaded.append(self._stages.mark())
+                self._upload.append(self._stages.mark())
             advance(done)
 
-        seen = self._stages.vision(frames, told)
-        end = self._stages.mark()
-        for mark in uploaded:
-            self._spans["upload"] = (begin, mark)
-            begin = mark
-        self._spans["vision"] = (begin, end)
-        return seen
-
-    def prune(self, features: Tensor, salience: Tensor, seconds: NDArray[np.float32], params: PruneParams) -> Kept:
-        """The engine's."""
-        with self._span("prune"):
-            return self._stages.prune(features, salience, seconds, params)
-
-    def prefill(self, pieces: list[Tensor], capacity: int) -> Any:
-        """The engine's."""
-        with self._span("prefill"):
-            return self._stages.prefill(pieces, capacity)
+        return self._stages.vision(frames, told)
 
     def decode(self, token: int) -> Any:
         """The engine's."""
         self.decoding.append(time.perf_counter())
         return self._stages.decode(token)
-
-    @contextmanager
-    def _span(self, stage: str) -> Iterator[None]:
-        begin = self._stages.mark()
-        yield
-        self._spans[stage] = (begin, self._stages.mark())
 
 
 class Bench:
@@ -313,7 +289,11 @@ class Bench:
             )
         times = [*watched.decoding, end]
         found = {"video": [answer.stages["video"]]}
-        found |= {stage: [ms] for stage, ms in watched.milliseconds().items()}
+        stages = {stage: answer.stages[stage] for stage in ("vision", "prune", "prefill") if stage in answer.stages}
+        if watched.upload is not None:
+            found["upload"] = [watched.upload]
+            stages["vision"] -= watched.upload
+        found |= {stage: [ms] for stage, ms in stages.items()}
         found["first token"] = [1e3 * (times[0] - begin)]
         found["decode"] = [1e3 * (later - earlier) for earlier, later in pairwise(times)]
         found["answer"] = [1e3 * (end - begin)]

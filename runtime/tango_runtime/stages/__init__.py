@@ -70,8 +70,8 @@ class HostMark:
 class Stages(Protocol):
     """What the chain asks of an engine. The engine owns its buffers and the key/value cache.
 
-    Tensors and logits last until the stage that made them is called again. A stage before the decoder returns when its
-    work is done, so that the time it took is its own.
+    Tensors and logits last until the stage that made them is called again. On a device a stage may return before its
+    work is done: what it took, marks before and behind it tell.
 
     Attributes:
         description: The engine, in one line.

@@ -31,6 +31,9 @@ from tango_runtime.stages.logits import DeviceLogits
 #: Where an engine does not fix the cache's capacity, it is a multiple of this many positions.
 _POSITIONS = 256
 
+#: Bytes of page-locked memory for token ids or times: enough for 8,192 of them.
+_SMALL = 1 << 16
+
 Run = Callable[[], None]
 
 
@@ -118,7 +121,8 @@ class CudaStages:
 
     def __init__(self, bundle: Bundle, graphs: Graphs, stream: Stream) -> None:
         self.description, self.why = graphs.description, ""
-        self._graphs, self._stream, self._pool, self._host_pool = graphs, stream, Pool(), HostPool()
+        self._graphs, self._stream, self._pool = graphs, stream, Pool()
+        self._frames_pool, self._small_pool = HostPool(), HostPool(_SMALL)
         specs = bundle.manifest.graphs
         self._decoder, self._features = specs["decoder"], specs["vision"].outputs[0]
         self._width, self._dtype = bundle.manifest.decoder.width, bundle.manifest.dtype
@@ -144,7 +148,7 @@ class CudaStages:
 
     def empty_frames(self, count: int, size: int) -> NDArray[np.uint8]:
         """An array [F, size, size, 3] to be filled, in memory that the GPU reads by itself."""
-        return self._host_pool.take((count, size, size, 3), np.uint8)
+        return self._frames_pool.take((count, size, size, 3), np.uint8)
 
     def vision(self, frames: NDArray[np.uint8], advance: Advance) -> tuple[Memory, Memory]:
         """[F, size, size, 3] → features [F, L, D] and salience [F, L]; ``advance`` is told the frames that are done."""
@@ -159,7 +163,6 @@ class CudaStages:
             end = min(begin + most, F)
             named = {"frames": video, "features": features, "salience": salience}
             self._graphs.bind("vision", {name: rows(tensor, begin, end) for name, tensor in named.items()})()
-            self._stream.synchronize()  # its time is its own
             advance(end - begin)
         return features, salience
 
@@ -169,7 +172,7 @@ class CudaStages:
         pruner = self._pruner(params, F, D, cast(Dtype, features.dtype))
         K, take = pruner.capacity, self._pool.take
         times = take("seconds", (F,), np.float32)
-        self._stream.upload(seconds, times)
+        self._upload(seconds, times)
         found: dict[str, Any] = {
             "tokens": take("tokens", (K, D), features.dtype),
             "indices": take("indices", (K,), np.int32),
@@ -179,9 +182,8 @@ class CudaStages:
         }
         workspace = take("workspace", (pruner.workspace_bytes,), np.uint8)
         pruner.enqueue(features, salience, times, **found, workspace=workspace, stream=self._stream.handle)
-        if params.budget == "exact":
+        if params.budget == "exact":  # nothing waits: the prefill is on its way while the tower still computes
             count = op.exact_count(F, L, params)
-            self._stream.synchronize()  # its time is its own
         else:
             count = int(self._stream.download(found["count"])[0])
         return Kept(rows(found["tokens"], 0, count), count, lambda: self._trace(found, count))
@@ -304,9 +306,15 @@ class CudaStages:
             part = ids[begin : begin + most]
             on_device = self._pool.take("ids", part.shape, self._ids)
             embeddings = self._pool.take("words", (len(part), self._width), self._dtype)
-            self._stream.upload(part, on_device)
+            self._upload(part, on_device)
             self._embed(on_device, embeddings)
             self._stream.copy(embeddings, rows(to, begin, begin + len(part)))
+
+    def _upload(self, array: NDArray[Any], to: Memory) -> None:
+        """Copies a small array to the device by way of page-locked memory: from other memory, a copy may wait."""
+        staged = self._small_pool.take(to.shape, to.dtype)
+        staged[:] = array
+        self._stream.upload(staged, to)
 
     def _embed(self, ids: Memory, embeddings: Memory) -> None:
         """Runs the embedding, bound anew only where the tensors are not those of the last run: of a step they are."""
