@@ -46,7 +46,8 @@ class Answer:
         indices: [K] int32, flat index f·L + l of each kept token.
         merged: [K] bool, True for a merged context token, False for one kept as it is.
         segments: [S, 2] int32, first frame and one past the last.
-        frames: [F, size, size, 3] uint8, as the vision graph took them.
+        frames: [F, size, size, 3] uint8, as the vision graph took them; where that is a GPU, in page-locked memory,
+            which stays locked as long as the array or a view of it is kept.
         seconds: [F] fp32, time of each frame.
         salience: [F, L] fp32.
         aspect: Width over height of the source's frames.
@@ -194,7 +195,8 @@ class VideoLLM:
             top_p: Nucleus of the sampling.
             seed: Of the sampling.
             fps: Frames a second of a folder or an array.
-            advance: Told, while the vision graph works, how many more of the frames are done.
+            advance: Told, while the vision graph works, how many more of the frames are done; a GPU may still be at
+                work on them.
 
         Raises:
             TangoError: An argument is out of range, the video cannot be read or is shorter than ``frames``, or the
@@ -304,7 +306,7 @@ class VideoLLM:
         return kept, salience
 
     def _note_trace(self, answer: Answer, kept: Kept, salience: Tensor) -> None:
-        """Takes what a report needs from the engine; not before the first token, which does not wait for it."""
+        """Takes what a report needs from the engine, once the first token is known."""
         trace = kept.trace()
         answer.indices, answer.merged, answer.segments = trace.indices, trace.merged, trace.segments
         answer.salience = self._stages.host(salience)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import math
 import weakref
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -22,6 +23,12 @@ from tango_plugins.library import Memory
 
 #: TensorRT takes tensors at multiples of this many bytes (setTensorAddress in NvInferRuntime.h); so does everybody.
 ALIGNMENT = 256
+
+#: Pieces of page-locked memory that a pool keeps while nobody uses them: no answer takes more at a time.
+_SPARE = 4
+
+#: Most uploads that are kept alive without a wait; an answer that ends in a token waits after about four.
+_UPLOADS = 16
 
 
 @cache
@@ -128,8 +135,8 @@ class Pool:
 class HostPool:
     """Page-locked memory of the host: a GPU reads it by itself, at full speed, while the host goes on.
 
-    Locking memory takes longer than copying it, so a piece is used again when no array refers to it any more. Who keeps
-    an array keeps its memory locked.
+    Locking memory takes longer than copying it, so a piece is used again when no array refers to it any more; few are
+    kept for that, and the others given back. Who keeps an array keeps its memory locked.
 
     Args:
         least: Bytes that a piece has at least.
@@ -137,7 +144,7 @@ class HostPool:
 
     def __init__(self, least: int = 0) -> None:
         self._least = least
-        self._free: list[_PageLocked] = []
+        self._free: deque[_PageLocked] = deque(maxlen=_SPARE)
 
     def take(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
         """An array of whatever stands there.
@@ -157,7 +164,15 @@ class HostPool:
 class _PageLocked:
     def __init__(self, size: int) -> None:
         runtime = cudart()
-        self.size, self.address = size, int(check(runtime.cudaMallocHost(size)))
+        status, address = runtime.cudaMallocHost(size)
+        if status == runtime.cudaError_t.cudaErrorMemoryAllocation:
+            runtime.cudaGetLastError()  # or the next call would report it again
+            raise TangoError(
+                f"the host has no {size / 1e6:.0f} MB of memory left that can be locked for the GPU",
+                "use fewer frames, keep fewer answers' frames, or end other programs",
+            )
+        check((status,))
+        self.size, self.address = size, int(address)
         _when_gone(self, runtime.cudaFreeHost, self.address)
 
 
@@ -231,6 +246,8 @@ class Stream:
         """
         array = np.ascontiguousarray(array, to.dtype)
         _require_same(array.shape, to.shape)
+        if len(self._uploading) >= _UPLOADS:  # as answers leave behind that fail before anything is read back
+            self.synchronize()
         self._copy(to.address, array.ctypes.data, array.nbytes, "cudaMemcpyHostToDevice")
         self._uploading.append(array)  # must live, and not be taken from a HostPool again, until it has been read
         self.traffic.uploads += 1

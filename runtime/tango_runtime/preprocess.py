@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +12,8 @@ from PIL import Image
 
 from tango_plugins import TangoError
 
-#: Source frames that are in memory together, each resized by a thread of its own: Pillow lets go of the GIL meanwhile.
+#: Source frames that are resized at a time, each by a thread of its own while the source gives the next: Pillow and
+#: FFmpeg let go of the GIL.
 _AT_ONCE = 8
 
 
@@ -62,14 +62,15 @@ def preprocess(
     Raises:
         TangoError: There is no frame, or `resize` refuses one.
     """
-    left = iter(frames)
-    images: list[NDArray[np.uint8]] = []
+    images: list[Callable[[], NDArray[np.uint8]]] = []
     seconds: list[float] = []
     with ThreadPoolExecutor(_AT_ONCE) as threads:
-        while some := list(islice(left, _AT_ONCE)):
-            in_turn = all(rgb.shape[:2] == (size, size) for _, rgb in some)  # nothing to do is not worth a thread
-            images += (map if in_turn else threads.map)(partial(resize, size=size), (rgb for _, rgb in some))
-            seconds += (time for time, _ in some)
+        for time, rgb in frames:
+            if len(images) >= _AT_ONCE:
+                images[-_AT_ONCE]()  # waits
+            fits = rgb.shape[:2] == (size, size)  # nothing to do is not worth a thread
+            images.append(partial(resize, rgb, size) if fits else threads.submit(resize, rgb, size).result)
+            seconds.append(time)
     if not images:
         raise TangoError("there are no frames", "sample at least one frame")
-    return np.stack(images, out=out), np.array(seconds, np.float32)
+    return np.stack([image() for image in images], out=out), np.array(seconds, np.float32)

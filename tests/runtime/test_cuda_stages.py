@@ -10,10 +10,10 @@ import gc
 import shutil
 import subprocess
 import sys
+import threading
 import weakref
 from collections import Counter
 from pathlib import Path
-from threading import Barrier
 from types import SimpleNamespace
 
 import numpy as np
@@ -181,6 +181,28 @@ def test_host_memory_is_used_again_when_nothing_needs_it(host):
     assert not host.locked
 
 
+def test_host_memory_that_many_held_is_given_back(host):
+    pool = HostPool()
+    held = [pool.take((100,), np.uint8) for _ in range(50)]
+    assert len(host.locked) == 50
+    held.clear()
+    assert len(host.locked) == 4
+
+
+def test_answers_that_fail_leave_no_frames_behind(make, host, colours):
+    llm = make("tensorrt")
+    for _ in range(50):
+        with pytest.raises(TangoError, match="positions, the decoder's engine holds 600"):
+            llm.generate(colours, QUESTION, prune=False, max_new_tokens=600)
+    assert len(host.locked) < 30
+
+
+def test_memory_that_cannot_be_locked_is_told(host):
+    host.cudaMallocHost = lambda size: (host.cudaError_t.cudaErrorMemoryAllocation, 0)
+    with pytest.raises(TangoError, match="no 14 MB of memory left that can be locked"):
+        HostPool().take((32, 384, 384, 3), np.uint8)
+
+
 @pytest.mark.parametrize("engine", ["onnxruntime", "tensorrt"])
 def test_answers_keep_their_frames(make, host, colours, frames, engine):
     llm = make(engine)
@@ -283,7 +305,7 @@ def test_engines_that_cannot_be_used_are_refused(make, built, tmp_path):
 def test_graphs_are_loaded_side_by_side(host, spoken):
     import onnxruntime
 
-    together = Barrier(3, timeout=20)
+    together = threading.Barrier(3, timeout=20)
 
     class Session(onnxruntime.InferenceSession):
         def __init__(self, *arguments, **options):
@@ -294,16 +316,32 @@ def test_graphs_are_loaded_side_by_side(host, spoken):
     OrtGraphs(module, Bundle.load(spoken), Stream(), ("CPUExecutionProvider", "cpu"))
 
 
-@pytest.mark.parametrize("broken", [["vision", "decoder"], ["embed", "vision"], ["decoder"]])
-def test_of_graphs_that_cannot_be_loaded_the_first_is_told(host, spoken, tmp_path, broken):
+@pytest.mark.parametrize("broken", [["decoder", "vision"], ["vision", "embed"], ["embed"]])
+def test_of_graphs_that_cannot_be_loaded_one_is_told_and_always_the_same(host, spoken, tmp_path, broken):
     import onnxruntime
 
     bundle = Bundle.load(shutil.copytree(spoken, tmp_path / "bundle"))
     for graph in broken:
         bundle.graph(graph).write_bytes(b"garbage")
-    told = rf"ONNX Runtime cannot load .*{'vision' if 'vision' in broken else 'decoder'}\.onnx on the GPU"
-    with pytest.raises(TangoError, match=told):
+    with pytest.raises(TangoError, match=rf"ONNX Runtime cannot load .*{broken[0]}\.onnx on the GPU"):
         OrtGraphs(onnxruntime, bundle, Stream(), ("CPUExecutionProvider", "cpu"))
+
+
+def test_ctrl_c_ends_loading_whatever_else_fails(host, spoken, tmp_path):
+    import onnxruntime
+
+    bundle = Bundle.load(shutil.copytree(spoken, tmp_path / "bundle"))
+    bundle.graph("vision").write_bytes(b"garbage")
+
+    class Session(onnxruntime.InferenceSession):
+        def get_providers(self):
+            if threading.current_thread() is threading.main_thread():
+                raise KeyboardInterrupt
+            return super().get_providers()
+
+    module = SimpleNamespace(**{**vars(onnxruntime), "InferenceSession": Session})
+    with pytest.raises(KeyboardInterrupt):
+        OrtGraphs(module, bundle, Stream(), ("CPUExecutionProvider", "cpu"))
 
 
 def test_sessions_go_before_their_stream_whatever_holds_them(host, spoken):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from threading import Semaphore
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from PIL import Image
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from tango_plugins import TangoError
+from tango_runtime import preprocess as preprocessing
 from tango_runtime.preprocess import preprocess, resize
 from tango_runtime.video import sample
 
@@ -60,6 +63,27 @@ def test_frames_become_one_array_and_their_seconds():
     assert (images.shape, images.dtype) == ((2, 16, 16, 3), np.uint8)
     assert (seconds.dtype, seconds.tolist()) == (np.float32, [0.5, 1.25])
     np.testing.assert_array_equal(images[1], resize(frames[1][1], 16))
+
+
+def test_a_frame_does_not_wait_for_the_next(monkeypatch):
+    resized = Semaphore(0)
+    monkeypatch.setattr(preprocessing, "resize", lambda *given: (resize(*given), resized.release())[0])
+
+    def camera():
+        for seconds in range(3):
+            yield float(seconds), natural(30, 40, seconds)
+            assert resized.acquire(timeout=20)
+
+    images, _ = preprocess(camera(), 16)
+    np.testing.assert_array_equal(images, [resize(natural(30, 40, seed), 16) for seed in range(3)])
+
+
+def test_sizes_mix_and_keep_their_order():
+    frames = [(float(i), natural(16 + i % 3, 16, seed=i)) for i in range(30)]
+    out = np.empty((30, 16, 16, 3), np.uint8)
+    images, _ = preprocess(frames, 16, out)
+    assert images is out
+    np.testing.assert_array_equal(images, [resize(rgb, 16) for _, rgb in frames])
 
 
 def test_grey_and_transparent_images_of_a_folder(tmp_path):

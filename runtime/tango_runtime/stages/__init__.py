@@ -87,7 +87,8 @@ class Stages(Protocol):
     def vision(self, frames: NDArray[np.uint8], advance: Advance) -> tuple[Tensor, Tensor]:
         """[F, size, size, 3] → features [F, L, D] and salience [F, L]; ``advance`` is told the frames that are done.
 
-        An engine on a device tells 0 when the frames are on their way there, before anything is computed.
+        An engine on a device tells 0 when the frames are on their way there, before anything is computed, and may tell
+        of frames that it is still at work on.
         """
 
     def prune(self, features: Tensor, salience: Tensor, seconds: NDArray[np.float32], params: PruneParams) -> Kept:

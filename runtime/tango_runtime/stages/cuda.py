@@ -137,7 +137,7 @@ class CudaStages:
         self._steps: dict[int, _Step] = {}
         self._embedding: tuple[dict[str, Memory], Run] | None = None
         self._length = 0
-        if graphs.capacity is not None:  # now, and not while somebody waits for a first answer
+        if graphs.capacity is not None:  # its memory, and what TensorRT records, now: nobody waits for an answer yet
             self._cache = self._new_cache(graphs.capacity)
             self._step(self._cache)
 

@@ -78,10 +78,8 @@ class OrtGraphs:
         *others, decoder = _GRAPHS
         with ThreadPoolExecutor() as threads:
             loading = threads.map(load, others)
-            try:
-                load(decoder)  # in this thread: what it records and records with, ONNX Runtime keeps for each thread
-            finally:
-                list(loading)  # raises the error of the first graph that has one
+            load(decoder)  # in this thread: what it records and records with, ONNX Runtime keeps for each thread
+            list(loading)  # raises the error of the first of them that has one
         self._onnxruntime = onnxruntime
         self.description = f"ONNX Runtime {onnxruntime.__version__}, {name.removesuffix('ExecutionProvider')}"
 
