@@ -1,8 +1,8 @@
 """How long the chain takes on an engine, stage by stage and end to end, and how much memory.
 
-What is measured is :meth:`VideoLLM.generate` as everybody calls it, but of a fixed number of tokens. Its engine is
-watched: each stage is put between two marks, which on a GPU are events in its stream. Where a stage waits for the host,
-that is between its marks too.
+What is measured is :meth:`VideoLLM.generate` as everybody calls it, but of a fixed number of tokens. It puts each stage
+between two marks of the engine, which on a GPU are events in its stream. Where a stage waits for the host, that is
+between its marks too.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ DEVICE_METRIC = (
     "bytes by which used memory of the whole GPU (cudaMemGetInfo, total - free) has grown since before the engine was "
     "loaded, largest of the readings behind each answer of the warm-up; the CUDA context itself is not in it"
 )
+HOST_METRIC = "peak resident set of this process so far (ru_maxrss), the clip and all libraries in it"
 #: How many tokens pruning keeps; see :func:`measurable`.
 BUDGET: Budget = "exact"
-HOST_METRIC = "peak resident set of this process so far (ru_maxrss), the clip and all libraries in it"
 #: What of the figures is measured by the engine's marks; the rest is by the host's clock.
 MARKED = ("upload", "vision", "prune", "prefill")
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ Array = NDArray[Any]
 #: Tokens of one pass of the prefill. Scores take heads · pass · positions · 4 bytes: in one pass, 6300 tokens that were
 #: not pruned would take 2.2 GB in each layer of the 0.5B model.
 _PASS = 1024
+
+_VERIFY = "check the bundle with: tango inspect BUNDLE --verify"
 
 
 def open_session(graph: Path, *, threads: int = 0) -> Any:
@@ -41,13 +44,25 @@ def open_session(graph: Path, *, threads: int = 0) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
-    try:
+    with refusing(f"load {graph}", _VERIFY):
         return onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime's errors have no common class
-        raise TangoError(
-            f"ONNX Runtime cannot load {graph}: {str(error).splitlines()[0]}",
-            "check the bundle with: tango inspect BUNDLE --verify",
-        ) from error
+
+
+@contextmanager
+def refusing(what: str, hint: str) -> Iterator[None]:
+    """Turns ONNX Runtime's errors, which have no common class, into ours.
+
+    Args:
+        what: What it is asked to do, behind "cannot".
+        hint: What to do where it cannot.
+
+    Raises:
+        TangoError: It cannot.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise TangoError(f"ONNX Runtime cannot {what}: {str(error).splitlines()[0]}", hint) from error
 
 
 class OnnxRuntimeStages:
@@ -182,13 +197,8 @@ def check_tensors(bundle: Bundle, name: GraphName, session: Any) -> None:
 
 
 def _run(session: Any, feeds: dict[str, Array]) -> list[Array]:
-    try:
+    with refusing("run a graph", _VERIFY):
         outputs: list[Array] = session.run(None, feeds)
-    except Exception as error:  # ONNX Runtime's errors have no common class
-        raise TangoError(
-            f"ONNX Runtime cannot run a graph: {str(error).splitlines()[0]}",
-            "check the bundle with: tango inspect BUNDLE --verify",
-        ) from error
     return outputs
 
 

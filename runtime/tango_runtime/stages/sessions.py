@@ -20,7 +20,7 @@ from tango_plugins.library import Memory
 from tango_runtime.bundle import Bundle, GraphName
 from tango_runtime.device import Stream
 from tango_runtime.stages.cuda import Run
-from tango_runtime.stages.onnxruntime import check_engine, check_tensors
+from tango_runtime.stages.onnxruntime import check_engine, check_tensors, refusing
 
 PROVIDER = "CUDAExecutionProvider"
 #: The provider, and the device that tensors are bound on.
@@ -109,13 +109,8 @@ class OrtGraphs:
             bind(name, self._place, 0, np.dtype(memory.dtype).type, memory.shape, memory.address)
 
         def run() -> None:
-            try:
+            with refusing(f"run {graph}", "use fewer frames, or end other programs on the GPU; see: tango doctor"):
                 self._sessions[graph].run_with_iobinding(self._bindings[graph, replay], options)
-            except Exception as error:  # ONNX Runtime's errors have no common class
-                raise TangoError(
-                    f"ONNX Runtime cannot run {graph}: {str(error).splitlines()[0]}",
-                    "use fewer frames, or end other programs on the GPU; see: tango doctor",
-                ) from error
 
         return run
 
@@ -126,13 +121,9 @@ def _open(onnxruntime: Any, bundle: Bundle, graph: GraphName, provider: str, set
     options.log_severity_level = 3
     file = bundle.graph(graph)
     chosen = (provider, settings) if provider == PROVIDER else provider
-    try:
+    hint = "check the bundle with: tango inspect BUNDLE --verify, and the GPU with: tango doctor"
+    with refusing(f"load {file} on the GPU", hint):
         session = onnxruntime.InferenceSession(str(file), options, providers=[chosen])
-    except Exception as error:  # ONNX Runtime's errors have no common class
-        raise TangoError(
-            f"ONNX Runtime cannot load {file} on the GPU: {str(error).splitlines()[0]}",
-            "check the bundle with: tango inspect BUNDLE --verify, and the GPU with: tango doctor",
-        ) from error
     if session.get_providers()[0] != provider:  # it would run on the CPU and say nothing
         raise TangoError(
             f"ONNX Runtime cannot use {provider}: its CUDA or cuDNN libraries are missing or of another version",
