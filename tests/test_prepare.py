@@ -1,5 +1,8 @@
 """examples/cpp/prepare.py where it cannot do its work; tests/gpu/runtime/test_cpp.py has the rest."""
 
+import sys
+from types import SimpleNamespace
+
 import pytest
 
 from examples.cpp import prepare
@@ -14,3 +17,17 @@ def test_nothing_is_written_where_something_is_missing(bundle, tmp_path, monkeyp
     with pytest.raises(SystemExit, match=error):
         prepare.main()
     assert not (tmp_path / "clip").exists()
+
+
+def test_a_clip_names_the_engine_of_every_graph(bundle, tmp_path, monkeypatch):
+    write(tmp_path / "clip.mp4")
+    monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__version__="8.6.0"))
+    monkeypatch.setattr(prepare, "here", lambda version: None)
+    engine = SimpleNamespace(path=tmp_path / "an.engine", stripped=False, version_compatible=False)
+    monkeypatch.setattr(prepare.engines, "find", lambda *of: engine)
+    arguments = [bundle(), tmp_path / "clip.mp4", "What?", tmp_path / "clip", "--frames", "4"]
+    monkeypatch.setattr("sys.argv", ["prepare.py", *map(str, arguments)])
+    prepare.main()
+    told = dict(line.split(" ", 1) for line in (tmp_path / "clip" / "clip.txt").read_text().splitlines())
+    assert [told[graph] for graph in ("vision", "prune", "embed", "decoder")] == [str(engine.path)] * 4
+    assert len(told["seconds"].split()) == 4

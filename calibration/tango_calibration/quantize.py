@@ -224,7 +224,7 @@ class Embedded:
 
     def add(self, name: str, values: Array) -> TensorProto:
         """Takes a new tensor."""
-        return numpy_helper.from_array(np.ascontiguousarray(values), name)
+        return numpy_helper.from_array(np.asarray(values, order="C"), name)
 
     def keep(self, proto: TensorProto, weights: Weights) -> TensorProto:
         """Leaves an old one."""
@@ -252,7 +252,7 @@ class DataFile:
 
     def add(self, name: str, values: Array) -> TensorProto:
         """Takes a new tensor."""
-        values = np.ascontiguousarray(values)
+        values = np.asarray(values, order="C")  # a scalar stays one
         if values.nbytes < _SMALL:
             return numpy_helper.from_array(values, name)
         proto = TensorProto(name=name, data_type=helper.np_dtype_to_tensor_dtype(values.dtype), dims=values.shape)

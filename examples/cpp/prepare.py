@@ -15,7 +15,7 @@ import numpy as np
 
 from tango_plugins import TangoError
 from tango_runtime import engines
-from tango_runtime.bundle import Bundle
+from tango_runtime.bundle import GRAPHS, Bundle
 from tango_runtime.machine import here
 from tango_runtime.preprocess import preprocess
 from tango_runtime.prompt import Prompt
@@ -30,7 +30,7 @@ def find_engines(bundle: Bundle, ratio: float | None) -> dict[str, Path]:
         raise TangoError(f"TensorRT cannot be imported: {error}", "see: tango doctor") from error
     params, machine = bundle.manifest.params, here(tensorrt.__version__)
     params = params if ratio is None else params.at(ratio)
-    chosen = {graph: engines.find(bundle, graph, machine, params) for graph in engines.GRAPHS}
+    chosen = {graph: engines.find(bundle, graph, machine, params) for graph in GRAPHS}
     for engine in chosen.values():
         if engine.stripped or engine.version_compatible:
             raise TangoError(

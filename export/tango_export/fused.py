@@ -60,6 +60,8 @@ def write_fused_graph(graph: Graph, folder: Path, context: int) -> GraphSpec:
             _tabulate_angles(draft, path, context)
         elif fuse := _FUSIONS.get(type(module)):
             fuse(draft, path, module)
+    for product in [node for node in draft.nodes if node.op_type == "MatMul" and draft.is_weight(node.input[0])]:
+        _repeat_constant(draft, product)
     spec = replace(graph.spec, file=f"{graph.name}.fused.onnx", engines=("onnxruntime",))
     if isinstance(graph.module, qwen2.Decoder):
         spec = _hold_cache(draft, spec)
@@ -149,6 +151,10 @@ class _Draft:
         """A constant that is kept in the graph itself."""
         self._initializers[name] = numpy_helper.from_array(values.numpy(), name)
         return name
+
+    def shape(self, weight: str) -> list[int]:
+        """The shape of a weight."""
+        return list(self._initializers[weight].dims)
 
     def is_weight(self, tensor: str) -> bool:
         """Whether a tensor is a weight or another constant."""
@@ -247,6 +253,24 @@ def _fuse_gated_mlp(draft: _Draft, path: str, module: qwen2.MLP) -> None:
     given, silu = draft.product(f"{path}.down_proj").input[0], f"{_scope(path)}/QuickGelu_output_0"
     product = helper.make_node("Mul", [silu, up], [given], f"{_scope(path)}/Mul")
     draft.replace(draft.own(path), _node(path, "QuickGelu", [gate], silu, alpha=1.0), product)
+
+
+def _repeat_constant(draft: _Draft, product: NodeProto) -> None:
+    """Repeats the constant [T, P] before a batch [F, P, C], so that both operands are batches of one length.
+
+    ONNX Runtime strides through such. Through others it goes by lists of addresses, which it keeps in pinned memory
+    until a run that waits for its end, or until the session goes, when freeing them aborts the process.
+    """
+    constant, batch = product.input
+    begin = f"{product.name.rpartition('/')[0]}/Expand"
+    sides = draft.constant(f"{constant}.sides", torch.tensor(draft.shape(constant)))
+    frames, shape, repeated = (f"{begin}/{name}_output_0" for name in ("Shape", "Concat", "Expand"))
+    draft.nodes += [
+        helper.make_node("Shape", [batch], [frames], f"{begin}/Shape", start=0, end=1),
+        helper.make_node("Concat", [frames, sides], [shape], f"{begin}/Concat", axis=0),
+        helper.make_node("Expand", [constant, shape], [repeated], f"{begin}/Expand"),
+    ]
+    product.input[0] = repeated
 
 
 _ATTENTIONS = (siglip.SelfAttention, qwen2.SelfAttention)

@@ -296,6 +296,17 @@ def test_a_file_holds_what_the_graph_in_memory_holds(graph, x, tmp_path, forms):
     assert (reread["c.weight"] == Weights(graph, Path())["c.weight"]).all()
 
 
+def test_a_scalar_stays_a_scalar(graph, tmp_path):
+    """TensorRT's parser ends the process over a Range whose limits are vectors of one."""
+    made = onnx.ModelProto.FromString(graph.SerializeToString())
+    made.graph.initializer.append(numpy_helper.from_array(np.array(3, np.int64), "limit"))
+    made.graph.node.append(helper.make_node("Range", ["limit", "limit", "limit"], ["nothing"]))
+    made.graph.output.append(helper.make_tensor_value_info("nothing", TensorProto.INT64, [None]))
+    written(tmp_path / "g.onnx", Weights(made, Path()), Scheme({"a": "w8a8"}, {"narrow": 1.0}), made)
+    kept = onnx.load(tmp_path / "g.onnx").graph.initializer
+    assert [list(t.dims) for t in kept if t.name == "limit"] == [[]]
+
+
 def test_a_layer_that_is_not_there(graph):
     with pytest.raises(TangoError, match="no linear layer nowhere"):
         quantized(graph, Scheme({"nowhere": "w4a16"}))

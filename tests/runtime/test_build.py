@@ -323,8 +323,8 @@ def test_what_the_graph_keeps_in_fp32_stays_there(trt):
     add(kinds.CONSTANT, [], "zero", weights=np.zeros(1, np.float32))
     add(kinds.CONSTANT, [], "low", weights=np.zeros(1, np.float32))
     whole = add(kinds.ELEMENTWISE, ["n", "n"], "allowed", types.BOOL)
+    moved = add(kinds.SELECT, ["allowed", "zero", "low"], "mask")
     single = [
-        add(kinds.SELECT, ["allowed", "zero", "low"], "mask"),
         add(kinds.ELEMENTWISE, ["wide", "mask"], "masked"),
         add(kinds.SOFTMAX, ["masked"], "weights"),
     ]
@@ -334,7 +334,8 @@ def test_what_the_graph_keeps_in_fp32_stays_there(trt):
     add(kinds.DEQUANTIZE, ["whole"], "again")
     half.append(add(kinds.MATRIX_MULTIPLY, ["again", "again"], "product"))  # for int8 to take
     single.append(add(kinds.ELEMENTWISE, ["product", "zero"], "sum"))
-    assert keep_float(trt, network) == len(single)
+    assert keep_float(trt, network) == len(single) + 1
+    assert (moved.precision, moved.set) == (None, {0: types.FLOAT})  # it has a type, and computes nothing
     assert all(layer.precision == types.FLOAT and layer.set == {0: types.FLOAT} for layer in single)
     assert all(layer.precision is None and layer.set == {} for layer in [*half, whole])
 

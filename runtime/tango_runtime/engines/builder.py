@@ -41,6 +41,10 @@ _FREE_LAYERS = (
     *("ASSERTION", "NON_ZERO"),
 )
 
+#: Layers that only move values, in whatever type these have. Told a precision of their own, TensorRT 8.6 finds no
+#: implementation for the part of the graph that they are in; told the type of what they give, it does.
+_MOVING_LAYERS = ("SHUFFLE", "SLICE", "CONCATENATION", "GATHER", "SELECT")
+
 
 @dataclass(frozen=True)
 class Job:
@@ -217,7 +221,8 @@ def keep_float(trt: Any, network: Any) -> int:
         outputs = [j for j in range(layer.num_outputs) if types[layer.get_output(j).name] == trt.DataType.FLOAT]
         free = kind in _FREE_LAYERS or any(tensor.name in dequantized for tensor in _inputs(layer))
         if computed == trt.DataType.FLOAT and outputs and not free:
-            layer.precision = trt.DataType.FLOAT
+            if kind not in _MOVING_LAYERS:
+                layer.precision = trt.DataType.FLOAT
             for j in outputs:
                 layer.set_output_type(j, trt.DataType.FLOAT)
             told += 1

@@ -51,10 +51,10 @@ class OrtGraphs:
     capacity: int | None = None
     bounds: Sequence[int] = ()
     in_place = False
-    #: Graphs whose runs wait for their end. It costs time, and the stream keeps the order anyway; but the plain graphs'
-    #: arithmetic on shapes takes pinned memory, and what a run has of it that does not wait is given back in a callback
-    #: of the stream. A session that goes leaves it to that callback to free all of it, which CUDA forbids there: the
-    #: process is aborted.
+    #: Graphs whose runs wait for their end. It costs time, and the stream keeps the order anyway; but the plain graphs
+    #: have products of batches of two lengths, for which ONNX Runtime writes lists of addresses into pinned memory. What
+    #: a run has of it that does not wait is kept until one does, or until the session goes: then a callback of the
+    #: stream frees the last of it, which CUDA forbids there, and the process is aborted.
     waiting: Collection[GraphName] = ("vision", "decoder")
     #: The provider's options beyond those that all graphs have.
     settings: Mapping[GraphName, Mapping[str, str]] = MappingProxyType({})
