@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from network import PHRASE, SIZE
+from network import PATCH, PHRASE, SIDE, SIZE
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -20,7 +20,18 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from vocabulary import AFTER, END, PAD
 
 from tango_calibration.question import Question
-from tango_calibration.synthetic import ATTRIBUTES, COLOURS, HELD_OUT, SHAPES, UNSAID, Split, make_clip, phrase
+from tango_calibration.synthetic import (
+    ATTRIBUTES,
+    COLOURS,
+    HELD_OUT,
+    SHAPES,
+    UNSAID,
+    Clip,
+    Split,
+    make_clip,
+    phrase,
+    sight,
+)
 
 #: Tokens behind the video of one question: its text, the answer and what stands between them.
 TEXT = 24
@@ -62,19 +73,21 @@ class Frames:
 
     Attributes:
         clips: The frames, as N clips of one frame.
+        near: [N, 729] bool, the patches where a figure is, or next to one.
         facts: [N, MOST_FACTS, 4] int64, what is seen in each frame, padded with NOTHING.
         phrases: [P, PHRASE] int64, ids.
         stated: [P, 4] int64, what each phrase says, UNSAID where nothing.
     """
 
     clips: Clips
+    near: Tensor
     facts: Tensor
     phrases: Tensor
     stated: Tensor
 
     def pin_memory(self) -> Frames:
         """The same in memory that a GPU reads by itself."""
-        pinned = (t.pin_memory() for t in (self.facts, self.phrases, self.stated))
+        pinned = (t.pin_memory() for t in (self.near, self.facts, self.phrases, self.stated))
         return Frames(self.clips.pin_memory(), *pinned)
 
 
@@ -155,7 +168,7 @@ class FrameBatches:
         N = self.frames_per_batch
         frames = np.empty((N, 1, SIZE, SIZE, 3), np.uint8)
         asked: list[list[Question]] = []
-        facts, stated = [], []
+        facts, stated, near = [], [], []
         for seed in itertools.count(self.seed * CLIPS_PER_RUN + number * self.frames_per_batch):
             clip, rng = make_clip(seed, "train", 16), np.random.default_rng((seed, 1))
             chosen = [i for i in np.sort(rng.permutation(16)[:4]).tolist() if len(clip.facts(i))]
@@ -167,6 +180,7 @@ class FrameBatches:
             for i in told:
                 found = clip.facts(i)[:MOST_FACTS]
                 asked.append(questions[i])
+                near.append(near_figures(clip, i))
                 facts.append(np.pad(found, ((0, MOST_FACTS - len(found)), (0, 0)), constant_values=NOTHING))
                 for _ in range(self.phrases):
                     right = _partly(found[rng.integers(len(found))], rng)
@@ -176,7 +190,25 @@ class FrameBatches:
         tokenizer = Tokenizer.from_str(self.tokenizer)
         phrases = _padded_all(tokenizer, [phrase(fact) for fact in stated])
         clips = _clips(tokenizer, frames, asked, self.questions)
-        return Frames(clips, torch.from_numpy(np.stack(facts)), phrases, torch.tensor(stated))
+        nearby, seen = (torch.from_numpy(np.stack(each)) for each in (near, facts))
+        return Frames(clips, nearby, seen, phrases, torch.tensor(stated))
+
+
+def near_figures(clip: Clip, i: int) -> NDArray[np.bool_]:
+    """Which patches [729] of frame ``i`` a figure is in, or next to."""
+    found = np.zeros((SIDE, SIDE), bool)
+    for figure in clip.figures:
+        for appearance in figure.appearances:
+            if appearance.first <= i <= appearance.last:
+                corner = sight.corner(clip.scenes[appearance.scene], figure, appearance, i)
+                columns, rows = (slice(*_patches(edge, figure.pixels)) for edge in corner)
+                found[rows, columns] = True
+    return found.ravel()
+
+
+def _patches(begin: int, length: int) -> tuple[int, int]:
+    """The first patch of a line of them that is at most one away from a stretch of pixels, and the first behind these."""
+    return max(0, begin // PATCH - 1), max(0, (begin + length - 1) // PATCH + 2)
 
 
 def _partly(fact: NDArray[np.int64], rng: np.random.Generator) -> list[int]:

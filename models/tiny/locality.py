@@ -13,33 +13,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from network import POOLED_SIDE, SIZE
+from batches import near_figures
+from network import pool
 from numpy.typing import NDArray
 from score import TorchReader
 
 from tango_calibration.data import is_correct
-from tango_calibration.synthetic import Clip, make_clip, sight
-
-#: Pixels around a figure that count as its own: a patch, which pooling mixes in.
-MARGIN = 14
+from tango_calibration.synthetic import Clip, make_clip
 
 
-def near_figures(clip: Clip) -> NDArray[np.bool_]:
-    """Which tokens [F·196] are of a place where a figure is, or next to one."""
-    found = np.zeros((len(clip.seconds), POOLED_SIDE, POOLED_SIDE), bool)
-    for figure in clip.figures:
-        for appearance in figure.appearances:
-            for i in range(appearance.first, appearance.last + 1):
-                x, y = sight.corner(clip.scenes[appearance.scene], figure, appearance, i)
-                (left, right), (top, bottom) = (_cells(edge, figure.pixels) for edge in (x, y))
-                found[i, top:bottom, left:right] = True
-    return found.ravel()
-
-
-def _cells(begin: int, length: int) -> tuple[int, int]:
-    """The first token of a line of them that a stretch of pixels touches, and the first behind it."""
-    size = SIZE / POOLED_SIDE
-    return max(0, int((begin - MARGIN) // size)), max(0, int((begin + length + MARGIN) // size) + 1)
+def tokens_near_figures(clip: Clip) -> NDArray[np.bool_]:
+    """Which tokens [F·196] have a patch in them where a figure is, or next to one."""
+    near = np.stack([near_figures(clip, i) for i in range(len(clip.seconds))])
+    found: NDArray[np.bool_] = (pool(torch.from_numpy(near).float()[..., None]) > 0).numpy().ravel()
+    return found
 
 
 def parts(near: NDArray[np.bool_], rng: np.random.Generator) -> dict[str, NDArray[np.bool_]]:
@@ -62,7 +49,7 @@ def main() -> None:
             clip, rng = make_clip(seed, "validation", (16, 8)[seed % 2]), np.random.default_rng((seed, 2))
             questions = clip.questions(rng, 16)
             features, _ = reader.see(clip.render())
-            for name, part in parts(near_figures(clip), rng).items():
+            for name, part in parts(tokens_near_figures(clip), rng).items():
                 answers, _ = reader.answer(features.reshape(len(part), -1)[part], [q.text for q in questions])
                 right[name] += [is_correct(q, answer) for q, answer in zip(questions, answers, strict=True)]
                 shares[name].append(float(part.mean()))

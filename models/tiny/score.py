@@ -9,6 +9,7 @@ Its results go to OUTPUT/<its name>, those of all to OUTPUT/all.
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -138,8 +139,9 @@ def main() -> None:
         "videos": len(videos),
         "questions": sum(len(video.questions) for video in videos),
         "parameters of tango": asdict(params),
-        "model": f"PyTorch {torch.__version__}, {device}, {'fp16 autocast' if device == 'cuda' else 'fp32'}",
     }
+    here = f"PyTorch {torch.__version__}, {device}, {'fp16 autocast' if device == 'cuda' else 'fp32'}"
+    models = [model_of(checkpoint) if checkpoint.is_file() else here for checkpoint in args.checkpoints]
     found: list[tuple[str, Scores, list[Record]]] = []
     runs = []
     for checkpoint in args.checkpoints:
@@ -155,7 +157,15 @@ def main() -> None:
     for name, scores, records in found:
         summaries = [scores.summary(trial) for trial in trials]
         print("\n".join([f"# {name}", *results.overall(summaries)]))
-        results.write(args.output / name, {**conditions, "checkpoint": name}, videos, records, summaries)
+        model = ", ".join(dict.fromkeys(models)) if name == "all" else here
+        results.write(
+            args.output / name, {**conditions, "model": model, "checkpoint": name}, videos, records, summaries
+        )
+
+
+def model_of(file: Path) -> str:
+    """What answered in a results.json."""
+    return str(json.loads(file.read_text(encoding="utf-8"))["conditions"]["model"])
 
 
 if __name__ == "__main__":

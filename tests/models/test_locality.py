@@ -13,12 +13,12 @@ TINY = Path(__file__).parents[2] / "models" / "tiny"
 @pytest.mark.parametrize("seed", range(4))
 def test_ground_is_where_figures_change_nothing(monkeypatch, seed):
     monkeypatch.syspath_prepend(TINY)
-    from locality import near_figures, parts
+    from locality import parts, tokens_near_figures
 
     clip, bare = (make_clip(seed, "validation", 8) for _ in range(2))
     bare.figures = ()
     drawn = (clip.render() != bare.render()).any(-1)
-    near = near_figures(clip)
+    near = tokens_near_figures(clip)
     f, y, x = np.nonzero(drawn)
     shows = np.zeros((8, 14, 14), bool)
     shows[f, y * 14 // 384, x * 14 // 384] = True

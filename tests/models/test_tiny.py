@@ -33,9 +33,27 @@ def trained(tmp_path_factory):
 
 def test_a_training_tells_its_curve(trained):
     lines = [json.loads(line) for line in (trained / "made" / "training.jsonl").read_text().splitlines()]
-    assert [line["stage"] for line in lines[:-1]] == [1] * 2 + [2] * 9
+    assert [line["stage"] for line in lines[:-1]] == [1] * 2 + [2] * 7
     assert lines[-1]["done"]
     assert all(0 <= line["accuracy"] <= 1 for line in lines[:-1])
+
+
+def test_ground_is_another_clips_and_figures_stay(monkeypatch):
+    monkeypatch.syspath_prepend(TINY)
+    import torch
+    from train import with_other_ground
+
+    near = torch.rand(16, 729) < 0.2
+    hidden = torch.arange(16.0)[:, None, None].expand(16, 729, 3)
+    mixed = with_other_ground(hidden, near)
+    source = mixed[..., 0].long()
+    other = (source - torch.arange(16)[:, None]) % 16
+    assert (other[near] == 0).all()
+    moved = other[other > 0].unique()
+    assert len(moved) == 1
+    assert 4 <= moved <= 12  # frames of a clip stand side by side, at most four
+    assert not near[source, torch.arange(729)][other > 0].any()  # of another frame's ground, never of its figures
+    assert (other[~near] > 0).float().mean() > 0.7
 
 
 def test_it_fits_in_16_megabytes(trained):

@@ -52,9 +52,9 @@ class OrtGraphs:
     bounds: Sequence[int] = ()
     in_place = False
     #: Graphs whose runs wait for their end. It costs time, and the stream keeps the order anyway; but the plain graphs
-    #: have products of batches of two lengths, for which ONNX Runtime writes lists of addresses into pinned memory. What
-    #: a run has of it that does not wait is kept until one does, or until the session goes: then a callback of the
-    #: stream frees the last of it, which CUDA forbids there, and the process is aborted.
+    #: have products of batches of two lengths, for which ONNX Runtime writes lists of addresses into pinned memory.
+    #: What a run has of it that does not wait is kept until one does, or until the session goes: then a callback of
+    #: the stream frees the last of it, which CUDA forbids there, and the process is aborted.
     waiting: Collection[GraphName] = ("vision", "decoder")
     #: The provider's options beyond those that all graphs have.
     settings: Mapping[GraphName, Mapping[str, str]] = MappingProxyType({})
