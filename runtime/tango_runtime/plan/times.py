@@ -7,9 +7,10 @@ Time, in seconds, of a stage (vision, prefill, one token)::
 
 The first term is the roofline (Williams, Waterman and Patterson 2009) under what a GPU reaches. The second is what
 kernels that are not fused write and read again, the third what their launches cost. COMPUTE and MEMORY are what a
-matrix product and a copy reached of an H200's data sheet; PASSES and LAYER are fitted to times of PyTorch, ONNX Runtime
-and TensorRT 8.6 there (SigLIP's tower, prefill and decoding of Qwen2 0.5B and 7B). tests/runtime/test_plan.py holds the
-estimate against those times, and against published ones of an Orin Nano that nothing was fitted to.
+matrix product and a copy reached of an H200's data sheet; PASSES and LAYER are fitted to the times of this project's chain
+there, in ONNX Runtime's fused operators (benchmarks/README.md). tests/runtime/test_plan.py holds the estimate against
+those times, and against published ones of an Orin Nano that nothing was fitted to. TensorRT 8.6, which fuses less, takes
+three times the estimate for the tower and for the 0.5B's prefill.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from tango_runtime.plan.models import BYTES, Layers, Model
 #: Of the data sheet's 989 TFLOP/s a product of large fp16 matrices reached 687, of its 4.8 TB/s a copy 4.02.
 COMPUTE, MEMORY = 687 / 989, 4.02 / 4.8
 #: How often a layer's tensors cross the memory, as their widths are counted in :attr:`Layers.widths`.
-PASSES = 9
-#: Seconds for each layer: some fifteen kernels.
-LAYER = 120e-6
+PASSES = 6
+#: Seconds for each layer: some fifteen kernels, as one recorded graph.
+LAYER = 60e-6
 #: Seconds that the operator takes for no tokens, and tokens above which it works in strips, with three passes over the
 #: inner products instead of one (plugins/README.md).
 _PRUNE, _STRIPS = 100e-6, 6324
