@@ -346,8 +346,8 @@ def _entropy(counts: NDArray[np.int64]) -> int:
     zeros, which any scale holds exactly, and after a GELU they would drown the rest.
 
     The divergence counts values, not their squares, so it spends its steps where most values are and clips the few
-    large ones, which carry a transformer's signal: behind the GELUs of models/tiny it keeps a third to a half of the
-    range that minmax does, and vision gets 21 times the noise. Even the range of least squared error makes 4 times.
+    large ones, which carry a transformer's signal: behind the GELUs of an earlier models/tiny it kept a third to a half
+    of the range that minmax does, and vision got 21 times the noise, 4 times with the range of least squared error.
     """
     shares = counts.astype(np.float64)
     shares[0] = 0

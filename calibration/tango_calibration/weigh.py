@@ -251,8 +251,8 @@ class GraphWork:
     ) -> tuple[Weighed, ...]:
         """Spares further layers, those that lose most first, until a graph will do.
 
-        Which are spared matters little beside how many: on models/tiny, layers chosen by how many kept tokens each
-        changes alone did no better than layers chosen by their loss.
+        Which are spared matters little beside how many: on an earlier models/tiny, layers chosen by how many kept
+        tokens each changes alone did no better than layers chosen by their loss.
 
         Raises:
             TangoError: No graph will do.

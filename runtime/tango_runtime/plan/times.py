@@ -7,10 +7,10 @@ Time, in seconds, of a stage (vision, prefill, one token)::
 
 The first term is the roofline (Williams, Waterman and Patterson 2009) under what a GPU reaches. The second is what
 kernels that are not fused write and read again, the third what their launches cost. COMPUTE and MEMORY are what a
-matrix product and a copy reached of an H200's data sheet; PASSES and LAYER are fitted to the times of this project's chain
-there, in ONNX Runtime's fused operators (benchmarks/README.md). tests/runtime/test_plan.py holds the estimate against
-those times, and against published ones of an Orin Nano that nothing was fitted to. TensorRT 8.6, which fuses less, takes
-three times the estimate for the tower and for the 0.5B's prefill.
+matrix product and a copy reached of an H200's data sheet; PASSES and LAYER are fitted to the times of this project's
+chain there, in ONNX Runtime's fused operators (benchmarks/README.md). tests/runtime/test_plan.py holds the estimate
+against those times, and against published ones of an Orin Nano that nothing was fitted to. TensorRT 8.6, which fuses
+less, takes three times the estimate for the tower and for the 0.5B's prefill.
 """
 
 from __future__ import annotations
