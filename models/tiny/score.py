@@ -141,7 +141,6 @@ def main() -> None:
         "parameters of tango": asdict(params),
     }
     here = f"PyTorch {torch.__version__}, {device}, {'fp16 autocast' if device == 'cuda' else 'fp32'}"
-    models = [model_of(checkpoint) if checkpoint.is_file() else here for checkpoint in args.checkpoints]
     found: list[tuple[str, Scores, list[Record]]] = []
     runs = []
     for checkpoint in args.checkpoints:
@@ -154,6 +153,7 @@ def main() -> None:
         found.append((checkpoint.name, Scores(runs[-1]), runs[-1]))
     if len(runs) > 1:
         found.append(("all", Scores.of_runs(runs), combine(runs)))
+    models = [model_of(checkpoint) if checkpoint.is_file() else here for checkpoint in args.checkpoints]
     for name, scores, records in found:
         summaries = [scores.summary(trial) for trial in trials]
         print("\n".join([f"# {name}", *results.overall(summaries)]))
@@ -164,7 +164,7 @@ def main() -> None:
 
 
 def model_of(file: Path) -> str:
-    """What answered in a results.json."""
+    """What answered in a results.json, one that was read as such."""
     return str(json.loads(file.read_text(encoding="utf-8"))["conditions"]["model"])
 
 

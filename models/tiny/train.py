@@ -153,8 +153,8 @@ class Trainer:
 def with_other_ground(hidden: Tensor, near: Tensor) -> Tensor:
     """Hidden states [N, 729, width] of frames, those away from figures taken from another clip's frame where it has none there.
 
-    A patch of ground then says nothing true of the frame's figures, so the tower does not learn to write them there. Where it
-    does, it matters little which tokens are kept.
+    A patch of ground then says nothing true of the frame's figures, so the tower does not learn to write them there. If it
+    did, it would matter little which tokens are kept.
 
     Args:
         hidden: The frames of a clip stand side by side, at most four.
