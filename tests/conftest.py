@@ -37,13 +37,14 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[
 def bundle(
     tmp_path_factory: pytest.TempPathFactory, checkpoint: Callable[..., tuple[Path, Path]]
 ) -> Callable[..., Path]:
-    """``bundle(layout="llava-hf", precision="fp16", **of the checkpoint)``: the folder of a bundle made of it."""
+    """``bundle(layout="llava-hf", precision="fp16", fused=…, **of the checkpoint)``: the folder of a bundle of it."""
     from tango_export.export import Request, export
 
     @cache
-    def made(layout: str = "llava-hf", precision: str = "fp16", **options: Any) -> Path:
+    def made(layout: str = "llava-hf", precision: str = "fp16", fused: bool = False, **options: Any) -> Path:
         llava, siglip = checkpoint(layout, **options)
         output = tmp_path_factory.mktemp("bundle") / f"{layout}-{precision}"
-        return export(Request(checkpoint=str(llava), siglip=str(siglip), output=output, dtype=precision))
+        named = {"checkpoint": str(llava), "siglip": str(siglip)}
+        return export(Request(**named, output=output, dtype=precision, fused=fused))
 
     return made

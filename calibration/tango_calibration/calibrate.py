@@ -246,7 +246,7 @@ def _spec(spec: GraphSpec, request: Request, done: Quantized, clips: int) -> Gra
     spared = tuple(layer.layer for layer in done.spared)
     quantization = Quantization(done.precision, clips, spared, method)
     # The fused graph goes: its weights are not there any more.
-    return replace(spec, opset=opset, engines=engines, quantization=quantization, fused=None)
+    return replace(spec, opset=opset, engines=engines, quantization=quantization, fused=None, weights=None)
 
 
 def _overlaps(

@@ -48,7 +48,7 @@ class Request:
         context: Most positions, prompt and answer together.
         sink_positions: Grid positions whose salience is an artefact of the tower; None leaves it to the operator's
             rule, which knows the released SigLIP's.
-        fused: Also write vision and decoder in ONNX Runtime's fused operators, for its CUDA provider.
+        fused: Also write the graphs in ONNX Runtime's fused operators, for its CUDA provider.
         overwrite: Replace an output that exists.
     """
 
@@ -169,10 +169,10 @@ def _params(request: Request, model: Model) -> PruneParams:
 
 
 def _write_graphs(folder: Path, model: Model, params: PruneParams, fused: bool) -> dict[GraphName, GraphSpec]:
-    fusing = [graph for graph in model.graphs if fused and graph.name != "embed"]
+    fusing = model.graphs if fused else ()
     for graph in fusing:
         if not is_fusible(graph):
-            raise TangoError(f"{graph.name} cannot be fused: its heads are not multiples of 16", "leave --fused out")
+            raise TangoError(f"{graph.name} cannot be fused: a width is no multiple of 16", "leave --fused out")
     total = sum(graph.weight_bytes for graph in model.graphs)
     require_space(folder, total)
     with progress("export", total, size=True) as advance:
@@ -180,7 +180,7 @@ def _write_graphs(folder: Path, model: Model, params: PruneParams, fused: bool) 
             write_graph(graph, folder, advance)
     specs: dict[GraphName, GraphSpec] = {graph.name: graph.spec for graph in model.graphs}
     for graph in fusing:
-        specs[graph.name] = replace(graph.spec, fused=write_fused_graph(graph, folder, model.decoder.context))
+        specs[graph.name] = write_fused_graph(graph, folder, model.decoder.context)
     return specs | {"prune": write_prune_graph(params, specs["vision"].outputs[0], folder)}
 
 

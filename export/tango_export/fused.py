@@ -5,6 +5,9 @@ module that it comes from, so a module's nodes are found by name and replaced as
 (heads, eps), the module says. Weights stay where they are, in the plain graph's data file. Only what an operator wants
 in another form is written anew: norms' weights in the graph's dtype, the bias behind attention, the rotary angles.
 
+The embedding and the decoder take their weights as inputs: the runtime has them in the device's memory, once, where
+ONNX Runtime reads them and the kernel that decodes does, too. The embedding is the plain one but for that.
+
 What the plain graph computes in fp32 stays there, inside the operators: scores and softmax (flash attention has fp32
 accumulators), the sums of the norms (in every kernel since microsoft/onnxruntime#28682, before that in the strict mode
 that the runtime asks for), and the rotation. New in fp16 are the rotated query, its cosines and sines, and the norms'
@@ -14,14 +17,14 @@ weights.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import onnx
 import torch
-from onnx import NodeProto, helper, numpy_helper
+from onnx import NodeProto, external_data_helper, helper, numpy_helper
 from torch import Tensor, nn
 
 from tango_export.graphs import Graph, value_info
@@ -29,7 +32,7 @@ from tango_export.modules import qwen2, siglip
 from tango_export.modules.layers import LayerNorm, Linear, RMSNorm
 from tango_export.modules.projector import Projector
 from tango_plugins import TangoError
-from tango_runtime.bundle import GraphSpec, TensorSpec
+from tango_runtime.bundle import DType, GraphSpec, TensorSpec, WeightSpec
 
 #: The domain of ONNX Runtime's own operators (docs/ContribOperators.md in its repository).
 _DOMAIN = "com.microsoft"
@@ -52,7 +55,8 @@ def write_fused_graph(graph: Graph, folder: Path, context: int) -> GraphSpec:
         context: Most positions of the decoder.
 
     Returns:
-        The fused graph's entry in bundle.json.
+        The graph's entry in bundle.json: the plain graph with its fused form, and where its weights lie if that takes
+        them as inputs.
     """
     draft = _Draft(onnx.load(folder / graph.spec.file, load_external_data=False), graph)
     for path, module in graph.module.named_modules():
@@ -62,18 +66,24 @@ def write_fused_graph(graph: Graph, folder: Path, context: int) -> GraphSpec:
             fuse(draft, path, module)
     for product in [node for node in draft.nodes if node.op_type == "MatMul" and draft.is_weight(node.input[0])]:
         _repeat_constant(draft, product)
-    spec = replace(graph.spec, file=f"{graph.name}.fused.onnx", engines=("onnxruntime",))
+    spec, weights = replace(graph.spec, file=f"{graph.name}.fused.onnx", engines=("onnxruntime",)), None
     if isinstance(graph.module, qwen2.Decoder):
         spec = _hold_cache(draft, spec)
+    if graph.name != "vision":
+        weights = draft.stored()
+        spec = draft.take(weights, spec)
     onnx.save(draft.model(spec), folder / spec.file)  # onnx's checker does not know these operators
-    return spec
+    return replace(graph.spec, fused=spec, weights=weights)
 
 
 def is_fusible(graph: Graph) -> bool:
-    """Whether there is attention in a graph that the operators take: rotated heads are multiples of 16 wide."""
-    attentions = [module for module in graph.module.modules() if isinstance(module, _ATTENTIONS)]
-    widths = [module.head_dim for module in attentions if isinstance(module, qwen2.SelfAttention)]
-    return bool(attentions) and all(width % 16 == 0 for width in widths)
+    """Whether operators and kernel take a graph: in a decoder, heads and matrices are multiples of 16 wide."""
+    if not isinstance(graph.module, qwen2.Decoder):
+        return True
+    modules = list(graph.module.modules())
+    heads = [module.head_dim for module in modules if isinstance(module, qwen2.SelfAttention)]
+    matrices = [size for module in modules if isinstance(module, Linear) for size in module.weight.shape]
+    return all(width % 16 == 0 for width in (*heads, *matrices))
 
 
 class _Draft:
@@ -87,7 +97,8 @@ class _Draft:
     def __init__(self, model: onnx.ModelProto, graph: Graph) -> None:
         self.nodes = list(model.graph.node)
         self.graph = graph
-        self.dtype = next(m.weight.dtype for m in graph.module.modules() if isinstance(m, Linear))
+        linear = (module for module in graph.module.modules() if isinstance(module, Linear))
+        self.dtype = next((module.weight.dtype for module in linear), torch.float32)  # an embedding has none
         self._parameters = dict(graph.module.named_parameters())
         self._plain = model
         self._initializers = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -160,9 +171,26 @@ class _Draft:
         """Whether a tensor is a weight or another constant."""
         return tensor in self._initializers
 
+    def stored(self) -> dict[str, WeightSpec]:
+        """Where the weights lie in the plain graph's data file."""
+        found = {}
+        for tensor in filter(external_data_helper.uses_external_data, self._plain.graph.initializer):
+            dtype = cast("DType", helper.tensor_dtype_to_np_dtype(tensor.data_type).name)
+            offset = external_data_helper.ExternalDataInfo(tensor).offset or 0
+            found[tensor.name] = WeightSpec(dtype, tuple(tensor.dims), offset)
+        return found
+
+    def take(self, weights: Mapping[str, WeightSpec], spec: GraphSpec) -> GraphSpec:
+        """Has the graph take the weights that it uses as inputs, behind those that it has."""
+        used = {name for node in self._needed(spec) for name in node.input}
+        taken = [TensorSpec(name, each.dtype, each.shape) for name, each in weights.items() if name in used]
+        for tensor in taken:
+            del self._initializers[tensor.name]
+        return replace(spec, inputs=(*spec.inputs, *taken))
+
     def model(self, spec: GraphSpec) -> onnx.ModelProto:
         """The graph as it is now, without what nothing uses any more."""
-        nodes = _needed(self.nodes, [tensor.name for tensor in spec.outputs])
+        nodes = self._needed(spec)
         used = {name for node in nodes for name in node.input}
         initializers = [tensor for name, tensor in self._initializers.items() if name in used]
         inputs, outputs = (list(map(value_info, tensors)) for tensors in (spec.inputs, spec.outputs))
@@ -171,6 +199,20 @@ class _Draft:
         return helper.make_model(
             graph, opset_imports=opsets, ir_version=self._plain.ir_version, producer_name="tango-edge"
         )
+
+    def _needed(self, spec: GraphSpec) -> list[NodeProto]:
+        """The nodes that the outputs depend on, each behind those that it depends on."""
+        makers = {name: node for node in self.nodes for name in node.output if name}  # what is left out has no name
+        ordered: dict[str, NodeProto] = {}
+        waiting = [makers[tensor.name] for tensor in spec.outputs]
+        while waiting:
+            node = waiting[-1]
+            missing = [makers[name] for name in node.input if name in makers and makers[name].output[0] not in ordered]
+            if missing:
+                waiting += missing
+            else:
+                ordered.setdefault(waiting.pop().output[0], node)
+        return list(ordered.values())
 
 
 def _fuse_rms_norm(draft: _Draft, path: str, norm: RMSNorm) -> None:
@@ -273,8 +315,6 @@ def _repeat_constant(draft: _Draft, product: NodeProto) -> None:
     product.input[0] = repeated
 
 
-_ATTENTIONS = (siglip.SelfAttention, qwen2.SelfAttention)
-
 _FUSIONS: dict[type[nn.Module], Callable[[_Draft, str, Any], None]] = {
     RMSNorm: _fuse_rms_norm,
     LayerNorm: _fuse_layer_norm,
@@ -321,18 +361,3 @@ def _node(path: str, op: str, taken: Sequence[str], given: str, **attributes: fl
 def _scope(path: str) -> str:
     """What the exporter calls the nodes of a module; a list is not one, its members are."""
     return f"/{re.sub(r'[.](?![0-9])', '/', path)}" if path else ""
-
-
-def _needed(nodes: Sequence[NodeProto], outputs: Iterable[str]) -> list[NodeProto]:
-    """The nodes that outputs depend on, each behind those that it depends on."""
-    makers = {name: node for node in nodes for name in node.output if name}  # what is left out has no name
-    ordered: dict[str, NodeProto] = {}
-    waiting = [makers[name] for name in outputs]
-    while waiting:
-        node = waiting[-1]
-        missing = [makers[name] for name in node.input if name in makers and makers[name].output[0] not in ordered]
-        if missing:
-            waiting += missing
-        else:
-            ordered.setdefault(waiting.pop().output[0], node)
-    return list(ordered.values())

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.jit._trace import TracerWarning
 
 from tango_plugins import PruneParams, TangoError, op
-from tango_runtime.bundle import Engine, GraphName, GraphSpec, TensorSpec
+from tango_runtime.bundle import WEIGHT_ALIGNMENT, Engine, GraphName, GraphSpec, TensorSpec
 from tango_runtime.progress import Advance
 
 OPSET = 17
@@ -44,9 +44,6 @@ _ONNX_DTYPES = {torch.float16: TensorProto.FLOAT16, torch.float32: TensorProto.F
 
 #: Sizes that dynamic axes have while tracing: any will do, but no two alike and none that a module has itself.
 _TRACED = {"F": 2, "N": 3, "P": 5}
-
-#: Initializers begin at multiples of this many bytes, so that they can be memory-mapped.
-_ALIGNMENT = 64
 
 
 @dataclass(frozen=True)
@@ -230,7 +227,7 @@ def _name_dimensions(model: onnx.ModelProto, graph: Graph) -> None:
 
 def _write_weights(model: onnx.ModelProto, graph: Graph, folder: Path, advance: Advance) -> None:
     """Turns the parameters, which the trace left as inputs, into initializers in the external data file."""
-    location = f"{graph.spec.file}.data"
+    location = graph.spec.data
     parameters = dict(graph.module.named_parameters())
     names = [v.name for v in model.graph.input if v.name in parameters]
     kept = [v for v in model.graph.input if v.name not in parameters]
@@ -239,7 +236,7 @@ def _write_weights(model: onnx.ModelProto, graph: Graph, folder: Path, advance: 
     with (folder / location).open("wb") as data:
         for name in names:
             tensor = _fitted(name, graph.weights[name](), parameters[name])
-            data.seek(-data.tell() % _ALIGNMENT, io.SEEK_CUR)
+            data.seek(-data.tell() % WEIGHT_ALIGNMENT, io.SEEK_CUR)
             model.graph.initializer.append(_external(name, tensor, location, data.tell()))
             data.write(tensor.numpy().data)
             advance(tensor.numel() * tensor.element_size())

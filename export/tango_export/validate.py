@@ -74,8 +74,8 @@ def validate(path: Path, checkpoint: str | None = None, siglip: str | None = Non
         family, checkpoint or source.checkpoint, siglip or source.siglip, dtype, bundle.manifest.decoder.context
     )
     _check_origin(bundle, model, checkpoint or source.checkpoint)
-    forms = [len(list(_forms(bundle, graph))) for graph in ("vision", "decoder")]
-    with progress("validate", 3 + forms[0] + forms[1] * (1 + _STEPS)) as advance:
+    vision, embed, decoder = (len(list(_forms(bundle, graph))) for graph in ("vision", "embed", "decoder"))
+    with progress("validate", 2 + vision + embed + decoder * (1 + _STEPS)) as advance:
         reference = model.reference()
         advance(1)
         results = []
@@ -104,12 +104,16 @@ def _compare(bundle: Bundle, reference: Reference) -> Iterator[Comparison]:
         yield _comparison(title, "features", features, expected[0])
         yield _comparison(title, "salience", salience, expected[1])
     ids = _ids(bundle)
-    embeddings = open_session(bundle.graph("embed")).run(None, {"ids": ids})[0]
-    yield _comparison("embed", "embeddings", embeddings, reference.embed(torch.from_numpy(ids)))
+    wanted = reference.embed(torch.from_numpy(ids))
+    for title, spec in _forms(bundle, "embed"):
+        feeds = {"ids": ids, **_weights(bundle, "embed", spec)}
+        embeddings = open_session(bundle.path / spec.file).run(None, feeds)[0]
+        yield _comparison(title, "embeddings", embeddings, wanted)
     logits = reference.logits(torch.from_numpy(embeddings).float())[:, : bundle.manifest.prompt.vocabulary]
     for title, spec in _forms(bundle, "decoder"):
         steps = _plain_steps if spec is bundle.manifest.graphs["decoder"] else _fused_steps
-        for end, found in steps(open_session(bundle.path / spec.file), spec, embeddings):
+        weights = _weights(bundle, "decoder", spec)
+        for end, found in steps(open_session(bundle.path / spec.file), spec, embeddings, weights):
             yield _comparison(title, f"logits at {end - 1}", found, logits[end - 1])
     yield _compare_prune(bundle)
 
@@ -122,32 +126,46 @@ def _forms(bundle: Bundle, graph: GraphName) -> Iterator[tuple[str, GraphSpec]]:
         yield f"{graph}, fused", spec.fused
 
 
+def _weights(bundle: Bundle, graph: GraphName, form: GraphSpec) -> dict[str, Array]:
+    """The weights that a form of a graph takes as inputs, mapped from the data file."""
+    spec = bundle.manifest.graphs[graph]
+    if form is spec:
+        return {}
+    data = bundle.path / spec.data
+    return {name: np.memmap(data, w.dtype, "r", w.offset, w.shape) for name, w in spec.taken.items()}
+
+
 def _passes(positions: int) -> list[tuple[int, int]]:
     """Prefill over a prompt, then single steps: where each begins and ends."""
     return [(0, _PROMPT), *((i, i + 1) for i in range(_PROMPT, positions))]
 
 
-def _plain_steps(session: Any, spec: GraphSpec, embeddings: Array) -> Iterator[tuple[int, Array]]:
+def _plain_steps(
+    session: Any, spec: GraphSpec, embeddings: Array, weights: dict[str, Array]
+) -> Iterator[tuple[int, Array]]:
     """The plain decoder over a cache with room to spare, given the true tokens: each pass's end, and its logits."""
     capacity = len(embeddings) + _SPARE
     cache = empty_cache(spec.inputs[2:], capacity)
     for begin, end in _passes(len(embeddings)):
         held = {name: rows[:, : capacity if begin else 0] for name, rows in cache.items()}
         positions = np.arange(begin, end, dtype=np.int64)
-        logits, *rows = session.run(None, {"embeddings": embeddings[begin:end], "positions": positions, **held})
+        told = {"embeddings": embeddings[begin:end], "positions": positions}
+        logits, *rows = session.run(None, {**told, **held, **weights})
         for name, new in zip(cache, rows, strict=True):
             cache[name][:, begin:end] = new
         yield end, logits
 
 
-def _fused_steps(session: Any, spec: GraphSpec, embeddings: Array) -> Iterator[tuple[int, Array]]:
+def _fused_steps(
+    session: Any, spec: GraphSpec, embeddings: Array, weights: dict[str, Array]
+) -> Iterator[tuple[int, Array]]:
     """Likewise of the fused decoder, which gives back the whole cache."""
-    last, bound, *past = (tensor.name for tensor in spec.inputs[1:])
-    cache = empty_cache(spec.inputs[3:], len(embeddings) + _SPARE)
+    _, last, bound, *past = (tensor for tensor in spec.inputs if tensor.name not in weights)
+    cache = empty_cache(past, len(embeddings) + _SPARE)
     for begin, end in _passes(len(embeddings)):
-        told = {last: np.array([end - 1], np.int32), bound: np.array([end], np.int32)}
-        logits, *present = session.run(None, {"embeddings": embeddings[begin:end], **told, **cache})
-        cache = dict(zip(past, present, strict=True))
+        told = {last.name: np.array([end - 1], np.int32), bound.name: np.array([end], np.int32)}
+        logits, *present = session.run(None, {"embeddings": embeddings[begin:end], **told, **cache, **weights})
+        cache = dict(zip(cache, present, strict=True))
         yield end, logits
 
 

@@ -8,15 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+import numpy as np
+
 from tango_plugins import PruneParams, TangoError, op
 from tango_runtime.schema import from_json
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "bundle.json"
+
+#: Weights begin at multiples of this many bytes in a graph's data file, so that they can be mapped, or used where the
+#: file was copied to.
+WEIGHT_ALIGNMENT = 64
 
 GraphName = Literal["vision", "prune", "embed", "decoder"]
 GRAPHS: tuple[GraphName, ...] = get_args(GraphName)
@@ -38,6 +46,26 @@ class TensorSpec:
     name: str
     dtype: DType
     shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class WeightSpec:
+    """Where a weight lies.
+
+    Attributes:
+        dtype: NumPy's name of the element type.
+        shape: Its dimensions.
+        offset: Byte of the data file at which it begins, a multiple of ``WEIGHT_ALIGNMENT``.
+    """
+
+    dtype: DType
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def end(self) -> int:
+        """The byte behind its last."""
+        return self.offset + math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
 @dataclass(frozen=True)
@@ -71,6 +99,8 @@ class GraphSpec:
         quantization: How its linear layers were quantised, None where they are in the bundle's dtype.
         fused: The same graph in ONNX Runtime's own operators, for its CUDA provider, with the weights of this one's
             data file; None where there is none.
+        weights: Where each weight lies in the graph's data file, for a fused graph that takes them as inputs, behind
+            its others; None where only the graph says so.
     """
 
     file: str
@@ -80,11 +110,23 @@ class GraphSpec:
     outputs: tuple[TensorSpec, ...]
     quantization: Quantization | None = None
     fused: GraphSpec | None = None
+    weights: dict[str, WeightSpec] | None = None
 
     @property
     def files(self) -> tuple[str, ...]:
         """The graph's files: itself and, where there is one, the fused graph."""
         return (self.file, *(self.fused.files if self.fused else ()))
+
+    @property
+    def data(self) -> str:
+        """The file of the graph's weights, where it has any."""
+        return f"{self.file}.data"
+
+    @property
+    def taken(self) -> dict[str, WeightSpec]:
+        """The weights that the fused graph takes as inputs."""
+        inputs = {tensor.name for tensor in self.fused.inputs} if self.fused else set()
+        return {name: weight for name, weight in (self.weights or {}).items() if name in inputs}
 
 
 @dataclass(frozen=True)
@@ -139,6 +181,7 @@ class DecoderSpec:
         kv_heads: Heads of the key/value cache.
         head_dim: Width of one head.
         context: Most positions, prompt and answer together.
+        norm_eps: ε of its norms.
     """
 
     layers: int
@@ -146,6 +189,7 @@ class DecoderSpec:
     kv_heads: int
     head_dim: int
     context: int
+    norm_eps: float
 
 
 @dataclass(frozen=True)
@@ -272,7 +316,17 @@ class Bundle:
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Writes bundle.json, last of a bundle's files; a key that has nothing to say is left out."""
     data = asdict(manifest, dict_factory=lambda items: {key: value for key, value in items if value is not None})
-    (folder / MANIFEST).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    (folder / MANIFEST).write_text(_short(json.dumps(data, indent=2)) + "\n", encoding="utf-8")
+
+
+def _short(text: str, width: int = 120) -> str:
+    """JSON with what fits into one line on one line: a weight, of which there are hundreds, would take seven."""
+
+    def joined(found: re.Match[str]) -> str:
+        line = re.sub(r"\n *", "", re.sub(r",\n *", ", ", found[0]))  # no line ends inside a string
+        return line if len(line) <= width else found[0]
+
+    return re.sub(r"{[^{}]*}", joined, re.sub(r"\[[^][{}]*\]", joined, text))
 
 
 def describe(file: Path) -> FileSpec:
@@ -327,3 +381,26 @@ def _check_dimensions(manifest: Manifest, file: Path) -> None:
     logits = [t.shape for t in graph.outputs[:1]]
     if [t.shape for t in graph.inputs] != wanted or logits != [(manifest.prompt.vocabulary,)]:
         raise TangoError(f"{file}: decoder and prompt: vocabulary do not fit the tensors of graphs: decoder", undo)
+    tables = [weight.shape[1:] for weight in manifest.graphs["embed"].taken.values()]
+    if graph.fused and tables != [(decoder.width,)]:  # decoding reads its rows, too
+        raise TangoError(f"{file}: graphs: decoder has a fused form, and embed none that takes its table", undo)
+    for name in manifest.graphs:
+        _check_weights(manifest, name, f"{file}: graphs: {name}")
+
+
+def _check_weights(manifest: Manifest, name: GraphName, where: str) -> None:
+    """Refuses weights that the fused graph takes in another form, or that its data file cannot hold."""
+    undo, graph = "export the bundle again, or undo the edit", manifest.graphs[name]
+    weights = graph.weights or {}
+    # What a fused graph takes besides is what the plain one takes; in the decoder two lengths stand for the positions.
+    besides = len(graph.inputs) + (name == "decoder")
+    for tensor in graph.fused.inputs[besides:] if graph.fused else ():
+        weight = weights.get(tensor.name)
+        if weight is None:
+            raise TangoError(f"{where}: weights lacks {tensor.name!r}, which fused: inputs takes", undo)
+        if (weight.dtype, weight.shape) != (tensor.dtype, tensor.shape):
+            raise TangoError(f"{where}: weights: {tensor.name} is not what fused: inputs takes", undo)
+    size = manifest.files[graph.data].size if graph.data in manifest.files else 0
+    for key, weight in weights.items():
+        if weight.offset < 0 or weight.offset % WEIGHT_ALIGNMENT or weight.end > size:
+            raise TangoError(f"{where}: weights: {key} does not lie in {graph.data}, of {size} bytes", undo)

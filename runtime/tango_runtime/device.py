@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,9 @@ from tango_plugins.library import Memory
 
 #: TensorRT takes tensors at multiples of this many bytes (setTensorAddress in NvInferRuntime.h); so does everybody.
 ALIGNMENT = 256
+
+#: Bytes of a file that are copied to the device at a time: a driver may hold as much of the host's memory for it.
+_PIECE = 1 << 26
 
 #: Pieces of page-locked memory that a pool keeps while nobody uses them: no answer takes more at a time.
 _SPARE = 4
@@ -109,6 +113,21 @@ class Buffer:
     def free(self) -> None:
         """Gives the memory back now."""
         self._free()
+
+
+def upload_file(file: Path) -> Buffer:
+    """Copies a file into device memory, whole; it is there when this returns, for every stream.
+
+    Raises:
+        TangoError: The device has not enough memory left.
+    """
+    runtime, data = cudart(), np.memmap(file, np.uint8, "r")
+    buffer, kind = Buffer(len(data)), runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
+    for begin in range(0, len(data), _PIECE):
+        piece = data[begin : begin + _PIECE]
+        check(runtime.cudaMemcpy(buffer.address + begin, piece.ctypes.data, piece.nbytes, kind))
+    check(runtime.cudaStreamSynchronize(0))  # a copy from memory that is not locked may return before its end
+    return buffer
 
 
 class Pool:

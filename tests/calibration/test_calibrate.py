@@ -23,7 +23,7 @@ def request_of(bundle, tmp_path_factory):
     folder = tmp_path_factory.mktemp("calibrated")
 
     def made(name, **changes):
-        made = Request(bundle(), folder / name, "synthetic", videos=4, frames=8, max_new_tokens=3)
+        made = Request(bundle(fused=True), folder / name, "synthetic", videos=4, frames=8, max_new_tokens=3)
         return replace(made, **{"cache": folder / "cache", **changes})
 
     return made
@@ -48,8 +48,10 @@ def test_the_new_bundle_is_whole_smaller_and_says_what_it_is(made):
     assert (decoder.quantization.precision, decoder.quantization.method) == ("int4", None)
     assert vision.engines == decoder.engines == ("onnxruntime",)
     assert vision.opset == decoder.opset == 17
-    assert vision.fused is decoder.fused is None  # it would read weights that are others now
-    unchanged = ("embed.onnx", "embed.onnx.data", "prune.onnx", "tokenizer.json", "chat_template.jinja")
+    assert vision.fused is decoder.fused is decoder.weights is None  # they would tell of weights that are others now
+    assert new.manifest.graphs["embed"] == old.manifest.graphs["embed"]
+    assert old.manifest.graphs["decoder"].weights
+    unchanged = ("embed.onnx", "embed.fused.onnx", "embed.onnx.data", "prune.onnx", "tokenizer.json")
     assert all(new.manifest.files[name] == old.manifest.files[name] for name in unchanged)
     assert sorted(path.name for path in new.path.iterdir()) == sorted([*new.manifest.files, MANIFEST])
     assert outcome.graphs["decoder"].after < 0.5 * outcome.graphs["decoder"].before

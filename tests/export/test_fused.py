@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -12,7 +13,7 @@ import pytest
 from tango_export.export import DTYPES, Request, export, find_preset, open_model
 from tango_export.fused import write_fused_graph
 from tango_plugins import TangoError
-from tango_runtime.bundle import Bundle
+from tango_runtime.bundle import Bundle, describe, write_manifest
 from tango_runtime.cli import main
 from tests.export.edits import Decoder, assert_close, embed, frames, run, session
 
@@ -32,10 +33,19 @@ def written(request, checkpoint, bundle, tmp_path_factory):
         bundle(precision=precision, outliers=outliers), tmp_path_factory.mktemp("fused") / precision
     )
     model = open_model(find_preset("llava-ov")[0], str(llava), str(siglip), DTYPES[precision], CONTEXT)
+    manifest = Bundle.load(folder).manifest
+    graphs, files = dict(manifest.graphs), dict(manifest.files)
     for graph in model.graphs:
-        if graph.name != "embed":
-            write_fused_graph(graph, folder, CONTEXT)
+        graphs[graph.name] = spec = write_fused_graph(graph, folder, CONTEXT)
+        files[spec.fused.file] = describe(folder / spec.fused.file)
+    write_manifest(folder, replace(manifest, graphs=graphs, files=files))
     return folder, precision
+
+
+def weights(folder, graph):
+    """What the fused graph takes of the plain one's data file."""
+    spec = Bundle.load(folder).manifest.graphs[graph]
+    return {n: np.memmap(folder / spec.data, w.dtype, "r", w.offset, w.shape) for n, w in spec.taken.items()}
 
 
 class FusedDecoder:
@@ -43,10 +53,12 @@ class FusedDecoder:
 
     def __init__(self, bundle, capacity=CAPACITY):
         self.session, self.length = session(bundle / "decoder.fused.onnx"), 0
-        rng, taken = np.random.default_rng(0), self.session.get_inputs()
+        rng, self.weights = np.random.default_rng(0), weights(bundle, "decoder")
         self.dtype = embed(bundle, IDS[:1]).dtype
         self.cache = {
-            t.name: (rng.normal(size=(1, t.shape[1], capacity, t.shape[3])) * 1e3).astype(self.dtype) for t in taken[3:]
+            t.name: (rng.normal(size=(1, t.shape[1], capacity, t.shape[3])) * 1e3).astype(self.dtype)
+            for t in self.session.get_inputs()[3:]
+            if t.name not in self.weights
         }
 
     def step(self, embeddings):
@@ -54,7 +66,7 @@ class FusedDecoder:
         bound = self.length if self.length == len(embeddings) else self.capacity
         told = {"seqlens_k": [self.length - 1], "total_sequence_length": [bound]}
         told = {name: np.array(value, np.int32) for name, value in told.items()}
-        logits, *present = self.session.run(None, {"embeddings": embeddings, **told, **self.cache})
+        logits, *present = self.session.run(None, {"embeddings": embeddings, **told, **self.cache, **self.weights})
         self.cache = dict(zip(self.cache, present, strict=True))
         return logits
 
@@ -69,6 +81,12 @@ def test_vision_is_the_plain_graphs(written):
         run(folder, "vision.fused", frames=frames(3)), run(folder, "vision", frames=frames(3)), strict=True
     ):
         assert_close(found.astype(np.float64), wanted, TOLERANCE[precision])
+
+
+def test_embedding_is_the_plain_graphs(written):
+    folder, _ = written
+    (found,) = run(folder, "embed.fused", ids=IDS, **weights(folder, "embed"))
+    np.testing.assert_array_equal(found, embed(folder, IDS))
 
 
 @pytest.mark.parametrize("chunks", [(12,), (1,) * 12, (7, 5), (2, 3, 7), (11, 1)])
@@ -144,22 +162,38 @@ def test_of_the_towers_biases_attention_adds_the_querys_only(written):
     assert [[makers[name] for name in node.input] for node in attentions] == [["Add", "MatMul", "MatMul"]] * 2
 
 
-def test_the_weights_are_the_plain_graphs_own(written):
+def test_the_towers_weights_are_the_plain_graphs_own(written):
+    plain, fused = (onnx.load(written[0] / f"vision{form}.onnx", load_external_data=False) for form in ("", ".fused"))
+    wanted = {t.name: t.external_data for t in plain.graph.initializer if t.external_data}
+    shared = {t.name: t.external_data for t in fused.graph.initializer if t.external_data}
+    products = {node.input[1] for node in fused.graph.node if node.op_type == "MatMul"} & wanted.keys()
+    assert products <= shared.keys()
+    assert all(list(wanted[weight]) == list(data) for weight, data in shared.items())
+
+
+@pytest.mark.parametrize("name", ["embed", "decoder"])
+def test_the_other_graphs_take_their_weights_as_inputs_behind_the_others(written, name):
     folder, _ = written
-    for name in ("decoder", "vision"):
-        plain, fused = (onnx.load(folder / f"{name}{form}.onnx", load_external_data=False) for form in ("", ".fused"))
-        wanted = {t.name: t.external_data for t in plain.graph.initializer if t.external_data}
-        shared = {t.name: t.external_data for t in fused.graph.initializer if t.external_data}
-        products = {node.input[1] for node in fused.graph.node if node.op_type == "MatMul"} & wanted.keys()
-        assert products <= shared.keys()
-        assert all(list(wanted[weight]) == list(data) for weight, data in shared.items())
+    plain, fused = (onnx.load(folder / f"{name}{form}.onnx", load_external_data=False) for form in ("", ".fused"))
+    spec = Bundle.load(folder).manifest.graphs[name]
+    told = [t.name for t in spec.fused.inputs]
+    assert [value.name for value in fused.graph.input] == told
+    assert told[-len(spec.taken) :] == list(spec.taken)
+    stored = {t.name: (tuple(t.dims), t.external_data[1].value) for t in plain.graph.initializer if t.external_data}
+    assert stored == {weight: (at.shape, str(at.offset)) for weight, at in spec.weights.items()}
+    left = spec.weights.keys() - spec.taken.keys()  # what it has in another form, and only the step's kernel takes
+    assert all(weight.endswith(("norm.weight", "rotary.inv_freq")) for weight in left)
+    kept = {t.name for t in fused.graph.initializer if np.prod(t.dims) > 1000}
+    assert kept == ({"rotary.cos", "rotary.sin"} if name == "decoder" else set())
+    assert not any(t.external_data for t in fused.graph.initializer)
 
 
 def test_export_writes_them_when_asked(checkpoint, tmp_path):
     llava, siglip = checkpoint()
     named = {"checkpoint": str(llava), "siglip": str(siglip)}
     manifest = Bundle.load(export(Request(**named, output=tmp_path / "fused", fused=True)), verify=True).manifest
-    assert {name for name, spec in manifest.graphs.items() if spec.fused} == {"vision", "decoder"}
+    assert {name for name, spec in manifest.graphs.items() if spec.fused} == {"vision", "embed", "decoder"}
+    assert {name for name, spec in manifest.graphs.items() if spec.weights} == {"embed", "decoder"}
     with pytest.raises(TangoError, match="--fused with --dtype fp32"):
         export(Request(**named, output=tmp_path / "none", fused=True, dtype="fp32"))
 
@@ -168,7 +202,7 @@ def test_validate_compares_them_with_the_original(checkpoint, tmp_path, capsys):
     llava, siglip = checkpoint()
     path = export(Request(checkpoint=str(llava), siglip=str(siglip), output=tmp_path / "fused", fused=True))
     assert main(["validate", str(path)]) == 0
-    assert "16 of 16 within the gates" in capsys.readouterr().out
+    assert "17 of 17 within the gates" in capsys.readouterr().out
     for graph, constant in (
         ("decoder", "rotary.sin"),
         ("vision", "tower.encoder.layers.0.self_attn.out_proj.bias.fused"),
@@ -185,8 +219,9 @@ def test_validate_compares_them_with_the_original(checkpoint, tmp_path, capsys):
         file.write_bytes(sound)
 
 
-def test_heads_that_cannot_be_rotated_are_refused(checkpoint, tmp_path):
-    llava, siglip = checkpoint(heads=8, kv_heads=2)
+@pytest.mark.parametrize("shape", [{"heads": 8, "kv_heads": 2}, {"intermediate": 104}])
+def test_widths_that_cannot_be_taken_are_refused(checkpoint, tmp_path, shape):
+    llava, siglip = checkpoint(**shape)
     with pytest.raises(TangoError, match="decoder cannot be fused"):
         export(Request(checkpoint=str(llava), siglip=str(siglip), output=tmp_path / "none", fused=True))
     assert not (tmp_path / "none").exists()

@@ -119,6 +119,11 @@ class HostCuda:
             self.do(lambda: ctypes.memmove(to, source, size))
         return (Status.cudaSuccess,)
 
+    def cudaMemcpy(self, to, source, size, kind):
+        assert kind == Kind.cudaMemcpyHostToDevice
+        ctypes.memmove(self.inside(to, size), source, size)
+        return (Status.cudaSuccess,)
+
     def cudaMemcpy3DAsync(self, job, stream):
         width, height, depth = job.extent
         assert width <= job.srcPtr.pitch
@@ -219,6 +224,68 @@ class HostPruner:
         assert len(pruned.indices) == K
 
 
+class HostDecoder:
+    """A step as tango_export.modules.qwen2 computes it, in the place of tango_plugins.decoder.CudaDecoder.
+
+    It takes any floating-point type. A workspace that was not zero at first, or that another has written into, is an
+    error here.
+    """
+
+    workspace_bytes = 512
+
+    def __init__(self, shape, weights, cache, library=None):
+        self.shape, self.weights, self.cache, self.left = shape, weights, cache, 0
+        assert {memory.shape for memory in cache} == {(shape.kv_heads, shape.capacity, shape.head_width)}
+        assert len(cache) == 2 * shape.layers
+        self.table = np.array([memory.address for memory in (*weights.values(), *cache)]).view(np.uint8)
+
+    def enqueue(self, embedding, position, *, logits, table, workspace, stream):
+        assert (array(workspace) == self.left).all()
+        assert (array(table) == self.table).all()
+        assert 0 <= position < self.shape.capacity
+        self.left = array(workspace)[:] = 170
+        x = array(embedding).reshape(self.shape.width)
+        for i in range(self.shape.layers):
+            x = x + self.attend(f"layers.{i}.self_attn", self.norm(f"layers.{i}.input_layernorm", x), i, position)
+            x = x + self.mlp(f"layers.{i}.mlp", self.norm(f"layers.{i}.post_attention_layernorm", x))
+        row = self.linear("lm_head", self.norm("norm", x), self.shape.head_columns)
+        array(logits)[:] = row[: self.shape.vocabulary]
+
+    def attend(self, name, x, layer, position):
+        heads, kv_heads, width = self.shape.heads, self.shape.kv_heads, self.shape.head_width
+        packed = self.linear(f"{name}.qkv_proj", x, (heads + 2 * kv_heads) * width)
+        packed = (packed + array(self.weights[f"{name}.qkv_proj.bias"])).reshape(-1, width)
+        rotated = self.rotate(packed[: heads + kv_heads].astype(np.float32), position)
+        keys, values = (array(memory) for memory in self.cache[2 * layer : 2 * layer + 2])
+        keys[:, position], values[:, position] = rotated[heads:], packed[heads + kv_heads :]
+        keys, values = (rows[:, : position + 1].astype(np.float32) for rows in (keys, values))
+        scores = rotated[:heads].reshape(kv_heads, -1, width) * width**-0.5 @ keys.transpose(0, 2, 1)
+        shares = np.exp(scores - scores.max(-1, keepdims=True))
+        shares = (shares / shares.sum(-1, keepdims=True)).astype(x.dtype)
+        return self.linear(f"{name}.o_proj", (shares @ values).astype(x.dtype).reshape(-1), self.shape.width)
+
+    def rotate(self, x, position):
+        angles = np.float32(position) * array(self.weights["rotary.inv_freq"])
+        first, second = np.split(x, 2, -1)
+        cos, sin = np.cos(angles), np.sin(angles)
+        return np.concatenate((first * cos - second * sin, second * cos + first * sin), -1)
+
+    def mlp(self, name, x):
+        gate, up = (self.linear(f"{name}.{kind}_proj", x, self.shape.intermediate) for kind in ("gate", "up"))
+        silu = gate / (1 + np.exp(-gate.astype(np.float32)))
+        return self.linear(f"{name}.down_proj", (silu * up).astype(x.dtype), self.shape.width)
+
+    def norm(self, name, x):
+        wide = x.astype(np.float32)
+        scale = 1 / np.sqrt((wide * wide).mean() + np.float32(self.shape.norm_eps))
+        return (wide * scale * array(self.weights[f"{name}.weight"])).astype(x.dtype)
+
+    def linear(self, name, x, columns):
+        weight = array(self.weights[f"{name}.weight"])
+        assert weight.shape == (len(x), columns)
+        return (x.astype(np.float32) @ weight.astype(np.float32, copy=False)).astype(x.dtype)
+
+
 def argmax(values, greatest, stream):
     """In the place of tango_runtime.stages.logits.enqueue_argmax."""
     row = array(values)
@@ -231,11 +298,12 @@ def install(monkeypatch, memory=1 << 32):
     """Puts all of this in the place of CUDA."""
     from tango_plugins import library
     from tango_runtime import device
-    from tango_runtime.stages import cuda, logits
+    from tango_runtime.stages import cuda, fused, logits
 
     found = HostCuda(memory)
     monkeypatch.setattr(device, "cudart", lambda: found)
     monkeypatch.setattr(library, "load", lambda: None)
     monkeypatch.setattr(cuda, "CudaPruner", HostPruner)
+    monkeypatch.setattr(fused, "CudaDecoder", HostDecoder)
     monkeypatch.setattr(logits, "enqueue_argmax", argmax)
     return found

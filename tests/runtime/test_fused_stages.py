@@ -11,7 +11,7 @@ import pytest
 
 from tango_runtime import VideoLLM
 from tango_runtime.bundle import Bundle, describe, write_manifest
-from tango_runtime.device import Stream
+from tango_runtime.device import Stream, bytes_of
 from tango_runtime.stages.cuda import CudaStages
 from tango_runtime.stages.fused import FusedGraphs
 from tests.runtime.host_cuda import install
@@ -33,10 +33,8 @@ def fused(talkative, tmp_path_factory):
         model = open_model(find_preset("llava-ov")[0], str(llava), str(llava.parent / "siglip"), DTYPES[dtype], 2048)
         graphs, files = dict(manifest.graphs), dict(manifest.files)
         for graph in model.graphs:
-            if graph.name != "embed":
-                spec = write_fused_graph(graph, folder, 2048)
-                graphs[graph.name] = replace(graphs[graph.name], fused=spec)
-                files[spec.file] = describe(folder / spec.file)
+            graphs[graph.name] = spec = write_fused_graph(graph, folder, 2048)
+            files[spec.fused.file] = describe(folder / spec.fused.file)
         write_manifest(folder, replace(manifest, graphs=graphs, files=files))
         return folder
 
@@ -44,14 +42,18 @@ def fused(talkative, tmp_path_factory):
 
 
 @pytest.fixture
-def make(fused, monkeypatch):
+def host(monkeypatch):
+    """CUDA, emulated."""
+    return install(monkeypatch)
+
+
+@pytest.fixture
+def make(fused, host):
     """``make(dtype, **limits)``: a chain with the fused graphs, and one with the CPU's plain ones."""
     import onnxruntime
 
-    install(monkeypatch)
-
-    def made(dtype="fp32", **limits):
-        plain, llm = VideoLLM(fused(dtype), "onnxruntime-cpu"), VideoLLM(fused(dtype), "onnxruntime-cpu")
+    def made(dtype="fp32", folder=None, **limits):
+        plain, llm = (VideoLLM(folder or fused(dtype), "onnxruntime-cpu") for _ in range(2))
         stream = Stream()
         graphs = FusedGraphs(onnxruntime, llm.bundle, stream, ("CPUExecutionProvider", "cpu"))
         for name, value in limits.items():
@@ -103,37 +105,6 @@ def test_a_prompt_of_one_token_and_one_that_fills_the_context(make):
         close(*heard)
 
 
-def test_a_step_is_told_the_least_bound_that_holds_the_sequence(make, monkeypatch):
-    used, bind = [], FusedGraphs._bind
-
-    def spy(self, graph, tensors, replay, **entries):
-        run = bind(self, graph, tensors, replay, **entries)
-        told = [(int(t[0]), entries["gpu_graph_id"]) for t in tensors.values() if isinstance(t, np.ndarray)]
-        return lambda: (used.extend(told), run())
-
-    monkeypatch.setattr(FusedGraphs, "_bind", spy)
-    heard = []
-    for bounds in ([16, 64], []):
-        llm, _ = make(bounds=bounds)
-        stages = llm._stages
-        stages.prefill([stages.embed(np.arange(14))], 100)
-        rows = [np.array(stages.decode(token)) for token in range(4)]
-        stages.rewind(14)
-        heard.append([*rows, np.array(stages.decode(0)), np.array(stages.extend(stages.embed(np.arange(90))))])
-        stages.decode(1)
-    first, whole = (14, "-1"), (2048, "2048")
-    assert used[:8] == [first, (16, "16"), (16, "16"), (64, "64"), (64, "64"), (16, "16"), (2048, "-1"), whole]
-    assert used[8:] == [first, *5 * [whole], (2048, "-1"), whole]
-    close(*map(np.stack, heard))
-
-
-def test_bounds_end_below_the_capacity_and_nothing_waits(make):
-    stages = make()[0]._stages
-    assert stages._graphs.bounds == [1024]
-    assert list(stages._steps) == [1024]  # the others when a sequence is so long
-    assert not stages._graphs.waiting
-
-
 def test_what_an_overflow_left_in_the_cache_is_forgotten(make, frames):
     llm, _ = make()
     wanted = llm.generate(frames, QUESTION, max_new_tokens=8).ids
@@ -142,10 +113,67 @@ def test_what_an_overflow_left_in_the_cache_is_forgotten(make, frames):
     assert llm.generate(frames, QUESTION, max_new_tokens=8).ids == wanted
 
 
-def test_a_bundle_without_fused_graphs_runs_its_plain_ones(spoken, monkeypatch, colours):
+@pytest.mark.parametrize(("dtype", "tolerance"), [("fp32", 1e-4), ("fp16", 3e-2)])
+def test_a_step_is_a_pass_of_one_token(make, dtype, tolerance):
+    stages = make(dtype)[0]._stages
+    for count in (1, 30, 500):
+        stages.prefill([stages.embed(np.arange(count) % 200)], 512)
+        for length, token in enumerate((7, 8, 7), count):
+            stepped = np.array(stages.decode(token))
+            stages.rewind(length)
+            close(stepped, np.array(stages.extend(stages.embed(np.array([token])))), tolerance)
+
+
+def test_steps_go_on_in_another_cache(make):
+    heard = []
+    for llm in make():
+        stages, rows = llm._stages, []
+        for capacity in (300, 2048, 512):
+            if isinstance(stages, CudaStages):
+                stages._graphs.capacity = capacity
+            stages.prefill([stages.embed(np.arange(60))], 200)
+            rows += [np.array(stages.decode(token)) for token in (5, 9)]
+        heard.append(np.stack(rows))
+    close(*heard)
+
+
+def test_weights_lie_on_the_device_once(make, host):
+    llm, _ = make()
+    graphs = llm.bundle.manifest.graphs
+    sizes = {llm.bundle.manifest.files[graphs[name].data].size for name in ("embed", "decoder")}
+    for _ in range(3):
+        stages = llm._stages
+        stages.prefill([stages.embed(np.arange(9))], 64)
+        stages.decode(1)
+        held = [size for _, size in host.blocks.values() if size >= min(sizes) and size != bytes_of(stages._cache._all)]
+        assert sorted(held) == sorted(sizes)
+    del llm, stages
+    assert not host.blocks
+
+
+def test_for_a_token_nothing_goes_up(make):
+    stages = make()[0]._stages
+    logits, traffic = stages.prefill([stages.embed(np.arange(9))], 64), stages.traffic
+    before = replace(traffic)
+    for _ in range(5):
+        logits = stages.decode(logits.greatest()[0])
+    assert (traffic.uploads, traffic.downloads) == (before.uploads, before.downloads + 5)
+
+
+def test_a_quantised_decoder_takes_embeddings_of_the_fused_graph(make, fused, colours, tmp_path):
+    folder = shutil.copytree(fused("fp32"), tmp_path / "bundle")
+    manifest = Bundle.load(folder).manifest
+    decoder = replace(manifest.graphs["decoder"], fused=None, weights=None)
+    write_manifest(folder, replace(manifest, graphs=manifest.graphs | {"decoder": decoder}))
+    llm, plain = make(folder=folder)
+    assert llm._stages._graphs.frames_at_once == 32
+    found, wanted = (each.generate(colours, QUESTION, max_new_tokens=8).ids for each in (llm, plain))
+    assert found == wanted
+
+
+def test_a_bundle_without_fused_graphs_runs_its_plain_ones(spoken, host, colours):
     import onnxruntime
 
-    install(monkeypatch)
     llm = VideoLLM(spoken, "onnxruntime-cpu")
     wanted, stream = [llm.generate(colours, text, max_new_tokens=8).ids for text in (QUESTION, "Where?")], Stream()
     graphs = FusedGraphs(onnxruntime, llm.bundle, stream, ("CPUExecutionProvider", "cpu"))

@@ -36,6 +36,9 @@ _SMALL = 1 << 16
 
 Run = Callable[[], None]
 
+#: Puts one token of the sequence on the stream, given its id and its position: fills the logits and the cache's row.
+Step = Callable[[int, int], None]
+
 
 class Graphs(Protocol):
     """What runs the bundle's graphs on tensors in device memory."""
@@ -57,31 +60,38 @@ class Graphs(Protocol):
         """Positions of the decoder's cache, where the engine fixes them."""
 
     @property
-    def bounds(self) -> Sequence[int]:
-        """Lengths of a sequence, ascending, up to which a step of decoding costs less than up to the capacity."""
-
-    @property
     def in_place(self) -> bool:
         """Whether the decoder itself puts new rows into the cache."""
 
     def dtype(self, graph: GraphName, tensor: str) -> str:
         """What the engine takes for a tensor, by NumPy's name: TensorRT 8 has int32 where the graph has int64."""
 
-    def bind(self, graph: GraphName, tensors: Mapping[str, Memory], *, replay: int = 0) -> Run:
+    def bind(self, graph: GraphName, tensors: Mapping[str, Memory], *, replay: bool = False) -> Run:
         """Prepares a graph to read and write these tensors.
 
         Args:
             graph: Which.
             tensors: Its inputs and outputs.
-            replay: Not 0: the same tensors will be run many times, while the sequence has at most so many positions.
-                One such binding of a graph and of a number is in use at a time, and its inputs must make sense
-                already: it may be run while it is made.
+            replay: The same tensors will be run many times. One such binding of a graph is in use at a time, and its
+                inputs must make sense already: it may be run while it is made.
 
         Returns:
             A function that puts one run on the stream. Without ``replay`` it lasts until the graph is bound again.
 
         Raises:
             TangoError: The engine was not built for these shapes. The function raises it too, where a run fails.
+        """
+
+    def step(self, cache: Sequence[Memory], logits: Memory, pool: Pool) -> Step | None:
+        """A step of decoding that is more than a pass of the graphs over one token; None where there is none.
+
+        Args:
+            cache: Keys and values of each layer in turn, [heads, capacity, width of a head] each, all of them.
+            logits: fp32 [vocabulary], to be filled.
+            pool: Gives what memory it needs.
+
+        Raises:
+            TangoError: There is one, but not for this bundle or machine.
         """
 
 
@@ -92,15 +102,18 @@ class Words:
     ids: NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class _Step:
-    """Decoding one token, with tensors that stay where they are from token to token."""
+class _Embedding:
+    """The embedding graph, bound anew only where the tensors are not those of the last run: of a step they are."""
 
-    ids: Memory
-    embedding: Memory
-    position: Memory
-    rows: dict[str, Memory]
-    run: Run
+    def __init__(self, graphs: Graphs) -> None:
+        self._graphs = graphs
+        self._bound: tuple[dict[str, Memory], Run] | None = None
+
+    def run(self, ids: Memory, embeddings: Memory) -> None:
+        tensors = {"ids": ids, "embeddings": embeddings}
+        if self._bound is None or self._bound[0] != tensors:
+            self._bound = tensors, self._graphs.bind("embed", tensors)
+        self._bound[1]()
 
 
 class CudaStages:
@@ -134,12 +147,12 @@ class CudaStages:
         stream.upload(np.arange(self._positions.shape[0]), self._positions)
         self._pruner = functools.cache(CudaPruner)
         self._cache: Cache | None = None
-        self._steps: dict[int, _Step] = {}
-        self._embedding: tuple[dict[str, Memory], Run] | None = None
+        self._step: Step | None = None
+        self._embedding = _Embedding(graphs)
         self._length = 0
         if graphs.capacity is not None:  # its memory, and what TensorRT records, now: nobody waits for an answer yet
             self._cache = self._new_cache(graphs.capacity)
-            self._step(self._cache)
+            self._step = self._new_step(self._cache)
 
     @property
     def traffic(self) -> Traffic:
@@ -215,12 +228,9 @@ class CudaStages:
     def decode(self, token: int) -> DeviceLogits:
         """Appends one token → logits of the next."""
         cache = self._require_room(1)
-        step = self._step(cache)
-        self._stream.upload(np.array([token]), step.ids)
-        self._stream.copy(rows(self._positions, self._length, self._length + 1), step.position)
-        self._embed(step.ids, step.embedding)
-        step.run()
-        cache.append(step.rows, self._length)
+        if self._step is None:
+            self._step = self._new_step(cache)
+        self._step(token, self._length)
         self._length += 1
         return self._logits
 
@@ -256,29 +266,35 @@ class CudaStages:
         cache.append(new, self._length)
         self._length += tokens
 
-    def _step(self, cache: Cache) -> _Step:
-        """The step for a sequence as long as it is now, made when it is first needed."""
-        bound = next((bound for bound in self._graphs.bounds if bound > self._length), cache.capacity)
-        if bound not in self._steps:
-            self._steps[bound] = self._new_step(cache, bound)
-        return self._steps[bound]
+    def _new_step(self, cache: Cache) -> Step:
+        own = self._graphs.step(list(cache.held(cache.capacity).values()), self._logits.memory, self._pool)
+        return own or self._pass_of_one(cache)
 
-    def _new_step(self, cache: Cache, bound: int) -> _Step:
-        take = self._pool.take
-        ids, position = take("step ids", (1,), self._ids), take("step position", (1,), self._positions.dtype)
+    def _pass_of_one(self, cache: Cache) -> Step:
+        """A step by the graphs, with tensors that stay where they are from token to token."""
+        take, stream, positions, embed = self._pool.take, self._stream, self._positions, self._embedding.run
+        ids, position = take("step ids", (1,), self._ids), take("step position", (1,), positions.dtype)
         embedding, new = take("step embedding", (1, self._width), self._dtype), cache.room(1, "step rows")
         tensors = self._decoder_tensors(cache, embedding, position, new, cache.capacity)
-        return _Step(ids, embedding, position, new, self._graphs.bind("decoder", tensors, replay=bound))
+        run = self._graphs.bind("decoder", tensors, replay=True)
+
+        def step(token: int, length: int) -> None:
+            stream.upload(np.array([token]), ids)
+            stream.copy(rows(positions, length, length + 1), position)
+            embed(ids, embedding)
+            run()
+            cache.append(new, length)
+
+        return step
 
     def _decoder_tensors(
         self, cache: Cache, embeddings: Memory, positions: Memory, new: dict[str, Memory], length: int
     ) -> dict[str, Memory]:
-        logits = self._pool.take("logits", self._logits.shape, np.float32)
         return {
             "embeddings": embeddings,
             "positions": positions,
             **cache.held(length),
-            "logits": logits,
+            "logits": self._logits.memory,
             **new,
         }
 
@@ -307,7 +323,7 @@ class CudaStages:
             on_device = self._pool.take("ids", part.shape, self._ids)
             embeddings = self._pool.take("words", (len(part), self._width), self._dtype)
             self._upload(part, on_device)
-            self._embed(on_device, embeddings)
+            self._embedding.run(on_device, embeddings)
             self._stream.copy(embeddings, rows(to, begin, begin + len(part)))
 
     def _upload(self, array: NDArray[Any], to: Memory) -> None:
@@ -315,13 +331,6 @@ class CudaStages:
         staged = self._small_pool.take(to.shape, to.dtype)
         staged[:] = array
         self._stream.upload(staged, to)
-
-    def _embed(self, ids: Memory, embeddings: Memory) -> None:
-        """Runs the embedding, bound anew only where the tensors are not those of the last run: of a step they are."""
-        tensors = {"ids": ids, "embeddings": embeddings}
-        if self._embedding is None or self._embedding[0] != tensors:
-            self._embedding = tensors, self._graphs.bind("embed", tensors)
-        self._embedding[1]()
 
     def _cache_for(self, capacity: int) -> Cache:
         """The cache that has room for so many positions."""
@@ -334,7 +343,7 @@ class CudaStages:
         wanted = fixed or -(-capacity // _POSITIONS) * _POSITIONS
         if self._cache is not None and self._cache.capacity == wanted:
             return self._cache
-        self._steps.clear()  # they are bound to the old one
+        self._step = None  # it is bound to the old one
         return self._new_cache(wanted)
 
     def _new_cache(self, capacity: int) -> Cache:

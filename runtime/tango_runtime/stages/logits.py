@@ -24,20 +24,24 @@ class DeviceLogits:
         memory: fp32 [V].
         greatest: Room for the greatest of them, 8 bytes.
         stream: The stream that computes them.
+
+    Attributes:
+        memory: As given.
+        shape: Its shape.
     """
 
     def __init__(self, memory: Memory, greatest: Memory, stream: Stream) -> None:
-        self._memory, self._greatest, self._stream = memory, greatest, stream
+        self.memory, self._greatest, self._stream = memory, greatest, stream
         self.shape = memory.shape
 
     def greatest(self) -> tuple[int, float]:
         """The greatest logit's index and value, found on the device; NaN is above all, ties go to the lower index."""
-        enqueue_argmax(self._memory, self._greatest, self._stream)
+        enqueue_argmax(self.memory, self._greatest, self._stream)
         (found,) = self._stream.download(self._greatest).view(GREATEST)
         return int(found["index"]), float(found["value"])
 
     def __array__(self, dtype: DTypeLike = None, copy: bool | None = None) -> NDArray[Any]:
-        return np.asarray(self._stream.download(self._memory), dtype)
+        return np.asarray(self._stream.download(self.memory), dtype)
 
 
 def enqueue_argmax(values: Memory, greatest: Memory, stream: Stream) -> None:

@@ -1,8 +1,7 @@
 """Sessions of ONNX Runtime on a GPU, reading and writing our device memory on our stream.
 
 Decoding is bound once and run token by token; it is not recorded as a CUDA graph, since ONNX Runtime keeps the graph's
-arithmetic on shapes on the CPU, and that cannot be recorded. That of a fused decoder can:
-:mod:`tango_runtime.stages.fused`.
+arithmetic on shapes on the CPU, and that cannot be recorded.
 """
 
 from __future__ import annotations
@@ -18,8 +17,8 @@ from numpy.typing import NDArray
 from tango_plugins import TangoError
 from tango_plugins.library import Memory
 from tango_runtime.bundle import Bundle, GraphName
-from tango_runtime.device import Stream
-from tango_runtime.stages.cuda import Run
+from tango_runtime.device import Pool, Stream
+from tango_runtime.stages.cuda import Run, Step
 from tango_runtime.stages.onnxruntime import check_engine, check_tensors, refusing
 
 PROVIDER = "CUDAExecutionProvider"
@@ -49,7 +48,6 @@ class OrtGraphs:
     #: Likewise, the scores of a pass of the decoder are heads · tokens · positions.
     tokens_at_once = 2048
     capacity: int | None = None
-    bounds: Sequence[int] = ()
     in_place = False
     #: Graphs whose runs wait for their end. It costs time, and the stream keeps the order anyway; but the plain graphs
     #: have products of batches of two lengths, for which ONNX Runtime writes lists of addresses into pinned memory.
@@ -64,9 +62,9 @@ class OrtGraphs:
         self._specs = bundle.manifest.graphs
         # No doubling of the arena: what one frame more needs is not worth twice the memory.
         common = {"user_compute_stream": str(stream.handle), "arena_extend_strategy": "kSameAsRequested"}
-        # The only references to the sessions, and to the bindings, which hold them: they go when these are cleared. Of
-        # a graph's bindings the newest counts, and those that are replayed.
-        self._bindings: dict[tuple[GraphName, int], Any] = {}
+        # The only references to the sessions, and to the bindings, which hold them: they go when these are cleared. A
+        # graph has one binding, and one more if it is replayed; it keeps what is not bound anew.
+        self._bindings: dict[tuple[GraphName, bool], Any] = {}
         self._sessions: dict[GraphName, Any] = {}
         stream.before_end(self._bindings.clear)
         stream.before_end(self._sessions.clear)
@@ -78,7 +76,7 @@ class OrtGraphs:
         *others, decoder = _GRAPHS
         with ThreadPoolExecutor() as threads:
             loading = threads.map(load, others)
-            load(decoder)  # in this thread: what it records and records with, ONNX Runtime keeps for each thread
+            load(decoder)  # in this thread, where ctrl-C is heard
             list(loading)  # raises the error of the first of them that has one
         self._onnxruntime = onnxruntime
         self.description = f"ONNX Runtime {onnxruntime.__version__}, {name.removesuffix('ExecutionProvider')}"
@@ -88,19 +86,22 @@ class OrtGraphs:
         spec = self._specs[graph]
         return next(t.dtype for t in (*spec.inputs, *spec.outputs) if t.name == tensor)
 
-    def bind(self, graph: GraphName, tensors: Mapping[str, Memory], *, replay: int = 0) -> Run:
+    def bind(self, graph: GraphName, tensors: Mapping[str, Memory], *, replay: bool = False) -> Run:
         """Prepares a session to read and write these tensors; gives the function that runs it."""
         return self._bind(graph, tensors, replay)
 
-    def _bind(self, graph: GraphName, tensors: Mapping[str, Tensor], replay: int, **entries: str) -> Run:
-        """As :meth:`bind`; ``entries`` are options of the runs."""
+    def step(self, cache: Sequence[Memory], logits: Memory, pool: Pool) -> Step | None:
+        """None: a step is a pass of the sessions."""
+        return None
+
+    def _bind(self, graph: GraphName, tensors: Mapping[str, Tensor], replay: bool = False) -> Run:
         options = self._onnxruntime.RunOptions()
         if graph not in self.waiting:
-            entries["disable_synchronize_execution_providers"] = "1"
-        for name, value in entries.items():
-            options.add_run_config_entry(name, value)
+            options.add_run_config_entry("disable_synchronize_execution_providers", "1")
         inputs = {t.name for t in self._specs[graph].inputs}
-        binding = self._bindings[graph, replay] = self._sessions[graph].io_binding()
+        if (graph, replay) not in self._bindings:
+            self._bindings[graph, replay] = self._sessions[graph].io_binding()
+        binding = self._bindings[graph, replay]
         for name, memory in tensors.items():
             if isinstance(memory, np.ndarray):
                 binding.bind_cpu_input(name, memory)

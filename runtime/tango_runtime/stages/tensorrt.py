@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import mmap
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from tango_plugins import TangoError
 from tango_plugins.library import Memory
 from tango_runtime import engines
 from tango_runtime.bundle import Bundle, GraphName
-from tango_runtime.device import Buffer, Stream
+from tango_runtime.device import Buffer, Pool, Stream
 from tango_runtime.engines import DECODE, PREFILL, Found
 from tango_runtime.machine import here
 from tango_runtime.stages.cuda import CudaStages, Run, open_stream
@@ -59,7 +59,6 @@ class TensorRTGraphs:
     """
 
     frames_at_once = None
-    bounds = ()
     in_place = False
 
     def __init__(self, trt: Any, bundle: Bundle, found: Mapping[GraphName, Found], stream: Stream, gpu: str) -> None:
@@ -81,7 +80,7 @@ class TensorRTGraphs:
         """What the engine takes for a tensor, by NumPy's name."""
         return _TYPES[self._engines[graph].get_tensor_dtype(tensor).name]
 
-    def bind(self, graph: GraphName, tensors: Mapping[str, Memory], *, replay: int = 0) -> Run:
+    def bind(self, graph: GraphName, tensors: Mapping[str, Memory], *, replay: bool = False) -> Run:
         """Prepares an engine to read and write these tensors; gives the function that runs it."""
         found = self._found[graph]
         # TensorRT 8 has no two contexts share a profile, so what replays has the engine's last one to itself.
@@ -99,6 +98,9 @@ class TensorRTGraphs:
                 raise self._failed(f"{found.path} cannot run")
 
         return self._record(context, run) if replay else run
+
+    def step(self, cache: Sequence[Memory], logits: Memory, pool: Pool) -> None:
+        """None: a step is a pass of the engines."""
 
     def _record(self, context: Any, run: Run) -> Run:
         """A CUDA graph of one run."""

@@ -80,7 +80,14 @@ def load(checkpoint_folder: Path, siglip_folder: Path, dtype: torch.dtype, conte
         tokenizer=tokenizer_json,
         stop=stop_ids(checkpoint_folder, tokenizer, config.eos),
         vocabulary=vocabulary,
-        decoder=DecoderSpec(text.num_hidden_layers, text.hidden_size, text.num_key_value_heads, text.head_dim, context),
+        decoder=DecoderSpec(
+            layers=text.num_hidden_layers,
+            width=text.hidden_size,
+            kv_heads=text.num_key_value_heads,
+            head_dim=text.head_dim,
+            context=context,
+            norm_eps=text.rms_norm_eps,
+        ),
         reference=lambda: LlavaOvReference(config.vision, config.text, checkpoint, head),
     )
 

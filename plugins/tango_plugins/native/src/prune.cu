@@ -1,10 +1,9 @@
 // The C interface: checks what it is given, lays out the workspace, enqueues the steps.
 #include <algorithm>
 #include <cmath>
-#include <cstdarg>
-#include <cstdio>
 #include <cstring>
 
+#include "check.h"
 #include "device.cuh"
 #include "tango/steps.h"
 
@@ -23,29 +22,6 @@ namespace {
 constexpr size_t kGramBytes = 160'000'000;
 constexpr size_t kAlignment = 256;
 constexpr double kRatioScale = 10000.0;
-
-thread_local char last_error[256] = "";
-
-int fail(int status, const char* format, ...) {
-    va_list arguments;
-    va_start(arguments, format);
-    vsnprintf(last_error, sizeof(last_error), format, arguments);
-    va_end(arguments);
-    return status;
-}
-
-struct Range {
-    const char* name;
-    long long value, least, most;
-};
-
-int check_ranges(std::initializer_list<Range> ranges) {
-    for (const Range& range : ranges)
-        if (range.value < range.least || range.value > range.most)
-            return fail(TANGO_BAD_ARGUMENT, "%s is %lld: it must be from %lld to %lld", range.name, range.value,
-                        range.least, range.most);
-    return TANGO_OK;
-}
 
 int check(const TangoPruneShape* shape, const TangoPruneParams* params) {
     if (shape == nullptr) return fail(TANGO_BAD_ARGUMENT, "shape is null");
@@ -207,13 +183,6 @@ void lay_out(Job& job, Carver& carver) {
     carver.take(job.verdict, "verdict", N);
 }
 
-int check_pointer(const char* name, const void* pointer, size_t alignment) {
-    if (pointer == nullptr) return fail(TANGO_BAD_ARGUMENT, "%s is null", name);
-    if (reinterpret_cast<uintptr_t>(pointer) % alignment != 0)
-        return fail(TANGO_BAD_ARGUMENT, "%s is at %p: it must be aligned to %zu bytes", name, pointer, alignment);
-    return TANGO_OK;
-}
-
 int check_tensors(const TangoPruneTensors* tensors) {
     if (tensors == nullptr) return fail(TANGO_BAD_ARGUMENT, "tensors is null");
     int status = check_pointer("features", tensors->features, 16);
@@ -323,8 +292,6 @@ int tango_prune_enqueue(const TangoPruneShape* shape, const TangoPruneParams* pa
                         void* workspace, size_t workspace_bytes, void* stream) {
     return tango_prune_enqueue_steps(shape, params, tensors, workspace, workspace_bytes, stream, 0, TANGO_STEPS - 1);
 }
-
-const char* tango_last_error(void) { return last_error; }
 
 int tango_prune_interface(void) { return TANGO_PRUNE_INTERFACE; }
 

@@ -1,0 +1,242 @@
+"""A step of decoding by the CUDA library against the same arithmetic in fp64, on random decoders."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from tango_plugins import TangoError
+from tango_plugins.decoder import CudaDecoder, DecoderShape
+from tango_plugins.library import Memory
+
+EPS = 1e-6
+SHAPES = {
+    "tests": DecoderShape(2, 64, 4, 2, 16, 128, 420, 448, 512, EPS),
+    "tiny": DecoderShape(6, 256, 8, 2, 32, 704, 500, 512, 4096, EPS),
+    "odd": DecoderShape(3, 144, 3, 1, 48, 208, 300, 304, 700, EPS),
+    "wide heads": DecoderShape(2, 2048, 16, 1, 256, 512, 1000, 1008, 512, EPS),
+    "0.5b": DecoderShape(3, 896, 14, 2, 64, 4864, 151646, 152000, 8192, EPS),
+    "7b": DecoderShape(2, 3584, 28, 4, 128, 18944, 151646, 152128, 8192, EPS),
+}
+
+
+class Decoder:
+    """Random weights and a random cache on the GPU; the logits are poisoned before each step."""
+
+    def __init__(self, shape, seed=0, library=None, blocks=0):
+        self.shape, s = shape, shape
+        self.generator = torch.Generator("cuda").manual_seed(seed)
+        packed = (s.heads + 2 * s.kv_heads) * s.head_width
+        self.weights = {
+            "norm.weight": self.random(s.width) + 1,
+            "lm_head.weight": self.matrix(s.width, s.head_columns),
+            "rotary.inv_freq": 1e6 ** (-torch.arange(0, s.head_width, 2, device="cuda") / s.head_width),
+        }
+        for i in range(s.layers):
+            layer = {
+                "input_layernorm.weight": self.random(s.width) + 1,
+                "self_attn.qkv_proj.weight": self.matrix(s.width, packed),
+                "self_attn.qkv_proj.bias": self.random(packed).half(),
+                "self_attn.o_proj.weight": self.matrix(s.heads * s.head_width, s.width),
+                "post_attention_layernorm.weight": self.random(s.width) + 1,
+                "mlp.gate_proj.weight": self.matrix(s.width, s.intermediate),
+                "mlp.up_proj.weight": self.matrix(s.width, s.intermediate),
+                "mlp.down_proj.weight": self.matrix(s.intermediate, s.width),
+            }
+            self.weights |= {f"layers.{i}.{name}": weight for name, weight in layer.items()}
+        rows = s.kv_heads, s.capacity, s.head_width
+        self.cache = [self.random(*rows).half() for _ in range(2 * s.layers)]
+        given = {name: Memory.of(weight) for name, weight in self.weights.items()}
+        self.decoder = CudaDecoder(shape, given, [Memory.of(rows) for rows in self.cache], library, blocks)
+        self.table = torch.from_numpy(self.decoder.table).cuda()
+        self.workspace = torch.zeros(self.decoder.workspace_bytes, dtype=torch.uint8, device="cuda")
+        self.logits = torch.empty(s.vocabulary, device="cuda")
+
+    def random(self, *shape):
+        return torch.randn(*shape, generator=self.generator, device="cuda")
+
+    def matrix(self, rows, columns):
+        return (self.random(rows, columns) * rows**-0.5).half()
+
+    def embedding(self):
+        return self.random(self.shape.width).half()
+
+    def enqueue(self, embedding, position):
+        tensors = {"logits": self.logits, "table": self.table, "workspace": self.workspace}
+        named = {name: Memory.of(tensor) for name, tensor in tensors.items()}
+        stream = torch.cuda.current_stream().cuda_stream
+        self.decoder.enqueue(Memory.of(embedding), position, **named, stream=stream)
+
+    def step(self, embedding, position):
+        self.logits.fill_(torch.nan)
+        self.enqueue(embedding, position)
+        torch.cuda.synchronize()
+        return self.logits.clone()
+
+
+def norm(x, weight):
+    return x * torch.rsqrt((x * x).mean() + EPS) * weight.double()
+
+
+def reference(decoder, embedding, position, cache):
+    """Logits in fp64; the new rows are put into ``cache`` in fp16, as the operator's cache has them."""
+    s, get = decoder.shape, lambda name: decoder.weights[name].double()
+    angles = position * decoder.weights["rotary.inv_freq"]  # in fp32, as in the graph
+    cosine, sine = angles.double().cos(), angles.double().sin()
+    x = embedding.double()
+    for i in range(s.layers):
+        at = f"layers.{i}."
+        packed = norm(x, get(f"{at}input_layernorm.weight")) @ get(f"{at}self_attn.qkv_proj.weight")
+        packed = (packed + get(f"{at}self_attn.qkv_proj.bias")).reshape(-1, s.head_width)
+        first, second = packed[: s.heads + s.kv_heads].chunk(2, -1)
+        rotated = torch.cat((first * cosine - second * sine, second * cosine + first * sine), -1)
+        keys, values = cache[2 * i : 2 * i + 2]
+        keys[:, position] = rotated[s.heads :].half()
+        values[:, position] = packed[s.heads + s.kv_heads :].half()
+        query = rotated[: s.heads].reshape(s.kv_heads, -1, s.head_width) * s.head_width**-0.5
+        seen = slice(0, position + 1)
+        weights = (query @ keys[:, seen].double().transpose(1, 2)).softmax(-1)
+        x = x + (weights @ values[:, seen].double()).reshape(-1) @ get(f"{at}self_attn.o_proj.weight")
+        y = norm(x, get(f"{at}post_attention_layernorm.weight"))
+        gate = torch.nn.functional.silu(y @ get(f"{at}mlp.gate_proj.weight"))
+        x = x + (gate * (y @ get(f"{at}mlp.up_proj.weight"))) @ get(f"{at}mlp.down_proj.weight")
+    return norm(x, get("norm.weight")) @ get("lm_head.weight")[:, : s.vocabulary]
+
+
+def error(found, wanted):
+    return float((found.double() - wanted).norm() / wanted.norm())
+
+
+@pytest.fixture(scope="module", params=SHAPES)
+def decoder(request):
+    return Decoder(SHAPES[request.param])
+
+
+def positions(shape):
+    known = (0, 1, 2, 31, 62, 63, 64, 65, 127, 128, 129, 500, 671, 2047, 5000)
+    return [p for p in known if p < shape.capacity - 1] + [shape.capacity - 1]
+
+
+def test_logits_and_new_rows_are_those_of_fp64(decoder):
+    for position in positions(decoder.shape):
+        before, cache = [rows.clone() for rows in decoder.cache], [rows.clone() for rows in decoder.cache]
+        embedding = decoder.embedding()
+        found, wanted = decoder.step(embedding, position), reference(decoder, embedding, position, cache)
+        assert error(found, wanted) < 2e-4, position
+        for rows, like, old in zip(decoder.cache, cache, before, strict=True):
+            assert error(rows[:, position], like[:, position].double()) < 1e-3, position
+            rows[:, position] = old[:, position]
+            assert torch.equal(rows, old), position  # nothing else was written
+
+
+@pytest.mark.parametrize("blocks", [1, 3, 8, 16, 84])
+@pytest.mark.parametrize("name", ["tests", "odd", "0.5b", "7b"])
+def test_a_smaller_gpu_shares_the_work_out_otherwise(name, blocks):
+    """As many blocks as an Orin Nano, an Orin and others have multiprocessors."""
+    decoder = Decoder(SHAPES[name], blocks=blocks)
+    for position in (0, 64, 400):
+        embedding, cache = decoder.embedding(), [rows.clone() for rows in decoder.cache]
+        found, wanted = decoder.step(embedding, position), reference(decoder, embedding, position, cache)
+        assert error(found, wanted) < 2e-4, position
+
+
+def test_the_same_bits_every_time(decoder):
+    embedding, position = decoder.embedding(), min(671, decoder.shape.capacity - 1)
+    wanted = decoder.step(embedding, position)
+    for _ in range(50):
+        assert torch.equal(decoder.step(embedding, position), wanted)
+
+
+def test_what_lies_behind_the_sequence_does_not_count(decoder):
+    embedding, position = decoder.embedding(), min(100, decoder.shape.capacity - 2)
+    wanted = decoder.step(embedding, position)
+    for rows in decoder.cache:
+        rows[:, position + 1 :] = torch.nan
+    assert torch.equal(decoder.step(embedding, position), wanted)
+    for rows in decoder.cache:
+        rows[:, position + 1 :] = 0
+
+
+def test_large_scores_and_residuals_stay_finite():
+    """Key biases of 150 and residual channels of 1e4, as Qwen2 has them."""
+    decoder = Decoder(SHAPES["0.5b"], seed=1)
+    shape = decoder.shape
+    for i in range(shape.layers):
+        bias = decoder.weights[f"layers.{i}.self_attn.qkv_proj.bias"]
+        bias[shape.heads * shape.head_width :: 7] = 150
+        decoder.cache[2 * i][:, :, 5] = 150
+    embedding = decoder.embedding()
+    embedding[3] = 3e4
+    found = decoder.step(embedding, 700)
+    wanted = reference(decoder, embedding, 700, [rows.clone() for rows in decoder.cache])
+    assert torch.isfinite(found).all()
+    assert error(found, wanted) < 1e-3
+
+
+def test_a_graph_captures_it():
+    decoder = Decoder(SHAPES["tiny"])
+    embedding, graph = decoder.embedding(), torch.cuda.CUDAGraph()
+    wanted = decoder.step(embedding, 40)
+    with torch.cuda.graph(graph):
+        decoder.enqueue(embedding, 40)
+    decoder.logits.fill_(torch.nan)
+    for _ in range(3):
+        graph.replay()
+    torch.cuda.synchronize()
+    assert torch.equal(decoder.logits, wanted)
+
+
+def test_ten_thousand_steps_one_behind_the_other():
+    decoder = Decoder(SHAPES["tests"])
+    embedding = decoder.embedding()
+    wanted = decoder.step(embedding, 300)
+    free = torch.cuda.mem_get_info()[0]
+    for i in range(10_000):
+        decoder.enqueue(embedding, i % 300)
+    assert torch.cuda.mem_get_info()[0] == free
+    assert not torch.equal(decoder.step(embedding, 300), wanted)  # other rows stand there now
+    cache = [rows.clone() for rows in decoder.cache]
+    assert error(decoder.step(embedding, 300), reference(decoder, embedding, 300, cache)) < 2e-4
+
+
+def test_two_streams_at_once():
+    """Each step needs the whole GPU: they must wait for one another, and not each for the rest of it."""
+    decoders, streams = [Decoder(SHAPES["0.5b"], seed) for seed in (0, 1)], [torch.cuda.Stream() for _ in range(2)]
+    embeddings = [decoder.embedding() for decoder in decoders]
+    wanted = [decoder.step(embedding, 300) for decoder, embedding in zip(decoders, embeddings, strict=True)]
+    for _ in range(200):
+        for decoder, embedding, stream in zip(decoders, embeddings, streams, strict=True):
+            with torch.cuda.stream(stream):
+                decoder.enqueue(embedding, 300)
+    torch.cuda.synchronize()
+    for decoder, logits in zip(decoders, wanted, strict=True):
+        assert torch.equal(decoder.logits, logits)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"width": 72}, "width is 72: it must be a multiple of 16"),
+        ({"heads": 3}, "heads is 3: it must be a multiple of kv_heads"),
+        ({"head_width": 512}, "head_width is 512: it must be from 16 to 256"),
+        ({"vocabulary": 449}, "vocabulary is 449: it must be from 1 to 448"),
+        ({"layers": 0}, "layers is 0"),
+    ],
+)
+def test_what_it_cannot_take_is_named(change, message):
+    with pytest.raises(TangoError, match=message):
+        Decoder(dataclasses.replace(SHAPES["tests"], **change))
+
+
+def test_more_blocks_than_the_gpu_has_are_refused():
+    most = torch.cuda.get_device_properties(0).multi_processor_count
+    with pytest.raises(TangoError, match=f"blocks is {most + 1}: it must be from 0 to {most}"):
+        Decoder(SHAPES["tests"], blocks=most + 1)
+
+
+def test_a_position_outside_of_the_cache_is_refused():
+    decoder = Decoder(SHAPES["tests"])
+    with pytest.raises(TangoError, match="position is 512: it must be from 0 to 511"):
+        decoder.enqueue(decoder.embedding(), 512)
