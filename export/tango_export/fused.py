@@ -264,17 +264,33 @@ def _fuse_grouped_attention(draft: _Draft, path: str, module: qwen2.SelfAttentio
     nodes = draft.own(path)
     used = {name for node in nodes for name in node.input}
     past = [tensor.name for tensor in draft.graph.inputs if tensor.name in used and tensor.name != "positions"]
+    given = draft.product(f"{path}.o_proj").input[0]
+    mixed = given if module.last is None else f"{given}.all"
     node = _node(
         path,
         "GroupQueryAttention",
         [draft.result(f"{path}.qkv_proj"), "", "", *past, _LAST.name, _BOUND.name, *_ANGLES],
-        draft.product(f"{path}.o_proj").input[0],
+        mixed,
         num_heads=module.heads,
         kv_num_heads=module.kv_heads,
         do_rotary=1,
     )
     node.output.extend(map(_present, past))
-    draft.replace(nodes, node)
+    draft.replace(nodes, node, *([] if module.last is None else [_take_last(draft, path, mixed, given)]))
+
+
+def _fuse_layer(draft: _Draft, path: str, layer: qwen2.DecoderLayer) -> None:
+    if layer.last is None:
+        return
+    nodes = draft.inside(f"{path}.last")
+    draft.replace(nodes, _take_last(draft, path, *draft.passed(nodes)))
+
+
+def _take_last(draft: _Draft, path: str, taken: str, given: str) -> NodeProto:
+    """The last position of one sequence, [1, T, ...] → [1, 1, ...]."""
+    names, values = ("begin", "end", "axis"), (-1, torch.iinfo(torch.int64).max, 1)
+    where = [draft.constant(f"last.{n}", torch.tensor([v])) for n, v in zip(names, values, strict=True)]
+    return helper.make_node("Slice", [taken, *where], [given], f"{_scope(path)}/last/Slice")
 
 
 def _fuse_gelu_mlp(draft: _Draft, path: str, module: siglip.MLP) -> None:
@@ -321,6 +337,7 @@ _FUSIONS: dict[type[nn.Module], Callable[[_Draft, str, Any], None]] = {
     siglip.SelfAttention: _fuse_attention,
     siglip.MLP: _fuse_gelu_mlp,
     Projector: _fuse_projector,
+    qwen2.DecoderLayer: _fuse_layer,
     qwen2.SelfAttention: _fuse_grouped_attention,
     qwen2.MLP: _fuse_gated_mlp,
 }
@@ -338,11 +355,11 @@ def _tabulate_angles(draft: _Draft, path: str, context: int) -> None:
 def _hold_cache(draft: _Draft, spec: GraphSpec) -> GraphSpec:
     """The decoder's tensors where its cache is appended to in place; inside, there is a batch of one sequence."""
     embeddings, _, *past = spec.inputs
-    made = {name for node in draft.nodes if node.name.startswith("/layers.") for name in node.output}
-    (last,) = {name for node in draft.own("") for name in node.input if name in made}
-    axis, batched, single = draft.constant("batch", torch.tensor([0])), f"{embeddings.name}.batched", f"{last}.single"
+    head = draft.product("lm_head")
+    last, axis = head.input[0], draft.constant("batch", torch.tensor([0]))
+    batched, single = f"{embeddings.name}.batched", f"{last}.single"
     draft.rename(embeddings.name, batched, draft.nodes)
-    draft.rename(last, single, draft.own(""))
+    draft.rename(last, single, [head])
     draft.nodes.append(helper.make_node("Unsqueeze", [embeddings.name, axis], [batched], "/batch/Unsqueeze"))
     draft.nodes.append(helper.make_node("Squeeze", [last, axis], [single], "/batch/Squeeze"))
     held = [replace(tensor, shape=(1, *tensor.shape)) for tensor in past]

@@ -264,13 +264,17 @@ class VideoLLM:
         spans = _Spans(self._stages)
         kept, salience = self._see(answer, request, spans)
         answer.prompt_tokens = self._require_room(request, answer.kept)
-        context, stop = self.bundle.manifest.decoder.context, set(self.bundle.manifest.prompt.stop)
-        capacity = min(answer.prompt_tokens + request.max_new_tokens, context)
+        capacity = min(answer.prompt_tokens + request.max_new_tokens, self.bundle.manifest.decoder.context)
         self._latest = answer
         with spans.of("prefill"):
             token = request.sampler(self._stages.prefill(self._splice(request, kept.tokens), capacity))
         answer.stages |= spans.milliseconds()
+        yield from self._said(answer, request, token)
         self._note_trace(answer, kept, salience)
+
+    def _said(self, answer: Answer, request: _Request, token: int) -> Iterator[int]:
+        """The answer's ids from the first token on, each decoded when it is asked for."""
+        context, stop = self.bundle.manifest.decoder.context, set(self.bundle.manifest.prompt.stop)
         answer.stages["decode"] = 0.0  # told even where one token is all there is
         while token not in stop:
             answer.ids.append(token)
@@ -306,7 +310,7 @@ class VideoLLM:
         return kept, salience
 
     def _note_trace(self, answer: Answer, kept: Kept, salience: Tensor) -> None:
-        """Takes what a report needs from the engine, once the first token is known."""
+        """Takes what a report needs from the engine, which no token of the answer waits for."""
         trace = kept.trace()
         answer.indices, answer.merged, answer.segments = trace.indices, trace.merged, trace.segments
         answer.salience = self._stages.host(salience)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 from tokenizers import Tokenizer
 
@@ -46,6 +47,19 @@ def test_cache_and_one_pass_agree_on_outliers_in_fp16(bundle):
     decoder, embeddings = Decoder(bundle(), len(IDS) + 4), embed(bundle(), IDS)
     decoder.step(embeddings[:-1])
     assert_close(decoder.step(embeddings[-1:]), logits(bundle(), IDS), 1e-2)
+
+
+def test_of_the_last_layer_only_the_last_position_is_computed(decoder_bundle):
+    graph = onnx.shape_inference.infer_shapes(
+        onnx.load(decoder_bundle / "decoder.onnx", load_external_data=False)
+    ).graph
+    shapes = {value.name: [size.dim_value for size in value.type.tensor_type.shape.dim] for value in graph.value_info}
+    last = Bundle.load(decoder_bundle).manifest.decoder.layers - 1
+    rows = [shape[0] for name, shape in shapes.items() if f"/layers.{last}/mlp/" in name and len(shape) == 2]
+    assert rows
+    assert set(rows) == {1}
+    rows = [shape[0] for name, shape in shapes.items() if "/layers.0/mlp/" in name and len(shape) == 2]
+    assert set(rows) == {0}  # of any number
 
 
 def test_new_rows_are_the_new_tokens_only(decoder_bundle):

@@ -30,11 +30,34 @@ class Qwen2Config:
         return self.hidden_size // self.num_attention_heads
 
 
-class SelfAttention(nn.Module):
-    """Grouped-query attention over cached and new keys."""
+class LastPosition(nn.Module):
+    """The last of T positions: all that is asked of the last layer, but for its keys and values.
 
-    def __init__(self, config: Qwen2Config, dtype: torch.dtype) -> None:
+    Args:
+        shape: Of one position; numbers, which say what TensorRT does not see: that no size is open from here on.
+    """
+
+    def __init__(self, *shape: int) -> None:
         super().__init__()
+        self.shape = shape
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[T, ...] → [1, ...]."""
+        return x[-1:].reshape(1, *self.shape)
+
+
+class SelfAttention(nn.Module):
+    """Grouped-query attention over cached and new keys.
+
+    Args:
+        config: Dimensions.
+        dtype: Of the weights.
+        final: Only the last position is asked for.
+    """
+
+    def __init__(self, config: Qwen2Config, dtype: torch.dtype, final: bool) -> None:
+        super().__init__()
+        self.last = LastPosition(config.num_attention_heads, config.head_dim) if final else None
         self.width, self.head_dim = config.hidden_size, config.head_dim
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         kv_width = self.kv_heads * self.head_dim
@@ -42,15 +65,18 @@ class SelfAttention(nn.Module):
         self.o_proj = Linear(self.width, self.width, dtype, bias=False)
 
     def forward(self, x: Tensor, angles: Rotation, mask: Tensor, cached: Cache) -> tuple[Tensor, Cache]:
-        """[T, width], with the cache of P tokens → [T, width] and the T new rows of the cache."""
+        """[T, width], with the cache of P tokens → [T or 1, width] and the T new rows of the cache."""
         rotary = self.heads + self.kv_heads  # the heads of query and key; the value's stand behind them
         packed = self.qkv_proj(x).reshape(-1, rotary + self.kv_heads, self.head_dim)
         rotated, value = angles.rotate(packed[:, :rotary]), packed[:, rotary:].transpose(0, 1)
         query, key = rotated[:, : self.heads], rotated[:, self.heads :].to(x.dtype).transpose(0, 1)
+        tokens = -1
+        if self.last is not None:
+            query, mask, tokens = self.last(query), mask[-1:], 1
         keys, values = torch.cat((cached[0], key), 1), torch.cat((cached[1], value), 1)
-        grouped = query.reshape(-1, self.kv_heads, self.heads // self.kv_heads, self.head_dim).permute(1, 2, 0, 3)
+        grouped = query.reshape(tokens, self.kv_heads, self.heads // self.kv_heads, self.head_dim).permute(1, 2, 0, 3)
         mixed = attention(grouped, keys.unsqueeze(1), values.unsqueeze(1), self.head_dim, mask)
-        return self.o_proj(mixed.permute(2, 0, 1, 3).reshape(-1, self.width)), (key, value)
+        return self.o_proj(mixed.permute(2, 0, 1, 3).reshape(tokens, self.width)), (key, value)
 
 
 class MLP(nn.Module):
@@ -68,19 +94,26 @@ class MLP(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Attention and MLP, each after its norm."""
+    """Attention and MLP, each after its norm.
 
-    def __init__(self, config: Qwen2Config, dtype: torch.dtype) -> None:
+    Args:
+        config: Dimensions.
+        dtype: Of the weights.
+        final: Only the last position is asked for.
+    """
+
+    def __init__(self, config: Qwen2Config, dtype: torch.dtype, final: bool) -> None:
         super().__init__()
+        self.last = LastPosition(config.hidden_size) if final else None
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = SelfAttention(config, dtype)
+        self.self_attn = SelfAttention(config, dtype, final)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config, dtype)
 
     def forward(self, x: Tensor, angles: Rotation, mask: Tensor, cached: Cache) -> tuple[Tensor, Cache]:
-        """[T, width], with the cache of P tokens → [T, width] and the T new rows of the cache."""
+        """[T, width], with the cache of P tokens → [T or 1, width] and the T new rows of the cache."""
         mixed, rows = self.self_attn(self.input_layernorm(x), angles, mask, cached)
-        x = x + mixed
+        x = (x if self.last is None else self.last(x)) + mixed
         return x + self.mlp(self.post_attention_layernorm(x)), rows
 
 
@@ -100,7 +133,8 @@ class Decoder(nn.Module):
     def __init__(self, config: Qwen2Config, dtype: torch.dtype, vocabulary: int) -> None:
         super().__init__()
         self.width, self.vocabulary = config.hidden_size, vocabulary
-        self.layers = nn.ModuleList(DecoderLayer(config, dtype) for _ in range(config.num_hidden_layers))
+        last = config.num_hidden_layers - 1
+        self.layers = nn.ModuleList(DecoderLayer(config, dtype, i == last) for i in range(last + 1))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = Linear(config.hidden_size, config.vocab_size, dtype, bias=False)
         self.rotary = Rotary(config)
@@ -121,8 +155,7 @@ class Decoder(nn.Module):
         for layer, key, value in zip(self.layers, cache[::2], cache[1::2], strict=True):
             x, new = layer(x, angles, mask, (key, value))
             rows.extend(new)
-        last = x[-1:].reshape(1, self.width)  # says what TensorRT does not see: from here on no size is open
-        logits = self.lm_head(self.norm(last)).reshape(-1)[: self.vocabulary]
+        logits = self.lm_head(self.norm(x)).reshape(-1)[: self.vocabulary]
         return (logits.float(), *rows)
 
 
