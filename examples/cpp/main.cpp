@@ -65,6 +65,9 @@ Piece see(const Clip& clip, Engine& vision, Engine& prune, cudaStream_t stream) 
     vision.input("frames", {F, size, size, 3}, frames);
     Memory features = vision.output("features"), salience = vision.output("salience");
     vision.run(stream);
+    require(vision.item("features") == prune.item("features") && prune.item("features") == prune.item("tokens"),
+            "the vision and prune engines differ in the type of features and tokens",
+            "build both of one bundle: tango build BUNDLE");
     prune.input("features", {F, L, D}, features);
     prune.input("salience", {F, L}, salience);
     prune.input("timestamps", {F}, times);

@@ -160,6 +160,9 @@ def _add_prune(trt: Any, network: Any, job: Job) -> list[Any]:
         tensor = layer.get_output(i)
         tensor.name = name
         network.mark_output(tensor)
+    tokens = layer.get_output(0)
+    if tokens.dtype != inputs[0].dtype:  # a weakly typed network gives out fp32 unless it is told
+        tokens.dtype = inputs[0].dtype
     return [arrays, fields, plugin]
 
 
