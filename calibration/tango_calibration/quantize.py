@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from tango_plugins import TangoError
+from tango_runtime.bundle import WEIGHT_ALIGNMENT
 
 Array = NDArray[Any]
 
@@ -77,7 +78,6 @@ INT8 = Grid("int8", np.dtype(np.int8), 127)
 FP8 = Grid("fp8", helper.tensor_dtype_to_np_dtype(TensorProto.FLOAT8E4M3FN), 448)
 _GRIDS: dict[Form, Grid] = {"w8a8": INT8, "fp8": FP8}
 
-_ALIGNMENT = 64
 #: Tensors below so many bytes stay in the graph's own file.
 _SMALL = 1024
 
@@ -257,7 +257,7 @@ class DataFile:
             return numpy_helper.from_array(values, name)
         proto = TensorProto(name=name, data_type=helper.np_dtype_to_tensor_dtype(values.dtype), dims=values.shape)
         proto.data_location = TensorProto.EXTERNAL
-        self._stream.seek(-self._stream.tell() % _ALIGNMENT, io.SEEK_CUR)
+        self._stream.seek(-self._stream.tell() % WEIGHT_ALIGNMENT, io.SEEK_CUR)
         place = (("location", self._name), ("offset", self._stream.tell()), ("length", values.nbytes))
         for key, value in place:
             proto.external_data.add(key=key, value=str(value))

@@ -23,8 +23,8 @@ FORMAT = 2
 MANIFEST = "bundle.json"
 
 #: Weights begin at multiples of this many bytes in a graph's data file, so that they can be mapped, or used where the
-#: file was copied to.
-WEIGHT_ALIGNMENT = 64
+#: file was copied to: cudaMalloc aligns as much, and kernels for matrices read whole lines of it.
+WEIGHT_ALIGNMENT = 256
 
 GraphName = Literal["vision", "prune", "embed", "decoder"]
 GRAPHS: tuple[GraphName, ...] = get_args(GraphName)

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper
 
 from tango_export.graphs import _external, write_prune_graph
 from tango_plugins import PruneParams, op
-from tango_runtime.bundle import Bundle, TensorSpec
+from tango_runtime.bundle import WEIGHT_ALIGNMENT, Bundle, TensorSpec
 from tests.export.edits import assert_close, embed, frames, logits, run, session
 
 WEIGHED = ("vision", "embed", "decoder")
@@ -46,7 +46,7 @@ def test_one_data_file_holds_every_weight_and_nothing_else(bundle, graph):
     spans = sorted((int(entries(t)["offset"]), int(entries(t)["length"])) for t in initializers)
     end = 0
     for offset, length in spans:
-        assert offset == -(-end // 64) * 64
+        assert offset == -(-end // WEIGHT_ALIGNMENT) * WEIGHT_ALIGNMENT
         end = offset + length
     assert (bundle() / f"{graph}.onnx.data").stat().st_size == end
 
