@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cache
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +12,8 @@ from PIL import Image
 
 from tango_plugins import TangoError
 
-#: Source frames that are resized and copied at a time, each by a thread of its own while the source gives the next:
-#: Pillow, FFmpeg and NumPy let go of the GIL.
+#: Source frames that are resized at a time, each by a thread of its own while the source gives the next: Pillow and
+#: FFmpeg let go of the GIL.
 _AT_ONCE = 8
 
 
@@ -63,33 +62,15 @@ def preprocess(
     Raises:
         TangoError: There is no frame, or `resize` refuses one.
     """
-    images: list[Future[NDArray[np.uint8]]] = []
+    images: list[Callable[[], NDArray[np.uint8]]] = []
     seconds: list[float] = []
-    for time, rgb in frames:
-        if len(images) >= _AT_ONCE:
-            images[-_AT_ONCE].result()  # waits
-        place = None if out is None else out[len(images)]
-        images.append(_threads().submit(_put, rgb, size, place))
-        seconds.append(time)
+    with ThreadPoolExecutor(_AT_ONCE) as threads:
+        for time, rgb in frames:
+            if len(images) >= _AT_ONCE:
+                images[-_AT_ONCE]()  # waits
+            fits = rgb.shape[:2] == (size, size)  # nothing to do is not worth a thread
+            images.append(partial(resize, rgb, size) if fits else threads.submit(resize, rgb, size).result)
+            seconds.append(time)
     if not images:
         raise TangoError("there are no frames", "sample at least one frame")
-    made = [image.result() for image in images]
-    return np.stack(made) if out is None else out, np.array(seconds, np.float32)
-
-
-def _put(rgb: NDArray[np.uint8], size: int, place: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
-    """A frame, resized; where ``place`` is given, there."""
-    image = resize(rgb, size)
-    if place is None:
-        return image
-    place[:] = image
-    return place
-
-
-@cache
-def _threads() -> ThreadPoolExecutor:
-    """Threads that stay: to start them takes as long as to copy a clip."""
-    return ThreadPoolExecutor(_AT_ONCE, "tango-resize")
-
-
-os.register_at_fork(after_in_child=_threads.cache_clear)  # a forked process has none of them
+    return np.stack([image() for image in images], out=out), np.array(seconds, np.float32)

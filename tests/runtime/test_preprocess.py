@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import os
-import signal
 from threading import Semaphore
 
 import numpy as np
@@ -86,20 +84,6 @@ def test_sizes_mix_and_keep_their_order():
     images, _ = preprocess(frames, 16, out)
     assert images is out
     np.testing.assert_array_equal(images, [resize(rgb, 16) for _, rgb in frames])
-
-
-def test_a_forked_process_has_threads_of_its_own():
-    frames = [(0.0, natural(20, 20))]
-    wanted, _ = preprocess(frames, 16)
-    child = os.fork()
-    if not child:
-        signal.alarm(20)
-        differs = True
-        try:
-            differs = not np.array_equal(preprocess(frames, 16)[0], wanted)
-        finally:  # it must not come back into pytest
-            os._exit(differs)
-    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_grey_and_transparent_images_of_a_folder(tmp_path):

@@ -24,9 +24,6 @@ from tango_runtime.stages.weights import Weights
 
 #: Provider options. The norms sum in fp32: before microsoft/onnxruntime#28682 they did so only if they were told.
 _EXACT_NORMS = {"enable_skip_layer_norm_strict_mode": "1"}
-#: Flash or memory-efficient attention (AttentionBackend in ONNX Runtime's attention_common.h), and not cuDNN's, which
-#: is told the cache's capacity as the length.
-_DECODER = {"sdpa_kernel": "3", **_EXACT_NORMS}
 
 
 class FusedGraphs(OrtGraphs):
@@ -43,7 +40,7 @@ class FusedGraphs(OrtGraphs):
         if plain["decoder"].fused:
             self.in_place, self.tokens_at_once = True, 4096
             self.capacity = bundle.manifest.decoder.context  # one cache for all answers, and one step
-            self.settings = {**self.settings, "decoder": _DECODER}
+            self.settings = {**self.settings, "decoder": _EXACT_NORMS}
         taking = [graph for graph, spec in plain.items() if spec.taken]
         with ThreadPoolExecutor() as threads:  # while the sessions are loaded
             uploading = threads.map(lambda graph: Weights(bundle.path, plain[graph]), taking)
