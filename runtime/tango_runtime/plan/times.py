@@ -1,16 +1,19 @@
 """About how long a stage takes on a device. Arithmetic only.
 
-Time, in seconds, of a stage (vision, prefill, one token)::
+Time, in seconds, of a stage (vision, prefill)::
 
     max(operations / (peak · COMPUTE), weights / (bandwidth · MEMORY))
       + PASSES · tokens · widths · 2 / (bandwidth · MEMORY) + LAYER · layers
 
 The first term is the roofline (Williams, Waterman and Patterson 2009) under what a GPU reaches. The second is what
-kernels that are not fused write and read again, the third what their launches cost. COMPUTE and MEMORY are what a
-matrix product and a copy reached of an H200's data sheet; PASSES and LAYER are fitted to the times of this project's
-chain there, in ONNX Runtime's fused operators (benchmarks/README.md). tests/runtime/test_plan.py holds the estimate
-against those times, and against published ones of an Orin Nano that nothing was fitted to. TensorRT 8.6, which fuses
-less, takes three times the estimate for the tower and for the 0.5B's prefill.
+kernels that are not fused write and read again, the third what their launches cost. A token is the roofline's memory
+and STEP · layers: decoding is one kernel, whose blocks wait for one another.
+
+COMPUTE and MEMORY are what a matrix product and a copy reached of an H200's data sheet; PASSES, LAYER and STEP are
+fitted to the times of this project's chain there, on ONNX Runtime with fused graphs (benchmarks/README.md).
+tests/runtime/test_plan.py holds the estimate against those times, and against published ones of an Orin Nano that
+nothing was fitted to. TensorRT 8.6, which fuses less, takes three times the estimate for the tower and for the 0.5B's
+prefill.
 """
 
 from __future__ import annotations
@@ -24,8 +27,10 @@ from tango_runtime.plan.models import BYTES, Layers, Model
 COMPUTE, MEMORY = 687 / 989, 4.02 / 4.8
 #: How often a layer's tensors cross the memory, as their widths are counted in :attr:`Layers.widths`.
 PASSES = 6
-#: Seconds for each layer: some fifteen kernels, as one recorded graph.
+#: Seconds for each layer: some fifteen kernels.
 LAYER = 60e-6
+#: Seconds for each layer of a token: five phases.
+STEP = 23e-6
 #: Seconds that the operator takes for no tokens, and tokens above which it works in strips, with three passes over the
 #: inner products instead of one (plugins/README.md).
 _PRUNE, _STRIPS = 100e-6, 6324
@@ -81,7 +86,7 @@ def prefill_time(model: Model, device: Device, tokens: int, precision: Precision
 
 def token_time(model: Model, device: Device, context: int, weights: float) -> float:
     """Seconds for one token: all weights and, as its capacity is fixed, all of the cache cross the memory."""
-    return (weights + model.cache_row * context) / _rate(device) + LAYER * model.decoder.count
+    return (weights + model.cache_row * context) / _rate(device) + STEP * model.decoder.count
 
 
 @dataclass(frozen=True)
