@@ -11,6 +11,7 @@ import pytest
 from tango_plugins import PruneParams, TangoError, op
 from tango_runtime.bundle import (
     FORMAT,
+    WEIGHT_ALIGNMENT,
     Bundle,
     DecoderSpec,
     GraphSpec,
@@ -219,9 +220,9 @@ def test_where_weights_lie_is_read_and_written(fused):
     [
         ({"shape": [896, 896]}, "is not what fused: inputs takes"),
         ({"dtype": "float32"}, "is not what fused: inputs takes"),
-        ({"offset": 3584 + 64}, "does not lie in"),
+        ({"offset": 3584 + WEIGHT_ALIGNMENT}, "does not lie in"),
         ({"offset": 3583}, "does not lie in"),
-        ({"offset": -64}, "does not lie in"),
+        ({"offset": -WEIGHT_ALIGNMENT}, "does not lie in"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused(fused, graph, change, words):

@@ -65,9 +65,6 @@ Piece see(const Clip& clip, Engine& vision, Engine& prune, cudaStream_t stream) 
     vision.input("frames", {F, size, size, 3}, frames);
     Memory features = vision.output("features"), salience = vision.output("salience");
     vision.run(stream);
-    require(vision.item("features") == prune.item("features") && prune.item("features") == prune.item("tokens"),
-            "the vision and prune engines differ in the type of features and tokens",
-            "build both of one bundle: tango build BUNDLE");
     prune.input("features", {F, L, D}, features);
     prune.input("salience", {F, L}, salience);
     prune.input("timestamps", {F}, times);
@@ -133,10 +130,15 @@ void run(const Clip& clip) {
     require(runtime != nullptr, "TensorRT does not start", "see what it says above");
     Engine vision(*runtime, clip.text("vision")), prune(*runtime, clip.text("prune"));
     Engine embed(*runtime, clip.text("embed")), language(*runtime, clip.text("decoder"));
+    const size_t item = language.item("embeddings");
+    require(vision.item("features") == item && prune.item("features") == item && prune.item("tokens") == item &&
+                embed.item("embeddings") == item,
+            "the engines differ in the type of features, tokens and embeddings",
+            "delete the bundle's engines and build them anew: tango build BUNDLE");
     Decoder decoder(language, stream);
     const Piece before = say(clip.numbers<Whole>("before"), embed, stream), video = see(clip, vision, prune, stream);
     const Piece after = say(clip.numbers<Whole>("after"), embed, stream);
-    const size_t row = language.length("embeddings", 1) * language.item("embeddings");
+    const size_t row = language.length("embeddings", 1) * item;
     answer(clip, splice(before, video, after, row, stream), embed, decoder, stream);
     check(cudaStreamDestroy(stream), "closing the stream");
 }

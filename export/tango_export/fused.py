@@ -31,7 +31,7 @@ from tango_export.graphs import Graph, value_info
 from tango_export.modules import qwen2, siglip
 from tango_export.modules.layers import LayerNorm, Linear, RMSNorm
 from tango_export.modules.projector import Projector
-from tango_plugins import TangoError
+from tango_plugins import TangoError, decoder
 from tango_runtime.bundle import DType, GraphSpec, TensorSpec, WeightSpec
 
 #: The domain of ONNX Runtime's own operators (docs/ContribOperators.md in its repository).
@@ -77,13 +77,15 @@ def write_fused_graph(graph: Graph, folder: Path, context: int) -> GraphSpec:
 
 
 def is_fusible(graph: Graph) -> bool:
-    """Whether operators and kernel take a graph: in a decoder, heads and matrices are multiples of 16 wide."""
+    """Whether ONNX Runtime's operators, and the kernel that decodes, take a graph: the latter has limits for widths."""
     if not isinstance(graph.module, qwen2.Decoder):
         return True
     modules = list(graph.module.modules())
-    heads = [module.head_dim for module in modules if isinstance(module, qwen2.SelfAttention)]
+    attention = next(module for module in modules if isinstance(module, qwen2.SelfAttention))
     matrices = [size for module in modules if isinstance(module, Linear) for size in module.weight.shape]
-    return all(width % 16 == 0 for width in (*heads, *matrices))
+    queries = attention.heads // attention.kv_heads * attention.head_dim
+    fits = attention.head_dim <= decoder.MOST_HEAD_WIDTH and queries <= decoder.MOST_QUERIES
+    return fits and all(width % decoder.WIDTHS == 0 for width in (attention.head_dim, *matrices))
 
 
 class _Draft:

@@ -18,6 +18,10 @@ from numpy.typing import NDArray
 from tango_plugins.errors import TangoError
 from tango_plugins.library import Memory, load
 
+#: What the kernel takes (check() in native/src/decode/decode.cu): widths are multiples of this, a head is so wide at
+#: most, and the queries of one head of the cache together.
+WIDTHS, MOST_HEAD_WIDTH, MOST_QUERIES = 16, 256, 4096
+
 
 @dataclass(frozen=True)
 class DecoderShape:
@@ -73,7 +77,7 @@ class CudaDecoder:
         blocks: Thread blocks; 0 takes the whole GPU. Fewer leave the rest of it to others, and are slower.
 
     Attributes:
-        table: Addresses of all that belongs to a layer, as bytes: to be copied to the device once.
+        table: Addresses of all that belongs to a layer, uint8 [80 · layers]: to be copied to the device once.
         workspace_bytes: Device memory that a step works in, aligned to 256 bytes, zero before the first one.
 
     Raises:
@@ -144,7 +148,8 @@ class CudaDecoder:
     def _check(self, status: int) -> None:
         if status != 0:
             message = self._library.tango_last_error().decode()
-            raise TangoError(f"the CUDA library refused a step of decoding: {message}", "see: tango doctor")
+            hint = "see the limits in plugins/README.md; export without --fused for a decoder that exceeds them"
+            raise TangoError(f"the CUDA library refused a step of decoding: {message}", hint)
 
 
 _Like = tuple[tuple[int, ...], str]

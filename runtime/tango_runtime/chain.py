@@ -270,6 +270,7 @@ class VideoLLM:
             token = request.sampler(self._stages.prefill(self._splice(request, kept.tokens), capacity))
         answer.stages |= spans.milliseconds()
         yield from self._said(answer, request, token)
+        self._require_latest(answer)
         self._note_trace(answer, kept, salience)
 
     def _said(self, answer: Answer, request: _Request, token: int) -> Iterator[int]:
@@ -284,14 +285,17 @@ class VideoLLM:
             if answer.prompt_tokens + len(answer.ids) == context:
                 answer.finish = "context"
                 return
-            if self._latest is not answer:
-                raise TangoError(
-                    "another answer was begun before this one ended",
-                    "read a stream to its end, or load a second VideoLLM",
-                )
+            self._require_latest(answer)
             with _timed(answer, "decode"):
                 token = request.sampler(self._stages.decode(token))
         answer.finish = "stop"
+
+    def _require_latest(self, answer: Answer) -> None:
+        """Refuses to go on with an answer whose tensors another one has overwritten."""
+        if self._latest is not answer:
+            raise TangoError(
+                "another answer was begun before this one ended", "read a stream to its end, or load a second VideoLLM"
+            )
 
     def _see(self, answer: Answer, request: _Request, spans: _Spans) -> tuple[Kept, Tensor]:
         """Decodes the video, runs the vision graph and prunes → what is kept, and the salience."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import threading
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -115,8 +116,12 @@ class Buffer:
         self._free()
 
 
-def upload_file(file: Path) -> Buffer:
+def upload_file(file: Path, given_up: threading.Event) -> Buffer:
     """Copies a file into device memory, whole; it is there when this returns, for every stream.
+
+    Args:
+        file: The file.
+        given_up: Ends the copy early when it is set: nobody wants it any more.
 
     Raises:
         TangoError: The device has not enough memory left.
@@ -124,6 +129,8 @@ def upload_file(file: Path) -> Buffer:
     runtime, data = cudart(), np.memmap(file, np.uint8, "r")
     buffer, kind = Buffer(len(data)), runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
     for begin in range(0, len(data), _PIECE):
+        if given_up.is_set():
+            break
         piece = data[begin : begin + _PIECE]
         check(runtime.cudaMemcpy(buffer.address + begin, piece.ctypes.data, piece.nbytes, kind))
     check(runtime.cudaStreamSynchronize(0))  # a copy from memory that is not locked may return before its end

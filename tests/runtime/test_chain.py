@@ -329,6 +329,21 @@ def test_two_answers_at_a_time_do_not_mix(llm, frames):
     assert text == alone
 
 
+def test_what_was_pruned_is_never_another_answers(llm, frames, clip):
+    wanted = greedy(llm, frames).indices
+    for count in range(1, 20):  # until one ends with a whole word: then all is said, and the stream not yet at its end
+        first = llm.stream(frames, QUESTION, max_new_tokens=count)
+        while len(first.answer.ids) < count:
+            next(first)
+        if not first.answer.indices.size:
+            break
+    greedy(llm, clip, frames=6)
+    with pytest.raises(TangoError, match="another answer was begun"):
+        list(first)
+    assert not first.answer.indices.size
+    np.testing.assert_array_equal(greedy(llm, frames).indices, wanted)
+
+
 # Precision
 
 

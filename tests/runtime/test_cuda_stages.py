@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from tango_plugins import TangoError, op
-from tango_runtime import VideoLLM
+from tango_runtime import VideoLLM, device
 from tango_runtime.bundle import Bundle
 from tango_runtime.device import HostPool, Pool, Stream
 from tango_runtime.preprocess import resize
@@ -28,7 +28,7 @@ from tango_runtime.stages import cuda, logits, tensorrt
 from tango_runtime.stages.cuda import CudaStages
 from tango_runtime.stages.logits import DeviceLogits
 from tango_runtime.stages.sessions import OrtGraphs
-from tests.runtime.host_cuda import HostPruner, install
+from tests.runtime.host_cuda import HostPruner, array, install
 from tests.runtime.host_tensorrt import MACHINE, HostTensorRT, build
 
 QUESTION = "What happens in the video?"
@@ -95,6 +95,20 @@ def test_the_answer_is_the_cpus(make, llm, colours, engine, limits, prune):
 def test_sampling_by_chance_draws_the_same(make, llm, colours):
     options = {"temperature": 0.8, "top_p": 0.9, "seed": 3, "max_new_tokens": 16}
     same(make().generate(colours, QUESTION, **options), llm.generate(colours, QUESTION, **options))
+
+
+@pytest.mark.parametrize("size", [1, 999, 1000, 1001, 2500])
+def test_a_file_is_copied_in_pieces(host, tmp_path, monkeypatch, size):
+    monkeypatch.setattr(device, "_PIECE", 1000)
+    data = np.random.default_rng(size).bytes(size)
+    (tmp_path / "data").write_bytes(data)
+    given_up = threading.Event()
+    buffer = device.upload_file(tmp_path / "data", given_up)
+    assert array(buffer.view((size,), np.uint8)).tobytes() == data
+    given_up.set()
+    copied, host.cudaMemcpy = [], lambda *arguments: copied.append(arguments)
+    device.upload_file(tmp_path / "data", given_up)
+    assert not copied
 
 
 def test_half_precision_too(make, talkative, colours):

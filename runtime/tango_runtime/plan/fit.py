@@ -284,5 +284,5 @@ def _times(model: Model, device: Device, sizes: Sizes, memory: Memory, prune: bo
         vision=vision_time(model, device, sizes.frames, sizes.vision),
         prune=prune_time(model, device, sizes.frames) if prune else 0.0,
         prefill=prefill_time(model, device, sizes.prompt, sizes.decoder, memory.decoder),
-        token=token_time(model, device, sizes.context, memory.decoder),
+        token=token_time(model, device, sizes.context, memory.decoder, sizes.decoder),
     )

@@ -7,7 +7,7 @@ Time, in seconds, of a stage (vision, prefill)::
 
 The first term is the roofline (Williams, Waterman and Patterson 2009) under what a GPU reaches. The second is what
 kernels that are not fused write and read again, the third what their launches cost. A token is the roofline's memory
-and STEP · layers: decoding is one kernel, whose blocks wait for one another.
+and STEP · layers: in fp16, decoding is one kernel, whose blocks wait for one another; else it is LAYER · layers.
 
 COMPUTE and MEMORY are what a matrix product and a copy reached of an H200's data sheet; PASSES, LAYER and STEP are
 fitted to the times of this project's chain there, on ONNX Runtime with fused graphs (benchmarks/README.md).
@@ -84,9 +84,10 @@ def prefill_time(model: Model, device: Device, tokens: int, precision: Precision
     return _stage(device, model.decoder, tokens, work, weights)
 
 
-def token_time(model: Model, device: Device, context: int, weights: float) -> float:
-    """Seconds for one token: all weights and, as its capacity is fixed, all of the cache cross the memory."""
-    return (weights + model.cache_row * context) / _rate(device) + STEP * model.decoder.count
+def token_time(model: Model, device: Device, context: int, weights: float, precision: Precision = "fp16") -> float:
+    """Seconds for one token: all weights, and ``context`` positions of the cache, cross the memory."""
+    layer = STEP if precision == "fp16" else LAYER
+    return (weights + model.cache_row * context) / _rate(device) + layer * model.decoder.count
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ take them as inputs, which are bound once.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -34,18 +35,21 @@ class FusedGraphs(OrtGraphs):
         plain = bundle.manifest.graphs
         self._cached = [t.name for t in plain["decoder"].outputs[1:]]
         self.waiting = [graph for graph in OrtGraphs.waiting if not plain[graph].fused]
+        self.settings = {graph: _EXACT_NORMS for graph, spec in plain.items() if spec.fused}
         if plain["vision"].fused:
             self.frames_at_once = 32
-            self.settings = {"vision": _EXACT_NORMS}
         if plain["decoder"].fused:
             self.in_place, self.tokens_at_once = True, 4096
             self.capacity = bundle.manifest.decoder.context  # one cache for all answers, and one step
-            self.settings = {**self.settings, "decoder": _EXACT_NORMS}
-        taking = [graph for graph, spec in plain.items() if spec.taken]
+        taking, given_up = [graph for graph, spec in plain.items() if spec.taken], threading.Event()
         with ThreadPoolExecutor() as threads:  # while the sessions are loaded
-            uploading = threads.map(lambda graph: Weights(bundle.path, plain[graph]), taking)
-            super().__init__(onnxruntime, _fused(bundle), stream, provider)
-            self._weights = dict(zip(taking, uploading, strict=True))
+            uploading = threads.map(lambda graph: Weights(bundle.path, plain[graph], given_up), taking)
+            try:
+                super().__init__(onnxruntime, _fused(bundle), stream, provider)
+                self._weights = dict(zip(taking, uploading, strict=True))
+            except BaseException:  # ctrl-C too: leaving this block waits for the uploads
+                given_up.set()
+                raise
         # Once: of a binding that is made anew, what is not named stays.
         for graph, weights in self._weights.items():
             self._bind(graph, {name: weights[name] for name in plain[graph].taken})

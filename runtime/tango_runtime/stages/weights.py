@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 from tango_plugins.library import Memory
@@ -15,12 +16,13 @@ class Weights(dict[str, Memory]):
     Args:
         folder: The bundle.
         spec: The graph; it tells where its weights lie.
+        given_up: Set by whoever no longer waits for them.
 
     Raises:
         TangoError: The device has not enough memory.
     """
 
-    def __init__(self, folder: Path, spec: GraphSpec) -> None:
-        self._file = upload_file(folder / spec.data)
+    def __init__(self, folder: Path, spec: GraphSpec, given_up: threading.Event) -> None:
+        self._file = upload_file(folder / spec.data, given_up)
         begin, weights = self._file.address, spec.weights or {}
         super().__init__({name: Memory(begin + w.offset, w.shape, w.dtype) for name, w in weights.items()})

@@ -1,4 +1,4 @@
-"""A few small videos through every kernel, for compute-sanitizer.
+"""A few small videos and tokens through every kernel, for compute-sanitizer.
 
 compute-sanitizer --tool memcheck|racecheck|initcheck python -m tests.gpu.plugins.sanitize
 """
@@ -8,6 +8,7 @@ import torch
 
 from tango_plugins import PruneParams
 from tests.gpu.plugins.device import Device
+from tests.gpu.plugins.test_decode import SHAPES, Decoder
 from tests.plugins.scenes import video
 
 CASES = [
@@ -23,3 +24,8 @@ if __name__ == "__main__":
             device = Device(*clip, PruneParams(grid=grid, **options), precision).run()
             torch.cuda.synchronize()
             print(precision, frames, grid, device.pruned().count)
+    for name in ("tests", "odd", "tiny"):
+        for blocks in (0, 3):
+            decoder = Decoder(SHAPES[name], blocks=blocks)
+            for position in (0, 64, 400):
+                print(name, blocks, position, float(decoder.step(decoder.embedding(), position).max()))

@@ -16,7 +16,7 @@ SHAPES = {
     "tests": DecoderShape(2, 64, 4, 2, 16, 128, 420, 448, 512, EPS),
     "tiny": DecoderShape(6, 256, 8, 2, 32, 704, 500, 512, 4096, EPS),
     "odd": DecoderShape(3, 144, 3, 1, 48, 208, 300, 304, 700, EPS),
-    "wide heads": DecoderShape(2, 2048, 16, 1, 256, 512, 1000, 1008, 512, EPS),
+    "wide heads": DecoderShape(2, 2048, 16, 1, 256, 512, 1000, 1008, 8192, EPS),
     "0.5b": DecoderShape(3, 896, 14, 2, 64, 4864, 151646, 152000, 8192, EPS),
     "7b": DecoderShape(2, 3584, 28, 4, 128, 18944, 151646, 152128, 8192, EPS),
 }

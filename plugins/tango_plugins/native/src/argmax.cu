@@ -1,5 +1,5 @@
 // The greatest of a row of logits. One block: 150,000 of them are 0.6 MB, and the weights that a token reads are hundreds.
-#include "device.cuh"
+#include "warp.cuh"
 #include "tango/argmax.h"
 
 namespace tango {

@@ -2,34 +2,9 @@
 #pragma once
 
 #include "job.cuh"
+#include "warp.cuh"
 
 namespace tango {
-
-constexpr int kWarp = 32;
-constexpr unsigned kAllLanes = 0xffffffffu;
-
-__host__ __device__ constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
-
-__device__ inline int lane_id() { return threadIdx.x % kWarp; }
-__device__ inline int warp_id() { return threadIdx.x / kWarp; }
-
-template <typename T>
-__device__ T warp_sum(T value) {
-    for (int offset = kWarp / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(kAllLanes, value, offset);
-    return value;
-}
-
-__device__ inline float warp_min(float value) {
-    for (int offset = kWarp / 2; offset > 0; offset /= 2)
-        value = fminf(value, __shfl_xor_sync(kAllLanes, value, offset));
-    return value;
-}
-
-__device__ inline float warp_max(float value) {
-    for (int offset = kWarp / 2; offset > 0; offset /= 2)
-        value = fmaxf(value, __shfl_xor_sync(kAllLanes, value, offset));
-    return value;
-}
 
 // Sum of the values of the block's threads before this one; `total` is that of all. Every thread must call it.
 __device__ inline int block_exclusive_sum(int value, int& total) {

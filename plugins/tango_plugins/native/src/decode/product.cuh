@@ -4,8 +4,8 @@
 
 #include <cuda_fp16.h>
 
-#include "device.cuh"
 #include "mma.cuh"
+#include "warp.cuh"
 
 namespace tango {
 
@@ -62,8 +62,14 @@ class Product {
 
     // `input` is in shared memory and begins with row(); `sums` is kSumFloats of it. `emit(column, slice, sum)` is called
     // once for each column of each piece; `sum` points to that of the first matrix, the second's is share.strip behind.
+    //
+    // What the block had begun to copy to shared memory before, has come to all its threads when this returns.
     template <typename Emit>
     __device__ void run(const float* input, float* sums, Emit emit) {
+        if (index_ >= share_.strips * share_.slices) {  // no piece for this block
+            copy_wait<0>();
+            sync_threads();
+        }
 #pragma unroll 1
         while (index_ < share_.strips * share_.slices) {
             add_rows(input, sums);
@@ -83,7 +89,7 @@ class Product {
     __device__ void start() {
         slice_ = index_ / share_.strips;
         column_ = (index_ - slice_ * share_.strips) * share_.strip;
-        row_ = slice_ * share_.slice;
+        row_ = slice_ < share_.slices ? slice_ * share_.slice : 0;
         rows_ = slice_ < share_.slices ? min(share_.slice, share_.rows - row_) : 0;
         group_ = threadIdx.x / share_.vectors;
         const int vector = threadIdx.x - group_ * share_.vectors, each = share_.vectors / share_.matrices;

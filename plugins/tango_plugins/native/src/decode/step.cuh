@@ -11,7 +11,7 @@ constexpr int kThreads = kProductThreads;  // that compute
 constexpr int kBlock = kThreads + kWarp;   // and a warp that keeps the blocks in step
 constexpr int kWarps = kThreads / kWarp;
 constexpr int kMostSlices = 4;
-constexpr int kMostTile = 128;                 // most positions whose scores are in shared memory at a time
+constexpr int kMostTile = 128;             // most positions whose scores are in shared memory at a time
 constexpr int kHeaderFloats = 128;         // shared memory for what describes the work
 constexpr int kRingBytes = kLoads * kProductThreads * static_cast<int>(sizeof(uint4));
 
@@ -113,7 +113,7 @@ __device__ void add_slices(T& total, const float* from, int slices, int step) {
         if (s < slices) total = total + part[s];
 }
 
-// Copies to shared memory without waiting.
+// Copies to shared memory without waiting; it has come when the next product has run.
 template <typename T>
 __device__ void copy_ahead(T* to, const T* from, int count) {
     const int bytes = count * static_cast<int>(sizeof(T));

@@ -100,7 +100,7 @@ __device__ void attention(const Step& step, const Shared& shared, int l) {
     barrier::arrive();
 }
 
-__global__ void __launch_bounds__(kBlock, 1) decode(const __grid_constant__ Step step) {
+__global__ void __launch_bounds__(kBlock, 1) decode(const Step step) {
     extern __shared__ float4 memory[];
     const TangoDecodeShape& shape = step.shape;
     const Shared shared(step, memory);

@@ -1,0 +1,72 @@
+"""What a step of decoding refuses before a GPU is needed; what it computes is in tests/gpu/plugins/test_decode.py."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from tango_plugins import TangoError, decoder
+from tango_plugins.decoder import CudaDecoder, DecoderShape
+from tango_plugins.library import Memory
+
+SHAPE = DecoderShape(
+    layers=2, width=64, heads=4, kv_heads=2, head_width=16, intermediate=128, vocabulary=420, head_columns=448,
+    capacity=512, norm_eps=1e-6,
+)  # fmt: skip
+
+
+class Refusing:
+    """The CUDA library, where a call would come to it."""
+
+    def tango_decode_workspace(self, *arguments):
+        return 1
+
+    def tango_last_error(self):
+        return b"width is 72: it must be a multiple of 16"
+
+
+@pytest.fixture(autouse=True)
+def library(monkeypatch):
+    monkeypatch.setattr(decoder, "load", lambda path: Refusing())
+
+
+def weights(shape=SHAPE):
+    """Memory of the right shapes, somewhere."""
+    layers = [(f"layers.{i}.{name}", like) for i in range(shape.layers) for name, like in decoder._layer(shape).items()]
+    named = dict(layers) | decoder._rest(shape)
+    return {name: Memory(4096, *like) for name, like in named.items()}
+
+
+def cache(shape=SHAPE):
+    return [Memory(4096, (shape.kv_heads, shape.capacity, shape.head_width), "float16")] * (2 * shape.layers)
+
+
+def test_what_the_library_says_is_handed_on():
+    with pytest.raises(TangoError, match="width is 72: it must be a multiple of 16"):
+        CudaDecoder(SHAPE, weights(), cache())
+
+
+@pytest.mark.parametrize(
+    ("name", "memory", "message"),
+    [
+        ("norm.weight", None, "there is no weight norm.weight"),
+        ("layers.1.mlp.up_proj.weight", None, "there is no weight layers.1.mlp.up_proj.weight"),
+        ("norm.weight", Memory(0, (64,), "float16"), r"norm.weight is float16 \[64\]"),
+        ("lm_head.weight", Memory(0, (448, 64), "float16"), r"lm_head.weight is float16 \[448, 64\]"),
+        ("layers.0.self_attn.qkv_proj.weight", Memory(0, (64, 128), "float32"), "qkv_proj.weight is float32"),
+    ],
+)
+def test_a_weight_that_is_missing_or_another_is_named(name, memory, message):
+    given = weights() | {name: memory}
+    if memory is None:
+        del given[name]
+    with pytest.raises(TangoError, match=message):
+        CudaDecoder(SHAPE, given, cache())
+
+
+def test_a_cache_of_another_model_is_refused():
+    with pytest.raises(TangoError, match="the cache has 3 tensors"):
+        CudaDecoder(SHAPE, weights(), cache()[:3])
+    with pytest.raises(TangoError, match=r"key 0 is float16 \[2, 256, 16\]"):
+        CudaDecoder(SHAPE, weights(), cache(dataclasses.replace(SHAPE, capacity=256)))
