@@ -1,4 +1,4 @@
-"""What a step of decoding refuses before a GPU is needed; what it computes is in tests/gpu/plugins/test_decode.py."""
+"""What a step of decoding refuses before a GPU is needed; what it computes is in test_decode_on_threads.py."""
 
 from __future__ import annotations
 

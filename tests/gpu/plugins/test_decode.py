@@ -8,10 +8,9 @@ import pytest
 import torch
 
 from tango_plugins import TangoError
-from tango_plugins.decoder import CudaDecoder, DecoderShape
-from tango_plugins.library import Memory
+from tango_plugins.decoder import DecoderShape
+from tests.plugins.decoders import EPS, Decoder, check_step, error, reference
 
-EPS = 1e-6
 SHAPES = {
     "tests": DecoderShape(2, 64, 4, 2, 16, 128, 420, 448, 512, EPS),
     "tiny": DecoderShape(6, 256, 8, 2, 32, 704, 500, 512, 4096, EPS),
@@ -20,93 +19,6 @@ SHAPES = {
     "0.5b": DecoderShape(3, 896, 14, 2, 64, 4864, 151646, 152000, 8192, EPS),
     "7b": DecoderShape(2, 3584, 28, 4, 128, 18944, 151646, 152128, 8192, EPS),
 }
-
-
-class Decoder:
-    """Random weights and a random cache on the GPU; the logits are poisoned before each step."""
-
-    def __init__(self, shape, seed=0, library=None, blocks=0):
-        self.shape, s = shape, shape
-        self.generator = torch.Generator("cuda").manual_seed(seed)
-        packed = (s.heads + 2 * s.kv_heads) * s.head_width
-        self.weights = {
-            "norm.weight": self.random(s.width) + 1,
-            "lm_head.weight": self.matrix(s.width, s.head_columns),
-            "rotary.inv_freq": 1e6 ** (-torch.arange(0, s.head_width, 2, device="cuda") / s.head_width),
-        }
-        for i in range(s.layers):
-            layer = {
-                "input_layernorm.weight": self.random(s.width) + 1,
-                "self_attn.qkv_proj.weight": self.matrix(s.width, packed),
-                "self_attn.qkv_proj.bias": self.random(packed).half(),
-                "self_attn.o_proj.weight": self.matrix(s.heads * s.head_width, s.width),
-                "post_attention_layernorm.weight": self.random(s.width) + 1,
-                "mlp.gate_proj.weight": self.matrix(s.width, s.intermediate),
-                "mlp.up_proj.weight": self.matrix(s.width, s.intermediate),
-                "mlp.down_proj.weight": self.matrix(s.intermediate, s.width),
-            }
-            self.weights |= {f"layers.{i}.{name}": weight for name, weight in layer.items()}
-        rows = s.kv_heads, s.capacity, s.head_width
-        self.cache = [self.random(*rows).half() for _ in range(2 * s.layers)]
-        given = {name: Memory.of(weight) for name, weight in self.weights.items()}
-        self.decoder = CudaDecoder(shape, given, [Memory.of(rows) for rows in self.cache], library, blocks)
-        self.table = torch.from_numpy(self.decoder.table).cuda()
-        self.workspace = torch.zeros(self.decoder.workspace_bytes, dtype=torch.uint8, device="cuda")
-        self.logits = torch.empty(s.vocabulary, device="cuda")
-
-    def random(self, *shape):
-        return torch.randn(*shape, generator=self.generator, device="cuda")
-
-    def matrix(self, rows, columns):
-        return (self.random(rows, columns) * rows**-0.5).half()
-
-    def embedding(self):
-        return self.random(self.shape.width).half()
-
-    def enqueue(self, embedding, position):
-        tensors = {"logits": self.logits, "table": self.table, "workspace": self.workspace}
-        named = {name: Memory.of(tensor) for name, tensor in tensors.items()}
-        stream = torch.cuda.current_stream().cuda_stream
-        self.decoder.enqueue(Memory.of(embedding), position, **named, stream=stream)
-
-    def step(self, embedding, position):
-        self.logits.fill_(torch.nan)
-        self.enqueue(embedding, position)
-        torch.cuda.synchronize()
-        return self.logits.clone()
-
-
-def norm(x, weight):
-    return x * torch.rsqrt((x * x).mean() + EPS) * weight.double()
-
-
-def reference(decoder, embedding, position, cache):
-    """Logits in fp64; the new rows are put into ``cache`` in fp16, as the operator's cache has them."""
-    s, get = decoder.shape, lambda name: decoder.weights[name].double()
-    angles = position * decoder.weights["rotary.inv_freq"]  # in fp32, as in the graph
-    cosine, sine = angles.double().cos(), angles.double().sin()
-    x = embedding.double()
-    for i in range(s.layers):
-        at = f"layers.{i}."
-        packed = norm(x, get(f"{at}input_layernorm.weight")) @ get(f"{at}self_attn.qkv_proj.weight")
-        packed = (packed + get(f"{at}self_attn.qkv_proj.bias")).reshape(-1, s.head_width)
-        first, second = packed[: s.heads + s.kv_heads].chunk(2, -1)
-        rotated = torch.cat((first * cosine - second * sine, second * cosine + first * sine), -1)
-        keys, values = cache[2 * i : 2 * i + 2]
-        keys[:, position] = rotated[s.heads :].half()
-        values[:, position] = packed[s.heads + s.kv_heads :].half()
-        query = rotated[: s.heads].reshape(s.kv_heads, -1, s.head_width) * s.head_width**-0.5
-        seen = slice(0, position + 1)
-        weights = (query @ keys[:, seen].double().transpose(1, 2)).softmax(-1)
-        x = x + (weights @ values[:, seen].double()).reshape(-1) @ get(f"{at}self_attn.o_proj.weight")
-        y = norm(x, get(f"{at}post_attention_layernorm.weight"))
-        gate = torch.nn.functional.silu(y @ get(f"{at}mlp.gate_proj.weight"))
-        x = x + (gate * (y @ get(f"{at}mlp.up_proj.weight"))) @ get(f"{at}mlp.down_proj.weight")
-    return norm(x, get("norm.weight")) @ get("lm_head.weight")[:, : s.vocabulary]
-
-
-def error(found, wanted):
-    return float((found.double() - wanted).norm() / wanted.norm())
 
 
 @pytest.fixture(scope="module", params=SHAPES)
@@ -121,14 +33,7 @@ def positions(shape):
 
 def test_logits_and_new_rows_are_those_of_fp64(decoder):
     for position in positions(decoder.shape):
-        before, cache = [rows.clone() for rows in decoder.cache], [rows.clone() for rows in decoder.cache]
-        embedding = decoder.embedding()
-        found, wanted = decoder.step(embedding, position), reference(decoder, embedding, position, cache)
-        assert error(found, wanted) < 2e-4, position
-        for rows, like, old in zip(decoder.cache, cache, before, strict=True):
-            assert error(rows[:, position], like[:, position].double()) < 1e-3, position
-            rows[:, position] = old[:, position]
-            assert torch.equal(rows, old), position  # nothing else was written
+        check_step(decoder, position)
 
 
 @pytest.mark.parametrize("blocks", [1, 3, 8, 16, 84])
@@ -137,9 +42,7 @@ def test_a_smaller_gpu_shares_the_work_out_otherwise(name, blocks):
     """As many blocks as an Orin Nano, an Orin and others have multiprocessors."""
     decoder = Decoder(SHAPES[name], blocks=blocks)
     for position in (0, 64, 400):
-        embedding, cache = decoder.embedding(), [rows.clone() for rows in decoder.cache]
-        found, wanted = decoder.step(embedding, position), reference(decoder, embedding, position, cache)
-        assert error(found, wanted) < 2e-4, position
+        check_step(decoder, position)
 
 
 def test_the_same_bits_every_time(decoder):

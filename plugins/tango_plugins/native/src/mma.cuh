@@ -1,7 +1,7 @@
-// Tensor cores and asynchronous copies, in the form that every architecture from sm_75 on has.
+// Tensor cores, in the form that every architecture from sm_75 on has.
 #pragma once
 
-#include <cstdint>
+#include "copy.cuh"
 
 namespace tango {
 
@@ -26,36 +26,6 @@ __device__ inline void load_matrices(uint32_t (&registers)[4], uint32_t address)
                  : "=r"(registers[0]), "=r"(registers[1]), "=r"(registers[2]), "=r"(registers[3])
                  : "r"(address)
                  : "memory");
-}
-
-__device__ inline uint32_t shared_address(const void* pointer) {
-    return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
-}
-
-// 16 bytes from global to shared memory.
-__device__ inline void copy_async(uint32_t to, const void* from) {
-#if __CUDA_ARCH__ >= 800
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;\n" ::"r"(to), "l"(from) : "memory");
-#else
-    const uint4 value = *static_cast<const uint4*>(from);
-    asm volatile("st.shared.v4.u32 [%0], {%1,%2,%3,%4};\n" ::"r"(to), "r"(value.x), "r"(value.y), "r"(value.z),
-                 "r"(value.w)
-                 : "memory");
-#endif
-}
-
-__device__ inline void copy_commit() {
-#if __CUDA_ARCH__ >= 800
-    asm volatile("cp.async.commit_group;\n" ::: "memory");
-#endif
-}
-
-// Waits until at most `kPending` of the thread's latest groups are still under way.
-template <int kPending>
-__device__ inline void copy_wait() {
-#if __CUDA_ARCH__ >= 800
-    asm volatile("cp.async.wait_group %0;\n" ::"n"(kPending) : "memory");
-#endif
 }
 
 }  // namespace tango

@@ -85,7 +85,7 @@ __device__ void attention(const Step& step, const Shared& shared, int l) {
     const int items = step.shape.kv_heads * step.chunks;
     const __half* bias = static_cast<const __half*>(shared.layers[l % 2].qkv_bias);
     for (int i = 16 * threadIdx.x; i < step.share[kQkv].columns; i += 16 * kThreads)
-        asm volatile("prefetch.global.L2 [%0];\n" ::"l"(bias + i));
+        prefetch(bias + i);
     Attention at(step, shared, l, blockIdx.x);
     if (static_cast<int>(blockIdx.x) < items) at.copy_first_tile(step);
     barrier::wait();
@@ -101,11 +101,10 @@ __device__ void attention(const Step& step, const Shared& shared, int l) {
 }
 
 __global__ void __launch_bounds__(kBlock, 1) decode(const Step step) {
-    extern __shared__ float4 memory[];
     const TangoDecodeShape& shape = step.shape;
-    const Shared shared(step, memory);
+    const Shared shared(step, shared_memory());
     if (threadIdx.x >= kThreads) {
-        barrier::keep(step.arrived, (kHead + 1) * shape.layers);
+        keep_in_step(step.arrived, (kHead + 1) * shape.layers);
         return;
     }
     const __half* embedding = static_cast<const __half*>(step.tensors.embedding);
@@ -168,7 +167,7 @@ Share share_out(int matrices, int rows, int columns, int input_bytes, int blocks
         best.slices = ceil_div(rows, slice);
     }
     best.vectors = matrices * best.strip / kVector;
-    best.groups = kProductThreads / best.vectors;
+    best.groups = kThreads / best.vectors;
     return best;
 }
 
@@ -320,11 +319,7 @@ int tango_decode_enqueue(const TangoDecodeShape* shape, const TangoDecodeTensors
     step.position = position;
     step.chunk = ceil_div(position + 1, std::min(ceil_div(position + 1, kLeastPositions), most_chunks(step)));
     step.chunks = ceil_div(position + 1, step.chunk);
-    cudaError_t error =
-        cudaFuncSetAttribute(decode, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
-    if (error != cudaSuccess) return failed(error);
-    void* arguments[] = {&step};
-    error = cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(decode), dim3(step.shape.blocks), dim3(kBlock),
-                                        arguments, shared, static_cast<cudaStream_t>(stream));
+    const cudaError_t error =
+        launch_together(decode, step, step.shape.blocks, shared, static_cast<cudaStream_t>(stream));
     return error == cudaSuccess ? TANGO_OK : failed(error);
 }

@@ -4,20 +4,15 @@
 
 #include <cuda_fp16.h>
 
-#include "mma.cuh"
-#include "warp.cuh"
+#include "machine.cuh"
 
 namespace tango {
 
-constexpr int kProductThreads = 512;
 constexpr int kVector = 8;         // fp16 numbers of one load
 constexpr int kSector = 16;        // columns that the memory gives at the least: 32 bytes
 constexpr int kLoads = 4;          // of a thread under way: 32 KB on a multiprocessor
 constexpr int kMostVectors = 256;  // of a row of a strip, so that two rows are read at a time
-constexpr int kSumFloats = kProductThreads * kVector;  // shared memory that a product takes
-
-// The threads that compute; a block may have others.
-__device__ inline void sync_threads() { asm volatile("bar.sync 1, %0;\n" ::"n"(kProductThreads) : "memory"); }
+constexpr int kSumFloats = kThreads * kVector;  // shared memory that a product takes
 
 // How a product is shared out: strips of columns, and where these are too few to keep all blocks busy, slices of rows,
 // whose sums are added by whoever reads the result. A row of a strip, of all matrices, is `vectors` wide; one thread
@@ -76,7 +71,7 @@ class Product {
             add_groups(sums);
             const int columns = min(share_.strip, share_.columns - column_);
 #pragma unroll 1
-            for (int c = threadIdx.x; c < columns; c += kProductThreads) emit(column_ + c, slice_, sums + c);
+            for (int c = threadIdx.x; c < columns; c += kThreads) emit(column_ + c, slice_, sums + c);
             index_ += gridDim.x;
             if (index_ >= share_.strips * share_.slices) break;
             start();
@@ -105,7 +100,7 @@ class Product {
 
     // Begins the next load, if there is one more row.
     __device__ void load(int slot) {
-        if (next_ < rows_) copy_async(shared_address(ring_ + slot * kProductThreads), from_);
+        if (next_ < rows_) copy_async(shared_address(ring_ + slot * kThreads), from_);
         copy_commit();
         next_ += share_.groups;
         from_ += share_.groups * share_.columns;
@@ -119,7 +114,7 @@ class Product {
 #pragma unroll
             for (int i = 0; i < kLoads; ++i, row += share_.groups) {
                 copy_wait<kLoads - 1>();
-                if (row < rows_) multiply_add(sum, ring_[i * kProductThreads], input[row]);
+                if (row < rows_) multiply_add(sum, ring_[i * kThreads], input[row]);
                 load(i);
             }
         copy_wait<0>();
@@ -132,10 +127,10 @@ class Product {
     // The sums of all groups, to the beginning of `sums`: first to as many parts as there are threads for. Both times in
     // place, since a thread has a column of its own.
     __device__ void add_groups(float* sums) const {
-        const int outputs = share_.vectors * kVector, parts = max(1, min(share_.groups, kProductThreads / outputs));
+        const int outputs = share_.vectors * kVector, parts = max(1, min(share_.groups, kThreads / outputs));
         for (int end = share_.groups, left = parts;; end = parts, left = 1) {
 #pragma unroll 1
-            for (int i = threadIdx.x; i < left * outputs; i += kProductThreads) {
+            for (int i = threadIdx.x; i < left * outputs; i += kThreads) {
                 float total = 0.0f;
 #pragma unroll 8
                 for (int j = i; j < end * outputs; j += left * outputs) total += sums[j];

@@ -7,13 +7,10 @@
 
 namespace tango {
 
-constexpr int kThreads = kProductThreads;  // that compute
-constexpr int kBlock = kThreads + kWarp;   // and a warp that keeps the blocks in step
-constexpr int kWarps = kThreads / kWarp;
 constexpr int kMostSlices = 4;
 constexpr int kMostTile = 128;             // most positions whose scores are in shared memory at a time
 constexpr int kHeaderFloats = 128;         // shared memory for what describes the work
-constexpr int kRingBytes = kLoads * kProductThreads * static_cast<int>(sizeof(uint4));
+constexpr int kRingBytes = kLoads * kThreads * static_cast<int>(sizeof(uint4));
 
 // The products of a layer in their order, and the last one.
 enum { kQkv, kOut, kMlp, kDown, kHead, kProducts };
@@ -58,7 +55,7 @@ struct Shared {
         input = residual + step.shape.width;
         sums = input + step.input_floats;
         ring = reinterpret_cast<uint4*>(sums + kSumFloats);
-        norm = reinterpret_cast<float*>(ring + kLoads * kProductThreads);
+        norm = reinterpret_cast<float*>(ring + kLoads * kThreads);
         scores = norm + step.shape.width;
         rotation = reinterpret_cast<float2*>(scores + group * kMostTile);
         state = reinterpret_cast<float3*>(rotation + step.shape.head_width / 2);
@@ -66,36 +63,20 @@ struct Shared {
 };
 static_assert(2 * sizeof(TangoDecodeLayer) + kProducts * sizeof(Share) <= kHeaderFloats * sizeof(float), "no room");
 
-// All blocks reach it before one leaves it, and see then what the others wrote. They are all resident: the launch is
-// cooperative. Between its halves a thread may do what needs no other block, while the last warp waits.
-namespace barrier {
-
-__device__ inline void arrive() { asm volatile("bar.arrive 2, %0;\n" ::"n"(kBlock) : "memory"); }
-
-__device__ inline void wait() { asm volatile("bar.sync 3, %0;\n" ::"n"(kBlock) : "memory"); }
-
-__device__ inline unsigned load_acquire(const unsigned* from) {
-    unsigned value;
-    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];\n" : "=r"(value) : "l"(from) : "memory");
-    return value;
-}
-
 // What the last warp does: for every phase, tell that this block has ended it, and wait for the others.
-__device__ inline void keep(unsigned* arrived, int phases) {
+__device__ inline void keep_in_step(unsigned* arrived, int phases) {
     for (unsigned target = gridDim.x; phases > 0; --phases, target += gridDim.x) {
-        asm volatile("bar.sync 2, %0;\n" ::"n"(kBlock) : "memory");
+        barrier::gather();
         if (lane_id() == 0) {
             __threadfence();
             atomicAdd(arrived, 1u);
-            while (load_acquire(arrived) < target) {
+            while (barrier::load_acquire(arrived) < target) {
             }
         }
         __syncwarp();
-        wait();
+        barrier::wait();
     }
 }
-
-}  // namespace barrier
 
 __device__ inline float4 operator+(const float4& a, const float4& b) {
     return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
