@@ -1,9 +1,12 @@
-"""Graphs for ONNX Runtime on a GPU: attention, norms and activations as that engine's own operators.
+"""Graphs for ONNX Runtime on a GPU: attention and norms as that engine's own operators, activations as ours.
 
 A graph that was written is read again and rewritten module by module. The exporter names every node by the path of the
 module that it comes from, so a module's nodes are found by name and replaced as a whole; what an operator wants to know
 (heads, eps), the module says. Weights stay where they are, in the plain graph's data file. Only what an operator wants
 in another form is written anew: norms' weights in the graph's dtype, the bias behind attention, the rotary angles.
+
+Our operators are the CUDA library's (adapters/onnxruntime.cpp of the plugins). A graph also says what each computes,
+as a function of ONNX, so that it runs where that library is not: on a CPU, where `tango validate` compares it.
 
 The embedding and the decoder take their weights as inputs: the runtime has them in the device's memory, once, where
 ONNX Runtime reads them and the kernel that decodes does, too. The embedding is the plain one but for that.
@@ -24,18 +27,18 @@ from typing import Any, cast
 
 import onnx
 import torch
-from onnx import NodeProto, external_data_helper, helper, numpy_helper
+from onnx import FunctionProto, NodeProto, external_data_helper, helper, numpy_helper
 from torch import Tensor, nn
 
-from tango_export.graphs import Graph, value_info
+from tango_export.graphs import OPSET, Graph, value_info
 from tango_export.modules import qwen2, siglip
 from tango_export.modules.layers import LayerNorm, Linear, RMSNorm
 from tango_export.modules.projector import Projector
-from tango_plugins import TangoError, decoder
+from tango_plugins import TangoError, decoder, op
 from tango_runtime.bundle import DType, GraphSpec, TensorSpec, WeightSpec
 
-#: The domain of ONNX Runtime's own operators (docs/ContribOperators.md in its repository).
-_DOMAIN = "com.microsoft"
+#: The domain of ONNX Runtime's own operators (docs/ContribOperators.md in its repository), and that of ours.
+_DOMAIN, _OURS = "com.microsoft", op.DOMAIN
 
 #: How long the sequence is after this pass, as GroupQueryAttention wants it told: on the device the last position, for
 #: each sequence; on the host a bound of the length, which says how the work is divided and whether the cache is empty.
@@ -66,6 +69,8 @@ def write_fused_graph(graph: Graph, folder: Path, context: int) -> GraphSpec:
             fuse(draft, path, module)
     for product in [node for node in draft.nodes if node.op_type == "MatMul" and draft.is_weight(node.input[0])]:
         _repeat_constant(draft, product)
+    for total in [node for node in draft.nodes if node.op_type == "Add"]:
+        _fuse_bias(draft, total)
     spec, weights = replace(graph.spec, file=f"{graph.name}.fused.onnx", engines=("onnxruntime",)), None
     if isinstance(graph.module, qwen2.Decoder):
         spec = _hold_cache(draft, spec)
@@ -169,6 +174,11 @@ class _Draft:
         """The shape of a weight."""
         return list(self._initializers[weight].dims)
 
+    def is_bias(self, tensor: str) -> bool:
+        """Whether a tensor is a row of weights in the graph's dtype."""
+        found, like = self._initializers.get(tensor), numpy_helper.from_array(torch.zeros(1, dtype=self.dtype).numpy())
+        return found is not None and (found.data_type, len(found.dims)) == (like.data_type, 1)
+
     def is_weight(self, tensor: str) -> bool:
         """Whether a tensor is a weight or another constant."""
         return tensor in self._initializers
@@ -197,9 +207,12 @@ class _Draft:
         initializers = [tensor for name, tensor in self._initializers.items() if name in used]
         inputs, outputs = (list(map(value_info, tensors)) for tensors in (spec.inputs, spec.outputs))
         graph = helper.make_graph(nodes, self.graph.name, inputs, outputs, initializers)
-        opsets = [*self._plain.opset_import, helper.make_opsetid(_DOMAIN, 1)]
         return helper.make_model(
-            graph, opset_imports=opsets, ir_version=self._plain.ir_version, producer_name="tango-edge"
+            graph,
+            opset_imports=[*self._plain.opset_import, *_OPSETS],
+            functions=[meaning(name) for name in sorted({node.op_type for node in nodes if node.domain == _OURS})],
+            ir_version=self._plain.ir_version,
+            producer_name="tango-edge",
         )
 
     def _needed(self, spec: GraphSpec) -> list[NodeProto]:
@@ -296,23 +309,26 @@ def _take_last(draft: _Draft, path: str, taken: str, given: str) -> NodeProto:
 
 
 def _fuse_gelu_mlp(draft: _Draft, path: str, module: siglip.MLP) -> None:
-    _fuse_gelu(draft, path, "FastGelu", "fc1", draft.product(f"{path}.fc2").input[0])
+    taken = [draft.without_bias(f"{path}.fc1"), f"{path}.fc1.bias"]
+    draft.replace(draft.own(path), _node(path, "BiasGelu", taken, draft.product(f"{path}.fc2").input[0], _OURS))
 
 
 def _fuse_projector(draft: _Draft, path: str, module: Projector) -> None:
-    _fuse_gelu(draft, path, "BiasGelu", "linear_1", draft.product(f"{path}.pool").input[1])
-
-
-def _fuse_gelu(draft: _Draft, path: str, op: str, linear: str, given: str) -> None:
-    taken = [draft.without_bias(f"{path}.{linear}"), f"{path}.{linear}.bias"]
-    draft.replace(draft.own(path), _node(path, op, taken, given))
+    taken = [draft.without_bias(f"{path}.linear_1"), f"{path}.linear_1.bias"]
+    draft.replace(draft.own(path), _node(path, "BiasGelu", taken, draft.product(f"{path}.pool").input[1]))
 
 
 def _fuse_gated_mlp(draft: _Draft, path: str, module: qwen2.MLP) -> None:
-    gate, up = (draft.product(f"{path}.{name}_proj").output[0] for name in ("gate", "up"))
-    given, silu = draft.product(f"{path}.down_proj").input[0], f"{_scope(path)}/QuickGelu_output_0"
-    product = helper.make_node("Mul", [silu, up], [given], f"{_scope(path)}/Mul")
-    draft.replace(draft.own(path), _node(path, "QuickGelu", [gate], silu, alpha=1.0), product)
+    taken = [draft.product(f"{path}.{name}_proj").output[0] for name in ("gate", "up")]
+    draft.replace(draft.own(path), _node(path, "SwiGLU", taken, draft.product(f"{path}.down_proj").input[0], _OURS))
+
+
+def _fuse_bias(draft: _Draft, total: NodeProto) -> None:
+    """One node for the sum of a product and a bias that nothing else took in."""
+    bias, others = (list(filter(wanted, total.input)) for wanted in (draft.is_bias, lambda t: not draft.is_weight(t)))
+    if len(bias) == len(others) == 1:
+        name = f"{total.name.rpartition('/')[0]}/Bias"
+        draft.replace([total], helper.make_node("Bias", [*others, *bias], total.output, name, domain=_OURS))
 
 
 def _repeat_constant(draft: _Draft, product: NodeProto) -> None:
@@ -344,6 +360,27 @@ _FUSIONS: dict[type[nn.Module], Callable[[_Draft, str, Any], None]] = {
     qwen2.MLP: _fuse_gated_mlp,
 }
 
+#: What our operators take and compute, where the library that has them is not: in ONNX Runtime's own.
+_MEANINGS: dict[str, tuple[list[str], list[NodeProto]]] = {
+    "Bias": (["x", "bias"], [helper.make_node("Add", ["x", "bias"], ["y"])]),
+    "BiasGelu": (["x", "bias"], [helper.make_node("FastGelu", ["x", "bias"], ["y"], domain=_DOMAIN)]),
+    "SwiGLU": (
+        ["gate", "up"],
+        [
+            helper.make_node("QuickGelu", ["gate"], ["silu"], domain=_DOMAIN, alpha=1.0),
+            helper.make_node("Mul", ["silu", "up"], ["y"]),
+        ],
+    ),
+}
+_OPSETS = helper.make_opsetid(_DOMAIN, 1), helper.make_opsetid(_OURS, 1)
+
+
+def meaning(name: str) -> FunctionProto:
+    """What one of our operators computes, as a function of ONNX: ``Bias``, ``BiasGelu`` or ``SwiGLU``."""
+    taken, nodes = _MEANINGS[name]
+    return helper.make_function(_OURS, name, taken, ["y"], nodes, [helper.make_opsetid("", OPSET), *_OPSETS])
+
+
 _ANGLES = ("rotary.cos", "rotary.sin")
 
 
@@ -373,8 +410,10 @@ def _present(past: str) -> str:
     return past.replace("past", "present", 1)
 
 
-def _node(path: str, op: str, taken: Sequence[str], given: str, **attributes: float) -> NodeProto:
-    return helper.make_node(op, taken, [given], f"{_scope(path)}/{op}", domain=_DOMAIN, **attributes)
+def _node(
+    path: str, op: str, taken: Sequence[str], given: str, domain: str = _DOMAIN, **attributes: float
+) -> NodeProto:
+    return helper.make_node(op, taken, [given], f"{_scope(path)}/{op}", domain=domain, **attributes)
 
 
 def _scope(path: str) -> str:

@@ -65,6 +65,11 @@ def install_directory() -> Path:
     return Path.home() / ".local" / "share" / "tango-edge" / f"native-{digest.hexdigest()[:16]}"
 
 
+def installed() -> Path:
+    """The CUDA library that ``tango plugin build`` installs for these sources, whether or not it is there."""
+    return install_directory() / LIBRARY
+
+
 @cache
 def load(path: Path | None = None) -> ctypes.CDLL:
     """Loads the CUDA library.
@@ -75,7 +80,7 @@ def load(path: Path | None = None) -> ctypes.CDLL:
     Raises:
         TangoError: There is none, it cannot be loaded, or it speaks another interface.
     """
-    found = path if path is not None else install_directory() / LIBRARY
+    found = path if path is not None else installed()
     if not found.is_file():
         raise TangoError(f"the CUDA library {found} does not exist", "build it: tango plugin build")
     try:

@@ -159,7 +159,7 @@ def test_of_the_towers_biases_attention_adds_the_querys_only(written):
     model = onnx.load(folder / "vision.fused.onnx", load_external_data=False)
     makers = {name: node.op_type for node in model.graph.node for name in node.output}
     attentions = [node for node in model.graph.node if node.op_type == "MultiHeadAttention"]
-    assert [[makers[name] for name in node.input] for node in attentions] == [["Add", "MatMul", "MatMul"]] * 2
+    assert [[makers[name] for name in node.input] for node in attentions] == [["Bias", "MatMul", "MatMul"]] * 2
 
 
 def test_the_towers_weights_are_the_plain_graphs_own(written):

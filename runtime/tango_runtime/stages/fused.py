@@ -1,8 +1,8 @@
 """A bundle's fused graphs on ONNX Runtime's CUDA provider, and decoding by the CUDA library, on the same weights.
 
-ONNX Runtime takes passes over many tokens: attention is one operator, the cache grows in place. A step of decoding is
-one kernel of the CUDA library. Both are given the addresses of weights that lie in the device's memory once: the graphs
-take them as inputs, which are bound once.
+ONNX Runtime takes passes over many tokens: attention is one operator, the cache grows in place, activations are the
+CUDA library's. A step of decoding is one kernel of that library. Both are given the addresses of weights that lie in
+the device's memory once: the graphs take them as inputs, which are bound once.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,14 @@ _EXACT_NORMS = {"enable_skip_layer_norm_strict_mode": "1"}
 class FusedGraphs(OrtGraphs):
     """Sessions of a bundle's fused graphs, where it has them, and of its plain ones; made as :class:`OrtGraphs`."""
 
-    def __init__(self, onnxruntime: Any, bundle: Bundle, stream: Stream, provider: tuple[str, str] = CUDA) -> None:
+    def __init__(
+        self,
+        onnxruntime: Any,
+        bundle: Bundle,
+        stream: Stream,
+        provider: tuple[str, str] = CUDA,
+        operators: Path | None = None,
+    ) -> None:
         self._manifest, self._stream = bundle.manifest, stream
         plain = bundle.manifest.graphs
         self._cached = [t.name for t in plain["decoder"].outputs[1:]]
@@ -45,7 +53,7 @@ class FusedGraphs(OrtGraphs):
         with ThreadPoolExecutor() as threads:  # while the sessions are loaded
             uploading = threads.map(lambda graph: Weights(bundle.path, plain[graph], given_up), taking)
             try:
-                super().__init__(onnxruntime, _fused(bundle), stream, provider)
+                super().__init__(onnxruntime, _fused(bundle), stream, provider, operators)
                 self._weights = dict(zip(taking, uploading, strict=True))
             except BaseException:  # ctrl-C too: leaving this block waits for the uploads
                 given_up.set()

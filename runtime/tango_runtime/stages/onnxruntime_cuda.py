@@ -6,11 +6,11 @@ import sys
 from contextlib import redirect_stdout
 from typing import Any
 
-from tango_plugins import TangoError
+from tango_plugins import TangoError, library
 from tango_runtime.bundle import Bundle
 from tango_runtime.stages.cuda import CudaStages, open_stream
 from tango_runtime.stages.fused import FusedGraphs
-from tango_runtime.stages.sessions import PROVIDER
+from tango_runtime.stages.sessions import CUDA, PROVIDER
 
 
 def open_stages(bundle: Bundle) -> CudaStages:
@@ -22,7 +22,7 @@ def open_stages(bundle: Bundle) -> CudaStages:
     """
     onnxruntime = _onnxruntime()
     stream = open_stream()
-    return CudaStages(bundle, FusedGraphs(onnxruntime, bundle, stream), stream)
+    return CudaStages(bundle, FusedGraphs(onnxruntime, bundle, stream, CUDA, library.installed()), stream)
 
 
 def _onnxruntime() -> Any:

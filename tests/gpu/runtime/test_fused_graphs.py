@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from tango_plugins import library
 from tango_runtime import VideoLLM
 from tango_runtime.device import cudart
 from tango_runtime.stages import select
@@ -41,6 +45,24 @@ def test_vision_is_the_plain_graphs(chains, count):
     found, wanted = (llm._stages.vision(frames, lambda done: None) for llm in (gpu, cpu))
     for a, b in zip(found, wanted, strict=True):
         close(gpu._stages.host(a), b, "fp16")
+
+
+def test_the_librarys_operators_are_what_runs(chains, tmp_path):
+    """And not what the graphs say of them for engines that lack the library."""
+    import onnxruntime
+
+    gpu, _ = chains
+    options = onnxruntime.SessionOptions()
+    options.enable_profiling, options.profile_file_prefix = True, str(tmp_path / "profile")
+    options.register_custom_ops_library(str(library.installed()))
+    fused = gpu.bundle.file(gpu.bundle.manifest.graphs["vision"].fused.file)
+    session = onnxruntime.InferenceSession(str(fused), options, providers=["CUDAExecutionProvider"])
+    size = gpu.bundle.manifest.video.size
+    session.run(None, {"frames": np.zeros((1, size, size, 3), np.uint8)})
+    events = json.loads(Path(session.end_profiling()).read_text())
+    ran = {event["args"]["op_name"] for event in events if "op_name" in event.get("args", {})}
+    assert {"Bias", "BiasGelu"} <= ran
+    assert "FastGelu" not in ran
 
 
 @pytest.mark.parametrize("count", [1, 60, 671])

@@ -1,0 +1,122 @@
+// Sums and activations between matrix products. All that counts is memory: a thread asks for all of its vectors before it
+// computes, and blocks go from the end of a tensor to its beginning, since what the product before wrote last is in the L2
+// cache still, and what is written last will be for the product behind.
+#include <cuda_fp16.h>
+
+#include <climits>
+
+#include "check.h"
+#include "tango/activate.h"
+
+namespace tango {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kAtOnce = 4;  // vectors of a thread
+
+template <typename T, int kSize>
+struct alignas(sizeof(T) * kSize) Vector {
+    T at[kSize];
+};
+
+struct Add {
+    __device__ float operator()(float x, float bias) const { return x + bias; }
+};
+
+// The tanh of GELU is a sigmoid in disguise: 0.5 (1 + tanh(z)) = 1 / (1 + exp(-2 z)).
+struct Gelu {
+    __device__ float operator()(float x, float bias) const {
+        constexpr float kTwice = 2.0f * 0.7978845608f;  // 2 sqrt(2 / pi)
+        const float u = x + bias;
+        return __fdividef(u, 1.0f + __expf(-kTwice * u * fmaf(0.044715f * u, u, 1.0f)));
+    }
+};
+
+struct SwiGLU {
+    __device__ float operator()(float gate, float up) const { return __fdividef(gate, 1.0f + __expf(-gate)) * up; }
+};
+
+// y[i] = function(a[i], b[i % period]), in vectors.
+template <typename T, int kSize, typename Function>
+__global__ void __launch_bounds__(kThreads) map(const Vector<T, kSize>* a, const Vector<T, kSize>* b, Vector<T, kSize>* y,
+                                                unsigned size, unsigned period, Function function) {
+    const unsigned begin = (gridDim.x - 1 - blockIdx.x) * kThreads * kAtOnce + threadIdx.x;
+    Vector<T, kSize> left[kAtOnce], right[kAtOnce];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+        const unsigned at = begin + i * kThreads;
+        if (at >= size) break;
+        left[i] = a[at];
+        right[i] = b[period < size ? at % period : at];
+    }
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+        const unsigned at = begin + i * kThreads;
+        if (at >= size) break;
+#pragma unroll
+        for (int j = 0; j < kSize; ++j)
+            left[i].at[j] = static_cast<T>(function(static_cast<float>(left[i].at[j]), static_cast<float>(right[i].at[j])));
+        y[at] = left[i];
+    }
+}
+
+struct Job {
+    const void *a, *b;
+    void* y;
+    int64_t size, period;  // elements of a, and of b
+    cudaStream_t stream;
+};
+
+template <typename T, int kSize, typename Function>
+void launch(const Job& job, Function function) {
+    using V = Vector<T, kSize>;
+    const unsigned size = job.size / kSize, of_block = kThreads * kAtOnce;
+    map<T, kSize><<<(size + of_block - 1) / of_block, kThreads, 0, job.stream>>>(
+        static_cast<const V*>(job.a), static_cast<const V*>(job.b), static_cast<V*>(job.y), size,
+        static_cast<unsigned>(job.period / kSize), function);
+}
+
+template <typename T, typename Function>
+void launch_widest(const Job& job, Function function) {
+    constexpr int kBytes = 16, kSize = kBytes / sizeof(T);
+    const auto bits = reinterpret_cast<uintptr_t>(job.a) | reinterpret_cast<uintptr_t>(job.b) |
+                      reinterpret_cast<uintptr_t>(job.y);
+    if (bits % kBytes == 0 && job.period % kSize == 0)
+        launch<T, kSize>(job, function);
+    else
+        launch<T, 1>(job, function);
+}
+
+template <typename Function>
+int enqueue(int32_t dtype, const void* a, const void* b, int64_t rows, int64_t width, void* y, void* stream,
+            Function function) {
+    if (int status = check_ranges({{"dtype", dtype, TANGO_FP16, TANGO_FP32},
+                                   {"rows", rows, 0, INT_MAX},
+                                   {"width", width, 1, INT_MAX},
+                                   {"rows * width", rows * width, 0, INT_MAX}}))
+        return status;
+    if (rows == 0) return TANGO_OK;
+    for (const void* pointer : {a, b, static_cast<const void*>(y)})
+        if (int status = check_pointer("a tensor", pointer, 1)) return status;
+    const Job job{a, b, y, rows * width, width, static_cast<cudaStream_t>(stream)};
+    dtype == TANGO_FP16 ? launch_widest<__half>(job, function) : launch_widest<float>(job, function);
+    const cudaError_t error = cudaGetLastError();
+    return error == cudaSuccess ? TANGO_OK : fail(TANGO_CUDA_ERROR, "%s", cudaGetErrorString(error));
+}
+
+}  // namespace
+}  // namespace tango
+
+int tango_bias_enqueue(int32_t dtype, const void* x, const void* bias, int64_t rows, int64_t width, void* y,
+                       void* stream) {
+    return tango::enqueue(dtype, x, bias, rows, width, y, stream, tango::Add());
+}
+
+int tango_bias_gelu_enqueue(int32_t dtype, const void* x, const void* bias, int64_t rows, int64_t width, void* y,
+                            void* stream) {
+    return tango::enqueue(dtype, x, bias, rows, width, y, stream, tango::Gelu());
+}
+
+int tango_swiglu_enqueue(int32_t dtype, const void* gate, const void* up, int64_t size, void* y, void* stream) {
+    return tango::enqueue(dtype, gate, up, 1, size, y, stream, tango::SwiGLU());
+}
