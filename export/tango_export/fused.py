@@ -8,8 +8,8 @@ in another form is written anew: norms' weights in the graph's dtype, the bias b
 Our operators are the CUDA library's (adapters/onnxruntime.cpp of the plugins). A graph also says what each computes,
 as a function of ONNX, so that it runs where that library is not: on a CPU, where `tango validate` compares it.
 
-The embedding and the decoder take their weights as inputs: the runtime has them in the device's memory, once, where
-ONNX Runtime reads them and the kernel that decodes does, too. The embedding is the plain one but for that.
+All take their weights as inputs: the runtime brings them to the device, faster than an engine would, and has them there
+once, where ONNX Runtime reads them and the kernel that decodes does, too. The embedding is the plain one but for that.
 
 What the plain graph computes in fp32 stays there, inside the operators: scores and softmax (flash attention has fp32
 accumulators), the sums of the norms (in every kernel since microsoft/onnxruntime#28682, before that in the strict mode
@@ -58,8 +58,8 @@ def write_fused_graph(graph: Graph, folder: Path, context: int) -> GraphSpec:
         context: Most positions of the decoder.
 
     Returns:
-        The graph's entry in bundle.json: the plain graph with its fused form, and where its weights lie if that takes
-        them as inputs.
+        The graph's entry in bundle.json: the plain graph with its fused form, and where the weights lie that this takes
+        as inputs.
     """
     draft = _Draft(onnx.load(folder / graph.spec.file, load_external_data=False), graph)
     for path, module in graph.module.named_modules():
@@ -71,12 +71,10 @@ def write_fused_graph(graph: Graph, folder: Path, context: int) -> GraphSpec:
         _repeat_constant(draft, product)
     for total in [node for node in draft.nodes if node.op_type == "Add"]:
         _fuse_bias(draft, total)
-    spec, weights = replace(graph.spec, file=f"{graph.name}.fused.onnx", engines=("onnxruntime",)), None
+    spec, weights = replace(graph.spec, file=f"{graph.name}.fused.onnx", engines=("onnxruntime",)), draft.stored()
     if isinstance(graph.module, qwen2.Decoder):
         spec = _hold_cache(draft, spec)
-    if graph.name != "vision":
-        weights = draft.stored()
-        spec = draft.take(weights, spec)
+    spec = draft.take(weights, spec)
     onnx.save(draft.model(spec), folder / spec.file)  # onnx's checker does not know these operators
     return replace(graph.spec, fused=spec, weights=weights)
 

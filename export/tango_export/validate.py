@@ -100,7 +100,8 @@ def _compare(bundle: Bundle, reference: Reference) -> Iterator[Comparison]:
     frames = _frames(bundle.manifest.video.size)
     expected = reference.vision(torch.from_numpy(frames))
     for title, spec in _forms(bundle, "vision"):
-        features, salience = open_session(bundle.path / spec.file).run(None, {"frames": frames})
+        feeds = {"frames": frames, **_weights(bundle, "vision", spec)}
+        features, salience = open_session(bundle.path / spec.file).run(None, feeds)
         yield _comparison(title, "features", features, expected[0])
         yield _comparison(title, "salience", salience, expected[1])
     ids = _ids(bundle)

@@ -14,7 +14,6 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeAlias
 
-import av
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
@@ -279,6 +278,8 @@ def _ebml_size(data: bytes, at: int) -> tuple[int, int]:
 @contextlib.contextmanager
 def _open(path: Path, threads: str = "AUTO") -> Iterator[tuple[Any, Any]]:
     """Opens a video: (PyAV container, its best video stream). FFmpeg's errors become TangoErrors."""
+    import av  # FFmpeg takes a fifth of the time that importing the runtime does, and not every source needs it
+
     try:
         with av.open(str(path)) as container:
             stream = container.streams.best("video")
@@ -398,10 +399,12 @@ def _demux(container: Any, stream: Any) -> Iterator[Any]:
 
 def _decode(stream: Any, packets: Iterable[Any]) -> Iterator[Any]:
     """Decodes packets from a keyframe on, to the last frame, and leaves the decoder ready for another keyframe."""
+    from av import InvalidDataError
+
     for packet in chain(packets, (None,)):
         try:
             frames = stream.decode(packet)
-        except av.InvalidDataError:  # as every player does: the other packets still decode
+        except InvalidDataError:  # as every player does: the other packets still decode
             continue
         yield from frames
     stream.codec_context.flush_buffers()

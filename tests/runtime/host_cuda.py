@@ -108,6 +108,12 @@ class HostCuda:
     def cudaMemsetAsync(self, address, value, size, stream):
         return self.cudaMemset(address, value, size)
 
+    def cudaMemset2DAsync(self, address, pitch, value, width, height, stream):
+        assert width <= pitch
+        for i in range(height if width else 0):
+            ctypes.memset(self.inside(address + i * pitch, width), value, width)
+        return (Status.cudaSuccess,)
+
     def cudaMemcpyAsync(self, to, source, size, kind, stream):
         if size:
             if kind != Kind.cudaMemcpyHostToDevice:

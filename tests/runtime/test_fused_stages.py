@@ -15,6 +15,7 @@ from tango_runtime.device import Stream, bytes_of
 from tango_runtime.stages.cuda import CudaStages
 from tango_runtime.stages.fused import FusedGraphs
 from tests.runtime.host_cuda import install
+from tests.runtime.test_cuda_stages import overflow
 
 QUESTION = "What happens in the video?"
 
@@ -108,8 +109,7 @@ def test_a_prompt_of_one_token_and_one_that_fills_the_context(make):
 def test_what_an_overflow_left_in_the_cache_is_forgotten(make, frames):
     llm, _ = make()
     wanted = llm.generate(frames, QUESTION, max_new_tokens=8).ids
-    held = llm._stages._cache._all
-    llm._stages._stream.upload(np.full(held.shape, np.nan), held)
+    overflow(llm._stages)
     assert llm.generate(frames, QUESTION, max_new_tokens=8).ids == wanted
 
 
@@ -140,7 +140,7 @@ def test_steps_go_on_in_another_cache(make):
 def test_weights_lie_on_the_device_once(make, host):
     llm, _ = make()
     graphs = llm.bundle.manifest.graphs
-    sizes = {llm.bundle.manifest.files[graphs[name].data].size for name in ("embed", "decoder")}
+    sizes = {llm.bundle.manifest.files[graphs[name].data].size for name in ("vision", "embed", "decoder")}
     for _ in range(3):
         stages = llm._stages
         stages.prefill([stages.embed(np.arange(9))], 64)

@@ -41,9 +41,10 @@ class Cache:
         self._all = pool.take("cache", (len(cached), self._slab, capacity, width), self._dtype)
         self._pool, self._stream = pool, stream
 
-    def clear(self) -> None:
-        """Zeroes it: what an overflow left there would spoil sums, even at weight 0."""
-        self._stream.clear(self._all)
+    def clear(self, positions: int) -> None:
+        """Zeroes the first positions: what an overflow left there would spoil sums, even at weight 0."""
+        run, heads = self.capacity * self._row, len(self._cached) * self._slab
+        self._stream.clear_columns(self._all.address, run, positions * self._row, heads)
 
     def held(self, length: int) -> dict[str, Memory]:
         """The decoder's inputs: all of the cache, or an empty one where ``length`` is 0.

@@ -149,7 +149,7 @@ class CudaStages:
         self._cache: Cache | None = None
         self._step: Step | None = None
         self._embedding = _Embedding(graphs)
-        self._length = 0
+        self._length = self._reached = 0  # positions: of the sequence, and of all since the cache was cleared
         if graphs.capacity is not None:  # its memory, and what TensorRT records, now: nobody waits for an answer yet
             self._cache = self._new_cache(graphs.capacity)
             self._step = self._new_step(self._cache)
@@ -213,8 +213,8 @@ class CudaStages:
     def prefill(self, pieces: list[Any], capacity: int) -> DeviceLogits:
         """Starts a sequence of embeddings, with room for ``capacity`` positions → logits of the last."""
         self._cache = self._cache_for(capacity)
-        self._cache.clear()
-        self._length = 0
+        self._cache.clear(self._reached)
+        self._length = self._reached = 0
         return self._extend(pieces)
 
     def extend(self, embeddings: Any) -> DeviceLogits:
@@ -230,8 +230,7 @@ class CudaStages:
         cache = self._require_room(1)
         if self._step is None:
             self._step = self._new_step(cache)
-        self._step(token, self._length)
-        self._length += 1
+        self._step(token, self._advance(1))
         return self._logits
 
     def host(self, tensor: Any) -> NDArray[Any]:
@@ -259,12 +258,18 @@ class CudaStages:
         """One pass of the decoder."""
         tokens = embeddings.shape[0]
         cache = self._require_room(tokens)
+        begin, new = self._advance(tokens), cache.room(tokens)
         positions = self._pool.take("positions", (tokens,), self._positions.dtype)
-        self._stream.copy(rows(self._positions, self._length, self._length + tokens), positions)
-        new = cache.room(tokens)
-        self._graphs.bind("decoder", self._decoder_tensors(cache, embeddings, positions, new, self._length))()
-        cache.append(new, self._length)
+        self._stream.copy(rows(self._positions, begin, begin + tokens), positions)
+        self._graphs.bind("decoder", self._decoder_tensors(cache, embeddings, positions, new, begin))()
+        cache.append(new, begin)
+
+    def _advance(self, tokens: int) -> int:
+        """Makes the sequence longer, before anything of it is written; its length so far."""
+        begin = self._length
         self._length += tokens
+        self._reached = max(self._reached, self._length)
+        return begin
 
     def _new_step(self, cache: Cache) -> Step:
         own = self._graphs.step(list(cache.held(cache.capacity).values()), self._logits.memory, self._pool)
@@ -349,7 +354,10 @@ class CudaStages:
     def _new_cache(self, capacity: int) -> Cache:
         cached, new = self._decoder.inputs[2:], self._decoder.outputs[1:]
         kind = InPlaceCache if self._graphs.in_place else Cache
-        return kind(cached, new, capacity, self._pool, self._stream)
+        cache = kind(cached, new, capacity, self._pool, self._stream)
+        cache.clear(capacity)  # its memory may have been another's
+        self._reached = 0
+        return cache
 
     def _new_logits(self) -> DeviceLogits:
         (vocabulary,) = self._decoder.outputs[0].shape

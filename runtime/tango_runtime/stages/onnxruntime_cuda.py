@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout
 from typing import Any
 
@@ -20,8 +21,10 @@ def open_stages(bundle: Bundle) -> CudaStages:
         TangoError: ONNX Runtime with CUDA is not installed or cannot be used, there is no GPU, a graph cannot be
             loaded, or the CUDA library is not built.
     """
-    onnxruntime = _onnxruntime()
-    stream = open_stream()
+    with ThreadPoolExecutor(1) as thread:  # each of the two takes a tenth of a second
+        opening = thread.submit(open_stream)
+        onnxruntime = _onnxruntime()
+        stream = opening.result()
     return CudaStages(bundle, FusedGraphs(onnxruntime, bundle, stream, CUDA, library.installed()), stream)
 
 

@@ -12,7 +12,7 @@ namespace tango {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kAtOnce = 4;  // vectors of a thread
+constexpr int kAtOnce = 2;  // vectors of a thread
 
 template <typename T, int kSize>
 struct alignas(sizeof(T) * kSize) Vector {
