@@ -1,4 +1,4 @@
-"""Graphs for ONNX Runtime on a GPU: attention and norms as that engine's own operators, activations as ours.
+"""Graphs for ONNX Runtime on a GPU: norms and the tower's attention as that engine's own operators, the rest as ours.
 
 A graph that was written is read again and rewritten module by module. The exporter names every node by the path of the
 module that it comes from, so a module's nodes are found by name and replaced as a whole; what an operator wants to know
@@ -208,7 +208,7 @@ class _Draft:
         return helper.make_model(
             graph,
             opset_imports=[*self._plain.opset_import, *_OPSETS],
-            functions=[meaning(name) for name in sorted({node.op_type for node in nodes if node.domain == _OURS})],
+            functions=[MEANINGS[name] for name in sorted({node.op_type for node in nodes if node.domain == _OURS})],
             ir_version=self._plain.ir_version,
             producer_name="tango-edge",
         )
@@ -274,22 +274,16 @@ def _fuse_attention(draft: _Draft, path: str, module: siglip.SelfAttention) -> N
 
 
 def _fuse_grouped_attention(draft: _Draft, path: str, module: qwen2.SelfAttention) -> None:
-    nodes = draft.own(path)
-    used = {name for node in nodes for name in node.input}
+    used = {name for node in draft.own(path) for name in node.input}
     past = [tensor.name for tensor in draft.graph.inputs if tensor.name in used and tensor.name != "positions"]
     given = draft.product(f"{path}.o_proj").input[0]
     mixed = given if module.last is None else f"{given}.all"
-    node = _node(
-        path,
-        "GroupQueryAttention",
-        [draft.result(f"{path}.qkv_proj"), "", "", *past, _LAST.name, _BOUND.name, *_ANGLES],
-        mixed,
-        num_heads=module.heads,
-        kv_num_heads=module.kv_heads,
-        do_rotary=1,
-    )
+    packed, bias = draft.without_bias(f"{path}.qkv_proj"), f"{path}.qkv_proj.bias"
+    taken, heads = [packed, bias, *past, _LAST.name, _BOUND.name, *_ANGLES], (module.heads, module.kv_heads)
+    node = _node(path, "CachedAttention", taken, mixed, _OURS, **dict(zip(_HEADS, heads, strict=True)))
     node.output.extend(map(_present, past))
-    draft.replace(nodes, node, *([] if module.last is None else [_take_last(draft, path, mixed, given)]))
+    last = [] if module.last is None else [_take_last(draft, path, mixed, given)]
+    draft.replace(draft.own(path), node, *last)
 
 
 def _fuse_layer(draft: _Draft, path: str, layer: qwen2.DecoderLayer) -> None:
@@ -358,28 +352,49 @@ _FUSIONS: dict[type[nn.Module], Callable[[_Draft, str, Any], None]] = {
     qwen2.MLP: _fuse_gated_mlp,
 }
 
-#: What our operators take and compute, where the library that has them is not: in ONNX Runtime's own.
-_MEANINGS: dict[str, tuple[list[str], list[NodeProto]]] = {
-    "Bias": (["x", "bias"], [helper.make_node("Add", ["x", "bias"], ["y"])]),
-    "BiasGelu": (["x", "bias"], [helper.make_node("FastGelu", ["x", "bias"], ["y"], domain=_DOMAIN)]),
-    "SwiGLU": (
-        ["gate", "up"],
-        [
-            helper.make_node("QuickGelu", ["gate"], ["silu"], domain=_DOMAIN, alpha=1.0),
-            helper.make_node("Mul", ["silu", "up"], ["y"]),
-        ],
-    ),
-}
+_ANGLES = ("rotary.cos", "rotary.sin")
+_HEADS = ("num_heads", "kv_num_heads")
 _OPSETS = helper.make_opsetid(_DOMAIN, 1), helper.make_opsetid(_OURS, 1)
 
 
-def meaning(name: str) -> FunctionProto:
-    """What one of our operators computes, as a function of ONNX: ``Bias``, ``BiasGelu`` or ``SwiGLU``."""
-    taken, nodes = _MEANINGS[name]
-    return helper.make_function(_OURS, name, taken, ["y"], nodes, [helper.make_opsetid("", OPSET), *_OPSETS])
+def _meaning(name: str, taken: Sequence[str], given: Sequence[str], *nodes: NodeProto) -> FunctionProto:
+    opsets = [helper.make_opsetid("", OPSET), *_OPSETS]
+    attributes = {attribute.ref_attr_name for node in nodes for attribute in node.attribute} - {""}
+    return helper.make_function(_OURS, name, taken, given, nodes, opsets, sorted(attributes))
 
 
-_ANGLES = ("rotary.cos", "rotary.sin")
+def _attend() -> NodeProto:
+    """ONNX Runtime's attention of grouped queries over a cache, with the heads of the function that it stands in."""
+    taken = ["biased", "", "", "past_key", "past_value", "last", "total", "cosines", "sines"]
+    given = ["mixed", "present_key", "present_value"]
+    node = helper.make_node("GroupQueryAttention", taken, given, domain=_DOMAIN, do_rotary=1)
+    kind = onnx.AttributeProto.INT
+    node.attribute.extend(onnx.AttributeProto(name=name, type=kind, ref_attr_name=name) for name in _HEADS)
+    return node
+
+
+#: What our operators take and compute, where the library that has them is not: in ONNX Runtime's own.
+MEANINGS = {
+    meaning.name: meaning
+    for meaning in (
+        _meaning("Bias", ["x", "bias"], ["y"], helper.make_node("Add", ["x", "bias"], ["y"])),
+        _meaning("BiasGelu", ["x", "bias"], ["y"], helper.make_node("FastGelu", ["x", "bias"], ["y"], domain=_DOMAIN)),
+        _meaning(
+            "SwiGLU",
+            ["gate", "up"],
+            ["y"],
+            helper.make_node("QuickGelu", ["gate"], ["silu"], domain=_DOMAIN, alpha=1.0),
+            helper.make_node("Mul", ["silu", "up"], ["y"]),
+        ),
+        _meaning(
+            "CachedAttention",
+            ["packed", "bias", "past_key", "past_value", "last", "total", "cosines", "sines"],
+            ["mixed", "present_key", "present_value"],
+            helper.make_node("Add", ["packed", "bias"], ["biased"]),
+            _attend(),
+        ),
+    )
+}
 
 
 def _tabulate_angles(draft: _Draft, path: str, context: int) -> None:

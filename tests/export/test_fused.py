@@ -124,7 +124,7 @@ def test_every_layer_is_fused_and_nothing_is_left(written):
     folder, _ = written
     decoder = Bundle.load(folder).manifest.decoder
     for name, attention, norm in (
-        ("decoder", "GroupQueryAttention", "SkipSimplifiedLayerNormalization"),
+        ("decoder", "CachedAttention", "SkipSimplifiedLayerNormalization"),
         ("vision", "MultiHeadAttention", "SkipLayerNormalization"),
     ):
         model = onnx.load(folder / f"{name}.fused.onnx", load_external_data=False)
@@ -149,10 +149,9 @@ def test_query_key_and_value_are_one_product(written):
     folder, _ = written
     model = onnx.load(folder / "decoder.fused.onnx", load_external_data=False)
     makers = {name: node for node in model.graph.node for name in node.output}
-    attentions = [node for node in model.graph.node if node.op_type == "GroupQueryAttention"]
-    assert all(list(node.input[1:3]) == ["", ""] for node in attentions)
-    biases = [makers[node.input[0]] for node in attentions]
-    assert [makers[bias.input[0]].op_type for bias in biases] == ["MatMul"] * len(attentions)
+    attentions = [node for node in model.graph.node if node.op_type == "CachedAttention"]
+    assert [makers[node.input[0]].op_type for node in attentions] == ["MatMul"] * len(attentions)
+    assert all(node.input[1].endswith("qkv_proj.bias") for node in attentions)
 
 
 def test_of_the_towers_biases_attention_adds_the_querys_only(written):

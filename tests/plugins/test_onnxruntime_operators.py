@@ -1,56 +1,53 @@
-"""Our operators in ONNX Runtime: the adapter as it is, in a session on a CPU, with arithmetic of a CPU's behind it."""
+"""Our operators in ONNX Runtime, in a session on a CPU, which has a thread for each of the GPU's."""
 
 from __future__ import annotations
 
 import ctypes
 import json
-import shutil
 import subprocess
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import pytest
+import torch
 from onnx import helper
 
-from tango_export.fused import meaning
+from tango_export.fused import MEANINGS
 from tango_plugins.library import NATIVE
+from tests.plugins.attentions import Pass, Shape
+from tests.plugins.on_threads import compiled
 
-HERE = Path(__file__).parent / "on_a_cpu"
 OPERATORS = ("Bias", "BiasGelu", "SwiGLU")
 
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
-    if shutil.which("g++") is None:
-        pytest.skip("g++ is not on the PATH")
-    path = tmp_path_factory.mktemp("operators") / "operators.so"
-    flags = ["-std=c++17", "-O1", "-shared", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror"]
-    provider = '-DTANGO_ONNXRUNTIME_PROVIDER="CPUExecutionProvider"'
-    sources = [NATIVE / "adapters" / "onnxruntime.cpp", HERE / "activate.cpp"]
-    command = ["g++", *flags, provider, f"-I{NATIVE / 'include'}", *sources, "-o", path]
-    subprocess.run(list(map(str, command)), check=True)
-    return path
+    return compiled(tmp_path_factory.mktemp("operators"), "attention", "activate", "operators")
 
 
-def run(op, a, b, library=None, profile=None):
-    """A graph of the operator alone, on ONNX Runtime's CPU provider; without the library, by what the graph says."""
-    kind = helper.np_dtype_to_tensor_dtype(a.dtype)
-    tensors = [helper.make_tensor_value_info(n, kind, [None] * x.ndim) for n, x in (("a", a), ("b", b), ("y", a))]
-    node = helper.make_node(op, ["a", "b"], ["y"], "node", domain="tango")
-    graph = helper.make_graph([node], "graph", tensors[:2], tensors[2:])
+def open_graph(op, inputs, outputs, library=None, profile=None, **attributes):
+    """A session of a graph of the operator alone; without the library, it does what the graph says."""
+
+    def told(tensors):
+        kinds = {name: helper.np_dtype_to_tensor_dtype(array.dtype) for name, array in tensors.items()}
+        return [helper.make_tensor_value_info(name, kinds[name], [None] * tensors[name].ndim) for name in tensors]
+
+    node = helper.make_node(op, list(inputs), list(outputs), "node", domain="tango", **attributes)
+    graph = helper.make_graph([node], "graph", told(inputs), told(outputs))
     opsets = [helper.make_opsetid(domain, version) for domain, version in (("", 17), ("tango", 1))]
-    model = helper.make_model(graph, opset_imports=opsets, functions=[meaning(op)], ir_version=8)
+    model = helper.make_model(graph, opset_imports=opsets, functions=[MEANINGS[op]], ir_version=8)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(profile / "profile")
     if library is not None:
         options.register_custom_ops_library(str(library))
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    (found,) = session.run(None, {"a": a, "b": b})
-    if profile is not None:
-        return {event["args"].get("op_name") for event in json.loads(Path(session.end_profiling()).read_text())}
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def run(op, a, b, library=None):
+    (found,) = open_graph(op, {"a": a, "b": b}, {"y": a}, library).run(None, {"a": a, "b": b})
     return found
 
 
@@ -72,8 +69,11 @@ def test_it_is_what_the_graph_says_of_it(library, op, shape, dtype, tolerance):
 @pytest.mark.parametrize("op", OPERATORS)
 def test_a_session_takes_it_where_the_library_is(library, op, tmp_path):
     a, b = tensors(op, (2, 8))
-    assert op in run(op, a, b, library, tmp_path)
-    assert op not in run(op, a, b, None, tmp_path)
+    for given in (library, None):
+        session = open_graph(op, {"a": a, "b": b}, {"y": a}, given, tmp_path)
+        session.run(None, {"a": a, "b": b})
+        events = json.loads(Path(session.end_profiling()).read_text())
+        assert (op in {event["args"].get("op_name") for event in events}) == (given is not None)
 
 
 @pytest.mark.parametrize(
@@ -82,12 +82,74 @@ def test_a_session_takes_it_where_the_library_is(library, op, tmp_path):
         ("Bias", ((2, 8), (4,)), "tango.Bias: the shapes of the inputs do not fit"),
         ("BiasGelu", ((2, 8), (2, 8)), "tango.BiasGelu: the shapes of the inputs do not fit"),
         ("SwiGLU", ((2, 8), (8,)), "tango.SwiGLU: the shapes of the inputs do not fit"),
-        ("BiasGelu", ((2, 13), (13,)), "tango.BiasGelu: thirteen is refused"),
     ],
 )
 def test_what_it_cannot_take_is_refused_by_name(library, op, shapes, words):
     with pytest.raises(Exception, match=words):
         run(op, *(np.ones(shape, np.float32) for shape in shapes), library)
+
+
+def attend(found, library=None, aliased=True):
+    """A pass through a graph of the operator alone: the result, and the rows of the cache."""
+    shape = found.shape
+    arrays = {name: tensor.numpy() for name, tensor in found.tensors.items()}
+    cache = {name: arrays[name][None].copy() for name in ("keys", "values")}
+    for rows in cache.values():
+        np.nan_to_num(rows, copy=False)  # ONNX Runtime's own adds up all rows
+    feeds = {
+        "packed": arrays["packed"][None],
+        "bias": arrays["bias"],
+        "past_key": cache["keys"],
+        "past_value": cache["values"],
+        "last": arrays["last"],
+        "total": np.array([shape.tokens if not found.begin else shape.capacity], np.int32),
+        "cosines": arrays["cosines"],
+        "sines": arrays["sines"],
+    }
+    mixed = np.full((1, *arrays["mixed"].shape), np.nan, np.float16)
+    present = [rows if aliased else rows.copy() for rows in cache.values()]
+    outputs = dict(zip(("mixed", "present_key", "present_value"), (mixed, *present), strict=True))
+    heads = {"num_heads": shape.heads, "kv_num_heads": shape.kv_heads}
+    session = open_graph("CachedAttention", feeds, outputs, library, **heads)
+    binding = session.io_binding()
+    for bind, tensors in ((binding.bind_input, feeds), (binding.bind_output, outputs)):
+        for name, array in tensors.items():
+            bind(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+    session.run_with_iobinding(binding)
+    return mixed[0], *(rows[0] for rows in present)
+
+
+@pytest.mark.parametrize(
+    ("shape", "begin"), [(Shape(9, 4, 2, 16, 40), 0), (Shape(5, 6, 2, 32, 64), 20), (Shape(1, 3, 1, 64, 96), 90)]
+)
+def test_attention_is_what_the_graph_says_of_it(library, shape, begin):
+    found = Pass(shape, begin, path=library, device="cpu")
+    (mixed, *cache), (wanted, *held) = attend(found, library), attend(found)
+    np.testing.assert_allclose(mixed, wanted, rtol=1e-2, atol=1e-2)
+    for rows, expected in zip(cache, held, strict=True):
+        np.testing.assert_allclose(rows[:, : begin + shape.tokens], expected[:, : begin + shape.tokens], atol=4e-3)
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"bias": (3,)}, "the shapes of the inputs do not fit"),
+        ({"cosines": (64, 4), "sines": (64, 4)}, "the shapes of the inputs do not fit"),
+        ({"cosines": (20, 8), "sines": (20, 8)}, "the shapes of the inputs do not fit"),
+    ],
+)
+def test_attention_refuses_what_does_not_fit(library, changed, words):
+    found = Pass(Shape(9, 4, 2, 16, 40), path=library, device="cpu")
+    for name, size in changed.items():
+        found.tensors[name] = torch.zeros(size, dtype=torch.half)
+    with pytest.raises(Exception, match=f"tango.CachedAttention: {words}"):
+        attend(found, library)
+
+
+def test_attention_refuses_a_cache_that_would_have_to_be_copied(library):
+    found = Pass(Shape(9, 4, 2, 16, 40), path=library, device="cpu")
+    with pytest.raises(Exception, match="past and present must be the same memory"):
+        attend(found, library, aliased=False)
 
 
 def test_an_older_onnx_runtime_is_told_which_it_takes(library, tmp_path):

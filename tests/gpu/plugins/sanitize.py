@@ -7,8 +7,10 @@ import numpy as np
 import torch
 
 from tango_plugins import PruneParams
+from tests.gpu.plugins import test_activate
 from tests.gpu.plugins.device import Device
 from tests.gpu.plugins.test_decode import SHAPES, Decoder
+from tests.plugins.attentions import Pass, Shape
 from tests.plugins.scenes import video
 
 CASES = [
@@ -29,3 +31,13 @@ if __name__ == "__main__":
             decoder = Decoder(SHAPES[name], blocks=blocks)
             for position in (0, 64, 400):
                 print(name, blocks, position, float(decoder.step(decoder.embedding(), position).max()))
+    for shape, begin in ((Shape(33, 4, 2, 48, 150), 90), (Shape(70, 64, 64, 64, 80), 0), (Shape(9, 2, 1, 256, 64), 30)):
+        assert Pass(shape, begin).enqueue() == 0
+        torch.cuda.synchronize()
+        print("attention", shape)
+    for name in test_activate.NAMES:
+        for size in ((33, 64), (7, 13)):
+            a, b, y = test_activate.tensors(name, size, torch.float16)
+            assert test_activate.call(name, a, b, y) == 0
+            torch.cuda.synchronize()
+            print(name, size)

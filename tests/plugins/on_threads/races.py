@@ -1,12 +1,17 @@
-"""A step of decoding on threads, for a library that ThreadSanitizer watches: it ends the process with 66 if two threads
-touch the same memory, one of them to write, with no barrier between."""
+"""A kernel on threads, for a library that ThreadSanitizer watches: it ends the process with 66 if two threads touch the
+same memory, one of them to write, with no barrier between."""
 
 import sys
 from pathlib import Path
 
 from tango_plugins.decoder import DecoderShape
+from tests.plugins.attentions import Pass, Shape, check
 from tests.plugins.decoders import EPS, Decoder, check_step
 
 if __name__ == "__main__":
-    shape = DecoderShape(2, 32, 4, 2, 16, 96, 100, 112, 200, EPS)
-    check_step(Decoder(shape, library=Path(sys.argv[1]), blocks=2, device="cpu"), 150)
+    name, library = sys.argv[1], Path(sys.argv[2])
+    if name == "decode":
+        shape = DecoderShape(2, 32, 4, 2, 16, 96, 100, 112, 200, EPS)
+        check_step(Decoder(shape, library=library, blocks=2, device="cpu"), 150)
+    else:
+        check(Pass(Shape(20, 4, 1, 32, 200), 130, path=library, device="cpu"))

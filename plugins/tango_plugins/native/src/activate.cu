@@ -6,6 +6,7 @@
 #include <climits>
 
 #include "check.h"
+#include "launch.cuh"
 #include "tango/activate.h"
 
 namespace tango {
@@ -36,12 +37,20 @@ struct SwiGLU {
     __device__ float operator()(float gate, float up) const { return __fdividef(gate, 1.0f + __expf(-gate)) * up; }
 };
 
+struct Job {
+    const void *a, *b;
+    void* y;
+    unsigned size, period;  // elements of a, and of b
+};
+
 // y[i] = function(a[i], b[i % period]), in vectors.
 template <typename T, int kSize, typename Function>
-__global__ void __launch_bounds__(kThreads) map(const Vector<T, kSize>* a, const Vector<T, kSize>* b, Vector<T, kSize>* y,
-                                                unsigned size, unsigned period, Function function) {
+__global__ void __launch_bounds__(kThreads) map(Job job) {
+    using V = Vector<T, kSize>;
+    const V *a = static_cast<const V*>(job.a), *b = static_cast<const V*>(job.b);
+    const unsigned size = job.size / kSize, period = job.period / kSize;
     const unsigned begin = (gridDim.x - 1 - blockIdx.x) * kThreads * kAtOnce + threadIdx.x;
-    Vector<T, kSize> left[kAtOnce], right[kAtOnce];
+    V left[kAtOnce], right[kAtOnce];
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
         const unsigned at = begin + i * kThreads;
@@ -54,42 +63,31 @@ __global__ void __launch_bounds__(kThreads) map(const Vector<T, kSize>* a, const
         const unsigned at = begin + i * kThreads;
         if (at >= size) break;
 #pragma unroll
-        for (int j = 0; j < kSize; ++j)
-            left[i].at[j] = static_cast<T>(function(static_cast<float>(left[i].at[j]), static_cast<float>(right[i].at[j])));
-        y[at] = left[i];
+        for (int j = 0; j < kSize; ++j) {
+            const float x = static_cast<float>(left[i].at[j]), with = static_cast<float>(right[i].at[j]);
+            left[i].at[j] = static_cast<T>(Function()(x, with));
+        }
+        static_cast<V*>(job.y)[at] = left[i];
     }
 }
 
-struct Job {
-    const void *a, *b;
-    void* y;
-    int64_t size, period;  // elements of a, and of b
-    cudaStream_t stream;
-};
-
 template <typename T, int kSize, typename Function>
-void launch(const Job& job, Function function) {
-    using V = Vector<T, kSize>;
-    const unsigned size = job.size / kSize, of_block = kThreads * kAtOnce;
-    map<T, kSize><<<(size + of_block - 1) / of_block, kThreads, 0, job.stream>>>(
-        static_cast<const V*>(job.a), static_cast<const V*>(job.b), static_cast<V*>(job.y), size,
-        static_cast<unsigned>(job.period / kSize), function);
+cudaError_t launch_map(const Job& job, cudaStream_t stream) {
+    const unsigned of_block = kThreads * kAtOnce, blocks = (job.size / kSize + of_block - 1) / of_block;
+    return launch(map<T, kSize, Function>, job, static_cast<int>(blocks), kThreads, 0, stream);
 }
 
 template <typename T, typename Function>
-void launch_widest(const Job& job, Function function) {
+cudaError_t launch_widest(const Job& job, cudaStream_t stream) {
     constexpr int kBytes = 16, kSize = kBytes / sizeof(T);
     const auto bits = reinterpret_cast<uintptr_t>(job.a) | reinterpret_cast<uintptr_t>(job.b) |
                       reinterpret_cast<uintptr_t>(job.y);
-    if (bits % kBytes == 0 && job.period % kSize == 0)
-        launch<T, kSize>(job, function);
-    else
-        launch<T, 1>(job, function);
+    const bool fits = bits % kBytes == 0 && job.period % kSize == 0;
+    return fits ? launch_map<T, kSize, Function>(job, stream) : launch_map<T, 1, Function>(job, stream);
 }
 
 template <typename Function>
-int enqueue(int32_t dtype, const void* a, const void* b, int64_t rows, int64_t width, void* y, void* stream,
-            Function function) {
+int enqueue(int32_t dtype, const void* a, const void* b, int64_t rows, int64_t width, void* y, void* opaque) {
     if (int status = check_ranges({{"dtype", dtype, TANGO_FP16, TANGO_FP32},
                                    {"rows", rows, 0, INT_MAX},
                                    {"width", width, 1, INT_MAX},
@@ -98,9 +96,10 @@ int enqueue(int32_t dtype, const void* a, const void* b, int64_t rows, int64_t w
     if (rows == 0) return TANGO_OK;
     for (const void* pointer : {a, b, static_cast<const void*>(y)})
         if (int status = check_pointer("a tensor", pointer, 1)) return status;
-    const Job job{a, b, y, rows * width, width, static_cast<cudaStream_t>(stream)};
-    dtype == TANGO_FP16 ? launch_widest<__half>(job, function) : launch_widest<float>(job, function);
-    const cudaError_t error = cudaGetLastError();
+    const Job job{a, b, y, static_cast<unsigned>(rows * width), static_cast<unsigned>(width)};
+    const auto stream = static_cast<cudaStream_t>(opaque);
+    const cudaError_t error = dtype == TANGO_FP16 ? launch_widest<__half, Function>(job, stream)
+                                                  : launch_widest<float, Function>(job, stream);
     return error == cudaSuccess ? TANGO_OK : fail(TANGO_CUDA_ERROR, "%s", cudaGetErrorString(error));
 }
 
@@ -109,14 +108,14 @@ int enqueue(int32_t dtype, const void* a, const void* b, int64_t rows, int64_t w
 
 int tango_bias_enqueue(int32_t dtype, const void* x, const void* bias, int64_t rows, int64_t width, void* y,
                        void* stream) {
-    return tango::enqueue(dtype, x, bias, rows, width, y, stream, tango::Add());
+    return tango::enqueue<tango::Add>(dtype, x, bias, rows, width, y, stream);
 }
 
 int tango_bias_gelu_enqueue(int32_t dtype, const void* x, const void* bias, int64_t rows, int64_t width, void* y,
                             void* stream) {
-    return tango::enqueue(dtype, x, bias, rows, width, y, stream, tango::Gelu());
+    return tango::enqueue<tango::Gelu>(dtype, x, bias, rows, width, y, stream);
 }
 
 int tango_swiglu_enqueue(int32_t dtype, const void* gate, const void* up, int64_t size, void* y, void* stream) {
-    return tango::enqueue(dtype, gate, up, 1, size, y, stream, tango::SwiGLU());
+    return tango::enqueue<tango::SwiGLU>(dtype, gate, up, 1, size, y, stream);
 }

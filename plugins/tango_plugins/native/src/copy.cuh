@@ -5,8 +5,10 @@
 
 namespace tango {
 
-__device__ inline uint32_t shared_address(const void* pointer) {
-    return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+using SharedAddress = uint32_t;
+
+__device__ inline SharedAddress shared_address(const void* pointer) {
+    return static_cast<SharedAddress>(__cvta_generic_to_shared(pointer));
 }
 
 // 16 bytes from global to shared memory.

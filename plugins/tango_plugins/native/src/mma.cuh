@@ -28,4 +28,12 @@ __device__ inline void load_matrices(uint32_t (&registers)[4], uint32_t address)
                  : "memory");
 }
 
+// The same, each matrix transposed on its way.
+__device__ inline void load_transposed(uint32_t (&registers)[4], uint32_t address) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];\n"
+                 : "=r"(registers[0]), "=r"(registers[1]), "=r"(registers[2]), "=r"(registers[3])
+                 : "r"(address)
+                 : "memory");
+}
+
 }  // namespace tango

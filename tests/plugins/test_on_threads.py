@@ -1,5 +1,5 @@
-"""The kernel of a decode step on a CPU, a thread for each of the GPU's: what it computes, and that it waits for all it
-reads. Copies arrive as late as they may, and shared memory is NaN until then.
+"""Kernels on a CPU, a thread for each of the GPU's: what they compute, and that they wait for all they read. Copies
+arrive as late as they may, and shared memory is NaN until then.
 """
 
 from __future__ import annotations
@@ -8,16 +8,17 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 from tango_plugins.decoder import DecoderShape
-from tango_plugins.library import NATIVE
+from tests.plugins.attentions import Pass, Shape, check
 from tests.plugins.decoders import EPS, Decoder, check_step
+from tests.plugins.on_threads import compiled
 
 ROOT = Path(__file__).parents[2]
-HERE = Path(__file__).parent / "on_threads"
 SHAPES = {
     "tests": DecoderShape(2, 64, 4, 2, 16, 128, 420, 448, 512, EPS),
     "odd": DecoderShape(2, 144, 3, 1, 48, 208, 300, 304, 700, EPS),
@@ -25,22 +26,10 @@ SHAPES = {
 }
 
 
-def compiled(folder, *flags):
-    """The decode step as it is, but for machine.cuh."""
-    if shutil.which("nvcc") is None:
-        pytest.skip("nvcc is not on the PATH")
-    shutil.copytree(NATIVE / "src" / "decode", folder, ignore=lambda *_: ["machine.cuh"], dirs_exist_ok=True)
-    # Attributes and pragmas that only a GPU's compiler knows are passed over.
-    host = ",".join(("-fPIC", "-pthread", "-Wall", "-Werror", "-Wno-attributes", "-Wno-unknown-pragmas", *flags))
-    command = ["nvcc", "-x", "c++", "-std=c++20", "-O1", "-shared", "-cudart", "none", "-Xcompiler", host]
-    include = [f"-I{path}" for path in (HERE, folder, NATIVE / "src", NATIVE / "include")]
-    subprocess.run([*command, *include, str(HERE / "library.cpp"), "-o", str(folder / "library.so")], check=True)
-    return folder / "library.so"
-
-
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
-    return compiled(tmp_path_factory.mktemp("on_threads"))
+    """``library("decode")``."""
+    return cache(lambda name: compiled(tmp_path_factory.mktemp(name), name))
 
 
 @pytest.mark.parametrize(
@@ -53,9 +42,25 @@ def library(tmp_path_factory):
     ],
 )
 def test_logits_and_new_rows_are_those_of_fp64(library, name, blocks, positions):
-    decoder = Decoder(SHAPES[name], library=library, blocks=blocks, device="cpu")
+    decoder = Decoder(SHAPES[name], library=library("decode"), blocks=blocks, device="cpu")
     for position in positions:
         check_step(decoder, position)
+
+
+@pytest.mark.parametrize(
+    ("shape", "begin"),
+    [
+        (Shape(9, 4, 2, 16, 80), 0),
+        (Shape(3, 3, 1, 48, 200), 130),
+        (Shape(70, 2, 1, 64, 100), 0),
+        (Shape(20, 7, 1, 128, 90), 60),
+        (Shape(5, 2, 2, 80, 64), 0),
+        (Shape(12, 3, 1, 192, 60), 40),
+        (Shape(40, 64, 16, 32, 50), 3),  # many blocks: larger tiles
+    ],
+)
+def test_attention_is_that_of_fp64(library, shape, begin):
+    check(Pass(shape, begin, path=library("attention"), device="cpu"))
 
 
 @pytest.fixture
@@ -71,8 +76,9 @@ def sanitizer():
     return environment
 
 
-def test_no_two_threads_race(tmp_path, sanitizer):
-    library = compiled(tmp_path, "-fsanitize=thread", "-g")
-    command = [sys.executable, "-m", "tests.plugins.on_threads.races", str(library)]
+@pytest.mark.parametrize("name", ["decode", "attention"])
+def test_no_two_threads_race(tmp_path, sanitizer, name):
+    library = compiled(tmp_path, name, flags=("-fsanitize=thread", "-g"))
+    command = [sys.executable, "-m", "tests.plugins.on_threads.races", name, str(library)]
     ran = subprocess.run(command, env=sanitizer, cwd=ROOT, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr

@@ -1,6 +1,7 @@
-// The CUDA library with nothing in it but the decode step, and a GPU of 16 multiprocessors.
+// What every one of these libraries has: an interface that Python loads, and a GPU of 16 multiprocessors.
+#pragma once
+
 #include "check.cpp"
-#include "decode.cu"
 
 extern "C" {
 

@@ -1,0 +1,95 @@
+"""Attention of a pass of tokens on the GPU, against fp64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.plugins.attentions import Pass, Shape, check, close
+
+#: Heads of the released decoders, and widths between those that there are kernels for.
+SMALL, LARGE = (14, 2, 64), (28, 4, 128)
+CASES = [
+    *(
+        (T, heads, begin)
+        for heads in (SMALL, LARGE)
+        for T, begin in ((1, 0), (659, 0), (2, 657), (64, 700), (1500, 37))
+    ),
+    *((T, (4, 2, width), begin) for width in (16, 48, 80, 112, 192, 256) for T, begin in ((33, 0), (70, 201))),
+    (200, (96, 96, 32), 5),
+    (300, (64, 1, 128), 1),
+]
+
+
+@pytest.mark.parametrize(("tokens", "heads", "begin"), CASES)
+def test_it_is_that_of_fp64(tokens, heads, begin):
+    check(Pass(Shape(tokens, *heads, begin + tokens + 100), begin, seed=tokens))
+
+
+@pytest.mark.parametrize("heads", [SMALL, LARGE])
+def test_all_tokens_of_a_video(heads):
+    check(Pass(Shape(4096, *heads, 6400), 2207))
+
+
+def test_scores_far_apart():
+    """As outliers make them: one key takes all of the weight, and weights of the others vanish."""
+    check(Pass(Shape(300, *SMALL, 400), 50, scale=12.0))
+
+
+def test_the_last_position_of_the_cache():
+    check(Pass(Shape(30, *SMALL, 512), 482))
+
+
+def test_the_same_bits_every_time():
+    found = Pass(Shape(659, *LARGE, 800), 40)
+    assert found.enqueue() == 0
+    first = found.tensors["mixed"].clone()
+    for _ in range(200):
+        found.tensors["mixed"].fill_(torch.nan)
+        assert found.enqueue() == 0
+        assert torch.equal(found.tensors["mixed"].view(torch.int16), first.view(torch.int16))
+
+
+def test_a_graph_replays_it_at_another_position():
+    found, graph = Pass(Shape(20, *SMALL, 300), 100), torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found.stream = torch.cuda.current_stream().cuda_stream
+        assert found.enqueue() == 0
+    for begin in (100, 3, 280):
+        moved = Pass(Shape(20, *SMALL, 300), begin, seed=begin)
+        for name, tensor in moved.tensors.items():
+            found.tensors[name].copy_(tensor)
+        graph.replay()
+        close(found.tensors["mixed"], moved.expected()[0], 3e-3)
+
+
+def test_what_overflowed_is_told():
+    found = Pass(Shape(40, *SMALL, 100))
+    found.tensors["packed"][7, :64] = torch.inf
+    assert found.enqueue() == 0
+    mixed = found.tensors["mixed"]
+    assert mixed[7].isnan().any()
+    assert mixed[:7].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"tokens": 0}, "tokens is 0: it must be from 1 to 100"),
+        ({"tokens": 101}, "tokens is 101: it must be from 1 to 100"),
+        ({"heads": 3}, "heads % kv_heads is 1: it must be from 0 to 0"),
+        ({"head_width": 72}, "head_width % 16 is 8"),
+        ({"head_width": 272}, "head_width is 272: it must be from 16 to 256"),
+    ],
+)
+def test_what_it_cannot_take_is_refused_by_name(change, words):
+    found = Pass(Shape(10, 4, 2, 64, 100))
+    found.shape = Shape(**vars(found.shape) | change)
+    assert found.enqueue() != 0
+    assert words in found.library.tango_last_error().decode()
+
+
+def test_a_pointer_that_is_not_aligned_is_refused_by_name():
+    found = Pass(Shape(10, 4, 2, 64, 100))
+    assert found.enqueue(bias=found.tensors["bias"][1:]) != 0
+    assert "bias is at" in found.library.tango_last_error().decode()

@@ -1,0 +1,2 @@
+// Sums and activations of the CUDA library.
+#include "activate.cu"
