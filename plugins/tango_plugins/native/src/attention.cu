@@ -339,7 +339,8 @@ template <int kWidth>
 cudaError_t launch_attend(const Pass& pass, int multiprocessors, cudaStream_t stream) {
     using Large = Tile<kWidth, (kWidth > 128) ? 1 : 2>;
     const int rows = pass.shape.tokens * (pass.shape.heads / pass.shape.kv_heads);
-    if (ceil_div(rows, Large::kRows) * pass.shape.kv_heads >= multiprocessors) return launch_attend<Large>(pass, stream);
+    if (ceil_div(rows, Large::kRows) * pass.shape.kv_heads >= 4 * multiprocessors)
+        return launch_attend<Large>(pass, stream);
     return launch_attend<Tile<kWidth, 1>>(pass, stream);
 }
 
