@@ -37,14 +37,14 @@ def _fp16(model):
 #: (benchmarks/results/h200-onnxruntime-*.json, prune-h200.json). With the factor that the estimate is held within:
 #: kernels that are launched one by one are most of the time of the 0.5B's prefill. A step attends to 1024 positions.
 MEASURED = [
-    ("tower and projector, 0.5B", vision_time(SMALL, H200, 32), 43.4, 1.15),
-    ("tower and projector, 7B", vision_time(LARGE, H200, 32), 45.5, 1.15),
-    ("prefill of 659, 0.5B", prefill_time(SMALL, H200, 659, "fp16", _fp16(SMALL)), 3.17, 1.15),
-    ("prefill of 659, 7B", prefill_time(LARGE, H200, 659, "fp16", _fp16(LARGE)), 18.8, 1.15),
-    ("prefill of 6303, 0.5B", prefill_time(SMALL, H200, 6303, "fp16", _fp16(SMALL)), 25.2, 1.6),
-    ("prefill of 6303, 7B", prefill_time(LARGE, H200, 6303, "fp16", _fp16(LARGE)), 160.7, 1.15),
-    ("a token, 0.5B", token_time(SMALL, H200, 1024, _fp16(SMALL)), 0.83, 1.15),
-    ("a token, 7B", token_time(LARGE, H200, 1024, _fp16(LARGE)), 4.13, 1.15),
+    ("tower and projector, 0.5B", vision_time(SMALL, H200, 32), 41.3, 1.15),
+    ("tower and projector, 7B", vision_time(LARGE, H200, 32), 43.1, 1.15),
+    ("prefill of 659, 0.5B", prefill_time(SMALL, H200, 659, "fp16", _fp16(SMALL)), 2.74, 1.15),
+    ("prefill of 659, 7B", prefill_time(LARGE, H200, 659, "fp16", _fp16(LARGE)), 17.0, 1.15),
+    ("prefill of 6303, 0.5B", prefill_time(SMALL, H200, 6303, "fp16", _fp16(SMALL)), 20.8, 1.6),
+    ("prefill of 6303, 7B", prefill_time(LARGE, H200, 6303, "fp16", _fp16(LARGE)), 165.6, 1.15),
+    ("a token, 0.5B", token_time(SMALL, H200, 1024, _fp16(SMALL)), 0.87, 1.15),
+    ("a token, 7B", token_time(LARGE, H200, 1024, _fp16(LARGE)), 4.1, 1.15),
     ("operator, 32 frames, 7B", prune_time(LARGE, H200, 32), 0.497, 1.3),
     ("operator, 32 frames, 0.5B", prune_time(SMALL, H200, 32), 0.296, 1.3),
     ("operator, 128 frames, 7B", prune_time(LARGE, H200, 128), 18.208, 1.3),

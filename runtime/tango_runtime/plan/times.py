@@ -26,7 +26,7 @@ from tango_runtime.plan.models import BYTES, Layers, Model
 #: Of the data sheet's 989 TFLOP/s a product of large fp16 matrices reached 687, of its 4.8 TB/s a copy 4.02.
 COMPUTE, MEMORY = 687 / 989, 4.02 / 4.8
 #: How often a layer's tensors cross the memory, as their widths are counted in :attr:`Layers.widths`.
-PASSES = 6
+PASSES = 5
 #: Seconds for each layer: some fifteen kernels.
 LAYER = 60e-6
 #: Seconds for each layer of a token: five phases.

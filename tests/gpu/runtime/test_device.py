@@ -52,7 +52,7 @@ def test_rows_are_appended_in_their_places(stream, pool, heads, width, capacity)
         for name, axis in (("past", "P"), ("new", "N"))
     )
     cache = Cache(cached, new, capacity, pool, stream)
-    cache.clear()
+    cache.clear(capacity)
     wanted, length = np.zeros((layers, heads, capacity, width), np.float16), 0
     for tokens in (7, 1, 5, 1, 2):
         room = cache.room(tokens)
@@ -65,6 +65,10 @@ def test_rows_are_appended_in_their_places(stream, pool, heads, width, capacity)
         length += tokens
         found = np.stack([stream.download(memory) for memory in cache.held(length).values()])
         np.testing.assert_array_equal(found, wanted)
+    cache.clear(9)
+    wanted[:, :, :9] = 0
+    found = np.stack([stream.download(memory) for memory in cache.held(length).values()])
+    np.testing.assert_array_equal(found, wanted)
 
 
 def test_a_graph_does_again_what_was_recorded(stream, pool):
