@@ -1,4 +1,4 @@
-"""Graphs for ONNX Runtime on a GPU: norms and the tower's attention as that engine's own operators, the rest as ours.
+"""Graphs for ONNX Runtime on a GPU: norms, attention and activations as that engine's own operators or as ours.
 
 A graph that was written is read again and rewritten module by module. The exporter names every node by the path of the
 module that it comes from, so a module's nodes are found by name and replaced as a whole; what an operator wants to know
@@ -39,6 +39,8 @@ from tango_runtime.bundle import DType, GraphSpec, TensorSpec, WeightSpec
 
 #: The domain of ONNX Runtime's own operators (docs/ContribOperators.md in its repository), and that of ours.
 _DOMAIN, _OURS = "com.microsoft", op.DOMAIN
+
+_KINDS = {torch.float16: onnx.TensorProto.FLOAT16, torch.float32: onnx.TensorProto.FLOAT}
 
 #: How long the sequence is after this pass, as GroupQueryAttention wants it told: on the device the last position, for
 #: each sequence; on the host a bound of the length, which says how the work is divided and whether the cache is empty.
@@ -174,8 +176,8 @@ class _Draft:
 
     def is_bias(self, tensor: str) -> bool:
         """Whether a tensor is a row of weights in the graph's dtype."""
-        found, like = self._initializers.get(tensor), numpy_helper.from_array(torch.zeros(1, dtype=self.dtype).numpy())
-        return found is not None and (found.data_type, len(found.dims)) == (like.data_type, 1)
+        found = self._initializers.get(tensor)
+        return found is not None and found.data_type == _KINDS[self.dtype] and len(found.dims) == 1 < found.dims[0]
 
     def is_weight(self, tensor: str) -> bool:
         """Whether a tensor is a weight or another constant."""
@@ -302,7 +304,7 @@ def _take_last(draft: _Draft, path: str, taken: str, given: str) -> NodeProto:
 
 def _fuse_gelu_mlp(draft: _Draft, path: str, module: siglip.MLP) -> None:
     taken = [draft.without_bias(f"{path}.fc1"), f"{path}.fc1.bias"]
-    draft.replace(draft.own(path), _node(path, "BiasGelu", taken, draft.product(f"{path}.fc2").input[0], _OURS))
+    draft.replace(draft.own(path), _node(path, "BiasFastGelu", taken, draft.product(f"{path}.fc2").input[0], _OURS))
 
 
 def _fuse_projector(draft: _Draft, path: str, module: Projector) -> None:
@@ -378,7 +380,9 @@ MEANINGS = {
     meaning.name: meaning
     for meaning in (
         _meaning("Bias", ["x", "bias"], ["y"], helper.make_node("Add", ["x", "bias"], ["y"])),
-        _meaning("BiasGelu", ["x", "bias"], ["y"], helper.make_node("FastGelu", ["x", "bias"], ["y"], domain=_DOMAIN)),
+        _meaning(
+            "BiasFastGelu", ["x", "bias"], ["y"], helper.make_node("FastGelu", ["x", "bias"], ["y"], domain=_DOMAIN)
+        ),
         _meaning(
             "SwiGLU",
             ["gate", "up"],

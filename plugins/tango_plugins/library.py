@@ -231,7 +231,7 @@ class CudaPruner:
         self._check(status)
 
     def region(self, name: str) -> slice:
-        """For tests: the bytes of the workspace that hold the intermediate result of that name (native/src/job.cuh)."""
+        """For tests: the bytes of an intermediate result in the workspace, by its name (native/src/prune/job.cuh)."""
         offset, size = ctypes.c_size_t(), ctypes.c_size_t()
         where = (name.encode(), ctypes.byref(offset), ctypes.byref(size))
         self._check(self._library.tango_prune_region(*self._what, *where))

@@ -129,24 +129,33 @@ def upload_file(file: Path, given_up: threading.Event) -> Buffer:
         given_up: Ends the copy early when it is set: nobody wants it any more.
 
     Raises:
-        TangoError: The device has not enough memory left, or the host none that can be locked.
+        TangoError: The device has not enough memory left, the host none that can be locked, or the file became shorter.
     """
-    runtime, buffer = cudart(), Buffer(file.stat().st_size)
-    kind, begins = runtime.cudaMemcpyKind.cudaMemcpyHostToDevice, iter(range(0, buffer.size, _PIECE))
+    runtime, size = cudart(), file.stat().st_size
+    buffer, kind = Buffer(size), runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
+    begins = deque(range(0, size, _PIECE))
 
     def read(_: int) -> None:
         locked = _PageLocked(_PIECE)  # from other memory, a driver would copy it once more
-        piece = memoryview((ctypes.c_uint8 * _PIECE).from_address(locked.address)).cast("B")
+        window = memoryview((ctypes.c_uint8 * _PIECE).from_address(locked.address)).cast("B")
         with file.open("rb") as source:
-            for begin in begins:
-                if given_up.is_set():
-                    return
+            while begins and not given_up.is_set():
+                begin = begins.popleft()
+                piece = window[: size - begin]
                 source.seek(begin)
-                length = source.readinto(piece)
-                check(runtime.cudaMemcpy(buffer.address + begin, locked.address, length, kind))
+                if source.readinto(piece) != len(piece):
+                    raise TangoError(f"{file} became shorter while it was read", "copy the bundle again")
+                check(runtime.cudaMemcpy(buffer.address + begin, locked.address, len(piece), kind))
+
+    def read_or_end(reader: int) -> None:
+        try:
+            read(reader)
+        except BaseException:
+            begins.clear()  # the other readers end too
+            raise
 
     with ThreadPoolExecutor(_READERS) as threads:
-        list(threads.map(read, range(_READERS)))
+        list(threads.map(read_or_end, range(_READERS)))
     return buffer
 
 
@@ -207,8 +216,8 @@ class _PageLocked:
         if status == runtime.cudaError_t.cudaErrorMemoryAllocation:
             runtime.cudaGetLastError()  # or the next call would report it again
             raise TangoError(
-                f"the host has no {size / 1e6:.0f} MB of memory left that can be locked for the GPU",
-                "use fewer frames, keep fewer answers' frames, or end other programs",
+                f"the host has no {size / 1e6:.1f} MB of memory left that can be locked for the GPU",
+                "end other programs, use fewer frames, or keep fewer answers' frames",
             )
         check((status,))
         self.size, self.address = size, int(address)
@@ -248,7 +257,7 @@ class Slabs:
 
 
 class Stream:
-    """A CUDA stream. Everything on it runs in order; copies to and from the host are counted.
+    """A CUDA stream, for one thread at a time. Everything on it runs in order; copies to and from the host are counted.
 
     Attributes:
         handle: Its ``cudaStream_t``.

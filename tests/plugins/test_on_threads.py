@@ -56,7 +56,8 @@ def test_logits_and_new_rows_are_those_of_fp64(library, name, blocks, positions)
         (Shape(20, 7, 1, 128, 90), 60),
         (Shape(5, 2, 2, 80, 64), 0),
         (Shape(12, 3, 1, 192, 60), 40),
-        (Shape(5, 128, 64, 32, 12), 3),  # many blocks: larger tiles
+        (Shape(70, 4, 2, 48, 170), 90),  # large tiles
+        (Shape(70, 4, 2, 96, 170), 90),
     ],
 )
 def test_attention_is_that_of_fp64(library, shape, begin):
@@ -78,7 +79,7 @@ def sanitizer():
 
 @pytest.mark.parametrize("name", ["decode", "attention"])
 def test_no_two_threads_race(tmp_path, sanitizer, name):
-    library = compiled(tmp_path, name, flags=("-fsanitize=thread", "-g"))
+    library = compiled(tmp_path, name, flags=("-fsanitize=thread", "-g", "-DTANGO_EARLY_COPIES"))
     command = [sys.executable, "-m", "tests.plugins.on_threads.races", name, str(library)]
     ran = subprocess.run(command, env=sanitizer, cwd=ROOT, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr

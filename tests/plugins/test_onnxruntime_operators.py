@@ -18,7 +18,7 @@ from tango_plugins.library import NATIVE
 from tests.plugins.attentions import Pass, Shape
 from tests.plugins.on_threads import compiled
 
-OPERATORS = ("Bias", "BiasGelu", "SwiGLU")
+OPERATORS = ("Bias", "BiasFastGelu", "SwiGLU")
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_a_session_takes_it_where_the_library_is(library, op, tmp_path):
     ("op", "shapes", "words"),
     [
         ("Bias", ((2, 8), (4,)), "tango.Bias: the shapes of the inputs do not fit"),
-        ("BiasGelu", ((2, 8), (2, 8)), "tango.BiasGelu: the shapes of the inputs do not fit"),
+        ("BiasFastGelu", ((2, 8), (2, 8)), "tango.BiasFastGelu: the shapes of the inputs do not fit"),
         ("SwiGLU", ((2, 8), (8,)), "tango.SwiGLU: the shapes of the inputs do not fit"),
     ],
 )

@@ -213,7 +213,7 @@ def test_answers_that_fail_leave_no_frames_behind(make, host, colours):
 
 def test_memory_that_cannot_be_locked_is_told(host):
     host.cudaMallocHost = lambda size: (host.cudaError_t.cudaErrorMemoryAllocation, 0)
-    with pytest.raises(TangoError, match="no 14 MB of memory left that can be locked"):
+    with pytest.raises(TangoError, match=r"no 14\.\d MB of memory left that can be locked"):
         HostPool().take((32, 384, 384, 3), np.uint8)
 
 
@@ -259,6 +259,66 @@ def test_another_cache_in_the_same_memory_is_empty(make, frames):
     llm.generate(frames, QUESTION, max_new_tokens=600)
     overflow(llm._stages)
     assert llm.generate(frames, QUESTION, max_new_tokens=8).ids == wanted
+
+
+def test_after_a_pass_that_failed_the_sequence_is_as_long_as_before(make, monkeypatch):
+    stages, ids = make()._stages, np.arange(20, 29)
+    stages.prefill([stages.embed(ids)], 64)
+    wanted = np.array(stages.extend(stages.embed(ids[:3])))
+    stages.rewind(len(ids))
+    bind = stages._graphs.bind
+
+    def failing(graph, tensors, **options):
+        if graph == "decoder":
+            raise TangoError("the engine failed", "")
+        return bind(graph, tensors, **options)
+
+    monkeypatch.setattr(stages._graphs, "bind", failing)
+    with pytest.raises(TangoError, match="the engine failed"):
+        stages.extend(stages.embed(ids))
+    monkeypatch.setattr(stages._graphs, "bind", bind)
+    np.testing.assert_array_equal(np.array(stages.extend(stages.embed(ids[:3]))), wanted)
+
+
+def test_after_a_cache_that_had_no_room_a_smaller_one_has(make, host):
+    stages, ids = make()._stages, np.arange(20, 29)
+    wanted = np.array(stages.prefill([stages.embed(ids)], 64))
+    everything, host.memory = host.memory, host.held() + 1000
+    with pytest.raises(TangoError, match="MB left"):
+        stages.prefill([stages.embed(ids)], 2000)
+    host.memory = everything
+    np.testing.assert_array_equal(np.array(stages.prefill([stages.embed(ids)], 64)), wanted)
+
+
+def test_a_file_goes_up_whole_or_not_at_all(host, tmp_path, monkeypatch):
+    file, size = tmp_path / "data", 3 * (1 << 22) + 77
+    data = np.random.default_rng(0).integers(0, 255, size, dtype=np.uint8)
+    file.write_bytes(data.tobytes())
+    buffer = device.upload_file(file, threading.Event())
+    np.testing.assert_array_equal(array(buffer.view((size,), np.uint8)), data)
+    found = SimpleNamespace(st_size=size + 5)
+    monkeypatch.setattr(Path, "stat", lambda self, **options: found)
+    with pytest.raises(TangoError, match="became shorter while it was read"):
+        device.upload_file(file, threading.Event())
+
+
+def test_readers_end_where_one_fails(host, tmp_path, monkeypatch):
+    file, copied = tmp_path / "data", []
+    file.write_bytes(bytes(40 << 22))
+    locked = device._PageLocked
+
+    def failing(size):
+        if not copied:
+            copied.append("failed")
+            raise TangoError("the host has no memory left", "")
+        return locked(size)
+
+    monkeypatch.setattr(device, "_PageLocked", failing)
+    copy = host.cudaMemcpy
+    monkeypatch.setattr(host, "cudaMemcpy", lambda *call: copied.append("piece") or copy(*call))
+    with pytest.raises(TangoError, match="no memory left"):
+        device.upload_file(file, threading.Event())
+    assert copied.count("piece") < 40
 
 
 def test_a_full_gpu_is_told(host):

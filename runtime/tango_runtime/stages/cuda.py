@@ -230,7 +230,9 @@ class CudaStages:
         cache = self._require_room(1)
         if self._step is None:
             self._step = self._new_step(cache)
-        self._step(token, self._advance(1))
+        self._reached = max(self._reached, self._length + 1)
+        self._step(token, self._length)
+        self._length += 1
         return self._logits
 
     def host(self, tensor: Any) -> NDArray[Any]:
@@ -258,18 +260,13 @@ class CudaStages:
         """One pass of the decoder."""
         tokens = embeddings.shape[0]
         cache = self._require_room(tokens)
-        begin, new = self._advance(tokens), cache.room(tokens)
+        self._reached = max(self._reached, self._length + tokens)  # of a pass that fails, too, some may be written
         positions = self._pool.take("positions", (tokens,), self._positions.dtype)
-        self._stream.copy(rows(self._positions, begin, begin + tokens), positions)
-        self._graphs.bind("decoder", self._decoder_tensors(cache, embeddings, positions, new, begin))()
-        cache.append(new, begin)
-
-    def _advance(self, tokens: int) -> int:
-        """Makes the sequence longer, before anything of it is written; its length so far."""
-        begin = self._length
+        self._stream.copy(rows(self._positions, self._length, self._length + tokens), positions)
+        new = cache.room(tokens)
+        self._graphs.bind("decoder", self._decoder_tensors(cache, embeddings, positions, new, self._length))()
+        cache.append(new, self._length)
         self._length += tokens
-        self._reached = max(self._reached, self._length)
-        return begin
 
     def _new_step(self, cache: Cache) -> Step:
         own = self._graphs.step(list(cache.held(cache.capacity).values()), self._logits.memory, self._pool)
@@ -348,7 +345,7 @@ class CudaStages:
         wanted = fixed or -(-capacity // _POSITIONS) * _POSITIONS
         if self._cache is not None and self._cache.capacity == wanted:
             return self._cache
-        self._step = None  # it is bound to the old one
+        self._cache = self._step = None  # its memory goes first, and stays away if the new one has no room
         return self._new_cache(wanted)
 
     def _new_cache(self, capacity: int) -> Cache:

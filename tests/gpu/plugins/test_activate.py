@@ -84,9 +84,10 @@ def test_a_graph_replays_it(name):
     torch.testing.assert_close(y.double(), wanted(name, a, b), rtol=1e-3, atol=1e-6)
 
 
-def test_nothing_is_done_with_nothing():
-    a, b, y = tensors("tango_bias_enqueue", (1, 8), torch.float16)
-    assert call("tango_bias_enqueue", a[:0], b, y[:0]) == 0
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_is_done_with_nothing(name):
+    a, b, y = tensors(name, (1, 8), torch.float16)
+    assert call(name, a[:0], b, y[:0]) == 0
     assert (y == -77.0).all()
 
 
@@ -95,3 +96,9 @@ def test_another_dtype_is_refused_by_name(dtype):
     a, b, y = tensors("tango_bias_enqueue", (2, 8), torch.float16)
     assert call("tango_bias_enqueue", a, b, y, dtype) != 0
     assert library.load().tango_last_error().decode().startswith(f"dtype is {dtype}")
+
+
+def test_a_tensor_that_is_not_there_is_refused_by_name():
+    a, b, y = tensors("tango_swiglu_enqueue", (2, 8), torch.float16)
+    assert call("tango_swiglu_enqueue", a, b[:0], y) != 0
+    assert library.load().tango_last_error().decode() == "up is null"

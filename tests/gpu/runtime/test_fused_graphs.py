@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tango_plugins import library
 from tango_runtime import VideoLLM
 from tango_runtime.device import cudart
-from tango_runtime.stages import select
+from tango_runtime.stages import select, sessions
 from tests.gpu.runtime import heads
 from tests.gpu.runtime.test_stages import close
 
@@ -47,25 +46,28 @@ def test_vision_is_the_plain_graphs(chains, count):
         close(gpu._stages.host(a), b, "fp16")
 
 
-def test_the_librarys_operators_are_what_runs(chains, tmp_path):
+def test_the_librarys_operators_are_what_runs(chains, tmp_path, monkeypatch):
     """And not what the graphs say of them for engines that lack the library."""
-    import onnxruntime
+    made = sessions._options
 
-    gpu, _ = chains
-    options = onnxruntime.SessionOptions()
-    options.enable_profiling, options.profile_file_prefix = True, str(tmp_path / "profile")
-    options.register_custom_ops_library(str(library.installed()))
-    fused = gpu.bundle.file(gpu.bundle.manifest.graphs["vision"].fused.file)
-    session = onnxruntime.InferenceSession(str(fused), options, providers=["CUDAExecutionProvider"])
-    size = gpu.bundle.manifest.video.size
-    spec = gpu.bundle.manifest.graphs["vision"]
-    data = gpu.bundle.file(spec.data)
-    weights = {name: np.memmap(data, w.dtype, "r", w.offset, w.shape) for name, w in spec.taken.items()}
-    session.run(None, {"frames": np.zeros((1, size, size, 3), np.uint8), **weights})
-    events = json.loads(Path(session.end_profiling()).read_text())
-    ran = {event["args"]["op_name"] for event in events if "op_name" in event.get("args", {})}
-    assert {"Bias", "BiasGelu"} <= ran
-    assert "FastGelu" not in ran
+    def profiling(*arguments):
+        options = made(*arguments)
+        options.enable_profiling, options.profile_file_prefix = True, str(tmp_path / "profile")
+        return options
+
+    monkeypatch.setattr(sessions, "_options", profiling)
+    bundle = chains[0].bundle
+    stages, size = select(bundle, "onnxruntime-cuda"), bundle.manifest.video.size
+    stages.vision(np.zeros((1, size, size, 3), np.uint8), lambda done: None)
+    np.array(stages.prefill([stages.embed(np.arange(20, 40))], 64))
+    for graph, ours, others in (
+        ("vision", {"Bias", "BiasFastGelu"}, {"FastGelu"}),
+        ("decoder", {"CachedAttention", "SwiGLU"}, {"GroupQueryAttention", "QuickGelu"}),
+    ):
+        events = json.loads(Path(stages._graphs._sessions[graph].end_profiling()).read_text())
+        ran = {event["args"]["op_name"] for event in events if "op_name" in event.get("args", {})}
+        assert ours <= ran
+        assert not others & ran
 
 
 @pytest.mark.parametrize("count", [1, 60, 671])

@@ -1,4 +1,4 @@
-// What every one of these libraries has: an interface that Python loads, and a GPU of 16 multiprocessors.
+// What every one of these libraries has: an interface that Python loads, and a GPU.
 #pragma once
 
 #include "check.cpp"
@@ -14,7 +14,7 @@ const char* cudaGetErrorName(cudaError_t) { return ""; }
 const char* cudaGetErrorString(cudaError_t) { return ""; }
 
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-    *value = attribute == cudaDevAttrMultiProcessorCount ? 16 : 227 << 10;
+    *value = attribute == cudaDevAttrMultiProcessorCount ? kMultiprocessors : kSharedBytes;
     return cudaSuccess;
 }
 }

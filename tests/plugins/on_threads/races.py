@@ -14,4 +14,4 @@ if __name__ == "__main__":
         shape = DecoderShape(2, 32, 4, 2, 16, 96, 100, 112, 200, EPS)
         check_step(Decoder(shape, library=library, blocks=2, device="cpu"), 150)
     else:
-        check(Pass(Shape(20, 4, 1, 32, 200), 130, path=library, device="cpu"))
+        check(Pass(Shape(40, 4, 1, 64, 400), 260, path=library, device="cpu"))

@@ -1,12 +1,13 @@
 // What ONNX Runtime's operators lack, as its custom operators on the GPU. A session that registers the library
 // (SessionOptions.register_custom_ops_library) finds them in the domain "tango":
 //
-//   Bias(x [..., C], bias [C]) -> y,   BiasGelu likewise,   SwiGLU(gate, up) -> y                      tango/activate.h
+//   Bias(x [..., C], bias [C]) -> y,   BiasFastGelu likewise,   SwiGLU(gate, up) -> y                 tango/activate.h
 //   CachedAttention(packed [1, T, (H + 2 G) d], bias, past_key [1, G, P, d], past_value, last [1], total [1], cosines,
-//       sines; num_heads = H, kv_num_heads = G) -> mixed [1, T, H d], present_key, present_value       tango/attention.h
+//       sines; num_heads = H, kv_num_heads = G) -> mixed [1, T, H d], present_key, present_value      tango/attention.h
 //
-// The first three for fp16 and fp32: two operators of one name, of which a session takes the one that fits. Attention is
-// for fp16; past and present are the same memory, and `total` is there for other implementations. No arithmetic here.
+// The first three for fp16 and fp32: two operators of one name, of which a session takes the one that fits. Attention
+// is for fp16; past and present are the same memory, and `total` is there for other implementations. No arithmetic here.
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -43,8 +44,14 @@ struct Kernel {
     const OrtApi* api;
     int64_t heads = 0, kv_heads = 0;
 
-    OrtStatus* refuse(const std::string& why) const {
-        return api->CreateStatus(ORT_INVALID_ARGUMENT, (std::string("tango.") + op->name + ": " + why).c_str());
+    OrtStatus* refuse(const std::string& why, OrtErrorCode code = ORT_INVALID_ARGUMENT) const {
+        return api->CreateStatus(code, (std::string("tango.") + op->name + ": " + why).c_str());
+    }
+
+    // What a function of the library gave back.
+    OrtStatus* passed(int status) const {
+        if (status == TANGO_OK) return nullptr;
+        return refuse(tango_last_error(), status == TANGO_BAD_ARGUMENT ? ORT_INVALID_ARGUMENT : ORT_FAIL);
     }
 };
 
@@ -61,7 +68,7 @@ struct Tensor {
     }
 };
 
-OrtStatus* read(const OrtApi* api, const OrtKernelContext* context, size_t index, Tensor& tensor) {
+OrtStatus* read_input(const OrtApi* api, const OrtKernelContext* context, size_t index, Tensor& tensor) {
     const OrtValue* value = nullptr;
     TANGO_TRY(api->KernelContext_GetInput(context, index, &value));
     TANGO_TRY(api->GetTensorMutableData(const_cast<OrtValue*>(value), &tensor.data));
@@ -76,7 +83,7 @@ OrtStatus* read(const OrtApi* api, const OrtKernelContext* context, size_t index
 }
 
 // Memory of an output, of a shape that is given.
-OrtStatus* open(const OrtApi* api, OrtKernelContext* context, size_t index, Tensor& tensor) {
+OrtStatus* open_output(const OrtApi* api, OrtKernelContext* context, size_t index, Tensor& tensor) {
     OrtValue* value = nullptr;
     TANGO_TRY(api->KernelContext_GetOutput(context, index, tensor.shape.data(), tensor.shape.size(), &value));
     return api->GetTensorMutableData(value, &tensor.data);
@@ -90,12 +97,12 @@ struct Pair {
     void* stream = nullptr;
 
     OrtStatus* read(const Kernel& kernel, OrtKernelContext* context, bool is_row) {
-        TANGO_TRY(::read(kernel.api, context, 0, a));
-        TANGO_TRY(::read(kernel.api, context, 1, b));
+        TANGO_TRY(read_input(kernel.api, context, 0, a));
+        TANGO_TRY(read_input(kernel.api, context, 1, b));
         if (is_row ? b.shape != std::vector<int64_t>{a.at(1)} : b.shape != a.shape)
             return kernel.refuse("the shapes of the inputs do not fit");
         y.shape = a.shape;
-        TANGO_TRY(open(kernel.api, context, 0, y));
+        TANGO_TRY(open_output(kernel.api, context, 0, y));
         TANGO_TRY(kernel.api->KernelContext_GetGPUComputeStream(context, &stream));
         rows = a.at(1) == 0 ? 0 : a.size() / a.at(1);
         dtype = kernel.op->inputs[0] == kHalf ? TANGO_FP16 : TANGO_FP32;
@@ -110,25 +117,23 @@ OrtStatus* compute_rows(const Kernel& kernel, OrtKernelContext* context) {
     Pair pair;
     TANGO_TRY(pair.read(kernel, context, true));
     if (pair.rows == 0) return nullptr;
-    const int status =
-        kEnqueue(pair.dtype, pair.a.data, pair.b.data, pair.rows, pair.a.at(1), pair.y.data, pair.stream);
-    return status == TANGO_OK ? nullptr : kernel.refuse(tango_last_error());
+    return kernel.passed(
+        kEnqueue(pair.dtype, pair.a.data, pair.b.data, pair.rows, pair.a.at(1), pair.y.data, pair.stream));
 }
 
 OrtStatus* compute_swiglu(const Kernel& kernel, OrtKernelContext* context) {
     Pair pair;
     TANGO_TRY(pair.read(kernel, context, false));
-    if (pair.rows == 0) return nullptr;
-    const int status =
-        tango_swiglu_enqueue(pair.dtype, pair.a.data, pair.b.data, pair.a.size(), pair.y.data, pair.stream);
-    return status == TANGO_OK ? nullptr : kernel.refuse(tango_last_error());
+    return kernel.passed(
+        tango_swiglu_enqueue(pair.dtype, pair.a.data, pair.b.data, pair.a.size(), pair.y.data, pair.stream));
 }
+
+enum { kPacked, kBias, kPastKey, kPastValue, kLast, kTotal, kCosines, kSines, kInputs };
 
 OrtStatus* compute_attention(const Kernel& kernel, OrtKernelContext* context) {
     const OrtApi* api = kernel.api;
-    enum { kPacked, kBias, kPastKey, kPastValue, kLast, kTotal, kCosines, kSines, kInputs };
     Tensor in[kInputs], mixed, key, value;
-    for (size_t i = 0; i < kInputs; ++i) TANGO_TRY(read(api, context, i, in[i]));
+    for (size_t i = 0; i < kInputs; ++i) TANGO_TRY(read_input(api, context, i, in[i]));
     const int64_t tokens = in[kPacked].at(2), capacity = in[kPastKey].at(2), width = in[kPastKey].at(1);
     const std::vector<int64_t> cache = {1, kernel.kv_heads, capacity, width};
     const int64_t columns = (kernel.heads + 2 * kernel.kv_heads) * width;
@@ -137,9 +142,9 @@ OrtStatus* compute_attention(const Kernel& kernel, OrtKernelContext* context) {
         in[kCosines].shape != in[kSines].shape || in[kCosines].at(1) != width / 2 || in[kCosines].at(2) < capacity)
         return kernel.refuse("the shapes of the inputs do not fit");
     mixed.shape = {1, tokens, kernel.heads * width}, key.shape = value.shape = cache;
-    TANGO_TRY(open(api, context, 0, mixed));
-    TANGO_TRY(open(api, context, 1, key));
-    TANGO_TRY(open(api, context, 2, value));
+    TANGO_TRY(open_output(api, context, 0, mixed));
+    TANGO_TRY(open_output(api, context, 1, key));
+    TANGO_TRY(open_output(api, context, 2, value));
     if (key.data != in[kPastKey].data || value.data != in[kPastValue].data)
         return kernel.refuse("past and present must be the same memory");
     void* stream = nullptr;
@@ -153,8 +158,7 @@ OrtStatus* compute_attention(const Kernel& kernel, OrtKernelContext* context) {
     const TangoAttentionTensors tensors = {in[kPacked].data,  in[kBias].data,  static_cast<int32_t*>(in[kLast].data),
                                            in[kCosines].data, in[kSines].data, key.data,
                                            value.data,        mixed.data};
-    const int status = tango_attention_enqueue(&shape, &tensors, stream);
-    return status == TANGO_OK ? nullptr : kernel.refuse(tango_last_error());
+    return kernel.passed(tango_attention_enqueue(&shape, &tensors, stream));
 }
 
 const Operator& cast(const OrtCustomOp* op) { return *static_cast<const Operator*>(op); }
@@ -188,7 +192,11 @@ Operator make(const char* name, OrtStatus* (*compute)(const Kernel&, OrtKernelCo
     made.CreateKernelV2 = create;
     made.KernelComputeV2 = [](void* opaque, OrtKernelContext* context) {
         const Kernel& kernel = *static_cast<const Kernel*>(opaque);
-        return kernel.op->compute(kernel, context);
+        try {
+            return kernel.op->compute(kernel, context);
+        } catch (const std::bad_alloc&) {
+            return kernel.api->CreateStatus(ORT_FAIL, "the host has no memory left");
+        }
     };
     made.KernelDestroy = [](void* kernel) { delete static_cast<Kernel*>(kernel); };
     return made;
@@ -198,20 +206,22 @@ std::vector<Operator> make_all() {
     std::vector<Operator> all;
     for (auto type : {kHalf, kFloat}) {
         all.push_back(make("Bias", compute_rows<tango_bias_enqueue>, {type, type}, {type}));
-        all.push_back(make("BiasGelu", compute_rows<tango_bias_gelu_enqueue>, {type, type}, {type}));
+        all.push_back(make("BiasFastGelu", compute_rows<tango_bias_gelu_enqueue>, {type, type}, {type}));
         all.push_back(make("SwiGLU", compute_swiglu, {type, type}, {type}));
     }
     all.push_back(make("CachedAttention", compute_attention,
                        {kHalf, kHalf, kHalf, kHalf, kInt32, kInt32, kHalf, kHalf}, {kHalf, kHalf, kHalf}));
-    all.back().on_host = 5;  // total
+    all.back().on_host = kTotal;
     all.back().has_heads = true;
     return all;
 }
 
-// One for the process, since sessions refer to it as long as they live.
+// One for the process, never freed: sessions refer to it as long as they live.
 OrtStatus* open_domain(const OrtApi* api, OrtCustomOpDomain** opened) {
-    static const std::vector<Operator> operators = make_all();
+    static const std::vector<Operator>& operators = *new std::vector<Operator>(make_all());
     static OrtCustomOpDomain* domain = nullptr;
+    static std::mutex opening;
+    const std::lock_guard<std::mutex> lock(opening);
     if (domain == nullptr) {
         OrtCustomOpDomain* made = nullptr;
         TANGO_TRY(api->CreateCustomOpDomain("tango", &made));

@@ -1,6 +1,6 @@
-// The part of ONNX Runtime's C interface that a custom operator calls, as version 16 of it (ONNX Runtime 1.16) and every
-// later one have it: the interface only ever grows at its end. Its packages for Python bring no headers, and with this no
-// one need look for them.
+// The part of ONNX Runtime's C interface that a custom operator calls, as version 16 of it (ONNX Runtime 1.16) and
+// every later one have it: the interface only ever grows at its end. Its packages for Python bring no headers, and with
+// this no one need look for them.
 //
 // The names and the order are those of onnxruntime_c_api.h (microsoft/onnxruntime, include/onnxruntime/core/session).
 #pragma once
@@ -17,7 +17,6 @@ struct OrtKernelInfo;
 struct OrtKernelContext;
 struct OrtSessionOptions;
 struct OrtCustomOpDomain;
-struct OrtShapeInferContext;
 struct OrtCustomOp;
 
 enum ONNXTensorElementDataType : int {
@@ -80,14 +79,13 @@ struct OrtCustomOp {
     int (*GetVariadicOutputHomogeneity)(const OrtCustomOp* op);
     OrtStatus* (*CreateKernelV2)(const OrtCustomOp* op, const OrtApi* api, const OrtKernelInfo* info, void** kernel);
     OrtStatus* (*KernelComputeV2)(void* kernel, OrtKernelContext* context);
-    OrtStatus* (*InferOutputShapeFn)(const OrtCustomOp* op, OrtShapeInferContext* context);  // from version 17
-    int (*GetStartVersion)(const OrtCustomOp* op);                                          // from version 17
-    int (*GetEndVersion)(const OrtCustomOp* op);
 };
 
 }  // extern "C"
 
-static_assert(offsetof(OrtApi, AddCustomOpDomain) == 28 * sizeof(void*), "a gap is too wide or too narrow");
-static_assert(offsetof(OrtApi, GetTensorTypeAndShape) == 65 * sizeof(void*), "a gap is too wide or too narrow");
-static_assert(offsetof(OrtApi, ReleaseTensorTypeAndShapeInfo) == 99 * sizeof(void*), "a gap is too wide or too narrow");
-static_assert(offsetof(OrtApi, KernelContext_GetGPUComputeStream) == 193 * sizeof(void*), "a gap is too wide or too narrow");
+constexpr size_t place_of(size_t offset) { return offset / sizeof(void*); }
+
+static_assert(place_of(offsetof(OrtApi, AddCustomOpDomain)) == 28, "a gap is too wide or too narrow");
+static_assert(place_of(offsetof(OrtApi, GetTensorTypeAndShape)) == 65, "a gap is too wide or too narrow");
+static_assert(place_of(offsetof(OrtApi, ReleaseTensorTypeAndShapeInfo)) == 99, "a gap is too wide or too narrow");
+static_assert(place_of(offsetof(OrtApi, KernelContext_GetGPUComputeStream)) == 193, "a gap is too wide or too narrow");

@@ -1,6 +1,6 @@
-// Sums and activations between matrix products. All that counts is memory: a thread asks for all of its vectors before it
-// computes, and blocks go from the end of a tensor to its beginning, since what the product before wrote last is in the L2
-// cache still, and what is written last will be for the product behind.
+// Sums and activations between matrix products. All that counts is memory: a thread asks for all of its vectors before
+// it computes, and blocks go from the end of a tensor to its beginning, since what the product before wrote last is in
+// the L2 cache still, and what is written last will be for the product behind.
 #include <cuda_fp16.h>
 
 #include <climits>
@@ -86,21 +86,29 @@ cudaError_t launch_widest(const Job& job, cudaStream_t stream) {
     return fits ? launch_map<T, kSize, Function>(job, stream) : launch_map<T, 1, Function>(job, stream);
 }
 
+struct Argument {
+    const char* name;
+    const void* pointer;
+};
+
 template <typename Function>
-int enqueue(int32_t dtype, const void* a, const void* b, int64_t rows, int64_t width, void* y, void* opaque) {
-    if (int status = check_ranges({{"dtype", dtype, TANGO_FP16, TANGO_FP32},
-                                   {"rows", rows, 0, INT_MAX},
-                                   {"width", width, 1, INT_MAX},
-                                   {"rows * width", rows * width, 0, INT_MAX}}))
-        return status;
-    if (rows == 0) return TANGO_OK;
-    for (const void* pointer : {a, b, static_cast<const void*>(y)})
-        if (int status = check_pointer("a tensor", pointer, 1)) return status;
-    const Job job{a, b, y, static_cast<unsigned>(rows * width), static_cast<unsigned>(width)};
+int enqueue(int32_t dtype, Argument a, Argument b, int64_t size, int64_t period, void* y, void* opaque) {
+    if (int status = check_ranges({{"dtype", dtype, TANGO_FP16, TANGO_FP32}})) return status;
+    if (size == 0) return TANGO_OK;
+    for (const Argument& argument : {a, b, Argument{"y", y}})
+        if (int status = check_pointer(argument.name, argument.pointer, 1)) return status;
+    const Job job{a.pointer, b.pointer, y, static_cast<unsigned>(size), static_cast<unsigned>(period)};
     const auto stream = static_cast<cudaStream_t>(opaque);
     const cudaError_t error = dtype == TANGO_FP16 ? launch_widest<__half, Function>(job, stream)
                                                   : launch_widest<float, Function>(job, stream);
     return error == cudaSuccess ? TANGO_OK : fail(TANGO_CUDA_ERROR, "%s", cudaGetErrorString(error));
+}
+
+template <typename Function>
+int enqueue_rows(int32_t dtype, const void* x, const void* bias, int64_t rows, int64_t width, void* y, void* stream) {
+    if (int status = check_ranges({{"rows", rows, 0, INT_MAX}, {"width", width, 1, INT_MAX}})) return status;
+    if (int status = check_ranges({{"rows * width", rows * width, 0, INT_MAX}})) return status;
+    return enqueue<Function>(dtype, {"x", x}, {"bias", bias}, rows * width, width, y, stream);
 }
 
 }  // namespace
@@ -108,14 +116,15 @@ int enqueue(int32_t dtype, const void* a, const void* b, int64_t rows, int64_t w
 
 int tango_bias_enqueue(int32_t dtype, const void* x, const void* bias, int64_t rows, int64_t width, void* y,
                        void* stream) {
-    return tango::enqueue<tango::Add>(dtype, x, bias, rows, width, y, stream);
+    return tango::enqueue_rows<tango::Add>(dtype, x, bias, rows, width, y, stream);
 }
 
 int tango_bias_gelu_enqueue(int32_t dtype, const void* x, const void* bias, int64_t rows, int64_t width, void* y,
                             void* stream) {
-    return tango::enqueue<tango::Gelu>(dtype, x, bias, rows, width, y, stream);
+    return tango::enqueue_rows<tango::Gelu>(dtype, x, bias, rows, width, y, stream);
 }
 
 int tango_swiglu_enqueue(int32_t dtype, const void* gate, const void* up, int64_t size, void* y, void* stream) {
-    return tango::enqueue<tango::SwiGLU>(dtype, gate, up, 1, size, y, stream);
+    if (int status = tango::check_ranges({{"size", size, 0, INT_MAX}})) return status;
+    return tango::enqueue<tango::SwiGLU>(dtype, {"gate", gate}, {"up", up}, size, size, y, stream);
 }

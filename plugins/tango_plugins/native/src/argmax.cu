@@ -1,4 +1,4 @@
-// The greatest of a row of logits. One block: 150,000 of them are 0.6 MB, and the weights that a token reads are hundreds.
+// The greatest of a row of logits. One block: 150,000 of them are 0.6 MB, the weights that a token reads are hundreds.
 #include "warp.cuh"
 #include "tango/argmax.h"
 

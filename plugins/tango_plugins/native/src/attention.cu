@@ -1,9 +1,9 @@
 // Attention of a pass of tokens over the cache (tango/attention.h).
 //
-// append() puts rotated keys, and values, into the cache. Then a block of attend() has some rows of queries of one head of
-// the cache: the queries that share it lie one behind the other, token by token, so that keys and values which are in
-// shared memory serve all of them. It goes over the cache in tiles while the next is on its way, and keeps of each row the
-// greatest score, the sum of weights and the mixed values so far (FlashAttention, arXiv 2205.14135 and 2307.08691).
+// append() puts rotated keys, and values, into the cache. Then a block of attend() has some rows of queries of one head
+// of the cache: the queries that share it lie one behind the other, token by token, so that keys and values which are in
+// shared memory serve all of them. It goes over the cache in tiles while the next is on its way, and keeps of each row
+// the greatest score, the sum of weights and the mixed values so far (FlashAttention, arXiv 2205.14135, 2307.08691).
 #include <cuda_fp16.h>
 
 #include <climits>
@@ -328,45 +328,68 @@ __global__ void __launch_bounds__(T::kThreads) attend(Pass pass) {
     write<T>(pass, rows, head, row);
 }
 
+int report(cudaError_t error) {
+    if (error == cudaSuccess) return TANGO_OK;
+    return fail(TANGO_CUDA_ERROR, "%s: %s", cudaGetErrorName(error), cudaGetErrorString(error));
+}
+
+struct Gpu {
+    int multiprocessors = 0, shared_bytes = 0;  // of a block, at most
+
+    cudaError_t ask() {
+        int device = 0;
+        cudaError_t error = cudaGetDevice(&device);
+        if (error == cudaSuccess)
+            error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
+        if (error == cudaSuccess)
+            error = cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+        return error;
+    }
+};
+
 template <typename T>
-cudaError_t launch_attend(const Pass& pass, cudaStream_t stream) {
+int launch_attend(const Pass& pass, cudaStream_t stream) {
     const int rows = pass.shape.tokens * (pass.shape.heads / pass.shape.kv_heads);
-    return launch(attend<T>, pass, ceil_div(rows, T::kRows) * pass.shape.kv_heads, T::kThreads, T::kBytes, stream);
+    return report(
+        launch(attend<T>, pass, ceil_div(rows, T::kRows) * pass.shape.kv_heads, T::kThreads, T::kBytes, stream));
 }
 
 // Larger tiles read less of shared memory for each row; smaller ones, where there are few, occupy more of the GPU.
 template <int kWidth>
-cudaError_t launch_attend(const Pass& pass, int multiprocessors, cudaStream_t stream) {
+int launch_attend(const Pass& pass, const Gpu& gpu, cudaStream_t stream) {
     using Large = Tile<kWidth, (kWidth > 128) ? 1 : 2>;
+    using Small = Tile<kWidth, 1>;
+    if (Small::kBytes > gpu.shared_bytes)
+        return fail(TANGO_BAD_ARGUMENT, "head_width is %d: it takes %d bytes of shared memory, this GPU has %d",
+                    pass.shape.head_width, Small::kBytes, gpu.shared_bytes);
     const int rows = pass.shape.tokens * (pass.shape.heads / pass.shape.kv_heads);
-    if (ceil_div(rows, Large::kRows) * pass.shape.kv_heads >= 4 * multiprocessors)
-        return launch_attend<Large>(pass, stream);
-    return launch_attend<Tile<kWidth, 1>>(pass, stream);
+    const bool many = ceil_div(rows, Large::kRows) * pass.shape.kv_heads >= 4 * gpu.multiprocessors;
+    return many && Large::kBytes <= gpu.shared_bytes ? launch_attend<Large>(pass, stream)
+                                                     : launch_attend<Small>(pass, stream);
 }
 
-cudaError_t enqueue(const Pass& pass, cudaStream_t stream) {
+int enqueue(const Pass& pass, cudaStream_t stream) {
     const TangoAttentionShape& shape = pass.shape;
-    int device = 0, multiprocessors = 0;
-    cudaError_t error = cudaGetDevice(&device);
-    if (error == cudaSuccess) error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
-    if (error != cudaSuccess) return error;
+    Gpu gpu;
+    if (int status = report(gpu.ask())) return status;
     const int words = shape.tokens * shape.kv_heads * (shape.head_width / 2 / Word::kSize);
-    error = launch(append, pass, ceil_div(words, kAppendThreads), kAppendThreads, 0, stream);
-    if (error != cudaSuccess) return error;
-    if (shape.head_width <= 64) return launch_attend<64>(pass, multiprocessors, stream);
-    if (shape.head_width <= 128) return launch_attend<128>(pass, multiprocessors, stream);
-    return launch_attend<TANGO_MAX_HEAD_WIDTH>(pass, multiprocessors, stream);
+    if (int status = report(launch(append, pass, ceil_div(words, kAppendThreads), kAppendThreads, 0, stream)))
+        return status;
+    if (shape.head_width <= 64) return launch_attend<64>(pass, gpu, stream);
+    if (shape.head_width <= 128) return launch_attend<128>(pass, gpu, stream);
+    return launch_attend<TANGO_MAX_HEAD_WIDTH>(pass, gpu, stream);
 }
 
 int check(const TangoAttentionShape& shape, const TangoAttentionTensors& tensors) {
     if (int status = check_ranges({{"tokens", shape.tokens, 1, shape.capacity},
                                    {"kv_heads", shape.kv_heads, 1, 1 << 10},
                                    {"heads", shape.heads, shape.kv_heads, 1 << 10},
-                                   {"heads % kv_heads", shape.heads % shape.kv_heads, 0, 0},
-                                   {"head_width", shape.head_width, 16, TANGO_MAX_HEAD_WIDTH},
-                                   {"head_width % 16", shape.head_width % 16, 0, 0}}))
+                                   {"head_width", shape.head_width, 16, TANGO_MAX_HEAD_WIDTH}}))
         return status;
-    if (int status = check_ranges({{"tokens * heads", 1LL * shape.tokens * shape.heads, 1, INT_MAX / 256}})) return status;
+    if (int status = check_ranges({{"heads % kv_heads", shape.heads % shape.kv_heads, 0, 0},
+                                   {"head_width % 16", shape.head_width % 16, 0, 0},
+                                   {"tokens * heads", 1LL * shape.tokens * shape.heads, 1, INT_MAX / 256}}))
+        return status;
     const struct {
         const char* name;
         const void* pointer;
@@ -383,7 +406,5 @@ int check(const TangoAttentionShape& shape, const TangoAttentionTensors& tensors
 
 int tango_attention_enqueue(const TangoAttentionShape* shape, const TangoAttentionTensors* tensors, void* stream) {
     if (int status = tango::check(*shape, *tensors)) return status;
-    const cudaError_t error = tango::enqueue({*shape, *tensors}, static_cast<cudaStream_t>(stream));
-    if (error == cudaSuccess) return TANGO_OK;
-    return tango::fail(TANGO_CUDA_ERROR, "%s: %s", cudaGetErrorName(error), cudaGetErrorString(error));
+    return tango::enqueue({*shape, *tensors}, static_cast<cudaStream_t>(stream));
 }

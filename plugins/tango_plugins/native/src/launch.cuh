@@ -1,4 +1,4 @@
-// Launches a kernel with as much shared memory as it asks for, which it finds at shared_memory().
+// Launches kernels with as much shared memory as they ask for, which they find at shared_memory().
 #pragma once
 
 #include <cstdint>
@@ -10,12 +10,18 @@ __device__ inline float4* shared_memory() {
     return memory;
 }
 
+constexpr size_t kSharedForAll = 48 << 10;  // more must be allowed
+
+inline cudaError_t allow_shared(const void* function, size_t bytes) {
+    if (bytes <= kSharedForAll) return cudaSuccess;
+    return cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+}
+
 template <typename Argument>
 cudaError_t launch(void (*kernel)(Argument), Argument argument, int blocks, int threads, size_t shared,
                    cudaStream_t stream) {
     const void* function = reinterpret_cast<const void*>(kernel);
-    const cudaError_t error =
-        cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
+    const cudaError_t error = allow_shared(function, shared);
     if (error != cudaSuccess) return error;
     void* arguments[] = {&argument};
     return cudaLaunchKernel(function, dim3(blocks), dim3(threads), arguments, shared, stream);

@@ -13,8 +13,8 @@ extern "C" {
 #endif
 
 /* Each enqueues one kernel on a stream (a cudaStream_t), which a CUDA graph can capture. Tensors are device memory,
- * contiguous, of one TangoDtype; `y` may be the first of them. Tensors at multiples of 16 bytes, and rows of as many, are
- * read and written in such pieces, others an element at a time. */
+ * contiguous, of one TangoDtype; `y` may be the first of them. Tensors at multiples of 16 bytes, and rows of as many,
+ * are read and written in such pieces, others an element at a time. */
 
 /* y = x + bias, x and y [rows, width], bias [width]. */
 TANGO_API int tango_bias_enqueue(int32_t dtype, const void* x, const void* bias, int64_t rows, int64_t width, void* y,

@@ -22,8 +22,8 @@ typedef struct TangoAttentionShape {
     int32_t capacity;   /* positions that the cache has room for, P */
 } TangoAttentionShape;
 
-/* Device memory, contiguous, fp16 unless it is said; all but `last` aligned to 16 bytes. A head is rotated by halves: its
- * dimensions i and d / 2 + i together, by the angle whose cosine and sine are at [position, i]. */
+/* Device memory, contiguous, fp16 unless it is said; all but `last` aligned to 16 bytes. A head is rotated by halves:
+ * its dimensions i and d / 2 + i together, by the angle whose cosine and sine are at [position, i]. */
 typedef struct TangoAttentionTensors {
     const void* packed;  /* [T, (H + 2 G) d]: queries, keys and values of each token */
     const void* bias;    /* [(H + 2 G) d], added to them */

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "copy.cuh"
+#include "launch.cuh"
 #include "warp.cuh"
 
 namespace tango {
@@ -12,11 +13,6 @@ constexpr int kWarps = kThreads / kWarp;
 
 // The threads that compute.
 __device__ inline void sync_threads() { asm volatile("bar.sync 1, %0;\n" ::"n"(kThreads) : "memory"); }
-
-__device__ inline float4* shared_memory() {
-    extern __shared__ float4 memory[];
-    return memory;
-}
 
 // Has the memory bring a sector into the L2 cache; waits for nothing.
 __device__ inline void prefetch(const void* from) { asm volatile("prefetch.global.L2 [%0];\n" ::"l"(from)); }
@@ -44,8 +40,7 @@ __device__ inline unsigned load_acquire(const unsigned* from) {
 template <typename Argument>
 cudaError_t launch_together(void (*kernel)(Argument), Argument argument, int blocks, size_t shared, cudaStream_t stream) {
     const void* function = reinterpret_cast<const void*>(kernel);
-    const cudaError_t error =
-        cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
+    const cudaError_t error = allow_shared(function, shared);
     if (error != cudaSuccess) return error;
     void* arguments[] = {&argument};
     return cudaLaunchCooperativeKernel(function, dim3(blocks), dim3(kBlock), arguments, shared, stream);
