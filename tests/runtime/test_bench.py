@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tango_plugins import TangoError
-from tango_runtime import device
+from tango_runtime import VideoLLM, device
 from tango_runtime.bench import conditions, measure
 from tango_runtime.bench.measure import Bench, Case, Setting, cold_start, make_clip, spread
 from tango_runtime.bundle import Bundle
@@ -51,7 +51,7 @@ def test_both_cases_stage_by_stage(run, spoken):
     code, out, err, found = run()
     assert code == 0
     pruned, unpruned = found["cases"]
-    stages = ["video", "vision", "prune", "prefill", "first token", "decode", "answer"]
+    stages = ["video", "vision", "prune", "prefill", "first token", "decode", "answer", "first token, new length"]
     assert list(pruned["milliseconds"]["tango"]) == stages
     assert list(unpruned["milliseconds"]["tango"]) == [stage for stage in stages if stage != "prune"]
     assert (unpruned["kept"], unpruned["prompt_tokens"]) == (64, 64 + 31)
@@ -73,6 +73,25 @@ def test_the_parts_make_the_whole(spoken):
         stages = sum(found[stage][i] for stage in ("video", "vision", "prune", "prefill"))
         assert stages < found["first token"][i]
         assert found["answer"][i] == pytest.approx(found["first token"][i] + sum(found["decode"][3 * i : 3 * i + 3]))
+
+
+def test_prompts_get_shorter_where_lengths_are_to_be_new(spoken, monkeypatch):
+    asked, generate = [], VideoLLM.generate
+
+    def noting(self, source, question, **options):
+        answer = generate(self, source, question, **options)
+        asked.append(answer.prompt_tokens)
+        return answer
+
+    monkeypatch.setattr(VideoLLM, "generate", noting)
+    bench = Bench(Bundle.load(spoken), CPU, QUICK)
+    found = bench.measure(PRUNED, ignore)
+    assert asked == [38, 38, 38, 37, 36, 35]
+    assert found.prompt_tokens == 38
+    assert len(found.milliseconds["first token, new length"]) == 3
+    asked.clear()
+    bench.measure(replace(PRUNED, width=64), ignore)
+    assert asked == [38, 38, 38, 34, 33, 32]
 
 
 def test_an_answer_is_as_long_as_asked_whatever_it_says(spoken):

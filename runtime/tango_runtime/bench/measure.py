@@ -37,7 +37,7 @@ CLIP = (
 )
 DEVICE_METRIC = (
     "bytes by which used memory of the whole GPU (cudaMemGetInfo, total - free) has grown since before the engine was "
-    "loaded, largest of the readings behind each answer of the warm-up; the CUDA context itself is not in it"
+    "loaded, largest of the readings behind answers of the warm-up and of new lengths; the CUDA context is not in it"
 )
 HOST_METRIC = "peak resident set of this process so far (ru_maxrss), the clip and all libraries in it"
 #: How many tokens pruning keeps; see :func:`measurable`.
@@ -48,6 +48,8 @@ MARKED = ("upload", "vision", "prune", "prefill")
 #: Tokens around the video: as many as `tango plan` counts for a chat template and a short question.
 _TEXT = 31
 _WORD = " the"  # one token of Qwen2's vocabulary
+#: First tokens of prompts of lengths that no answer before had: engines may plan anew for each.
+_NEW_LENGTHS = 3
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,8 @@ class Measured:
         prompt_tokens: Positions of the prompt.
         milliseconds: Samples by what they measure, in the order of the chain: ``video`` (sampling and resizing, on the
             host), ``upload`` (on a device only), ``vision``, ``prune``, ``prefill``, ``first token`` (from the call
-            until it is handed out), ``decode`` (from one token to the next) and ``answer`` (from the call to its end).
+            until it is handed out), ``decode`` (from one token to the next), ``answer`` (from the call to its end) and
+            ``first token, new length`` (of prompts a few tokens shorter, of lengths that were not there before).
         device_memory: Bytes, as ``DEVICE_METRIC`` says; None where the engine uses no device.
         host_memory: Bytes, as ``HOST_METRIC`` says.
     """
@@ -238,6 +241,7 @@ class Bench:
         stages = select(bundle, engine)
         self.load_ms = 1e3 * (time.perf_counter() - begin)
         self.on_device = isinstance(stages.mark(), Event)
+        self._lengths: set[int] = set()
         self._watched = Watched(stages)
         self._llm = VideoLLM(measurable(bundle), cast(Stages, self._watched))
 
@@ -259,23 +263,40 @@ class Bench:
         clip = make_clip(case, self._setting.frames_of(self._llm.bundle), self._setting.seed)
         samples: Samples = {}
         for i in range(-self._setting.warm_up, self._setting.repeats):
-            answer, found = self._answer(clip, case)
+            answer, found = self._answer(clip, case, self._question)
             if i >= 0:
                 for name, values in found.items():
                     samples.setdefault(name, []).extend(values)
-            elif self.on_device:
-                self._peak = max(self._peak, _device_in_use() - self._before)
+            else:
+                self._note_peak()
             advance(1)
+        samples |= self._new_lengths(clip, case, answer.prompt_tokens)
         device = self._peak if self.on_device else None
         return Measured(answer.kept, answer.total, answer.prompt_tokens, samples, device, peak_host())
 
-    def _answer(self, clip: NDArray[np.uint8], case: Case) -> tuple[Answer, Samples]:
+    def _new_lengths(self, clip: NDArray[np.uint8], case: Case, longest: int) -> Samples:
+        """First tokens of shorter prompts, of lengths that no answer before had, as far as the question has words."""
+        self._lengths.add(longest)
+        fresh = [n for n in range(1, self._question.count(_WORD) + 1) if longest - n not in self._lengths]
+        samples: Samples = {}
+        for fewer in fresh[:_NEW_LENGTHS]:
+            _, found = self._answer(clip, case, self._question.removesuffix(_WORD * fewer))
+            samples.setdefault("first token, new length", []).extend(found["first token"])
+            self._lengths.add(longest - fewer)
+            self._note_peak()
+        return samples
+
+    def _note_peak(self) -> None:
+        if self.on_device:
+            self._peak = max(self._peak, _device_in_use() - self._before)
+
+    def _answer(self, clip: NDArray[np.uint8], case: Case, question: str) -> tuple[Answer, Samples]:
         setting, watched = self._setting, self._watched
         watched.begin()
         begin = time.perf_counter()
         answer = self._llm.generate(
             clip,
-            self._question,
+            question,
             frames=len(clip),
             retention_ratio=setting.retention_ratio,
             prune=case.prune,
