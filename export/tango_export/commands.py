@@ -53,8 +53,8 @@ def _configure_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fused",
         action="store_true",
-        help="also write the graphs for ONNX Runtime's CUDA engine: in its fused operators, and with decoding by a "
-        "kernel of the CUDA library; fp16 only",
+        help="also write the graphs for ONNX Runtime's CUDA engine: in its fused operators and the CUDA library's, "
+        "and with decoding by a kernel of that; fp16 only",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an output that exists")
     parser.add_argument("--no-validate", action="store_true", help="do not compare the graphs with the original model")

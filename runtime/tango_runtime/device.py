@@ -27,8 +27,8 @@ from tango_plugins.library import Memory
 #: TensorRT takes tensors at multiples of this many bytes (setTensorAddress in NvInferRuntime.h); so does everybody.
 ALIGNMENT = 256
 
-#: Bytes of a file that a thread reads and copies to the device at a time, and threads: one reads a third as fast as
-#: four, and more are of no use.
+#: Bytes of a file that a thread reads and copies to the device at a time, and threads: four copied twice as fast as one
+#: on an H200's host.
 _PIECE, _READERS = 1 << 22, 4
 
 #: Pieces of page-locked memory that a pool keeps while nobody uses them: no answer takes more at a time.
@@ -139,8 +139,11 @@ def upload_file(file: Path, given_up: threading.Event) -> Buffer:
         locked = _PageLocked(_PIECE)  # from other memory, a driver would copy it once more
         window = memoryview((ctypes.c_uint8 * _PIECE).from_address(locked.address)).cast("B")
         with file.open("rb") as source:
-            while begins and not given_up.is_set():
-                begin = begins.popleft()
+            while not given_up.is_set():
+                try:
+                    begin = begins.popleft()
+                except IndexError:  # another reader has the last
+                    return
                 piece = window[: size - begin]
                 source.seek(begin)
                 if source.readinto(piece) != len(piece):

@@ -1,8 +1,8 @@
 """A bundle's fused graphs on ONNX Runtime's CUDA provider, and decoding by the CUDA library, on the same weights.
 
-ONNX Runtime takes passes over many tokens: attention is one operator, the cache grows in place, activations are the
-CUDA library's. A step of decoding is one kernel of that library. Both are given the addresses of weights that lie in
-the device's memory once: the graphs take them as inputs, which are bound once.
+ONNX Runtime takes passes over many tokens, with operators of its own and of the CUDA library: attention is one of them,
+and the cache grows in place. A step of decoding is one kernel of that library. Both are given the addresses of weights
+that lie in the device's memory once: the graphs take them as inputs, which are bound once.
 """
 
 from __future__ import annotations
