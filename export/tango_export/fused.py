@@ -303,13 +303,16 @@ def _take_last(draft: _Draft, path: str, taken: str, given: str) -> NodeProto:
 
 
 def _fuse_gelu_mlp(draft: _Draft, path: str, module: siglip.MLP) -> None:
-    taken = [draft.without_bias(f"{path}.fc1"), f"{path}.fc1.bias"]
-    draft.replace(draft.own(path), _node(path, "BiasFastGelu", taken, draft.product(f"{path}.fc2").input[0], _OURS))
+    _fuse_gelu(draft, path, "BiasFastGelu", _OURS, "fc1", draft.product(f"{path}.fc2").input[0])
 
 
 def _fuse_projector(draft: _Draft, path: str, module: Projector) -> None:
-    taken = [draft.without_bias(f"{path}.linear_1"), f"{path}.linear_1.bias"]
-    draft.replace(draft.own(path), _node(path, "BiasGelu", taken, draft.product(f"{path}.pool").input[1]))
+    _fuse_gelu(draft, path, "BiasGelu", _DOMAIN, "linear_1", draft.product(f"{path}.pool").input[1])
+
+
+def _fuse_gelu(draft: _Draft, path: str, op: str, domain: str, linear: str, given: str) -> None:
+    taken = [draft.without_bias(f"{path}.{linear}"), f"{path}.{linear}.bias"]
+    draft.replace(draft.own(path), _node(path, op, taken, given, domain))
 
 
 def _fuse_gated_mlp(draft: _Draft, path: str, module: qwen2.MLP) -> None:
