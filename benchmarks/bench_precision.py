@@ -21,17 +21,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tango_calibration.data import Video, synthetic
-from tango_calibration.methods import shared
+from tango_calibration.data.dataset import Video, synthetic
+from tango_calibration.evaluation.methods import shared
 from tango_plugins import TangoError
 from tango_runtime import VideoLLM
+from tango_runtime.backends.registry import ENGINES
 from tango_runtime.bench.conditions import gpu_state, machine
 from tango_runtime.bench.measure import BUDGET, CLIP, MARKED, Bench, Case, Setting, spread
 from tango_runtime.bundle import Bundle, GraphName
 from tango_runtime.engines import Machine, find
-from tango_runtime.machine import here
-from tango_runtime.progress import note, progress
-from tango_runtime.stages import ENGINES
+from tango_runtime.system.gpu import here
+from tango_runtime.util.console import note, progress
 from tango_runtime.video import sample
 
 STAGES = ("vision", "prune", "prefill", "decode")

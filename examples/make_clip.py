@@ -15,8 +15,8 @@ from pathlib import Path
 import av
 import numpy as np
 
-from tango_calibration.data import FEWEST_FRAMES, QUESTIONS
-from tango_calibration.synthetic import Clip, make_clip
+from tango_calibration.data.dataset import FEWEST_FRAMES, QUESTIONS
+from tango_calibration.data.synthetic import Clip, make_clip
 
 #: Frames a second, about: as near as a whole number of frames between two sampled ones comes.
 FPS = 10

@@ -10,10 +10,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from tango_calibration.data import is_correct, read_folder
-from tango_calibration.question import Question
+from tango_calibration.data.dataset import is_correct, read_folder
+from tango_calibration.data.questions import Question
 from tango_runtime import VideoLLM
-from tango_runtime.chain import Answer
+from tango_runtime.pipeline.video_llm import Answer
 
 
 def line(question: Question, answer: Answer) -> str:

@@ -1,4 +1,4 @@
-"""Small checkpoints and bundles, made once a session and shared by every room. Nobody writes into them."""
+"""Checkpoints, bundles, a clip and frames that tests share, each made once a session; read-only."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 #: Edge of a frame: 8×8 patches and 4×4 tokens are enough for most tests.
@@ -48,3 +49,98 @@ def bundle(
         return export(Request(**named, output=output, dtype=precision, fused=fused))
 
     return made
+
+
+@pytest.fixture(scope="session")
+def talkative(tmp_path_factory):
+    """``talkative(layout, tied=…, outliers=…, seed=…, image=…, dtype=…)``: folders (checkpoint, its bundle).
+
+    The bundle has 4 frames, of 16 tokens each at the default edge of 112, and 2048 positions.
+    """
+    from examples.make_checkpoint import Shape, make
+    from tango_export.export import Request, export
+
+    @cache
+    def checkpoint(layout, tied, outliers, seed, image):
+        root = tmp_path_factory.mktemp("talkative")
+        llava, siglip = make(root, layout, Shape(tied=tied, image=image), seed=seed, outliers=outliers)
+        _make_talkative(llava, outliers)
+        return llava, siglip
+
+    def made(layout="llava-hf", tied=True, outliers=False, seed=0, image=112, dtype="fp32"):
+        llava, siglip = checkpoint(layout, tied, outliers, seed, image)
+        bundle = llava.parent / dtype
+        request = Request(checkpoint=str(llava), siglip=str(siglip), output=bundle, dtype=dtype, frames=4, context=2048)
+        return llava, bundle if bundle.exists() else export(request)
+
+    return made
+
+
+def _make_talkative(llava, outliers):
+    """Rescales a random decoder until its answers depend on the video, the question and all that was said.
+
+    Random weights as they are made answer with one token for ever: the mean over all positions drowns the rest. So
+    attention is sharpened, the layers speak up against the residual, and every token is as likely as another; only the
+    two stop tokens are made unlikely, so that answers are as long as was asked.
+    """
+    import torch
+    from safetensors.torch import load_file, save_file
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(llava / "tokenizer.json"))
+    stop = [tokenizer.token_to_id(token) for token in ("<|im_end|>", "<|endoftext|>")]
+    sharper, louder = (2, 1) if outliers else (3, 16)  # behind the outliers the norms no longer hold sums down
+    file = llava / "model.safetensors"
+    weights = {name: weight.float() for name, weight in load_file(file).items()}
+    for name, weight in weights.items():
+        if "tower" in name:
+            continue
+        if name.endswith((".q_proj.weight", ".k_proj.weight")):
+            weight *= sharper
+        elif name.endswith((".o_proj.weight", ".down_proj.weight")):
+            weight[weight.abs().amax(1) < 3] *= louder  # the rows that feed no planted channel
+        elif name.endswith(("embed_tokens.weight", "lm_head.weight")):
+            weight *= weight[0].norm() / weight.norm(dim=1, keepdim=True)
+            weight[stop] *= 0.01
+    save_file({name: weight.to(torch.float16) for name, weight in weights.items()}, file, {"format": "pt"})
+
+
+@pytest.fixture(scope="session")
+def spoken(talkative):
+    """Folder of the bundle that most tests of the chain talk to, in fp32."""
+    return talkative()[1]
+
+
+@pytest.fixture(scope="session")
+def llm(spoken):
+    """Its chain."""
+    from tango_runtime import VideoLLM
+
+    return VideoLLM(spoken)
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory):
+    """A video file of 8 seconds."""
+    from examples.make_video import write
+
+    path = tmp_path_factory.mktemp("clip") / "clip.mp4"
+    write(path)
+    return path
+
+
+@pytest.fixture
+def frames():
+    """uint8 [8, 36, 64, 3]: a bright block wanders over noise; the noise is another from frame 5 on."""
+    rng = np.random.default_rng(0)
+    video = rng.integers(0, 120, (2, 36, 64, 3), dtype=np.uint8)[[0, 0, 0, 0, 0, 1, 1, 1]]
+    for i, frame in enumerate(video):
+        frame[10:20, 6 * i : 6 * i + 10] = (230, 60, 40)
+    return video
+
+
+@pytest.fixture
+def colours():
+    """uint8 [8, 36, 64, 3]: plain frames, most unlike the one before, so that pruning finds several segments."""
+    palette = np.random.default_rng(1).integers(0, 255, (8, 1, 1, 3), dtype=np.uint8)
+    return np.tile(palette[[0, 1, 2, 2, 4, 5, 6, 7]], (1, 36, 64, 1))

@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
 
 from tango_plugins import TangoError
-from tango_runtime.progress import Advance
+from tango_runtime.util.console import Advance
 
 #: Where the BLAS libraries that NumPy is built with look for their number of threads.
 BLAS_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")

@@ -16,10 +16,10 @@ import numpy as np
 from tango_plugins import TangoError
 from tango_runtime import engines
 from tango_runtime.bundle import GRAPHS, Bundle
-from tango_runtime.machine import here
-from tango_runtime.preprocess import preprocess
-from tango_runtime.prompt import Prompt
+from tango_runtime.pipeline.prompt import Prompt
+from tango_runtime.system.gpu import here
 from tango_runtime.video import sample
+from tango_runtime.video.preprocess import preprocess
 
 
 def find_engines(bundle: Bundle, ratio: float | None) -> dict[str, Path]:

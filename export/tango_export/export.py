@@ -25,9 +25,9 @@ from tango_runtime.bundle import (
     describe,
     write_manifest,
 )
-from tango_runtime.progress import progress
-from tango_runtime.prompt import Prompt
-from tango_runtime.staging import check_output, require_space, staged_folder
+from tango_runtime.pipeline.prompt import Prompt
+from tango_runtime.util.console import progress
+from tango_runtime.util.files import check_output, require_space, staged_folder
 
 DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
 

@@ -32,7 +32,7 @@ from torch.jit._trace import TracerWarning
 
 from tango_plugins import PruneParams, TangoError, op
 from tango_runtime.bundle import WEIGHT_ALIGNMENT, Engine, GraphName, GraphSpec, TensorSpec
-from tango_runtime.progress import Advance
+from tango_runtime.util.console import Advance
 
 OPSET = 17
 

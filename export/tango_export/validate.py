@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from tango_export.export import DTYPES, find_preset, open_model
 from tango_export.families.base import Model, Reference
 from tango_plugins import TangoError, op
+from tango_runtime.backends.ort_cpu import empty_cache, open_session
 from tango_runtime.bundle import Bundle, GraphName, GraphSpec
-from tango_runtime.progress import progress
-from tango_runtime.stages.onnxruntime import empty_cache, open_session
+from tango_runtime.util.console import progress
 
 #: A cosine alone is blind to scale, so the norm is compared too.
 MIN_COSINE, MAX_NORM_ERROR = 0.999, 0.01

@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from vocabulary import AFTER, END, PAD
 
-from tango_calibration.question import Question
-from tango_calibration.synthetic import (
+from tango_calibration.data.questions import Question
+from tango_calibration.data.synthetic import (
     ATTRIBUTES,
     COLOURS,
     HELD_OUT,

@@ -18,7 +18,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from tango_calibration.synthetic import ANSWERS, TYPES
+from tango_calibration.data.synthetic import ANSWERS, TYPES
 
 #: Logged batches that one point of a line is the mean of.
 SMOOTH = 5

@@ -18,8 +18,8 @@ from network import pool
 from numpy.typing import NDArray
 from score import TorchReader
 
-from tango_calibration.data import is_correct
-from tango_calibration.synthetic import Clip, make_clip
+from tango_calibration.data.dataset import is_correct
+from tango_calibration.data.synthetic import Clip, make_clip
 
 
 def tokens_near_figures(clip: Clip) -> NDArray[np.bool_]:

@@ -11,7 +11,7 @@ import argparse
 import shutil
 from pathlib import Path
 
-from tango_calibration.results import PICTURE
+from tango_calibration.evaluation.results import PICTURE
 
 BEGIN, END = "<!-- results: models/tiny/publish.py -->", "<!-- end of results -->"
 

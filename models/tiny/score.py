@@ -26,14 +26,14 @@ from tokenizers import Tokenizer
 from transformers import LlavaOnevisionForConditionalGeneration, SiglipVisionConfig, SiglipVisionModel
 from vocabulary import AFTER, BEFORE, END, PAD
 
-from tango_calibration import methods, results
-from tango_calibration.data import synthetic
-from tango_calibration.evaluate import Record, evaluate_in_parallel, trials_of
-from tango_calibration.scores import Scores, combine
-from tango_calibration.synthetic import Split
+from tango_calibration.data.dataset import synthetic
+from tango_calibration.data.synthetic import Split
+from tango_calibration.evaluation import methods, results
+from tango_calibration.evaluation.evaluate import Record, evaluate_in_parallel, trials_of
+from tango_calibration.evaluation.scores import Scores, combine
 from tango_plugins import PruneParams
-from tango_runtime.progress import progress
-from tango_runtime.staging import check_output
+from tango_runtime.util.console import progress
+from tango_runtime.util.files import check_output
 
 #: Frames that go through the tower at once.
 CHUNK = 64

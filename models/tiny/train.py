@@ -37,7 +37,7 @@ from network import (
 from torch import Tensor, nn
 from vocabulary import BEFORE, END, IMAGE, VIDEO, make_tokenizer, rows
 
-from tango_calibration.synthetic import Split, corpus
+from tango_calibration.data.synthetic import Split, corpus
 
 #: Stage 2: share of its steps and frames of a clip, in turn. Short clips teach before and after, long ones to search.
 CURRICULUM: tuple[tuple[float, tuple[int, ...]], ...] = ((0.5, (8, 16)), (0.5, (8, 16, 32, 16, 8, 16, 32, 64)))

@@ -1,6 +1,6 @@
 """The Tango operator in NumPy: the oracle of every other form, and what runs on a CPU.
 
-Reads beside the operator's page, OPERATOR.md: one function per step, named as there. All arithmetic is fp64, angles
+Reads beside the operator's page, operator.md: one function per step, named as there. All arithmetic is fp64, angles
 included; whatever ties goes to the lower index, which is why every sort is stable and every minimum the first one.
 
 Letters are the page's: F frames, L = H·W tokens per frame, D width, N tokens of whatever a step is given, X features

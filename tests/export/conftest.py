@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tango_runtime.cli import main
+from tango_runtime.cli.main import main
 from tests.export.edits import copied
 
 

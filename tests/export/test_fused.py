@@ -14,7 +14,7 @@ from tango_export.export import DTYPES, Request, export, find_preset, open_model
 from tango_export.fused import write_fused_graph
 from tango_plugins import TangoError
 from tango_runtime.bundle import Bundle, describe, write_manifest
-from tango_runtime.cli import main
+from tango_runtime.cli.main import main
 from tests.export.edits import Decoder, assert_close, embed, frames, run, session
 
 IDS = np.random.default_rng(3).integers(0, 300, 12)

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from tango_runtime.bundle import Bundle
-from tango_runtime.cli import main
+from tango_runtime.cli.main import main
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def arguments(checkpoint, tmp_path):
 
 def stop_half_way(arguments, number):
     """Sends a signal when the first weights are written; gives the exit code and what the process still said."""
-    command = [sys.executable, "-m", "tango_runtime.cli", *arguments]
+    command = [sys.executable, "-m", "tango_runtime.cli.main", *arguments]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         assert process.stderr.readline().startswith("export ")

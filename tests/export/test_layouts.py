@@ -12,7 +12,7 @@ from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGener
 from examples.make_checkpoint import LAYOUTS
 from tango_export.export import Request, export
 from tango_plugins import TangoError
-from tango_runtime.cli import main
+from tango_runtime.cli.main import main
 from tests.export.edits import assert_close, copied, edit_json, edit_weights, frames, logits, original, rename, run
 
 HF_LAYOUTS = [layout for layout in LAYOUTS if layout != "lmms-lab"]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tango_runtime.cli import main
+from tango_runtime.cli.main import main
 from tests.export.edits import Decoder, embed, frames, logits, original, run
 
 IDS = np.random.default_rng(4).integers(0, 300, 30)

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 from examples import make_clip, quiz
-from tango_calibration.data import synthetic
-from tango_calibration.evaluate import ALL, ChainReader, Trial, evaluate
-from tango_calibration.scores import Scores
+from tango_calibration.data.dataset import synthetic
+from tango_calibration.evaluation.evaluate import ALL, ChainReader, Trial, evaluate
+from tango_calibration.evaluation.scores import Scores
 from tango_runtime.bundle import Bundle
-from tango_runtime.cli import main
+from tango_runtime.cli.main import main
 
 TINY = Path(__file__).parents[2] / "models" / "tiny"
 TANGO = Trial("tango", 0.1)

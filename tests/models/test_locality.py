@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tango_calibration.synthetic import make_clip
+from tango_calibration.data.synthetic import make_clip
 
 TINY = Path(__file__).parents[2] / "models" / "tiny"
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tango_calibration.evaluate import ChainReader
-from tango_calibration.synthetic import make_clip
-from tango_runtime.cli import main
+from tango_calibration.data.synthetic import make_clip
+from tango_calibration.evaluation.evaluate import ChainReader
+from tango_runtime.cli.main import main
 
 TINY = Path(__file__).parents[2] / "models" / "tiny"
 

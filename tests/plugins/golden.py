@@ -11,7 +11,7 @@ import numpy as np
 
 from tango_plugins import PruneParams
 from tango_plugins.reference import prune
-from tests.plugins.scenes import video
+from tests.plugins.videos import video
 
 PATH = Path(__file__).with_name("golden.npz")
 

@@ -34,7 +34,7 @@ def installed(tmp_path_factory):
     subprocess.run([*pip, str(source)], check=True)
     (wheel,) = folder.glob("*.whl")
     zipfile.ZipFile(wheel).extractall(folder / "site")
-    command = [sys.executable, "-m", "tango_runtime.cli", "plugin", "build", "--architectures", "87", "90"]
+    command = [sys.executable, "-m", "tango_runtime.cli.main", "plugin", "build", "--architectures", "87", "90"]
     subprocess.run([*command, "--output", str(folder / "lib")], check=True, cwd=folder / "site")
     return folder / "lib"
 

@@ -16,7 +16,7 @@ from onnx import helper
 from tango_export.fused import MEANINGS
 from tango_plugins.library import NATIVE
 from tests.plugins.attentions import Pass, Shape
-from tests.plugins.on_threads import compiled
+from tests.plugins.cuda_emulator import compiled
 
 OPERATORS = ("Bias", "BiasFastGelu", "SwiGLU")
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from tango_plugins import PruneParams, TangoError
 from tango_plugins.op import capacity, exact_count
 from tango_plugins.reference import prune
-from tests.plugins.scenes import cases, video
+from tests.plugins.videos import cases, video
 
 
 @given(cases())

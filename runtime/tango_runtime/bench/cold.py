@@ -10,7 +10,7 @@ from typing import Any
 from tango_plugins import TangoError
 from tango_runtime.bench.measure import Case, Setting, make_clip, make_question, measurable, peak_host
 from tango_runtime.bundle import Bundle
-from tango_runtime.chain import VideoLLM
+from tango_runtime.pipeline.video_llm import VideoLLM
 
 
 def main() -> int:

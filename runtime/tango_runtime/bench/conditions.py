@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from tango_plugins import TangoError
-from tango_runtime.device import check, cudart
-from tango_runtime.machine import gpu
+from tango_runtime.backends.cuda.device import check, cudart
+from tango_runtime.system.gpu import gpu
 
 _PACKAGES = (
     "tango-edge",

@@ -22,12 +22,13 @@ from numpy.typing import NDArray
 
 from tango_plugins import PruneParams, TangoError
 from tango_plugins.params import Budget
+from tango_runtime.backends.base import Mark, Stages, Tensor
+from tango_runtime.backends.cuda.device import Event, check, cudart
+from tango_runtime.backends.registry import select
 from tango_runtime.bundle import Bundle
-from tango_runtime.chain import Answer, VideoLLM
-from tango_runtime.device import Event, check, cudart
-from tango_runtime.progress import Advance
-from tango_runtime.prompt import Prompt
-from tango_runtime.stages import Mark, Stages, Tensor, select
+from tango_runtime.pipeline.prompt import Prompt
+from tango_runtime.pipeline.video_llm import Answer, VideoLLM
+from tango_runtime.util.console import Advance
 
 Samples = dict[str, list[float]]
 

@@ -17,9 +17,9 @@ from tango_plugins import TangoError
 from tango_runtime.bench.conditions import placeless
 from tango_runtime.bench.measure import Measured, Samples, Setting
 from tango_runtime.bundle import Manifest
-from tango_runtime.preprocess import preprocess
-from tango_runtime.progress import Advance
+from tango_runtime.util.console import Advance
 from tango_runtime.video import sample
+from tango_runtime.video.preprocess import preprocess
 
 _CAPTURE_WARM_UP = 3  # steps before a capture, as PyTorch's notes on CUDA graphs have it
 

@@ -6,9 +6,9 @@ what it was made of. The sidecar is written last: an engine without one is not t
 `tango build` builds what :func:`plan` gives, the runtime loads what :func:`find` gives. Only builder.py needs TensorRT.
 """
 
-from tango_runtime.engines.found import FORMAT, Found, Sidecar, build_command, check, find, read_sidecar, sidecars
-from tango_runtime.engines.planned import BuildOptions, Estimate, Planned, plan
-from tango_runtime.engines.recipe import DECODE, FOLDER, HARDWARE_LEVELS, PREFILL, Machine, Profile, Recipe, release
+from tango_runtime.engines.planning import BuildOptions, Estimate, Planned, plan
+from tango_runtime.engines.spec import DECODE, FOLDER, HARDWARE_LEVELS, PREFILL, Machine, Profile, Recipe, release
+from tango_runtime.engines.store import FORMAT, Found, Sidecar, build_command, check, find, read_sidecar, sidecars
 
 __all__ = [
     "DECODE", "FOLDER", "FORMAT", "HARDWARE_LEVELS", "PREFILL", "BuildOptions", "Estimate", "Found", "Machine",

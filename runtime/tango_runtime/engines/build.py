@@ -22,9 +22,9 @@ from typing import IO, Any
 from tango_plugins import TangoError
 from tango_runtime.bundle import Bundle, sha256
 from tango_runtime.engines import FOLDER, FORMAT, Machine, Planned, Sidecar, read_sidecar
-from tango_runtime.engines.builder import Job
-from tango_runtime.locking import staged_file
-from tango_runtime.machine import Free
+from tango_runtime.engines.worker import Job
+from tango_runtime.system.gpu import Free
+from tango_runtime.util.locking import staged_file
 
 #: Told what a build is doing, and how far it is from 0 to 1, None where TensorRT does not tell.
 Tell = Callable[[str, "float | None"], None]
@@ -138,7 +138,7 @@ def require_memory(planned: Planned, left: Free) -> None:
 
 def _run(job: Job, lock: int, tell: Tell) -> int:
     """Has a process do the job; gives its peak of host memory in bytes."""
-    command = [sys.executable, "-m", "tango_runtime.engines.builder"]
+    command = [sys.executable, "-m", "tango_runtime.engines.worker"]
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
         # A session of its own: ctrl-C reaches this process alone, which then ends the other. It holds the lock too.
         process = subprocess.Popen(

@@ -11,7 +11,7 @@ from tests.gpu.plugins import test_activate
 from tests.gpu.plugins.device import Device
 from tests.gpu.plugins.test_decode import SHAPES, Decoder
 from tests.plugins.attentions import Pass, Shape
-from tests.plugins.scenes import video
+from tests.plugins.videos import video
 
 CASES = [
     (6, (5, 5), 64, 0.5, 0.1, {"budget": "exact", "retention_ratio": 0.2}),

@@ -9,7 +9,7 @@ import torch
 from tango_plugins import PruneParams, TangoError
 from tango_plugins.library import CudaPruner, Memory
 from tests.gpu.plugins.device import Device
-from tests.plugins.scenes import video
+from tests.plugins.videos import video
 
 GRID = (8, 8)
 

@@ -9,7 +9,7 @@ import torch
 from tango_plugins import PruneParams
 from tango_plugins.reference import prune as reference
 from tests.gpu.plugins.device import Device, prune
-from tests.plugins.scenes import video
+from tests.plugins.videos import video
 
 GRIDS = [(1, 1), (2, 3), (4, 4), (5, 7), (8, 8), (13, 13), (14, 14)]
 WIDTHS = [2, 6, 18, 30, 64, 126, 200, 512, 896]

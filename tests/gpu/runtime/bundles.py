@@ -9,7 +9,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from tests.runtime import conftest
+from tests import conftest
 
 
 class _Folders:

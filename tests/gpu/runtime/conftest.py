@@ -20,7 +20,6 @@ import numpy as np
 import pytest
 
 from tango_plugins import TangoError
-from tests.runtime.conftest import talkative  # noqa: F401
 
 #: What the engines are built for: the tests' largest video, nothing pruned, and 64 tokens of an answer.
 FRAMES, TOKENS, CONTEXT = 32, 640, 1024
@@ -32,7 +31,7 @@ def pytest_addoption(parser):
 
 @pytest.fixture(autouse=True, scope="session")
 def gpu():
-    from tango_runtime.stages.cuda import open_stream
+    from tango_runtime.backends.cuda.backend import open_stream
 
     try:
         open_stream()
@@ -109,7 +108,7 @@ def build(folder, *options, check=True):
     command = [
         sys.executable,
         "-m",
-        "tango_runtime.cli",
+        "tango_runtime.cli.main",
         "build",
         str(folder),
         "--graphs",

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from tango_plugins import TangoError
-from tango_runtime.device import Buffer, Event, HostPool, Pool, Stream, rows
-from tango_runtime.stages.cache import Cache
-from tango_runtime.stages.logits import DeviceLogits
+from tango_runtime.backends.cuda.device import Buffer, Event, HostPool, Pool, Stream, rows
+from tango_runtime.backends.cuda.kv_cache import Cache
+from tango_runtime.backends.cuda.logits import DeviceLogits
 
 
 @pytest.fixture

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from tango_runtime import VideoLLM
-from tango_runtime.device import cudart
-from tango_runtime.stages import select, sessions
+from tango_runtime.backends.cuda import ort_runner as sessions
+from tango_runtime.backends.cuda.device import cudart
+from tango_runtime.backends.registry import select
 from tests.gpu.runtime import heads
-from tests.gpu.runtime.test_stages import close
+from tests.gpu.runtime.test_backends import close
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from tango_export.modules.siglip import SiglipConfig
 from tango_export.tokenizer import read_chat_template, read_tokenizer, stop_ids, vocabulary_size
 from tango_plugins import PruneParams, TangoError
 from tango_runtime.bundle import DecoderSpec
-from tango_runtime.progress import note
+from tango_runtime.util.console import note
 
 _SIGLIP = "google/siglip-so400m-patch14-384"
 

@@ -1,0 +1,1 @@
+"""`tango calibrate` and `tango evaluate`."""

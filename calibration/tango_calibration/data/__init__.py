@@ -1,0 +1,1 @@
+"""Videos with questions: folders, and clips that are generated."""

@@ -1,0 +1,365 @@
+"""What a clip holds, and how that is drawn by lot."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+
+from tango_calibration.data.synthetic.words import COLOURS, DIRECTIONS, HELD_OUT, PATTERNS, SHAPES, TONES
+
+SIDE = 384  # pixels of a frame's edge
+PIXELS = {"small": (30, 38), "medium": (60, 76), "large": (110, 140)}  # small: little more than one token of 27 pixels
+
+Role = Literal["static", "moving", "brief", "blinking", "counted"]
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A thin wall in front of everything, in pixels of the scene's ground."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+    grey: int
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Frames `first` to `last` between two cuts.
+
+    Attributes:
+        pattern: One of `words.PATTERNS`.
+        tone: One of `words.TONES`.
+        seed: Of the ground's details.
+        pan: Pixels that the camera travels over the scene, to the right and downwards; (0, 0) where it is still.
+    """
+
+    first: int
+    last: int
+    pattern: str
+    tone: str
+    seed: int
+    pan: tuple[int, int]
+    bars: tuple[Bar, ...]
+
+    def camera(self, at: float) -> Point:
+        """Where on the ground the frame's top left corner is, at a time in frames."""
+        progress = (at - self.first + 0.5) / (self.last - self.first + 1)
+        return self.pan[0] * progress + max(0, -self.pan[0]), self.pan[1] * progress + max(0, -self.pan[1])
+
+
+@dataclass(frozen=True)
+class Appearance:
+    """A figure in frames `first` to `last` of a scene, its centre going from `start` to `end` on the ground."""
+
+    scene: int
+    first: int
+    last: int
+    start: Point
+    end: Point
+
+    def centre(self, at: float) -> Point:
+        """Where it is on the ground at a time in frames."""
+        progress = (at - self.first) / max(1, self.last - self.first)
+        return tuple(a + (b - a) * progress for a, b in zip(self.start, self.end, strict=True))  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A coloured shape and when it appears.
+
+    Attributes:
+        pixels: Edge of the square that it fills.
+        depth: Figures of a greater depth are in front.
+    """
+
+    colour: str
+    shape: str
+    size: str
+    pixels: int
+    role: Role
+    depth: float
+    appearances: tuple[Appearance, ...]
+
+    @property
+    def name(self) -> str:
+        """Colour and shape."""
+        return f"{self.colour} {self.shape}"
+
+    @property
+    def frames(self) -> list[int]:
+        """The sampled frames that it is in, hidden or not."""
+        return [i for appearance in self.appearances for i in range(appearance.first, appearance.last + 1)]
+
+    @property
+    def direction(self) -> str | None:
+        """Where it moves to."""
+        (x, y), (to_x, to_y) = self.appearances[0].start, self.appearances[0].end
+        if x == to_x and y == to_y:
+            return None
+        return ("left" if to_x < x else "right") if x != to_x else ("up" if to_y < y else "down")
+
+
+def compose(rng: np.random.Generator, frames: int, held_out: bool) -> tuple[tuple[Scene, ...], tuple[Figure, ...]]:
+    """Draws the scenes and figures of a clip.
+
+    Args:
+        frames: How many, F, at least 8.
+        held_out: Whether the pairs of `words.HELD_OUT` may be shown.
+
+    Returns:
+        The scenes, one after the other, and the figures in order of appearance.
+    """
+    scenes = _scenes(rng, frames)
+    cast = _Cast(rng, scenes, frames, held_out)
+    order = rng.permutation(len(scenes))
+    still = [int(s) for s in order if scenes[s].pan == (0, 0)]
+    # What most clips should have, so that most kinds of question can be asked of it; then whatever there is room for.
+    if rng.random() < (0.75 if len(scenes) > 1 else 0.4):  # alone, it would leave no room for anything else
+        cast.counted(int(order[0]))
+    if rng.random() < 0.85:
+        cast.blinking()
+    if still and cast.room[still[-1]] > 0 and rng.random() < 0.9:
+        cast.moving(still[-1])
+    if cast.room[order[-1]] > 0 and rng.random() < 0.6:
+        cast.brief(int(order[-1]))
+    for scene in order:
+        if cast.room[scene] > 0 and not cast.lasts(int(scene)):
+            cast.static(int(scene))
+        while cast.room[scene] > 0:
+            role = rng.random()
+            if role < 0.2 and scene in still:
+                cast.moving(int(scene))
+            elif role < 0.45:
+                cast.brief(int(scene))
+            else:
+                cast.static(int(scene))
+    return scenes, tuple(sorted(cast.figures, key=lambda figure: figure.frames[0]))
+
+
+def _scenes(rng: np.random.Generator, frames: int) -> tuple[Scene, ...]:
+    lowest, highest, shortest = {8: (1, 2, 3), 16: (1, 3, 4)}.get(frames, (2, 4, 5) if frames > 16 else (1, 2, 3))
+    number = int(rng.integers(lowest, highest + 1))
+    spare = frames - number * shortest
+    cuts = np.sort(rng.integers(0, spare + 1, number - 1)) + shortest * np.arange(1, number)
+    edges = [0, *cuts.tolist(), frames]
+    scenes: list[Scene] = []
+    for first, after in pairwise(edges):
+        others = [pattern for pattern in PATTERNS if not scenes or pattern != scenes[-1].pattern]  # cuts are seen
+        scenes.append(_scene(rng, first, after - 1, others[rng.integers(len(others))]))
+    return tuple(scenes)
+
+
+def _scene(rng: np.random.Generator, first: int, last: int, pattern: str) -> Scene:
+    pan = (0, 0)
+    if rng.random() < 0.4:
+        travel = [int(rng.integers(50, 111)) * (1 if rng.random() < 0.5 else -1) for _ in range(2)]
+        kind = rng.integers(3)
+        pan = (travel[0] if kind != 1 else 0, travel[1] if kind != 0 else 0)
+    bars = tuple(_bar(rng, pan) for _ in range(int(rng.integers(1, 3)))) if rng.random() < 0.25 else ()
+    tone = TONES[rng.integers(len(TONES))]
+    return Scene(first, last, pattern, tone, int(rng.integers(1 << 31)), pan, bars)
+
+
+def _bar(rng: np.random.Generator, pan: tuple[int, int]) -> Bar:
+    width, height = SIDE + abs(pan[0]), SIDE + abs(pan[1])
+    thick, grey = int(rng.integers(10, 20)), int(rng.integers(140, 166) if rng.random() < 0.5 else rng.integers(30, 50))
+    if rng.random() < 0.5:
+        left = int(rng.integers(60, width - 60))
+        return Bar(left, 0, left + thick, height, grey)
+    top = int(rng.integers(60, height - 60))
+    return Bar(0, top, width, top + thick, grey)
+
+
+class _Cast:
+    """Figures as they are drawn, each in a place of its own."""
+
+    def __init__(self, rng: np.random.Generator, scenes: Sequence[Scene], frames: int, held_out: bool) -> None:
+        self.rng, self.scenes, self.frames, self.held_out = rng, scenes, frames, held_out
+        self.figures: list[Figure] = []
+        most = 4 if len(scenes) < 3 else 3
+        self.room = [int(rng.integers(2, most + 1)) for _ in scenes]
+        self.taken: list[list[tuple[float, float, float]]] = [[] for _ in scenes]  # centre and half the edge
+        self.counted_shape = ""
+
+    def lasts(self, scene: int) -> bool:
+        """Whether something is to be seen for most of a scene."""
+        length = self.scenes[scene].last - self.scenes[scene].first + 1
+        stays = [a for figure in self.figures for a in figure.appearances if a.scene == scene]
+        return any(a.last - a.first + 1 > length / 2 for a in stays)
+
+    def static(self, scene: int) -> None:
+        """Something that stays where it is, for the scene or a good part of it."""
+        self._stand(scene, "static", self._size((0.35, 0.35, 0.3)), *self._part(scene))
+
+    def brief(self, scene: int) -> None:
+        """Something to be seen in one or two frames."""
+        self._stand(scene, "brief", self._size((0.4, 0.35, 0.25)), *self._moment(scene))
+
+    def counted(self, scene: int) -> None:
+        """One to four of a shape that nothing else in the clip has, at the same time."""
+        number = int(self.rng.integers(1, 5))
+        size = self._size((0.5, 0.5, 0.0))
+        first, last = self._moment(scene) if self.rng.random() < 0.25 else self._part(scene)
+        same_colour = self.rng.random() < 0.4
+        self.room[scene] = max(self.room[scene], number)
+        colour, shape = self._pair({scene})
+        for i in range(number):
+            if i and not same_colour:
+                colour, shape = self._pair({scene}, shape=shape)
+            self._stand(scene, "counted", size, first, last, (colour, shape))
+        self.counted_shape = shape
+
+    def moving(self, scene: int) -> None:
+        """Something that crosses at least two fifths of the frame."""
+        first, last = self._part(scene)
+        size = self._size((0.3, 0.45, 0.25))
+        pixels = self._pixels(size)
+        low, high = pixels / 2 + 4, SIDE - pixels / 2 - 4
+        travel = self.rng.uniform(0.42 * SIDE, high - low)
+        begin = self.rng.uniform(low, high - travel)
+        across = self.rng.uniform(low, high)
+        direction = DIRECTIONS[self.rng.integers(4)]
+        ends = (begin, begin + travel) if direction in ("right", "down") else (begin + travel, begin)
+        start, end = ((e, across) if direction in ("left", "right") else (across, e) for e in ends)
+        appearance = Appearance(scene, first, last, start, end)
+        self.room[scene] -= 1
+        self._add(self._pair({scene}, moving=True), size, pixels, "moving", (appearance,))
+
+    def blinking(self) -> None:
+        """Something that appears one to three separate times, in one scene or over the clip."""
+        times = int(self.rng.integers(1, 4))
+        spans = [(s.first, s.last) for s in self.scenes if s.last - s.first + 1 >= 3 * times - 2]
+        if not spans or self.rng.random() < 0.5:
+            spans = [(0, self.frames - 1)]
+        windows = self._windows(times, *spans[self.rng.integers(len(spans))])
+        size = self._size((0.4, 0.35, 0.25))
+        pixels = self._pixels(size)
+        places: dict[int, Point] = {}
+        same_place = self.rng.random() < 0.5
+        appearances = []
+        for first, last in windows:
+            scene = next(i for i, s in enumerate(self.scenes) if s.first <= first <= s.last)
+            place = places[scene] if same_place and scene in places else self._place(scene, pixels)
+            if place is None or self.room[scene] < 1:
+                return
+            places[scene] = place
+            appearances.append(Appearance(scene, first, last, place, place))
+        for scene in places:
+            self.room[scene] -= 1
+        self._add(self._pair(set(places)), size, pixels, "blinking", tuple(appearances))
+
+    def _windows(self, times: int, low: int, high: int) -> list[tuple[int, int]]:
+        """Frames of separate appearances: one to three each, at least two between them, none over a cut."""
+        starts = {s.first for s in self.scenes}
+        for longest in (3, 3, 3, 2, 2, 1):
+            lengths = self.rng.integers(1, longest + 1, times)
+            spare = high - low + 1 - int(lengths.sum()) - 2 * (times - 1)
+            if spare < 0:
+                continue
+            before = np.sort(self.rng.integers(0, spare + 1, times)) + 2 * np.arange(times)
+            firsts = low + before + np.cumsum(lengths) - lengths
+            windows = [(int(f), int(f + n - 1)) for f, n in zip(firsts, lengths, strict=True)]
+            if not any(starts & set(range(first + 1, last + 1)) for first, last in windows):
+                return windows
+        raise AssertionError("single frames always fit")
+
+    def _stand(
+        self, scene: int, role: Role, size: str, first: int, last: int, pair: tuple[str, str] | None = None
+    ) -> None:
+        """Adds a figure that does not move, unless the scene is too full for it."""
+        self.room[scene] -= 1
+        pixels = self._pixels(size)
+        place = self._place(scene, pixels)
+        if place is not None:
+            pair = pair or self._pair({scene})
+            self._add(pair, size, pixels, role, (Appearance(scene, first, last, place, place),))
+
+    def _add(
+        self, pair: tuple[str, str], size: str, pixels: int, role: Role, appearances: tuple[Appearance, ...]
+    ) -> None:
+        # What is small or short-lived stands in front, so that it is never lost behind something that passes.
+        in_front = size == "small" or role in ("brief", "blinking", "counted")
+        depth = float(self.rng.random()) + (1 if in_front else 0)
+        self.figures.append(Figure(*pair, size, pixels, role, depth, appearances))
+
+    def _pair(self, scenes: set[int], moving: bool = False, shape: str = "") -> tuple[str, str]:
+        """A colour and a shape that the clip does not have yet, to appear in some scenes.
+
+        Where one passes in front of another, their colours differ: else the two would look like one.
+        """
+        known = {(figure.colour, figure.shape) for figure in self.figures}
+        company = [f for f in self.figures if scenes & {a.scene for a in f.appearances}]
+        passing = {figure.colour for figure in company if moving or figure.role == "moving"}
+        while True:
+            if self.held_out and not shape and self.rng.random() < 0.1:
+                pair = HELD_OUT[self.rng.integers(len(HELD_OUT))]
+            else:
+                pair = COLOURS[self.rng.integers(len(COLOURS))], shape or SHAPES[self.rng.integers(len(SHAPES))]
+            if pair in known or pair[0] in passing or pair[1] == self.counted_shape:
+                continue
+            if self.held_out or pair not in HELD_OUT:
+                return pair
+
+    def _size(self, chances: tuple[float, float, float]) -> str:
+        return tuple(PIXELS)[int(np.searchsorted(np.cumsum(chances), self.rng.random() * 0.9999))]
+
+    def _pixels(self, size: str) -> int:
+        low, high = PIXELS[size]
+        return int(self.rng.integers(low, high + 1))
+
+    def _part(self, scene: int) -> tuple[int, int]:
+        """The scene's frames, or at least three of them."""
+        first, last = self.scenes[scene].first, self.scenes[scene].last
+        if self.rng.random() < 0.5 or last - first < 3:
+            return first, last
+        length = int(self.rng.integers(max(3, (last - first + 1) // 3), last - first + 1))
+        begin = int(self.rng.integers(first, last - length + 2))
+        return begin, begin + length - 1
+
+    def _moment(self, scene: int) -> tuple[int, int]:
+        """One or two frames of the scene."""
+        length = int(self.rng.integers(1, 3))
+        first = int(self.rng.integers(self.scenes[scene].first, self.scenes[scene].last - length + 2))
+        return first, first + length - 1
+
+    def _place(self, scene: int, pixels: int) -> Point | None:
+        """A free place on a scene's ground, in the frame throughout; None where none was found."""
+        half, pan = pixels / 2, self.scenes[scene].pan
+        for _ in range(30):
+            x, y = self._anywhere(half, pan) if any(pan) else self._in_a_region(half)
+            free = all(max(abs(x - u), abs(y - v)) > half + other + 12 for u, v, other in self.taken[scene])
+            if free and all(_clear_of(bar, x, y, half) for bar in self.scenes[scene].bars):
+                self.taken[scene].append((x, y, half))
+                return x, y
+        return None
+
+    def _anywhere(self, half: float, pan: tuple[int, int]) -> Point:
+        x, y = (self.rng.uniform(abs(p) + half + 4, SIDE - half - 4) for p in pan)
+        return x, y
+
+    def _in_a_region(self, half: float) -> Point:
+        """In a corner, in the center, or now and then at the middle of an edge."""
+        region = self.rng.integers(14)
+        column, row = ((0, 2, 0, 2, 1)[region % 5], (0, 0, 2, 2, 1)[region % 5]) if region < 10 else _EDGES[region - 10]
+        return self._coordinate(column, half), self._coordinate(row, half)
+
+    def _coordinate(self, third: int, half: float) -> float:
+        if third == 1:
+            return self.rng.uniform(SIDE / 2 - 24, SIDE / 2 + 24)
+        near = self.rng.uniform(half + 4, 108)
+        return near if third == 0 else SIDE - near
+
+
+_EDGES = ((1, 0), (0, 1), (2, 1), (1, 2))
+
+
+def _clear_of(bar: Bar, x: float, y: float, half: float) -> bool:
+    """Whether a bar hides no more than a fifth of a square."""
+    wide = min(bar.right, x + half) - max(bar.left, x - half)
+    high = min(bar.bottom, y + half) - max(bar.top, y - half)
+    return max(0.0, wide) * max(0.0, high) < 0.2 * (2 * half) ** 2

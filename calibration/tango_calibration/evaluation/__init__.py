@@ -1,0 +1,1 @@
+"""What pruning and quantization cost in accuracy."""

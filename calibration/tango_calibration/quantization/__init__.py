@@ -1,0 +1,1 @@
+"""A bundle → a quantized bundle."""

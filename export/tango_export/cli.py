@@ -1,0 +1,113 @@
+"""`tango export` and `tango validate`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import get_args
+
+from tango_export.export import DTYPES, Request, export
+from tango_export.validate import MAX_NORM_ERROR, MIN_COSINE, Comparison, validate
+from tango_plugins import TangoError
+from tango_plugins.params import Budget
+from tango_runtime.cli.main import Command
+from tango_runtime.util.console import note
+
+
+def _configure_export(parser: argparse.ArgumentParser) -> None:
+    default = Request()
+    parser.add_argument(
+        "--model", default=default.model, help="llava-ov, llava-ov-0.5b or llava-ov-7b (default: %(default)s)"
+    )
+    parser.add_argument("--checkpoint", help="folder or hub id, in place of the published checkpoint")
+    parser.add_argument("--siglip", help="folder or hub id of the SigLIP that holds the pooling head")
+    parser.add_argument("--output", type=Path, help="the bundle's folder (default: named after the checkpoint)")
+    parser.add_argument("--dtype", choices=DTYPES, default=default.dtype, help="default: %(default)s")
+    parser.add_argument(
+        "--retention-ratio",
+        type=float,
+        default=default.retention_ratio,
+        help="fraction of video tokens kept (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--budget",
+        choices=get_args(Budget),
+        default=default.budget,
+        help="keep as many as the paper's steps give, or always exactly that fraction, "
+        "so that on a GPU nothing waits for their count (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--frames", type=int, default=default.frames, help="frames sampled from a video (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--context", type=int, default=default.context, help="most positions, prompt and answer (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--sink-positions",
+        type=int,
+        nargs="*",
+        metavar="P",
+        help="grid positions, row-major, whose salience means nothing; no number for none of them "
+        "(default: the released SigLIP's on its 14x14 grid)",
+    )
+    parser.add_argument(
+        "--fused",
+        action="store_true",
+        help="also write the graphs for ONNX Runtime's CUDA engine: in its fused operators and the CUDA library's, "
+        "and with decoding by a kernel of that; fp16 only",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an output that exists")
+    parser.add_argument("--no-validate", action="store_true", help="do not compare the graphs with the original model")
+
+
+def _export(args: argparse.Namespace) -> int:
+    output = export(
+        Request(
+            args.model,
+            args.checkpoint,
+            args.siglip,
+            args.output,
+            args.dtype,
+            args.retention_ratio,
+            args.budget,
+            args.frames,
+            args.context,
+            None if args.sink_positions is None else tuple(args.sink_positions),
+            args.fused,
+            args.overwrite,
+        )
+    )
+    note(f"bundle: {output}")
+    if args.no_validate:
+        return 0
+    try:
+        return _verdict(validate(output))
+    except KeyboardInterrupt as error:
+        raise TangoError("interrupted while validating", f"{output} is whole: tango validate {output}") from error
+
+
+def _configure_validate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", type=Path, help="folder that tango-export made")
+    parser.add_argument("--checkpoint", help="the original, if it is not where the bundle says")
+    parser.add_argument("--siglip", help="its SigLIP, if it is not where the bundle says")
+
+
+def _validate(args: argparse.Namespace) -> int:
+    return _verdict(validate(args.bundle, args.checkpoint, args.siglip))
+
+
+def _verdict(results: list[Comparison]) -> int:
+    """Prints the comparisons; 0 if every one is within the gates, else 1."""
+    width = 2 + max(len(r.graph) for r in results)
+    print(f"{'graph':<{width}}{'output':<14}{'cosine':>10}{'norm ratio':>12}")
+    for r in results:
+        measured = f"{r.output:<14}{r.cosine:>10.6f}{r.norm_ratio:>12.5f}"
+        print(f"{r.graph:<{width}}{measured}  {'ok' if r.passed else 'FAILED'}")
+    failed = sum(not r.passed for r in results)
+    gates = f"cosine at least {MIN_COSINE}, norm within {MAX_NORM_ERROR:.0%}"
+    print(f"{len(results) - failed} of {len(results)} within the gates ({gates})")
+    return 1 if failed else 0
+
+
+EXPORT = Command(_configure_export, _export)
+VALIDATE = Command(_configure_validate, _validate)

@@ -1,0 +1,1 @@
+"""Backends on an NVIDIA GPU: ONNX Runtime's CUDA provider and TensorRT."""

@@ -1,0 +1,44 @@
+"""A bundle's graphs on ONNX Runtime's CUDA provider."""
+
+from __future__ import annotations
+
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stdout
+from typing import Any
+
+from tango_plugins import TangoError, library
+from tango_runtime.backends.cuda.backend import CudaStages, open_stream
+from tango_runtime.backends.cuda.ort_fused import FusedGraphs
+from tango_runtime.backends.cuda.ort_runner import CUDA, PROVIDER
+from tango_runtime.bundle import Bundle
+
+
+def open_stages(bundle: Bundle) -> CudaStages:
+    """Loads a bundle's graphs on the GPU.
+
+    Raises:
+        TangoError: ONNX Runtime with CUDA is not installed or cannot be used, there is no GPU, a graph cannot be
+            loaded, or the CUDA library is not built.
+    """
+    with ThreadPoolExecutor(1) as thread:  # each of the two takes a tenth of a second
+        opening = thread.submit(open_stream)
+        onnxruntime = _onnxruntime()
+        stream = opening.result()
+    return CudaStages(bundle, FusedGraphs(onnxruntime, bundle, stream, CUDA, library.installed()), stream)
+
+
+def _onnxruntime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise TangoError("ONNX Runtime is not installed", "pip install 'tango-edge[gpu]'") from error
+    if PROVIDER not in onnxruntime.get_available_providers():
+        raise TangoError(
+            f"ONNX Runtime {onnxruntime.__version__} is the one without CUDA",
+            "pip uninstall onnxruntime, then pip install 'tango-edge[gpu]': the two overwrite each other",
+        )
+    if hasattr(onnxruntime, "preload_dlls"):  # finds CUDA's libraries in the nvidia-* packages
+        with redirect_stdout(sys.stderr):  # what it has to say is no part of an answer
+            onnxruntime.preload_dlls()
+    return onnxruntime

@@ -1,0 +1,138 @@
+"""A bundle's fused graphs on ONNX Runtime's CUDA provider, and decoding by the CUDA library, on the same weights.
+
+ONNX Runtime takes passes over many tokens, with operators of its own and of the CUDA library: attention is one of them,
+and the cache grows in place. A step of decoding is one kernel of that library. Both are given the addresses of weights
+that lie in the device's memory once: the graphs take them as inputs, which are bound once.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tango_plugins.decoder import CudaDecoder, DecoderShape
+from tango_plugins.library import Memory
+from tango_runtime.backends.cuda.backend import Run, Step
+from tango_runtime.backends.cuda.device import Pool, Stream, rows
+from tango_runtime.backends.cuda.ort_runner import CUDA, OrtGraphs, Tensor
+from tango_runtime.backends.cuda.weights import Weights
+from tango_runtime.bundle import Bundle, GraphName, Manifest
+
+#: Provider options. The norms sum in fp32: before microsoft/onnxruntime#28682 they did so only if they were told.
+_EXACT_NORMS = {"enable_skip_layer_norm_strict_mode": "1"}
+
+
+class FusedGraphs(OrtGraphs):
+    """Sessions of a bundle's fused graphs, where it has them, and of its plain ones; made as :class:`OrtGraphs`."""
+
+    def __init__(
+        self,
+        onnxruntime: Any,
+        bundle: Bundle,
+        stream: Stream,
+        provider: tuple[str, str] = CUDA,
+        operators: Path | None = None,
+    ) -> None:
+        self._manifest, self._stream = bundle.manifest, stream
+        plain = bundle.manifest.graphs
+        self._cached = [t.name for t in plain["decoder"].outputs[1:]]
+        self.waiting = [graph for graph in OrtGraphs.waiting if not plain[graph].fused]
+        self.settings = {graph: _EXACT_NORMS for graph, spec in plain.items() if spec.fused}
+        if plain["vision"].fused:
+            self.frames_at_once = 32
+        if plain["decoder"].fused:
+            self.in_place, self.tokens_at_once = True, 4096
+            self.capacity = bundle.manifest.decoder.context  # one cache for all answers, and one step
+        taking, given_up = [graph for graph, spec in plain.items() if spec.taken], threading.Event()
+        with ThreadPoolExecutor() as threads:  # while the sessions are loaded
+            uploading = threads.map(lambda graph: Weights(bundle.path, plain[graph], given_up), taking)
+            try:
+                super().__init__(onnxruntime, _fused(bundle), stream, provider, operators)
+                self._weights = dict(zip(taking, uploading, strict=True))
+            except BaseException:  # ctrl-C too: leaving this block waits for the uploads
+                given_up.set()
+                raise
+        # Once: of a binding that is made anew, what is not named stays.
+        for graph, weights in self._weights.items():
+            self._bind(graph, {name: weights[name] for name in plain[graph].taken})
+
+    def dtype(self, graph: GraphName, tensor: str) -> str:
+        """The graph's own type of a tensor; positions are what the last of them is in the fused decoder."""
+        return "int32" if self.in_place and tensor == "positions" else super().dtype(graph, tensor)
+
+    def bind(self, graph: GraphName, tensors: Mapping[str, Memory], *, replay: bool = False) -> Run:
+        """Prepares a session to read and write these tensors; gives the function that runs it."""
+        if graph != "decoder" or not self.in_place:
+            return super().bind(graph, tensors, replay=replay)
+        return self._bind(graph, self._in_place(tensors))
+
+    def step(self, cache: Sequence[Memory], logits: Memory, pool: Pool) -> Step | None:
+        """The CUDA library's, where the decoder is fused: the token's embedding is a row of the table."""
+        if not self.in_place:
+            return None
+        weights, (words,) = self._weights["decoder"], self._manifest.graphs["embed"].taken
+        decoder = CudaDecoder(_shape(self._manifest, weights, cache[0].shape[1]), weights, cache)
+        table = pool.take("decoder table", decoder.table.shape, np.uint8)
+        workspace = pool.take("decoder workspace", (decoder.workspace_bytes,), np.uint8)
+        embeddings = self._weights["embed"][words]
+        self._stream.upload(decoder.table, table)
+        self._stream.clear(workspace)  # the kernel's to write alone from here on
+        stream = self._stream.handle
+
+        def step(token: int, position: int) -> None:
+            embedding = rows(embeddings, token, token + 1)
+            decoder.enqueue(embedding, position, logits=logits, table=table, workspace=workspace, stream=stream)
+
+        return step
+
+    def _in_place(self, tensors: Mapping[str, Memory]) -> dict[str, Tensor]:
+        """The plain decoder's tensors as those of the fused one.
+
+        How long the sequence is after a pass, the device tells. What the host tells is a bound: of a first pass, whose
+        tokens attend to nothing but one another, their number.
+        """
+        spec, positions = self._specs["decoder"], tensors["positions"]
+        tokens = positions.shape[0]
+        taken = self._manifest.graphs["decoder"].taken
+        _, last, bound, *past = (t.name for t in spec.inputs if t.name not in taken)
+        assert self.capacity is not None
+        first = not tensors[past[0]].shape[1]
+        cache = [tensors[name] for name in self._cached]
+        cache = [replace(memory, shape=(1, *memory.shape)) for memory in cache]
+        return {
+            "embeddings": tensors["embeddings"],
+            last: rows(positions, tokens - 1, tokens),
+            bound: np.array([tokens if first else self.capacity], np.int32),
+            **dict(zip(past, cache, strict=True)),
+            "logits": tensors["logits"],
+            **dict(zip((t.name for t in spec.outputs[1:]), cache, strict=True)),
+        }
+
+
+def _fused(bundle: Bundle) -> Bundle:
+    """A bundle with its fused graphs in the place of the plain ones, where it has them."""
+    graphs = {name: spec.fused or spec for name, spec in bundle.manifest.graphs.items()}
+    return replace(bundle, manifest=replace(bundle.manifest, graphs=graphs))
+
+
+def _shape(manifest: Manifest, weights: Weights, capacity: int) -> DecoderShape:
+    """The decoder's dimensions, as the weights tell them where bundle.json does not."""
+    spec, layer = manifest.decoder, "layers.0"
+    return DecoderShape(
+        layers=spec.layers,
+        width=spec.width,
+        heads=weights[f"{layer}.self_attn.o_proj.weight"].shape[0] // spec.head_dim,
+        kv_heads=spec.kv_heads,
+        head_width=spec.head_dim,
+        intermediate=weights[f"{layer}.mlp.gate_proj.weight"].shape[1],
+        vocabulary=manifest.prompt.vocabulary,
+        head_columns=weights["lm_head.weight"].shape[1],
+        capacity=capacity,
+        norm_eps=spec.norm_eps,
+    )

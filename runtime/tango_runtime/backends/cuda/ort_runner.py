@@ -1,0 +1,154 @@
+"""Sessions of ONNX Runtime on a GPU, reading and writing our device memory on our stream.
+
+Decoding is bound once and run token by token; it is not recorded as a CUDA graph, since ONNX Runtime keeps the graph's
+arithmetic on shapes on the CPU, and that cannot be recorded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tango_plugins import TangoError
+from tango_plugins.library import Memory
+from tango_runtime.backends.cuda.backend import Run, Step
+from tango_runtime.backends.cuda.device import Pool, Stream
+from tango_runtime.backends.ort_cpu import check_engine, check_tensors, refusing
+from tango_runtime.bundle import Bundle, GraphName
+
+PROVIDER = "CUDAExecutionProvider"
+#: The provider, and the device that tensors are bound on.
+CUDA = (PROVIDER, "cuda")
+_GRAPHS: tuple[GraphName, ...] = ("vision", "embed", "decoder")
+
+#: A tensor that can be bound: on the device, or a small one that an operator reads on the host.
+Tensor = Memory | NDArray[Any]
+
+
+class OrtGraphs:
+    """Sessions on one stream; see :class:`tango_runtime.backends.cuda.backend.Graphs`.
+
+    Args:
+        onnxruntime: The module.
+        bundle: The bundle.
+        stream: What they run on.
+        provider: The provider, with the device that its tensors are bound on. Another than CUDA's is for tests.
+        operators: The library of the operators that graphs have beside ONNX Runtime's; without it, what the graphs
+            themselves say of these operators is run.
+
+    Raises:
+        TangoError: The library cannot be registered, or a graph cannot be loaded on the provider.
+    """
+
+    #: Attention is not fused: its scores take 17 MB in fp16 for each frame of 384×384 and layer.
+    frames_at_once = 8
+    #: Likewise, the scores of a pass of the decoder are heads · tokens · positions.
+    tokens_at_once = 2048
+    capacity: int | None = None
+    in_place = False
+    #: Graphs whose runs wait for their end. It costs time, and the stream keeps the order anyway; but the plain graphs
+    #: have products of batches of two lengths, for which ONNX Runtime writes lists of addresses into pinned memory.
+    #: What a run has of it that does not wait is kept until one does, or until the session goes: then a callback of
+    #: the stream frees the last of it, which CUDA forbids there, and the process is aborted.
+    waiting: Collection[GraphName] = ("vision", "decoder")
+    #: The provider's options beyond those that all graphs have.
+    settings: Mapping[GraphName, Mapping[str, str]] = MappingProxyType({})
+
+    def __init__(
+        self,
+        onnxruntime: Any,
+        bundle: Bundle,
+        stream: Stream,
+        provider: tuple[str, str] = CUDA,
+        operators: Path | None = None,
+    ) -> None:
+        name, self._place = provider
+        options = _options(onnxruntime, operators)
+        self._specs = bundle.manifest.graphs
+        # No doubling of the arena: what one frame more needs is not worth twice the memory.
+        common = {"user_compute_stream": str(stream.handle), "arena_extend_strategy": "kSameAsRequested"}
+        # The only references to the sessions, and to the bindings, which hold them: they go when these are cleared. A
+        # graph has one binding, and one more if it is replayed; it keeps what is not bound anew.
+        self._bindings: dict[tuple[GraphName, bool], Any] = {}
+        self._sessions: dict[GraphName, Any] = {}
+        stream.before_end(self._bindings.clear)
+        stream.before_end(self._sessions.clear)
+
+        def load(graph: GraphName) -> None:
+            settings = common | dict(self.settings.get(graph, {}))
+            self._sessions[graph] = _open(onnxruntime, bundle, graph, options, name, settings)
+
+        *others, decoder = _GRAPHS
+        with ThreadPoolExecutor() as threads:
+            loading = threads.map(load, others)
+            load(decoder)  # in this thread, where ctrl-C is heard
+            list(loading)  # raises the error of the first of them that has one
+        self._onnxruntime = onnxruntime
+        self.description = f"ONNX Runtime {onnxruntime.__version__}, {name.removesuffix('ExecutionProvider')}"
+
+    def dtype(self, graph: GraphName, tensor: str) -> str:
+        """The graph's own type of a tensor."""
+        spec = self._specs[graph]
+        return next(t.dtype for t in (*spec.inputs, *spec.outputs) if t.name == tensor)
+
+    def bind(self, graph: GraphName, tensors: Mapping[str, Memory], *, replay: bool = False) -> Run:
+        """Prepares a session to read and write these tensors; gives the function that runs it."""
+        return self._bind(graph, tensors, replay)
+
+    def step(self, cache: Sequence[Memory], logits: Memory, pool: Pool) -> Step | None:
+        """None: a step is a pass of the sessions."""
+        return None
+
+    def _bind(self, graph: GraphName, tensors: Mapping[str, Tensor], replay: bool = False) -> Run:
+        options = self._onnxruntime.RunOptions()
+        if graph not in self.waiting:
+            options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        inputs = {t.name for t in self._specs[graph].inputs}
+        if (graph, replay) not in self._bindings:
+            self._bindings[graph, replay] = self._sessions[graph].io_binding()
+        binding = self._bindings[graph, replay]
+        for name, memory in tensors.items():
+            if isinstance(memory, np.ndarray):
+                binding.bind_cpu_input(name, memory)
+                continue
+            bind = binding.bind_input if name in inputs else binding.bind_output
+            bind(name, self._place, 0, np.dtype(memory.dtype).type, memory.shape, memory.address)
+
+        def run() -> None:
+            with refusing(f"run {graph}", "use fewer frames, or end other programs on the GPU; see: tango doctor"):
+                self._sessions[graph].run_with_iobinding(self._bindings[graph, replay], options)
+
+        return run
+
+
+def _options(onnxruntime: Any, operators: Path | None) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if operators is not None:
+        with refusing(f"take the operators of {operators}", "build it: tango plugin build"):
+            options.register_custom_ops_library(str(operators))
+    return options
+
+
+def _open(
+    onnxruntime: Any, bundle: Bundle, graph: GraphName, options: Any, provider: str, settings: dict[str, str]
+) -> Any:
+    check_engine(bundle, graph)
+    file = bundle.graph(graph)
+    chosen = (provider, settings) if provider == PROVIDER else provider
+    hint = "check the bundle with: tango inspect BUNDLE --verify, and the GPU with: tango doctor"
+    with refusing(f"load {file} on the GPU", hint):
+        session = onnxruntime.InferenceSession(str(file), options, providers=[chosen])
+    if session.get_providers()[0] != provider:  # it would run on the CPU and say nothing
+        raise TangoError(
+            f"ONNX Runtime cannot use {provider}: its CUDA or cuDNN libraries are missing or of another version",
+            "see: tango doctor",
+        )
+    check_tensors(bundle, graph, session)
+    return session

@@ -1,0 +1,204 @@
+"""The bundle's graphs as TensorRT engines: those that `tango build` made, found by :func:`tango_runtime.engines.find`.
+
+Written for the Python API of TensorRT 8.5 to 11 (named tensors, ``execute_async_v3``); what differs between them is in
+the functions at the end of this file.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections import deque
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tango_plugins import TangoError
+from tango_plugins.library import Memory
+from tango_runtime import engines
+from tango_runtime.backends.cuda.backend import CudaStages, Run, open_stream
+from tango_runtime.backends.cuda.device import Buffer, Pool, Stream
+from tango_runtime.bundle import Bundle, GraphName
+from tango_runtime.engines import DECODE, PREFILL, Found
+from tango_runtime.system.gpu import here
+
+#: Prune is the CUDA library's: see :mod:`tango_runtime.backends.cuda.backend`.
+_GRAPHS: tuple[GraphName, ...] = ("vision", "embed", "decoder")
+
+_TYPES = {"FLOAT": "float32", "HALF": "float16", "INT32": "int32", "INT64": "int64", "UINT8": "uint8"}
+
+
+def open_stages(bundle: Bundle) -> CudaStages:
+    """Loads a bundle's engines.
+
+    Raises:
+        TangoError: TensorRT is not installed, there is no GPU, an engine is missing or does not fit this machine, or
+            the CUDA library is not built.
+    """
+    trt = _tensorrt()
+    stream = open_stream()  # first: TensorRT crashes where there is no GPU
+    machine = here(trt.__version__)
+    found = {graph: engines.find(bundle, graph, machine) for graph in _GRAPHS}  # all, before the first is loaded
+    return CudaStages(bundle, TensorRTGraphs(trt, bundle, found, stream, machine.gpu), stream)
+
+
+class TensorRTGraphs:
+    """Engines and their contexts on one stream; see :class:`tango_runtime.backends.cuda.backend.Graphs`.
+
+    Engines run one after the other, so they share one piece of scratch memory, as large as the neediest wants it. A
+    context that replays has a CUDA graph recorded from it and is used for nothing else.
+
+    Args:
+        trt: The ``tensorrt`` module.
+        bundle: The bundle.
+        found: Its engines.
+        stream: What they run on.
+        gpu: What the GPU is called.
+
+    Raises:
+        TangoError: An engine cannot be loaded, or its tensors are not the graph's.
+    """
+
+    frames_at_once = None
+    in_place = False
+
+    def __init__(self, trt: Any, bundle: Bundle, found: Mapping[GraphName, Found], stream: Stream, gpu: str) -> None:
+        self._trt, self._found, self._stream = trt, found, stream
+        self._logger = _logger(trt)
+        self._runtime = trt.Runtime(self._logger)
+        self._engines = {graph: self._load(bundle, graph) for graph in found}
+        self._scratch = Buffer(max(map(_scratch_bytes, self._engines.values())))
+        self._contexts = {graph: self._context(graph, PREFILL) for graph in found}
+        self._recorded: list[Any] = []  # contexts that a CUDA graph was recorded from
+        decoder = found["decoder"]
+        self.tokens_at_once = min(decoder.largest("N", PREFILL), found["embed"].largest("N"))
+        self.capacity = decoder.largest("P", DECODE)
+        self.description = f"TensorRT {trt.__version__}, {gpu}"
+        if cautions := [each.caution for each in found.values() if each.caution]:
+            self.description += f" ({'; '.join(cautions)})"
+
+    def dtype(self, graph: GraphName, tensor: str) -> str:
+        """What the engine takes for a tensor, by NumPy's name."""
+        return _TYPES[self._engines[graph].get_tensor_dtype(tensor).name]
+
+    def bind(self, graph: GraphName, tensors: Mapping[str, Memory], *, replay: bool = False) -> Run:
+        """Prepares an engine to read and write these tensors; gives the function that runs it."""
+        found = self._found[graph]
+        # TensorRT 8 has no two contexts share a profile, so what replays has the engine's last one to itself.
+        profile = len(found.profiles) - 1 if replay else PREFILL
+        inputs = {tensor.name: tensors[tensor.name].shape for tensor in found.inputs}
+        found.check(inputs, profile)
+        context = self._context(graph, profile) if replay else self._contexts[graph]
+        taken = [context.set_input_shape(name, shape) for name, shape in inputs.items()]
+        taken += [context.set_tensor_address(name, memory.address) for name, memory in tensors.items()]
+        if not all(taken):
+            raise self._failed(f"{found.path} refuses its tensors")
+
+        def run() -> None:
+            if not context.execute_async_v3(self._stream.handle):
+                raise self._failed(f"{found.path} cannot run")
+
+        return self._record(context, run) if replay else run
+
+    def step(self, cache: Sequence[Memory], logits: Memory, pool: Pool) -> None:
+        """None: a step is a pass of the engines."""
+
+    def _record(self, context: Any, run: Run) -> Run:
+        """A CUDA graph of one run."""
+        run()  # once before: TensorRT prepares itself for new shapes in ways that cannot be recorded
+        self._stream.synchronize()
+        recorded = self._stream.capture(run)
+        self._recorded.append(context)
+        return recorded.launch
+
+    def _load(self, bundle: Bundle, graph: GraphName) -> Any:
+        found = self._found[graph]
+        if found.version_compatible:
+            self._runtime.engine_host_code_allowed = True
+        with found.path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            engine = self._runtime.deserialize_cuda_engine(data)  # mapped: no second copy in the host's memory
+        if engine is None:
+            raise self._failed(f"TensorRT cannot load {found.path}", f"build it again: {found.rebuild}")
+        if found.stripped:
+            self._refit(engine, found, bundle.graph(graph))
+        self._check_tensors(bundle, graph, engine)
+        return engine
+
+    def _refit(self, engine: Any, found: Found, model: Path) -> None:
+        """Gives an engine that was built without weights those of the bundle's graph."""
+        refitter = self._trt.Refitter(engine, self._logger)
+        parser = self._trt.OnnxParserRefitter(refitter, self._logger)
+        if not (parser.refit_from_file(str(model)) and refitter.refit_cuda_engine()):
+            raise self._failed(f"{found.path} does not take the weights of {model}", f"build it again: {found.rebuild}")
+
+    def _check_tensors(self, bundle: Bundle, graph: GraphName, engine: Any) -> None:
+        spec, narrowed = bundle.manifest.graphs[graph], {"int64": ("int64", "int32")}
+        names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+        told = {t.name: narrowed.get(t.dtype, (t.dtype,)) for t in (*spec.inputs, *spec.outputs)}
+        if set(names) != set(told) or any(_TYPES.get(engine.get_tensor_dtype(n).name) not in told[n] for n in names):
+            found = self._found[graph]
+            raise TangoError(
+                f"the tensors of {found.path} are not those that bundle.json tells of", f"build it: {found.rebuild}"
+            )
+
+    def _context(self, graph: GraphName, profile: int) -> Any:
+        context = _new_context(self._trt, self._engines[graph])
+        if context is None:
+            raise self._failed(f"TensorRT cannot prepare {self._found[graph].path}", "free memory on the GPU")
+        _give_scratch(context, self._scratch)
+        if not context.set_optimization_profile_async(profile, self._stream.handle):
+            raise self._failed(f"{self._found[graph].path} has no profile {profile}", self._found[graph].rebuild)
+        self._stream.synchronize()
+        return context
+
+    def _failed(self, what: str, hint: str = "see: tango doctor BUNDLE") -> TangoError:
+        said = "; ".join(self._logger.errors)
+        self._logger.errors.clear()
+        return TangoError(f"{what}: {said or 'TensorRT does not say why'}", hint)
+
+
+def _tensorrt() -> Any:
+    try:
+        import tensorrt
+    except ImportError as error:
+        raise TangoError(
+            f"TensorRT cannot be imported: {error}", "pip install 'tango-edge[tensorrt]'; on a Jetson see: tango doctor"
+        ) from error
+    return tensorrt
+
+
+def _logger(trt: Any) -> Any:
+    """A logger that keeps the last errors for a message; TensorRT's warnings go nowhere."""
+
+    class Log(trt.ILogger):  # type: ignore[misc]  # the module is Any
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)  # as its binding wants it
+            self.errors: deque[str] = deque(maxlen=3)
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
+                self.errors.append(message)
+
+    return Log()
+
+
+# What differs between the versions.
+
+
+def _new_context(trt: Any, engine: Any) -> Any:
+    """A context that is given its scratch memory."""
+    if hasattr(trt, "ExecutionContextAllocationStrategy"):  # 10 on
+        return engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+    return engine.create_execution_context_without_device_memory()
+
+
+def _scratch_bytes(engine: Any) -> int:
+    """What the neediest profile of an engine wants."""
+    size: int = engine.device_memory_size_v2 if hasattr(engine, "device_memory_size_v2") else engine.device_memory_size
+    return size
+
+
+def _give_scratch(context: Any, scratch: Buffer) -> None:
+    if hasattr(context, "set_device_memory"):  # 10.1 on
+        context.set_device_memory(scratch.address, scratch.size)
+    else:
+        context.device_memory = scratch.address

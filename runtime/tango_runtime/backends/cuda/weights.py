@@ -1,0 +1,28 @@
+"""A graph's weights in device memory, once: whoever computes with them is given their addresses."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+from tango_plugins.library import Memory
+from tango_runtime.backends.cuda.device import upload_file
+from tango_runtime.bundle import GraphSpec
+
+
+class Weights(dict[str, Memory]):
+    """A graph's weights by name, views of its data file on the device, which they own.
+
+    Args:
+        folder: The bundle.
+        spec: The graph; it tells where its weights lie.
+        given_up: Set by whoever no longer waits for them.
+
+    Raises:
+        TangoError: The device has not enough memory.
+    """
+
+    def __init__(self, folder: Path, spec: GraphSpec, given_up: threading.Event) -> None:
+        self._file = upload_file(folder / spec.data, given_up)
+        begin, weights = self._file.address, spec.weights or {}
+        super().__init__({name: Memory(begin + w.offset, w.shape, w.dtype) for name, w in weights.items()})

@@ -1,0 +1,1 @@
+"""`tango`: one file per command."""

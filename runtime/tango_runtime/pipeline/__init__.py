@@ -1,0 +1,1 @@
+"""A video and questions → answers: sessions over the graphs that a backend runs."""

@@ -1,0 +1,1 @@
+"""This machine: its GPU, its libraries, and what is missing."""

@@ -1,0 +1,462 @@
+"""Bad input through the command line: exit code 2, `error:` that names it, `hint:`, and nothing left on the disk."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
+from tokenizers import Tokenizer
+
+from tango_plugins import TangoError
+from tango_runtime.bundle import Bundle
+from tango_runtime.cli.main import main
+from tango_runtime.util.files import staged_folder
+from tests.export.edits import edit_json, edit_weights
+
+DOWN = "language_model.model.layers.1.mlp.down_proj.weight"
+
+
+# The request.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        (["--model", "llava"], "'llava'"),
+        (["--checkpoint", "nowhere"], "nowhere"),
+        (["--checkpoint", ""], "config.json"),
+        (["--checkpoint", "owner/name", "--frames", "0"], "--frames is 0"),
+        (["--checkpoint", "owner/name", "--retention-ratio", "2"], "retention_ratio is 2"),
+        (["--siglip", "./nowhere"], "./nowhere"),
+        (["--checkpoint", "llava/config.json"], "llava/config.json"),
+        (["--retention-ratio", "0"], "retention_ratio is 0"),
+        (["--retention-ratio", "1.5"], "retention_ratio is 1.5"),
+        (["--retention-ratio", "nan"], "retention_ratio is nan"),
+        (["--retention-ratio", "0.12345"], "retention_ratio is 0.12345"),
+        (["--retention-ratio", "half"], "--retention-ratio"),
+        (["--frames", "0"], "--frames is 0"),
+        (["--frames", "-3"], "--frames is -3"),
+        (["--frames", "many"], "--frames"),
+        (["--context", "0"], "--context is 0"),
+        (["--context", "32769"], "--context is 32769"),
+        (["--sink-positions", "196"], "sink_positions is 196"),
+        (["--sink-positions", "-1"], "sink_positions is -1"),
+        (["--dtype", "fp8"], "--dtype"),
+        (["--colour", "red"], "--colour"),
+    ],
+)
+def test_bad_argument(desk, monkeypatch, arguments, names):
+    unreachable(monkeypatch)
+    assert names in desk.refused(*arguments)[0]
+
+
+def test_unknown_model_lists_the_known_ones(desk):
+    assert "llava-ov-0.5b" in desk.refused("--model", "llava-ov-72b")[1]
+
+
+def test_longest_context_is_accepted(desk):
+    assert desk.export("--context", "32768") == 0
+
+
+# config.json.
+
+
+@pytest.mark.parametrize(
+    ("given", "sinks"), [((), None), (("--sink-positions",), ()), (("--sink-positions", "3", "5"), (3, 5))]
+)
+def test_sink_positions(desk, given, sinks):
+    assert desk.export(*given) == 0
+    assert Bundle.load("out").manifest.params.sink_positions == sinks
+
+
+def test_the_budget_is_the_bundles(desk):
+    assert desk.export("--budget", "exact") == 0
+    assert Bundle.load("out").manifest.params.budget == "exact"
+
+
+def test_config_missing(desk):
+    (desk.llava / "config.json").unlink()
+    assert "config.json" in desk.refused()[0]
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "\udcff"])
+def test_config_that_is_no_json_object(desk, text):
+    (desk.llava / "config.json").write_bytes(text.encode(errors="surrogateescape"))
+    assert "config.json" in desk.refused()[0]
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "names"),
+    [
+        (None, {"model_type": "llava_next"}, "llava_next"),
+        (None, {"vision_feature_layer": -2}, "vision_feature_layer is -2"),
+        (None, {"text_config": "x"}, "text_config"),
+        (None, {"vision_config": [1]}, "vision_config"),
+        ("text_config", {"model_type": "llama"}, "model_type is 'llama'"),
+        ("vision_config", {"model_type": "clip_vision_model"}, "model_type is 'clip_vision_model'"),
+        ("text_config", {"hidden_size": "64"}, "hidden_size is '64'"),
+        ("text_config", {"num_hidden_layers": 0}, "num_hidden_layers is 0"),
+        ("text_config", {"rope_theta": True}, "rope_theta is True"),
+        ("text_config", {"rope_scaling": {"type": "yarn"}}, "rope_scaling"),
+        ("text_config", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6}}, "rope_type"),
+        ("text_config", {"rope_parameters": "x"}, "rope_parameters"),
+        ("text_config", {"use_sliding_window": True}, "use_sliding_window"),
+        ("text_config", {"hidden_act": "gelu"}, "hidden_act"),
+        ("text_config", {"num_attention_heads": 3}, ""),
+        ("vision_config", {"hidden_act": "quick_gelu"}, "hidden_act"),
+        ("vision_config", {"num_attention_heads": 5}, "num_attention_heads"),
+    ],
+)
+def test_config_of_another_model(desk, part, changes, names):
+    edit_json(desk.llava / "config.json", lambda config: (config[part] if part else config).update(changes))
+    assert names in desk.refused()[0]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("architectures", ["LlavaLlamaForCausalLM"]),
+        ("mm_projector_type", "linear"),
+        ("mm_spatial_pool_mode", "average"),
+        ("mm_spatial_pool_stride", 4),
+        ("mm_newline_position", "grid"),
+        ("mm_patch_merge_type", "flat"),
+        ("rope_scaling", {"type": "linear", "factor": 2}),
+    ],
+)
+def test_lmms_lab_config_of_another_model(lmms_desk, key, value):
+    edit_json(lmms_desk.llava / "config.json", lambda config: config.update({key: value}))
+    assert f"{key} is" in lmms_desk.refused()[0]
+
+
+def test_lmms_lab_siglip_without_a_config(lmms_desk):
+    (lmms_desk.siglip / "config.json").unlink()
+    error, _ = lmms_desk.refused()
+    assert "siglip" in error
+    assert "config.json" in error
+
+
+def test_lmms_lab_siglip_with_a_config_of_nonsense(lmms_desk):
+    edit_json(lmms_desk.siglip / "config.json", lambda config: config.update(vision_config="x"))
+    assert "vision_config" in lmms_desk.refused()[0]
+
+
+# Weights.
+
+
+def test_siglip_without_a_pooling_head(desk):
+    error, hint = desk.refused("--siglip", "llava")
+    assert "llava has no SigLIP pooling head" in error
+    assert "--siglip google/siglip-so400m-patch14-384" in hint
+
+
+def test_lmms_lab_siglip_without_a_pooling_head(lmms_desk):
+    assert "llava has no SigLIP pooling head" in lmms_desk.refused("--siglip", "llava")[0]
+
+
+@pytest.mark.parametrize("name", ["attention.in_proj_weight", "attention.in_proj_bias"])
+def test_siglip_with_half_of_a_pooling_head(desk, name):
+    edit_weights(desk.siglip, lambda w: w.pop(f"vision_model.head.{name}"))
+    assert name in desk.refused()[0]
+
+
+def test_pooling_head_of_another_siglip(desk):
+    edit_weights(desk.siglip, lambda w: w.update({"vision_model.head.probe": torch.zeros(1, 1, 80)}))
+    assert "head.probe has shape [1, 1, 80]" in desk.refused()[0]
+
+
+def test_missing_weight(desk):
+    edit_weights(desk.llava, lambda w: w.pop(DOWN))
+    error, _ = desk.refused()
+    assert "lacks the weight" in error
+    assert "layers.1.mlp.down_proj.weight" in error
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "image_newline",
+        "vision_tower.vision_model.post_layernorm.bias",
+        "language_model.model.layers.1.self_attn.k_proj.bias",
+    ],
+)
+def test_missing_weight_of_any_part(desk, name):
+    edit_weights(desk.llava, lambda w: w.pop(name))
+    assert name.split(".")[-1].removeprefix("image_") in desk.refused()[0]
+
+
+def test_misshapen_weight(desk):
+    edit_weights(desk.llava, lambda w: w.update({DOWN: w[DOWN][:, :-1]}))
+    error, _ = desk.refused()
+    assert f"{DOWN} has shape [64, 127]" in error
+    assert "[64, 128]" in error
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "language_model.model.layers.0.self_attn.q_proj.lora_A.weight",
+        "language_model.model.layers.2.mlp.down_proj.weight",
+        "model.vision_resampler.query",
+        "multi_modal_projector.linear_3.weight",
+        "extra",
+    ],
+)
+def test_unknown_weight(desk, name):
+    edit_weights(desk.llava, lambda w: w.update({name: torch.zeros(3)}))
+    assert name in desk.refused()[0]
+
+
+def test_one_weight_under_two_names(desk):
+    edit_weights(desk.llava, lambda w: w.update({"model.image_newline": w["image_newline"].clone()}))
+    error, _ = desk.refused()
+    assert "model.image_newline" in error
+
+
+@pytest.mark.parametrize("size", [0, 4, 500, 100_000])
+def test_cut_weights(desk, size):
+    os.truncate(desk.llava / "model.safetensors", size)
+    assert "model.safetensors is cut" in desk.refused()[0]
+
+
+def test_cut_siglip(desk):
+    os.truncate(desk.siglip / "model.safetensors", 100_000)
+    assert "siglip/model.safetensors is cut" in desk.refused()[0]
+
+
+def test_no_weights(desk):
+    (desk.llava / "model.safetensors").unlink()
+    assert "llava holds no safetensors file" in desk.refused()[0]
+
+
+@pytest.fixture
+def sharded(desk, checkpoint):
+    shutil.rmtree(desk.llava)
+    shutil.copytree(checkpoint(shards=3)[0], desk.llava)
+    return desk
+
+
+def test_missing_shard(sharded):
+    (sharded.llava / "model-00002-of-00003.safetensors").unlink()
+    assert "model-00002-of-00003.safetensors" in sharded.refused()[0]
+
+
+def test_cut_shard(sharded):
+    os.truncate(sharded.llava / "model-00003-of-00003.safetensors", 50_000)
+    assert "model-00003-of-00003.safetensors is cut" in sharded.refused()[0]
+
+
+@pytest.mark.parametrize("text", ["{", "{}"])
+def test_index_that_is_none(sharded, text):
+    (sharded.llava / "model.safetensors.index.json").write_text(text)
+    assert "model.safetensors.index.json" in sharded.refused()[0]
+
+
+@pytest.mark.parametrize("value", [1e5, float("nan")])
+def test_weight_that_fp16_does_not_hold(desk, value):
+    def spoil(weights):
+        weights[DOWN] = weights[DOWN].float()
+        weights[DOWN][3, 5] = value
+
+    edit_weights(desk.llava, spoil)
+    error, hint = desk.refused()
+    assert "layers.1.mlp.down_proj.weight" in error
+    assert ("fp32" in hint) == (value == 1e5)  # no dtype holds NaN
+    assert desk.export("--dtype", "fp32") == (0 if value == 1e5 else 2)
+
+
+def test_quantised_weight(desk):
+    edit_weights(desk.llava, lambda w: w.update(image_newline=torch.ones(64, dtype=torch.int8)))
+    error, _ = desk.refused()
+    assert "image_newline is stored as torch.int8" in error
+
+
+# Text.
+
+
+def test_tokenizer_missing(desk):
+    (desk.llava / "tokenizer.json").unlink()
+    assert "tokenizer" in desk.refused()[0]
+
+
+def test_tokenizer_of_vocabulary_and_merges(desk, bundle):
+    model = json.loads((desk.llava / "tokenizer.json").read_text())
+    (desk.llava / "vocab.json").write_text(json.dumps(model["model"]["vocab"]))
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["model"]["merges"]]
+    (desk.llava / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
+    added = {token["content"]: token["id"] for token in model["added_tokens"]}
+    (desk.llava / "added_tokens.json").write_text(json.dumps(added))
+    (desk.llava / "tokenizer.json").unlink()
+    assert desk.export() == 0
+    ours, shared = (Tokenizer.from_file(str(folder / "tokenizer.json")) for folder in (desk.folder / "out", bundle()))
+    text = "<|im_start|>user <video>\nWhich way does it move?<|im_end|>"
+    assert ours.encode(text).ids == shared.encode(text).ids
+
+
+@pytest.mark.parametrize("name", ["vocab.json", "merges.txt"])
+def test_half_of_a_tokenizer(desk, name):
+    (desk.llava / "tokenizer.json").unlink()
+    (desk.llava / name).write_text("{}")
+    assert "tokenizer.json" in desk.refused()[0]
+
+
+def test_tokenizer_unreadable(desk):
+    (desk.llava / "tokenizer.json").write_text("{}")
+    assert "tokenizer" in desk.refused()[0]
+
+
+def test_tokenizer_larger_than_the_table(desk):
+    def grow(data):
+        tokens = {f"<{i}>": i for i in range(405, 700)}
+        data["added_tokens"] += [{**data["added_tokens"][0], "id": i, "content": token} for token, i in tokens.items()]
+
+    edit_json(desk.llava / "tokenizer.json", grow)
+    error, _ = desk.refused()
+    assert "tokenizer has 700 ids" in error
+
+
+@pytest.mark.parametrize("file", ["chat_template.json", "generation_config.json"])
+@pytest.mark.parametrize("text", ["{", "[1]"])
+def test_side_file_that_is_no_json_object(desk, file, text):
+    (desk.llava / file).write_text(text)
+    assert file in desk.refused()[0]
+
+
+# The hub.
+
+
+def unreachable(monkeypatch):
+    def download(*_, **__):
+        raise LocalEntryNotFoundError("no network")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+
+
+@pytest.mark.parametrize("error", [OSError, ValueError, Exception])
+def test_any_fault_of_a_download_is_told(desk, monkeypatch, error):
+    def download(*_, **__):
+        raise error("the line is cut\nand more")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert "the hub did not give owner/name: the line is cut" in desk.refused("--siglip", "owner/name")[0]
+
+
+def test_hub_out_of_reach(desk, monkeypatch):
+    unreachable(monkeypatch)
+    error, hint = desk.refused("--checkpoint", "llava-hf/llava-onevision-qwen2-0.5b-ov-hf")
+    assert "the hub did not give llava-hf/llava-onevision-qwen2-0.5b-ov-hf: no network" in error
+    assert "--checkpoint" in hint
+
+
+def test_hub_is_asked_for_both_and_names_the_bundle(desk, monkeypatch):
+    asked = []
+
+    def download(name, **_):
+        asked.append(name)
+        return str(desk.siglip if "siglip" in name else desk.llava)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert main(["export", "--model", "llava-ov", "--no-validate"]) == 0
+    assert asked == ["llava-hf/llava-onevision-qwen2-0.5b-ov-hf", "google/siglip-so400m-patch14-384"]
+    source = Bundle.load(desk.folder / "llava-ov-0.5b", verify=True).manifest.source
+    assert (source.checkpoint, source.siglip) == tuple(asked)
+
+
+def test_folders_named_relatively_are_found_from_elsewhere(desk, monkeypatch):
+    unreachable(monkeypatch)
+    (desk.folder / "models").mkdir()
+    desk.llava.rename(desk.folder / "models/llava")  # which looks like an id on the hub
+    assert desk.export("--checkpoint", "models/llava") == 0
+    monkeypatch.chdir("/")
+    assert main(["validate", str(desk.folder / "out")]) == 0
+
+
+# The output.
+
+
+def test_output_that_exists(desk):
+    assert desk.export() == 0
+    whole = (desk.folder / "out/bundle.json").read_bytes()
+    error, hint = desk.refused()
+    assert "out exists already" in error
+    assert "--overwrite" in hint
+    assert desk.export("--overwrite", "--frames", "8") == 0
+    assert (desk.folder / "out/bundle.json").read_bytes() != whole
+    assert Bundle.load("out", verify=True).manifest.video.frames == 8
+
+
+def test_failed_overwrite_keeps_the_old_bundle(desk):
+    assert desk.export() == 0
+    edit_weights(desk.llava, lambda w: w[DOWN].fill_(float("inf")))
+    desk.refused("--overwrite")
+    Bundle.load("out", verify=True)
+
+
+@pytest.mark.parametrize("output", ["llava", "thesis", ".", "file"])
+def test_overwrite_replaces_bundles_only(desk, output):
+    (desk.folder / "thesis").mkdir()
+    (desk.folder / "thesis/thesis.tex").write_text("years of work")
+    (desk.folder / "file").write_text("a file")
+    error, _ = desk.refused("--overwrite", "--output", output)
+    assert output in error
+    assert (desk.folder / "thesis/thesis.tex").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("output", ["file/out", "n" * 300, "/proc/out"])
+def test_output_that_cannot_be_made(desk, output):
+    (desk.folder / "file").write_text("a file")
+    assert output in desk.refused("--output", output)[0]
+
+
+def test_folders_above_the_output_are_made_and_removed(desk):
+    edit_weights(desk.llava, lambda w: w[DOWN].fill_(float("inf")))
+    desk.refused("--output", "new/deep/out")
+
+
+def test_two_exports_to_one_output(desk):
+    with staged_folder(Path("out")) as folder:
+        (folder / "half").touch()
+        assert "another process is writing out" in desk.refused()[0]
+        assert (folder / "half").exists()
+
+
+# The disk.
+
+
+def test_no_space(desk, monkeypatch):
+    usage = namedtuple("usage", "free")(1000)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
+    error, hint = desk.refused()
+    assert "no space left" in error
+    assert "MB" in error
+    assert "--output" in hint
+
+
+@pytest.mark.parametrize("where", ["tango_export.graphs.onnx.save", "tango_export.export.write_manifest"])
+def test_disk_that_fills_up(desk, monkeypatch, where):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(where, full)
+    assert "no space left" in desk.refused()[0]
+
+
+def test_debug_shows_the_traceback(desk):
+    with pytest.raises(TangoError):
+        desk.export("--model", "x", "--debug")
+
+
+def test_sound_checkpoint_is_exported_whole(desk):
+    assert desk.export() == 0
+    assert "bundle: out" in desk.capsys.readouterr().err
+    names = {file.name for file in (desk.folder / "out").iterdir()}
+    listed = json.loads((desk.folder / "out/bundle.json").read_text())["files"]
+    assert names == set(listed) | {"bundle.json"}
+    assert sorted(path.name for path in desk.folder.iterdir()) == ["llava", "out", "siglip"]

@@ -1,0 +1,316 @@
+"""CUDA on a machine without a GPU: device memory is the host's, work is done at once, kernels are NumPy.
+
+It stands in for cuda.bindings.runtime and the CUDA library, so that what the stages do with memory, copies and graphs
+can be tested anywhere. An address that was not allocated, a copy that leaves its allocation, and page-locked memory
+that is written to or freed before its upload has been waited for, are errors here.
+"""
+
+# ruff: noqa: N801, N802, N815  (the names are CUDA's)
+
+from __future__ import annotations
+
+import ctypes
+import time
+from enum import IntEnum
+
+import numpy as np
+
+from tango_plugins import reference
+from tango_plugins.op import capacity
+from tango_runtime.backends.cuda.logits import GREATEST
+
+
+class Status(IntEnum):
+    cudaSuccess = 0
+    cudaErrorInvalidValue = 1
+    cudaErrorMemoryAllocation = 2
+
+
+class Kind(IntEnum):
+    cudaMemcpyHostToDevice = 1
+    cudaMemcpyDeviceToHost = 2
+    cudaMemcpyDeviceToDevice = 3
+
+
+class Pitched:
+    def __init__(self, ptr, pitch, xsize, ysize):
+        self.ptr, self.pitch, self.xsize, self.ysize = ptr, pitch, xsize, ysize
+
+
+class Job:
+    pass
+
+
+class HostCuda:
+    """The part of cuda.bindings.runtime that tango_runtime.backends.cuda.device uses.
+
+    Args:
+        memory: Bytes that the device has.
+    """
+
+    cudaError_t, cudaMemcpyKind = Status, Kind
+    cudaStreamNonBlocking = 1
+    cudaMemcpy3DParms = Job
+    make_cudaPitchedPtr = Pitched
+
+    class cudaStreamCaptureMode(IntEnum):
+        cudaStreamCaptureModeThreadLocal = 1
+
+    def __init__(self, memory=1 << 32):
+        self.memory, self.blocks, self.allocations = memory, {}, 0
+        self.locked, self.locks, self.flying = {}, 0, []
+        self.recorded, self.recording = [], None
+
+    def make_cudaExtent(self, width, height, depth):
+        return width, height, depth
+
+    def held(self):
+        return sum(size for _, size in self.blocks.values())
+
+    def cudaMalloc(self, size):
+        if self.held() + size > self.memory:
+            return Status.cudaErrorMemoryAllocation, 0
+        block = ctypes.create_string_buffer(b"\xff" * (size + 256), size + 256)  # NaN, whatever it is read as
+        address = -(-ctypes.addressof(block) // 256) * 256
+        self.blocks[address] = (block, size)
+        self.allocations += 1
+        return Status.cudaSuccess, address
+
+    def cudaFree(self, address):
+        del self.blocks[address]
+        return (Status.cudaSuccess,)
+
+    def cudaMallocHost(self, size):
+        block = ctypes.create_string_buffer(size)
+        self.locked[ctypes.addressof(block)] = block
+        self.locks += 1
+        return Status.cudaSuccess, ctypes.addressof(block)
+
+    def cudaFreeHost(self, address):
+        assert all(source != address for source, _ in self.flying)
+        del self.locked[address]
+        return (Status.cudaSuccess,)
+
+    def inside(self, address, size):
+        assert any(start <= address and address + size <= start + n for start, (_, n) in self.blocks.items())
+        return address
+
+    def cudaMemGetInfo(self):
+        return Status.cudaSuccess, self.memory - self.held(), self.memory
+
+    def cudaGetLastError(self):
+        return (Status.cudaSuccess,)
+
+    def cudaMemset(self, address, value, size):
+        ctypes.memset(self.inside(address, size), value, size)
+        return (Status.cudaSuccess,)
+
+    def cudaMemsetAsync(self, address, value, size, stream):
+        return self.cudaMemset(address, value, size)
+
+    def cudaMemset2DAsync(self, address, pitch, value, width, height, stream):
+        assert width <= pitch
+        for i in range(height if width else 0):
+            ctypes.memset(self.inside(address + i * pitch, width), value, width)
+        return (Status.cudaSuccess,)
+
+    def cudaMemcpyAsync(self, to, source, size, kind, stream):
+        if size:
+            if kind != Kind.cudaMemcpyHostToDevice:
+                self.inside(source, size)
+            if kind != Kind.cudaMemcpyDeviceToHost:
+                self.inside(to, size)
+            if source in self.locked:
+                self.flying.append((source, ctypes.string_at(source, size)))
+            self.do(lambda: ctypes.memmove(to, source, size))
+        return (Status.cudaSuccess,)
+
+    def cudaMemcpy(self, to, source, size, kind):
+        assert kind == Kind.cudaMemcpyHostToDevice
+        ctypes.memmove(self.inside(to, size), source, size)
+        return (Status.cudaSuccess,)
+
+    def cudaMemcpy3DAsync(self, job, stream):
+        width, height, depth = job.extent
+        assert width <= job.srcPtr.pitch
+        assert width <= job.dstPtr.pitch
+        for z in range(depth):
+            for y in range(height):
+                to, source = (p.ptr + (z * p.ysize + y) * p.pitch for p in (job.dstPtr, job.srcPtr))
+                ctypes.memmove(self.inside(to, width), self.inside(source, width), width)
+        return (Status.cudaSuccess,)
+
+    def cudaStreamCreateWithFlags(self, flags):
+        return Status.cudaSuccess, 7
+
+    def cudaStreamDestroy(self, stream):
+        return (Status.cudaSuccess,)
+
+    def cudaStreamSynchronize(self, stream):
+        assert self.recording is None, "waiting cannot be recorded"
+        assert all(ctypes.string_at(source, len(sent)) == sent for source, sent in self.flying)
+        self.flying.clear()
+        return (Status.cudaSuccess,)
+
+    def cudaEventCreate(self):
+        return Status.cudaSuccess, [0.0]
+
+    def cudaEventRecord(self, event, stream):
+        event[0] = time.perf_counter()
+        return (Status.cudaSuccess,)
+
+    def cudaEventSynchronize(self, event):
+        return (Status.cudaSuccess,)
+
+    def cudaEventElapsedTime(self, begin, end):
+        return Status.cudaSuccess, 1e3 * (end[0] - begin[0])
+
+    def cudaEventDestroy(self, event):
+        return (Status.cudaSuccess,)
+
+    def do(self, work):
+        """Does a piece of work, or records it."""
+        if self.recording is None:
+            work()
+        else:
+            self.recording.append(work)
+
+    def cudaStreamBeginCapture(self, stream, mode):
+        self.recording = []
+        return (Status.cudaSuccess,)
+
+    def cudaStreamEndCapture(self, stream):
+        recorded, self.recording = self.recording, None
+        return Status.cudaSuccess, recorded
+
+    def cudaGraphInstantiate(self, recorded, flags):
+        return Status.cudaSuccess, list(recorded)
+
+    def cudaGraphDestroy(self, recorded):
+        return (Status.cudaSuccess,)
+
+    def cudaGraphExecDestroy(self, executable):
+        return (Status.cudaSuccess,)
+
+    def cudaGraphLaunch(self, executable, stream):
+        for work in executable:
+            work()
+        return (Status.cudaSuccess,)
+
+
+def array(memory):
+    """The array behind device memory."""
+    size = int(np.prod(memory.shape)) * np.dtype(memory.dtype).itemsize
+    if not size:
+        return np.empty(memory.shape, memory.dtype)
+    buffer = (ctypes.c_char * size).from_address(memory.address)
+    return np.frombuffer(buffer, memory.dtype).reshape(memory.shape)
+
+
+class HostPruner:
+    """The reference in the place of tango_plugins.library.CudaPruner."""
+
+    workspace_bytes = 256
+
+    def __init__(self, params, frames, width, dtype):
+        self.params = params
+        self.capacity = capacity(frames, params.grid[0] * params.grid[1], params)
+
+    def enqueue(self, features, salience, seconds, *, tokens, indices, count, merged, segments, workspace, stream):
+        pruned = reference.prune(array(features), array(salience), array(seconds), self.params)
+        array(count)[:] = K = pruned.count
+        for memory, value, rest in (
+            (tokens, pruned.tokens, 0),
+            (indices, pruned.indices, -1),
+            (merged, pruned.merged, 0),
+            (segments, pruned.segments, -1),
+        ):
+            array(memory)[:] = rest
+            array(memory)[: len(value)] = value
+        assert len(pruned.indices) == K
+
+
+class HostDecoder:
+    """A step as tango_export.modules.qwen2 computes it, in the place of tango_plugins.decoder.CudaDecoder.
+
+    It takes any floating-point type. A workspace that was not zero at first, or that another has written into, is an
+    error here.
+    """
+
+    workspace_bytes = 512
+
+    def __init__(self, shape, weights, cache, library=None):
+        self.shape, self.weights, self.cache, self.left = shape, weights, cache, 0
+        assert {memory.shape for memory in cache} == {(shape.kv_heads, shape.capacity, shape.head_width)}
+        assert len(cache) == 2 * shape.layers
+        self.table = np.array([memory.address for memory in (*weights.values(), *cache)]).view(np.uint8)
+
+    def enqueue(self, embedding, position, *, logits, table, workspace, stream):
+        assert (array(workspace) == self.left).all()
+        assert (array(table) == self.table).all()
+        assert 0 <= position < self.shape.capacity
+        self.left = array(workspace)[:] = 170
+        x = array(embedding).reshape(self.shape.width)
+        for i in range(self.shape.layers):
+            x = x + self.attend(f"layers.{i}.self_attn", self.norm(f"layers.{i}.input_layernorm", x), i, position)
+            x = x + self.mlp(f"layers.{i}.mlp", self.norm(f"layers.{i}.post_attention_layernorm", x))
+        row = self.linear("lm_head", self.norm("norm", x), self.shape.head_columns)
+        array(logits)[:] = row[: self.shape.vocabulary]
+
+    def attend(self, name, x, layer, position):
+        heads, kv_heads, width = self.shape.heads, self.shape.kv_heads, self.shape.head_width
+        packed = self.linear(f"{name}.qkv_proj", x, (heads + 2 * kv_heads) * width)
+        packed = (packed + array(self.weights[f"{name}.qkv_proj.bias"])).reshape(-1, width)
+        rotated = self.rotate(packed[: heads + kv_heads].astype(np.float32), position)
+        keys, values = (array(memory) for memory in self.cache[2 * layer : 2 * layer + 2])
+        keys[:, position], values[:, position] = rotated[heads:], packed[heads + kv_heads :]
+        keys, values = (rows[:, : position + 1].astype(np.float32) for rows in (keys, values))
+        scores = rotated[:heads].reshape(kv_heads, -1, width) * width**-0.5 @ keys.transpose(0, 2, 1)
+        shares = np.exp(scores - scores.max(-1, keepdims=True))
+        shares = (shares / shares.sum(-1, keepdims=True)).astype(x.dtype)
+        return self.linear(f"{name}.o_proj", (shares @ values).astype(x.dtype).reshape(-1), self.shape.width)
+
+    def rotate(self, x, position):
+        angles = np.float32(position) * array(self.weights["rotary.inv_freq"])
+        first, second = np.split(x, 2, -1)
+        cos, sin = np.cos(angles), np.sin(angles)
+        return np.concatenate((first * cos - second * sin, second * cos + first * sin), -1)
+
+    def mlp(self, name, x):
+        gate, up = (self.linear(f"{name}.{kind}_proj", x, self.shape.intermediate) for kind in ("gate", "up"))
+        silu = gate / (1 + np.exp(-gate.astype(np.float32)))
+        return self.linear(f"{name}.down_proj", (silu * up).astype(x.dtype), self.shape.width)
+
+    def norm(self, name, x):
+        wide = x.astype(np.float32)
+        scale = 1 / np.sqrt((wide * wide).mean() + np.float32(self.shape.norm_eps))
+        return (wide * scale * array(self.weights[f"{name}.weight"])).astype(x.dtype)
+
+    def linear(self, name, x, columns):
+        weight = array(self.weights[f"{name}.weight"])
+        assert weight.shape == (len(x), columns)
+        return (x.astype(np.float32) @ weight.astype(np.float32, copy=False)).astype(x.dtype)
+
+
+def argmax(values, greatest, stream):
+    """In the place of tango_runtime.backends.cuda.logits.enqueue_argmax."""
+    row = array(values)
+    found = array(greatest).view(GREATEST)
+    found["index"] = row.argmax()
+    found["value"] = row.max() if not np.isnan(row).any() else np.nan
+
+
+def install(monkeypatch, memory=1 << 32):
+    """Puts all of this in the place of CUDA."""
+    from tango_plugins import library
+    from tango_runtime.backends.cuda import backend as cuda
+    from tango_runtime.backends.cuda import device, logits
+    from tango_runtime.backends.cuda import ort_fused as fused
+
+    found = HostCuda(memory)
+    monkeypatch.setattr(device, "cudart", lambda: found)
+    monkeypatch.setattr(library, "load", lambda: None)
+    monkeypatch.setattr(cuda, "CudaPruner", HostPruner)
+    monkeypatch.setattr(fused, "CudaDecoder", HostDecoder)
+    monkeypatch.setattr(logits, "enqueue_argmax", argmax)
+    return found

@@ -1,0 +1,133 @@
+"""TensorRT on a machine without a GPU: the part of its Python API that the stages use, ONNX Runtime in its place.
+
+Engines lie in the bundle with true sidecars; their content is the name of a graph. Like TensorRT 8, it has no two
+contexts share a profile, takes int32 where the graph has int64, and wants tensors at multiples of 256 bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from enum import Enum
+
+import numpy as np
+
+from tango_plugins.library import Memory
+from tango_runtime import engines
+from tango_runtime.bundle import Bundle, sha256
+from tango_runtime.engines import BuildOptions, Machine, Sidecar
+from tests.fakes.cuda import array
+
+MACHINE = Machine("8.6.0", "9.0", "NVIDIA Test", "1")
+
+
+def build(folder, **options):
+    """Puts engines of a bundle, without prune's, into its folder."""
+    bundle = Bundle.load(folder)
+    planned = engines.plan(bundle, MACHINE, BuildOptions(**options), ("vision", "embed", "decoder"))
+    for engine in planned:
+        engine.path.parent.mkdir(exist_ok=True)
+        engine.path.write_text(engine.graph)
+        size, digest = engine.path.stat().st_size, sha256(engine.path)
+        sidecar = Sidecar(engines.FORMAT, engine.recipe, MACHINE.gpu, size, digest, seconds=1.0, peak_host=1)
+        engine.path.with_suffix(".json").write_text(json.dumps(asdict(sidecar)))
+    return {engine.graph: engine.path for engine in planned}
+
+
+class DataType(Enum):
+    FLOAT, HALF, INT32, UINT8 = range(4)
+
+
+_TYPES = {"float32": "FLOAT", "float16": "HALF", "int64": "INT32", "uint8": "UINT8"}
+
+
+class HostTensorRT:
+    """The module.
+
+    Args:
+        bundle: The bundle whose engines it runs.
+        cuda: The emulated CUDA.
+    """
+
+    __version__ = MACHINE.tensorrt
+
+    class ILogger:
+        INTERNAL_ERROR, ERROR, WARNING = range(3)
+
+        def __init__(self):
+            pass
+
+    def __init__(self, bundle, cuda):
+        self.bundle, self.cuda, self.replays = bundle, cuda, 0
+
+    def Runtime(self, logger):  # noqa: N802
+        outer = self
+
+        class Runtime:
+            def deserialize_cuda_engine(self, data):
+                name = bytes(data).decode()
+                if name not in outer.bundle.manifest.graphs:
+                    logger.log(logger.ERROR, "magic tag does not match")
+                    return None
+                return Engine(outer, name)
+
+        return Runtime()
+
+
+class Engine:
+    device_memory_size = 1 << 16
+
+    def __init__(self, trt, graph):
+        from tango_runtime.backends.ort_cpu import open_session
+
+        self.trt, self.spec = trt, trt.bundle.manifest.graphs[graph]
+        self.session, self.profiles = open_session(trt.bundle.graph(graph)), set()
+        self.tensors = {t.name: t for t in (*self.spec.inputs, *self.spec.outputs)}
+        self.num_io_tensors = len(self.tensors)
+
+    def get_tensor_name(self, i):
+        return list(self.tensors)[i]
+
+    def get_tensor_dtype(self, name):
+        return DataType[_TYPES[self.tensors[name].dtype]]
+
+    def create_execution_context_without_device_memory(self):
+        return Context(self)
+
+
+class Context:
+    device_memory = None
+
+    def __init__(self, engine):
+        self.engine, self.shapes, self.addresses = engine, {}, {}
+
+    def set_optimization_profile_async(self, profile, stream):
+        free = profile not in self.engine.profiles
+        self.engine.profiles.add(profile)
+        return free
+
+    def set_input_shape(self, name, shape):
+        self.shapes[name] = shape
+        return True
+
+    def set_tensor_address(self, name, address):
+        self.addresses[name] = address
+        return address % 256 == 0
+
+    def execute_async_v3(self, stream):
+        assert self.device_memory is not None
+        cuda, shapes, addresses = self.engine.trt.cuda, dict(self.shapes), dict(self.addresses)
+        recorded = cuda.recording is not None
+        cuda.do(lambda: self.run(shapes, addresses, recorded))
+        return True
+
+    def run(self, shapes, addresses, recorded):
+        self.engine.trt.replays += recorded
+        spec = self.engine.spec
+        taken = {"int64": "int32"}
+        feeds = {
+            t.name: array(Memory(addresses[t.name], shapes[t.name], taken.get(t.dtype, t.dtype))).astype(t.dtype)
+            for t in spec.inputs
+        }
+        for tensor, found in zip(spec.outputs, self.engine.session.run(None, feeds), strict=True):
+            array(Memory(addresses[tensor.name], found.shape, np.dtype(found.dtype).name))[...] = found

@@ -1,0 +1,122 @@
+"""Engines that cannot be used, builds that end early, builds side by side: refused or whole, never half."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tango_plugins import TangoError
+from tango_runtime import VideoLLM, engines
+from tango_runtime.backends.registry import select
+from tests.gpu.runtime.conftest import build
+
+
+@pytest.fixture
+def copy(built, tmp_path):
+    """A bundle with engines that may be spoilt."""
+    return shutil.copytree(built("fp32"), tmp_path / "bundle")
+
+
+def engine_of(folder, graph="decoder"):
+    (found,) = (folder / "engines").glob(f"{graph}-*.engine")
+    return found
+
+
+def edit(folder, **values):
+    """Changes the recipe in the decoder's sidecar."""
+    file = engine_of(folder).with_suffix(".json")
+    sidecar = json.loads(file.read_text())
+    sidecar["recipe"] |= values
+    file.write_text(json.dumps(sidecar))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"tensorrt": "7.2.1"}, "was made with TensorRT 7.2.1, here is"),
+        ({"compute_capability": "5.3"}, "was made for compute capability 5.3, here is"),
+        ({"files": {}}, "was made of another graph"),
+    ],
+)
+def test_an_engine_for_another_machine_is_refused_before_it_is_loaded(copy, values, message):
+    edit(copy, **values)
+    engine_of(copy).write_bytes(b"this would not load" + b"\0" * 100)
+    with pytest.raises(TangoError, match=message) as refused:
+        VideoLLM(copy, "tensorrt")
+    assert "tango build" in refused.value.hint
+
+
+@pytest.mark.parametrize("spoil", ["cut", "garbage"])
+def test_a_corrupt_engine_is_refused(copy, spoil):
+    engine = engine_of(copy)
+    data = engine.read_bytes()
+    engine.write_bytes(data[: len(data) // 2] if spoil == "cut" else bytes(len(data)))
+    with pytest.raises(TangoError) as refused:
+        VideoLLM(copy, "tensorrt")
+    assert str(engine) in refused.value.message
+    assert "tango build" in refused.value.hint
+
+
+def test_auto_takes_the_engines_and_says_why_not(copy):
+    llm = VideoLLM(copy)
+    assert llm.engine.startswith("TensorRT")
+    assert llm.why == ""
+    engine_of(copy).with_suffix(".json").unlink()
+    other = select(llm.bundle)
+    assert not other.description.startswith("TensorRT")
+    assert "has no engine for decoder" in other.why
+
+
+def building(bundle):
+    """`tango build` in a process of its own."""
+    graphs = ["--graphs", "vision", "embed", "decoder"]
+    return [sys.executable, "-m", "tango_runtime.cli.main", "build", str(bundle), *graphs]
+
+
+def test_a_killed_build_leaves_nothing_half_written(folder, tmp_path):
+    pytest.importorskip("tensorrt", reason="TensorRT is not installed")
+    bundle = shutil.copytree(folder("fp32"), tmp_path / "bundle", ignore=shutil.ignore_patterns("engines"))
+    command = building(bundle)
+    for seconds, how in ((3, signal.SIGINT), (6, signal.SIGKILL)):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(seconds)
+        process.send_signal(how)
+        process.wait(timeout=60)
+        for engine in (bundle / "engines").glob("*.engine"):
+            file = engine.with_suffix(".json")
+            assert not file.exists() or engines.read_sidecar(file).size == engine.stat().st_size
+    build(bundle)
+    assert VideoLLM(bundle, "tensorrt").engine.startswith("TensorRT")
+
+
+def test_two_builds_at_once_make_whole_engines(folder, tmp_path):
+    pytest.importorskip("tensorrt", reason="TensorRT is not installed")
+    bundle = shutil.copytree(folder("fp32"), tmp_path / "bundle", ignore=shutil.ignore_patterns("engines"))
+    command = building(bundle)
+    both = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    for process in both:
+        error = process.communicate()[1]
+        assert process.returncode == 0, error
+    assert VideoLLM(bundle, "tensorrt").engine.startswith("TensorRT")
+    assert len(list((bundle / "engines").glob("*.engine"))) == 3
+
+
+def test_a_full_gpu_is_refused_and_the_next_answer_comes(load, video):
+    from tango_runtime.backends.cuda.device import Buffer, cudart
+
+    llm = load("fp32")
+    wanted = llm.generate(video(1, 8), "What?", frames=4, max_new_tokens=4).ids
+    free = cudart().cudaMemGetInfo()[1]
+    held = Buffer(free - (64 << 20))
+    with pytest.raises(TangoError):
+        VideoLLM(llm.bundle.path, "tensorrt" if "TensorRT" in llm.engine else "onnxruntime-cuda")._stages._pool.take(
+            "more", (128 << 20,), "uint8"
+        )
+    held.free()
+    assert llm.generate(video(1, 8), "What?", frames=4, max_new_tokens=4).ids == wanted

@@ -1,0 +1,65 @@
+"""What an installed tango-edge is: its wheel, a base install without torch, and what resolves for a Jetson."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+UV = Path(sys.executable).with_name("uv")
+
+
+def run(*command: object, cwd: Path | None = None) -> str:
+    done = subprocess.run([str(part) for part in command], cwd=cwd, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("wheel")
+    source = out / "source"
+    # From a copy: building in place would leave build/ and egg-info behind.
+    files = run("git", "ls-files", "--cached", "--others", "--exclude-standard", cwd=ROOT).split("\n")
+    for name in filter(None, files):
+        if (ROOT / name).is_file():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / name).write_bytes((ROOT / name).read_bytes())
+    run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", out, source)
+    return next(out.glob("*.whl"))
+
+
+def test_the_wheel_is_pure_and_holds_the_four_packages(wheel: Path) -> None:
+    assert wheel.name.endswith("-py3-none-any.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for package in ("tango_export", "tango_calibration", "tango_runtime", "tango_plugins"):
+        assert {f"{package}/__init__.py", f"{package}/py.typed"} <= names
+    assert "tango_runtime/report.html.jinja" in names
+    assert not [name for name in names if name.startswith(("tests/", "examples/"))]
+
+
+def test_a_base_install_runs_without_torch_onnx_or_transformers(wheel: Path, tmp_path: Path) -> None:
+    python = tmp_path / "venv" / "bin" / "python"
+    run(UV, "venv", "--quiet", "--python", sys.executable, tmp_path / "venv")
+    run(UV, "pip", "install", "--quiet", "--python", python, "--constraint", ROOT / "constraints.txt", wheel)
+    installed = run(UV, "pip", "freeze", "--quiet", "--python", python)
+    for heavy in ("torch", "transformers", "onnx", "onnxruntime"):
+        assert f"\n{heavy}==" not in f"\n{installed}"
+    code = "import tango_runtime, tango_plugins.reference, tango_runtime.report.report; print(tango_runtime.__name__)"
+    assert run(python, "-c", code).strip() == "tango_runtime"
+    assert "tango COMMAND" in run(python.with_name("tango"), "--help")
+    refused = subprocess.run([python.with_name("tango-export")], capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert "pip install 'tango-edge[export]'" in refused.stderr
+
+
+@pytest.mark.parametrize(("version", "extra"), [("3.10", "jetpack6"), ("3.12", "jetpack7")])
+def test_it_resolves_for_a_jetson(version: str, extra: str) -> None:
+    platform = ["--python-platform", "aarch64-manylinux_2_31", "--python-version", version]
+    command = [UV, "pip", "compile", "--quiet", "--only-binary", ":all:", *platform, ROOT / "pyproject.toml"]
+    base = run(*command)
+    assert "tokenizers==" in base
+    assert "torch==" not in base
+    assert "cuda-bindings==" + ("12" if extra == "jetpack6" else "13") in run(*command, "--extra", extra)

@@ -1,0 +1,182 @@
+"""The stages with fused graphs, with the GPU's memory emulated on the host and ONNX Runtime's CPU kernels."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pytest
+
+from tango_runtime import VideoLLM
+from tango_runtime.backends.cuda.backend import CudaStages
+from tango_runtime.backends.cuda.device import Stream, bytes_of
+from tango_runtime.backends.cuda.ort_fused import FusedGraphs
+from tango_runtime.bundle import Bundle, describe, write_manifest
+from tests.fakes.cuda import install
+from tests.runtime.backends.test_cuda_backend import overflow
+
+QUESTION = "What happens in the video?"
+
+
+@pytest.fixture(scope="module")
+def fused(talkative, tmp_path_factory):
+    """``fused("fp32")``: a bundle with fused graphs; ``tango-export --fused`` writes them in fp16 only."""
+    from tango_export.export import DTYPES, find_preset, open_model
+    from tango_export.fused import write_fused_graph
+
+    @cache
+    def made(dtype):
+        llava, bundle = talkative(dtype=dtype)
+        folder = shutil.copytree(bundle, tmp_path_factory.mktemp("fused") / dtype)
+        manifest = Bundle.load(folder).manifest
+        model = open_model(find_preset("llava-ov")[0], str(llava), str(llava.parent / "siglip"), DTYPES[dtype], 2048)
+        graphs, files = dict(manifest.graphs), dict(manifest.files)
+        for graph in model.graphs:
+            graphs[graph.name] = spec = write_fused_graph(graph, folder, 2048)
+            files[spec.fused.file] = describe(folder / spec.fused.file)
+        write_manifest(folder, replace(manifest, graphs=graphs, files=files))
+        return folder
+
+    return made
+
+
+@pytest.fixture
+def host(monkeypatch):
+    """CUDA, emulated."""
+    return install(monkeypatch)
+
+
+@pytest.fixture
+def make(fused, host):
+    """``make(dtype, **limits)``: a chain with the fused graphs, and one with the CPU's plain ones."""
+    import onnxruntime
+
+    def made(dtype="fp32", folder=None, **limits):
+        plain, llm = (VideoLLM(folder or fused(dtype), "onnxruntime-cpu") for _ in range(2))
+        stream = Stream()
+        graphs = FusedGraphs(onnxruntime, llm.bundle, stream, ("CPUExecutionProvider", "cpu"))
+        for name, value in limits.items():
+            setattr(graphs, name, value)
+        llm._stages = CudaStages(llm.bundle, graphs, stream)
+        return llm, plain
+
+    return made
+
+
+def close(found, wanted, tolerance=1e-4):
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=tolerance * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("prune", [True, False])
+@pytest.mark.parametrize("limits", [{}, {"tokens_at_once": 16, "frames_at_once": 3}, {"tokens_at_once": 7}])
+def test_sixty_four_tokens_are_the_plain_graphs(make, colours, limits, prune):
+    llm, plain = make(**limits)
+    options = {"frames": 8, "prune": prune, "max_new_tokens": 64}
+    found, wanted = (each.generate(colours, QUESTION, **options) for each in (llm, plain))
+    np.testing.assert_array_equal(found.indices, wanted.indices)
+    assert found.ids == wanted.ids
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("fp32", 1e-4), ("fp16", 3e-2)])
+def test_text_follows_text_and_is_rewound(make, dtype, tolerance):
+    ids, heard = np.arange(20, 29), []
+    for llm in make(dtype):
+        stages, rows = llm._stages, []
+        tokens = np.random.default_rng(0).standard_normal((30, llm.bundle.manifest.decoder.width))
+        tokens = tokens.astype(llm.bundle.manifest.dtype)
+        stages.prefill([stages.embed(ids), tokens, stages.embed(ids[:1])], 64)
+        for question in (ids[:5], ids[3:4], ids[:5]):
+            stages.rewind(40)
+            rows.append(np.array(stages.extend(stages.embed(question))))
+            rows += [np.array(stages.decode(token)) for token in (5, 9)]
+        heard.append(np.stack(rows))
+    close(*heard, tolerance)
+    np.testing.assert_array_equal(heard[0][:3], heard[0][6:])
+
+
+def test_a_prompt_of_one_token_and_one_that_fills_the_context(make):
+    for count in (1, 2047):
+        heard = []
+        for llm in make():
+            stages = llm._stages
+            rows = [np.array(stages.prefill([stages.embed(np.arange(count) % 200)], 2048))]
+            heard.append(np.stack([*rows, np.array(stages.decode(7))]))
+        close(*heard)
+
+
+def test_what_an_overflow_left_in_the_cache_is_forgotten(make, frames):
+    llm, _ = make()
+    wanted = llm.generate(frames, QUESTION, max_new_tokens=8).ids
+    overflow(llm._stages)
+    assert llm.generate(frames, QUESTION, max_new_tokens=8).ids == wanted
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("fp32", 1e-4), ("fp16", 3e-2)])
+def test_a_step_is_a_pass_of_one_token(make, dtype, tolerance):
+    stages = make(dtype)[0]._stages
+    for count in (1, 30, 500):
+        stages.prefill([stages.embed(np.arange(count) % 200)], 512)
+        for length, token in enumerate((7, 8, 7), count):
+            stepped = np.array(stages.decode(token))
+            stages.rewind(length)
+            close(stepped, np.array(stages.extend(stages.embed(np.array([token])))), tolerance)
+
+
+def test_steps_go_on_in_another_cache(make):
+    heard = []
+    for llm in make():
+        stages, rows = llm._stages, []
+        for capacity in (300, 2048, 512):
+            if isinstance(stages, CudaStages):
+                stages._graphs.capacity = capacity
+            stages.prefill([stages.embed(np.arange(60))], 200)
+            rows += [np.array(stages.decode(token)) for token in (5, 9)]
+        heard.append(np.stack(rows))
+    close(*heard)
+
+
+def test_weights_lie_on_the_device_once(make, host):
+    llm, _ = make()
+    graphs = llm.bundle.manifest.graphs
+    sizes = {llm.bundle.manifest.files[graphs[name].data].size for name in ("vision", "embed", "decoder")}
+    for _ in range(3):
+        stages = llm._stages
+        stages.prefill([stages.embed(np.arange(9))], 64)
+        stages.decode(1)
+        held = [size for _, size in host.blocks.values() if size >= min(sizes) and size != bytes_of(stages._cache._all)]
+        assert sorted(held) == sorted(sizes)
+    del llm, stages
+    assert not host.blocks
+
+
+def test_for_a_token_nothing_goes_up(make):
+    stages = make()[0]._stages
+    logits, traffic = stages.prefill([stages.embed(np.arange(9))], 64), stages.traffic
+    before = replace(traffic)
+    for _ in range(5):
+        logits = stages.decode(logits.greatest()[0])
+    assert (traffic.uploads, traffic.downloads) == (before.uploads, before.downloads + 5)
+
+
+def test_a_quantised_decoder_takes_embeddings_of_the_fused_graph(make, fused, colours, tmp_path):
+    folder = shutil.copytree(fused("fp32"), tmp_path / "bundle")
+    manifest = Bundle.load(folder).manifest
+    decoder = replace(manifest.graphs["decoder"], fused=None, weights=None)
+    write_manifest(folder, replace(manifest, graphs=manifest.graphs | {"decoder": decoder}))
+    llm, plain = make(folder=folder)
+    assert llm._stages._graphs.frames_at_once == 32
+    found, wanted = (each.generate(colours, QUESTION, max_new_tokens=8).ids for each in (llm, plain))
+    assert found == wanted
+
+
+def test_a_bundle_without_fused_graphs_runs_its_plain_ones(spoken, host, colours):
+    import onnxruntime
+
+    llm = VideoLLM(spoken, "onnxruntime-cpu")
+    wanted, stream = [llm.generate(colours, text, max_new_tokens=8).ids for text in (QUESTION, "Where?")], Stream()
+    graphs = FusedGraphs(onnxruntime, llm.bundle, stream, ("CPUExecutionProvider", "cpu"))
+    assert not graphs.in_place
+    llm._stages = CudaStages(llm.bundle, graphs, stream)
+    assert [llm.generate(colours, text, max_new_tokens=8).ids for text in (QUESTION, "Where?")] == wanted

@@ -1,0 +1,99 @@
+"""`tango bench --compare-torch`: transformers on the same shapes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+import tango_runtime.bench.peer
+from tango_plugins import TangoError
+from tango_runtime.bench.measure import Case, Setting, make_clip
+from tango_runtime.bench.peer import Peer, Shape
+from tango_runtime.bundle import Bundle
+from tango_runtime.cli.main import main
+
+SETTING = Setting(decode_tokens=5, warm_up=1, repeats=2)
+SHAPE = Shape(make_clip(Case(True, 160, 90), 4, 0), kept=8, prompt_tokens=39)
+
+
+@pytest.fixture
+def peer(talkative):
+    llava, bundle = talkative()
+    return Peer(str(llava), Bundle.load(bundle).manifest, SETTING, gpu=False)
+
+
+def test_it_is_measured_beside_the_chain(spoken, tmp_path, capsys):
+    file = tmp_path / "out.json"
+    quick = ["--warm-up", "1", "--repeats", "2", "--decode-tokens", "3", "--engine", "onnxruntime-cpu"]
+    assert main(["bench", str(spoken), *quick, "--compare-torch", "--json", str(file)]) == 0
+    assert "transformers p50" in capsys.readouterr().out
+    found = json.loads(file.read_text())
+    assert found["conditions"]["peer"].endswith("random weights of the shapes of llava")
+    for case in found["cases"]:
+        ours, theirs = (case["milliseconds"][system] for system in ("tango", "transformers"))
+        assert set(ours) - {"prune", "first token, new length"} == set(theirs) - {"upload"}
+        assert ours["decode"]["count"] == theirs["decode"]["count"] == 6
+
+
+def test_the_prompt_has_the_shape_that_was_asked_for(peer, monkeypatch):
+    seen = []
+    forward = peer._model.forward
+    monkeypatch.setattr(peer._model, "forward", lambda **given: (seen.append(given), forward(**given))[1])
+    samples = peer.systems["transformers"](SHAPE, lambda done: None)
+    assert seen[0]["inputs_embeds"].shape[:2] == (1, 39)
+    assert [given["input_ids"].shape for given in seen[1:6]] == [(1, 1)] * 5
+    assert len(seen) == 3 * 6
+    assert seen[0]["past_key_values"].get_seq_length() == 39 + 5
+    assert {name: len(values) for name, values in samples.items()} == {
+        **dict.fromkeys(("video", "upload", "vision", "prefill", "first token", "answer"), 2),
+        "decode": 10,
+    }
+
+
+def test_a_recorded_step_finds_room_in_the_cache_and_goes_on_where_the_prompt_ends(peer, monkeypatch):
+    caches = []
+    made = tango_runtime.bench.peer.transformers.StaticCache
+    monkeypatch.setattr(
+        tango_runtime.bench.peer.transformers,
+        "StaticCache",
+        lambda **given: (caches.append(made(**given)), caches[-1])[1],
+    )
+    monkeypatch.setattr(peer, "_recorded", lambda step: [step() for _ in range(4)] and step)  # as a capture does
+    samples = peer._graph(SHAPE, lambda done: None)
+    assert len(samples["decode"]) == 10
+    assert caches[0].get_seq_length() == 39 + 5
+
+
+def test_what_was_measured_is_kept_where_transformers_fails(spoken, tmp_path, capsys):
+    file = tmp_path / "out.json"
+    quick = ["--warm-up", "1", "--repeats", "1", "--only", "pruned", "--engine", "onnxruntime-cpu"]
+    assert main(["bench", str(spoken), *quick, "--compare-torch", str(tmp_path), "--json", str(file)]) == 0
+    (case,) = json.loads(file.read_text())["cases"]
+    assert list(case["milliseconds"]) == ["tango"]
+    assert "finds no configuration" in case["not_measured"]["transformers"]["error"]
+    assert "transformers, pruned, 112x112: not measured" in capsys.readouterr().err
+
+
+def test_torch_that_runs_out_of_memory_refuses(peer, monkeypatch):
+    def full(**given):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB\nand so on")
+
+    monkeypatch.setattr(peer._model, "forward", full)
+    with pytest.raises(TangoError, match=r"transformers failed: CUDA out of memory\. Tried to allocate 9 GiB \("):
+        peer.systems["transformers"](SHAPE, lambda done: None)
+
+
+def test_checkpoints_that_do_not_fit_are_refused(talkative, tmp_path):
+    llava, bundle = talkative()
+    manifest = Bundle.load(bundle).manifest
+    with pytest.raises(TangoError, match="transformers finds no configuration in"):
+        Peer(str(tmp_path), manifest, SETTING, gpu=False)
+    config = json.loads((llava / "config.json").read_text())
+    config["text_config"]["num_hidden_layers"] += 1
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(TangoError, match="has other shapes than the bundle"):
+        Peer(str(tmp_path), manifest, SETTING, gpu=False)
+    with pytest.raises(TangoError, match="cannot use the GPU"):
+        Peer(str(llava), manifest, SETTING, gpu=True)

@@ -1,0 +1,318 @@
+"""bundle.json: every key, every type and every file is checked, and the message names the place."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+
+import pytest
+
+from tango_plugins import PruneParams, TangoError, op
+from tango_runtime.bundle import (
+    FORMAT,
+    WEIGHT_ALIGNMENT,
+    Bundle,
+    DecoderSpec,
+    GraphSpec,
+    Manifest,
+    PromptSpec,
+    Source,
+    TensorSpec,
+    VideoSpec,
+    WeightSpec,
+    describe,
+    write_manifest,
+)
+from tango_runtime.cli.main import main
+
+GRAPHS = ("vision", "prune", "embed", "decoder")
+
+
+def write_bundle(folder):
+    folder.mkdir()
+    tensors = (TensorSpec("x", "float16", ("N", 8)),)
+    for name in GRAPHS:
+        (folder / f"{name}.onnx").write_text(f"the {name} graph")
+    (folder / "tokenizer.json").write_text("{}")
+    decoder = DecoderSpec(2, 896, 2, 64, 8192, 1e-6)
+    cache = [TensorSpec(f"past_{i}", "float16", (2, "P", 64)) for i in range(4)]
+    inputs = (TensorSpec("embeddings", "float16", ("N", 896)), TensorSpec("positions", "int64", ("N",)), *cache)
+    graphs = {n: GraphSpec(f"{n}.onnx", 17, ("onnxruntime", "tensorrt"), tensors, tensors) for n in GRAPHS}
+    logits = (TensorSpec("logits", "float32", (151648,)),)
+    graphs["decoder"] = GraphSpec("decoder.onnx", 17, ("onnxruntime",), inputs, logits)
+    manifest = Manifest(
+        format=FORMAT,
+        family="llava-ov",
+        dtype="float16",
+        video=VideoSpec(32, 384, "bicubic", 196),
+        prompt=PromptSpec("<video>", (152000,), (151645, 151643), 151648),
+        decoder=decoder,
+        prune=op.attributes(PruneParams()),
+        graphs=graphs,
+        source=Source("llava", "siglip", "tango-edge 0"),
+        files={file.name: describe(file) for file in sorted(folder.iterdir())},
+    )
+    write_manifest(folder, manifest)
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_bundle(tmp_path / "bundle")
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    """The parsed bundle.json of a sound bundle."""
+    return json.loads((write_bundle(tmp_path_factory.mktemp("sound") / "bundle") / "bundle.json").read_text())
+
+
+def edit(folder, edit):
+    file = folder / "bundle.json"
+    data = json.loads(file.read_text())
+    edit(data)
+    file.write_text(json.dumps(data))
+
+
+def at(data, path):
+    for key in path:
+        data = data[key]
+    return data
+
+
+def refusal(folder, **options):
+    with pytest.raises(TangoError) as caught:
+        Bundle.load(folder, **options)
+    assert caught.value.hint
+    return caught.value.message
+
+
+def paths(data, here=()):
+    """Every place in the parsed file; of a list, its first item."""
+    yield here
+    items = data.items() if isinstance(data, dict) else enumerate(data[:1]) if isinstance(data, list) else ()
+    for key, value in items:
+        yield from paths(value, (*here, key))
+
+
+def test_what_is_written_is_read(folder):
+    bundle = Bundle.load(folder, verify=True)
+    assert bundle.manifest.params == PruneParams()
+    assert bundle.graph("decoder") == folder / "decoder.onnx"
+    assert bundle.manifest.graphs["vision"].inputs[0].shape == ("N", 8)
+    write_manifest(folder, bundle.manifest)
+    assert Bundle.load(folder) == bundle
+
+
+def test_every_missing_key_is_named(folder, sound):
+    for path in [path for path in paths(sound) if path and isinstance(path[-1], str)]:
+        if (path[:1] == ("prune",) and len(path) > 1) or (path[:1] == ("files",) and len(path) == 2):
+            continue  # an attribute has a default; a file that is not listed is the business of another test
+        data = json.loads(json.dumps(sound))
+        del at(data, path[:-1])[path[-1]]
+        (folder / "bundle.json").write_text(json.dumps(data))
+        message = refusal(folder)
+        assert f"lacks {path[-1]!r}" in message, path
+        assert all(str(key) in message for key in path), (path, message)
+
+
+def test_every_unknown_key_is_named(folder, sound):
+    for path in [path for path in paths(sound) if isinstance(at(sound, path), dict)]:
+        data = json.loads(json.dumps(sound))
+        at(data, path)["colour"] = "red"
+        (folder / "bundle.json").write_text(json.dumps(data))
+        message = refusal(folder)
+        assert "colour" in message, path
+        assert all(str(key) in message for key in path), (path, message)
+
+
+@pytest.mark.parametrize("wrong", [None, True, 1.5, {"x": 1}, [{}]])
+def test_every_wrong_type_is_named(folder, sound, wrong):
+    for path in paths(sound):
+        if path == ("format",) or (path == ("decoder", "norm_eps") and isinstance(wrong, float)):
+            continue
+        data = json.loads(json.dumps({"": sound}))
+        at(data, ("", *path)[:-1])[("", *path)[-1]] = wrong
+        (folder / "bundle.json").write_text(json.dumps(data[""]))
+        message = refusal(folder)
+        assert "bundle.json" in message, path
+        assert all(key in message for key in path if isinstance(key, str)), (path, message)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("dtype",), "bfloat16"),
+        (("video", "resample"), "nearest"),
+        (("video", "frames"), "32"),
+        (("decoder", "layers"), 24.0),
+        (("graphs", "vision", "engines", 0), "tvm"),
+        (("graphs", "vision", "inputs", 0, "dtype"), "float"),
+        (("prompt", "stop", 1), "<|im_end|>"),
+        (("prune", "retention_ratio"), "0.1"),
+        (("prune", "retention_ratio"), 20000),
+        (("prune", "grid"), [14]),
+        (("prune", "budget"), "none"),
+        (("prune", "merge_order"), 1),
+    ],
+)
+def test_wrong_value_is_named(folder, path, value):
+    def spoil(data):
+        at(data, path[:-1])[path[-1]] = value
+
+    edit(folder, spoil)
+    message = refusal(folder)
+    assert "bundle.json" in message
+    assert all(str(key) in message for key in path if isinstance(key, str)), message
+
+
+@pytest.mark.parametrize(
+    ("path", "value"), [(("decoder", "layers"), 99), (("decoder", "kv_heads"), 7), (("prompt", "vocabulary"), 1)]
+)
+def test_dimensions_that_contradict_the_graph_are_refused(folder, path, value):
+    edit(folder, lambda data: data[path[0]].update({path[1]: value}))
+    assert "do not fit the tensors of graphs: decoder" in refusal(folder)
+
+
+@pytest.fixture
+def fused(folder):
+    """A bundle whose embedding and decoder have fused forms that take their weights."""
+
+    def edit_graphs(data):
+        for name, plain, shape in (("embed", 1, [32, 896]), ("decoder", 7, [896, 32])):
+            graph, weight = data["graphs"][name], {"dtype": "float16", "shape": shape}
+            own = [*graph["inputs"], {"name": "bound", "dtype": "int32", "shape": [1]}][:plain]
+            taken = {"name": f"{name}.weight", **weight}
+            graph["weights"] = {
+                "norm.weight": {"dtype": "float32", "shape": [896], "offset": 0},
+                taken["name"]: {**weight, "offset": 3584},
+            }
+            graph["fused"] = {**graph, "file": f"{name}.fused.onnx", "inputs": [*own, taken]}
+            del graph["fused"]["weights"]
+            size = 3584 + 2 * shape[0] * shape[1]
+            for file, length in ((f"{name}.fused.onnx", 9), (f"{name}.onnx.data", size)):
+                (folder / file).touch()
+                os.truncate(folder / file, length)
+                data["files"][file] = {"size": length, "sha256": ""}
+
+    edit(folder, edit_graphs)
+    return folder
+
+
+def test_where_weights_lie_is_read_and_written(fused):
+    bundle = Bundle.load(fused)
+    spec = bundle.manifest.graphs["decoder"]
+    assert (spec.data, list(spec.taken)) == ("decoder.onnx.data", ["decoder.weight"])
+    assert spec.weights["norm.weight"] == WeightSpec("float32", (896,), 0)
+    assert bundle.manifest.graphs["vision"].taken == {}
+    write_manifest(fused, bundle.manifest)
+    assert Bundle.load(fused) == bundle
+    lines = (fused / "bundle.json").read_text().splitlines()
+    assert [line.strip() for line in lines if '"norm.weight": {' in line] == 2 * [
+        '"norm.weight": {"dtype": "float32", "shape": [896], "offset": 0},'
+    ]
+
+
+@pytest.mark.parametrize("graph", ["embed", "decoder"])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"shape": [896, 896]}, "is not what fused: inputs takes"),
+        ({"dtype": "float32"}, "is not what fused: inputs takes"),
+        ({"offset": 3584 + WEIGHT_ALIGNMENT}, "does not lie in"),
+        ({"offset": 3583}, "does not lie in"),
+        ({"offset": -WEIGHT_ALIGNMENT}, "does not lie in"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(fused, graph, change, words):
+    edit(fused, lambda data: data["graphs"][graph]["weights"][f"{graph}.weight"].update(change))
+    assert f"graphs: {graph}: weights: {graph}.weight {words}" in refusal(fused)
+
+
+def test_a_weight_that_is_not_told_of_is_named(fused):
+    edit(fused, lambda data: data["graphs"]["decoder"]["weights"].pop("decoder.weight"))
+    assert "graphs: decoder: weights lacks 'decoder.weight'" in refusal(fused)
+    edit(fused, lambda data: data["graphs"]["decoder"].pop("weights"))
+    assert "graphs: decoder: weights lacks 'decoder.weight'" in refusal(fused)
+
+
+@pytest.mark.parametrize("key", ["fused", "weights"])
+def test_a_fused_decoder_without_the_embeddings_table_is_refused(fused, key):
+    edit(fused, lambda data: data["graphs"]["embed"].pop(key))
+    assert "decoder has a fused form, and embed none that takes its table" in refusal(fused)
+
+
+def test_weights_without_their_data_file_are_refused(fused):
+    edit(fused, lambda data: data["files"].pop("decoder.onnx.data"))
+    assert "norm.weight does not lie in decoder.onnx.data, of 0 bytes" in refusal(fused)
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_missing_graph_is_named(folder, graph):
+    edit(folder, lambda data: data["graphs"].pop(graph))
+    message = refusal(folder)
+    assert "bundle.json" in message
+    assert graph in message
+
+
+def test_graph_whose_file_is_not_listed_is_named(folder):
+    edit(folder, lambda data: data["files"].pop("decoder.onnx"))
+    (folder / "decoder.onnx").unlink()
+    assert "decoder.onnx" in refusal(folder)
+
+
+@pytest.mark.parametrize("number", [0, 1, "2", None, True, 2.0])
+def test_another_format_is_refused(folder, number):
+    edit(folder, lambda data: data.update(format=number))
+    assert re.search(r"bundle\.json.*format", refusal(folder))
+
+
+@pytest.mark.parametrize("text", ["", "{", "\udcff", "[]", "null", '"bundle"'])
+def test_file_that_is_no_json_object(folder, text):
+    (folder / "bundle.json").write_bytes(text.encode(errors="surrogateescape"))
+    assert "bundle.json" in refusal(folder)
+
+
+def test_no_bundle(folder, tmp_path):
+    assert str(tmp_path / "away") in refusal(tmp_path / "away")
+    assert str(tmp_path) in refusal(tmp_path)
+    assert "tokenizer.json" in refusal(folder / "tokenizer.json")
+
+
+@pytest.mark.parametrize("name", ["decoder.onnx", "tokenizer.json"])
+def test_missing_file_is_named(folder, name):
+    (folder / name).unlink()
+    assert f"lacks {name}" in refusal(folder)
+
+
+def test_cut_file_is_named(folder):
+    os.truncate(folder / "vision.onnx", 5)
+    assert re.search(r"vision\.onnx has 5 bytes, .* says 16", refusal(folder))
+
+
+def test_changed_file_is_named_with_verify(folder):
+    (folder / "vision.onnx").write_text("THE VISION GRAPH")
+    Bundle.load(folder)
+    assert "vision.onnx has changed" in refusal(folder, verify=True)
+
+
+def test_inspect_through_the_command_line(folder, capsys):
+    assert main(["inspect", str(folder)]) == 0
+    assert "llava-ov, float16" in capsys.readouterr().out
+    assert main(["inspect", str(folder), "--verify"]) == 0
+    (folder / "embed.onnx").write_text("THE EMBED GRAPH")
+    assert main(["inspect", str(folder)]) == 0
+    capsys.readouterr()
+    assert main(["inspect", str(folder), "--verify"]) == 2
+    error, hint = capsys.readouterr().err.splitlines()
+    assert error.startswith("error: ")
+    assert "embed.onnx has changed" in error
+    assert hint.startswith("hint: ")
+
+
+@pytest.mark.parametrize("command", ["inspect", "validate"])
+def test_commands_refuse_a_bundle_that_lacks_a_graph(folder, capsys, command):
+    edit(folder, lambda data: data["graphs"].pop("decoder"))
+    assert main([command, str(folder)]) == 2
+    assert "decoder" in capsys.readouterr().err

@@ -1,0 +1,28 @@
+"""`tango plugin`: what is installed, and refusals that need no compiler."""
+
+from pathlib import Path
+
+import pytest
+
+from tango_runtime.cli.main import main
+
+
+def test_info_says_what_is_missing_and_how_to_build_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plugin", "info", "--output", str(tmp_path)]) == 1
+    assert "tango plugin build" in capsys.readouterr().out
+
+
+def test_build_names_what_is_not_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert main(["plugin", "build", "--output", str(tmp_path / "lib")]) == 2
+    error = capsys.readouterr().err
+    assert "error: cmake is not on the PATH" in error
+    assert "hint:" in error
+    assert not (tmp_path / "lib").exists()
+
+
+def test_build_or_info_must_be_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plugin"]) == 2
+    assert "build" in capsys.readouterr().err

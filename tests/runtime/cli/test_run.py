@@ -1,0 +1,299 @@
+"""`tango run` as a user meets it: what they print, and what they say of bad input."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tango_runtime.cli.main import main
+
+QUESTION = "What happens?"
+
+
+@pytest.fixture
+def run(spoken, clip, capsys):
+    """``run(*options, bundle=…, video=…, question=…)``: exit code, standard output, standard error of `tango run`."""
+
+    def call(*options, bundle=spoken, video=clip, question=QUESTION):
+        code = main(["run", str(bundle), str(video), question, *map(str, options)])
+        return code, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def refused(run):
+    """The same for what must be refused → (what follows `error:`, what follows `hint:`)."""
+
+    def call(*options, **given):
+        code, out, err = run(*options, **given)
+        *_, error, hint = err.splitlines()
+        assert code == 2
+        assert out == ""
+        assert error.startswith("error: ")
+        assert hint.startswith("hint: ")
+        return error[7:], hint[6:]
+
+    return call
+
+
+# What it prints
+
+
+def test_the_answer_alone_is_on_standard_output(run, llm, clip):
+    code, out, err = run("--max-new-tokens", 16)
+    answer = llm.generate(clip, QUESTION, max_new_tokens=16)
+    assert (code, out) == (0, answer.text + "\n")
+    assert f"kept {answer.kept} / 64 video tokens" in err
+    assert "answer 16 tokens (ended by length)" in err
+    assert "engine: ONNX Runtime" in err
+    stages = [line.split()[0] for line in err.splitlines() if line.endswith(" ms")]
+    assert stages == ["video", "vision", "prune", "prefill", "decode"]
+
+
+def test_options_reach_the_chain(run, llm, clip):
+    options = {"frames": 6, "retention_ratio": 0.5, "max_new_tokens": 8, "temperature": 2.0, "top_p": 0.9, "seed": 5}
+    flags = [text for name, value in options.items() for text in (f"--{name.replace('_', '-')}", value)]
+    _, out, err = run(*flags)
+    answer = llm.generate(clip, QUESTION, **options)
+    assert out == answer.text + "\n"
+    assert f"kept {answer.kept} / 96 video tokens" in err
+
+
+def test_unpruned(run, llm, clip):
+    _, out, err = run("--no-prune", "--max-new-tokens", 8)
+    assert out == llm.generate(clip, QUESTION, prune=False, max_new_tokens=8).text + "\n"
+    assert "kept 64 / 64 video tokens (100.0%)" in err
+
+
+def test_a_folder_of_images_and_its_rate(run, llm, colours, tmp_path):
+    for i, frame in enumerate(colours):
+        Image.fromarray(frame).save(tmp_path / f"{i}.png")
+    _, out, _ = run("--fps", 2, "--max-new-tokens", 8, video=tmp_path)
+    assert out == llm.generate(colours, QUESTION, fps=2, max_new_tokens=8).text + "\n"
+
+
+def test_report_and_picture(run, tmp_path):
+    page, sheet = tmp_path / "out.html", tmp_path / "out.png"
+    code, _, err = run("--max-new-tokens", 4, "--report", page, "--picture", sheet)
+    assert code == 0
+    assert QUESTION in page.read_text()
+    assert np.asarray(Image.open(sheet)).std() > 1
+    assert str(page) in err
+    assert str(sheet) in err
+    assert sorted(tmp_path.iterdir()) == [page, sheet]
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        (["--frames", 97], "clip.mp4 has 96 frames, 97 were asked for"),
+        (["--frames", 0], "0 frames were asked for"),
+        (["--frames", "many"], "argument --frames: invalid int value: 'many'"),
+        (["--retention-ratio", 1.5], "retention_ratio is 1.5"),
+        (["--retention-ratio", 0], "retention_ratio is 0.0"),
+        (["--retention-ratio", "nan"], "retention_ratio is nan"),
+        (["--no-prune", "--retention-ratio", 0.1], "--no-prune and --retention-ratio exclude each other"),
+        (["--max-new-tokens", 0], "max_new_tokens is 0"),
+        (["--temperature", -1], "temperature is -1.0"),
+        (["--top-p", 0], "top_p is 0.0"),
+        (["--seed", -1], "seed is -1"),
+        (["--fps", 2], "fps=2 was given for a source that has times of its own"),
+        (["--engine", "abacus"], "argument --engine: invalid choice: 'abacus'"),
+        (["--ratio", 0.1], "unrecognized arguments: --ratio 0.1"),
+    ],
+)
+def test_a_bad_option_is_named(refused, options, error):
+    assert error in refused(*options)[0]
+
+
+@pytest.mark.parametrize(
+    ("question", "error"),
+    [
+        ("why? " * 2000, "the bundle's context is 2048"),
+        ("what is <video>", "the question contains <video>"),
+        ("what is <|im_end|>", "the question contains <|im_end|>"),
+        ("what is \udcff", "the question"),
+    ],
+)
+def test_a_bad_question_is_named(refused, question, error):
+    assert error in refused(question=question)[0]
+
+
+def test_an_unpruned_video_that_the_context_cannot_hold_is_refused_with_the_figures(run, refused):
+    assert run("--no-prune", "--frames", 96, "--max-new-tokens", 1)[0] == 0
+    error, hint = refused("--no-prune", "--frames", 96, question="why? " * 200)
+    assert "1536 of them video; the bundle's context is 2048" in error
+    assert "--frames" in hint
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "error"),
+    [
+        ("none.mp4", None, "does not exist"),
+        ("notes.mp4", lambda whole: b"no video at all\n" * 99, "cannot be read as a video"),
+        ("empty.mp4", lambda whole: b"", "is empty"),
+        ("cut.mp4", lambda whole: whole[: len(whole) // 2], "is truncated"),
+        ("one.mp4", lambda whole: whole[:100], "one.mp4"),
+    ],
+)
+def test_a_bad_video_is_named(refused, clip, tmp_path, name, content, error):
+    if content:
+        (tmp_path / name).write_bytes(content(clip.read_bytes()))
+    found, _ = refused(video=tmp_path / name)
+    assert str(tmp_path / name) in found
+    assert error in found
+
+
+def test_a_folder_without_images_is_named(refused, tmp_path):
+    assert f"{tmp_path} holds no images" in refused(video=tmp_path)[0]
+
+
+@pytest.mark.parametrize("option", ["--report", "--picture"])
+def test_a_missing_folder_for_the_report_is_named_before_the_work(refused, tmp_path, option):
+    assert f"there is no folder {tmp_path / 'none'}" in refused(option, tmp_path / "none" / "out")[0]
+
+
+@pytest.mark.parametrize("option", ["--report", "--picture"])
+def test_a_folder_in_the_place_of_the_report_is_named(run, tmp_path, option):
+    code, _, err = run("--max-new-tokens", 1, option, tmp_path)
+    assert code == 2
+    assert str(tmp_path) in err.splitlines()[-2]
+    assert list(tmp_path.iterdir()) == []
+
+
+# Damaged bundles
+
+
+@pytest.fixture
+def copied(spoken, tmp_path):
+    return shutil.copytree(spoken, tmp_path / "bundle")
+
+
+def test_no_bundle_is_named(refused, tmp_path):
+    assert f"there is no bundle at {tmp_path / 'none'}" in refused(bundle=tmp_path / "none")[0]
+    assert f"{tmp_path} holds no bundle.json" in refused(bundle=tmp_path)[0]
+
+
+def without(*path):
+    def edit(manifest):
+        for key in path[:-1]:
+            manifest = manifest[key]
+        del manifest[path[-1]]
+
+    return edit
+
+
+def setting(value, *path):
+    def edit(manifest):
+        for key in path[:-1]:
+            manifest = manifest[key]
+        manifest[path[-1]] = value
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("edit", "error"),
+    [
+        (setting("many", "decoder", "context"), "decoder: context"),
+        (setting(2.5, "video", "frames"), "video: frames"),
+        (setting(None, "prompt", "stop"), "prompt: stop"),
+        (setting(7, "format"), "format 7"),
+        (setting(1, "colour"), "'colour'"),
+        (setting("int8", "dtype"), "dtype"),
+        (setting("half", "prune", "retention_ratio"), "retention_ratio"),
+        (setting(20000, "prune", "retention_ratio"), "retention_ratio"),
+        (setting([5, 5], "prune", "grid"), "grid"),
+        (setting("<image>", "prompt", "placeholder"), "<image>"),
+        (without("decoder"), "'decoder'"),
+        (without("graphs", "decoder"), "decoder"),
+        (without("files", "chat_template.jinja"), "chat_template.jinja"),
+        (setting("x", "graphs", "decoder", "inputs", 2, "name"), "decoder.onnx"),
+        (setting(64, "graphs", "vision", "inputs", 0, "shape", 1), "vision.onnx"),
+    ],
+)
+def test_a_wrong_bundle_json_is_named(refused, copied, edit, error):
+    manifest = json.loads((copied / "bundle.json").read_text())
+    edit(manifest)
+    (copied / "bundle.json").write_text(json.dumps(manifest))
+    assert error in refused(bundle=copied)[0]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "\xff"])
+def test_a_bundle_json_that_holds_something_else_is_named(refused, copied, text):
+    (copied / "bundle.json").write_bytes(text.encode("latin-1"))
+    assert str(copied / "bundle.json") in refused(bundle=copied)[0]
+
+
+@pytest.mark.parametrize("name", ["decoder.onnx.data", "vision.onnx", "tokenizer.json", "chat_template.jinja"])
+def test_a_missing_and_a_cut_file_are_named(refused, copied, name):
+    whole = (copied / name).read_bytes()
+    (copied / name).write_bytes(whole[:-1])
+    assert f"{copied / name} has {len(whole) - 1} bytes" in refused(bundle=copied)[0]
+    (copied / name).unlink()
+    assert f"{copied} lacks {name}" in refused(bundle=copied)[0]
+
+
+@pytest.mark.parametrize("name", ["decoder.onnx", "tokenizer.json", "chat_template.jinja"])
+def test_a_changed_file_is_named_where_it_is_read(refused, copied, name):
+    whole = (copied / name).read_bytes()
+    (copied / name).write_bytes(b"\xff" * len(whole))
+    assert name in refused(bundle=copied)[0].replace("chat template", "chat_template.jinja")
+
+
+def test_a_changed_file_is_found_by_its_hash(copied, capsys):
+    weights = bytearray((copied / "decoder.onnx.data").read_bytes())
+    weights[100] ^= 1
+    (copied / "decoder.onnx.data").write_bytes(weights)
+    assert main(["inspect", str(copied)]) == 0
+    assert main(["inspect", str(copied), "--verify"]) == 2
+    assert f"error: {copied / 'decoder.onnx.data'} has changed" in capsys.readouterr().err
+
+
+# In a process of its own
+
+
+def test_onnx_runtime_that_is_not_installed_is_named(spoken, clip):
+    blocked = "import sys; sys.modules['onnxruntime'] = None; from tango_runtime.cli.main import main; sys.exit(main())"
+    command = [sys.executable, "-c", blocked, "run", spoken, clip, QUESTION]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: no engine can run ")
+    assert done.stderr.endswith(
+        "no onnxruntime-cpu: ONNX Runtime is not installed\nhint: pip install 'tango-edge[cpu]'\n"
+    )
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_says_so_and_leaves_nothing(spoken, clip, tmp_path, how):
+    options = ["--frames", "96", "--max-new-tokens", "1500", "--report", tmp_path / "out.html"]
+    command = [sys.executable, "-m", "tango_runtime.cli.main", "run", spoken, clip, QUESTION, *options]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        while "vision" not in (line := process.stderr.readline()):  # so that it is at work, and not inside an import
+            assert line
+        process.send_signal(how)
+        lines = process.stderr.read().splitlines()
+    assert process.returncode == 2, lines
+    assert lines[-2:] == ["error: interrupted", "hint: nothing half-written was left behind; run it again"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reader_that_leaves_ends_the_run_quietly(spoken, clip):
+    command = [sys.executable, "-m", "tango_runtime.cli.main", "run", spoken, clip, QUESTION, "--max-new-tokens", "600"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.read(1)
+        process.stdout.close()
+        err = process.stderr.read()
+    assert "Traceback" not in err
+    assert "Exception ignored" not in err

@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import json
+from datetime import datetime
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from tango_plugins import TangoError
+from tango_runtime.pipeline.prompt import Prompt
+
+LLAVA_HF = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + ' ' }}"
+    "{% for part in message['content'] if part['type'] == 'video' %}{{ '<video>' }}{% endfor %}"
+    "{% for part in message['content'] if part['type'] == 'text' %}"
+    "{% if message['role'] == 'assistant' %}{% generation %}{{ '\\n' + part['text'] }}{% endgeneration %}"
+    "{% else %}{{ '\\n' + part['text'] }}{% endif %}{% endfor %}{{ '<|im_end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+QWEN_1_5 = """\
+<|im_start|>system
+You are a helpful assistant.<|im_end|>
+{% for message in messages %}
+<|im_start|>{{ message['role'] }}
+{% for part in message['content'] %}
+    {% if part['type'] == 'video' %}
+<image>
+    {% else %}
+{{ part['text'] }}<|im_end|>
+    {% endif %}
+{% endfor %}
+{% endfor %}
+{% if add_generation_prompt %}
+<|im_start|>assistant
+{% endif %}
+"""
+TEMPLATES = {"<video>": LLAVA_HF, "<image>": QWEN_1_5}
+RENDERED = {
+    "<video>": "<|im_start|>user <video>\nQ<|im_end|><|im_start|>assistant\n",
+    "<image>": "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<image>\nQ<|im_end|>\n"
+    "<|im_start|>assistant\n",
+}
+QUESTIONS = [
+    "What happens after the door opens?",
+    "  deux\n\nlignes ",
+    "門が開いた後は？ 🚪",
+    "{{ 7 * 7 }} <b>&amp;</b>",
+]
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    """A byte-level BPE tokenizer like Qwen2's, trained on a few lines."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([*QUESTIONS, *RENDERED.values()] * 5, trainer)
+    tokenizer.enable_truncation(4)
+    tokenizer.enable_padding(length=64)
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    tokenizer.save(str(path))
+    return path
+
+
+def untruncated(path):
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+@pytest.fixture(scope="module")
+def transformers_tokenizer(path):
+    return PreTrainedTokenizerFast(tokenizer_file=str(path), eos_token="<|im_end|>")
+
+
+@pytest.fixture(params=TEMPLATES)
+def placeholder(request):
+    return request.param
+
+
+@pytest.fixture
+def prompt(path, placeholder):
+    return Prompt(path, TEMPLATES[placeholder], placeholder)
+
+
+def test_the_text_around_the_video(path, prompt, placeholder):
+    plain = untruncated(path)
+    before, after = (plain.decode(list(ids), skip_special_tokens=False) for ids in prompt.encode("Q"))
+    assert before + placeholder + after == RENDERED[placeholder]
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_equal_to_transformers(prompt, placeholder, transformers_tokenizer, question):
+    messages = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": question}]}]
+    theirs = transformers_tokenizer.apply_chat_template(
+        messages, chat_template=TEMPLATES[placeholder], add_generation_prompt=True, return_dict=False
+    )
+    before, after = prompt.encode(question)
+    assert before.dtype == after.dtype == np.int64
+    video = transformers_tokenizer.convert_tokens_to_ids(placeholder)
+    assert [*before, video, *after] == theirs
+
+
+def test_templates_render_as_in_transformers(path, transformers_tokenizer):
+    template = (
+        "{%- set seen = 'outer' -%}\n  {% for m in messages %}\n"
+        "{% if loop.index > 1 %}{% break %}{% endif %}\n"
+        "<video> {{ {'a': '<é>', 'b': [1]} | tojson }} {{ [1] | tojson(indent=2) }}\n"
+        "  {% generation %} {% set seen = 'inner' %} {{ m['content'][1]['text'] }}{% endgeneration %}\n"
+        "{{ seen }} {{ strftime_now('%Y') }} {{ undefined }} {{ tools is none }}{% endfor %}\n"
+    )
+    messages = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "Q"}]}]
+    theirs = transformers_tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False)
+    assert str(datetime.now().year) in theirs
+    assert "<video>".join(Prompt(path, template, "<video>")._around_video("Q")) == theirs
+
+
+def test_reserved_text_in_a_question_is_refused_by_name(prompt, placeholder):
+    for token in (placeholder, "<|im_end|>"):
+        with pytest.raises(TangoError) as error:
+            prompt.encode(f"What is {token}?")
+        assert token in error.value.message
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ("no video", "0 times"),
+        ("<video> and <video>", "2 times"),
+        ("{% if %}", "error"),
+        ("<video>{{ raise_exception('only images') }}", "only images"),
+        ("<video>{{ messages[0]['content'] + 'x' }}", "cannot be rendered"),
+        ("<video>{{ messages.append(1) }}", "cannot be rendered"),
+    ],
+)
+def test_bad_templates_are_refused(path, template, words):
+    with pytest.raises(TangoError, match=words):
+        Prompt(path, template, "<video>")
+
+
+def test_a_bad_tokenizer_is_refused(tmp_path):
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"model": 1}))
+    for name in ("tokenizer.json", "gone.json"):
+        with pytest.raises(TangoError, match=name):
+            Prompt(tmp_path / name, LLAVA_HF, "<video>")
+
+
+def test_special_tokens_are_left_out_of_text(path, prompt):
+    ids = untruncated(path).encode("<|im_start|>The door<|im_end|>", add_special_tokens=False).ids
+    assert prompt.decode(np.array(ids)) == "The door"
+    assert "".join(prompt.stream(ids)) == "The door"
+
+
+@pytest.mark.parametrize("text", [*QUESTIONS, "👩‍👩‍👧 naïve e\u0301 ½", "\ufffd kept \ufffd", "", " "])
+def test_streaming_gives_whole_characters_that_add_up(path, prompt, text):
+    ids = untruncated(path).encode(text, add_special_tokens=False).ids
+    pieces = list(prompt.stream(iter(ids)))
+    assert "".join(pieces) == prompt.decode(ids)
+    assert all(pieces)
+    if "\ufffd" not in text:
+        assert not any("\ufffd" in piece for piece in pieces)
+
+
+def test_any_bytes_add_up_to_what_decoding_all_gives(path, prompt):
+    vocabulary = Tokenizer.from_file(str(path)).get_vocab_size()
+    rng = np.random.default_rng(0)
+    for length in (1, 2, 5, 40):
+        for _ in range(50):
+            ids = rng.integers(0, vocabulary, length).tolist()
+            assert "".join(prompt.stream(ids)) == prompt.decode(ids)
+
+
+def test_an_incomplete_character_waits_and_shows_at_the_end(path, prompt):
+    tokens = untruncated(path)
+    letter = tokens.token_to_id("a")
+    first = tokens.token_to_id("Ã")  # the byte-level alphabet's name of 0xC3, the first byte of é
+    assert list(prompt.stream([letter, first])) == ["a", "\ufffd"]
+    stream = prompt.stream(iter([first, letter, letter]))
+    assert next(stream) == "\ufffda"  # with another letter after it the byte cannot become a character any more
+    assert list(stream) == ["a"]

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+from threading import Semaphore
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+from tango_plugins import TangoError
+from tango_runtime.video import preprocess as preprocessing
+from tango_runtime.video import sample
+from tango_runtime.video.preprocess import preprocess, resize
+
+SIZE = 384
+
+
+def natural(height, width, seed=0):
+    """A picture with the 1/f spectrum of natural ones, edges and a little noise: uint8 [H, W, 3]."""
+    rng = np.random.default_rng(seed)
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])[..., None]
+    spectrum = np.fft.rfft2(rng.normal(size=(height, width, 3)), axes=(0, 1)) / (frequency + 1 / width)
+    clouds = np.fft.irfft2(spectrum, (height, width), axes=(0, 1))
+    picture = 127 + 50 * clouds / clouds.std() + rng.normal(scale=4, size=clouds.shape)
+    picture[height // 3 : height // 2, width // 4 : width // 2] = (250, 20, 60)
+    return picture.clip(0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("shape", [(720, 1280), (480, 270), (384, 384), (100, 37), (1, 1)])
+def test_equal_to_the_checkpoints_own_processor(shape):
+    rgb = natural(*shape)
+    processor = SiglipImageProcessorPil(size={"height": SIZE, "width": SIZE})
+    kept = processor(Image.fromarray(rgb), do_rescale=False, do_normalize=False)["pixel_values"][0]
+    ours = resize(rgb, SIZE)
+    assert ours.dtype == np.uint8
+    np.testing.assert_array_equal(ours, np.asarray(kept).transpose(1, 2, 0))
+
+    normalised = np.asarray(processor(Image.fromarray(rgb))["pixel_values"][0]).transpose(1, 2, 0)
+    np.testing.assert_allclose((ours / np.float32(255) - np.float32(0.5)) / np.float32(0.5), normalised, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
+@pytest.mark.parametrize("shape", [(720, 1280), (360, 640), (240, 320), (720, 480)])
+def test_distance_to_the_tensor_resize_of_transformers_video_processors(shape, dtype):
+    """They resize with torch's antialiased bicubic, in fp32 or in uint8, and round.
+
+    Pillow rounds and clips between its two passes too, which shows where bicubic overshoots a hard edge.
+    """
+    rgb = natural(*shape)
+    tensor = torch.from_numpy(rgb).permute(2, 0, 1)[None].to(dtype)
+    theirs = torch.nn.functional.interpolate(tensor, (SIZE, SIZE), mode="bicubic", antialias=True)
+    theirs = theirs.float().round().clamp(0, 255)[0].permute(1, 2, 0).numpy()
+    levels = np.abs(resize(rgb, SIZE) - theirs)
+    assert levels.mean() < 0.25
+    assert levels.max() <= 10
+    assert (levels > 1).mean() < 0.002
+
+
+def test_frames_become_one_array_and_their_seconds():
+    frames = [(0.5, natural(40, 60)), (1.25, natural(30, 20, seed=1))]
+    images, seconds = preprocess(iter(frames), 16)
+    assert (images.shape, images.dtype) == ((2, 16, 16, 3), np.uint8)
+    assert (seconds.dtype, seconds.tolist()) == (np.float32, [0.5, 1.25])
+    np.testing.assert_array_equal(images[1], resize(frames[1][1], 16))
+
+
+def test_a_frame_does_not_wait_for_the_next(monkeypatch):
+    resized = Semaphore(0)
+    monkeypatch.setattr(preprocessing, "resize", lambda *given: (resize(*given), resized.release())[0])
+
+    def camera():
+        for seconds in range(3):
+            yield float(seconds), natural(30, 40, seconds)
+            assert resized.acquire(timeout=20)
+
+    images, _ = preprocess(camera(), 16)
+    np.testing.assert_array_equal(images, [resize(natural(30, 40, seed), 16) for seed in range(3)])
+
+
+def test_sizes_mix_and_keep_their_order():
+    frames = [(float(i), natural(16 + i % 3, 16, seed=i)) for i in range(30)]
+    out = np.empty((30, 16, 16, 3), np.uint8)
+    images, _ = preprocess(frames, 16, out)
+    assert images is out
+    np.testing.assert_array_equal(images, [resize(rgb, 16) for _, rgb in frames])
+
+
+def test_grey_and_transparent_images_of_a_folder(tmp_path):
+    rgb = natural(50, 70)
+    Image.fromarray(rgb).convert("L").save(tmp_path / "0.png")
+    transparent = Image.fromarray(rgb)
+    transparent.putalpha(Image.fromarray(rgb[..., 0]))
+    transparent.save(tmp_path / "1.png")
+    images, _ = preprocess(sample(tmp_path, 2), 32)
+    processor = SiglipImageProcessorPil(size={"height": 32, "width": 32}, do_rescale=False, do_normalize=False)
+    for image, name in zip(images, ("0.png", "1.png"), strict=True):
+        theirs = processor(Image.open(tmp_path / name).convert("RGB"))["pixel_values"][0]
+        np.testing.assert_array_equal(image, np.asarray(theirs).transpose(1, 2, 0))
+
+
+def test_bad_frames_are_refused():
+    with pytest.raises(TangoError, match="float32"):
+        resize(np.zeros((4, 4, 3), np.float32), 8)
+    with pytest.raises(TangoError, match="4, 4, 1"):
+        resize(np.zeros((4, 4, 1), np.uint8), 8)
+    with pytest.raises(TangoError, match="size is 0"):
+        resize(np.zeros((4, 4, 3), np.uint8), 0)
+    with pytest.raises(TangoError, match="no frames"):
+        preprocess([], 8)
