@@ -1,6 +1,6 @@
 """What quantised bundles cost and save on an engine, beside the bundle that they were made of.
 
-    python benchmarks/bench_precision.py fp16 int8 int8-int4 --engine onnxruntime-cuda --json results.json
+    python benchmarks/bench_precision.py fp16 int8 int8-int4 --backend ort-cuda --json results.json
 
 All bundles in one run: milliseconds of the stages, measured as `tango bench` measures them; bytes of the graphs, and of
 the engines where TensorRT runs them; which tokens they keep of generated clips and what they answer, held against the
@@ -25,13 +25,13 @@ from tango_calibration.data.dataset import Video, synthetic
 from tango_calibration.evaluation.methods import shared
 from tango_plugins import TangoError
 from tango_runtime import VideoLLM
-from tango_runtime.backends.registry import ENGINES
+from tango_runtime.backends.registry import BACKENDS
 from tango_runtime.bench.conditions import gpu_state, machine
 from tango_runtime.bench.measure import BUDGET, CLIP, MARKED, Bench, Case, Setting, spread
 from tango_runtime.bundle import Bundle, GraphName
 from tango_runtime.engines import Machine, find
 from tango_runtime.system.gpu import here
-from tango_runtime.util.console import note, progress
+from tango_runtime.util.console import progress, status
 from tango_runtime.video import sample
 
 STAGES = ("vision", "prune", "prefill", "decode")
@@ -113,8 +113,8 @@ def measure(bundle: Bundle, engine: str, setting: Setting) -> dict[str, Any]:
     """Milliseconds of the pruned chain, and bytes of the engines that ran it."""
     found = Bench(bundle, engine, setting)
     edge = bundle.manifest.video.size
-    with progress(f"time {bundle.path.name}", setting.warm_up + setting.repeats) as advance:
-        measured = found.measure(Case(True, edge, edge), advance)
+    with progress(f"time {bundle.path.name}", setting.warm_up + setting.repeats) as on_progress:
+        measured = found.measure(Case(True, edge, edge), on_progress)
     return {
         "engine": found.description,
         "load_ms": round(found.load_ms, 1),
@@ -139,7 +139,7 @@ def _machine() -> Machine:
 def ask(bundle: Bundle, engine: str, videos: Sequence[Video]) -> Said:
     """Asks every question about every clip, through the chain as everybody calls it."""
     llm, said = VideoLLM(bundle, engine), Said([], [], [])
-    with progress(f"ask {bundle.path.name}", len(videos)) as advance:
+    with progress(f"ask {bundle.path.name}", len(videos)) as on_progress:
         for video in videos:
             clip = list(sample(video.source, video.frames))  # rendered once for all of its questions
             answers = [
@@ -149,7 +149,7 @@ def ask(bundle: Bundle, engine: str, videos: Sequence[Video]) -> Said:
             said.kept.append(answers[0].indices)
             said.salient.append(answers[0].indices[~answers[0].merged])
             said.answers.extend(answer.ids for answer in answers)
-            advance(1)
+            on_progress(1)
     return said
 
 
@@ -222,7 +222,7 @@ def main(arguments: list[str] | None = None) -> int:
     default = Setting()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundles", type=Path, nargs="+", metavar="BUNDLE", help="that in fp16, then those made of it")
-    parser.add_argument("--engine", required=True, choices=ENGINES, help="what runs all of them")
+    parser.add_argument("--backend", required=True, choices=BACKENDS, help="what runs all of them")
     parser.add_argument("--frames", type=int, default=16, help="of the clips (default: %(default)s)")
     parser.add_argument("--clips", type=int, default=20, help="generated ones, to ask about (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=20, help="answers that are timed (default: %(default)s)")
@@ -248,15 +248,15 @@ def _run(options: argparse.Namespace) -> str:
     bundles = [Bundle.load(folder) for folder in options.bundles]
     conditions = {"machine": machine(), "gpu_before": gpu_state()}
     records = []
-    for record in bench(bundles, options.engine, setting, videos):
-        note(json.dumps(record))
+    for record in bench(bundles, options.backend, setting, videos):
+        status(json.dumps(record))
         records.append(record)
     conditions["gpu_after"] = gpu_state()
     asked = {"clips": [video.name for video in videos], "answer_tokens": ANSWER}
     found = {
         "conditions": conditions,
         "setting": vars(setting)
-        | {"engine": options.engine, "budget": BUDGET, "batch": 1, "timed": CLIP, "asked": asked},
+        | {"engine": options.backend, "budget": BUDGET, "batch": 1, "timed": CLIP, "asked": asked},
         "records": records,
     }
     if options.json:

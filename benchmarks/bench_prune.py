@@ -17,7 +17,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from tango_plugins import PruneParams, library
+from tango_plugins import PruneParams, native_library
+from tango_plugins.pruner import CudaPruner
 from tango_plugins.reference import segment, split_budget
 
 SHAPES = [(32, (14, 14), 3584), (32, (14, 14), 896), (64, (13, 13), 3584), (128, (14, 14), 3584)]
@@ -173,7 +174,7 @@ class Replay(NamedTuple):
 def make_graph(video, params, precision):
     """Captures the library on a video, and runs it once."""
     F, _, D = video[0].shape
-    pruner = library.CudaPruner(params, F, D, precision=precision)
+    pruner = CudaPruner(params, F, D, precision=precision)
     memory = {
         "tokens": torch.empty(pruner.capacity, D, dtype=torch.float16, device="cuda"),
         "indices": torch.empty(pruner.capacity, dtype=torch.int32, device="cuda"),
@@ -259,7 +260,7 @@ def main():
     conditions = {
         "gpu": torch.cuda.get_device_name(),
         "torch": torch.__version__,
-        "library": library.load().tango_version().decode(),
+        "library": native_library.load().tango_version().decode(),
         "unit": "microseconds: median, 10th and 90th percentile of device events",
         "limits": limits(),
     }

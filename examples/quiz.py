@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
 
     llm = VideoLLM(args.bundle)
-    print(llm.engine)
+    print(llm.backend)
     for video in read_folder(args.folder, args.frames or llm.bundle.manifest.video.frames):
         for question in video.questions:
             print(f"\n{question.text}  Truth: {question.answer}")

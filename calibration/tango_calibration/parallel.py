@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
 
 from tango_plugins import TangoError
-from tango_runtime.util.console import Advance
+from tango_runtime.util.console import OnProgress
 
 #: Where the BLAS libraries that NumPy is built with look for their number of threads.
 BLAS_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
@@ -21,14 +21,14 @@ Result = TypeVar("Result")
 
 
 def spread(
-    open_worker: Callable[[], Callable[[Item], Result]], items: Sequence[Item], advance: Advance, *, jobs: int
+    open_worker: Callable[[], Callable[[Item], Result]], items: Sequence[Item], on_progress: OnProgress, *, jobs: int
 ) -> list[Result]:
     """Works on every item, in several processes with a worker of their own, or in this one where there is one job.
 
     Args:
         open_worker: Opens what works on an item; it, the items and the results are pickled.
         items: Each goes to the next process that is free.
-        advance: Told how many more items are done.
+        on_progress: Told how many more items are done.
         jobs: Processes.
 
     Returns:
@@ -42,7 +42,7 @@ def spread(
         worker = open_worker()
         for i, item in enumerate(items):
             results[i] = worker(item)
-            advance(1)
+            on_progress(1)
         return list(results.values())
     due = list(enumerate(items))[::-1]
     busy: dict[Connection, int] = {}
@@ -54,7 +54,7 @@ def spread(
             free = [pipe for pipe in wait(list(busy)) if isinstance(pipe, Connection)]
             for pipe in free:
                 results[busy.pop(pipe)] = _receive(pipe)
-                advance(1)
+                on_progress(1)
     return [results[i] for i in range(len(items))]
 
 

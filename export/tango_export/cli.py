@@ -11,7 +11,7 @@ from tango_export.validate import MAX_NORM_ERROR, MIN_COSINE, Comparison, valida
 from tango_plugins import TangoError
 from tango_plugins.params import Budget
 from tango_runtime.cli.main import Command
-from tango_runtime.util.console import note
+from tango_runtime.util.console import status
 
 
 def _configure_export(parser: argparse.ArgumentParser) -> None:
@@ -77,7 +77,7 @@ def _export(args: argparse.Namespace) -> int:
             args.overwrite,
         )
     )
-    note(f"bundle: {output}")
+    status(f"bundle: {output}")
     if args.no_validate:
         return 0
     try:

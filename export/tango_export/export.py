@@ -175,9 +175,9 @@ def _write_graphs(folder: Path, model: Model, params: PruneParams, fused: bool) 
             raise TangoError(f"{graph.name} cannot be fused: a width is no multiple of 16", "leave --fused out")
     total = sum(graph.weight_bytes for graph in model.graphs)
     require_space(folder, total)
-    with progress("export", total, size=True) as advance:
+    with progress("export", total, size=True) as on_progress:
         for graph in model.graphs:
-            write_graph(graph, folder, advance)
+            write_graph(graph, folder, on_progress)
     specs: dict[GraphName, GraphSpec] = {graph.name: graph.spec for graph in model.graphs}
     for graph in fusing:
         specs[graph.name] = write_fused_graph(graph, folder, model.decoder.context)
@@ -187,10 +187,10 @@ def _write_graphs(folder: Path, model: Model, params: PruneParams, fused: bool) 
 def _describe_files(folder: Path) -> dict[str, FileSpec]:
     files = sorted(file for file in folder.iterdir() if file.is_file())
     described = {}
-    with progress("hash", sum(file.stat().st_size for file in files), size=True) as advance:
+    with progress("hash", sum(file.stat().st_size for file in files), size=True) as on_progress:
         for file in files:
             described[file.name] = describe(file)
-            advance(described[file.name].size)
+            on_progress(described[file.name].size)
     return described
 
 

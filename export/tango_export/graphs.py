@@ -32,7 +32,7 @@ from torch.jit._trace import TracerWarning
 
 from tango_plugins import PruneParams, TangoError, op
 from tango_runtime.bundle import WEIGHT_ALIGNMENT, Engine, GraphName, GraphSpec, TensorSpec
-from tango_runtime.util.console import Advance
+from tango_runtime.util.console import OnProgress
 
 OPSET = 17
 
@@ -75,13 +75,13 @@ class Graph:
         return _spec(self.name, self.inputs, self.outputs, ("onnxruntime", "tensorrt"))
 
 
-def write_graph(graph: Graph, folder: Path, advance: Advance) -> None:
+def write_graph(graph: Graph, folder: Path, on_progress: OnProgress) -> None:
     """Writes a graph and its external data.
 
     Args:
         graph: What to write.
         folder: Where.
-        advance: Told the bytes of each weight written.
+        on_progress: Told the bytes of each weight written.
 
     Raises:
         TangoError: A weight's shape is not the module's.
@@ -90,7 +90,7 @@ def write_graph(graph: Graph, folder: Path, advance: Advance) -> None:
     _fold_constants(model)
     _drop_idle_casts(model)
     _name_dimensions(model, graph)
-    _write_weights(model, graph, folder, advance)
+    _write_weights(model, graph, folder, on_progress)
     file = folder / graph.spec.file
     onnx.save(model, file)
     onnx.checker.check_model(str(file))
@@ -225,7 +225,7 @@ def _name_dimensions(model: onnx.ModelProto, graph: Graph) -> None:
     model.graph.output.extend(map(value_info, graph.outputs))
 
 
-def _write_weights(model: onnx.ModelProto, graph: Graph, folder: Path, advance: Advance) -> None:
+def _write_weights(model: onnx.ModelProto, graph: Graph, folder: Path, on_progress: OnProgress) -> None:
     """Turns the parameters, which the trace left as inputs, into initializers in the external data file."""
     location = graph.spec.data
     parameters = dict(graph.module.named_parameters())
@@ -239,7 +239,7 @@ def _write_weights(model: onnx.ModelProto, graph: Graph, folder: Path, advance: 
             data.seek(-data.tell() % WEIGHT_ALIGNMENT, io.SEEK_CUR)
             model.graph.initializer.append(_external(name, tensor, location, data.tell()))
             data.write(tensor.numpy().data)
-            advance(tensor.numel() * tensor.element_size())
+            on_progress(tensor.numel() * tensor.element_size())
 
 
 def _fitted(name: str, tensor: Tensor, parameter: nn.Parameter) -> Tensor:

@@ -75,13 +75,13 @@ def validate(path: Path, checkpoint: str | None = None, siglip: str | None = Non
     )
     _check_origin(bundle, model, checkpoint or source.checkpoint)
     vision, embed, decoder = (len(list(_forms(bundle, graph))) for graph in ("vision", "embed", "decoder"))
-    with progress("validate", 2 + vision + embed + decoder * (1 + _STEPS)) as advance:
+    with progress("validate", 2 + vision + embed + decoder * (1 + _STEPS)) as on_progress:
         reference = model.reference()
-        advance(1)
+        on_progress(1)
         results = []
         for result in _compare(bundle, reference):
             results.append(result)
-            advance(result.output != "salience")
+            on_progress(result.output != "salience")
     return results
 
 

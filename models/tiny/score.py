@@ -147,9 +147,11 @@ def main() -> None:
         if checkpoint.is_file():
             runs.append(results.read(checkpoint))
             continue
-        with progress(checkpoint.name, len(videos)) as advance:
+        with progress(checkpoint.name, len(videos)) as on_progress:
             reader = partial(TorchReader, checkpoint, device)
-            runs.append(evaluate_in_parallel(reader, videos, trials, params, advance, jobs=args.jobs, seed=args.seed))
+            runs.append(
+                evaluate_in_parallel(reader, videos, trials, params, on_progress, jobs=args.jobs, seed=args.seed)
+            )
         found.append((checkpoint.name, Scores(runs[-1]), runs[-1]))
     if len(runs) > 1:
         found.append(("all", Scores.of_runs(runs), combine(runs)))

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tango_plugins import library
+from tango_plugins import native_library
 from tango_plugins.errors import TangoError
 
 TENSORRT_LIBRARY = "libtango_tensorrt.so"
@@ -45,13 +45,13 @@ def build(
             for every architecture that this nvcc knows.
         tensorrt_include: Folder of NvInfer.h; None looks where JetPack and NVIDIA's packages put it, and builds the
             CUDA library alone if it is not there.
-        output: Where to install; None takes the place where ``tango_plugins.library`` looks.
+        output: Where to install; None takes the place where ``tango_plugins.native_library`` looks.
         jobs: Compilations at a time; each takes up to 1 GB of memory.
 
     Raises:
         TangoError: CMake or nvcc is missing or fails, or a named header folder has no NvInfer.h.
     """
-    output = output if output is not None else library.install_directory()
+    output = output if output is not None else native_library.install_directory()
     cmake = _tool("cmake", "install it: pip install cmake, or apt install cmake")
     _tool("nvcc", "install the CUDA toolkit and put its bin folder on the PATH (/usr/local/cuda/bin)")
     options = []
@@ -62,7 +62,7 @@ def build(
             raise TangoError(f"{tensorrt_include} has no NvInfer.h", "name the folder of TensorRT's headers")
         options.append(f"-DTENSORRT_INCLUDE_DIR={tensorrt_include.resolve()}")
     with tempfile.TemporaryDirectory() as folder:
-        _run(cmake, "-S", str(library.NATIVE), "-B", folder, *options)
+        _run(cmake, "-S", str(native_library.NATIVE), "-B", folder, *options)
         _run(cmake, "--build", folder, "--parallel", str(jobs))
         output.mkdir(parents=True, exist_ok=True)
         _run(cmake, "--install", folder, "--prefix", str(output.resolve()))
@@ -70,17 +70,17 @@ def build(
 
 
 def info(directory: Path | None = None) -> Info:
-    """What is installed in a folder; None takes the place where ``tango_plugins.library`` looks.
+    """What is installed in a folder; None takes the place where ``tango_plugins.native_library`` looks.
 
     Raises:
         TangoError: The CUDA library is there and cannot be loaded.
     """
-    directory = directory if directory is not None else library.install_directory()
-    core, plugin = directory / library.LIBRARY, directory / TENSORRT_LIBRARY
+    directory = directory if directory is not None else native_library.install_directory()
+    core, plugin = directory / native_library.LIBRARY, directory / TENSORRT_LIBRARY
     return Info(
         directory=directory,
         library=core if core.is_file() else None,
-        version=library.load(core).tango_version().decode() if core.is_file() else None,
+        version=native_library.load(core).tango_version().decode() if core.is_file() else None,
         plugin=plugin if plugin.is_file() else None,
     )
 

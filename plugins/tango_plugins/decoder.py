@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from tango_plugins.device_array import DeviceArray
 from tango_plugins.errors import TangoError
-from tango_plugins.library import Memory, load
+from tango_plugins.native_library import load
 
 #: What the kernel takes (check() in native/src/decode/decode.cu): widths are multiples of this, a head is so wide at
 #: most, and the queries of one head of the cache together.
@@ -32,7 +33,7 @@ class DecoderShape:
         width: Of the embeddings, D.
         heads: Of the queries.
         kv_heads: Of the key/value cache.
-        head_width: Of one head, at most 256.
+        head_dim: Of one head, at most 256.
         intermediate: Of the MLP.
         vocabulary: Logits that are computed.
         head_columns: Columns of ``lm_head.weight``, at least as many.
@@ -44,7 +45,7 @@ class DecoderShape:
     width: int
     heads: int
     kv_heads: int
-    head_width: int
+    head_dim: int
     intermediate: int
     vocabulary: int
     head_columns: int
@@ -54,7 +55,7 @@ class DecoderShape:
 
 class _Shape(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_int32) for name in ("layers", "width", "heads", "kv_heads", "head_width", "intermediate")),
+        *((name, ctypes.c_int32) for name in ("layers", "width", "heads", "kv_heads", "head_dim", "intermediate")),
         *((name, ctypes.c_int32) for name in ("vocabulary", "head_columns", "capacity", "blocks")),
         ("norm_eps", ctypes.c_float),
     )
@@ -72,7 +73,7 @@ class CudaDecoder:
     Args:
         shape: Dimensions.
         weights: By the names of the decoder graph; matrices fp16 [in, out], norms and ``rotary.inv_freq`` fp32.
-        cache: Key and value of each layer in turn, fp16 [kv_heads, P, head_width].
+        cache: Key and value of each layer in turn, fp16 [kv_heads, P, head_dim].
         library: The CUDA library; None takes the one that ``tango plugin build`` installed.
         blocks: Thread blocks; 0 takes the whole GPU. Fewer leave the rest of it to others, and are slower.
 
@@ -88,15 +89,15 @@ class CudaDecoder:
     def __init__(
         self,
         shape: DecoderShape,
-        weights: Mapping[str, Memory],
-        cache: Sequence[Memory],
+        weights: Mapping[str, DeviceArray],
+        cache: Sequence[DeviceArray],
         library: Path | None = None,
         blocks: int = 0,
     ) -> None:
         self._library = load(library)
         self._shape = _Shape(**vars(shape), blocks=blocks)
         self._width, self._vocabulary = shape.width, shape.vocabulary
-        rows = (shape.kv_heads, shape.capacity, shape.head_width)
+        rows = (shape.kv_heads, shape.capacity, shape.head_dim)
         if len(cache) != 2 * shape.layers:
             raise TangoError(f"the cache has {len(cache)} tensors", f"it must have {2 * shape.layers}")
         addresses = []
@@ -113,12 +114,12 @@ class CudaDecoder:
 
     def enqueue(
         self,
-        embedding: Memory,
+        embedding: DeviceArray,
         position: int,
         *,
-        logits: Memory,
-        table: Memory,
-        workspace: Memory,
+        logits: DeviceArray,
+        table: DeviceArray,
+        workspace: DeviceArray,
         stream: int,
     ) -> None:
         """Enqueues a step on a stream; neither allocates nor waits.
@@ -157,8 +158,8 @@ _Like = tuple[tuple[int, ...], str]
 
 def _layer(shape: DecoderShape) -> dict[str, _Like]:
     """The weights of a layer in the order of TangoDecodeLayer."""
-    mixed = shape.heads * shape.head_width
-    packed = mixed + 2 * shape.kv_heads * shape.head_width
+    mixed = shape.heads * shape.head_dim
+    packed = mixed + 2 * shape.kv_heads * shape.head_dim
     return {
         "input_layernorm.weight": ((shape.width,), "float32"),
         "self_attn.qkv_proj.weight": ((shape.width, packed), "float16"),
@@ -174,13 +175,13 @@ def _layer(shape: DecoderShape) -> dict[str, _Like]:
 def _rest(shape: DecoderShape) -> dict[str, _Like]:
     """The other weights in the order of TangoDecodeTensors."""
     return {
-        "rotary.inv_freq": ((shape.head_width // 2,), "float32"),
+        "rotary.inv_freq": ((shape.head_dim // 2,), "float32"),
         "norm.weight": ((shape.width,), "float32"),
         "lm_head.weight": ((shape.width, shape.head_columns), "float16"),
     }
 
 
-def _address(name: str, memory: Memory | None, shape: tuple[int, ...], dtype: str) -> int:
+def _address(name: str, memory: DeviceArray | None, shape: tuple[int, ...], dtype: str) -> int:
     if memory is None:
         raise TangoError(f"there is no weight {name}", "export the bundle again")
     # one sequence: a batch axis of 1 in front says nothing

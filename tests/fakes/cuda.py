@@ -208,7 +208,7 @@ def array(memory):
 
 
 class HostPruner:
-    """The reference in the place of tango_plugins.library.CudaPruner."""
+    """The reference in the place of tango_plugins.pruner.CudaPruner."""
 
     workspace_bytes = 256
 
@@ -241,7 +241,7 @@ class HostDecoder:
 
     def __init__(self, shape, weights, cache, library=None):
         self.shape, self.weights, self.cache, self.left = shape, weights, cache, 0
-        assert {memory.shape for memory in cache} == {(shape.kv_heads, shape.capacity, shape.head_width)}
+        assert {memory.shape for memory in cache} == {(shape.kv_heads, shape.capacity, shape.head_dim)}
         assert len(cache) == 2 * shape.layers
         self.table = np.array([memory.address for memory in (*weights.values(), *cache)]).view(np.uint8)
 
@@ -258,7 +258,7 @@ class HostDecoder:
         array(logits)[:] = row[: self.shape.vocabulary]
 
     def attend(self, name, x, layer, position):
-        heads, kv_heads, width = self.shape.heads, self.shape.kv_heads, self.shape.head_width
+        heads, kv_heads, width = self.shape.heads, self.shape.kv_heads, self.shape.head_dim
         packed = self.linear(f"{name}.qkv_proj", x, (heads + 2 * kv_heads) * width)
         packed = (packed + array(self.weights[f"{name}.qkv_proj.bias"])).reshape(-1, width)
         rotated = self.rotate(packed[: heads + kv_heads].astype(np.float32), position)
@@ -302,14 +302,14 @@ def argmax(values, greatest, stream):
 
 def install(monkeypatch, memory=1 << 32):
     """Puts all of this in the place of CUDA."""
-    from tango_plugins import library
+    from tango_plugins import native_library
     from tango_runtime.backends.cuda import backend as cuda
     from tango_runtime.backends.cuda import device, logits
     from tango_runtime.backends.cuda import ort_fused as fused
 
     found = HostCuda(memory)
     monkeypatch.setattr(device, "cudart", lambda: found)
-    monkeypatch.setattr(library, "load", lambda: None)
+    monkeypatch.setattr(native_library, "load", lambda: None)
     monkeypatch.setattr(cuda, "CudaPruner", HostPruner)
     monkeypatch.setattr(fused, "CudaDecoder", HostDecoder)
     monkeypatch.setattr(logits, "enqueue_argmax", argmax)

@@ -12,7 +12,7 @@ from enum import Enum
 
 import numpy as np
 
-from tango_plugins.library import Memory
+from tango_plugins.device_array import DeviceArray
 from tango_runtime import engines
 from tango_runtime.bundle import Bundle, sha256
 from tango_runtime.engines import BuildOptions, Machine, Sidecar
@@ -126,8 +126,8 @@ class Context:
         spec = self.engine.spec
         taken = {"int64": "int32"}
         feeds = {
-            t.name: array(Memory(addresses[t.name], shapes[t.name], taken.get(t.dtype, t.dtype))).astype(t.dtype)
+            t.name: array(DeviceArray(addresses[t.name], shapes[t.name], taken.get(t.dtype, t.dtype))).astype(t.dtype)
             for t in spec.inputs
         }
         for tensor, found in zip(spec.outputs, self.engine.session.run(None, feeds), strict=True):
-            array(Memory(addresses[tensor.name], found.shape, np.dtype(found.dtype).name))[...] = found
+            array(DeviceArray(addresses[tensor.name], found.shape, np.dtype(found.dtype).name))[...] = found

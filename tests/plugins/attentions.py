@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from tango_plugins import library
+from tango_plugins import native_library
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Shape:
     tokens: int
     heads: int
     kv_heads: int
-    head_width: int
+    head_dim: int
     capacity: int
 
 
@@ -36,7 +36,7 @@ class Pass:
     """A random pass behind ``begin`` positions of a random cache; what lies behind it is NaN, and so is the result."""
 
     def __init__(self, shape, begin=0, seed=0, path=None, device="cuda", scale=1.0):
-        self.shape, self.begin, self.library = shape, begin, library.load(path)
+        self.shape, self.begin, self.library = shape, begin, native_library.load(path)
         self.stream = torch.cuda.current_stream().cuda_stream if device == "cuda" else 0
         generator = torch.Generator(device).manual_seed(seed)
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 
 from tango_plugins.decoder import CudaDecoder
-from tango_plugins.library import Memory
+from tango_plugins.device_array import DeviceArray
 
 EPS = 1e-6
 
 
 def memory(tensor):
-    return Memory(tensor.data_ptr(), tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+    return DeviceArray(tensor.data_ptr(), tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
 
 
 class Decoder:
@@ -28,25 +28,25 @@ class Decoder:
     def __init__(self, shape, seed=0, library=None, blocks=0, device="cuda"):
         self.shape, self.device, s = shape, device, shape
         self.generator = torch.Generator(device).manual_seed(seed)
-        packed = (s.heads + 2 * s.kv_heads) * s.head_width
+        packed = (s.heads + 2 * s.kv_heads) * s.head_dim
         self.weights = {
             "norm.weight": self.random(s.width) + 1,
             "lm_head.weight": self.matrix(s.width, s.head_columns),
-            "rotary.inv_freq": 1e6 ** (-torch.arange(0, s.head_width, 2, device=device) / s.head_width),
+            "rotary.inv_freq": 1e6 ** (-torch.arange(0, s.head_dim, 2, device=device) / s.head_dim),
         }
         for i in range(s.layers):
             layer = {
                 "input_layernorm.weight": self.random(s.width) + 1,
                 "self_attn.qkv_proj.weight": self.matrix(s.width, packed),
                 "self_attn.qkv_proj.bias": self.random(packed).half(),
-                "self_attn.o_proj.weight": self.matrix(s.heads * s.head_width, s.width),
+                "self_attn.o_proj.weight": self.matrix(s.heads * s.head_dim, s.width),
                 "post_attention_layernorm.weight": self.random(s.width) + 1,
                 "mlp.gate_proj.weight": self.matrix(s.width, s.intermediate),
                 "mlp.up_proj.weight": self.matrix(s.width, s.intermediate),
                 "mlp.down_proj.weight": self.matrix(s.intermediate, s.width),
             }
             self.weights |= {f"layers.{i}.{name}": weight for name, weight in layer.items()}
-        rows = s.kv_heads, s.capacity, s.head_width
+        rows = s.kv_heads, s.capacity, s.head_dim
         self.cache = [self.random(*rows).half() for _ in range(2 * s.layers)]
         given = {name: memory(weight) for name, weight in self.weights.items()}
         self.decoder = CudaDecoder(shape, given, [memory(rows) for rows in self.cache], library, blocks)
@@ -89,13 +89,13 @@ def reference(decoder, embedding, position, cache):
     for i in range(s.layers):
         at = f"layers.{i}."
         packed = norm(x, get(f"{at}input_layernorm.weight")) @ get(f"{at}self_attn.qkv_proj.weight")
-        packed = (packed + get(f"{at}self_attn.qkv_proj.bias")).reshape(-1, s.head_width)
+        packed = (packed + get(f"{at}self_attn.qkv_proj.bias")).reshape(-1, s.head_dim)
         first, second = packed[: s.heads + s.kv_heads].chunk(2, -1)
         rotated = torch.cat((first * cosine - second * sine, second * cosine + first * sine), -1)
         keys, values = cache[2 * i : 2 * i + 2]
         keys[:, position] = rotated[s.heads :].half()
         values[:, position] = packed[s.heads + s.kv_heads :].half()
-        query = rotated[: s.heads].reshape(s.kv_heads, -1, s.head_width) * s.head_width**-0.5
+        query = rotated[: s.heads].reshape(s.kv_heads, -1, s.head_dim) * s.head_dim**-0.5
         seen = slice(0, position + 1)
         weights = (query @ keys[:, seen].double().transpose(1, 2)).softmax(-1)
         x = x + (weights @ values[:, seen].double()).reshape(-1) @ get(f"{at}self_attn.o_proj.weight")

@@ -8,10 +8,10 @@ import pytest
 
 from tango_plugins import TangoError, decoder
 from tango_plugins.decoder import CudaDecoder, DecoderShape
-from tango_plugins.library import Memory
+from tango_plugins.device_array import DeviceArray
 
 SHAPE = DecoderShape(
-    layers=2, width=64, heads=4, kv_heads=2, head_width=16, intermediate=128, vocabulary=420, head_columns=448,
+    layers=2, width=64, heads=4, kv_heads=2, head_dim=16, intermediate=128, vocabulary=420, head_columns=448,
     capacity=512, norm_eps=1e-6,
 )  # fmt: skip
 
@@ -32,14 +32,14 @@ def library(monkeypatch):
 
 
 def weights(shape=SHAPE):
-    """Memory of the right shapes, somewhere."""
+    """DeviceArray of the right shapes, somewhere."""
     layers = [(f"layers.{i}.{name}", like) for i in range(shape.layers) for name, like in decoder._layer(shape).items()]
     named = dict(layers) | decoder._rest(shape)
-    return {name: Memory(4096, *like) for name, like in named.items()}
+    return {name: DeviceArray(4096, *like) for name, like in named.items()}
 
 
 def cache(shape=SHAPE):
-    return [Memory(4096, (shape.kv_heads, shape.capacity, shape.head_width), "float16")] * (2 * shape.layers)
+    return [DeviceArray(4096, (shape.kv_heads, shape.capacity, shape.head_dim), "float16")] * (2 * shape.layers)
 
 
 def test_what_the_library_says_is_handed_on():
@@ -52,9 +52,9 @@ def test_what_the_library_says_is_handed_on():
     [
         ("norm.weight", None, "there is no weight norm.weight"),
         ("layers.1.mlp.up_proj.weight", None, "there is no weight layers.1.mlp.up_proj.weight"),
-        ("norm.weight", Memory(0, (64,), "float16"), r"norm.weight is float16 \[64\]"),
-        ("lm_head.weight", Memory(0, (448, 64), "float16"), r"lm_head.weight is float16 \[448, 64\]"),
-        ("layers.0.self_attn.qkv_proj.weight", Memory(0, (64, 128), "float32"), "qkv_proj.weight is float32"),
+        ("norm.weight", DeviceArray(0, (64,), "float16"), r"norm.weight is float16 \[64\]"),
+        ("lm_head.weight", DeviceArray(0, (448, 64), "float16"), r"lm_head.weight is float16 \[448, 64\]"),
+        ("layers.0.self_attn.qkv_proj.weight", DeviceArray(0, (64, 128), "float32"), "qkv_proj.weight is float32"),
     ],
 )
 def test_a_weight_that_is_missing_or_another_is_named(name, memory, message):

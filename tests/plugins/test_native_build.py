@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from tango_plugins import PruneParams, TangoError, build, op
-from tango_plugins.library import CudaPruner, load
+from tango_plugins.native_library import load
+from tango_plugins.pruner import CudaPruner
 
 ROOT = Path(__file__).parents[2]
 

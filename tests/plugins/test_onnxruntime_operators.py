@@ -14,7 +14,7 @@ import torch
 from onnx import helper
 
 from tango_export.fused import MEANINGS
-from tango_plugins.library import NATIVE
+from tango_plugins.native_library import NATIVE
 from tests.plugins.attentions import Pass, Shape
 from tests.plugins.cuda_emulator import compiled
 

@@ -31,7 +31,7 @@ from tango_calibration.quantization.sensitivity import BUDGETS
 from tango_plugins import TangoError
 from tango_runtime.bundle import Bundle
 from tango_runtime.cli.main import Command
-from tango_runtime.util.console import note
+from tango_runtime.util.console import status
 from tango_runtime.util.files import check_output, staged_folder
 
 REPORT = "calibration.json"
@@ -122,18 +122,18 @@ def _calibrate(args: argparse.Namespace) -> int:
     asked = _questions(args, bundle) if args.evaluate else []
     if asked:
         check_room(bundle, asked)
-    note(f"observations: {cache_folder(request)}")
+    status(f"observations: {cache_folder(request)}")
     outcome = calibrate(request)
     found = drops(request, asked, args.jobs) if asked else []
     lines = [*_summary(outcome), *_accuracy(found)]
     print("\n".join(lines))
-    note(f"bundle: {args.output}")
+    status(f"bundle: {args.output}")
     if args.report:
         _report(args.report, _conditions(request, bundle), outcome, found, overwrite=args.overwrite)
-        note(f"report: {args.report}")
+        status(f"report: {args.report}")
     missed = args.max_drop is not None and any(drop.points.value > args.max_drop for drop in found)
     if missed:
-        note(f"more than {args.max_drop:g} points were lost (--max-drop)")
+        status(f"more than {args.max_drop:g} points were lost (--max-drop)")
     return int(missed)
 
 

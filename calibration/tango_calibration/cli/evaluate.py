@@ -20,10 +20,10 @@ from tango_calibration.evaluation.evaluate import ChainReader, check_room, evalu
 from tango_calibration.evaluation.methods import METHODS, of_tango
 from tango_calibration.evaluation.scores import Scores
 from tango_plugins import TangoError
-from tango_runtime.backends.registry import ENGINES
+from tango_runtime.backends.registry import BACKENDS
 from tango_runtime.bundle import MANIFEST, Bundle, sha256
 from tango_runtime.cli.main import Command
-from tango_runtime.util.console import note, progress
+from tango_runtime.util.console import progress, status
 from tango_runtime.util.files import check_output
 
 SYNTHETIC = "synthetic"
@@ -58,7 +58,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--jobs", type=int, default=1, help="processes, each on one core if several (default: 1)")
     parser.add_argument(
-        "--engine", default="auto", choices=["auto", *ENGINES], help="what runs the graphs (default: %(default)s)"
+        "--backend", default="auto", choices=["auto", *BACKENDS], help="what runs the graphs (default: %(default)s)"
     )
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="write results.json, results.md, accuracy.png")
     parser.add_argument("--overwrite", action="store_true", help="replace an output that exists")
@@ -84,11 +84,11 @@ def _evaluate(args: argparse.Namespace) -> int:
     videos = _videos(args, bundle)
     check_room(bundle, videos)
     threads = 1 if args.jobs > 1 else 0
-    open_reader = partial(ChainReader, args.bundle, args.engine, max_new_tokens=args.max_new_tokens, threads=threads)
+    open_reader = partial(ChainReader, args.bundle, args.backend, max_new_tokens=args.max_new_tokens, threads=threads)
     engines: list[str] = []
-    with progress("videos", len(videos)) as advance:
+    with progress("videos", len(videos)) as on_progress:
         records = evaluate_in_parallel(
-            open_reader, videos, trials, params, advance, jobs=args.jobs, seed=args.seed, opened=engines.append
+            open_reader, videos, trials, params, on_progress, jobs=args.jobs, seed=args.seed, opened=engines.append
         )
     scores = Scores(records)
     summaries = [scores.summary(trial) for trial in trials]
@@ -96,7 +96,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     if args.output:
         conditions = _conditions(args, bundle, videos, engines)
         results.write(args.output, conditions, videos, records, summaries, overwrite=args.overwrite)
-        note(f"results: {args.output}")
+        status(f"results: {args.output}")
     return 0
 
 

@@ -23,7 +23,7 @@ from tango_runtime.backends.registry import select
 from tango_runtime.bundle import Bundle
 from tango_runtime.pipeline.prompt import Prompt
 from tango_runtime.pipeline.sampling import Sampler
-from tango_runtime.util.console import Advance
+from tango_runtime.util.console import OnProgress
 from tango_runtime.video import sample
 from tango_runtime.video.preprocess import preprocess
 
@@ -132,7 +132,7 @@ class ChainReader:
 
     def __init__(self, bundle: str | Path, engine: str = "auto", *, max_new_tokens: int = 16, threads: int = 0) -> None:
         self._bundle = Bundle.load(bundle)
-        self._stages = select(self._bundle, engine, threads=threads)
+        self._backend = select(self._bundle, engine, threads=threads)
         self._prompt = Prompt.of(self._bundle)
         self._max_new_tokens = max_new_tokens
         self._sampler = Sampler()
@@ -140,12 +140,12 @@ class ChainReader:
 
     def __str__(self) -> str:
         """The engine, in one line."""
-        return self._stages.description
+        return self._backend.description
 
     def see(self, frames: NDArray[np.uint8]) -> tuple[Reals, Reals]:
         """[F, size, size, 3] → features [F, L, D] and salience [F, L]."""
-        features, salience = self._stages.vision(frames, lambda done: None)
-        return self._stages.host(features), self._stages.host(salience)
+        features, salience = self._backend.vision(frames, lambda done: None)
+        return self._backend.to_host(features), self._backend.to_host(salience)
 
     def answer(self, tokens: Reals, questions: Sequence[str]) -> tuple[list[str], float]:
         """Answers each question by itself, behind one prefill of the video's tokens [K, D]; K may be 0.
@@ -160,24 +160,24 @@ class ChainReader:
         prompt, context = self._bundle.manifest.prompt, self._bundle.manifest.decoder.context
         newline = np.array(prompt.after_video, np.int64)
         length = require_room(self._bundle, before, afters, len(tokens))
-        pieces = [self._stages.embed(before), tokens, self._stages.embed(newline)]
+        pieces = [self._backend.embed(before), tokens, self._backend.embed(newline)]
         begin = time.perf_counter()
-        self._stages.prefill(pieces, min(length + max(map(len, afters)) + self._max_new_tokens, context))
+        self._backend.prefill(pieces, min(length + max(map(len, afters)) + self._max_new_tokens, context))
         prefill_ms = 1e3 * (time.perf_counter() - begin)
         return [self._answer(length, after) for after in afters], prefill_ms
 
     def _answer(self, length: int, question: NDArray[np.int64]) -> str:
         """The answer to a question that follows the first ``length`` positions."""
-        self._stages.rewind(length)
+        self._backend.rewind(length)
         stop, context = self._bundle.manifest.prompt.stop, self._bundle.manifest.decoder.context
         room = min(self._max_new_tokens, context - length - len(question))
         ids: list[int] = []
-        token = self._sampler(self._stages.extend(self._stages.embed(question)))
+        token = self._sampler(self._backend.extend(self._backend.embed(question)))
         while token not in stop:
             ids.append(token)
             if len(ids) == room:
                 break
-            token = self._sampler(self._stages.decode(token))
+            token = self._sampler(self._backend.decode(token))
         return self._prompt.decode(ids).strip()
 
 
@@ -222,7 +222,7 @@ def evaluate(
     videos: Sequence[Video],
     trials: Sequence[Trial],
     params: PruneParams,
-    advance: Advance = lambda videos: None,
+    on_progress: OnProgress = lambda videos: None,
     *,
     seed: int = 0,
 ) -> list[Record]:
@@ -235,7 +235,7 @@ def evaluate(
         videos: What to ask about.
         trials: The ways to keep tokens.
         params: Parameters of the operator; the trials set the retention ratio.
-        advance: Told how many more videos are done.
+        on_progress: Told how many more videos are done.
         seed: Of the methods that draw; what they draw for a video does not hang on the other videos or trials.
 
     Returns:
@@ -247,7 +247,7 @@ def evaluate(
     records = []
     for video in videos:
         records += _evaluate(reader, video, trials, params, seed)
-        advance(1)
+        on_progress(1)
     return records
 
 
@@ -282,7 +282,7 @@ def evaluate_in_parallel(
     videos: Sequence[Video],
     trials: Sequence[Trial],
     params: PruneParams,
-    advance: Advance = lambda videos: None,
+    on_progress: OnProgress = lambda videos: None,
     *,
     jobs: int,
     seed: int = 0,
@@ -295,7 +295,7 @@ def evaluate_in_parallel(
         videos: What to ask about.
         trials: The ways to keep tokens.
         params: Parameters of the operator.
-        advance: Told how many more videos are done.
+        on_progress: Told how many more videos are done.
         jobs: Processes; 1 is this one.
         seed: Of the methods that draw.
         opened: Told, in the end, the ``str`` of every reader, equal ones once.
@@ -306,7 +306,7 @@ def evaluate_in_parallel(
     Raises:
         TangoError: As :func:`evaluate`, or a process has died.
     """
-    results = spread(partial(_open, open_reader, trials, params, seed), videos, advance, jobs=jobs)
+    results = spread(partial(_open, open_reader, trials, params, seed), videos, on_progress, jobs=jobs)
     for reader in dict.fromkeys(reader for reader, _ in results):
         opened(reader)
     return [record for _, records in results for record in records]

@@ -45,7 +45,7 @@ _ENGINES: dict[Precision, tuple[Engine, ...]] = {
     "int4": ("onnxruntime",),
 }
 
-ENGINE = "onnxruntime-cpu"
+ENGINE = "ort-cpu"
 
 
 @dataclass(frozen=True)
@@ -197,8 +197,8 @@ def _watch(bundle: Bundle, cache: Cache, videos: Sequence[Video], max_new_tokens
     def watched(video: Video) -> Watched:
         return cache.watched(video, lambda: observe.watch(bundle, stages, prompt, video, max_new_tokens))
 
-    with progress("watch", len(videos)) as advance:
-        return [watched(video) for video in observe.counted(videos, advance)]
+    with progress("watch", len(videos)) as on_progress:
+        return [watched(video) for video in observe.counted(videos, on_progress)]
 
 
 def _weigh(
@@ -254,8 +254,8 @@ def _overlaps(
 ) -> tuple[Overlap, ...]:
     """Compares what is kept of each clip before and after, with a vision graph whose weights lie in a folder."""
     session, overlaps = observe.open_graph(vision, folder), []
-    with progress("overlap", len(videos)) as advance:
-        for video, before in zip(observe.counted(videos, advance), watched, strict=True):
+    with progress("overlap", len(videos)) as on_progress:
+        for video, before in zip(observe.counted(videos, on_progress), watched, strict=True):
             frames, seconds = observe.see(bundle, video)
             features, salience = (np.concatenate(t) for t in zip(*observe.run_vision(session, frames), strict=True))
             after = reference.prune(features, salience, seconds, bundle.manifest.params)
@@ -299,8 +299,8 @@ def drops(request: Request, videos: Sequence[Video], jobs: int = 1) -> list[Drop
 
     def asked(bundle: Path, title: str) -> list[Record]:
         reader = partial(ChainReader, bundle, ENGINE, threads=int(jobs > 1))
-        with progress(title, len(videos)) as advance:
-            return evaluate_in_parallel(reader, videos, trials, params, advance, jobs=jobs)
+        with progress(title, len(videos)) as on_progress:
+            return evaluate_in_parallel(reader, videos, trials, params, on_progress, jobs=jobs)
 
     before, after = asked(request.bundle, "ask before"), asked(request.output, "ask after")
     return [_drop(trial, _of(trial, before), _of(trial, after)) for trial in trials]

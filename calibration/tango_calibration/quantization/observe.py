@@ -29,12 +29,12 @@ from onnx import ModelProto, TensorProto, helper
 from tango_calibration.data.dataset import QUESTIONS, Rendered, Video, read_folder, synthetic
 from tango_calibration.data.questions import Question
 from tango_plugins import TangoError, reference
-from tango_runtime.backends.base import Stages
+from tango_runtime.backends.base import Backend
 from tango_runtime.backends.ort_cpu import empty_cache
 from tango_runtime.bundle import MANIFEST, Bundle, GraphName, TensorSpec, sha256
 from tango_runtime.pipeline.prompt import Prompt
 from tango_runtime.pipeline.sampling import Sampler
-from tango_runtime.util.console import Advance
+from tango_runtime.util.console import OnProgress
 from tango_runtime.video import sample
 from tango_runtime.video.preprocess import preprocess
 
@@ -115,11 +115,11 @@ def see(bundle: Bundle, video: Video) -> tuple[NDArray[np.uint8], NDArray[np.flo
         raise TangoError(f"clip {video.name}: {error.message}", error.hint) from error
 
 
-def counted(videos: Sequence[Video], advance: Advance) -> Iterator[Video]:
-    """The videos, one by one; ``advance`` is told when the next is asked for."""
+def counted(videos: Sequence[Video], on_progress: OnProgress) -> Iterator[Video]:
+    """The videos, one by one; ``on_progress`` is told when the next is asked for."""
     for video in videos:
         yield video
-        advance(1)
+        on_progress(1)
 
 
 # The chain, once
@@ -153,14 +153,14 @@ class Watched:
     prompted: Prompted
 
 
-def watch(bundle: Bundle, stages: Stages, prompt: Prompt, video: Video, max_new_tokens: int) -> Watched:
+def watch(bundle: Bundle, stages: Backend, prompt: Prompt, video: Video, max_new_tokens: int) -> Watched:
     """Runs the chain on a clip and its first question, answered greedily."""
     frames, seconds = see(bundle, video)
-    features, salience = (stages.host(t) for t in stages.vision(frames, lambda done: None))
+    features, salience = (stages.to_host(t) for t in stages.vision(frames, lambda done: None))
     pruned = reference.prune(features, salience, seconds, bundle.manifest.params)
     before, after = prompt.encode(video.questions[0].text)
     newline = np.array(bundle.manifest.prompt.after_video, np.int64)
-    texts = [stages.host(stages.embed(ids)) for ids in (before, np.concatenate((newline, after)))]
+    texts = [stages.to_host(stages.embed(ids)) for ids in (before, np.concatenate((newline, after)))]
     whole = np.concatenate((texts[0], pruned.tokens, texts[1]))
     room = min(max_new_tokens, bundle.manifest.decoder.context - len(whole))
     if room < 1:
@@ -173,7 +173,9 @@ def watch(bundle: Bundle, stages: Stages, prompt: Prompt, video: Video, max_new_
     while token not in bundle.manifest.prompt.stop and len(ids) < room:
         ids.append(token)
         token = sampler(stages.decode(token))
-    return Watched(pruned.indices, pruned.merged, Prompted(whole, stages.host(stages.embed(np.array(ids, np.int64)))))
+    return Watched(
+        pruned.indices, pruned.merged, Prompted(whole, stages.to_host(stages.embed(np.array(ids, np.int64))))
+    )
 
 
 # Graphs that tell more

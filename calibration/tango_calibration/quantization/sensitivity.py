@@ -137,8 +137,8 @@ class GraphWork:
         def made(i: int) -> Channels:
             return reduce(Channels.merge, map(Channels.of, self._passes(session(), i)))
 
-        with progress(f"{self.name} channels", len(self._videos)) as advance:
-            videos = enumerate(observe.counted(self._videos, advance))
+        with progress(f"{self.name} channels", len(self._videos)) as on_progress:
+            videos = enumerate(observe.counted(self._videos, on_progress))
             each = [self._cache.channels(video, self.name, partial(made, i)) for i, video in videos]
         return reduce(Channels.merge, each)
 
@@ -152,8 +152,8 @@ class GraphWork:
             return reduce(Histograms.merge, map(Histograms.of, scaled))
 
         digest = hashlib.sha256(b"".join(name.encode() + s.tobytes() for name, s in smooth.items())).hexdigest()
-        with progress(f"{self.name} ranges", len(self._videos)) as advance:
-            videos = enumerate(observe.counted(self._videos, advance))
+        with progress(f"{self.name} ranges", len(self._videos)) as on_progress:
+            videos = enumerate(observe.counted(self._videos, on_progress))
             each = [self._cache.histograms(video, f"{self.name} {digest}", partial(made, i)) for i, video in videos]
         return reduce(Histograms.merge, each)
 
@@ -212,11 +212,11 @@ class GraphWork:
             return {"loss": np.array(loss()(model, self._bundle.path))}
 
         losses = {}
-        with progress(f"{self.name} {form}", len(names)) as advance:
+        with progress(f"{self.name} {form}", len(names)) as on_progress:
             for name in names:
                 key = hashlib.sha256(f"loss {self.name} {name} {about}".encode()).hexdigest()[:24]
                 losses[name] = float(self._cache.arrays(key, partial(measured, name))["loss"])
-                advance(1)
+                on_progress(1)
         return losses
 
     def _loss(self) -> Callable[[ModelProto, Path], float]:
@@ -284,9 +284,9 @@ class GraphWork:
                 f"observe more clips (--videos), or leave it: --{self.name} fp16",
             )
         file = folder / self._bundle.manifest.graphs[self.name].file
-        with progress(f"{self.name} write", 1) as advance:
+        with progress(f"{self.name} write", 1) as on_progress:
             written(file, self._weights, replace(scheme, forms=forms), self._model)
-            advance(1)
+            on_progress(1)
         loss = self._loss()(read_graph(file), folder)
         before = [spec.size for name, spec in self._bundle.manifest.files.items() if name.startswith(file.name)]
         after = [path.stat().st_size for path in folder.glob(f"{file.name}*")]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tango_plugins import PruneParams
 from tango_runtime.pipeline.sampling import Logits
-from tango_runtime.util.console import Advance
+from tango_runtime.util.console import OnProgress
 
 #: A tensor where the engine keeps it: a NumPy array on a CPU, a device buffer on a GPU. The chain only hands it on.
 Tensor = Any
@@ -34,7 +34,7 @@ class Trace:
 
 
 @dataclass(frozen=True)
-class Kept:
+class PrunedTokens:
     """What pruning left.
 
     Attributes:
@@ -48,25 +48,25 @@ class Kept:
     trace: Callable[[], Trace]
 
 
-class Mark(Protocol):
+class TimingEvent(Protocol):
     """A moment in an engine's work."""
 
-    def since(self, earlier: Any) -> float:
+    def elapsed_ms(self, earlier: Any) -> float:
         """Milliseconds from an earlier mark of the same engine to this one; waits until it is reached."""
 
 
-class HostMark:
+class HostEvent:
     """The present, by the host's clock: for engines that return when their work is done."""
 
     def __init__(self) -> None:
         self._seconds = time.perf_counter()
 
-    def since(self, earlier: HostMark) -> float:
+    def elapsed_ms(self, earlier: HostEvent) -> float:
         """Milliseconds from an earlier mark to this one."""
         return 1e3 * (self._seconds - earlier._seconds)
 
 
-class Stages(Protocol):
+class Backend(Protocol):
     """What the chain asks of an engine. The engine owns its buffers and the key/value cache.
 
     Tensors and logits last until the stage that made them is called again. On a device a stage may return before its
@@ -74,23 +74,25 @@ class Stages(Protocol):
 
     Attributes:
         description: The engine, in one line.
-        why: Why ``auto`` took none before it, empty where it is the first or was asked for by name.
+        fallback_reason: Why ``auto`` took none before it, empty where it is the first or was asked for by name.
     """
 
     description: str
-    why: str
+    fallback_reason: str
 
-    def empty_frames(self, count: int, size: int) -> NDArray[np.uint8]:
+    def frame_buffer(self, count: int, size: int) -> NDArray[np.uint8]:
         """An array [F, size, size, 3] to be filled, from where :meth:`vision` takes frames the fastest."""
 
-    def vision(self, frames: NDArray[np.uint8], advance: Advance) -> tuple[Tensor, Tensor]:
-        """[F, size, size, 3] → features [F, L, D] and salience [F, L]; ``advance`` is told the frames that are done.
+    def vision(self, frames: NDArray[np.uint8], on_progress: OnProgress) -> tuple[Tensor, Tensor]:
+        """[F, size, size, 3] → features [F, L, D] and salience [F, L]; ``on_progress`` gets the number of frames done.
 
         An engine on a device tells 0 when the frames are on their way there, before anything is computed, and may tell
         of frames that it is still at work on.
         """
 
-    def prune(self, features: Tensor, salience: Tensor, seconds: NDArray[np.float32], params: PruneParams) -> Kept:
+    def prune(
+        self, features: Tensor, salience: Tensor, seconds: NDArray[np.float32], params: PruneParams
+    ) -> PrunedTokens:
         """Features, salience and frame times in seconds → the tokens that are kept."""
 
     def flatten(self, features: Tensor) -> Tensor:
@@ -111,8 +113,8 @@ class Stages(Protocol):
     def decode(self, token: int) -> Logits:
         """Appends one token → logits of the next [vocabulary]."""
 
-    def host(self, tensor: Tensor) -> NDArray[Any]:
+    def to_host(self, tensor: Tensor) -> NDArray[Any]:
         """A copy of a tensor on the host."""
 
-    def mark(self) -> Mark:
+    def record_event(self) -> TimingEvent:
         """The moment when all work that was given to the engine so far is done."""

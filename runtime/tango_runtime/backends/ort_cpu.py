@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tango_plugins import PruneParams, TangoError, reference
-from tango_runtime.backends.base import HostMark, Kept, Trace
+from tango_runtime.backends.base import HostEvent, PrunedTokens, Trace
 from tango_runtime.bundle import Bundle, GraphName, TensorSpec
-from tango_runtime.util.console import Advance
+from tango_runtime.util.console import OnProgress
 
 Array = NDArray[Any]
 
@@ -65,7 +65,7 @@ def refusing(what: str, hint: str) -> Iterator[None]:
         raise TangoError(f"ONNX Runtime cannot {what}: {str(error).splitlines()[0]}", hint) from error
 
 
-class OnnxRuntimeStages:
+class OrtCpuBackend:
     """A bundle's graphs on ONNX Runtime's CPU engine.
 
     Args:
@@ -83,26 +83,28 @@ class OnnxRuntimeStages:
         self._cache_specs = bundle.manifest.graphs["decoder"].inputs[2:]
         self._cache: dict[str, Array] = {}
         self._length = 0
-        self.description, self.why = f"ONNX Runtime {_version()}, CPU", ""
+        self.description, self.fallback_reason = f"ONNX Runtime {_version()}, CPU", ""
 
-    def empty_frames(self, count: int, size: int) -> NDArray[np.uint8]:
+    def frame_buffer(self, count: int, size: int) -> NDArray[np.uint8]:
         """An array [F, size, size, 3] to be filled."""
         return np.empty((count, size, size, 3), np.uint8)
 
-    def vision(self, frames: NDArray[np.uint8], advance: Advance) -> tuple[Array, Array]:
-        """[F, size, size, 3] → features [F, L, D] and salience [F, L]; ``advance`` is told the frames that are done."""
+    def vision(self, frames: NDArray[np.uint8], on_progress: OnProgress) -> tuple[Array, Array]:
+        """[F, size, size, 3] → features [F, L, D] and salience [F, L]; ``on_progress`` gets the frames done."""
         parts = []
         for i in range(len(frames)):
             # One frame at a time: on a CPU a batch is no faster, and its scores would take F times the memory.
             parts.append(_run(self._vision, {"frames": frames[i : i + 1]}))
-            advance(1)
+            on_progress(1)
         features, salience = (np.concatenate(part) for part in zip(*parts, strict=True))
         return features, salience
 
-    def prune(self, features: Array, salience: Array, seconds: NDArray[np.float32], params: PruneParams) -> Kept:
+    def prune(
+        self, features: Array, salience: Array, seconds: NDArray[np.float32], params: PruneParams
+    ) -> PrunedTokens:
         """Features, salience and frame times in seconds → the tokens that are kept."""
         pruned = reference.prune(features, salience, seconds, params)
-        return Kept(pruned.tokens, pruned.count, lambda: Trace(pruned.indices, pruned.merged, pruned.segments))
+        return PrunedTokens(pruned.tokens, pruned.count, lambda: Trace(pruned.indices, pruned.merged, pruned.segments))
 
     def flatten(self, features: Array) -> Array:
         """[F, L, D] → [F·L, D]."""
@@ -133,13 +135,13 @@ class OnnxRuntimeStages:
         """Appends one token → logits of the next."""
         return self.extend(self.embed(np.array([token], np.int64)))
 
-    def host(self, tensor: Array) -> Array:
+    def to_host(self, tensor: Array) -> Array:
         """The tensor itself: it is on the host."""
         return tensor
 
-    def mark(self) -> HostMark:
+    def record_event(self) -> HostEvent:
         """Now: every stage returns when its work is done."""
-        return HostMark()
+        return HostEvent()
 
     def _append(self, embeddings: Array) -> NDArray[np.float32]:
         end = self._length + len(embeddings)

@@ -22,13 +22,13 @@ from numpy.typing import NDArray
 
 from tango_plugins import PruneParams, TangoError
 from tango_plugins.params import Budget
-from tango_runtime.backends.base import Mark, Stages, Tensor
+from tango_runtime.backends.base import Backend, Tensor, TimingEvent
 from tango_runtime.backends.cuda.device import Event, check, cudart
 from tango_runtime.backends.registry import select
 from tango_runtime.bundle import Bundle
 from tango_runtime.pipeline.prompt import Prompt
 from tango_runtime.pipeline.video_llm import Answer, VideoLLM
-from tango_runtime.util.console import Advance
+from tango_runtime.util.console import OnProgress
 
 Samples = dict[str, list[float]]
 
@@ -185,13 +185,13 @@ class Watched:
             out by then.
     """
 
-    def __init__(self, stages: Stages) -> None:
-        self._stages = stages
-        self._upload: list[Mark] = []
+    def __init__(self, stages: Backend) -> None:
+        self._backend = stages
+        self._upload: list[TimingEvent] = []
         self.decoding: list[float] = []
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._stages, name)
+        return getattr(self._backend, name)
 
     def begin(self) -> None:
         """Forgets the answer before."""
@@ -200,23 +200,23 @@ class Watched:
     @property
     def upload(self) -> float | None:
         """Milliseconds that the frames of the latest answer took to the device; None where they take no such way."""
-        return self._upload[1].since(self._upload[0]) if len(self._upload) == 2 else None
+        return self._upload[1].elapsed_ms(self._upload[0]) if len(self._upload) == 2 else None
 
-    def vision(self, frames: NDArray[np.uint8], advance: Advance) -> tuple[Tensor, Tensor]:
+    def vision(self, frames: NDArray[np.uint8], on_progress: OnProgress) -> tuple[Tensor, Tensor]:
         """The engine's."""
-        self._upload.append(self._stages.mark())
+        self._upload.append(self._backend.record_event())
 
         def told(done: int) -> None:
             if not done:
-                self._upload.append(self._stages.mark())
-            advance(done)
+                self._upload.append(self._backend.record_event())
+            on_progress(done)
 
-        return self._stages.vision(frames, told)
+        return self._backend.vision(frames, told)
 
     def decode(self, token: int) -> Any:
         """The engine's."""
         self.decoding.append(time.perf_counter())
-        return self._stages.decode(token)
+        return self._backend.decode(token)
 
 
 class Bench:
@@ -237,26 +237,26 @@ class Bench:
 
     def __init__(self, bundle: Bundle, engine: str, setting: Setting) -> None:
         self._setting, self._question = setting, make_question(bundle)
-        self._before, self._peak = (0 if engine == "onnxruntime-cpu" else _device_in_use()), 0
+        self._before, self._peak = (0 if engine == "ort-cpu" else _device_in_use()), 0
         begin = time.perf_counter()
         stages = select(bundle, engine)
         self.load_ms = 1e3 * (time.perf_counter() - begin)
-        self.on_device = isinstance(stages.mark(), Event)
+        self.on_device = isinstance(stages.record_event(), Event)
         self._lengths: set[int] = set()
         self._watched = Watched(stages)
-        self._llm = VideoLLM(measurable(bundle), cast(Stages, self._watched))
+        self._llm = VideoLLM(measurable(bundle), cast(Backend, self._watched))
 
     @property
     def description(self) -> str:
         """The engine in one line, with why ``auto`` took it."""
-        return self._llm.engine + (f" ({self._llm.why})" if self._llm.why else "")
+        return self._llm.backend + (f" ({self._llm.fallback_reason})" if self._llm.fallback_reason else "")
 
-    def measure(self, case: Case, advance: Advance) -> Measured:
+    def measure(self, case: Case, on_progress: OnProgress) -> Measured:
         """Asks about the clip until there are enough samples.
 
         Args:
             case: What to measure.
-            advance: Told of each answer.
+            on_progress: Told of each answer.
 
         Raises:
             TangoError: The chain or its engine refuses the case.
@@ -270,7 +270,7 @@ class Bench:
                     samples.setdefault(name, []).extend(values)
             else:
                 self._note_peak()
-            advance(1)
+            on_progress(1)
         samples |= self._new_lengths(clip, case, answer.prompt_tokens)
         device = self._peak if self.on_device else None
         return Measured(answer.kept, answer.total, answer.prompt_tokens, samples, device, peak_host())

@@ -17,7 +17,7 @@ from tango_plugins import TangoError
 from tango_runtime.bench.conditions import placeless
 from tango_runtime.bench.measure import Measured, Samples, Setting
 from tango_runtime.bundle import Manifest
-from tango_runtime.util.console import Advance
+from tango_runtime.util.console import OnProgress
 from tango_runtime.video import sample
 from tango_runtime.video.preprocess import preprocess
 
@@ -88,16 +88,16 @@ class Peer:
         )
 
     @property
-    def systems(self) -> dict[str, Callable[[Shape, Advance], Samples]]:
+    def systems(self) -> dict[str, Callable[[Shape, OnProgress], Samples]]:
         """Ways to run it, by name: eager with a growing cache, and decoding as a replayed CUDA graph."""
-        ways: dict[str, Callable[[Shape, Advance], Samples]] = {"transformers": self._eager}
+        ways: dict[str, Callable[[Shape, OnProgress], Samples]] = {"transformers": self._eager}
         if self._device.type == "cuda":
             ways["CUDA graph"] = self._graph
         return ways
 
     @_refusals()
     @torch.inference_mode()
-    def _eager(self, shape: Shape, advance: Advance) -> Samples:
+    def _eager(self, shape: Shape, on_progress: OnProgress) -> Samples:
         """The stages that the chain has, but pruning, from the source's frames to the last token."""
         samples: Samples = {}
         for i in range(-self._setting.warm_up, self._setting.repeats):
@@ -119,12 +119,12 @@ class Peer:
                 laps.add("decode")
             laps.total("answer")
             _collect(samples, laps, i)
-            advance(1)
+            on_progress(1)
         return samples
 
     @_refusals()
     @torch.inference_mode()
-    def _graph(self, shape: Shape, advance: Advance) -> Samples:
+    def _graph(self, shape: Shape, on_progress: OnProgress) -> Samples:
         """Decoding alone, behind the same prompt: the cache has a fixed capacity, a step is one CUDA graph."""
         capacity = shape.prompt_tokens + max(self._setting.decode_tokens, 1 + _CAPTURE_WARM_UP)
         cache = transformers.StaticCache(config=self._model.config, max_cache_len=capacity)
@@ -144,7 +144,7 @@ class Peer:
                 token.item()
                 laps.add("decode")
             _collect(samples, laps, i)
-            advance(1)
+            on_progress(1)
         return samples
 
     def _see(self, frames: torch.Tensor) -> torch.Tensor:

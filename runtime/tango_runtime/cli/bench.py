@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tango_plugins import TangoError
-from tango_runtime.backends.registry import ENGINES
+from tango_runtime.backends.registry import BACKENDS
 from tango_runtime.bench.conditions import gpu_state, machine, placeless
 from tango_runtime.bench.measure import (
     BUDGET,
@@ -34,7 +34,7 @@ from tango_runtime.bench.measure import (
 )
 from tango_runtime.bundle import Bundle
 from tango_runtime.cli.main import Command
-from tango_runtime.util.console import Advance, note, progress
+from tango_runtime.util.console import OnProgress, progress, status
 from tango_runtime.util.locking import staged_file
 
 _COLD_STARTS = 3
@@ -71,7 +71,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     default = Setting()
     parser.add_argument("bundle", type=Path, help="folder that tango-export made")
     parser.add_argument(
-        "--engine", default="auto", choices=["auto", *ENGINES], help="what runs the graphs (default: %(default)s)"
+        "--backend", default="auto", choices=["auto", *BACKENDS], help="what runs the graphs (default: %(default)s)"
     )
     parser.add_argument("--frames", type=int, help="frames of the clip (default: the bundle's)")
     parser.add_argument("--retention-ratio", type=float, help="fraction of video tokens kept (default: the bundle's)")
@@ -121,8 +121,8 @@ def _run(args: argparse.Namespace) -> int:
     report.conditions = {"machine": machine(), "gpu_before": gpu_state()}
     if args.cold_start:  # before anything else takes memory
         report.cold_starts = _start_cold(args, setting, results[0].case)
-    bench = Bench(bundle, args.engine, setting)
-    note(f"engine: {bench.description}")
+    bench = Bench(bundle, args.backend, setting)
+    status(f"engine: {bench.description}")
     _measure(bench, report)
     report.conditions |= {"gpu_after": gpu_state(), "engine": bench.description, "load_ms": bench.load_ms}
     report.clock = _CLOCKS[bench.on_device]
@@ -156,17 +156,17 @@ def _cases(args: argparse.Namespace, bundle: Bundle) -> list[Case]:
 
 
 def _start_cold(args: argparse.Namespace, setting: Setting, case: Case) -> list[dict[str, float]]:
-    with progress("cold start", _COLD_STARTS) as advance:
+    with progress("cold start", _COLD_STARTS) as on_progress:
         started = []
         for _ in range(_COLD_STARTS):
-            started.append(cold_start(args.bundle, args.engine, setting, case))
-            advance(1)
+            started.append(cold_start(args.bundle, args.backend, setting, case))
+            on_progress(1)
     return started
 
 
 def _measure(bench: Bench, report: _Report) -> None:
-    def measure(result: _Result, advance: Advance) -> Samples:
-        result.measured = bench.measure(result.case, advance)
+    def measure(result: _Result, on_progress: OnProgress) -> Samples:
+        result.measured = bench.measure(result.case, on_progress)
         return result.measured.milliseconds
 
     _each(report, "tango", report.results, measure)
@@ -184,24 +184,28 @@ def _compare(checkpoint: str, report: _Report, on_device: bool) -> None:
         for result in results:
             result.refused["transformers"] = error
         return
-    note(f"peer: {peer.description}")
+    status(f"peer: {peer.description}")
     report.conditions["peer"] = peer.description
     for system, run in peer.systems.items():
 
-        def measure(result: _Result, advance: Advance, run: Callable[..., Samples] = run) -> Samples:
+        def measure(result: _Result, on_progress: OnProgress, run: Callable[..., Samples] = run) -> Samples:
             assert result.measured
             clip = make_clip(result.case, setting.frames_of(report.bundle), setting.seed)
-            return run(Shape.of(clip, result.measured), advance)
+            return run(Shape.of(clip, result.measured), on_progress)
 
         _each(report, system, results, measure)
 
 
-def _each(report: _Report, system: str, results: list[_Result], measure: Callable[[_Result, Advance], Samples]) -> None:
+def _each(
+    report: _Report, system: str, results: list[_Result], measure: Callable[[_Result, OnProgress], Samples]
+) -> None:
     """Measures the cases in turn; one that is refused does not keep the others from being measured."""
-    with progress(f"measuring {system}", len(results) * (report.setting.warm_up + report.setting.repeats)) as advance:
+    with progress(
+        f"measuring {system}", len(results) * (report.setting.warm_up + report.setting.repeats)
+    ) as on_progress:
         for result in results:
             try:
-                result.systems[system] = measure(result, advance)
+                result.systems[system] = measure(result, on_progress)
             except TangoError as error:  # itself, it would hold on to the engine by its traceback
                 result.refused[system] = TangoError(error.message, error.hint)
 
@@ -215,10 +219,10 @@ def _print(report: _Report) -> None:
         if result.measured:
             console.print(_table(result, result.measured, report.setting))
         for system, error in result.refused.items():
-            note(f"{system}, {result.case.name}: not measured: {error.message} ({error.hint})")
-    note("")
+            status(f"{system}, {result.case.name}: not measured: {error.message} ({error.hint})")
+    status("")
     for line in _notes(report):
-        note(line)
+        status(line)
 
 
 def _table(result: _Result, measured: Measured, setting: Setting) -> Table:

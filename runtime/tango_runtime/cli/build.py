@@ -16,7 +16,7 @@ from tango_runtime.cli.main import Command
 from tango_runtime.engines import HARDWARE_LEVELS, BuildOptions, Machine, Planned, Profile, plan, read_sidecar
 from tango_runtime.engines.build import Tell, build, is_built, require_memory
 from tango_runtime.system import gpu as machine
-from tango_runtime.util.console import note
+from tango_runtime.util.console import status
 
 _QUARTERS = 4
 
@@ -87,7 +87,7 @@ def _run(args: argparse.Namespace) -> int:
             f"{library.path} has the interface {library.api}, which is not for TensorRT {version}",
             "build it with this TensorRT's headers: tango plugin build --tensorrt-include FOLDER",
         )
-    note(f"TensorRT {version}, {this.gpu}, compute capability {this.compute_capability}")
+    status(f"TensorRT {version}, {this.gpu}, compute capability {this.compute_capability}")
     if args.dry_run:
         _print_plan(planned)
         return 0
@@ -100,7 +100,7 @@ def _all(library: machine.Plugin | None, version: str) -> Sequence[GraphName]:
     """All graphs; without prune where its plugin is not built: `tango run` takes the CUDA library for it."""
     if library and library.serves(version):
         return GRAPHS
-    note("without an engine for prune: its plugin is not built for this TensorRT (tango plugin build)")
+    status("without an engine for prune: its plugin is not built for this TensorRT (tango plugin build)")
     return tuple(graph for graph in GRAPHS if graph != "prune")
 
 
@@ -117,7 +117,7 @@ def _build(
     bundle: Bundle, planned: Planned, this: Machine, library: machine.Plugin | None, args: argparse.Namespace
 ) -> None:
     if is_built(planned) and not args.rebuild:
-        note(f"{planned.path.name} is there already")
+        status(f"{planned.path.name} is there already")
         return
     if not args.no_memory_check:
         require_memory(planned, machine.free(machine.gpu()))
@@ -138,7 +138,7 @@ def _tell_built(planned: Planned, built: bool) -> None:
     sidecar = read_sidecar(planned.path.with_suffix(".json"))
     how = f"in {sidecar.seconds:.0f} s" if built else "by another process"
     peak = f"{sidecar.peak_host / 1e6:.0f} MB of host memory (peak resident set)"
-    note(f"{planned.path.name}: {sidecar.size / 1e6:.1f} MB, built {how}, {peak}")
+    status(f"{planned.path.name}: {sidecar.size / 1e6:.1f} MB, built {how}, {peak}")
 
 
 @contextmanager
@@ -166,7 +166,7 @@ def _lines(graph: str) -> Tell:
         quarter = int((fraction or 0.0) * _QUARTERS)
         if stage != shown[0] or quarter > shown[1]:
             shown = (stage, quarter)
-            note(f"{graph}: {stage}" + (f" {100 * quarter // _QUARTERS}%" if quarter else ""))
+            status(f"{graph}: {stage}" + (f" {100 * quarter // _QUARTERS}%" if quarter else ""))
 
     return tell
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tango_plugins.build import Info, build, info
 from tango_runtime.cli.main import Command
-from tango_runtime.util.console import note
+from tango_runtime.util.console import status
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +24,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 def _run(args: argparse.Namespace) -> int:
     if args.action == "info":
         return _tell(info(args.output))
-    note("building with CMake and nvcc; this takes minutes")
+    status("building with CMake and nvcc; this takes minutes")
     return _tell(build(args.architectures, args.tensorrt_include, args.output, args.jobs))
 
 

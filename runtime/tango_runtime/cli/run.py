@@ -7,10 +7,10 @@ import itertools
 from pathlib import Path
 
 from tango_plugins import TangoError
-from tango_runtime.backends.registry import ENGINES
+from tango_runtime.backends.registry import BACKENDS
 from tango_runtime.cli.main import Command
 from tango_runtime.pipeline.video_llm import Answer, VideoLLM
-from tango_runtime.util.console import note, progress
+from tango_runtime.util.console import progress, status
 
 
 def _configure_run(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +32,7 @@ def _configure_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, help="seed of the sampling")
     parser.add_argument("--fps", type=float, help="frames a second of a folder of images (default: 1)")
     parser.add_argument(
-        "--engine", default="auto", choices=["auto", *ENGINES], help="what runs the graphs (default: %(default)s)"
+        "--backend", default="auto", choices=["auto", *BACKENDS], help="what runs the graphs (default: %(default)s)"
     )
     parser.add_argument("--report", type=Path, metavar="OUT.html", help="write what was kept as a web page")
     parser.add_argument("--picture", type=Path, metavar="OUT.png", help="write what was kept as a picture")
@@ -46,9 +46,9 @@ def _run(args: argparse.Namespace) -> int:
             raise TangoError(f"there is no folder {file.resolve().parent}", "make it, or name another file")
         if file and file.is_dir():
             raise TangoError(f"{file} is a folder", "name a file in it")
-    llm = VideoLLM(args.bundle, engine=args.engine)
-    note(f"engine: {llm.engine}" + (f" ({llm.why})" if llm.why else ""))
-    with progress("vision", args.frames or llm.bundle.manifest.video.frames) as advance:
+    llm = VideoLLM(args.bundle, backend=args.backend)
+    status(f"backend: {llm.backend}" + (f" ({llm.fallback_reason})" if llm.fallback_reason else ""))
+    with progress("vision", args.frames or llm.bundle.manifest.video.frames) as on_progress:
         stream = llm.stream(
             args.video,
             args.question,
@@ -60,7 +60,7 @@ def _run(args: argparse.Namespace) -> int:
             top_p=args.top_p,
             seed=args.seed,
             fps=args.fps,
-            advance=advance,
+            on_progress=on_progress,
         )
         first = next(stream, "")
     for piece in itertools.chain([first], stream):
@@ -72,22 +72,22 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _print_figures(answer: Answer) -> None:
-    note("")
-    note(f"kept {answer.kept} / {answer.total} video tokens ({answer.kept / answer.total:.1%})")
-    note(f"prompt {answer.prompt_tokens} tokens, answer {len(answer.ids)} tokens (ended by {answer.finish})")
+    status("")
+    status(f"kept {answer.kept} / {answer.total} video tokens ({answer.kept / answer.total:.1%})")
+    status(f"prompt {answer.prompt_tokens} tokens, answer {len(answer.ids)} tokens (ended by {answer.finish})")
     for name, ms in answer.stages.items():
-        note(f"  {name:<8}{ms:10.1f} ms")
-    note(f"first token after {answer.first_token_ms:.1f} ms, then {answer.tokens_per_second:.1f} tokens/s")
+        status(f"  {name:<8}{ms:10.1f} ms")
+    status(f"first token after {answer.first_token_ms:.1f} ms, then {answer.tokens_per_second:.1f} tokens/s")
 
 
 def _write_reports(llm: VideoLLM, answer: Answer, args: argparse.Namespace) -> None:
     report = llm.report(answer, Path(args.video).name)
     if args.report:
         report.write(args.report)
-        note(f"report: {args.report}")
+        status(f"report: {args.report}")
     if args.picture:
         report.picture(args.picture)
-        note(f"picture: {args.picture}")
+        status(f"picture: {args.picture}")
 
 
 RUN = Command(_configure_run, _run)

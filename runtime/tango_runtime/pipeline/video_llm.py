@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tango_plugins import PruneParams, TangoError
-from tango_runtime.backends.base import Kept, Mark, Stages, Tensor, Trace
+from tango_runtime.backends.base import Backend, PrunedTokens, Tensor, TimingEvent, Trace
 from tango_runtime.backends.registry import select
 from tango_runtime.bundle import Bundle
 from tango_runtime.pipeline.prompt import Prompt
 from tango_runtime.pipeline.sampling import Sampler
-from tango_runtime.util.console import Advance
+from tango_runtime.util.console import OnProgress
 from tango_runtime.video import Source, TimedFrame, sample
 from tango_runtime.video.preprocess import preprocess
 
@@ -93,7 +93,7 @@ class _Request:
     params: PruneParams | None
     sampler: Sampler
     max_new_tokens: int
-    advance: Advance
+    on_progress: OnProgress
 
 
 class AnswerStream(Iterator[str]):
@@ -112,27 +112,27 @@ class VideoLLM:
 
     Args:
         bundle: Folder of a bundle that ``tango-export`` made, or the bundle itself.
-        engine: ``auto``, an engine by name (one of ``tango_runtime.backends.ENGINES``), or stages that are loaded.
+        backend: ``auto``, one of ``tango_runtime.backends.registry.BACKENDS``, or a backend that is loaded.
 
     Raises:
         TangoError: The bundle is not whole, or the engine cannot run it.
     """
 
-    def __init__(self, bundle: str | Path | Bundle, engine: str | Stages = "auto") -> None:
+    def __init__(self, bundle: str | Path | Bundle, backend: str | Backend = "auto") -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
-        self._stages = select(self.bundle, engine) if isinstance(engine, str) else engine
+        self._backend = select(self.bundle, backend) if isinstance(backend, str) else backend
         self._prompt = Prompt.of(self.bundle)
         self._latest: Answer | None = None  # whose keys and values the engine holds
 
     @property
-    def engine(self) -> str:
+    def backend(self) -> str:
         """What runs the graphs, in one line."""
-        return self._stages.description
+        return self._backend.description
 
     @property
-    def why(self) -> str:
+    def fallback_reason(self) -> str:
         """Why ``auto`` took no faster engine; empty where it took the fastest, or one was asked for by name."""
-        return self._stages.why
+        return self._backend.fallback_reason
 
     def generate(
         self,
@@ -147,7 +147,7 @@ class VideoLLM:
         top_p: float = 1.0,
         seed: int | None = None,
         fps: float | None = None,
-        advance: Advance | None = None,
+        on_progress: OnProgress | None = None,
     ) -> Answer:
         """Answers a question about a video; arguments are those of :meth:`stream`."""
         stream = self.stream(
@@ -161,7 +161,7 @@ class VideoLLM:
             top_p=top_p,
             seed=seed,
             fps=fps,
-            advance=advance,
+            on_progress=on_progress,
         )
         for _ in stream:
             pass
@@ -180,7 +180,7 @@ class VideoLLM:
         top_p: float = 1.0,
         seed: int | None = None,
         fps: float | None = None,
-        advance: Advance | None = None,
+        on_progress: OnProgress | None = None,
     ) -> AnswerStream:
         """Answers a question about a video, piece by piece.
 
@@ -196,7 +196,7 @@ class VideoLLM:
             top_p: Nucleus of the sampling.
             seed: Of the sampling.
             fps: Frames a second of a folder or an array.
-            advance: Told, while the vision graph works, how many more of the frames are done; a GPU may still be at
+            on_progress: Told, while the vision graph works, how many more of the frames are done; a GPU may still be at
                 work on them.
 
         Raises:
@@ -215,7 +215,7 @@ class VideoLLM:
             params=params if prune else None,
             sampler=Sampler(temperature, top_p, seed),
             max_new_tokens=max_new_tokens,
-            advance=advance or (lambda frames: None),
+            on_progress=on_progress or (lambda frames: None),
         )
         total = count * self.bundle.manifest.video.tokens_per_frame
         answer = Answer(question, params.retention_ratio if prune else None, total=total)
@@ -238,7 +238,7 @@ class VideoLLM:
             question=answer.question,
             answer=answer.text,
             bundle=self.bundle.path.resolve().name,
-            engine=self.engine,
+            engine=self.backend,
             version=version("tango-edge"),
             retention_ratio=answer.retention_ratio,
             frames=answer.frames,
@@ -262,13 +262,13 @@ class VideoLLM:
 
     def _ids(self, answer: Answer, request: _Request) -> Iterator[int]:
         """Runs the chain; gives the answer's ids one by one, up to a stop token."""
-        spans = _Spans(self._stages)
+        spans = _Spans(self._backend)
         kept, salience = self._see(answer, request, spans)
         answer.prompt_tokens = self._require_room(request, answer.kept)
         capacity = min(answer.prompt_tokens + request.max_new_tokens, self.bundle.manifest.decoder.context)
         self._latest = answer
         with spans.of("prefill"):
-            token = request.sampler(self._stages.prefill(self._splice(request, kept.tokens), capacity))
+            token = request.sampler(self._backend.prefill(self._splice(request, kept.tokens), capacity))
         answer.stages |= spans.milliseconds()
         yield from self._said(answer, request, token)
         self._require_latest(answer)
@@ -288,7 +288,7 @@ class VideoLLM:
                 return
             self._require_latest(answer)
             with _timed(answer, "decode"):
-                token = request.sampler(self._stages.decode(token))
+                token = request.sampler(self._backend.decode(token))
         answer.finish = "stop"
 
     def _require_latest(self, answer: Answer) -> None:
@@ -298,33 +298,33 @@ class VideoLLM:
                 "another answer was begun before this one ended", "read a stream to its end, or load a second VideoLLM"
             )
 
-    def _see(self, answer: Answer, request: _Request, spans: _Spans) -> tuple[Kept, Tensor]:
+    def _see(self, answer: Answer, request: _Request, spans: _Spans) -> tuple[PrunedTokens, Tensor]:
         """Decodes the video, runs the vision graph and prunes → what is kept, and the salience."""
         with _timed(answer, "video"):
             timed, size = _noting_aspect(answer, request.timed), self.bundle.manifest.video.size
-            room = self._stages.empty_frames(request.frames, size)
+            room = self._backend.frame_buffer(request.frames, size)
             answer.frames, answer.seconds = preprocess(timed, size, room)
         with spans.of("vision"):
-            features, salience = self._stages.vision(answer.frames, request.advance)
+            features, salience = self._backend.vision(answer.frames, request.on_progress)
         if request.params is None:
-            kept = _all(self._stages.flatten(features), answer.total)
+            kept = _all(self._backend.flatten(features), answer.total)
         else:
             with spans.of("prune"):
-                kept = self._stages.prune(features, salience, answer.seconds, request.params)
+                kept = self._backend.prune(features, salience, answer.seconds, request.params)
         answer.kept = kept.count
         return kept, salience
 
-    def _note_trace(self, answer: Answer, kept: Kept, salience: Tensor) -> None:
+    def _note_trace(self, answer: Answer, kept: PrunedTokens, salience: Tensor) -> None:
         """Takes what a report needs from the engine, which no token of the answer waits for."""
         trace = kept.trace()
         answer.indices, answer.merged, answer.segments = trace.indices, trace.merged, trace.segments
-        answer.salience = self._stages.host(salience)
+        answer.salience = self._backend.to_host(salience)
 
     def _splice(self, request: _Request, tokens: Tensor) -> list[Tensor]:
         """Embeddings of the prompt with the video's tokens in their place."""
         before, after = request.prompt
         after_video = np.array(self.bundle.manifest.prompt.after_video, np.int64)
-        return [self._stages.embed(before), tokens, self._stages.embed(np.concatenate((after_video, after)))]
+        return [self._backend.embed(before), tokens, self._backend.embed(np.concatenate((after_video, after)))]
 
     def _require_room(self, request: _Request, video: int) -> int:
         """Length of the prompt with so many video tokens; refused where no token of an answer fits behind it."""
@@ -341,25 +341,25 @@ class VideoLLM:
 class _Spans:
     """How long stages took, between marks of the engine: so none of them need wait until its work is done."""
 
-    def __init__(self, stages: Stages) -> None:
-        self._stages = stages
-        self._marks: dict[str, tuple[Mark, Mark]] = {}
+    def __init__(self, stages: Backend) -> None:
+        self._backend = stages
+        self._marks: dict[str, tuple[TimingEvent, TimingEvent]] = {}
 
     @contextmanager
     def of(self, stage: str) -> Iterator[None]:
-        begin = self._stages.mark()
+        begin = self._backend.record_event()
         yield
-        self._marks[stage] = begin, self._stages.mark()
+        self._marks[stage] = begin, self._backend.record_event()
 
     def milliseconds(self) -> dict[str, float]:
         """Of each stage; waits for the last."""
-        return {stage: end.since(begin) for stage, (begin, end) in self._marks.items()}
+        return {stage: end.elapsed_ms(begin) for stage, (begin, end) in self._marks.items()}
 
 
-def _all(tokens: Tensor, total: int) -> Kept:
+def _all(tokens: Tensor, total: int) -> PrunedTokens:
     """What is left when nothing is pruned."""
     trace = Trace(np.arange(total, dtype=np.int32), np.zeros(total, np.bool_), np.zeros((0, 2), np.int32))
-    return Kept(tokens, total, lambda: trace)
+    return PrunedTokens(tokens, total, lambda: trace)
 
 
 def _noting_aspect(answer: Answer, timed: Iterator[TimedFrame]) -> Iterator[TimedFrame]:

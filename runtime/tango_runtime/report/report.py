@@ -127,7 +127,7 @@ class Report:
         Raises:
             TangoError: The file cannot be written.
         """
-        source = resources.files("tango_runtime").joinpath("report.html.jinja").read_text("utf-8")
+        source = resources.files("tango_runtime.report").joinpath("report.html.jinja").read_text("utf-8")
         environment = jinja2.Environment(
             autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
         )

@@ -12,8 +12,8 @@ and STEP · layers: in fp16, decoding is one kernel, whose blocks wait for one a
 COMPUTE and MEMORY are what a matrix product and a copy reached of an H200's data sheet; PASSES, LAYER and STEP are
 fitted to the times of this project's chain there, on ONNX Runtime with fused graphs (benchmarks/README.md).
 tests/runtime/sizing/test_plan.py holds the estimate against those times, and against published ones of an Orin Nano
-that nothing was fitted to. TensorRT 8.6, which fuses less, takes three times the estimate for the tower and for the 0.5B's
-prefill.
+that nothing was fitted to. TensorRT 8.6, which fuses less, takes three times the estimate for the tower and for the
+0.5B's prefill.
 """
 
 from __future__ import annotations

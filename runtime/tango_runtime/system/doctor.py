@@ -17,13 +17,13 @@ from typing import Any, Literal
 
 from tango_plugins import TangoError
 from tango_plugins.build import info
-from tango_plugins.library import install_directory
+from tango_plugins.native_library import install_directory
 from tango_runtime.bundle import GRAPHS, Bundle
 from tango_runtime.engines import FOLDER, Found, Machine, find, read_sidecar, release, sidecars
 from tango_runtime.system import gpu as machine
 
 State = Literal["ok", "lacking", "beware"]
-EngineName = Literal["tensorrt", "onnxruntime-cuda", "onnxruntime-cpu"]
+EngineName = Literal["tensorrt", "ort-cuda", "ort-cpu"]
 
 #: Pythons that may have a TensorRT which this one has not: a JetPack's, and whatever else is first on the PATH.
 _INTERPRETERS = ("/usr/bin/python3", "python3", "python")
@@ -76,11 +76,11 @@ class Examination:
     def ready(self) -> tuple[EngineName, ...]:
         """Engines that lack nothing, the fastest first."""
         missing = {engine for found in self.findings if found.state == "lacking" for engine in found.engines}
-        every: tuple[EngineName, ...] = ("tensorrt", "onnxruntime-cuda", "onnxruntime-cpu")
+        every: tuple[EngineName, ...] = ("tensorrt", "ort-cuda", "ort-cpu")
         return tuple(engine for engine in every if engine not in missing)
 
 
-_GPU: tuple[EngineName, ...] = ("tensorrt", "onnxruntime-cuda")
+_GPU: tuple[EngineName, ...] = ("tensorrt", "ort-cuda")
 
 
 def examine(bundle: Path | None = None, *, verify: bool = False) -> Examination:
@@ -247,7 +247,7 @@ def _tensorrt_plugin(plugin: machine.Plugin | None, tensorrt: str | None) -> Fin
 
 def _onnxruntime() -> list[Finding]:
     cpu, gpu = _version("onnxruntime"), _version("onnxruntime-gpu")
-    every: tuple[EngineName, ...] = ("onnxruntime-cuda", "onnxruntime-cpu")
+    every: tuple[EngineName, ...] = ("ort-cuda", "ort-cpu")
     if cpu and gpu:
         again = f"pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu=={gpu}"
         told = f"onnxruntime {cpu} and onnxruntime-gpu {gpu} are both installed and overwrite each other"
@@ -261,7 +261,7 @@ def _onnxruntime() -> list[Finding]:
         mend = "pip uninstall -y onnxruntime && pip install 'tango-edge[gpu]'"
         if platform.machine() != "x86_64":
             mend = "PyPI has it for x86-64 alone: build the TensorRT engines here, tango build BUNDLE"
-        found.append(Finding("its CUDA engine", "lacking", "this onnxruntime has none", mend, ("onnxruntime-cuda",)))
+        found.append(Finding("its CUDA engine", "lacking", "this onnxruntime has none", mend, ("ort-cuda",)))
     return found
 
 
@@ -286,7 +286,7 @@ def _version(distribution: str) -> str | None:
 
 
 def _bundle(path: Path, gpu: machine.Gpu | None, tensorrt: str | None, verify: bool) -> list[Finding]:
-    every: tuple[EngineName, ...] = (*_GPU, "onnxruntime-cpu")
+    every: tuple[EngineName, ...] = (*_GPU, "ort-cpu")
     try:
         bundle = Bundle.load(path, verify=verify)
     except TangoError as error:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from tango_plugins import TangoError
 from tango_plugins.build import TENSORRT_LIBRARY
-from tango_plugins.library import install_directory
+from tango_plugins.native_library import install_directory
 from tango_runtime.engines import Machine, release
 
 _DRIVER = "libcuda.so.1"

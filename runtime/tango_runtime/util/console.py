@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # rich is imported where something is shown: the chain wants nothing but the type
     from rich.console import Console
 
-Advance = Callable[[int], None]
+OnProgress = Callable[[int], None]
 
 
 @cache
@@ -21,7 +21,7 @@ def _console() -> Console:
 
 
 @contextmanager
-def progress(title: str, total: int, *, size: bool = False) -> Iterator[Advance]:
+def progress(title: str, total: int, *, size: bool = False) -> Iterator[OnProgress]:
     """Shows how far a piece of work is.
 
     Args:
@@ -44,20 +44,20 @@ def progress(title: str, total: int, *, size: bool = False) -> Iterator[Advance]
         yield lambda steps: bar.advance(task, steps)
 
 
-def _lines(title: str, total: int) -> Iterator[Advance]:
+def _lines(title: str, total: int) -> Iterator[OnProgress]:
     done, shown = 0, 0
 
-    def advance(steps: int) -> None:
+    def on_progress(steps: int) -> None:
         nonlocal done, shown
         done += steps
         percent = 100 * done // max(total, 1)
         if percent >= shown + 25 or (percent == 100 and shown < 100):
             shown = percent
-            note(f"{title} {percent}%")
+            status(f"{title} {percent}%")
 
-    yield advance
+    yield on_progress
 
 
-def note(line: str) -> None:
+def status(line: str) -> None:
     """Writes one line for the user on standard error, where it does not mix with an answer."""
     _console().print(line, markup=False, highlight=False, soft_wrap=True)

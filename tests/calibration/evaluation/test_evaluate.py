@@ -251,7 +251,7 @@ def test_the_chain_answers_without_a_video(reader, llm, frames):
     assert first.kept == second.kept == 0
     before, after = llm._prompt.encode(QUESTIONS[0])
     ids = np.concatenate([before, llm.bundle.manifest.prompt.after_video, after]).astype(np.int64)
-    logits = llm._stages.prefill([llm._stages.embed(ids)], len(ids))
+    logits = llm._backend.prefill([llm._backend.embed(ids)], len(ids))
     text = llm._prompt.decode([int(np.argmax(logits))])
     assert text
     assert first.answer.startswith(text.strip())
@@ -259,7 +259,7 @@ def test_the_chain_answers_without_a_video(reader, llm, frames):
 
 
 def test_a_rewound_sequence_goes_on_as_if_nothing_had_followed(llm):
-    stages = llm._stages
+    stages = llm._backend
     first, second, other = (stages.embed(np.arange(n, dtype=np.int64) + n) for n in (9, 4, 6))
     whole = stages.prefill([first, second], 20)
     stages.prefill([first], 20)
@@ -340,7 +340,7 @@ def test_the_command_writes_what_it_found(spoken, folder, tmp_path, capsys):
     assert "videos 100%" in progress
     found = json.loads((out / "results.json").read_text())
     assert found["conditions"]["questions"] == 6
-    assert found["conditions"]["engine"] == str(ChainReader(spoken, "onnxruntime-cpu"))
+    assert found["conditions"]["engine"] == str(ChainReader(spoken, "ort-cpu"))
     assert found["conditions"]["parameters of tango"]["retention_ratio"] == [0.1, 0.3]
     assert [question["answer"] for question in found["questions"]] == ["yes", "ball"] * 3
     assert [(t["method"], t["retention_ratio"]) for t in found["trials"]] == [

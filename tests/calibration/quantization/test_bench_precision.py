@@ -14,15 +14,15 @@ import pytest
 from benchmarks import bench_precision
 from benchmarks.bench_precision import Said, compare, main
 from tango_calibration.quantization import calibrate
-from tango_runtime.backends.base import HostMark
+from tango_runtime.backends.base import HostEvent
 from tango_runtime.backends.cuda import tensorrt
-from tango_runtime.backends.cuda.backend import CudaStages
+from tango_runtime.backends.cuda.backend import CudaBackend
 from tango_runtime.bundle import MANIFEST, Bundle
 from tests.fakes import cuda as host_cuda
 from tests.fakes import tensorrt_engines as host_tensorrt
 
 QUICK = ["--frames", "8", "--clips", "2", "--repeats", "2", "--warm-up", "1", "--decode-tokens", "3"]
-ON_CPU = ["--engine", "onnxruntime-cpu", *QUICK]
+ON_CPU = ["--backend", "ort-cpu", *QUICK]
 
 
 @pytest.fixture(scope="module")
@@ -105,8 +105,8 @@ def test_engines_of_tensorrt_are_weighed(bundle, quantised, tmp_path, monkeypatc
     monkeypatch.setitem(sys.modules, "tensorrt", module)
     for user in (bench_precision, tensorrt):
         monkeypatch.setattr(user, "here", lambda version: host_tensorrt.MACHINE)
-    monkeypatch.setattr(CudaStages, "mark", lambda stages: HostMark())  # the emulated CUDA has no events
-    assert main([str(folder), str(quantised), "--engine", "tensorrt", "--json", str(file), *QUICK]) == 0
+    monkeypatch.setattr(CudaBackend, "mark", lambda stages: HostEvent())  # the emulated CUDA has no events
+    assert main([str(folder), str(quantised), "--backend", "tensorrt", "--json", str(file), *QUICK]) == 0
     found, unbuilt = json.loads(file.read_text())["records"]
     assert found["engine_bytes"] == {graph: engine.stat().st_size for graph, engine in engines.items()}
     assert set(found["engine_bytes"]) == {"vision", "embed", "decoder"}
@@ -132,7 +132,7 @@ def test_it_runs_where_torch_and_onnx_are_not():
 import sys
 sys.modules |= dict.fromkeys({missing})
 from benchmarks.bench_precision import main
-main(["nowhere", "--engine", "tensorrt"])
+main(["nowhere", "--backend", "tensorrt"])
 """
     root = Path(__file__).parents[3]
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=root, check=False)

@@ -61,7 +61,7 @@ def test_the_new_bundle_answers(made):
     request, _ = made
     clip = observe.read_clips("synthetic", 4, 8)[0]
     for bundle in (request.bundle, request.output):
-        answer = VideoLLM(bundle, "onnxruntime-cpu").generate(clip.source, "What?", frames=8, max_new_tokens=3)
+        answer = VideoLLM(bundle, "ort-cpu").generate(clip.source, "What?", frames=8, max_new_tokens=3)
         assert answer.kept > 0
         assert answer.text or answer.ids
 

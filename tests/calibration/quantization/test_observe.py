@@ -44,11 +44,11 @@ def clip(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def watched(fp16, clips):
-    return watch(fp16, select(fp16, "onnxruntime-cpu"), Prompt.of(fp16), clips[0], 4)
+    return watch(fp16, select(fp16, "ort-cpu"), Prompt.of(fp16), clips[0], 4)
 
 
 def test_watching_is_the_chain(fp16, clips, watched):
-    answer = VideoLLM(fp16.path, "onnxruntime-cpu").generate(
+    answer = VideoLLM(fp16.path, "ort-cpu").generate(
         clips[0].source, clips[0].questions[0].text, frames=8, max_new_tokens=4
     )
     assert (watched.indices == answer.indices).all()
@@ -66,7 +66,7 @@ def test_the_decoder_again_says_what_it_said(fp16, watched, monkeypatch):
     monkeypatch.setattr(observe, "_PASS", 20)
     parts = list(run_decoder(session, specs, watched.prompted))
     assert len(whole) == 1 + len(watched.prompted.answer) < len(parts)
-    stages = select(fp16, "onnxruntime-cpu")
+    stages = select(fp16, "ort-cpu")
     wanted = stages.prefill([watched.prompted.prompt], 2000)
     for run in (whole[0], parts[-1 - len(watched.prompted.answer)]):
         np.testing.assert_allclose(run[0], wanted, atol=0.05 * np.abs(wanted).max())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tango_plugins import TangoError, library
+from tango_plugins import TangoError, native_library
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -13,6 +13,6 @@ def gpu():
     if not torch.cuda.is_available():
         pytest.skip("no NVIDIA GPU, or PyTorch cannot use it")
     try:
-        library.load()
+        native_library.load()
     except TangoError as error:
         pytest.skip(str(error))

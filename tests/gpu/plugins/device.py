@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from tango_plugins.library import CudaPruner
+from tango_plugins.pruner import CudaPruner
 from tango_plugins.reference import Pruned
 
 ROTATE, SEGMENT, CANDIDATES, SELECT, CONTEXT, DENSITY, DELTA, ANCHORS, OWNERS, MERGE = range(10)

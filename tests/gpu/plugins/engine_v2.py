@@ -17,7 +17,8 @@ import tensorrt as trt
 from cuda.bindings import runtime as cudart
 
 from tango_plugins import PruneParams, op
-from tango_plugins.library import CudaPruner, Memory
+from tango_plugins.device_array import DeviceArray
+from tango_plugins.pruner import CudaPruner
 
 GRID, D = (14, 14), 256
 L = GRID[0] * GRID[1]
@@ -72,16 +73,16 @@ def build(logger: trt.Logger, model: bytes) -> bytes:
     return bytes(engine)
 
 
-def allocate(array: np.ndarray) -> Memory:
+def allocate(array: np.ndarray) -> DeviceArray:
     """Device memory with the contents of an array."""
     error, pointer = cudart.cudaMalloc(max(array.nbytes, 1))
     assert int(error) == 0, error
     copied = cudart.cudaMemcpy(pointer, array.ctypes.data, array.nbytes, cudart.cudaMemcpyKind.cudaMemcpyHostToDevice)
     assert int(copied[0]) == 0, copied
-    return Memory(int(pointer), array.shape, str(array.dtype))
+    return DeviceArray(int(pointer), array.shape, str(array.dtype))
 
 
-def read(memory: Memory) -> np.ndarray:
+def read(memory: DeviceArray) -> np.ndarray:
     """What device memory holds."""
     array = np.empty(memory.shape, memory.dtype)
     to_host = cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn.functional import gelu, silu
 
-from tango_plugins import library
+from tango_plugins import native_library
 
 DTYPES = {torch.float16: 0, torch.float32: 1}
 #: Of the result, and absolute: where fp16 has no more digits, and where tanh leaves fp64 none of GELU's.
@@ -19,7 +19,7 @@ SHAPES = [(729, 4304), (33, 64), (1, 8), (1, 18944), (7, 13), (300, 1001)]
 
 
 def call(name, a, b, y, dtype=None):
-    function = getattr(library.load(), name)
+    function = getattr(native_library.load(), name)
     pointers = [ctypes.c_void_p(tensor.data_ptr()) for tensor in (a, b, y)]
     lengths = [a.numel()] if name == "tango_swiglu_enqueue" else [a.shape[0], a.shape[1]]
     stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
@@ -95,10 +95,10 @@ def test_nothing_is_done_with_nothing(name):
 def test_another_dtype_is_refused_by_name(dtype):
     a, b, y = tensors("tango_bias_enqueue", (2, 8), torch.float16)
     assert call("tango_bias_enqueue", a, b, y, dtype) != 0
-    assert library.load().tango_last_error().decode().startswith(f"dtype is {dtype}")
+    assert native_library.load().tango_last_error().decode().startswith(f"dtype is {dtype}")
 
 
 def test_a_tensor_that_is_not_there_is_refused_by_name():
     a, b, y = tensors("tango_swiglu_enqueue", (2, 8), torch.float16)
     assert call("tango_swiglu_enqueue", a, b[:0], y) != 0
-    assert library.load().tango_last_error().decode() == "up is null"
+    assert native_library.load().tango_last_error().decode() == "up is null"

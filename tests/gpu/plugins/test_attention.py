@@ -79,8 +79,8 @@ def test_what_overflowed_is_told():
         ({"tokens": 101}, "tokens is 101: it must be from 1 to 100"),
         ({"kv_heads": 0}, "kv_heads is 0: it must be from 1"),
         ({"heads": 3}, "heads % kv_heads is 1: it must be from 0 to 0"),
-        ({"head_width": 72}, "head_width % 16 is 8"),
-        ({"head_width": 272}, "head_width is 272: it must be from 16 to 256"),
+        ({"head_dim": 72}, "head_dim % 16 is 8"),
+        ({"head_dim": 272}, "head_dim is 272: it must be from 16 to 256"),
     ],
 )
 def test_what_it_cannot_take_is_refused_by_name(change, words):

@@ -68,7 +68,7 @@ def test_large_scores_and_residuals_stay_finite():
     shape = decoder.shape
     for i in range(shape.layers):
         bias = decoder.weights[f"layers.{i}.self_attn.qkv_proj.bias"]
-        bias[shape.heads * shape.head_width :: 7] = 150
+        bias[shape.heads * shape.head_dim :: 7] = 150
         decoder.cache[2 * i][:, :, 5] = 150
     embedding = decoder.embedding()
     embedding[3] = 3e4
@@ -123,7 +123,7 @@ def test_two_streams_at_once():
     [
         ({"width": 72}, "width is 72: it must be a multiple of 16"),
         ({"heads": 3}, "heads is 3: it must be a multiple of kv_heads"),
-        ({"head_width": 512}, "head_width is 512: it must be from 16 to 256"),
+        ({"head_dim": 512}, "head_dim is 512: it must be from 16 to 256"),
         ({"vocabulary": 449}, "vocabulary is 449: it must be from 1 to 448"),
         ({"layers": 0}, "layers is 0"),
     ],

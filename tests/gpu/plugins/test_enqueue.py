@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from tango_plugins import PruneParams, TangoError
-from tango_plugins.library import CudaPruner, Memory
+from tango_plugins.device_array import DeviceArray
+from tango_plugins.pruner import CudaPruner
 from tests.gpu.plugins.device import Device
 from tests.plugins.videos import video
 
@@ -61,9 +62,9 @@ def test_dlpack_and_the_array_interface_tell_the_same():
         def __dlpack__(self):
             return tensor.__dlpack__()
 
-    assert Memory.of(OnlyDlpack()) == Memory.of(tensor) == Memory(tensor.data_ptr(), (3, 4), "float16")
+    assert DeviceArray.of(OnlyDlpack()) == DeviceArray.of(tensor) == DeviceArray(tensor.data_ptr(), (3, 4), "float16")
     with pytest.raises(TangoError, match="not contiguous"):
-        Memory.of(tensor.T, "tensor")
+        DeviceArray.of(tensor.T, "tensor")
 
 
 def test_a_wrong_shape_is_refused_by_name():

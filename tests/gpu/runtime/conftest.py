@@ -69,7 +69,7 @@ def built(folder):
     return made
 
 
-@pytest.fixture(scope="session", params=["tensorrt", "onnxruntime-cuda"])
+@pytest.fixture(scope="session", params=["tensorrt", "ort-cuda"])
 def load(request, folder, built):
     """``load("fp32")``: the chain on each engine of the GPU."""
 
@@ -98,7 +98,7 @@ def on_cpu(folder):
     def loaded(dtype):
         from tango_runtime import VideoLLM
 
-        return VideoLLM(folder(dtype), "onnxruntime-cpu")
+        return VideoLLM(folder(dtype), "ort-cpu")
 
     return loaded
 

@@ -35,7 +35,7 @@ def spoken(stages, video, prompt, words):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_each_stage_gives_what_the_cpus_gives(load, on_cpu, video, dtype):
-    gpu, cpu = load(dtype)._stages, on_cpu(dtype)._stages
+    gpu, cpu = load(dtype)._backend, on_cpu(dtype)._backend
     size = load(dtype).bundle.manifest.video.size
     frames = np.random.default_rng(0).integers(0, 255, (12, size, size, 3), dtype=np.uint8)
     frames[3:9] = frames[3]
@@ -43,9 +43,9 @@ def test_each_stage_gives_what_the_cpus_gives(load, on_cpu, video, dtype):
     found, wanted = gpu.vision(frames, advanced.append), cpu.vision(frames, lambda done: None)
     assert sum(advanced) == 12
     for a, b in zip(found, wanted, strict=True):
-        close(gpu.host(a), b, dtype)
+        close(gpu.to_host(a), b, dtype)
     ids = np.arange(50, 90)
-    close(gpu.host(gpu.embed(ids)), cpu.embed(ids), dtype)
+    close(gpu.to_host(gpu.embed(ids)), cpu.embed(ids), dtype)
     prompt, words = np.arange(100, 130), np.random.default_rng(1).integers(0, 200, 8)
     logits = spoken(gpu, wanted[0].reshape(-1, wanted[0].shape[-1]), prompt, words)
     close(logits, spoken(cpu, cpu.flatten(wanted[0]), prompt, words), dtype)
@@ -57,16 +57,16 @@ def test_pruning_keeps_what_the_reference_keeps(load, on_cpu, video, ratio):
     from tango_plugins import reference
 
     llm = load("fp32")
-    gpu, params = llm._stages, llm.bundle.manifest.params.at(ratio)
+    gpu, params = llm._backend, llm.bundle.manifest.params.at(ratio)
     size, seconds = llm.bundle.manifest.video.size, np.arange(16, dtype=np.float32)
     frames = np.random.default_rng(2).integers(0, 255, (16, size, size, 3), dtype=np.uint8)
     features, salience = gpu.vision(frames, lambda done: None)
     found = gpu.prune(features, salience, seconds, params)
-    wanted = reference.prune(gpu.host(features), gpu.host(salience), seconds, params)
+    wanted = reference.prune(gpu.to_host(features), gpu.to_host(salience), seconds, params)
     trace = found.trace()
     assert trace.segments.tolist() == wanted.segments.tolist()
     common = np.intersect1d(trace.indices, wanted.indices)
-    assert found.count == len(trace.indices) == gpu.host(found.tokens).shape[0]
+    assert found.count == len(trace.indices) == gpu.to_host(found.tokens).shape[0]
     assert len(common) >= 0.98 * wanted.count
     merged = dict(zip(wanted.indices.tolist(), wanted.merged.tolist(), strict=True))
     same = [merged.get(i) == m for i, m in zip(trace.indices.tolist(), trace.merged.tolist(), strict=True)]
@@ -91,7 +91,7 @@ def test_sixty_four_tokens_are_the_cpus(load, on_cpu, video, dtype):
 
 def heard(llm, clip, options):
     """An answer and the logits [N, V] of its steps."""
-    rows, stages = [], llm._stages
+    rows, stages = [], llm._backend
 
     def noting(stage):
         return lambda *arguments: rows.append(np.array(stage(*arguments))) or rows[-1]
@@ -106,7 +106,7 @@ def test_questions_follow_one_prefill(load, on_cpu):
     """As an evaluation asks: several questions behind the same tokens, from the host."""
     ids, heard = np.arange(20, 40), []
     for llm in (load("fp32"), on_cpu("fp32")):
-        stages, width = llm._stages, llm.bundle.manifest.decoder.width
+        stages, width = llm._backend, llm.bundle.manifest.decoder.width
         tokens = np.random.default_rng(0).standard_normal((60, width)).astype(np.float32)
         stages.prefill([stages.embed(ids), tokens, stages.embed(ids[:1])], 128)
         rows = []
@@ -122,8 +122,8 @@ def test_questions_follow_one_prefill(load, on_cpu):
 def test_features_never_cross(load, video):
     """What goes up: frames, times, ids. What comes down: one count (none if exact), 8 bytes a token, the report's."""
     llm, clip = load("fp16"), video(5, 12)
-    traffic, params = llm._stages.traffic, llm.bundle.manifest.params
-    id_bytes = np.dtype(llm._stages._ids).itemsize
+    traffic, params = llm._backend.traffic, llm.bundle.manifest.params
+    id_bytes = np.dtype(llm._backend._ids).itemsize
     for budget, counts in (("paper", 1), ("exact", 0)):
         with pytest.MonkeyPatch.context() as patch:
             patch.setitem(llm.bundle.manifest.prune, "budget", budget)
@@ -177,6 +177,6 @@ for at_exit in (False, True):
 
 def test_a_process_ends_well_whoever_holds_the_chain(load):
     llm = load("fp16")
-    engine = "tensorrt" if llm.engine.startswith("TensorRT") else "onnxruntime-cuda"
+    engine = "tensorrt" if llm.backend.startswith("TensorRT") else "ort-cuda"
     done = subprocess.run([sys.executable, "-c", PROGRAM, llm.bundle.path, engine], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

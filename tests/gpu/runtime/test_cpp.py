@@ -16,7 +16,7 @@ import pytest
 
 from examples.make_video import write
 from tango_plugins.build import TENSORRT_LIBRARY
-from tango_plugins.library import install_directory
+from tango_plugins.native_library import install_directory
 from tests.gpu.runtime.conftest import build
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "cpp"

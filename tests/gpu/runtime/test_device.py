@@ -1,4 +1,4 @@
-"""Memory, copies, graphs and the greatest logit on the GPU, against NumPy."""
+"""DeviceArray, copies, graphs and the greatest logit on the GPU, against NumPy."""
 
 from __future__ import annotations
 
@@ -112,4 +112,4 @@ def test_events_tell_time(stream, pool):
     begin = Event(stream)
     for _ in range(10):
         stream.clear(big)
-    assert 0 < Event(stream).since(begin) < 1000
+    assert 0 < Event(stream).elapsed_ms(begin) < 1000

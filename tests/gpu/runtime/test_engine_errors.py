@@ -65,12 +65,12 @@ def test_a_corrupt_engine_is_refused(copy, spoil):
 
 def test_auto_takes_the_engines_and_says_why_not(copy):
     llm = VideoLLM(copy)
-    assert llm.engine.startswith("TensorRT")
-    assert llm.why == ""
+    assert llm.backend.startswith("TensorRT")
+    assert llm.fallback_reason == ""
     engine_of(copy).with_suffix(".json").unlink()
     other = select(llm.bundle)
     assert not other.description.startswith("TensorRT")
-    assert "has no engine for decoder" in other.why
+    assert "has no engine for decoder" in other.fallback_reason
 
 
 def building(bundle):
@@ -115,7 +115,7 @@ def test_a_full_gpu_is_refused_and_the_next_answer_comes(load, video):
     free = cudart().cudaMemGetInfo()[1]
     held = Buffer(free - (64 << 20))
     with pytest.raises(TangoError):
-        VideoLLM(llm.bundle.path, "tensorrt" if "TensorRT" in llm.engine else "onnxruntime-cuda")._stages._pool.take(
+        VideoLLM(llm.bundle.path, "tensorrt" if "TensorRT" in llm.backend else "ort-cuda")._backend._pool.take(
             "more", (128 << 20,), "uint8"
         )
     held.free()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tango_plugins.library import NATIVE
+from tango_plugins.native_library import NATIVE
 
 HERE = Path(__file__).parent
 

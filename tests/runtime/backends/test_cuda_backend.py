@@ -23,10 +23,10 @@ from tango_plugins import TangoError, op
 from tango_runtime import VideoLLM
 from tango_runtime.backends.cuda import backend as cuda
 from tango_runtime.backends.cuda import device, logits, tensorrt
-from tango_runtime.backends.cuda.backend import CudaStages
+from tango_runtime.backends.cuda.backend import CudaBackend
 from tango_runtime.backends.cuda.device import HostPool, Pool, Stream
 from tango_runtime.backends.cuda.logits import DeviceLogits
-from tango_runtime.backends.cuda.ort_runner import OrtGraphs
+from tango_runtime.backends.cuda.ort_runner import OrtRunner
 from tango_runtime.bundle import Bundle
 from tango_runtime.video.preprocess import resize
 from tests.fakes.cuda import HostPruner, array, install
@@ -55,17 +55,17 @@ def make(host, spoken, built, monkeypatch):
     import onnxruntime
 
     def made(engine="onnxruntime", folder=None, **limits):
-        llm = VideoLLM(folder or (built if engine == "tensorrt" else spoken), "onnxruntime-cpu")
+        llm = VideoLLM(folder or (built if engine == "tensorrt" else spoken), "ort-cpu")
         if engine == "tensorrt":
             monkeypatch.setattr(tensorrt, "_tensorrt", lambda: HostTensorRT(llm.bundle, host))
             monkeypatch.setattr(tensorrt, "here", lambda version: MACHINE)
-            llm._stages = tensorrt.open_stages(llm.bundle)
+            llm._backend = tensorrt.open_backend(llm.bundle)
             return llm
         stream = Stream()
-        graphs = OrtGraphs(onnxruntime, llm.bundle, stream, ("CPUExecutionProvider", "cpu"))
+        graphs = OrtRunner(onnxruntime, llm.bundle, stream, ("CPUExecutionProvider", "cpu"))
         for name, value in limits.items():
             setattr(graphs, name, value)
-        llm._stages = CudaStages(llm.bundle, graphs, stream)
+        llm._backend = CudaBackend(llm.bundle, graphs, stream)
         return llm
 
     return made
@@ -116,7 +116,7 @@ def test_half_precision_too(make, talkative, colours):
     _, folder = talkative(dtype="fp16")
     same(
         make(folder=folder).generate(colours, QUESTION, max_new_tokens=12),
-        VideoLLM(folder, "onnxruntime-cpu").generate(colours, QUESTION, max_new_tokens=12),
+        VideoLLM(folder, "ort-cpu").generate(colours, QUESTION, max_new_tokens=12),
     )
 
 
@@ -125,7 +125,7 @@ def test_text_follows_text_and_is_rewound(make, llm, engine):
     """As an evaluation asks: embeddings from the host, several questions behind one prefill."""
     ids, rng = np.arange(20, 29), np.random.default_rng(0)
     tokens = rng.standard_normal((30, llm.bundle.manifest.decoder.width)).astype(np.float32)
-    for stages in (on_gpu := make(engine)._stages), llm._stages:
+    for stages in (on_gpu := make(engine)._backend), llm._backend:
         stages.prefill([stages.embed(ids), tokens, stages.embed(ids[:1])], 64)
         heard = []
         for question in (ids[:5], ids[3:4]):
@@ -135,13 +135,13 @@ def test_text_follows_text_and_is_rewound(make, llm, engine):
         if stages is on_gpu:
             found = heard
     np.testing.assert_allclose(found, heard, atol=1e-4)
-    np.testing.assert_allclose(on_gpu.host(on_gpu.embed(ids)), llm._stages.embed(ids))
+    np.testing.assert_allclose(on_gpu.to_host(on_gpu.embed(ids)), llm._backend.embed(ids))
 
 
 @pytest.mark.parametrize(("engine", "id_bytes"), [("onnxruntime", 8), ("tensorrt", 4)])
 def test_only_frames_ids_and_what_is_asked_for_cross(make, colours, engine, id_bytes):
     llm = make(engine)
-    traffic = llm._stages.traffic
+    traffic = llm._backend.traffic
     for budget, counts in (("paper", 1), ("exact", 0)):
         llm.bundle.manifest.prune["budget"] = budget
         uploads, uploaded, downloads, downloaded = vars(traffic).values()
@@ -242,7 +242,7 @@ def test_nothing_waits_but_for_the_count_of_the_kept(make, host, colours, monkey
 def test_what_an_overflow_left_in_the_cache_is_forgotten(make, frames):
     llm = make()
     wanted = llm.generate(frames, QUESTION, max_new_tokens=8).ids
-    overflow(llm._stages)
+    overflow(llm._backend)
     assert llm.generate(frames, QUESTION, max_new_tokens=8).ids == wanted
 
 
@@ -258,12 +258,12 @@ def test_another_cache_in_the_same_memory_is_empty(make, frames):
     llm = make()
     wanted = llm.generate(frames, QUESTION, max_new_tokens=8).ids
     llm.generate(frames, QUESTION, max_new_tokens=600)
-    overflow(llm._stages)
+    overflow(llm._backend)
     assert llm.generate(frames, QUESTION, max_new_tokens=8).ids == wanted
 
 
 def test_after_a_pass_that_failed_the_sequence_is_as_long_as_before(make, monkeypatch):
-    stages, ids = make()._stages, np.arange(20, 29)
+    stages, ids = make()._backend, np.arange(20, 29)
     stages.prefill([stages.embed(ids)], 64)
     wanted = np.array(stages.extend(stages.embed(ids[:3])))
     stages.rewind(len(ids))
@@ -282,7 +282,7 @@ def test_after_a_pass_that_failed_the_sequence_is_as_long_as_before(make, monkey
 
 
 def test_after_a_cache_that_had_no_room_a_smaller_one_has(make, host):
-    stages, ids = make()._stages, np.arange(20, 29)
+    stages, ids = make()._backend, np.arange(20, 29)
     wanted = np.array(stages.prefill([stages.embed(ids)], 64))
     everything, host.memory = host.memory, host.held() + 1000
     with pytest.raises(TangoError, match="MB left"):
@@ -329,7 +329,7 @@ def test_a_full_gpu_is_told(host):
 
 
 def test_more_than_the_cache_holds_is_refused(make, llm):
-    stages = make()._stages
+    stages = make()._backend
     ids = np.arange(20)
     with pytest.raises(TangoError, match="0 \\+ 20 tokens do not fit"):
         stages.extend(stages.embed(ids))
@@ -339,7 +339,7 @@ def test_more_than_the_cache_holds_is_refused(make, llm):
 
 
 def test_embeddings_of_another_width_are_refused(make):
-    stages = make()._stages
+    stages = make()._backend
     with pytest.raises(TangoError, match=r"a tensor is \[4, 7\], wanted is \[4, "):
         stages.prefill([np.zeros((4, 7))], 64)
 
@@ -366,7 +366,7 @@ def test_a_pruner_is_made_once_for_each_shape_and_ratio(make, colours, monkeypat
 
 def test_decoding_replays_a_recording(make, colours, monkeypatch):
     llm = make("tensorrt")
-    trt = llm._stages._graphs._trt
+    trt = llm._backend._graphs._trt
     for _ in range(2):
         llm.generate(colours, QUESTION, max_new_tokens=9)
     assert trt.replays == 16
@@ -403,7 +403,7 @@ def test_graphs_are_loaded_side_by_side(host, spoken):
             super().__init__(*arguments, **options)
 
     module = SimpleNamespace(**{**vars(onnxruntime), "InferenceSession": Session})
-    OrtGraphs(module, Bundle.load(spoken), Stream(), ("CPUExecutionProvider", "cpu"))
+    OrtRunner(module, Bundle.load(spoken), Stream(), ("CPUExecutionProvider", "cpu"))
 
 
 @pytest.mark.parametrize("broken", [["decoder", "vision"], ["vision", "embed"], ["embed"]])
@@ -414,7 +414,7 @@ def test_of_graphs_that_cannot_be_loaded_one_is_told_and_always_the_same(host, s
     for graph in broken:
         bundle.graph(graph).write_bytes(b"garbage")
     with pytest.raises(TangoError, match=rf"ONNX Runtime cannot load .*{broken[0]}\.onnx on the GPU"):
-        OrtGraphs(onnxruntime, bundle, Stream(), ("CPUExecutionProvider", "cpu"))
+        OrtRunner(onnxruntime, bundle, Stream(), ("CPUExecutionProvider", "cpu"))
 
 
 def test_ctrl_c_ends_loading_whatever_else_fails(host, spoken, tmp_path):
@@ -431,7 +431,7 @@ def test_ctrl_c_ends_loading_whatever_else_fails(host, spoken, tmp_path):
 
     module = SimpleNamespace(**{**vars(onnxruntime), "InferenceSession": Session})
     with pytest.raises(KeyboardInterrupt):
-        OrtGraphs(module, bundle, Stream(), ("CPUExecutionProvider", "cpu"))
+        OrtRunner(module, bundle, Stream(), ("CPUExecutionProvider", "cpu"))
 
 
 def test_sessions_go_before_their_stream_whatever_holds_them(host, spoken):
@@ -449,7 +449,7 @@ def test_sessions_go_before_their_stream_whatever_holds_them(host, spoken):
     host.cudaStreamDestroy = lambda handle: gone.append("stream")
     for in_a_cycle in (False, True):
         bundle, stream = Bundle.load(spoken), Stream()
-        stages = [CudaStages(bundle, OrtGraphs(module, bundle, stream, ("CPUExecutionProvider", "cpu")), stream)]
+        stages = [CudaBackend(bundle, OrtRunner(module, bundle, stream, ("CPUExecutionProvider", "cpu")), stream)]
         stages[0].prefill([stages[0].embed(np.arange(4))], 16)
         stages[0].decode(1)
         if in_a_cycle:  # as fixtures, frames and notebooks hold things: the garbage collector finalizes in any order
@@ -463,8 +463,8 @@ def test_sessions_go_before_their_stream_whatever_holds_them(host, spoken):
 def test_tensors_are_bound_once_an_answer_and_embed_does_not_wait(host, spoken, monkeypatch):
     import onnxruntime
 
-    bound, waits, bind = Counter(), {}, OrtGraphs.bind
-    monkeypatch.setattr(OrtGraphs, "bind", lambda *given, **how: (bound.update([given[1]]), bind(*given, **how))[1])
+    bound, waits, bind = Counter(), {}, OrtRunner.bind
+    monkeypatch.setattr(OrtRunner, "bind", lambda *given, **how: (bound.update([given[1]]), bind(*given, **how))[1])
 
     class Session(onnxruntime.InferenceSession):
         def __init__(self, file, *arguments, **options):
@@ -489,7 +489,7 @@ def test_tensors_are_bound_once_an_answer_and_embed_does_not_wait(host, spoken, 
         Bundle.load(spoken),
         Stream(),
     )
-    stages = CudaStages(bundle, OrtGraphs(module, bundle, stream, ("CPUExecutionProvider", "cpu")), stream)
+    stages = CudaBackend(bundle, OrtRunner(module, bundle, stream, ("CPUExecutionProvider", "cpu")), stream)
     stages.vision(np.zeros((2, 112, 112, 3), np.uint8), lambda done: None)
     stages.prefill([stages.embed(np.arange(4))], 16)
     for token in range(9):

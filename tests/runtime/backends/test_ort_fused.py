@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from tango_runtime import VideoLLM
-from tango_runtime.backends.cuda.backend import CudaStages
+from tango_runtime.backends.cuda.backend import CudaBackend
 from tango_runtime.backends.cuda.device import Stream, bytes_of
-from tango_runtime.backends.cuda.ort_fused import FusedGraphs
+from tango_runtime.backends.cuda.ort_fused import FusedOrtRunner
 from tango_runtime.bundle import Bundle, describe, write_manifest
 from tests.fakes.cuda import install
 from tests.runtime.backends.test_cuda_backend import overflow
@@ -54,12 +54,12 @@ def make(fused, host):
     import onnxruntime
 
     def made(dtype="fp32", folder=None, **limits):
-        plain, llm = (VideoLLM(folder or fused(dtype), "onnxruntime-cpu") for _ in range(2))
+        plain, llm = (VideoLLM(folder or fused(dtype), "ort-cpu") for _ in range(2))
         stream = Stream()
-        graphs = FusedGraphs(onnxruntime, llm.bundle, stream, ("CPUExecutionProvider", "cpu"))
+        graphs = FusedOrtRunner(onnxruntime, llm.bundle, stream, ("CPUExecutionProvider", "cpu"))
         for name, value in limits.items():
             setattr(graphs, name, value)
-        llm._stages = CudaStages(llm.bundle, graphs, stream)
+        llm._backend = CudaBackend(llm.bundle, graphs, stream)
         return llm, plain
 
     return made
@@ -83,7 +83,7 @@ def test_sixty_four_tokens_are_the_plain_graphs(make, colours, limits, prune):
 def test_text_follows_text_and_is_rewound(make, dtype, tolerance):
     ids, heard = np.arange(20, 29), []
     for llm in make(dtype):
-        stages, rows = llm._stages, []
+        stages, rows = llm._backend, []
         tokens = np.random.default_rng(0).standard_normal((30, llm.bundle.manifest.decoder.width))
         tokens = tokens.astype(llm.bundle.manifest.dtype)
         stages.prefill([stages.embed(ids), tokens, stages.embed(ids[:1])], 64)
@@ -100,7 +100,7 @@ def test_a_prompt_of_one_token_and_one_that_fills_the_context(make):
     for count in (1, 2047):
         heard = []
         for llm in make():
-            stages = llm._stages
+            stages = llm._backend
             rows = [np.array(stages.prefill([stages.embed(np.arange(count) % 200)], 2048))]
             heard.append(np.stack([*rows, np.array(stages.decode(7))]))
         close(*heard)
@@ -109,13 +109,13 @@ def test_a_prompt_of_one_token_and_one_that_fills_the_context(make):
 def test_what_an_overflow_left_in_the_cache_is_forgotten(make, frames):
     llm, _ = make()
     wanted = llm.generate(frames, QUESTION, max_new_tokens=8).ids
-    overflow(llm._stages)
+    overflow(llm._backend)
     assert llm.generate(frames, QUESTION, max_new_tokens=8).ids == wanted
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("fp32", 1e-4), ("fp16", 3e-2)])
 def test_a_step_is_a_pass_of_one_token(make, dtype, tolerance):
-    stages = make(dtype)[0]._stages
+    stages = make(dtype)[0]._backend
     for count in (1, 30, 500):
         stages.prefill([stages.embed(np.arange(count) % 200)], 512)
         for length, token in enumerate((7, 8, 7), count):
@@ -127,9 +127,9 @@ def test_a_step_is_a_pass_of_one_token(make, dtype, tolerance):
 def test_steps_go_on_in_another_cache(make):
     heard = []
     for llm in make():
-        stages, rows = llm._stages, []
+        stages, rows = llm._backend, []
         for capacity in (300, 2048, 512):
-            if isinstance(stages, CudaStages):
+            if isinstance(stages, CudaBackend):
                 stages._graphs.capacity = capacity
             stages.prefill([stages.embed(np.arange(60))], 200)
             rows += [np.array(stages.decode(token)) for token in (5, 9)]
@@ -142,7 +142,7 @@ def test_weights_lie_on_the_device_once(make, host):
     graphs = llm.bundle.manifest.graphs
     sizes = {llm.bundle.manifest.files[graphs[name].data].size for name in ("vision", "embed", "decoder")}
     for _ in range(3):
-        stages = llm._stages
+        stages = llm._backend
         stages.prefill([stages.embed(np.arange(9))], 64)
         stages.decode(1)
         held = [size for _, size in host.blocks.values() if size >= min(sizes) and size != bytes_of(stages._cache._all)]
@@ -152,7 +152,7 @@ def test_weights_lie_on_the_device_once(make, host):
 
 
 def test_for_a_token_nothing_goes_up(make):
-    stages = make()[0]._stages
+    stages = make()[0]._backend
     logits, traffic = stages.prefill([stages.embed(np.arange(9))], 64), stages.traffic
     before = replace(traffic)
     for _ in range(5):
@@ -166,7 +166,7 @@ def test_a_quantised_decoder_takes_embeddings_of_the_fused_graph(make, fused, co
     decoder = replace(manifest.graphs["decoder"], fused=None, weights=None)
     write_manifest(folder, replace(manifest, graphs=manifest.graphs | {"decoder": decoder}))
     llm, plain = make(folder=folder)
-    assert llm._stages._graphs.frames_at_once == 32
+    assert llm._backend._graphs.frames_at_once == 32
     found, wanted = (each.generate(colours, QUESTION, max_new_tokens=8).ids for each in (llm, plain))
     assert found == wanted
 
@@ -174,9 +174,9 @@ def test_a_quantised_decoder_takes_embeddings_of_the_fused_graph(make, fused, co
 def test_a_bundle_without_fused_graphs_runs_its_plain_ones(spoken, host, colours):
     import onnxruntime
 
-    llm = VideoLLM(spoken, "onnxruntime-cpu")
+    llm = VideoLLM(spoken, "ort-cpu")
     wanted, stream = [llm.generate(colours, text, max_new_tokens=8).ids for text in (QUESTION, "Where?")], Stream()
-    graphs = FusedGraphs(onnxruntime, llm.bundle, stream, ("CPUExecutionProvider", "cpu"))
+    graphs = FusedOrtRunner(onnxruntime, llm.bundle, stream, ("CPUExecutionProvider", "cpu"))
     assert not graphs.in_place
-    llm._stages = CudaStages(llm.bundle, graphs, stream)
+    llm._backend = CudaBackend(llm.bundle, graphs, stream)
     assert [llm.generate(colours, text, max_new_tokens=8).ids for text in (QUESTION, "Where?")] == wanted

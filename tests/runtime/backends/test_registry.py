@@ -10,38 +10,38 @@ import pytest
 from tango_plugins import TangoError
 from tango_runtime import VideoLLM
 from tango_runtime.backends import registry
-from tango_runtime.backends.registry import ENGINES, select
+from tango_runtime.backends.registry import BACKENDS, select
 from tango_runtime.bundle import Bundle
 
 
 @pytest.fixture
 def machine(monkeypatch):
-    """``machine("onnxruntime-cuda")``: one that has these engines and no other."""
+    """``machine("ort-cuda")``: one that has these engines and no other."""
 
     def having(*engines):
         def opened(bundle, engine, threads):
             if engine not in engines:
                 raise TangoError(f"{engine} is missing", f"install {engine}")
-            return SimpleNamespace(description=engine, why="")
+            return SimpleNamespace(description=engine, fallback_reason="")
 
         monkeypatch.setattr(registry, "_open", opened)
 
     return having
 
 
-@pytest.mark.parametrize("first", range(len(ENGINES)))
+@pytest.mark.parametrize("first", range(len(BACKENDS)))
 def test_auto_takes_the_first_there_is_and_says_why_none_before(machine, first):
-    machine(*ENGINES[first:])
+    machine(*BACKENDS[first:])
     found = select(None)
-    assert found.description == ENGINES[first]
-    assert found.why == "; ".join(f"no {name}: {name} is missing" for name in ENGINES[:first])
+    assert found.description == BACKENDS[first]
+    assert found.fallback_reason == "; ".join(f"no {name}: {name} is missing" for name in BACKENDS[:first])
 
 
 def test_an_engine_asked_for_by_name_is_taken_or_refused(machine):
-    machine("onnxruntime-cpu", "tensorrt")
-    assert select(None, "onnxruntime-cpu").why == ""
-    with pytest.raises(TangoError, match="onnxruntime-cuda is missing"):
-        select(None, "onnxruntime-cuda")
+    machine("ort-cpu", "tensorrt")
+    assert select(None, "ort-cpu").fallback_reason == ""
+    with pytest.raises(TangoError, match="ort-cuda is missing"):
+        select(None, "ort-cuda")
     with pytest.raises(TangoError, match="there is no engine 'tpu'"):
         select(None, "tpu")
 
@@ -50,8 +50,8 @@ def test_where_nothing_runs_every_reason_is_told(machine):
     machine()
     with pytest.raises(TangoError) as refused:
         select(SimpleNamespace(path="folder"))
-    assert all(f"no {name}: {name} is missing" in refused.value.message for name in ENGINES)
-    assert refused.value.hint == "install onnxruntime-cpu"
+    assert all(f"no {name}: {name} is missing" in refused.value.message for name in BACKENDS)
+    assert refused.value.hint == "install ort-cpu"
 
 
 def test_what_this_machine_lacks_is_named(spoken, monkeypatch):
@@ -63,9 +63,9 @@ def test_what_this_machine_lacks_is_named(spoken, monkeypatch):
         __version__="1.20", get_available_providers=lambda: ["CPUExecutionProvider"]
     ))  # fmt: skip
     with pytest.raises(TangoError, match=r"ONNX Runtime 1\.20 is the one without CUDA"):
-        select(bundle, "onnxruntime-cuda")
+        select(bundle, "ort-cuda")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    for engine in ENGINES[1:]:
+    for engine in BACKENDS[1:]:
         with pytest.raises(TangoError, match="ONNX Runtime is not installed"):
             select(bundle, engine)
 
@@ -97,8 +97,8 @@ def test_the_command_says_which_and_why(spoken, frames, tmp_path, capfd, monkeyp
     for i, frame in enumerate(frames):
         Image.fromarray(frame).save(tmp_path / f"{i}.png")
     assert main(["run", str(spoken), str(tmp_path), "What?", "--max-new-tokens", "1"]) == 0
-    line = next(line for line in capfd.readouterr().err.splitlines() if line.startswith("engine: "))
-    assert line.startswith("engine: ONNX Runtime ")
+    line = next(line for line in capfd.readouterr().err.splitlines() if line.startswith("backend: "))
+    assert line.startswith("backend: ONNX Runtime ")
     if "CPU" in line:
         assert "(no tensorrt: TensorRT cannot be imported" in line
-    assert VideoLLM(spoken, "onnxruntime-cpu").why == ""
+    assert VideoLLM(spoken, "ort-cpu").fallback_reason == ""

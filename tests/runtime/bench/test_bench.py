@@ -12,9 +12,9 @@ import pytest
 from tango_plugins import TangoError
 from tango_runtime import VideoLLM
 from tango_runtime.backends.cuda import device
-from tango_runtime.backends.cuda.backend import CudaStages
+from tango_runtime.backends.cuda.backend import CudaBackend
 from tango_runtime.backends.cuda.device import Stream
-from tango_runtime.backends.cuda.ort_runner import OrtGraphs
+from tango_runtime.backends.cuda.ort_runner import OrtRunner
 from tango_runtime.bench import conditions, measure
 from tango_runtime.bench.measure import Bench, Case, Setting, cold_start, make_clip, spread
 from tango_runtime.bundle import Bundle
@@ -22,7 +22,7 @@ from tango_runtime.cli.main import main
 from tango_runtime.video.preprocess import resize
 from tests.fakes.cuda import Status, install
 
-CPU = "onnxruntime-cpu"
+CPU = "ort-cpu"
 QUICK = Setting(decode_tokens=3, warm_up=1, repeats=2)
 PRUNED = Case(True, 112, 112)
 
@@ -37,7 +37,7 @@ def run(spoken, tmp_path, capsys):
 
     def call(*options, folder=spoken):
         file = tmp_path / "out.json"
-        quick = ["--warm-up", "1", "--repeats", "2", "--decode-tokens", "3", "--engine", CPU, "--json", str(file)]
+        quick = ["--warm-up", "1", "--repeats", "2", "--decode-tokens", "3", "--backend", CPU, "--json", str(file)]
         code = main(["bench", str(folder), *quick, *map(str, options)])
         assert not list(tmp_path.glob(".*"))
         return code, *capsys.readouterr(), json.loads(file.read_text()) if file.exists() else None
@@ -171,14 +171,14 @@ def host(monkeypatch):
         import onnxruntime
 
         stream = Stream()
-        return CudaStages(bundle, OrtGraphs(onnxruntime, bundle, stream, ("CPUExecutionProvider", "cpu")), stream)
+        return CudaBackend(bundle, OrtRunner(onnxruntime, bundle, stream, ("CPUExecutionProvider", "cpu")), stream)
 
     monkeypatch.setattr(measure, "select", select)
     return found
 
 
 def test_a_gpu_tells_the_upload_apart_and_its_memory(host, spoken):
-    made = Bench(Bundle.load(spoken), "onnxruntime-cuda", QUICK)
+    made = Bench(Bundle.load(spoken), "ort-cuda", QUICK)
     held = []
     for case in (PRUNED, replace(PRUNED, prune=False)):
         found = made.measure(case, ignore)
@@ -189,7 +189,7 @@ def test_a_gpu_tells_the_upload_apart_and_its_memory(host, spoken):
 
 
 def test_a_gpu_is_given_back_with_the_bench_even_where_the_last_case_was_refused(host, spoken):
-    made = Bench(Bundle.load(spoken), "onnxruntime-cuda", replace(QUICK, frames=128))
+    made = Bench(Bundle.load(spoken), "ort-cuda", replace(QUICK, frames=128))
     with pytest.raises(TangoError, match="the bundle's context is 2048"):
         made.measure(replace(PRUNED, prune=False), ignore)
     assert host.held()

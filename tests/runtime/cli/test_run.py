@@ -53,7 +53,7 @@ def test_the_answer_alone_is_on_standard_output(run, llm, clip):
     assert (code, out) == (0, answer.text + "\n")
     assert f"kept {answer.kept} / 64 video tokens" in err
     assert "answer 16 tokens (ended by length)" in err
-    assert "engine: ONNX Runtime" in err
+    assert "backend: ONNX Runtime" in err
     stages = [line.split()[0] for line in err.splitlines() if line.endswith(" ms")]
     assert stages == ["video", "vision", "prune", "prefill", "decode"]
 
@@ -109,7 +109,7 @@ def test_report_and_picture(run, tmp_path):
         (["--top-p", 0], "top_p is 0.0"),
         (["--seed", -1], "seed is -1"),
         (["--fps", 2], "fps=2 was given for a source that has times of its own"),
-        (["--engine", "abacus"], "argument --engine: invalid choice: 'abacus'"),
+        (["--backend", "abacus"], "argument --backend: invalid choice: 'abacus'"),
         (["--ratio", 0.1], "unrecognized arguments: --ratio 0.1"),
     ],
 )
@@ -270,9 +270,7 @@ def test_onnx_runtime_that_is_not_installed_is_named(spoken, clip):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("error: no engine can run ")
-    assert done.stderr.endswith(
-        "no onnxruntime-cpu: ONNX Runtime is not installed\nhint: pip install 'tango-edge[cpu]'\n"
-    )
+    assert done.stderr.endswith("no ort-cpu: ONNX Runtime is not installed\nhint: pip install 'tango-edge[cpu]'\n")
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])

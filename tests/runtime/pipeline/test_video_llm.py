@@ -35,8 +35,8 @@ def given(llm, monkeypatch):
     """``given("prefill")``: a list that fills with the arguments of each call of that stage."""
 
     def record(name):
-        calls, stage = [], getattr(llm._stages, name)
-        monkeypatch.setattr(llm._stages, name, lambda *arguments: (calls.append(arguments), stage(*arguments))[1])
+        calls, stage = [], getattr(llm._backend, name)
+        monkeypatch.setattr(llm._backend, name, lambda *arguments: (calls.append(arguments), stage(*arguments))[1])
         return calls
 
     return record
@@ -59,9 +59,9 @@ def test_the_video_stands_in_its_place_with_the_newline_behind_it(llm, frames, g
         tokenizer.encode(text, add_special_tokens=False).ids
         for text in ("<|im_start|>user ", f"\n{QUESTION}<|im_end|><|im_start|>assistant\n")
     )
-    embed = llm._stages.embed
+    embed = llm._backend.embed
     np.testing.assert_array_equal(pieces[0], embed(np.array(before)))
-    features, _ = llm._stages.vision(answer.frames, lambda done: None)
+    features, _ = llm._backend.vision(answer.frames, lambda done: None)
     np.testing.assert_array_equal(pieces[1], features.reshape(-1, features.shape[-1]))
     np.testing.assert_array_equal(pieces[2], embed(np.array([*prompt.after_video, *after])))
     assert answer.prompt_tokens == sum(map(len, pieces)) == len(before) + answer.total + 1 + len(after)
@@ -72,7 +72,7 @@ def test_what_the_operator_keeps_is_given(llm, colours, given):
     prefilled, pruned_at = given("prefill"), given("prune")
     answer = greedy(llm, colours, retention_ratio=0.25, fps=2)
     [(pieces, _)] = prefilled
-    features, salience = llm._stages.vision(answer.frames, lambda done: None)
+    features, salience = llm._backend.vision(answer.frames, lambda done: None)
     pruned = reference.prune(features, salience, answer.seconds, llm.bundle.manifest.params.at(0.25))
     np.testing.assert_array_equal(pieces[1], pruned.tokens)
     for name in ("indices", "merged", "segments"):
@@ -88,7 +88,7 @@ def test_each_step_sees_all_that_was_said_before(llm, frames, given):
     prefilled = given("prefill")
     answer = greedy(llm, frames)
     [(pieces, capacity)] = prefilled
-    stages = llm._stages
+    stages = llm._backend
     for said in range(len(answer.ids)):
         words = stages.embed(np.array(answer.ids[:said], np.int64))
         assert np.argmax(stages.prefill([*pieces, words], capacity)) == answer.ids[said]
@@ -262,7 +262,7 @@ def test_stages_are_told_in_order(llm, frames):
 
 def test_frames_done_are_told(llm, frames):
     done = []
-    list(llm.stream(frames, QUESTION, frames=3, max_new_tokens=1, advance=done.append))
+    list(llm.stream(frames, QUESTION, frames=3, max_new_tokens=1, on_progress=done.append))
     assert sum(done) == 3
 
 
@@ -362,13 +362,13 @@ def test_fp16_chooses_as_fp32_wherever_the_choice_is_clear(talkative, frames, ou
 
 def heard(llm, frames, say=None):
     """A greedy answer and the logits [N, V] of its steps; the decoder hears the tokens of ``say`` if they are given."""
-    rows, prefill, decode = [], llm._stages.prefill, llm._stages.decode
+    rows, prefill, decode = [], llm._backend.prefill, llm._backend.decode
 
     def keep(logits):
         rows.append(logits)
         return logits
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(llm._stages, "prefill", lambda *arguments: keep(prefill(*arguments)))
-        patch.setattr(llm._stages, "decode", lambda token: keep(decode(say[len(rows) - 1] if say else token)))
+        patch.setattr(llm._backend, "prefill", lambda *arguments: keep(prefill(*arguments)))
+        patch.setattr(llm._backend, "decode", lambda token: keep(decode(say[len(rows) - 1] if say else token)))
         return greedy(llm, frames, 32, frames=8), np.stack(rows)

@@ -17,7 +17,7 @@ from tango_runtime.system import gpu as machine
 from tango_runtime.system.doctor import examine
 from tango_runtime.system.gpu import Free, Gpu, Plugin
 
-CPU = ("onnxruntime-cpu",)
+CPU = ("ort-cpu",)
 H200 = Gpu("NVIDIA H200", "9.0", "13.0", 139 << 30, integrated=False)
 without_gpu = pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="for machines without a GPU")
 
@@ -58,17 +58,17 @@ def findings(*arguments):
 def test_this_machine_has_the_cpu_engine_and_says_what_it_lacks(capsys):
     assert cli.main(["doctor"]) == 0
     told = capsys.readouterr().out
-    assert "ready: onnxruntime-cpu" in told
+    assert "ready: ort-cpu" in told
     assert cli.main(["doctor", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["ready"] == ["onnxruntime-cpu"]
+    assert found["ready"] == ["ort-cpu"]
     assert [one["mend"] for one in found["findings"] if one["state"] != "ok"]
     assert all(one["mend"] for one in found["findings"] if one["state"] != "ok")
 
 
 def test_everything_there(elsewhere):
     examined = examine()
-    assert examined.ready == ("tensorrt", "onnxruntime-cuda", "onnxruntime-cpu")
+    assert examined.ready == ("tensorrt", "ort-cuda", "ort-cpu")
     assert {found.state for found in examined.findings if found.name != "CUDA toolkit"} == {"ok"}
 
 
@@ -143,7 +143,7 @@ def test_engines_of_a_bundle(elsewhere, bundle, tmp_path):
     from tests.runtime.engines.test_engines import put
 
     loaded = Bundle.load(shutil.copytree(bundle(), tmp_path / "bundle"))
-    assert examine(loaded.path).ready == ("onnxruntime-cuda", "onnxruntime-cpu")
+    assert examine(loaded.path).ready == ("ort-cuda", "ort-cpu")
     this = Machine("8.6.0", "9.0", "NVIDIA H200", "1")
     for one in plan(loaded, this, BuildOptions(max_frames=9)):
         put(one, this)

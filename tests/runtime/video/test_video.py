@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from tango_plugins import TangoError
-from tango_runtime import video
+from tango_runtime.video import file as video
 from tango_runtime.video import sample
 
 BITS = 8

@@ -17,7 +17,7 @@ from tango_export.modules.siglip import SiglipConfig
 from tango_export.tokenizer import read_chat_template, read_tokenizer, stop_ids, vocabulary_size
 from tango_plugins import PruneParams, TangoError
 from tango_runtime.bundle import DecoderSpec
-from tango_runtime.util.console import note
+from tango_runtime.util.console import status
 
 _SIGLIP = "google/siglip-so400m-patch14-384"
 
@@ -122,7 +122,7 @@ def _check_pooling_head(head: Checkpoint, vision: SiglipConfig) -> None:
 def _hf_template(folder: Path) -> str:
     template = read_chat_template(folder)
     if template is None:
-        note(f"{folder} has no chat template; llava-hf's is used")
+        status(f"{folder} has no chat template; llava-hf's is used")
     return template or HF_TEMPLATE
 
 

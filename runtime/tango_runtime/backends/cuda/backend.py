@@ -19,14 +19,15 @@ from typing import Any, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from tango_plugins import PruneParams, TangoError, library, op
-from tango_plugins.library import CudaPruner, Dtype, Memory
-from tango_runtime.backends.base import Kept, Trace
-from tango_runtime.backends.cuda.device import ALIGNMENT, Event, HostPool, Pool, Stream, Traffic, bytes_of, rows
+from tango_plugins import PruneParams, TangoError, native_library, op
+from tango_plugins.device_array import DeviceArray
+from tango_plugins.pruner import CudaPruner, Dtype
+from tango_runtime.backends.base import PrunedTokens, Trace
+from tango_runtime.backends.cuda.device import ALIGNMENT, Event, HostPool, Pool, Stream, TransferStats, bytes_of, rows
 from tango_runtime.backends.cuda.kv_cache import Cache, InPlaceCache
 from tango_runtime.backends.cuda.logits import DeviceLogits
 from tango_runtime.bundle import Bundle, GraphName
-from tango_runtime.util.console import Advance
+from tango_runtime.util.console import OnProgress
 
 #: Where an engine does not fix the cache's capacity, it is a multiple of this many positions.
 _POSITIONS = 256
@@ -40,7 +41,7 @@ Run = Callable[[], None]
 Step = Callable[[int, int], None]
 
 
-class Graphs(Protocol):
+class GraphRunner(Protocol):
     """What runs the bundle's graphs on tensors in device memory."""
 
     @property
@@ -66,7 +67,7 @@ class Graphs(Protocol):
     def dtype(self, graph: GraphName, tensor: str) -> str:
         """What the engine takes for a tensor, by NumPy's name: TensorRT 8 has int32 where the graph has int64."""
 
-    def bind(self, graph: GraphName, tensors: Mapping[str, Memory], *, replay: bool = False) -> Run:
+    def bind(self, graph: GraphName, tensors: Mapping[str, DeviceArray], *, replay: bool = False) -> Run:
         """Prepares a graph to read and write these tensors.
 
         Args:
@@ -82,7 +83,7 @@ class Graphs(Protocol):
             TangoError: The engine was not built for these shapes. The function raises it too, where a run fails.
         """
 
-    def step(self, cache: Sequence[Memory], logits: Memory, pool: Pool) -> Step | None:
+    def step(self, cache: Sequence[DeviceArray], logits: DeviceArray, pool: Pool) -> Step | None:
         """A step of decoding that is more than a pass of the graphs over one token; None where there is none.
 
         Args:
@@ -96,7 +97,7 @@ class Graphs(Protocol):
 
 
 @dataclass(frozen=True)
-class Words:
+class TokenIds:
     """Token ids [N] that will be embedded where they are put: the text needs no memory of its own."""
 
     ids: NDArray[np.int64]
@@ -105,18 +106,18 @@ class Words:
 class _Embedding:
     """The embedding graph, bound anew only where the tensors are not those of the last run: of a step they are."""
 
-    def __init__(self, graphs: Graphs) -> None:
+    def __init__(self, graphs: GraphRunner) -> None:
         self._graphs = graphs
-        self._bound: tuple[dict[str, Memory], Run] | None = None
+        self._bound: tuple[dict[str, DeviceArray], Run] | None = None
 
-    def run(self, ids: Memory, embeddings: Memory) -> None:
+    def run(self, ids: DeviceArray, embeddings: DeviceArray) -> None:
         tensors = {"ids": ids, "embeddings": embeddings}
         if self._bound is None or self._bound[0] != tensors:
             self._bound = tensors, self._graphs.bind("embed", tensors)
         self._bound[1]()
 
 
-class CudaStages:
+class CudaBackend:
     """A bundle's graphs on a GPU.
 
     Args:
@@ -126,14 +127,14 @@ class CudaStages:
 
     Attributes:
         description: The engine, in one line.
-        why: Why this engine was taken, empty where it was asked for by name.
+        fallback_reason: Why this engine was taken, empty where it was asked for by name.
 
     Raises:
         TangoError: The device has not enough memory.
     """
 
-    def __init__(self, bundle: Bundle, graphs: Graphs, stream: Stream) -> None:
-        self.description, self.why = graphs.description, ""
+    def __init__(self, bundle: Bundle, graphs: GraphRunner, stream: Stream) -> None:
+        self.description, self.fallback_reason = graphs.description, ""
         self._graphs, self._stream, self._pool = graphs, stream, Pool()
         self._frames_pool, self._small_pool = HostPool(), HostPool(_SMALL)
         specs = bundle.manifest.graphs
@@ -155,31 +156,33 @@ class CudaStages:
             self._step = self._new_step(self._cache)
 
     @property
-    def traffic(self) -> Traffic:
+    def traffic(self) -> TransferStats:
         """What has crossed between host and device so far."""
         return self._stream.traffic
 
-    def empty_frames(self, count: int, size: int) -> NDArray[np.uint8]:
+    def frame_buffer(self, count: int, size: int) -> NDArray[np.uint8]:
         """An array [F, size, size, 3] to be filled, in memory that the GPU reads by itself."""
         return self._frames_pool.take((count, size, size, 3), np.uint8)
 
-    def vision(self, frames: NDArray[np.uint8], advance: Advance) -> tuple[Memory, Memory]:
-        """[F, size, size, 3] → features [F, L, D] and salience [F, L]; ``advance`` is told the frames that are done."""
+    def vision(self, frames: NDArray[np.uint8], on_progress: OnProgress) -> tuple[DeviceArray, DeviceArray]:
+        """[F, size, size, 3] → features [F, L, D] and salience [F, L]; ``on_progress`` gets the frames done."""
         F, (L, D) = len(frames), self._features.shape[1:]
         video = self._pool.take("frames", frames.shape, np.uint8)
         features = self._pool.take("features", (F, int(L), int(D)), self._features.dtype)
         salience = self._pool.take("salience", (F, int(L)), np.float32)
         self._stream.upload(frames, video)
-        advance(0)
+        on_progress(0)
         most = self._graphs.frames_at_once or F
         for begin in range(0, F, most):
             end = min(begin + most, F)
             named = {"frames": video, "features": features, "salience": salience}
             self._graphs.bind("vision", {name: rows(tensor, begin, end) for name, tensor in named.items()})()
-            advance(end - begin)
+            on_progress(end - begin)
         return features, salience
 
-    def prune(self, features: Memory, salience: Memory, seconds: NDArray[np.float32], params: PruneParams) -> Kept:
+    def prune(
+        self, features: DeviceArray, salience: DeviceArray, seconds: NDArray[np.float32], params: PruneParams
+    ) -> PrunedTokens:
         """Features, salience and frame times in seconds → the tokens that are kept."""
         F, L, D = features.shape
         pruner = self._pruner(params, F, D, cast(Dtype, features.dtype))
@@ -199,16 +202,16 @@ class CudaStages:
             count = op.exact_count(F, L, params)
         else:
             count = int(self._stream.download(found["count"])[0])
-        return Kept(rows(found["tokens"], 0, count), count, lambda: self._trace(found, count))
+        return PrunedTokens(rows(found["tokens"], 0, count), count, lambda: self._trace(found, count))
 
-    def flatten(self, features: Memory) -> Memory:
+    def flatten(self, features: DeviceArray) -> DeviceArray:
         """[F, L, D] → [F·L, D]."""
         F, L, D = features.shape
         return replace(features, shape=(F * L, D))
 
-    def embed(self, ids: NDArray[np.int64]) -> Words:
+    def embed(self, ids: NDArray[np.int64]) -> TokenIds:
         """[N] → embeddings [N, D], made when they are used."""
-        return Words(ids)
+        return TokenIds(ids)
 
     def prefill(self, pieces: list[Any], capacity: int) -> DeviceLogits:
         """Starts a sequence of embeddings, with room for ``capacity`` positions → logits of the last."""
@@ -235,15 +238,15 @@ class CudaStages:
         self._length += 1
         return self._logits
 
-    def host(self, tensor: Any) -> NDArray[Any]:
+    def to_host(self, tensor: Any) -> NDArray[Any]:
         """A copy of a tensor on the host."""
-        if isinstance(tensor, Memory):
+        if isinstance(tensor, DeviceArray):
             return self._stream.download(tensor)
-        if isinstance(tensor, Words):
+        if isinstance(tensor, TokenIds):
             return self._stream.download(self._embedded([tensor]))
         return np.asarray(tensor)
 
-    def mark(self) -> Event:
+    def record_event(self) -> Event:
         """The moment when all work that was given to the stream so far is done."""
         return Event(self._stream)
 
@@ -256,7 +259,7 @@ class CudaStages:
             self._append(rows(embeddings, begin, min(begin + most, total)))
         return self._logits
 
-    def _append(self, embeddings: Memory) -> None:
+    def _append(self, embeddings: DeviceArray) -> None:
         """One pass of the decoder."""
         tokens = embeddings.shape[0]
         cache = self._require_room(tokens)
@@ -290,8 +293,8 @@ class CudaStages:
         return step
 
     def _decoder_tensors(
-        self, cache: Cache, embeddings: Memory, positions: Memory, new: dict[str, Memory], length: int
-    ) -> dict[str, Memory]:
+        self, cache: Cache, embeddings: DeviceArray, positions: DeviceArray, new: dict[str, DeviceArray], length: int
+    ) -> dict[str, DeviceArray]:
         return {
             "embeddings": embeddings,
             "positions": positions,
@@ -300,9 +303,9 @@ class CudaStages:
             **new,
         }
 
-    def _embedded(self, pieces: list[Any]) -> Memory:
+    def _embedded(self, pieces: list[Any]) -> DeviceArray:
         """Pieces of a sequence, wherever they are, one behind the other on the device."""
-        lengths = [len(piece.ids) if isinstance(piece, Words) else piece.shape[0] for piece in pieces]
+        lengths = [len(piece.ids) if isinstance(piece, TokenIds) else piece.shape[0] for piece in pieces]
         whole = self._pool.take("embeddings", (sum(lengths), self._width), self._dtype)
         begin = 0
         for piece, length in zip(pieces, lengths, strict=True):
@@ -310,15 +313,15 @@ class CudaStages:
             begin += length
         return whole
 
-    def _put(self, piece: Any, to: Memory) -> None:
-        if isinstance(piece, Memory):
+    def _put(self, piece: Any, to: DeviceArray) -> None:
+        if isinstance(piece, DeviceArray):
             self._stream.copy(piece, to)
-        elif isinstance(piece, Words):
+        elif isinstance(piece, TokenIds):
             self._put_words(piece.ids, to)
         else:  # embeddings on the host, as an evaluation's other methods make them
             self._stream.upload(piece, to)
 
-    def _put_words(self, ids: NDArray[np.int64], to: Memory) -> None:
+    def _put_words(self, ids: NDArray[np.int64], to: DeviceArray) -> None:
         most = self._graphs.tokens_at_once
         for begin in range(0, len(ids), most):
             part = ids[begin : begin + most]
@@ -328,7 +331,7 @@ class CudaStages:
             self._embedding.run(on_device, embeddings)
             self._stream.copy(embeddings, rows(to, begin, begin + len(part)))
 
-    def _upload(self, array: NDArray[Any], to: Memory) -> None:
+    def _upload(self, array: NDArray[Any], to: DeviceArray) -> None:
         """Copies a small array to the device by way of page-locked memory: from other memory, a copy may wait."""
         staged = self._small_pool.take(to.shape, to.dtype)
         staged[:] = array
@@ -371,7 +374,7 @@ class CudaStages:
             )
         return self._cache
 
-    def _trace(self, found: dict[str, Memory], count: int) -> Trace:
+    def _trace(self, found: dict[str, DeviceArray], count: int) -> Trace:
         host = {name: self._stream.download(found[name]) for name in ("indices", "merged", "segments")}
         segments = host["segments"]
         return Trace(host["indices"][:count], host["merged"][:count].astype(bool), segments[segments[:, 0] >= 0])
@@ -384,7 +387,7 @@ def open_stream() -> Stream:
         TangoError: One of them is missing.
     """
     stream = Stream()
-    library.load()
+    native_library.load()
     return stream
 
 

@@ -1,7 +1,7 @@
 """CUDA for the stages: memory, one stream whose copies are counted, and graphs; thin over cuda-bindings 12 and 13.
 
-Tensors on the device are :class:`tango_plugins.library.Memory`: an address, a shape and a dtype. A :class:`Buffer` owns
-the bytes behind them.
+Tensors on the device are :class:`tango_plugins.device_array.DeviceArray`: an address, a shape and a dtype. A
+:class:`Buffer` owns the bytes behind them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from tango_plugins import TangoError
-from tango_plugins.library import Memory
+from tango_plugins.device_array import DeviceArray
 
 #: TensorRT takes tensors at multiples of this many bytes (setTensorAddress in NvInferRuntime.h); so does everybody.
 ALIGNMENT = 256
@@ -74,15 +74,15 @@ def check(result: tuple[Any, ...]) -> Any:
     return tuple(values) if len(values) > 1 else values[0] if values else None
 
 
-def bytes_of(memory: Memory) -> int:
+def bytes_of(memory: DeviceArray) -> int:
     """Size of a tensor on the device."""
     return math.prod(memory.shape) * np.dtype(memory.dtype).itemsize
 
 
-def rows(memory: Memory, begin: int, end: int) -> Memory:
+def rows(memory: DeviceArray, begin: int, end: int) -> DeviceArray:
     """``memory[begin:end]``, along the first axis."""
     row = bytes_of(replace(memory, shape=memory.shape[1:]))
-    return Memory(memory.address + begin * row, (end - begin, *memory.shape[1:]), memory.dtype)
+    return DeviceArray(memory.address + begin * row, (end - begin, *memory.shape[1:]), memory.dtype)
 
 
 class Buffer:
@@ -112,9 +112,9 @@ class Buffer:
         check(runtime.cudaMemset(self.address, 0, self.size))
         check(runtime.cudaStreamSynchronize(0))  # the stages' stream does not wait for this one
 
-    def view(self, shape: tuple[int, ...], dtype: DTypeLike) -> Memory:
+    def view(self, shape: tuple[int, ...], dtype: DTypeLike) -> DeviceArray:
         """Its beginning as a tensor."""
-        return Memory(self.address, shape, np.dtype(dtype).name)
+        return DeviceArray(self.address, shape, np.dtype(dtype).name)
 
     def free(self) -> None:
         """Gives the memory back now."""
@@ -168,7 +168,7 @@ class Pool:
     def __init__(self) -> None:
         self._buffers: dict[str, Buffer] = {}
 
-    def take(self, name: str, shape: tuple[int, ...], dtype: DTypeLike) -> Memory:
+    def take(self, name: str, shape: tuple[int, ...], dtype: DTypeLike) -> DeviceArray:
         """A tensor in the buffer of that name; it lasts until the name is asked for again.
 
         Raises:
@@ -228,7 +228,7 @@ class _PageLocked:
 
 
 @dataclass
-class Traffic:
+class TransferStats:
     """What has crossed between host and device.
 
     Attributes:
@@ -245,7 +245,7 @@ class Traffic:
 
 
 @dataclass(frozen=True)
-class Slabs:
+class StridedRows:
     """How a tensor [slabs, rows, columns] lies in memory, in bytes: a column is a byte here.
 
     Attributes:
@@ -271,7 +271,7 @@ class Stream:
         runtime = cudart()
         self._runtime = runtime
         self.handle = int(check(runtime.cudaStreamCreateWithFlags(runtime.cudaStreamNonBlocking)))
-        self.traffic = Traffic()
+        self.traffic = TransferStats()
         self._uploading: list[NDArray[Any]] = []
         self._landing = _PageLocked(_LANDING)
         # Its work ends first: ONNX Runtime frees memory in callbacks of the stream, where the last of it must not go.
@@ -290,7 +290,7 @@ class Stream:
         """
         self._before_end.append(release)
 
-    def upload(self, array: NDArray[Any], to: Memory) -> None:
+    def upload(self, array: NDArray[Any], to: DeviceArray) -> None:
         """Copies an array into device memory of the same shape.
 
         Raises:
@@ -305,7 +305,7 @@ class Stream:
         self.traffic.uploads += 1
         self.traffic.uploaded += array.nbytes
 
-    def download(self, memory: Memory) -> NDArray[Any]:
+    def download(self, memory: DeviceArray) -> NDArray[Any]:
         """A copy on the host; waits for all work before it."""
         array = np.empty(memory.shape, memory.dtype)
         small = array.nbytes <= self._landing.size
@@ -318,7 +318,7 @@ class Stream:
         self.traffic.downloaded += array.nbytes
         return array
 
-    def copy(self, source: Memory, to: Memory) -> None:
+    def copy(self, source: DeviceArray, to: DeviceArray) -> None:
         """Copies on the device, to memory of the same shape and dtype.
 
         Raises:
@@ -327,7 +327,7 @@ class Stream:
         _require_same((*source.shape, source.dtype), (*to.shape, to.dtype))
         self._copy(to.address, source.address, bytes_of(source), "cudaMemcpyDeviceToDevice")
 
-    def copy_slabs(self, source: Slabs, to: Slabs, slabs: int, rows: int, width: int) -> None:
+    def copy_strided(self, source: StridedRows, to: StridedRows, slabs: int, rows: int, width: int) -> None:
         """Copies ``slabs`` times ``rows`` rows of ``width`` bytes on the device, in one piece of work."""
         runtime = self._runtime
         job = runtime.cudaMemcpy3DParms()
@@ -337,7 +337,7 @@ class Stream:
         job.kind = runtime.cudaMemcpyKind.cudaMemcpyDeviceToDevice
         check(runtime.cudaMemcpy3DAsync(job, self.handle))
 
-    def clear(self, memory: Memory) -> None:
+    def clear(self, memory: DeviceArray) -> None:
         """Sets every byte to 0."""
         check(self._runtime.cudaMemsetAsync(memory.address, 0, bytes_of(memory), self.handle))
 
@@ -394,7 +394,7 @@ class Event:
         _when_gone(self, runtime.cudaEventDestroy, self._handle)
         check(runtime.cudaEventRecord(self._handle, stream.handle))
 
-    def since(self, earlier: Event) -> float:
+    def elapsed_ms(self, earlier: Event) -> float:
         """Milliseconds from an earlier mark to this one; waits for it."""
         runtime = cudart()
         check(runtime.cudaEventSynchronize(self._handle))

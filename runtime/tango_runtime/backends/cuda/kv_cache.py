@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tango_plugins.library import Memory
-from tango_runtime.backends.cuda.device import ALIGNMENT, Pool, Slabs, Stream
+from tango_plugins.device_array import DeviceArray
+from tango_runtime.backends.cuda.device import ALIGNMENT, Pool, Stream, StridedRows
 from tango_runtime.bundle import TensorSpec
 
 
@@ -46,7 +46,7 @@ class Cache:
         run, heads = self.capacity * self._row, len(self._cached) * self._slab
         self._stream.clear_columns(self._all.address, run, positions * self._row, heads)
 
-    def held(self, length: int) -> dict[str, Memory]:
+    def held(self, length: int) -> dict[str, DeviceArray]:
         """The decoder's inputs: all of the cache, or an empty one where ``length`` is 0.
 
         Attention then is spared rows that would not count.
@@ -55,7 +55,7 @@ class Cache:
         step = self._slab * self.capacity * self._row
         return _laid_out(self._cached, self._all.address, step, shape, self._dtype)
 
-    def room(self, tokens: int, name: str = "rows") -> dict[str, Memory]:
+    def room(self, tokens: int, name: str = "rows") -> dict[str, DeviceArray]:
         """The decoder's outputs, for the rows of so many tokens.
 
         Args:
@@ -67,23 +67,23 @@ class Cache:
         step = slab * tokens * self._row
         return _laid_out(self._rows, all_rows.address, step, (self._heads, tokens, self._width), self._dtype)
 
-    def append(self, rows: dict[str, Memory], length: int) -> None:
+    def append(self, rows: dict[str, DeviceArray], length: int) -> None:
         """Copies what :meth:`room` was filled with behind the first ``length`` positions."""
         first = rows[self._rows[0]]
         run = first.shape[1] * self._row
-        source = Slabs(first.address, run, _aligned_rows(self._heads, run))
-        to = Slabs(self._all.address + length * self._row, self.capacity * self._row, self._slab)
-        self._stream.copy_slabs(source, to, len(self._rows), self._heads, run)
+        source = StridedRows(first.address, run, _aligned_rows(self._heads, run))
+        to = StridedRows(self._all.address + length * self._row, self.capacity * self._row, self._slab)
+        self._stream.copy_strided(source, to, len(self._rows), self._heads, run)
 
 
 class InPlaceCache(Cache):
     """A cache that the decoder itself appends to: what it reads and what it writes are the same memory."""
 
-    def room(self, tokens: int, name: str = "rows") -> dict[str, Memory]:
+    def room(self, tokens: int, name: str = "rows") -> dict[str, DeviceArray]:
         """All of the cache, where the decoder finds the place of the new rows itself."""
         return dict(zip(self._rows, self.held(self.capacity).values(), strict=True))
 
-    def append(self, rows: dict[str, Memory], length: int) -> None:
+    def append(self, rows: dict[str, DeviceArray], length: int) -> None:
         """Nothing: the rows are where they belong."""
 
 
@@ -95,5 +95,5 @@ def _aligned_rows(rows: int, row: int) -> int:
 
 def _laid_out(
     names: Sequence[str], address: int, step: int, shape: tuple[int, ...], dtype: np.dtype[np.generic]
-) -> dict[str, Memory]:
-    return {name: Memory(address + i * step, shape, dtype.name) for i, name in enumerate(names)}
+) -> dict[str, DeviceArray]:
+    return {name: DeviceArray(address + i * step, shape, dtype.name) for i, name in enumerate(names)}

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from tango_plugins import TangoError, library
-from tango_plugins.library import Memory
+from tango_plugins import TangoError, native_library
+from tango_plugins.device_array import DeviceArray
 from tango_runtime.backends.cuda.device import Stream, cudart
 
 #: TangoGreatest of tango/argmax.h.
@@ -30,7 +30,7 @@ class DeviceLogits:
         shape: Its shape.
     """
 
-    def __init__(self, memory: Memory, greatest: Memory, stream: Stream) -> None:
+    def __init__(self, memory: DeviceArray, greatest: DeviceArray, stream: Stream) -> None:
         self.memory, self._greatest, self._stream = memory, greatest, stream
         self.shape = memory.shape
 
@@ -44,7 +44,7 @@ class DeviceLogits:
         return np.asarray(self._stream.download(self.memory), dtype)
 
 
-def enqueue_argmax(values: Memory, greatest: Memory, stream: Stream) -> None:
+def enqueue_argmax(values: DeviceArray, greatest: DeviceArray, stream: Stream) -> None:
     """Finds the greatest of fp32 ``values`` [V] on the device, into 8 bytes that are as ``GREATEST`` says.
 
     Raises:
@@ -58,6 +58,6 @@ def enqueue_argmax(values: Memory, greatest: Memory, stream: Stream) -> None:
 
 @cache
 def _function() -> Any:
-    function = library.load().tango_argmax_enqueue
+    function = native_library.load().tango_argmax_enqueue
     function.argtypes = [ctypes.c_void_p, ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p]
     return function

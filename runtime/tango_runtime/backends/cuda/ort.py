@@ -7,14 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout
 from typing import Any
 
-from tango_plugins import TangoError, library
-from tango_runtime.backends.cuda.backend import CudaStages, open_stream
-from tango_runtime.backends.cuda.ort_fused import FusedGraphs
+from tango_plugins import TangoError, native_library
+from tango_runtime.backends.cuda.backend import CudaBackend, open_stream
+from tango_runtime.backends.cuda.ort_fused import FusedOrtRunner
 from tango_runtime.backends.cuda.ort_runner import CUDA, PROVIDER
 from tango_runtime.bundle import Bundle
 
 
-def open_stages(bundle: Bundle) -> CudaStages:
+def open_backend(bundle: Bundle) -> CudaBackend:
     """Loads a bundle's graphs on the GPU.
 
     Raises:
@@ -25,7 +25,7 @@ def open_stages(bundle: Bundle) -> CudaStages:
         opening = thread.submit(open_stream)
         onnxruntime = _onnxruntime()
         stream = opening.result()
-    return CudaStages(bundle, FusedGraphs(onnxruntime, bundle, stream, CUDA, library.installed()), stream)
+    return CudaBackend(bundle, FusedOrtRunner(onnxruntime, bundle, stream, CUDA, native_library.installed()), stream)
 
 
 def _onnxruntime() -> Any:

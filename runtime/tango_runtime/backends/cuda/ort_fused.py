@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from tango_plugins.decoder import CudaDecoder, DecoderShape
-from tango_plugins.library import Memory
+from tango_plugins.device_array import DeviceArray
 from tango_runtime.backends.cuda.backend import Run, Step
 from tango_runtime.backends.cuda.device import Pool, Stream, rows
-from tango_runtime.backends.cuda.ort_runner import CUDA, OrtGraphs, Tensor
+from tango_runtime.backends.cuda.ort_runner import CUDA, OrtRunner, Tensor
 from tango_runtime.backends.cuda.weights import Weights
 from tango_runtime.bundle import Bundle, GraphName, Manifest
 
@@ -28,8 +28,8 @@ from tango_runtime.bundle import Bundle, GraphName, Manifest
 _EXACT_NORMS = {"enable_skip_layer_norm_strict_mode": "1"}
 
 
-class FusedGraphs(OrtGraphs):
-    """Sessions of a bundle's fused graphs, where it has them, and of its plain ones; made as :class:`OrtGraphs`."""
+class FusedOrtRunner(OrtRunner):
+    """Sessions of a bundle's fused graphs, where it has them, and of its plain ones; made as :class:`OrtRunner`."""
 
     def __init__(
         self,
@@ -42,7 +42,7 @@ class FusedGraphs(OrtGraphs):
         self._manifest, self._stream = bundle.manifest, stream
         plain = bundle.manifest.graphs
         self._cached = [t.name for t in plain["decoder"].outputs[1:]]
-        self.waiting = [graph for graph in OrtGraphs.waiting if not plain[graph].fused]
+        self.waiting = [graph for graph in OrtRunner.waiting if not plain[graph].fused]
         self.settings = {graph: _EXACT_NORMS for graph, spec in plain.items() if spec.fused}
         if plain["vision"].fused:
             self.frames_at_once = 32
@@ -66,13 +66,13 @@ class FusedGraphs(OrtGraphs):
         """The graph's own type of a tensor; positions are what the last of them is in the fused decoder."""
         return "int32" if self.in_place and tensor == "positions" else super().dtype(graph, tensor)
 
-    def bind(self, graph: GraphName, tensors: Mapping[str, Memory], *, replay: bool = False) -> Run:
+    def bind(self, graph: GraphName, tensors: Mapping[str, DeviceArray], *, replay: bool = False) -> Run:
         """Prepares a session to read and write these tensors; gives the function that runs it."""
         if graph != "decoder" or not self.in_place:
             return super().bind(graph, tensors, replay=replay)
         return self._bind(graph, self._in_place(tensors))
 
-    def step(self, cache: Sequence[Memory], logits: Memory, pool: Pool) -> Step | None:
+    def step(self, cache: Sequence[DeviceArray], logits: DeviceArray, pool: Pool) -> Step | None:
         """The CUDA library's, where the decoder is fused: the token's embedding is a row of the table."""
         if not self.in_place:
             return None
@@ -91,7 +91,7 @@ class FusedGraphs(OrtGraphs):
 
         return step
 
-    def _in_place(self, tensors: Mapping[str, Memory]) -> dict[str, Tensor]:
+    def _in_place(self, tensors: Mapping[str, DeviceArray]) -> dict[str, Tensor]:
         """The plain decoder's tensors as those of the fused one.
 
         How long the sequence is after a pass, the device tells. What the host tells is a bound: of a first pass, whose
@@ -129,7 +129,7 @@ def _shape(manifest: Manifest, weights: Weights, capacity: int) -> DecoderShape:
         width=spec.width,
         heads=weights[f"{layer}.self_attn.o_proj.weight"].shape[0] // spec.head_dim,
         kv_heads=spec.kv_heads,
-        head_width=spec.head_dim,
+        head_dim=spec.head_dim,
         intermediate=weights[f"{layer}.mlp.gate_proj.weight"].shape[1],
         vocabulary=manifest.prompt.vocabulary,
         head_columns=weights["lm_head.weight"].shape[1],

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tango_plugins import TangoError
-from tango_plugins.library import Memory
+from tango_plugins.device_array import DeviceArray
 from tango_runtime.backends.cuda.backend import Run, Step
 from tango_runtime.backends.cuda.device import Pool, Stream
 from tango_runtime.backends.ort_cpu import check_engine, check_tensors, refusing
@@ -28,11 +28,11 @@ CUDA = (PROVIDER, "cuda")
 _GRAPHS: tuple[GraphName, ...] = ("vision", "embed", "decoder")
 
 #: A tensor that can be bound: on the device, or a small one that an operator reads on the host.
-Tensor = Memory | NDArray[Any]
+Tensor = DeviceArray | NDArray[Any]
 
 
-class OrtGraphs:
-    """Sessions on one stream; see :class:`tango_runtime.backends.cuda.backend.Graphs`.
+class OrtRunner:
+    """Sessions on one stream; see :class:`tango_runtime.backends.cuda.backend.GraphRunner`.
 
     Args:
         onnxruntime: The module.
@@ -97,11 +97,11 @@ class OrtGraphs:
         spec = self._specs[graph]
         return next(t.dtype for t in (*spec.inputs, *spec.outputs) if t.name == tensor)
 
-    def bind(self, graph: GraphName, tensors: Mapping[str, Memory], *, replay: bool = False) -> Run:
+    def bind(self, graph: GraphName, tensors: Mapping[str, DeviceArray], *, replay: bool = False) -> Run:
         """Prepares a session to read and write these tensors; gives the function that runs it."""
         return self._bind(graph, tensors, replay)
 
-    def step(self, cache: Sequence[Memory], logits: Memory, pool: Pool) -> Step | None:
+    def step(self, cache: Sequence[DeviceArray], logits: DeviceArray, pool: Pool) -> Step | None:
         """None: a step is a pass of the sessions."""
         return None
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from tango_plugins import TangoError
-from tango_plugins.library import Memory
+from tango_plugins.device_array import DeviceArray
 from tango_runtime import engines
-from tango_runtime.backends.cuda.backend import CudaStages, Run, open_stream
+from tango_runtime.backends.cuda.backend import CudaBackend, Run, open_stream
 from tango_runtime.backends.cuda.device import Buffer, Pool, Stream
 from tango_runtime.bundle import Bundle, GraphName
 from tango_runtime.engines import DECODE, PREFILL, Found
@@ -27,7 +27,7 @@ _GRAPHS: tuple[GraphName, ...] = ("vision", "embed", "decoder")
 _TYPES = {"FLOAT": "float32", "HALF": "float16", "INT32": "int32", "INT64": "int64", "UINT8": "uint8"}
 
 
-def open_stages(bundle: Bundle) -> CudaStages:
+def open_backend(bundle: Bundle) -> CudaBackend:
     """Loads a bundle's engines.
 
     Raises:
@@ -38,11 +38,11 @@ def open_stages(bundle: Bundle) -> CudaStages:
     stream = open_stream()  # first: TensorRT crashes where there is no GPU
     machine = here(trt.__version__)
     found = {graph: engines.find(bundle, graph, machine) for graph in _GRAPHS}  # all, before the first is loaded
-    return CudaStages(bundle, TensorRTGraphs(trt, bundle, found, stream, machine.gpu), stream)
+    return CudaBackend(bundle, TensorRTRunner(trt, bundle, found, stream, machine.gpu), stream)
 
 
-class TensorRTGraphs:
-    """Engines and their contexts on one stream; see :class:`tango_runtime.backends.cuda.backend.Graphs`.
+class TensorRTRunner:
+    """Engines and their contexts on one stream; see :class:`tango_runtime.backends.cuda.backend.GraphRunner`.
 
     Engines run one after the other, so they share one piece of scratch memory, as large as the neediest wants it. A
     context that replays has a CUDA graph recorded from it and is used for nothing else.
@@ -80,7 +80,7 @@ class TensorRTGraphs:
         """What the engine takes for a tensor, by NumPy's name."""
         return _TYPES[self._engines[graph].get_tensor_dtype(tensor).name]
 
-    def bind(self, graph: GraphName, tensors: Mapping[str, Memory], *, replay: bool = False) -> Run:
+    def bind(self, graph: GraphName, tensors: Mapping[str, DeviceArray], *, replay: bool = False) -> Run:
         """Prepares an engine to read and write these tensors; gives the function that runs it."""
         found = self._found[graph]
         # TensorRT 8 has no two contexts share a profile, so what replays has the engine's last one to itself.
@@ -99,7 +99,7 @@ class TensorRTGraphs:
 
         return self._record(context, run) if replay else run
 
-    def step(self, cache: Sequence[Memory], logits: Memory, pool: Pool) -> None:
+    def step(self, cache: Sequence[DeviceArray], logits: DeviceArray, pool: Pool) -> None:
         """None: a step is a pass of the engines."""
 
     def _record(self, context: Any, run: Run) -> Run:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
-from tango_plugins.library import Memory
+from tango_plugins.device_array import DeviceArray
 from tango_runtime.backends.cuda.device import upload_file
 from tango_runtime.bundle import GraphSpec
 
 
-class Weights(dict[str, Memory]):
+class Weights(dict[str, DeviceArray]):
     """A graph's weights by name, views of its data file on the device, which they own.
 
     Args:
@@ -25,4 +25,4 @@ class Weights(dict[str, Memory]):
     def __init__(self, folder: Path, spec: GraphSpec, given_up: threading.Event) -> None:
         self._file = upload_file(folder / spec.data, given_up)
         begin, weights = self._file.address, spec.weights or {}
-        super().__init__({name: Memory(begin + w.offset, w.shape, w.dtype) for name, w in weights.items()})
+        super().__init__({name: DeviceArray(begin + w.offset, w.shape, w.dtype) for name, w in weights.items()})

@@ -1,32 +1,23 @@
-"""The CUDA library by ctypes: :class:`CudaPruner` over device memory that somebody else owns.
+"""The operator on the GPU: :class:`CudaPruner` over device memory that somebody else owns.
 
-Neither torch nor TensorRT is needed: whatever tells its device pointer by ``__cuda_array_interface__`` or DLPack
-will do.
+Neither torch nor TensorRT is needed: any array with ``__cuda_array_interface__`` will do.
 """
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from tango_plugins import op
+from tango_plugins.device_array import DeviceArray, item_bytes
 from tango_plugins.errors import TangoError
+from tango_plugins.native_library import load
 from tango_plugins.op import Precision
 from tango_plugins.params import PruneParams
 
 Dtype = Literal["float16", "float32"]
-
-#: The C interface that this module speaks: TANGO_PRUNE_INTERFACE of tango/prune.h.
-INTERFACE = 1
-
-NATIVE = Path(__file__).parent / "native"
-LIBRARY = "libtango_prune.so"
 
 _STEPS = 10
 _MERGE_ORDERS = ("anchor", "density")
@@ -52,84 +43,6 @@ class _Tensors(ctypes.Structure):
         (name, ctypes.c_void_p)
         for name in ("features", "salience", "timestamps", "tokens", "indices", "count", "merged", "segments")
     )
-
-
-def install_directory() -> Path:
-    """Where ``tango plugin build`` puts the libraries made of these sources, and where they are looked for.
-
-    The name holds a digest of the sources: a library of other sources is never loaded by mistake.
-    """
-    digest = hashlib.sha256()
-    for path in sorted(path for path in NATIVE.rglob("*") if path.is_file()):
-        digest.update(path.relative_to(NATIVE).as_posix().encode() + b"\0" + path.read_bytes())
-    return Path.home() / ".local" / "share" / "tango-edge" / f"native-{digest.hexdigest()[:16]}"
-
-
-def installed() -> Path:
-    """The CUDA library that ``tango plugin build`` installs for these sources, whether or not it is there."""
-    return install_directory() / LIBRARY
-
-
-@cache
-def load(path: Path | None = None) -> ctypes.CDLL:
-    """Loads the CUDA library.
-
-    Args:
-        path: The library; None takes the one that ``tango plugin build`` installed.
-
-    Raises:
-        TangoError: There is none, it cannot be loaded, or it speaks another interface.
-    """
-    found = path if path is not None else installed()
-    if not found.is_file():
-        raise TangoError(f"the CUDA library {found} does not exist", "build it: tango plugin build")
-    try:
-        library = ctypes.CDLL(str(found))
-    except OSError as error:
-        raise TangoError(f"the CUDA library {found} cannot be loaded: {error}", "tango plugin build") from error
-    interface = library.tango_prune_interface()
-    if interface != INTERFACE:
-        hint = "rebuild it: tango plugin build"
-        raise TangoError(f"the CUDA library {found} has interface {interface}, and this is {INTERFACE}", hint)
-    library.tango_last_error.restype = ctypes.c_char_p
-    library.tango_version.restype = ctypes.c_char_p
-    size = ctypes.c_size_t
-    library.tango_prune_enqueue_steps.argtypes = [
-        *(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, size, ctypes.c_void_p),
-        *(ctypes.c_int32, ctypes.c_int32),
-    ]
-    return library
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Contiguous device memory: its address, shape and dtype (``float16``, ``int32``, …)."""
-
-    address: int
-    shape: tuple[int, ...]
-    dtype: str
-
-    @classmethod
-    def of(cls, array: Any, name: str = "array") -> Memory:
-        """The device memory behind an object with ``__cuda_array_interface__`` or ``__dlpack__``.
-
-        Raises:
-            TangoError: It has neither, lies in host memory, or is not contiguous.
-        """
-        if isinstance(array, Memory):
-            return array
-        if hasattr(array, "__cuda_array_interface__"):
-            described = array.__cuda_array_interface__
-            shape, strides = tuple(described["shape"]), described.get("strides")
-            code, size = described["typestr"][1], int(described["typestr"][2:])
-            if strides is not None and not _contiguous(shape, [stride // size for stride in strides]):
-                raise TangoError(f"{name} is not contiguous", "make a contiguous copy of it first")
-            dtypes = {"f": "float", "i": "int", "u": "uint", "b": "bool"}
-            return cls(int(described["data"][0]), shape, f"{dtypes.get(code, code)}{size * 8}")
-        if hasattr(array, "__dlpack__"):
-            return _from_dlpack(array, name)
-        hint = "it must have __cuda_array_interface__ or __dlpack__: a torch tensor or a CuPy array on the GPU"
-        raise TangoError(f"{name} is a {type(array).__name__}, which tells no device pointer", hint)
 
 
 class CudaPruner:
@@ -223,8 +136,8 @@ class CudaPruner:
             None if merged is None else _pointer(merged, "merged", (K,), "uint8"),
             None if segments is None else _pointer(segments, "segments", (F, 2), "int32"),
         )
-        scratch = Memory.of(workspace, "workspace")
-        size = math.prod(scratch.shape) * _item_bytes(scratch.dtype)
+        scratch = DeviceArray.of(workspace, "workspace")
+        size = math.prod(scratch.shape) * item_bytes(scratch.dtype)
         status = self._library.tango_prune_enqueue_steps(
             *self._what, ctypes.byref(tensors), scratch.address, size, stream, *steps
         )
@@ -263,57 +176,8 @@ def _c_params(params: PruneParams, precision: Precision, sinks: ctypes.Array[cty
 
 
 def _pointer(array: Any, name: str, shape: tuple[int, ...], dtype: str) -> int:
-    memory = Memory.of(array, name)
+    memory = DeviceArray.of(array, name)
     if memory.shape != shape or memory.dtype != dtype:
         found = f"{name} is {memory.dtype} {list(memory.shape)}"
         raise TangoError(found, f"this pruner was made for {dtype} {list(shape)}")
     return memory.address
-
-
-def _contiguous(shape: Sequence[int], strides: Sequence[int]) -> bool:
-    expected = 1
-    for length, stride in zip(reversed(shape), reversed(strides), strict=True):
-        if length > 1 and stride != expected:
-            return False
-        expected *= length
-    return True
-
-
-def _item_bytes(dtype: str) -> int:
-    return int(dtype.lstrip("abcdefghijklmnopqrstuvwxyz")) // 8
-
-
-# DLPack (https://dmlc.github.io/dlpack): the head of DLManagedTensor.
-
-
-class _DLTensor(ctypes.Structure):
-    _fields_ = (
-        ("data", ctypes.c_void_p),
-        ("device_type", ctypes.c_int32),
-        ("device_id", ctypes.c_int32),
-        ("ndim", ctypes.c_int32),
-        ("code", ctypes.c_uint8),
-        ("bits", ctypes.c_uint8),
-        ("lanes", ctypes.c_uint16),
-        ("shape", ctypes.POINTER(ctypes.c_int64)),
-        ("strides", ctypes.POINTER(ctypes.c_int64)),
-        ("byte_offset", ctypes.c_uint64),
-    )
-
-
-_DLPACK_CUDA = (2, 13)  # device memory, managed memory
-_DLPACK_CODES = {0: "int", 1: "uint", 2: "float", 6: "bool"}
-
-
-def _from_dlpack(array: Any, name: str) -> Memory:
-    get_pointer = ctypes.pythonapi.PyCapsule_GetPointer
-    get_pointer.restype, get_pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
-    capsule = array.__dlpack__()  # unused and unnamed again: its destructor releases it, `array` keeps the memory
-    tensor = ctypes.cast(get_pointer(capsule, b"dltensor"), ctypes.POINTER(_DLTensor)).contents
-    if tensor.device_type not in _DLPACK_CUDA:
-        raise TangoError(f"{name} lies in host memory", "move it to the GPU first")
-    shape = tuple(tensor.shape[: tensor.ndim])
-    if tensor.strides and not _contiguous(shape, tensor.strides[: tensor.ndim]):
-        raise TangoError(f"{name} is not contiguous", "make a contiguous copy of it first")
-    dtype = f"{_DLPACK_CODES.get(tensor.code, 'other')}{tensor.bits}"
-    return Memory((tensor.data or 0) + tensor.byte_offset, shape, dtype)
