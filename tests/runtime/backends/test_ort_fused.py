@@ -22,14 +22,14 @@ QUESTION = "What happens in the video?"
 
 
 @pytest.fixture(scope="module")
-def fused(talkative, tmp_path_factory):
+def fused(responsive_checkpoint, tmp_path_factory):
     """``fused("fp32")``: a bundle with fused graphs; ``tango-export --fused`` writes them in fp16 only."""
     from tango_export.export import DTYPES, find_preset, open_model
     from tango_export.fused import write_fused_graph
 
     @cache
     def made(dtype):
-        llava, bundle = talkative(dtype=dtype)
+        llava, bundle = responsive_checkpoint(dtype=dtype)
         folder = shutil.copytree(bundle, tmp_path_factory.mktemp("fused") / dtype)
         manifest = Bundle.load(folder).manifest
         model = open_model(find_preset("llava-ov")[0], str(llava), str(llava.parent / "siglip"), DTYPES[dtype], 2048)
@@ -72,10 +72,10 @@ def close(found, wanted, tolerance=1e-4):
 
 @pytest.mark.parametrize("prune", [True, False])
 @pytest.mark.parametrize("limits", [{}, {"tokens_at_once": 16, "frames_at_once": 3}, {"tokens_at_once": 7}])
-def test_sixty_four_tokens_are_the_plain_graphs(make, colours, limits, prune):
+def test_sixty_four_tokens_are_the_plain_graphs(make, colors, limits, prune):
     llm, plain = make(**limits)
     options = {"frames": 8, "prune": prune, "max_new_tokens": 64}
-    found, wanted = (each.generate(colours, QUESTION, **options) for each in (llm, plain))
+    found, wanted = (each.generate(colors, QUESTION, **options) for each in (llm, plain))
     np.testing.assert_array_equal(found.indices, wanted.indices)
     assert found.ids == wanted.ids
 
@@ -162,23 +162,23 @@ def test_for_a_token_nothing_goes_up(make):
     assert (traffic.uploads, traffic.downloads) == (before.uploads, before.downloads + 5)
 
 
-def test_a_quantised_decoder_takes_embeddings_of_the_fused_graph(make, fused, colours, tmp_path):
+def test_a_quantised_decoder_takes_embeddings_of_the_fused_graph(make, fused, colors, tmp_path):
     folder = shutil.copytree(fused("fp32"), tmp_path / "bundle")
     manifest = Bundle.load(folder).manifest
     decoder = replace(manifest.graphs["decoder"], device=None, weights=None)
     write_manifest(folder, replace(manifest, graphs=manifest.graphs | {"decoder": decoder}))
     llm, plain = make(folder=folder)
     assert llm._backend._graphs.frames_at_once == 32
-    found, wanted = (each.generate(colours, QUESTION, max_new_tokens=8).ids for each in (llm, plain))
+    found, wanted = (each.generate(colors, QUESTION, max_new_tokens=8).ids for each in (llm, plain))
     assert found == wanted
 
 
-def test_a_bundle_without_fused_graphs_runs_its_plain_ones(spoken, host, colours):
+def test_a_bundle_without_fused_graphs_runs_its_plain_ones(tiny_bundle, host, colors):
     import onnxruntime
 
-    llm = VideoLLM(spoken, "ort-cpu")
-    wanted, stream = [llm.generate(colours, text, max_new_tokens=8).ids for text in (QUESTION, "Where?")], Stream()
+    llm = VideoLLM(tiny_bundle, "ort-cpu")
+    wanted, stream = [llm.generate(colors, text, max_new_tokens=8).ids for text in (QUESTION, "Where?")], Stream()
     graphs = FusedOrtRunner(onnxruntime, llm.bundle, stream, ("CPUExecutionProvider", "cpu"))
     assert not graphs.in_place
     llm._backend = CudaBackend(llm.bundle, graphs, stream)
-    assert [llm.generate(colours, text, max_new_tokens=8).ids for text in (QUESTION, "Where?")] == wanted
+    assert [llm.generate(colors, text, max_new_tokens=8).ids for text in (QUESTION, "Where?")] == wanted

@@ -54,8 +54,8 @@ def test_where_nothing_runs_every_reason_is_told(machine):
     assert refused.value.hint == "install ort-cpu"
 
 
-def test_what_this_machine_lacks_is_named(spoken, monkeypatch):
-    bundle = Bundle.load(spoken)
+def test_what_this_machine_lacks_is_named(tiny_bundle, monkeypatch):
+    bundle = Bundle.load(tiny_bundle)
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(TangoError, match="TensorRT cannot be imported"):
         select(bundle, "tensorrt")
@@ -88,7 +88,7 @@ class Status(int):
     name = "cudaErrorNoDevice"
 
 
-def test_the_command_says_which_and_why(spoken, frames, tmp_path, capfd, monkeypatch):
+def test_the_command_says_which_and_why(tiny_bundle, frames, tmp_path, capfd, monkeypatch):
     from PIL import Image
 
     from tango_runtime.cli.main import main
@@ -96,9 +96,9 @@ def test_the_command_says_which_and_why(spoken, frames, tmp_path, capfd, monkeyp
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     for i, frame in enumerate(frames):
         Image.fromarray(frame).save(tmp_path / f"{i}.png")
-    assert main(["run", str(spoken), str(tmp_path), "What?", "--max-new-tokens", "1"]) == 0
+    assert main(["run", str(tiny_bundle), str(tmp_path), "What?", "--max-new-tokens", "1"]) == 0
     line = next(line for line in capfd.readouterr().err.splitlines() if line.startswith("backend: "))
     assert line.startswith("backend: ONNX Runtime ")
     if "CPU" in line:
         assert "(no tensorrt: TensorRT cannot be imported" in line
-    assert VideoLLM(spoken, "ort-cpu").fallback_reason == ""
+    assert VideoLLM(tiny_bundle, "ort-cpu").fallback_reason == ""

@@ -19,12 +19,12 @@ QUESTION = "What happens in the video?"
 
 
 @pytest.fixture
-def edited(spoken, tmp_path):
+def edited(tiny_bundle, tmp_path):
     """``edited("decoder", context=…)``: the chain of the bundle with some values of bundle.json replaced."""
 
     def load(section, **values):
-        folder = shutil.copytree(spoken, tmp_path / "edited", dirs_exist_ok=True)
-        manifest = json.loads((spoken / "bundle.json").read_text())
+        folder = shutil.copytree(tiny_bundle, tmp_path / "edited", dirs_exist_ok=True)
+        manifest = json.loads((tiny_bundle / "bundle.json").read_text())
         manifest[section] |= values
         (folder / "bundle.json").write_text(json.dumps(manifest))
         return VideoLLM(folder)
@@ -70,9 +70,9 @@ def test_the_video_stands_in_its_place_with_the_newline_behind_it(llm, frames, g
     assert capacity == answer.prompt_tokens + 12
 
 
-def test_what_the_operator_keeps_is_given(llm, colours, given):
+def test_what_the_operator_keeps_is_given(llm, colors, given):
     extended, pruned_at = given("extend"), given("prune")
-    answer = greedy(llm, colours, retention_ratio=0.25, fps=2)
+    answer = greedy(llm, colors, retention_ratio=0.25, fps=2)
     _, pieces = extended[0]
     features, salience = llm._backend.vision(answer.frames, lambda done: None)
     pruned = reference.prune(features, salience, answer.seconds, llm.bundle.manifest.params.at(0.25))
@@ -175,14 +175,14 @@ def test_no_tokens_at_all_are_refused(llm, frames, length):
 # How much is kept
 
 
-def test_retention_ratio_overrides_the_bundles(llm, colours):
+def test_retention_ratio_overrides_the_bundles(llm, colors):
     ratios = (0.05, 0.1, 0.25, 0.5, 1.0)
-    answers = [greedy(llm, colours, 1, frames=8, retention_ratio=ratio) for ratio in ratios]
+    answers = [greedy(llm, colors, 1, frames=8, retention_ratio=ratio) for ratio in ratios]
     kept = [answer.kept for answer in answers]
     assert kept == sorted(set(kept))
     for ratio, answer in zip(ratios, answers, strict=True):
         assert 0 < answer.kept <= op.capacity(8, 16, llm.bundle.manifest.params.at(ratio)) <= answer.total == 128
-    assert greedy(llm, colours, 1, frames=8).kept == kept[1]
+    assert greedy(llm, colors, 1, frames=8).kept == kept[1]
 
 
 def test_unpruned_keeps_every_token(llm, frames):
@@ -337,9 +337,11 @@ def test_two_answers_at_a_time_do_not_mix(llm, frames):
 
 
 @pytest.mark.parametrize("outliers", [False, True])
-def test_fp16_chooses_as_fp32_wherever_the_choice_is_clear(talkative, frames, outliers):
+def test_fp16_chooses_as_fp32_wherever_the_choice_is_clear(responsive_checkpoint, frames, outliers):
     seed = 7 if outliers else 0
-    single, half = (VideoLLM(talkative(outliers=outliers, seed=seed, dtype=dtype)[1]) for dtype in ("fp32", "fp16"))
+    single, half = (
+        VideoLLM(responsive_checkpoint(outliers=outliers, seed=seed, dtype=dtype)[1]) for dtype in ("fp32", "fp16")
+    )
     expected, logits = heard(single, frames)
     found, half_logits = heard(half, frames, say=expected.ids)
     np.testing.assert_array_equal(found.indices, expected.indices)
