@@ -28,6 +28,7 @@ from tango_runtime.backends.registry import select
 from tango_runtime.bundle import Bundle
 from tango_runtime.pipeline.prompt import Prompt
 from tango_runtime.pipeline.video_llm import Answer, VideoLLM
+from tango_runtime.sizing.memory import TYPICAL_TEXT_TOKENS
 from tango_runtime.util.console import OnProgress
 
 Samples = dict[str, list[float]]
@@ -46,8 +47,6 @@ BUDGET: Budget = "exact"
 #: What of the figures is measured by the engine's marks; the rest is by the host's clock.
 MARKED = ("upload", "vision", "prune", "prefill")
 
-#: Tokens around the video: as many as `tango plan` counts for a chat template and a short question.
-_TEXT = 31
 _WORD = " the"  # one token of Qwen2's vocabulary
 #: First tokens of prompts of lengths that no answer before had: engines may plan anew for each.
 _NEW_LENGTHS = 3
@@ -156,9 +155,9 @@ def make_clip(case: Case, frames: int, seed: int) -> NDArray[np.uint8]:
 
 
 def make_question(bundle: Bundle) -> str:
-    """A question so long that the text around the video takes ``_TEXT`` tokens or just over, newline included."""
+    """A question so long that the text around the video takes ``TYPICAL_TEXT_TOKENS`` or just over, newline included."""
     prompt, newline, question = Prompt.of(bundle), len(bundle.manifest.prompt.after_video), "What"
-    while sum(map(len, prompt.encode(question))) + newline < _TEXT:
+    while sum(map(len, prompt.encode(question))) + newline < TYPICAL_TEXT_TOKENS:
         question += _WORD
     return question
 

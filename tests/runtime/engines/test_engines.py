@@ -145,7 +145,7 @@ def test_a_graph_that_is_not_for_tensorrt_is_refused(loaded):
 
 def test_fp8_is_for_tensorrt_10_alone(loaded):
     bundle = quantised(loaded, "fp8", "tensorrt")
-    with pytest.raises(TangoError, match=r"needs TensorRT 10, here is 8\.6"):
+    with pytest.raises(TangoError, match=r"needs TensorRT 10; this is 8\.6"):
         planned(bundle)
     assert planned(bundle, ORIN)["decoder"].flags == ("STRONGLY_TYPED",)
     with pytest.raises(TangoError, match="ONNX Runtime cannot run the decoder graph"):
