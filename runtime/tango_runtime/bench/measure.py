@@ -155,7 +155,7 @@ def make_clip(case: Case, frames: int, seed: int) -> NDArray[np.uint8]:
 
 
 def make_question(bundle: Bundle) -> str:
-    """A question so long that the text around the video takes ``TYPICAL_TEXT_TOKENS`` or just over, newline included."""
+    """A question with which the text around the video, newline included, has at least ``TYPICAL_TEXT_TOKENS``."""
     prompt, newline, question = Prompt.of(bundle), len(bundle.manifest.prompt.after_video), "What"
     while sum(map(len, prompt.encode(question))) + newline < TYPICAL_TEXT_TOKENS:
         question += _WORD

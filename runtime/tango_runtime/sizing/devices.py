@@ -34,9 +34,9 @@ _SINCE: dict[Precision, tuple[int, ...]] = {"fp16": (8,), "int8": (8,), "fp8": (
 
 _GIB = 1 << 30
 
-#: Firmware and kernel keep some of a Jetson's memory: CUDA's deviceQuery shows 7620 MiB on an Orin Nano 8GB, 15657 on an
-#: Orin NX 16GB, 62841 on an AGX Orin 64GB, 125772 on an AGX Thor (outputs in public notes). This rule gives those within
-#: 2 %.
+#: Firmware and kernel keep some of a Jetson's memory: CUDA's deviceQuery shows 7620 MiB on an Orin Nano 8GB, 15657 on
+#: an Orin NX 16GB, 62841 on an AGX Orin 64GB, 125772 on an AGX Thor (outputs in public notes). This rule gives those
+#: within 2 %.
 _JETSON_VISIBLE, _JETSON_HIDDEN = 0.96, 250 << 20
 #: Assumption for Linux without a desktop, CUDA, TensorRT and Python; a desktop takes about 0.8 GB more
 #: (jetson-ai-lab.com/tips_ram-optimization.html).
