@@ -15,6 +15,7 @@ from tango_runtime.backends.cuda import device
 from tango_runtime.backends.cuda.backend import CudaBackend
 from tango_runtime.backends.cuda.device import Stream
 from tango_runtime.backends.cuda.ort_runner import OrtRunner
+from tango_runtime.backends.ort_cpu import OrtCpuBackend
 from tango_runtime.bench import conditions, measure
 from tango_runtime.bench.measure import Bench, Case, Setting, cold_start, make_clip, spread
 from tango_runtime.bundle import Bundle
@@ -52,7 +53,8 @@ def test_both_cases_stage_by_stage(run, tiny_bundle):
     code, out, err, found = run()
     assert code == 0
     pruned, unpruned = found["cases"]
-    stages = ["video", "vision", "prune", "prefill", "first token", "decode", "answer", "first token, new length"]
+    stages = ["video", "vision", "prune", "prefill", "first token", "decode", "answer", "second question"]
+    stages.append("first token, new length")
     assert list(pruned["milliseconds"]["tango"]) == stages
     assert list(unpruned["milliseconds"]["tango"]) == [stage for stage in stages if stage != "prune"]
     assert (unpruned["kept"], unpruned["prompt_tokens"]) == (64, 64 + 31)
@@ -65,7 +67,7 @@ def test_both_cases_stage_by_stage(run, tiny_bundle):
     assert "GPU" not in out
     assert found["metrics"]["milliseconds"] in err
     assert found["bundle"]["name"] == tiny_bundle.name
-    assert found["conditions"]["engine"].startswith("ONNX Runtime")
+    assert found["conditions"]["backend"].startswith("ONNX Runtime")
 
 
 def test_the_parts_make_the_whole(tiny_bundle):
@@ -93,6 +95,22 @@ def test_prompts_get_shorter_where_lengths_are_to_be_new(tiny_bundle, monkeypatc
     asked.clear()
     bench.measure(replace(PRUNED, width=64), ignore)
     assert asked == [38, 38, 38, 34, 33, 32]
+
+
+def test_a_second_question_prefills_its_own_tokens_only(tiny_bundle, monkeypatch):
+    passes, extend = [], OrtCpuBackend.extend
+
+    def record(self, cache, pieces):
+        passes.append(sum(map(len, pieces)))
+        return extend(self, cache, pieces)
+
+    monkeypatch.setattr(OrtCpuBackend, "extend", record)
+    found = Bench(Bundle.load(tiny_bundle), CPU, QUICK).measure(PRUNED, ignore)
+    prefills = [tokens for tokens in passes if tokens > 1]  # the others are decode steps
+    answers, first, second, new = prefills[:3], prefills[3], prefills[4:7], prefills[7:]
+    assert (answers, first, new) == ([38] * 3, 38, [37, 36, 35])
+    assert all(20 < tokens < 31 for tokens in second)  # the question, and the template behind it
+    assert len(found.milliseconds["second question"]) == QUICK.repeats
 
 
 def test_an_answer_is_as_long_as_asked_whatever_it_says(tiny_bundle):
@@ -214,7 +232,7 @@ def test_the_gpu_as_it_is_found(host, tmp_path, monkeypatch):
     assert (found["driver"], found["sm_mhz"], found["power_limit_watts"]) == ("550.54", 1980, None)
     assert found["processes"] == ["7, other, [N/A]"]
     smi.write_text("#!/bin/sh\nexit 9\n")
-    assert "nvidia-smi cannot be asked" in conditions.gpu_state()["missing"]
+    assert "nvidia-smi failed" in conditions.gpu_state()["missing"]
 
 
 # Where it cannot
@@ -238,7 +256,7 @@ def test_nothing_is_written_where_nothing_can_be_measured(run):
 
 def test_a_context_that_ends_too_early_is_refused(tiny_bundle):
     made = Bench(Bundle.load(tiny_bundle), CPU, replace(QUICK, frames=125, decode_tokens=30))
-    with pytest.raises(TangoError, match="the context ends 17 tokens behind a prompt of 2031"):
+    with pytest.raises(TangoError, match="the context ends 17 tokens after a prompt of 2031"):
         made.measure(replace(PRUNED, prune=False), ignore)
 
 
