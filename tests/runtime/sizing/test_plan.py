@@ -1,4 +1,4 @@
-"""`tango plan`: its arithmetic against what was measured, its verdicts, its refusals."""
+"""`tango plan`: its arithmetic against what was measured, its verdicts, its errors."""
 
 from __future__ import annotations
 
@@ -78,12 +78,12 @@ def test_the_estimate_is_near_what_was_measured(seconds, measured, factor):
     assert measured / factor < 1e3 * seconds < measured * factor
 
 
-def test_what_is_compared_is_not_less_than_it_was():
+def test_all_measured_stages_are_compared():
     assert len(MEASURED) >= 15
 
 
 @pytest.mark.parametrize(("gigabytes_per_s", "measured"), [(102.4, 21.75), (68.3, 14.2)])
-def test_the_estimate_is_near_what_nvidia_published_for_a_device_that_nothing_was_fitted_to(gigabytes_per_s, measured):
+def test_the_estimate_is_near_published_times_of_a_device_to_which_nothing_was_fitted(gigabytes_per_s, measured):
     """Qwen2.5-7B on an Orin Nano, in MLC's q4f16 (4.5 bits, the head too), after and before the Super mode.
 
     developer.nvidia.com/blog/nvidia-jetson-orin-nano-developer-kit-gets-a-super-boost, as others cite it.
@@ -94,7 +94,7 @@ def test_the_estimate_is_near_what_nvidia_published_for_a_device_that_nothing_wa
 
 
 @pytest.mark.parametrize(("name", "sparse"), [("orin-nano-4gb", 34), ("orin-nano-8gb", 67), ("agx-orin-64gb", 171)])
-def test_peaks_are_half_of_the_sparse_ones_that_nvidia_prints(name, sparse):
+def test_peaks_are_half_of_the_sparse_peaks_that_nvidia_prints(name, sparse):
     assert 2 * DEVICES[name].peaks["int8"] == pytest.approx(sparse, rel=0.02)
 
 
@@ -102,11 +102,11 @@ def test_peaks_are_half_of_the_sparse_ones_that_nvidia_prints(name, sparse):
     ("name", "mebibytes"),
     [("orin-nano-8gb", 7620), ("orin-nx-16gb", 15657), ("agx-orin-64gb", 62841), ("agx-thor", 125772)],
 )
-def test_what_a_jetson_keeps_for_itself_is_as_cuda_tells(name, mebibytes):
+def test_the_memory_of_a_jetson_is_what_cuda_reports(name, mebibytes):
     assert DEVICES[name].usable + 1.5e9 == pytest.approx(mebibytes * 2**20, rel=0.02)
 
 
-def test_every_device_has_its_figures_and_where_they_come_from():
+def test_every_device_has_figures_and_their_source():
     for device in DEVICES.values():
         assert device.source
         assert 0 < device.usable < device.total
@@ -114,19 +114,19 @@ def test_every_device_has_its_figures_and_where_they_come_from():
 
 
 def test_pruning_saves_time_and_memory():
-    pruned, whole = (estimate(LARGE, H200, SizingOptions(prune=each)) for each in (True, False))
-    assert (pruned.workload.kept, whole.workload.kept) == (628, 6272)
-    assert pruned.times.first_token < whole.times.first_token / 2
-    assert pruned.memory.cache < whole.memory.cache / 4
-    assert whole.times.prune == whole.memory.workspace == 0
+    pruned, unpruned = (estimate(LARGE, H200, SizingOptions(prune=each)) for each in (True, False))
+    assert (pruned.workload.kept, unpruned.workload.kept) == (628, 6272)
+    assert pruned.times.first_token < unpruned.times.first_token / 2
+    assert pruned.memory.cache < unpruned.memory.cache / 4
+    assert unpruned.times.prune == unpruned.memory.workspace == 0
 
 
-def test_the_workspace_is_what_the_operator_asks_for():
+def test_the_workspace_is_the_operators():
     assert estimate(LARGE, H200, SizingOptions()).memory.workspace == pytest.approx(205_872_896, rel=0.001)
     assert estimate(SMALL, H200, SizingOptions()).memory.workspace == pytest.approx(170e6, rel=0.01)
 
 
-def test_lower_precision_takes_less_and_a_remedy_fits():
+def test_lower_precision_takes_less_and_the_nearest_fit_fits():
     device = DEVICES["orin-nx-16gb"]
     options = SizingOptions()
     full, half = estimate(LARGE, device, options), estimate(LARGE, device, SizingOptions(vision="int8", decoder="int4"))
@@ -140,7 +140,7 @@ def test_lower_precision_takes_less_and_a_remedy_fits():
     assert smallest_device(full, options) == "agx-orin-32gb"
 
 
-def test_what_nothing_makes_fit_has_no_remedy():
+def test_a_model_that_nothing_makes_fit():
     options = SizingOptions()
     assert nearest_fit(estimate(LARGE, DEVICES["orin-nano-4gb"], options), options) is None
 
@@ -153,8 +153,8 @@ def test_a_bundle_is_planned_as_it_would_be_built(bundle):
     assert [getattr(found.memory, each.graph) for each in planned] == [each.memory.weights for each in planned]
     assert found.memory.activations == max(each.memory.activations for each in planned)
     assert found.memory.cache == planned[2].memory.cache
-    told = max(each.memory.build_device + each.memory.build_host for each in planned)
-    assert found.build < told < found.build + 3e9  # which counts what the libraries take too
+    planned_bytes = max(each.memory.build_device + each.memory.build_host for each in planned)
+    assert found.build < planned_bytes < found.build + 3e9  # which also counts the libraries
 
 
 def test_a_bundles_dimensions_are_its_checkpoints(bundle):
@@ -171,8 +171,8 @@ def test_a_bundles_dimensions_are_its_checkpoints(bundle):
     )
 
 
-def test_a_quantised_bundle_is_taken_as_it_is(bundle, tmp_path):
-    folder = tmp_path / "quantised"
+def test_a_quantized_bundle_keeps_its_precision(bundle, tmp_path):
+    folder = tmp_path / "quantized"
     folder.mkdir()
     source = Bundle.load(bundle())
     for name in source.manifest.files:
@@ -186,7 +186,7 @@ def test_a_quantised_bundle_is_taken_as_it_is(bundle, tmp_path):
         estimate(model, H200, SizingOptions(decoder="int8"))
 
 
-def test_a_float32_bundle_is_refused(bundle):
+def test_a_float32_bundle_is_rejected(bundle):
     with pytest.raises(TangoError, match="is in float32"):
         find_model(str(bundle(precision="fp32")))
 
@@ -205,7 +205,7 @@ def test_a_float32_bundle_is_refused(bundle):
         ("h200", SizingOptions(retention_ratio=0.1, prune=False), "mutually exclusive"),
     ],
 )
-def test_refusals_name_what_is_wrong(device, options, message):
+def test_errors_name_what_is_wrong(device, options, message):
     with pytest.raises(TangoError, match=message):
         estimate(LARGE, find_device(device), options)
 
@@ -229,12 +229,12 @@ def test_the_verdict_is_the_exit_code(capsys):
 
 def test_json_has_the_figures(capsys):
     code, out, _ = _tango(capsys, "--model", "llava-ov-7b", "--device", "orin-nano-8gb", "--decoder", "int4", "--json")
-    told = json.loads(out)
-    assert (code, told["fits"], told["would_fit"]) == (1, False, "--frames 1 --vision int8")
-    assert told["fits_on"] == "orin-nx-16gb"
+    output = json.loads(out)
+    assert (code, output["fits"], output["would_fit"]) == (1, False, "--frames 1 --vision int8")
+    assert output["fits_on"] == "orin-nx-16gb"
     parts = ("vision", "embed", "decoder", "cache", "activations", "workspace", "tensors")
-    assert told["bytes"]["total"] == sum(told["bytes"][part] for part in parts)
-    assert told["estimated_tokens_per_second"] == pytest.approx(1 / told["estimated_seconds"]["token"])
+    assert output["bytes"]["total"] == sum(output["bytes"][part] for part in parts)
+    assert output["estimated_tokens_per_second"] == pytest.approx(1 / output["estimated_seconds"]["token"])
 
 
 def test_all_devices_have_a_line_each(capsys):
@@ -255,7 +255,7 @@ def test_all_devices_have_a_line_each(capsys):
         (["--model", "llava-ov-7b", "--device", "all", "--decoder", "int2"], "--decoder is 'int2'", "fp16, int8, fp8"),
     ],
 )
-def test_unknown_names_are_told_the_known_ones(capsys, arguments, error, hint):
+def test_errors_about_unknown_names_list_the_known_ones(capsys, arguments, error, hint):
     code, out, err = _tango(capsys, *arguments)
     assert (code, out) == (2, "")
     assert error in err
