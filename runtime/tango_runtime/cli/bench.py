@@ -16,13 +16,13 @@ from rich.table import Table
 
 from tango_plugins import TangoError
 from tango_runtime.backends.registry import BACKENDS
-from tango_runtime.bench.conditions import gpu_state, machine, placeless
+from tango_runtime.bench.conditions import gpu_state, machine, without_folder
 from tango_runtime.bench.measure import (
     BUDGET,
     CLIP,
     DEVICE_METRIC,
+    EVENT_TIMED,
     HOST_METRIC,
-    MARKED,
     Bench,
     Case,
     Measured,
@@ -40,7 +40,7 @@ from tango_runtime.util.locking import staged_file
 _COLD_STARTS = 3
 _MOST_PIXELS = 8192  # of a side
 _CLOCKS = {
-    True: f"{', '.join(MARKED)} between CUDA events in the engine's stream, the rest by the host's clock",
+    True: f"{', '.join(EVENT_TIMED)} between CUDA events in the engine's stream, the rest by the host's clock",
     False: "by the host's clock",
 }
 
@@ -124,7 +124,7 @@ def _run(args: argparse.Namespace) -> int:
     bench = Bench(bundle, args.backend, setting)
     status(f"engine: {bench.description}")
     _measure(bench, report)
-    report.conditions |= {"gpu_after": gpu_state(), "engine": bench.description, "load_ms": bench.load_ms}
+    report.conditions |= {"gpu_after": gpu_state(), "backend": bench.description, "load_ms": bench.load_ms}
     report.clock = _CLOCKS[bench.on_device]
     on_device = bench.on_device
     del bench  # its memory is transformers' now
@@ -283,7 +283,7 @@ def _as_json(report: _Report) -> dict[str, Any]:
             "family": manifest.family,
             "dtype": manifest.dtype,
             "decoder": vars(manifest.decoder),
-            "source": {name: placeless(value) for name, value in vars(manifest.source).items()},
+            "source": {name: without_folder(value) for name, value in vars(manifest.source).items()},
         },
         "setting": vars(setting) | {"budget": BUDGET, "batch": 1, "clip": CLIP},
         "metrics": {"milliseconds": report.clock, "device_memory": DEVICE_METRIC, "host_memory": HOST_METRIC},
