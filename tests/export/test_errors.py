@@ -385,7 +385,7 @@ def test_output_that_exists(desk):
     assert desk.export() == 0
     whole = (desk.folder / "out/bundle.json").read_bytes()
     error, hint = desk.refused()
-    assert "out exists already" in error
+    assert "out already exists" in error
     assert "--overwrite" in hint
     assert desk.export("--overwrite", "--frames", "8") == 0
     assert (desk.folder / "out/bundle.json").read_bytes() != whole
@@ -421,7 +421,7 @@ def test_folders_above_the_output_are_made_and_removed(desk):
 
 
 def test_two_exports_to_one_output(desk):
-    with staged_folder(Path("out")) as folder:
+    with staged_folder(Path("out"), holding="bundle.json") as folder:
         (folder / "half").touch()
         assert "another process is writing out" in desk.refused()[0]
         assert (folder / "half").exists()

@@ -35,7 +35,7 @@ from tango_runtime.bench.measure import (
 from tango_runtime.bundle import Bundle
 from tango_runtime.cli.main import Command
 from tango_runtime.util.console import OnProgress, progress, status
-from tango_runtime.util.locking import staged_file
+from tango_runtime.util.files import staged_file
 
 _COLD_STARTS = 3
 _MOST_PIXELS = 8192  # of a side

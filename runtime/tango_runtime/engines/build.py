@@ -24,7 +24,8 @@ from tango_runtime.bundle import Bundle, sha256
 from tango_runtime.engines import FOLDER, FORMAT, Machine, Planned, Sidecar, read_sidecar
 from tango_runtime.engines.worker import Job
 from tango_runtime.system.gpu import Free
-from tango_runtime.util.locking import staged_file
+from tango_runtime.util.files import staged_file
+from tango_runtime.util.units import gigabytes
 
 #: Told what a build is doing, and how far it is from 0 to 1, None where TensorRT does not tell.
 Tell = Callable[[str, "float | None"], None]
@@ -122,16 +123,16 @@ def require_memory(planned: Planned, left: Free) -> None:
     for place, needed, free in places:
         if needed > free:
             raise TangoError(
-                f"building {planned.graph} takes about {_gigabytes(needed)} of the {place} memory, "
-                f"{_gigabytes(free)} are free",
+                f"building {planned.graph} takes about {gigabytes(needed)} of the {place} memory, "
+                f"{gigabytes(free)} are free",
                 f"end what holds it; {_SMALLER}; --no-memory-check tries it all the same",
             )
     folder = planned.path.parent if planned.path.parent.is_dir() else planned.path.parent.parent
     disk = shutil.disk_usage(folder).free
     if estimate.weights > disk:
         raise TangoError(
-            f"{planned.path.name} takes about {_gigabytes(estimate.weights)}, "
-            f"the disk of {folder} has {_gigabytes(disk)} free",
+            f"{planned.path.name} takes about {gigabytes(estimate.weights)}, "
+            f"the disk of {folder} has {gigabytes(disk)} free",
             f"free some; engines that no longer fit: tango doctor {folder.parent if folder.name == FOLDER else folder}",
         )
 
@@ -195,12 +196,8 @@ def _failure(job: Job, code: int, last: dict[str, Any], log: IO[str]) -> TangoEr
 def _install(engine: Path, partial: Path, sidecar: Sidecar) -> None:
     """Renames what is finished; the sidecar is never beside an engine that is not its own."""
     final = engine.with_suffix(".json")
-    beside = final.with_name(f".{final.name}.partial")
-    beside.write_text(json.dumps(asdict(sidecar), indent=2) + "\n", encoding="utf-8")
-    final.unlink(missing_ok=True)
-    partial.rename(engine)
-    beside.rename(final)
-
-
-def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:.1f} GB"
+    with staged_file(final) as (beside, _):
+        beside.write_text(json.dumps(asdict(sidecar), indent=2) + "\n", encoding="utf-8")
+        final.unlink(missing_ok=True)
+        partial.rename(engine)
+        beside.rename(final)

@@ -378,8 +378,8 @@ def test_generated_clips_in_two_processes(spoken, capsys):
         (["--data", "nowhere"], "there is no nowhere/questions.jsonl"),
         (["--data", "nowhere", "--questions", "3"], "--questions is for generated clips"),
         (["--frames", "512"], "test-0-512f: the prompt takes"),
-        (["--output", "."], ". exists already"),
-        (["--output", ".", "--overwrite"], ". holds no results.json"),
+        (["--output", "."], ". already exists"),
+        (["--output", ".", "--overwrite"], ". has no results.json"),
     ],
 )
 def test_a_mistake_is_told_before_anything_runs(spoken, capsys, arguments, error, monkeypatch):

@@ -203,7 +203,7 @@ def test_refusals(made, bundle, request_of, tmp_path):
     refused(request_of("x", vision="fp8", engine="onnxruntime"), "onnxruntime cannot run vision in fp8")
     refused(request_of("x", vision="fp8", bundle=bundle(precision="fp32")), "fp8 is written around fp16")
     refused(request_of("x", vision="fp16", decoder="int8", min_overlap=0.9), "--min-overlap is about vision")
-    refused(request_of("int8-int4"), "exists already")
+    refused(request_of("int8-int4"), "already exists")
     refused(request_of("x", clips=str(tmp_path)), "no clips")
     refused(request_of("x", videos=3), "3 clips")
     refused(request_of("x", bundle=tmp_path), "bundle.json")
