@@ -29,8 +29,8 @@ from tango_runtime.backends.registry import BACKENDS
 from tango_runtime.bench.conditions import gpu_state, machine
 from tango_runtime.bench.measure import BUDGET, CLIP, MARKED, Bench, Case, Setting, spread
 from tango_runtime.bundle import Bundle, GraphName
-from tango_runtime.engines import Machine, find
-from tango_runtime.system.gpu import here
+from tango_runtime.engines import Target, find
+from tango_runtime.system.gpu import current_target
 from tango_runtime.util.console import progress, status
 from tango_runtime.video import sample
 
@@ -125,15 +125,15 @@ def measure(bundle: Bundle, engine: str, setting: Setting) -> dict[str, Any]:
     }
 
 
-def engine_bytes(bundle: Bundle, machine: Machine) -> dict[str, int]:
+def engine_bytes(bundle: Bundle, machine: Target) -> dict[str, int]:
     """Bytes of the TensorRT engines that this machine loads for a bundle, by graph."""
     return {graph: find(bundle, graph, machine).sidecar.size for graph in GRAPHS}
 
 
-def _machine() -> Machine:
+def _machine() -> Target:
     import tensorrt  # late: it is there where it has just run
 
-    return here(tensorrt.__version__)
+    return current_target(tensorrt.__version__)
 
 
 def ask(bundle: Bundle, engine: str, videos: Sequence[Video]) -> Said:

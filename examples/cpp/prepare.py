@@ -17,7 +17,7 @@ from tango_plugins import TangoError
 from tango_runtime import engines
 from tango_runtime.bundle import GRAPHS, Bundle
 from tango_runtime.pipeline.prompt import Prompt
-from tango_runtime.system.gpu import here
+from tango_runtime.system.gpu import current_target
 from tango_runtime.video import sample
 from tango_runtime.video.preprocess import preprocess
 
@@ -28,7 +28,7 @@ def find_engines(bundle: Bundle, ratio: float | None) -> dict[str, Path]:
         import tensorrt
     except ImportError as error:
         raise TangoError(f"TensorRT cannot be imported: {error}", "see: tango doctor") from error
-    params, machine = bundle.manifest.params, here(tensorrt.__version__)
+    params, machine = bundle.manifest.params, current_target(tensorrt.__version__)
     params = params if ratio is None else params.at(ratio)
     chosen = {graph: engines.find(bundle, graph, machine, params) for graph in GRAPHS}
     for engine in chosen.values():

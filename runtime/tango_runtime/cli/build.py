@@ -13,8 +13,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from tango_plugins import TangoError
 from tango_runtime.bundle import GRAPHS, Bundle, GraphName
 from tango_runtime.cli.main import Command
-from tango_runtime.engines import HARDWARE_LEVELS, BuildOptions, Machine, Planned, Profile, plan, read_sidecar
-from tango_runtime.engines.build import Tell, build, is_built, require_memory
+from tango_runtime.engines import HARDWARE_LEVELS, BuildOptions, EnginePlan, Profile, Target, plan_engines, read_sidecar
+from tango_runtime.engines.build import OnStatus, build, is_built, require_memory
 from tango_runtime.system import gpu as machine
 from tango_runtime.util.console import status
 
@@ -80,8 +80,8 @@ def _run(args: argparse.Namespace) -> int:
         raise TangoError(f"there is no folder {args.timing_cache.resolve().parent}", "make it, or name another file")
     bundle = Bundle.load(args.bundle)
     version = _tensorrt()
-    this, library = machine.here(version), machine.plugin()
-    planned = plan(bundle, this, _options(args), args.graphs or _all(library, version))
+    this, library = machine.current_target(version), machine.plugin()
+    planned = plan_engines(bundle, this, _options(args), args.graphs or _all(library, version))
     if library and not library.serves(version) and any(one.graph == "prune" for one in planned):
         raise TangoError(
             f"{library.path} has the interface {library.api}, which is not for TensorRT {version}",
@@ -114,14 +114,14 @@ def _tensorrt() -> str:
 
 
 def _build(
-    bundle: Bundle, planned: Planned, this: Machine, library: machine.Plugin | None, args: argparse.Namespace
+    bundle: Bundle, planned: EnginePlan, this: Target, library: machine.Plugin | None, args: argparse.Namespace
 ) -> None:
     if is_built(planned) and not args.rebuild:
         status(f"{planned.path.name} is there already")
         return
     if not args.no_memory_check:
         require_memory(planned, machine.free(machine.gpu()))
-    with _watch(planned.graph) as tell:
+    with _watch(planned.graph) as on_status:
         built = build(
             bundle,
             planned,
@@ -129,12 +129,12 @@ def _build(
             plugin=library.path if library else None,
             timing_cache=args.timing_cache.resolve() if args.timing_cache else None,
             rebuild=args.rebuild,
-            tell=tell,
+            on_status=on_status,
         )
     _tell_built(planned, built)
 
 
-def _tell_built(planned: Planned, built: bool) -> None:
+def _tell_built(planned: EnginePlan, built: bool) -> None:
     sidecar = read_sidecar(planned.path.with_suffix(".json"))
     how = f"in {sidecar.seconds:.0f} s" if built else "by another process"
     peak = f"{sidecar.peak_host / 1e6:.0f} MB of host memory (peak resident set)"
@@ -142,7 +142,7 @@ def _tell_built(planned: Planned, built: bool) -> None:
 
 
 @contextmanager
-def _watch(graph: str) -> Iterator[Tell]:
+def _watch(graph: str) -> Iterator[OnStatus]:
     """A bar, stage and elapsed time on a terminal; elsewhere a line for each stage and quarter."""
     console = Console(stderr=True)
     if not console.is_terminal:
@@ -152,26 +152,26 @@ def _watch(graph: str) -> Iterator[Tell]:
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(f"{graph:<8}", total=None, stage="")
 
-        def tell(stage: str, fraction: float | None) -> None:
+        def on_status(stage: str, fraction: float | None) -> None:
             bar.update(task, total=None if fraction is None else 1.0, completed=fraction or 0.0, stage=stage)
 
-        yield tell
+        yield on_status
 
 
-def _lines(graph: str) -> Tell:
+def _lines(graph: str) -> OnStatus:
     shown: tuple[str, int] = ("", 0)
 
-    def tell(stage: str, fraction: float | None) -> None:
+    def on_status(stage: str, fraction: float | None) -> None:
         nonlocal shown
         quarter = int((fraction or 0.0) * _QUARTERS)
         if stage != shown[0] or quarter > shown[1]:
             shown = (stage, quarter)
             status(f"{graph}: {stage}" + (f" {100 * quarter // _QUARTERS}%" if quarter else ""))
 
-    return tell
+    return on_status
 
 
-def _print_plan(planned: Sequence[Planned]) -> None:
+def _print_plan(planned: Sequence[EnginePlan]) -> None:
     """What --dry-run says, on standard output."""
     for one in planned:
         state = "built" if is_built(one) else "not built"
@@ -180,11 +180,11 @@ def _print_plan(planned: Sequence[Planned]) -> None:
         print(f"  flags    {' '.join(one.flags)}")
         for i, profile in enumerate(one.profiles):
             print(f"  profile  {i}: {_shapes(profile)}")
-        estimate = one.estimate
-        parts = {"weights": estimate.weights, "activations": estimate.activations, "cache": estimate.cache}
+        memory = one.memory
+        parts = {"weights": memory.weights, "activations": memory.activations, "cache": memory.cache}
         told = " + ".join(f"{name} {size / 1e6:.0f}" for name, size in parts.items() if size)
-        print(f"  running  about {estimate.run / 1e6:.0f} MB: {told}")
-        building = f"{estimate.build_device / 1e6:.0f} MB on the device, {estimate.build_host / 1e6:.0f} MB on the host"
+        print(f"  running  about {memory.run / 1e6:.0f} MB: {told}")
+        building = f"{memory.build_device / 1e6:.0f} MB on the device, {memory.build_host / 1e6:.0f} MB on the host"
         print(f"  building about {building}")
 
 

@@ -12,8 +12,8 @@ from tango_plugins import TangoError
 from tango_runtime import engines
 from tango_runtime.bundle import GRAPHS, Bundle, GraphSpec, Manifest, TensorSpec
 from tango_runtime.cli.main import Command
-from tango_runtime.engines import Machine
-from tango_runtime.system.gpu import here
+from tango_runtime.engines import Target
+from tango_runtime.system.gpu import current_target
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
@@ -76,7 +76,7 @@ def _tensors(tensors: tuple[TensorSpec, ...], most: int = 3) -> str:
     return "\n".join(lines + ([f"and {len(tensors) - most} more"] if len(tensors) > most else []))
 
 
-def _told(bundle: Bundle, file: Path, machine: Machine | None, why: str, verify: bool) -> str:
+def _told(bundle: Bundle, file: Path, machine: Target | None, why: str, verify: bool) -> str:
     """An engine in one line."""
     engine = file.with_suffix(".engine")
     told = f"{engine.name}, {engine.stat().st_size / 1e6 if engine.is_file() else 0:.1f} MB: "
@@ -86,15 +86,15 @@ def _told(bundle: Bundle, file: Path, machine: Machine | None, why: str, verify:
         found = engines.check(bundle, file, machine, bundle.manifest.params, verify=verify)
     except TangoError as error:
         return told + error.message.removeprefix(f"{engine} ")
-    return f"{told}fits" + (f"; {found.caution.removeprefix(f'{engine.name} ')}" if found.caution else "")
+    return f"{told}fits" + (f"; {found.warning.removeprefix(f'{engine.name} ')}" if found.warning else "")
 
 
-def _machine() -> tuple[Machine | None, str]:
+def _machine() -> tuple[Target | None, str]:
     """This machine, or why no engine can run on it."""
     try:
         import tensorrt
 
-        return here(tensorrt.__version__), ""
+        return current_target(tensorrt.__version__), ""
     except ImportError:
         return None, "TensorRT cannot be imported"
     except TangoError as error:
@@ -106,7 +106,7 @@ def _made_with(file: Path) -> str:
         sidecar = engines.read_sidecar(file)
     except TangoError as error:
         return error.message
-    return f"made with TensorRT {sidecar.recipe.tensorrt} on {sidecar.gpu}"
+    return f"built with TensorRT {sidecar.spec.tensorrt} on {sidecar.gpu}"
 
 
 INSPECT = Command(_configure, _run)

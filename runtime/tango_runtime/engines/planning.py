@@ -1,4 +1,4 @@
-"""The engines that a bundle gets: recipes, shapes and rough memory."""
+"""The engines that a bundle gets: specs, shapes and rough memory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pathlib import Path
 
 from tango_plugins import PruneParams, TangoError, op
 from tango_runtime.bundle import GRAPHS, Bundle, GraphName, Manifest, TensorSpec
-from tango_runtime.engines.spec import FOLDER, HARDWARE_LEVELS, Machine, Profile, Recipe, Shape, digests, release
+from tango_runtime.engines.spec import FOLDER, HARDWARE_LEVELS, EngineSpec, Profile, Shape, Target, digests
+from tango_runtime.util.versions import release
 
 #: Text around a pruned video, in tokens: chat template and question. What is longer is prefilled in several passes.
 _TEXT = 128
@@ -57,7 +58,7 @@ class BuildOptions:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class EngineMemory:
     """Rough memory of an engine, in bytes.
 
     Attributes:
@@ -81,43 +82,43 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Planned:
+class EnginePlan:
     """An engine that can be built.
 
     Attributes:
-        recipe: What it is made of.
+        spec: What it is made of.
         path: Where it will stand.
-        estimate: Rough memory.
+        memory: Roughly how much memory it takes.
     """
 
-    recipe: Recipe
+    spec: EngineSpec
     path: Path
-    estimate: Estimate
+    memory: EngineMemory
 
     @property
     def graph(self) -> GraphName:
         """Which graph."""
-        return self.recipe.graph
+        return self.spec.graph
 
     @property
     def key(self) -> str:
         """The key in its name."""
-        return self.recipe.key
+        return self.spec.key
 
     @property
     def profiles(self) -> tuple[Profile, ...]:
         """Its optimisation profiles."""
-        return self.recipe.profiles
+        return self.spec.profiles
 
     @property
     def flags(self) -> tuple[str, ...]:
         """Names of TensorRT's network and builder flags."""
-        return self.recipe.flags
+        return self.spec.flags
 
 
-def plan(
-    bundle: Bundle, machine: Machine, options: BuildOptions, graphs: Sequence[GraphName] = GRAPHS
-) -> list[Planned]:
+def plan_engines(
+    bundle: Bundle, machine: Target, options: BuildOptions, graphs: Sequence[GraphName] = GRAPHS
+) -> list[EnginePlan]:
     """The engines that a bundle gets; builds nothing and reads no file.
 
     Args:
@@ -164,7 +165,7 @@ def _sizes(manifest: Manifest, options: BuildOptions) -> _Sizes:
     return _Sizes(frames, (1, min(prompt, most), most), context, params)
 
 
-def _planned(bundle: Bundle, machine: Machine, options: BuildOptions, sizes: _Sizes, graph: GraphName) -> Planned:
+def _planned(bundle: Bundle, machine: Target, options: BuildOptions, sizes: _Sizes, graph: GraphName) -> EnginePlan:
     manifest = bundle.manifest
     prune = graph == "prune"
     runs_it = manifest.graphs[graph].runtimes
@@ -185,7 +186,7 @@ def _planned(bundle: Bundle, machine: Machine, options: BuildOptions, sizes: _Si
             "build it: tango plugin build (--tensorrt-include names the headers); or without: "
             "--graphs vision embed decoder",
         )
-    recipe = Recipe(
+    spec = EngineSpec(
         graph=graph,
         files={} if prune else digests(manifest, graph),
         attributes=op.node_attributes(sizes.params) if prune else {},
@@ -198,14 +199,14 @@ def _planned(bundle: Bundle, machine: Machine, options: BuildOptions, sizes: _Si
         workspace=options.workspace,
         profiles=_profiles(manifest, sizes, graph),
     )
-    return Planned(recipe, bundle.path / FOLDER / recipe.name, _estimate(manifest, recipe, sizes))
+    return EnginePlan(spec, bundle.path / FOLDER / spec.name, _estimate(manifest, spec, sizes))
 
 
-def _hardware(machine: Machine, options: BuildOptions) -> str:
+def _hardware(machine: Target, options: BuildOptions) -> str:
     return "8.0+" if options.hardware_compatibility == "ampere+" else machine.compute_capability
 
 
-def _flags(manifest: Manifest, machine: Machine, options: BuildOptions, graph: GraphName) -> tuple[str, ...]:
+def _flags(manifest: Manifest, machine: Target, options: BuildOptions, graph: GraphName) -> tuple[str, ...]:
     """Precision is the graph's own: strongly typed from TensorRT 10 on, layer by layer before.
 
     TF32 rounds the operands of an fp32 product to eleven bits, as fp16 does. That is good enough for the tower's
@@ -251,17 +252,17 @@ def _profile(inputs: Sequence[TensorSpec], axes: Mapping[str, tuple[int, int, in
     return {tensor.name: (shape(tensor, 0), shape(tensor, 1), shape(tensor, 2)) for tensor in inputs}
 
 
-def _estimate(manifest: Manifest, recipe: Recipe, sizes: _Sizes) -> Estimate:
-    weights = sum(manifest.files[name].size for name in recipe.files)
-    activations = _activations(manifest, sizes, recipe.graph)
+def _estimate(manifest: Manifest, spec: EngineSpec, sizes: _Sizes) -> EngineMemory:
+    weights = sum(manifest.files[name].size for name in spec.files)
+    activations = _activations(manifest, sizes, spec.graph)
     decoder, item = manifest.decoder, _BYTES[manifest.dtype]
     cache = 2 * decoder.layers * decoder.kv_heads * decoder.head_dim * sizes.context * item
     # The host holds the weights as they were read and the engine as it is written, the device those that it times.
-    return Estimate(
+    return EngineMemory(
         weights=weights,
         activations=activations,
-        cache=cache if recipe.graph == "decoder" else 0,
-        build_device=weights + activations + (recipe.workspace or 0) * _MIB + _CONTEXT,
+        cache=cache if spec.graph == "decoder" else 0,
+        build_device=weights + activations + (spec.workspace or 0) * _MIB + _CONTEXT,
         build_host=2 * weights + _LIBRARIES,
     )
 
@@ -282,7 +283,7 @@ def _activations(manifest: Manifest, sizes: _Sizes, graph: GraphName) -> int:
     return tokens * (2 * 4 * heads * (sizes.context + tokens) + 16 * item * width)
 
 
-def _check_options(machine: Machine, options: BuildOptions) -> None:
+def _check_options(machine: Target, options: BuildOptions) -> None:
     version, level = release(machine.tensorrt), options.optimization_level
     _require(0 <= level <= 5, "--builder-optimization-level", level, "from 0 to 5")
     hardware = options.hardware_compatibility

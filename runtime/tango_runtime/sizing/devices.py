@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from tango_plugins import TangoError
-from tango_runtime.engines import release
+from tango_runtime.util.versions import release
 
 Precision = Literal["fp16", "int8", "fp8", "int4"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)

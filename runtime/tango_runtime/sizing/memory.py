@@ -22,10 +22,10 @@ from dataclasses import dataclass, replace
 
 from tango_plugins import TangoError, op
 from tango_runtime.bundle import GraphName
-from tango_runtime.engines import release
 from tango_runtime.sizing.devices import DEVICES, PRECISIONS, Device, Precision
 from tango_runtime.sizing.models import BYTES, Model
 from tango_runtime.sizing.times import PRODUCTS, Times, prefill_time, prune_time, token_time, vision_time
+from tango_runtime.util.versions import release
 
 #: Tokens around the video, the newline among them: a chat template and a short question.
 _TEXT = 31
@@ -263,7 +263,7 @@ def _weights(model: Model, sizes: Sizes) -> dict[GraphName, int]:
 
 
 def _activations(model: Model, sizes: Sizes) -> dict[GraphName, int]:
-    """As :func:`tango_runtime.engines.plan` estimates them."""
+    """As :func:`tango_runtime.engines.plan_engines` estimates them."""
     width, patches, tokens = model.decoder.width, 4 * model.tokens, sizes.pass_tokens
     heads = width // model.heads[1]
     return {

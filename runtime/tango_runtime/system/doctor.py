@@ -19,8 +19,9 @@ from tango_plugins import TangoError
 from tango_plugins.build import info
 from tango_plugins.native_library import install_directory
 from tango_runtime.bundle import GRAPHS, Bundle
-from tango_runtime.engines import FOLDER, Found, Machine, find, read_sidecar, release, sidecars
+from tango_runtime.engines import FOLDER, BuiltEngine, Target, find, read_sidecar, sidecars
 from tango_runtime.system import gpu as machine
+from tango_runtime.util.versions import release
 
 State = Literal["ok", "lacking", "beware"]
 EngineName = Literal["tensorrt", "ort-cuda", "ort-cpu"]
@@ -305,11 +306,11 @@ def _bundle(path: Path, gpu: machine.Gpu | None, tensorrt: str | None, verify: b
         plugin = machine.plugin()
     except TangoError:
         plugin = None
-    this = Machine(tensorrt, gpu.compute_capability, gpu.name, plugin.interface if plugin else None)
+    this = Target(tensorrt, gpu.compute_capability, gpu.name, plugin.interface if plugin else None)
     return [*findings, *_engines(bundle, this, verify)]
 
 
-def _engines(bundle: Bundle, this: Machine, verify: bool) -> Iterator[Finding]:
+def _engines(bundle: Bundle, this: Target, verify: bool) -> Iterator[Finding]:
     for graph in GRAPHS:
         try:
             found = find(bundle, graph, this, verify=verify)
@@ -317,25 +318,24 @@ def _engines(bundle: Bundle, this: Machine, verify: bool) -> Iterator[Finding]:
             needed: tuple[EngineName, ...] = () if graph == "prune" else ("tensorrt",)
             yield Finding(f"{graph} engine", "lacking" if needed else "beware", error.message, error.hint, needed)
             continue
-        yield Finding(f"{graph} engine", "beware" if found.caution else "ok", _told(found), _or_empty(found))
+        yield Finding(f"{graph} engine", "beware" if found.warning else "ok", _told(found), _or_empty(found))
     yield from _leftovers(bundle)
 
 
-def _told(found: Found) -> str:
+def _told(found: BuiltEngine) -> str:
     sidecar = found.sidecar
     ranges = {"vision": "F", "prune": "F", "embed": "N", "decoder": "N"}
-    axis = ranges[sidecar.recipe.graph]
+    axis = ranges[sidecar.spec.graph]
     words = {"F": "frames", "N": "tokens"}
-    told = (
-        f"{found.path.name}, {sidecar.size / 1e6:.1f} MB, {found.smallest(axis)} to {found.largest(axis)} {words[axis]}"
-    )
-    if sidecar.recipe.graph == "decoder":
-        told += f", context {found.largest('P', 1)}"
-    return f"{told}; {found.caution}" if found.caution else told
+    sizes = f"{found.min_size(axis)} to {found.max_size(axis)} {words[axis]}"
+    told = f"{found.path.name}, {sidecar.size / 1e6:.1f} MB, {sizes}"
+    if sidecar.spec.graph == "decoder":
+        told += f", context {found.max_size('P', 1)}"
+    return f"{told}; {found.warning}" if found.warning else told
 
 
-def _or_empty(found: Found) -> str:
-    return f"{found.rebuild} --rebuild" if found.caution else ""
+def _or_empty(found: BuiltEngine) -> str:
+    return f"{found.rebuild} --rebuild" if found.warning else ""
 
 
 def _leftovers(bundle: Bundle) -> Iterator[Finding]:
@@ -351,11 +351,11 @@ def _leftovers(bundle: Bundle) -> Iterator[Finding]:
 
 def _is_stale(bundle: Bundle, file: Path) -> bool:
     try:
-        recipe = read_sidecar(file).recipe
+        spec = read_sidecar(file).spec
     except TangoError:
         return True
     have = {name: spec.sha256 for name, spec in bundle.manifest.files.items()}
-    return any(have.get(name) != digest for name, digest in recipe.files.items())
+    return any(have.get(name) != digest for name, digest in spec.files.items())
 
 
 def _gigabytes(size: int) -> str:

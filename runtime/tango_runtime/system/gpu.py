@@ -14,7 +14,8 @@ from typing import Any, Literal
 from tango_plugins import TangoError
 from tango_plugins.build import TENSORRT_LIBRARY
 from tango_plugins.native_library import install_directory
-from tango_runtime.engines import Machine, release
+from tango_runtime.engines import Target
+from tango_runtime.util.versions import release
 
 _DRIVER = "libcuda.so.1"
 # CUdevice_attribute of cuda.h
@@ -161,8 +162,8 @@ def plugin(folder: Path | None = None) -> Plugin | None:
         raise TangoError(f"the TensorRT plugin {path} cannot be loaded: {error}", "tango plugin build") from error
 
 
-def here(tensorrt: str) -> Machine:
-    """This machine, for :func:`tango_runtime.engines.plan` and :func:`tango_runtime.engines.find`.
+def current_target(tensorrt: str) -> Target:
+    """This machine, for :func:`tango_runtime.engines.plan_engines` and :func:`tango_runtime.engines.find`.
 
     Args:
         tensorrt: ``tensorrt.__version__``.
@@ -171,7 +172,7 @@ def here(tensorrt: str) -> Machine:
         TangoError: There is no GPU, or a TensorRT plugin that cannot be loaded.
     """
     found, library = gpu(), plugin()
-    return Machine(tensorrt, found.compute_capability, found.name, library.interface if library else None)
+    return Target(tensorrt, found.compute_capability, found.name, library.interface if library else None)
 
 
 def _driver() -> Callable[..., None]:

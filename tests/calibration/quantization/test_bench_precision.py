@@ -104,7 +104,7 @@ def test_engines_of_tensorrt_are_weighed(bundle, quantised, tmp_path, monkeypatc
     module = host_tensorrt.HostTensorRT(Bundle.load(folder), host_cuda.install(monkeypatch))
     monkeypatch.setitem(sys.modules, "tensorrt", module)
     for user in (bench_precision, tensorrt):
-        monkeypatch.setattr(user, "here", lambda version: host_tensorrt.MACHINE)
+        monkeypatch.setattr(user, "current_target", lambda version: host_tensorrt.MACHINE)
     monkeypatch.setattr(CudaBackend, "mark", lambda stages: HostEvent())  # the emulated CUDA has no events
     assert main([str(folder), str(quantised), "--backend", "tensorrt", "--json", str(file), *QUICK]) == 0
     found, unbuilt = json.loads(file.read_text())["records"]

@@ -58,7 +58,7 @@ def make(host, spoken, built, monkeypatch):
         llm = VideoLLM(folder or (built if engine == "tensorrt" else spoken), "ort-cpu")
         if engine == "tensorrt":
             monkeypatch.setattr(tensorrt, "_tensorrt", lambda: HostTensorRT(llm.bundle, host))
-            monkeypatch.setattr(tensorrt, "here", lambda version: MACHINE)
+            monkeypatch.setattr(tensorrt, "current_target", lambda version: MACHINE)
             llm._backend = tensorrt.open_backend(llm.bundle)
             return llm
         stream = Stream()

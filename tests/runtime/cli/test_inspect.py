@@ -77,7 +77,7 @@ def test_engines_and_whether_they_fit(inspect, this_machine):
     unread.path.with_suffix(".json").write_text("{")
     out = inspect()
     assert line_of(out, fits) == f"engine   {fits.path.name}, 0.3 MB: fits"
-    assert "was made with TensorRT 10.3.0, here is 8.6.0" in line_of(out, foreign)
+    assert "was built with TensorRT 10.3.0, this is 8.6.0" in line_of(out, foreign)
     assert "has 0 bytes, its sidecar says 6" in line_of(out, cut)
     assert line_of(out, changed).endswith("fits")
     assert "is not JSON" in line_of(out, unread)
@@ -97,8 +97,8 @@ def test_without_tensorrt_or_a_gpu_nobody_knows(inspect, monkeypatch, error, tol
         raise error
 
     monkeypatch.setitem(sys.modules, "tensorrt", type("module", (), {"__version__": "8.6.0"}))
-    monkeypatch.setattr(inspect_command, "here", refused)
+    monkeypatch.setattr(inspect_command, "current_target", refused)
     one = put(planned(inspect.bundle)["embed"])
     line = line_of(inspect(), one)
-    assert "made with TensorRT 8.6.0 on NVIDIA H200; whether it fits is not known" in line
+    assert "built with TensorRT 8.6.0 on NVIDIA H200; whether it fits is not known" in line
     assert told in line

@@ -18,14 +18,14 @@ import pytest
 from tango_plugins import PruneParams, TangoError, op
 from tango_runtime.bundle import Bundle
 from tango_runtime.cli import main as cli
-from tango_runtime.engines import BuildOptions, Machine, find, plan, read_sidecar
+from tango_runtime.engines import BuildOptions, Target, find, plan_engines, read_sidecar
 from tango_runtime.engines.build import build, default_timing_cache, is_built, require_memory
 from tango_runtime.engines.worker import Phases, keep_float, plugin_fields
 from tango_runtime.system import gpu as machine
 from tango_runtime.system.gpu import Free, Gpu
 
 FAKE = Path(__file__).parents[2] / "fakes" / "tensorrt_module"
-HERE = Machine("8.6.0", "9.0", "NVIDIA H200")
+HERE = Target("8.6.0", "9.0", "NVIDIA H200")
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def exported(bundle):
 @pytest.fixture
 def loaded(exported, tmp_path, monkeypatch):
     """A copy of a bundle; the processes that build see the stand-in."""
-    monkeypatch.setenv("PYTHONPATH", str(FAKE))
+    monkeypatch.setenv("PYTHONPATH", str(FAKE), prepend=os.pathsep)
     return Bundle.load(shutil.copytree(exported, tmp_path / "bundle"))
 
 
@@ -61,7 +61,7 @@ def h200(monkeypatch, trt):
 
 
 def planned(bundle, graph="vision", **options):
-    return plan(bundle, HERE, BuildOptions(**options), [graph])[0]
+    return plan_engines(bundle, HERE, BuildOptions(**options), [graph])[0]
 
 
 def files(bundle):
@@ -83,7 +83,7 @@ def builds(bundle):
 def test_an_engine_and_its_sidecar(loaded):
     one = planned(loaded, "decoder", workspace=7)
     stages = []
-    assert build(loaded, one, HERE, tell=lambda stage, fraction: stages.append(stage))
+    assert build(loaded, one, HERE, on_status=lambda stage, fraction: stages.append(stage))
     assert files(loaded) == sorted([one.path.name, f"{one.path.stem}.json", default_timing_cache(loaded, HERE).name])
     told = json.loads(one.path.read_text())
     assert told["flags"] == ["FP16", "OBEY_PRECISION_CONSTRAINTS"]  # and not TF32
@@ -152,8 +152,8 @@ def test_two_builds_of_one_engine_build_it_once(loaded):
 
     def work():
         stages = []
-        built.append(build(loaded, one, HERE, tell=lambda stage, _: stages.append(stage)))
-        waited.append("waiting for another process that builds it" in stages)
+        built.append(build(loaded, one, HERE, on_status=lambda stage, _: stages.append(stage)))
+        waited.append("waiting for another build of it" in stages)
 
     threads = [threading.Thread(target=work) for _ in range(3)]
     for thread in threads:
@@ -183,9 +183,9 @@ SCRIPT = """
 import sys
 from tango_runtime.engines.build import build
 from tango_runtime.bundle import Bundle
-from tango_runtime.engines import BuildOptions, Machine, plan
-bundle, here = Bundle.load(sys.argv[1]), Machine("8.6.0", "9.0", "NVIDIA H200")
-build(bundle, plan(bundle, here, BuildOptions(), ["vision"])[0], here)
+from tango_runtime.engines import BuildOptions, Target, plan_engines
+bundle, here = Bundle.load(sys.argv[1]), Target("8.6.0", "9.0", "NVIDIA H200")
+build(bundle, plan_engines(bundle, here, BuildOptions(), ["vision"])[0], here)
 """
 
 
@@ -233,7 +233,7 @@ def test_a_killed_child_is_told_of(loaded):
     assert files(loaded) == []
 
 
-@pytest.mark.parametrize(("left", "named"), [(Free(1, 1 << 40), "GPU's memory"), (Free(1 << 40, 1), "host's memory")])
+@pytest.mark.parametrize(("left", "named"), [(Free(1, 1 << 40), "GPU memory"), (Free(1 << 40, 1), "host memory")])
 def test_too_little_memory_is_refused_before_anything_begins(loaded, left, named):
     with pytest.raises(TangoError, match=named) as error:
         require_memory(planned(loaded), left)
@@ -358,6 +358,6 @@ def test_a_job_is_what_it_was_after_its_journey(loaded):
     from tango_runtime.engines.worker import Job
     from tango_runtime.util.jsonschema import from_json
 
-    recipe = replace(planned(loaded).recipe, plugin=None)
-    job = Job(recipe, "m", loaded.manifest.graphs["vision"].inputs, None, "o", "t", 1)
+    spec = replace(planned(loaded).spec, plugin=None)
+    job = Job(spec, "m", loaded.manifest.graphs["vision"].inputs, None, "o", "t", 1)
     assert from_json(Job, json.loads(json.dumps(asdict(job))), "the job") == job

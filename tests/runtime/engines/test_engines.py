@@ -12,10 +12,10 @@ import pytest
 from tango_plugins import TangoError
 from tango_runtime.backends.ort_cpu import check_engine
 from tango_runtime.bundle import Bundle, Quantization, sha256
-from tango_runtime.engines import DECODE, FORMAT, PREFILL, BuildOptions, Machine, Sidecar, find, plan
+from tango_runtime.engines import DECODE, FORMAT, PREFILL, BuildOptions, Sidecar, Target, find, plan_engines
 
-H200 = Machine("8.6.0", "9.0", "NVIDIA H200", plugin="1")
-ORIN = Machine("10.3.0", "8.7", "Orin", plugin="1")
+H200 = Target("8.6.0", "9.0", "NVIDIA H200", plugin="1")
+ORIN = Target("10.3.0", "8.7", "Orin", plugin="1")
 
 
 @pytest.fixture(scope="module")
@@ -30,14 +30,14 @@ def loaded(exported, tmp_path):
 
 
 def planned(bundle, machine=H200, graphs=("vision", "prune", "embed", "decoder"), **options):
-    return {one.graph: one for one in plan(bundle, machine, BuildOptions(**options), graphs)}
+    return {one.graph: one for one in plan_engines(bundle, machine, BuildOptions(**options), graphs)}
 
 
 def put(one, machine=H200, content=b"engine", **changes):
     """Writes what a build would have written."""
     one.path.parent.mkdir(exist_ok=True)
     one.path.write_bytes(content)
-    sidecar = Sidecar(FORMAT, one.recipe, machine.gpu, len(content), sha256(one.path), 1.0, 0)
+    sidecar = Sidecar(FORMAT, one.spec, machine.gpu, len(content), sha256(one.path), 1.0, 0)
     one.path.with_suffix(".json").write_text(json.dumps(asdict(replace(sidecar, **changes))))
     return one
 
@@ -83,7 +83,7 @@ def test_plan_reads_back_as_it_was_written(loaded):
 
     for one in planned(loaded).values():
         put(one)
-        assert read_sidecar(one.path.with_suffix(".json")).recipe == one.recipe
+        assert read_sidecar(one.path.with_suffix(".json")).spec == one.spec
         assert one.path.name == f"{one.graph}-{one.key}.engine"
 
 
@@ -180,7 +180,7 @@ def test_an_engine_that_fits_is_found(loaded):
     made = put_all(loaded)
     for graph, one in made.items():
         found = find(loaded, graph, H200, verify=True)
-        assert (found.path, found.profiles, found.caution) == (one.path, one.profiles, None)
+        assert (found.path, found.profiles, found.warning) == (one.path, one.profiles, None)
 
 
 def test_none_at_all_names_the_command(loaded):
@@ -234,7 +234,7 @@ def test_a_cut_missing_or_changed_engine_is_refused(loaded):
     assert "SHA-256" in refusal(loaded, "decoder", verify=True).message
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 99}', '{"format": 1}', '{"format": 1, "recipe": 3}'])
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 99}', '{"format": 2}', '{"format": 2, "spec": 3}'])
 def test_a_damaged_sidecar_is_refused(loaded, content):
     made = put_all(loaded)
     file = made["vision"].path.with_suffix(".json")
@@ -265,19 +265,19 @@ def test_a_version_compatible_engine_runs_in_later_versions(loaded, here, fits):
 
 def test_an_ampere_plus_engine_runs_on_later_gpus(loaded):
     put(planned(loaded, hardware_compatibility="ampere+")["vision"])
-    assert find(loaded, "vision", replace(H200, compute_capability="8.7", gpu="Orin")).caution is None
+    assert find(loaded, "vision", replace(H200, compute_capability="8.7", gpu="Orin")).warning is None
     assert "8.0+" in refusal(loaded, "vision", replace(H200, compute_capability="7.5")).message
 
 
 def test_another_gpu_of_the_same_kind_is_told_of(loaded):
     put_all(loaded)
-    assert "H100" in find(loaded, "vision", replace(H200, gpu="NVIDIA H100")).caution
+    assert "H100" in find(loaded, "vision", replace(H200, gpu="NVIDIA H100")).warning
 
 
 def test_shapes_outside_a_profile_name_axis_bound_and_flag(loaded):
     put_all(loaded, max_frames=4, max_tokens=100, context=300)
     vision, decoder = find(loaded, "vision", H200), find(loaded, "decoder", H200)
-    assert (decoder.largest("N"), decoder.largest("P", DECODE), decoder.smallest("P")) == (100, 300, 0)
+    assert (decoder.max_size("N"), decoder.max_size("P", DECODE), decoder.min_size("P")) == (100, 300, 0)
     size = loaded.manifest.video.size[0]
     vision.check({"frames": (4, size, size, 3)})
     with pytest.raises(TangoError, match=r"5 frames.*1 to 4") as error:
@@ -293,8 +293,8 @@ def test_shapes_outside_a_profile_name_axis_bound_and_flag(loaded):
 
 def test_estimates_grow_with_what_they_depend_on(loaded):
     few, many = planned(loaded, max_frames=4), planned(loaded, max_frames=64)
-    assert few["vision"].estimate.activations < many["vision"].estimate.activations
-    short, long = (planned(loaded, max_tokens=64, context=n)["decoder"].estimate for n in (128, 1024))
+    assert few["vision"].memory.activations < many["vision"].memory.activations
+    short, long = (planned(loaded, max_tokens=64, context=n)["decoder"].memory for n in (128, 1024))
     decoder = loaded.manifest.decoder
     assert long.cache == 2 * decoder.layers * decoder.kv_heads * decoder.head_dim * 1024 * 2
     assert short.activations < long.activations

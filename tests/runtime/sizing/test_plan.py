@@ -130,12 +130,12 @@ def test_what_nothing_makes_fit_has_no_remedy():
 def test_a_bundle_is_planned_as_it_would_be_built(bundle):
     folder = bundle()
     found = plan(find_model(str(folder)), NANO, Options())
-    machine = engines.Machine("10.3", "8.7", "Orin")
-    planned = engines.plan(Bundle.load(folder), machine, engines.BuildOptions(), ["vision", "embed", "decoder"])
-    assert [getattr(found.memory, each.graph) for each in planned] == [each.estimate.weights for each in planned]
-    assert found.memory.activations == max(each.estimate.activations for each in planned)
-    assert found.memory.cache == planned[2].estimate.cache
-    told = max(each.estimate.build_device + each.estimate.build_host for each in planned)
+    machine = engines.Target("10.3", "8.7", "Orin")
+    planned = engines.plan_engines(Bundle.load(folder), machine, engines.BuildOptions(), ["vision", "embed", "decoder"])
+    assert [getattr(found.memory, each.graph) for each in planned] == [each.memory.weights for each in planned]
+    assert found.memory.activations == max(each.memory.activations for each in planned)
+    assert found.memory.cache == planned[2].memory.cache
+    told = max(each.memory.build_device + each.memory.build_host for each in planned)
     assert found.build < told < found.build + 3e9  # which counts what the libraries take too
 
 

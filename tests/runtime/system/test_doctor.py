@@ -11,7 +11,7 @@ import pytest
 from tango_plugins import TangoError
 from tango_runtime.bundle import Bundle
 from tango_runtime.cli import main as cli
-from tango_runtime.engines import BuildOptions, Machine, plan
+from tango_runtime.engines import BuildOptions, Target, plan_engines
 from tango_runtime.system import doctor
 from tango_runtime.system import gpu as machine
 from tango_runtime.system.doctor import examine
@@ -144,8 +144,8 @@ def test_engines_of_a_bundle(elsewhere, bundle, tmp_path):
 
     loaded = Bundle.load(shutil.copytree(bundle(), tmp_path / "bundle"))
     assert examine(loaded.path).ready == ("ort-cuda", "ort-cpu")
-    this = Machine("8.6.0", "9.0", "NVIDIA H200", "1")
-    for one in plan(loaded, this, BuildOptions(max_frames=9)):
+    this = Target("8.6.0", "9.0", "NVIDIA H200", "1")
+    for one in plan_engines(loaded, this, BuildOptions(max_frames=9)):
         put(one, this)
     found = findings(loaded.path)
     assert "1 to 9 frames" in found["vision engine"].text
@@ -161,8 +161,8 @@ def test_engines_of_a_graph_that_is_gone(elsewhere, bundle, tmp_path):
     from tests.runtime.engines.test_engines import put
 
     loaded = Bundle.load(shutil.copytree(bundle(), tmp_path / "bundle"))
-    this = Machine("8.6.0", "9.0", "NVIDIA H200", "1")
-    one = put(plan(loaded, this, BuildOptions(), ["vision"])[0], this)
+    this = Target("8.6.0", "9.0", "NVIDIA H200", "1")
+    one = put(plan_engines(loaded, this, BuildOptions(), ["vision"])[0], this)
     manifest = loaded.path / "bundle.json"
     digest = loaded.manifest.files["vision.onnx"].sha256
     manifest.write_text(manifest.read_text().replace(digest, "0" * 64))

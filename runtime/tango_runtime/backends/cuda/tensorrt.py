@@ -18,8 +18,8 @@ from tango_runtime import engines
 from tango_runtime.backends.cuda.backend import CudaBackend, Run, open_stream
 from tango_runtime.backends.cuda.device import Buffer, Pool, Stream
 from tango_runtime.bundle import Bundle, GraphName
-from tango_runtime.engines import DECODE, PREFILL, Found
-from tango_runtime.system.gpu import here
+from tango_runtime.engines import DECODE, PREFILL, BuiltEngine
+from tango_runtime.system.gpu import current_target
 
 #: Prune is the CUDA library's: see :mod:`tango_runtime.backends.cuda.backend`.
 _GRAPHS: tuple[GraphName, ...] = ("vision", "embed", "decoder")
@@ -36,7 +36,7 @@ def open_backend(bundle: Bundle) -> CudaBackend:
     """
     trt = _tensorrt()
     stream = open_stream()  # first: TensorRT crashes where there is no GPU
-    machine = here(trt.__version__)
+    machine = current_target(trt.__version__)
     found = {graph: engines.find(bundle, graph, machine) for graph in _GRAPHS}  # all, before the first is loaded
     return CudaBackend(bundle, TensorRTRunner(trt, bundle, found, stream, machine.gpu), stream)
 
@@ -61,7 +61,9 @@ class TensorRTRunner:
     frames_at_once = None
     in_place = False
 
-    def __init__(self, trt: Any, bundle: Bundle, found: Mapping[GraphName, Found], stream: Stream, gpu: str) -> None:
+    def __init__(
+        self, trt: Any, bundle: Bundle, found: Mapping[GraphName, BuiltEngine], stream: Stream, gpu: str
+    ) -> None:
         self._trt, self._found, self._stream = trt, found, stream
         self._logger = _logger(trt)
         self._runtime = trt.Runtime(self._logger)
@@ -70,10 +72,10 @@ class TensorRTRunner:
         self._contexts = {graph: self._context(graph, PREFILL) for graph in found}
         self._recorded: list[Any] = []  # contexts that a CUDA graph was recorded from
         decoder = found["decoder"]
-        self.tokens_at_once = min(decoder.largest("N", PREFILL), found["embed"].largest("N"))
-        self.capacity = decoder.largest("P", DECODE)
+        self.tokens_at_once = min(decoder.max_size("N", PREFILL), found["embed"].max_size("N"))
+        self.capacity = decoder.max_size("P", DECODE)
         self.description = f"TensorRT {trt.__version__}, {gpu}"
-        if cautions := [each.caution for each in found.values() if each.caution]:
+        if cautions := [each.warning for each in found.values() if each.warning]:
             self.description += f" ({'; '.join(cautions)})"
 
     def dtype(self, graph: GraphName, tensor: str) -> str:
@@ -123,7 +125,7 @@ class TensorRTRunner:
         self._check_tensors(bundle, graph, engine)
         return engine
 
-    def _refit(self, engine: Any, found: Found, model: Path) -> None:
+    def _refit(self, engine: Any, found: BuiltEngine, model: Path) -> None:
         """Gives an engine that was built without weights those of the bundle's graph."""
         refitter = self._trt.Refitter(engine, self._logger)
         parser = self._trt.OnnxParserRefitter(refitter, self._logger)
