@@ -13,7 +13,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -24,11 +23,9 @@ from tango_runtime.bundle import Bundle, sha256
 from tango_runtime.engines import FOLDER, FORMAT, EnginePlan, Sidecar, Target, read_sidecar
 from tango_runtime.engines.worker import Job
 from tango_runtime.system.gpu import Free
+from tango_runtime.util.console import OnStatus
 from tango_runtime.util.files import staged_file
 from tango_runtime.util.units import gigabytes
-
-#: Receives the stage of a build and its progress from 0 to 1, None if TensorRT reports none.
-OnStatus = Callable[[str, "float | None"], None]
 
 _USE_LESS = "smaller --max-frames, --max-tokens and --context take less"
 

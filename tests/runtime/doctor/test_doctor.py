@@ -7,6 +7,7 @@ import shutil
 from dataclasses import replace
 
 import pytest
+from tango_runtime.system.doctor import examine
 
 from tango_plugins import TangoError
 from tango_runtime.bundle import Bundle
@@ -14,7 +15,6 @@ from tango_runtime.cli import main as cli
 from tango_runtime.engines import BuildOptions, Target, plan_engines
 from tango_runtime.system import doctor
 from tango_runtime.system import gpu as machine
-from tango_runtime.system.doctor import examine
 from tango_runtime.system.gpu import Free, Gpu, Plugin
 
 CPU = ("ort-cpu",)
