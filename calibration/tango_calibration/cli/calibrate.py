@@ -37,6 +37,7 @@ from tango_runtime.cli.args import (
     add_max_new_tokens,
     add_output,
     add_overwrite,
+    add_precisions,
     add_seed,
     percent,
     positive_int,
@@ -75,19 +76,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help=f"folder of videos to observe, with or without a questions.jsonl; or {SYNTHETIC}",
     )
-    parser.add_argument(
-        "--vision",
-        default="int8",
-        choices=["int8", "fp8", "fp16"],
-        help="precision of the vision tower (fp16 leaves it as it is; fp8 is for TensorRT 10 and later, and untested; "
-        "default: %(default)s)",
-    )
-    parser.add_argument(
-        "--decoder",
-        default="fp16",
-        choices=["int4", "int8", "fp8", "fp16"],
-        help="precision of the decoder (int4 quantizes weights only; default: %(default)s)",
-    )
+    add_precisions(parser, vision="int8", decoder="fp16")
     parser.add_argument(
         "--method",
         default="minmax",
@@ -103,8 +92,9 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--target",
         choices=["onnxruntime", "tensorrt"],
-        help="what the new bundle is for; for tensorrt, INT8 weights are stored in fp32, as version 8 requires, and "
-        "become 8 bits in the engine (default: onnxruntime; with fp8, tensorrt)",
+        help="what the new bundle is for: for tensorrt, INT8 weights are stored in fp32, as version 8 requires, and "
+        "become 8 bits in the engine; fp8 is for TensorRT 10 and later only, and has not been tested there "
+        "(default: onnxruntime; with fp8, tensorrt)",
     )
     parser.add_argument(
         "--min-overlap",

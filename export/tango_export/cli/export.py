@@ -26,7 +26,7 @@ from tango_runtime.util.console import status
 def _configure(parser: argparse.ArgumentParser) -> None:
     default = Request()
     parser.add_argument(
-        "--model", default=default.model, help="llava-ov, llava-ov-0.5b or llava-ov-7b (default: %(default)s)"
+        "--model", default=default.model, help="model (llava-ov, llava-ov-0.5b or llava-ov-7b; default: %(default)s)"
     )
     add_checkpoints(parser, "the published one")
     add_output(parser, "BUNDLE", "default: named after the checkpoint")

@@ -14,8 +14,12 @@ from tango_plugins import TangoError
 from tango_runtime.backends.registry import BACKENDS
 from tango_runtime.util.files import atomic_write
 
-#: What an option takes in place of a file to write to standard output.
+#: The value of an output option that stands for standard output.
 STDOUT = Path("-")
+
+#: Precisions of a graph, and what each graph is called in help texts.
+PRECISIONS = {"vision": ("fp16", "int8", "fp8"), "decoder": ("fp16", "int8", "fp8", "int4")}
+_GRAPHS = {"vision": "vision tower", "decoder": "decoder"}
 
 
 # Types.
@@ -163,6 +167,18 @@ def add_context(parser: argparse._ActionsContainer, default: int | None = None, 
         metavar="TOKENS",
         help=f"context length in tokens, prompt and answer together (default: {shown})",
     )
+
+
+def add_precisions(parser: argparse.ArgumentParser, **defaults: str) -> None:
+    """``--vision`` and ``--decoder``, by default as the model is."""
+    for graph, choices in PRECISIONS.items():
+        default = defaults.get(graph)
+        parser.add_argument(
+            f"--{graph}",
+            default=default,
+            choices=choices,
+            help=f"precision of the {_GRAPHS[graph]} (default: {default or 'the precision it has'})",
+        )
 
 
 def add_backend(parser: argparse.ArgumentParser) -> None:

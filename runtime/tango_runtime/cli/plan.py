@@ -7,16 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from tango_plugins import TangoError
-from tango_runtime.cli.args import STDOUT, add_context, add_frames, add_json, add_pruning, write_json
+from tango_runtime.cli.args import STDOUT, add_context, add_frames, add_json, add_precisions, add_pruning, write_json
 from tango_runtime.cli.command import Command
 from tango_runtime.sizing import (
     COMPUTE,
-    DECODER,
     LAYER,
     MEMORY,
     PASSES,
     RELEASED,
-    VISION,
     Model,
     Options,
     Plan,
@@ -31,18 +29,11 @@ _ALL = "all"
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, help=f"{', '.join(RELEASED)}, or the folder of a bundle")
+    parser.add_argument("--model", required=True, help=f"model ({', '.join(RELEASED)}, or the folder of a bundle)")
     parser.add_argument("--device", required=True, help=f"{', '.join(DEVICES)}, or {_ALL} to compare all")
     add_frames(parser, note="the model's")
     add_pruning(parser, "the model's")
-    parser.add_argument(
-        "--vision",
-        metavar="PRECISION",
-        help=f"precision of the vision tower ({', '.join(VISION)}; default: the model's)",
-    )
-    parser.add_argument(
-        "--decoder", metavar="PRECISION", help=f"precision of the decoder ({', '.join(DECODER)}; default: the model's)"
-    )
+    add_precisions(parser)
     add_context(parser, note="the longest prompt plus 512")
     add_json(parser)
 

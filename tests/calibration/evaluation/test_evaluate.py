@@ -340,7 +340,7 @@ def test_the_command_writes_what_it_found(spoken, folder, tmp_path, capsys):
     assert "videos 100%" in progress
     found = json.loads((out / "results.json").read_text())
     assert found["conditions"]["questions"] == 6
-    assert found["conditions"]["engine"] == str(ChainReader(spoken, "ort-cpu"))
+    assert found["conditions"]["backend"] == str(ChainReader(spoken, "ort-cpu"))
     assert found["conditions"]["parameters of tango"]["retention_ratio"] == [0.1, 0.3]
     assert [question["answer"] for question in found["questions"]] == ["yes", "ball"] * 3
     assert [(t["method"], t["retention_ratio"]) for t in found["trials"]] == [
@@ -370,10 +370,10 @@ def test_generated_clips_in_two_processes(spoken, capsys):
     ("arguments", "error"),
     [
         (["--method", "magic"], "there is no method 'magic'"),
-        (["--retention-ratio", "1.5"], "retention_ratio is 1.5"),
-        (["--videos", "0"], "--videos is 0"),
-        (["--seed", "-1"], "--seed is -1"),
-        (["--jobs", "0"], "--jobs is 0"),
+        (["--retention-ratio", "1.5"], "argument --retention-ratio: '1.5' is not a number above 0 and at most 1"),
+        (["--videos", "0"], "argument --videos: '0' is not a positive integer"),
+        (["--seed", "-1"], "argument --seed: '-1' is not a non-negative integer"),
+        (["--jobs", "0"], "argument --jobs: '0' is not a positive integer"),
         (["--frames", "4"], "a generated clip has at least 8 frames"),
         (["--data", "nowhere"], "there is no nowhere/questions.jsonl"),
         (["--data", "nowhere", "--questions", "3"], "--questions is for generated clips"),

@@ -68,7 +68,7 @@ def test_a_recorded_step_finds_room_in_the_cache_and_goes_on_where_the_prompt_en
 
 def test_what_was_measured_is_kept_where_transformers_fails(spoken, tmp_path, capsys):
     file = tmp_path / "out.json"
-    quick = ["--warm-up", "1", "--repeats", "1", "--only", "pruned", "--backend", "ort-cpu"]
+    quick = ["--warm-up", "1", "--repeats", "1", "--only-pruned", "--backend", "ort-cpu"]
     assert main(["bench", str(spoken), *quick, "--compare-torch", str(tmp_path), "--json", str(file)]) == 0
     (case,) = json.loads(file.read_text())["cases"]
     assert list(case["milliseconds"]) == ["tango"]
