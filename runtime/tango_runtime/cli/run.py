@@ -8,7 +8,8 @@ from pathlib import Path
 
 from tango_runtime.cli.args import add_backend, add_bundle, add_pruning, add_sampling, add_video, new_file
 from tango_runtime.cli.command import Command
-from tango_runtime.pipeline.video_llm import Answer, VideoLLM
+from tango_runtime.pipeline.answer import Answer
+from tango_runtime.pipeline.video_llm import VideoLLM
 from tango_runtime.util.console import progress, status
 
 

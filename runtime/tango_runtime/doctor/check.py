@@ -10,7 +10,7 @@ from tango_runtime.backends.registry import BACKENDS
 Status = Literal["ok", "missing", "warning"]
 
 #: The backends that need a GPU, and those that need ONNX Runtime.
-GPU_BACKENDS = tuple(name for name in BACKENDS if name != "ort-cpu")
+GPU_BACKENDS = tuple(name for name, entry in BACKENDS.items() if entry.on_gpu)
 ORT_BACKENDS = tuple(name for name in BACKENDS if name.startswith("ort-"))
 
 
