@@ -13,13 +13,13 @@ from rich.console import Console
 from rich.table import Table
 
 from tango_plugins import TangoError
-from tango_runtime.bench.conditions import gpu_state, machine, placeless
+from tango_runtime.bench.conditions import gpu_state, machine, without_folder
 from tango_runtime.bench.measure import (
     BUDGET,
     CLIP,
     DEVICE_METRIC,
+    EVENT_TIMED,
     HOST_METRIC,
-    MARKED,
     Bench,
     Case,
     Measured,
@@ -48,7 +48,7 @@ from tango_runtime.util.units import megabytes
 _COLD_STARTS = 3
 _MAX_PIXELS = 8192  # per side
 _CLOCKS = {
-    True: f"{', '.join(MARKED)} by CUDA events in the backend's stream, the rest by the host's clock",
+    True: f"{', '.join(EVENT_TIMED)} by CUDA events in the backend's stream, the rest by the host's clock",
     False: "by the host's clock",
 }
 
@@ -299,7 +299,7 @@ def _as_json(results: _Results) -> dict[str, Any]:
             "family": manifest.family,
             "dtype": manifest.dtype,
             "decoder": vars(manifest.decoder),
-            "source": {name: placeless(value) for name, value in vars(manifest.source).items()},
+            "source": {name: without_folder(value) for name, value in vars(manifest.source).items()},
         },
         "setting": vars(setting) | {"budget": BUDGET, "batch": 1, "clip": CLIP},
         "metrics": {"milliseconds": results.clock, "device_memory": DEVICE_METRIC, "host_memory": HOST_METRIC},
