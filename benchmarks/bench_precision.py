@@ -30,7 +30,8 @@ from tango_runtime.bench.conditions import gpu_state, machine
 from tango_runtime.bench.measure import BUDGET, CLIP, EVENT_TIMED, Bench, Case, Setting, spread
 from tango_runtime.bundle import Bundle, GraphName
 from tango_runtime.engines import Target, find
-from tango_runtime.system.gpu import current_target
+from tango_runtime.engines.target import current_target
+from tango_runtime.system.packages import import_tensorrt
 from tango_runtime.util.console import progress, status
 from tango_runtime.video import sample
 
@@ -128,9 +129,7 @@ def engine_bytes(bundle: Bundle, target: Target) -> dict[str, int]:
 
 
 def _target() -> Target:
-    import tensorrt  # here, because only a machine with TensorRT has it
-
-    return current_target(tensorrt.__version__)
+    return current_target(import_tensorrt().__version__)
 
 
 def ask(bundle: Bundle, backend: str, videos: Sequence[Video]) -> Outputs:

@@ -16,19 +16,16 @@ import numpy as np
 from tango_plugins import TangoError
 from tango_runtime import engines
 from tango_runtime.bundle import GRAPHS, Bundle
+from tango_runtime.engines.target import current_target
 from tango_runtime.pipeline.prompt import Prompt
-from tango_runtime.system.gpu import current_target
+from tango_runtime.system.packages import import_tensorrt
 from tango_runtime.video import sample
 from tango_runtime.video.preprocess import preprocess
 
 
 def find_engines(bundle: Bundle, ratio: float | None) -> dict[str, Path]:
     """The engine of each graph that fits this machine."""
-    try:
-        import tensorrt
-    except ImportError as error:
-        raise TangoError(f"TensorRT cannot be imported: {error}", "see: tango doctor") from error
-    params, target = bundle.manifest.params, current_target(tensorrt.__version__)
+    params, target = bundle.manifest.params, current_target(import_tensorrt().__version__)
     params = params if ratio is None else params.at(ratio)
     chosen = {graph: engines.find(bundle, graph, target, params) for graph in GRAPHS}
     for engine in chosen.values():

@@ -14,6 +14,7 @@ from tango_plugins import PruneParams, TangoError, reference
 from tango_runtime.backends.base import HostEvent, PrunedTokens, Trace, require_context
 from tango_runtime.bundle import Bundle, GraphName, TensorSpec
 from tango_runtime.util.console import OnProgress
+from tango_runtime.util.errors import first_line
 
 Array = NDArray[Any]
 
@@ -47,12 +48,12 @@ def open_session(graph: Path, *, threads: int = 0) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
-    with refusing(f"load {graph}", _VERIFY):
+    with ort_errors(f"load {graph}", _VERIFY):
         return onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
 
 
 @contextmanager
-def refusing(what: str, hint: str) -> Iterator[None]:
+def ort_errors(what: str, hint: str) -> Iterator[None]:
     """Turns ONNX Runtime's errors, which have no common class, into ours.
 
     Args:
@@ -65,7 +66,7 @@ def refusing(what: str, hint: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise TangoError(f"ONNX Runtime cannot {what}: {str(error).splitlines()[0]}", hint) from error
+        raise TangoError(f"ONNX Runtime cannot {what}: {first_line(error)}", hint) from error
 
 
 class HostKVCache:
@@ -251,7 +252,7 @@ def check_tensors(bundle: Bundle, name: GraphName, session: Any) -> None:
 
 
 def _run(session: Any, feeds: dict[str, Array]) -> list[Array]:
-    with refusing("run a graph", _VERIFY):
+    with ort_errors("run a graph", _VERIFY):
         outputs: list[Array] = session.run(None, feeds)
     return outputs
 

@@ -18,6 +18,7 @@ from tango_runtime.bench.conditions import without_folder
 from tango_runtime.bench.measure import Measured, Samples, Setting
 from tango_runtime.bundle import Manifest
 from tango_runtime.util.console import OnProgress
+from tango_runtime.util.errors import first_line
 from tango_runtime.video import sample
 from tango_runtime.video.preprocess import preprocess
 
@@ -30,8 +31,8 @@ def _torch_errors() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # out of memory, or an operation that a CUDA graph cannot record
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise TangoError(f"transformers failed: {reason}", "use fewer --frames, or drop --compare-torch") from error
+        hint = "use fewer --frames, or drop --compare-torch"
+        raise TangoError(f"transformers failed: {first_line(error)}", hint) from error
 
 
 @dataclass(frozen=True)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import json
+from pathlib import Path
 from typing import Any
 
 from tango_plugins import TangoError
-from tango_runtime.cli.main import Command
+from tango_runtime.cli.args import STDOUT, add_context, add_frames, add_json, add_precisions, add_pruning, write_json
+from tango_runtime.cli.command import Command
 from tango_runtime.sizing import (
     COMPUTE,
-    DECODER,
     LAYER,
     MEMORY,
     PASSES,
-    VISION,
     Estimate,
     ModelDimensions,
     SizingOptions,
@@ -30,15 +29,15 @@ _ALL = "all"
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, help=f"{', '.join(released_models())}, or a bundle's folder")
-    parser.add_argument("--device", required=True, help=f"{', '.join(DEVICES)}, or {_ALL}: a line for each")
-    parser.add_argument("--frames", type=int, help="frames of the video (default: the model's)")
-    parser.add_argument("--retention-ratio", type=float, help="fraction of video tokens kept (default: the model's)")
-    parser.add_argument("--no-prune", action="store_true", help="keep all")
-    parser.add_argument("--vision", help=f"precision of the tower: {', '.join(VISION)} (default: as it is, fp16)")
-    parser.add_argument("--decoder", help=f"precision of the decoder: {', '.join(DECODER)} (default: as it is, fp16)")
-    parser.add_argument("--context", type=int, help="positions of the cache (default: the longest prompt, and 512)")
-    parser.add_argument("--json", action="store_true", help="write JSON")
+    parser.add_argument(
+        "--model", required=True, help=f"model ({', '.join(released_models())}, or the folder of a bundle)"
+    )
+    parser.add_argument("--device", required=True, help=f"{', '.join(DEVICES)}, or {_ALL} to compare all")
+    add_frames(parser, note="the model's")
+    add_pruning(parser, "the model's")
+    add_precisions(parser)
+    add_context(parser, note="the longest prompt plus 512")
+    add_json(parser)
 
 
 def _options(args: argparse.Namespace) -> SizingOptions:
@@ -58,21 +57,21 @@ def _run(args: argparse.Namespace) -> int:
     if args.device == _ALL:
         return _run_all(find_model(args.model), options, args.json)
     found = estimate(find_model(args.model), find_device(args.device), options)
-    if args.json:
-        print(json.dumps(_as_json(args.device, found, options), indent=2))
-    else:
+    if args.json != STDOUT:
         _print(args.device, found, options)
+    if args.json:
+        write_json(args.json, _as_json(args.device, found, options))
     return 0 if found.fits else 1
 
 
-def _run_all(model: ModelDimensions, options: SizingOptions, as_json: bool) -> int:
+def _run_all(model: ModelDimensions, options: SizingOptions, json_file: Path | None) -> int:
     """A line for each device; one that cannot run this at all says why."""
     estimate(model, find_device("h200"), options)  # which runs all there is: what it refuses is wrong everywhere
     found = {name: _attempt(model, device, options) for name, device in DEVICES.items()}
-    if as_json:
-        print(json.dumps([_entry(name, each, options) for name, each in found.items()], indent=2))
-    else:
+    if json_file != STDOUT:
         _print_all(found, options)
+    if json_file:
+        write_json(json_file, [_entry(name, each, options) for name, each in found.items()])
     return 0 if any(isinstance(each, Estimate) and each.fits for each in found.values()) else 1
 
 

@@ -13,7 +13,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -24,10 +23,9 @@ from tango_runtime.bundle import Bundle, sha256
 from tango_runtime.engines import FOLDER, FORMAT, EnginePlan, Sidecar, Target, read_sidecar
 from tango_runtime.engines.worker import Job
 from tango_runtime.system.gpu import Free
-from tango_runtime.util.locking import staged_file
-
-#: Receives the stage of a build and its progress from 0 to 1, None if TensorRT reports none.
-OnStatus = Callable[[str, "float | None"], None]
+from tango_runtime.util.console import OnStatus
+from tango_runtime.util.files import staged_file
+from tango_runtime.util.units import gigabytes
 
 _USE_LESS = "smaller --max-frames, --max-tokens and --context take less"
 
@@ -122,16 +120,16 @@ def require_memory(planned: EnginePlan, left: Free) -> None:
     for pool, needed, free in pools:
         if needed > free:
             raise TangoError(
-                f"building {planned.graph} takes about {_gigabytes(needed)} of {pool} memory, "
-                f"{_gigabytes(free)} are free",
+                f"building {planned.graph} takes about {gigabytes(needed)} of {pool} memory, "
+                f"{gigabytes(free)} are free",
                 f"stop other processes that use it; {_USE_LESS}; --no-memory-check tries it anyway",
             )
     folder = planned.path.parent if planned.path.parent.is_dir() else planned.path.parent.parent
     disk = shutil.disk_usage(folder).free
     if needs.weights > disk:
         raise TangoError(
-            f"{planned.path.name} takes about {_gigabytes(needs.weights)}, "
-            f"the disk of {folder} has {_gigabytes(disk)} free",
+            f"{planned.path.name} takes about {gigabytes(needs.weights)}, "
+            f"the disk of {folder} has {gigabytes(disk)} free",
             f"free some; to list unused engines: tango doctor {folder.parent if folder.name == FOLDER else folder}",
         )
 
@@ -195,12 +193,8 @@ def _failure(job: Job, code: int, last: dict[str, Any], log: IO[str]) -> TangoEr
 def _install(engine: Path, partial: Path, sidecar: Sidecar) -> None:
     """Renames the finished files in an order that never leaves a sidecar beside an engine it does not describe."""
     final = engine.with_suffix(".json")
-    staged = final.with_name(f".{final.name}.partial")
-    staged.write_text(json.dumps(asdict(sidecar), indent=2) + "\n", encoding="utf-8")
-    final.unlink(missing_ok=True)
-    partial.rename(engine)
-    staged.rename(final)
-
-
-def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:.1f} GB"
+    with staged_file(final) as (beside, _):
+        beside.write_text(json.dumps(asdict(sidecar), indent=2) + "\n", encoding="utf-8")
+        final.unlink(missing_ok=True)
+        partial.rename(engine)
+        beside.rename(final)

@@ -202,7 +202,7 @@ def _check_graph(bundle: Bundle, target: Target, graph: GraphName) -> None:
 
 
 def _quantize(graph: GraphName) -> str:
-    return f"tango calibrate --{graph} int8 --engine tensorrt"
+    return f"tango calibrate --{graph} int8 --target tensorrt"
 
 
 def _hardware(target: Target, options: BuildOptions) -> str:

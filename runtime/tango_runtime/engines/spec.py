@@ -30,7 +30,7 @@ HARDWARE_LEVELS = {"none": "NONE", "ampere+": "AMPERE_PLUS", "sameComputeCapabil
 
 @dataclass(frozen=True)
 class Target:
-    """The machine that an engine is for; :func:`tango_runtime.system.gpu.current_target` gives this machine's.
+    """The machine that an engine is for; :func:`tango_runtime.engines.target.current_target` gives this machine's.
 
     Attributes:
         tensorrt: Version of TensorRT, as ``8.6.0``.

@@ -27,8 +27,8 @@ import numpy as np
 from tango_plugins import op
 from tango_runtime.bundle import TensorSpec
 from tango_runtime.engines import HARDWARE_LEVELS, EngineSpec
+from tango_runtime.util.files import staged_file
 from tango_runtime.util.jsonschema import from_json
-from tango_runtime.util.locking import staged_file
 
 _MIB = 1 << 20
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h

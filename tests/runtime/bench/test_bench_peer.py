@@ -68,7 +68,7 @@ def test_a_captured_step_continues_the_prompt_in_the_cache(peer, monkeypatch):
 
 def test_measurements_are_kept_if_transformers_fails(tiny_bundle, tmp_path, capsys):
     file = tmp_path / "out.json"
-    quick = ["--warm-up", "1", "--repeats", "1", "--only", "pruned", "--backend", "ort-cpu"]
+    quick = ["--warm-up", "1", "--repeats", "1", "--only-pruned", "--backend", "ort-cpu"]
     assert main(["bench", str(tiny_bundle), *quick, "--compare-torch", str(tmp_path), "--json", str(file)]) == 0
     (case,) = json.loads(file.read_text())["cases"]
     assert list(case["milliseconds"]) == ["tango"]

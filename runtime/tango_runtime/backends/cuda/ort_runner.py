@@ -19,7 +19,7 @@ from tango_plugins import TangoError
 from tango_plugins.device_array import DeviceArray
 from tango_runtime.backends.cuda.device import Pool, Stream
 from tango_runtime.backends.cuda.runner import Run, Step
-from tango_runtime.backends.ort_cpu import check_runtime, check_tensors, refusing
+from tango_runtime.backends.ort_cpu import check_runtime, check_tensors, ort_errors
 from tango_runtime.bundle import Bundle, GraphName
 
 PROVIDER = "CUDAExecutionProvider"
@@ -126,7 +126,7 @@ class OrtRunner:
             bind(name, self._place, 0, np.dtype(memory.dtype).type, memory.shape, memory.address)
 
         def run() -> None:
-            with refusing(f"run {graph}", "use fewer frames, or end other programs on the GPU; see: tango doctor"):
+            with ort_errors(f"run {graph}", "use fewer frames, or end other programs on the GPU; see: tango doctor"):
                 self._sessions[graph].run_with_iobinding(self._bindings[graph, replay], options)
 
         return run
@@ -136,7 +136,7 @@ def _options(onnxruntime: Any, operators: Path | None) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     if operators is not None:
-        with refusing(f"take the operators of {operators}", "build it: tango plugin build"):
+        with ort_errors(f"take the operators of {operators}", "build it: tango plugin build"):
             options.register_custom_ops_library(str(operators))
     return options
 
@@ -148,7 +148,7 @@ def _open(
     file = bundle.graph(graph)
     chosen = (provider, settings) if provider == PROVIDER else provider
     hint = "check the bundle with: tango inspect BUNDLE --verify, and the GPU with: tango doctor"
-    with refusing(f"load {file} on the GPU", hint):
+    with ort_errors(f"load {file} on the GPU", hint):
         session = onnxruntime.InferenceSession(str(file), options, providers=[chosen])
     if session.get_providers()[0] != provider:  # it would run on the CPU in silence
         raise TangoError(

@@ -20,7 +20,8 @@ from tango_runtime.backends.cuda.device import Buffer, Pool, Stream
 from tango_runtime.backends.cuda.runner import Run
 from tango_runtime.bundle import Bundle, GraphName
 from tango_runtime.engines import DECODE, PREFILL, BuiltEngine
-from tango_runtime.system.gpu import current_target
+from tango_runtime.engines.target import current_target
+from tango_runtime.system.packages import import_tensorrt
 
 #: Prune is the CUDA library's: see :mod:`tango_runtime.backends.cuda.backend`.
 _GRAPHS: tuple[GraphName, ...] = ("vision", "embed", "decoder")
@@ -35,7 +36,7 @@ def open_backend(bundle: Bundle, threads: int = 0) -> CudaBackend:
         TangoError: TensorRT is not installed, there is no GPU, an engine is missing or does not fit this machine, or
             the CUDA library is not built.
     """
-    trt = _tensorrt()
+    trt = import_tensorrt()
     stream = open_stream()  # first: TensorRT crashes where there is no GPU
     machine = current_target(trt.__version__)
     found = {graph: engines.find(bundle, graph, machine) for graph in _GRAPHS}  # all, before the first is loaded
@@ -164,16 +165,6 @@ class TensorRTRunner:
         errors = "; ".join(self._logger.errors)
         self._logger.errors.clear()
         return TangoError(f"{what}: {errors or 'TensorRT gives no reason'}", hint)
-
-
-def _tensorrt() -> Any:
-    try:
-        import tensorrt
-    except ImportError as error:
-        raise TangoError(
-            f"TensorRT cannot be imported: {error}", "pip install 'tango-edge[tensorrt]'; on a Jetson see: tango doctor"
-        ) from error
-    return tensorrt
 
 
 def _logger(trt: Any) -> Any:
