@@ -301,9 +301,10 @@ class VideoLLM:
     def _see(self, answer: Answer, request: _Request, spans: _Spans) -> tuple[PrunedTokens, Tensor]:
         """Decodes the video, runs the vision graph and prunes → what is kept, and the salience."""
         with _timed(answer, "video"):
-            timed, size = _noting_aspect(answer, request.timed), self.bundle.manifest.video.size[0]
-            room = self._backend.frame_buffer(request.frames, size)
-            answer.frames, answer.seconds = preprocess(timed, size, room)
+            size = self.bundle.manifest.video.size
+            buffer = self._backend.frame_buffer(request.frames, size[0])
+            batch = preprocess(request.timed, size, buffer)
+            answer.frames, answer.seconds, answer.aspect = batch.frames, batch.seconds, batch.aspect
         with spans.of("vision"):
             features, salience = self._backend.vision(answer.frames, request.on_progress)
         if request.params is None:
@@ -360,12 +361,6 @@ def _all(tokens: Tensor, total: int) -> PrunedTokens:
     """What is left when nothing is pruned."""
     trace = Trace(np.arange(total, dtype=np.int32), np.zeros(total, np.bool_), np.zeros((0, 2), np.int32))
     return PrunedTokens(tokens, total, lambda: trace)
-
-
-def _noting_aspect(answer: Answer, timed: Iterator[TimedFrame]) -> Iterator[TimedFrame]:
-    for seconds, frame in timed:
-        answer.aspect = frame.shape[1] / frame.shape[0]
-        yield seconds, frame
 
 
 @contextmanager

@@ -119,7 +119,7 @@ def test_frames_of_another_size_are_resized_and_others_are_not(run):
     small, large = (case["milliseconds"]["tango"]["video"]["min"] for case in found["cases"])
     assert large > 2 * small
     frame = make_clip(PRUNED, 1, 0)[0]
-    assert resize(frame, 112) is frame
+    assert resize(frame, (112, 112)) is frame
 
 
 def test_the_clip_moves_cuts_and_depends_on_its_seed():

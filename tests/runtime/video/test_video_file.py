@@ -1,19 +1,14 @@
-"""Frames carry their number in their pixels, so that a test sees which frame it got."""
-
 from __future__ import annotations
+
+import logging
 
 import av
 import numpy as np
 import pytest
-from PIL import Image
 
-from tango_plugins import TangoError
 from tango_runtime.video import file as video
-from tango_runtime.video import sample
-
-BITS = 8
-H264 = {"bf": "3", "g": "12", "sc_threshold": "0"}
-OPEN_GOP = "open-gop=1:keyint=12:min-keyint=12:scenecut=0:bframes=3"
+from tango_runtime.video import open_source, sample
+from tests.runtime.video.clips import H264, OPEN_GOP, decode_all, number_in, picture, rejected, write
 
 # Name → file suffix, encoder, encoder options. B-frames wherever the codec has them.
 KINDS = {
@@ -31,41 +26,6 @@ KINDS = {
 }
 
 
-def picture(number: int) -> np.ndarray:
-    """A grey frame [48, 64, 3] with one black or white column of 8 pixels for each bit of its number."""
-    bits = [(number >> b & 1) * 255 for b in range(BITS)]
-    return np.repeat(np.broadcast_to(np.repeat(np.uint8(bits), 8)[None, :, None], (48, 64, 1)), 3, axis=2)
-
-
-def number_in(rgb: np.ndarray) -> int:
-    columns = rgb[:, :, 1].reshape(48, BITS, 8).mean(axis=(0, 2))
-    return sum(int(column > 127) << b for b, column in enumerate(columns))
-
-
-def write(path, encoder="libx264", options=None, times=range(60), muxer=None):
-    with av.open(str(path), "w", options=muxer or {}) as container:
-        stream = container.add_stream(encoder, rate=24, options=options or H264)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        for i, time in enumerate(times):
-            frame = av.VideoFrame.from_ndarray(picture(i), format="rgb24")
-            frame.pts = time
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    return path
-
-
-def decode_all(path):
-    """Every frame of the video, as a player that starts at the beginning shows them."""
-    frames = []
-    with av.open(str(path)) as container:
-        for packet in container.demux(container.streams.video[0]):
-            try:
-                frames += [f.to_ndarray(format="rgb24") for f in packet.decode()]
-            except av.InvalidDataError:
-                continue
-    return frames
-
-
 def assert_as_decoded(path, counts=(1, 2, 3, 7, 16)):
     frames = decode_all(path)
     for count in (*counts, len(frames)):
@@ -77,11 +37,25 @@ def assert_as_decoded(path, counts=(1, 2, 3, 7, 16)):
     return frames
 
 
-def refused(source, count, *words, **options):
-    with pytest.raises(TangoError) as error:
-        list(sample(source, count, **options))
-    for word in words:
-        assert word in str(error.value)
+def damage(path, place):
+    """Overwrites a packet of an MP4, so that it does not decode."""
+    with av.open(str(path)) as container:
+        packet = [p for p in container.demux(video=0) if p.size][place]
+        start, size = packet.pos, packet.size
+    data = bytearray(path.read_bytes())
+    data[start + 4 : start + size] = b"\xff" * (size - 4)
+    path.write_bytes(data)
+    return path
+
+
+def turn(path, degrees):
+    """Gives an MP4 a display matrix that turns it counter-clockwise."""
+    cos, sin = round(np.cos(np.radians(degrees))) << 16, round(np.sin(np.radians(degrees))) << 16
+    data = bytearray(path.read_bytes())
+    at = data.index(b"tkhd") + 44  # past version, times, track, duration, layer, group, volume
+    matrix = np.array([cos, -sin, 0, sin, cos, 0, 0, 0, 1 << 30], ">i4")
+    data[at : at + 36] = matrix.tobytes()
+    path.write_bytes(data)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -107,14 +81,14 @@ def test_a_stream_without_times_takes_them_from_its_rate(tmp_path):
 
 
 def test_only_what_the_wanted_frames_depend_on_is_decoded(tmp_path):
-    timeline = video._read_packets(write(tmp_path / "clip.mp4"))
+    timeline = video._read_timeline(write(tmp_path / "clip.mp4"))
     runs = video._plan_runs(timeline, [0, 30, 59])
     assert [run.start for run in runs] == [0, 24, 48]
     assert sum(run.stop - run.start for run in runs) < 30
 
 
 def test_a_leading_picture_of_an_open_gop_needs_the_keyframe_before(tmp_path):
-    timeline = video._read_packets(write(tmp_path / "clip.mp4", options={"x264-params": OPEN_GOP}))
+    timeline = video._read_timeline(write(tmp_path / "clip.mp4", options={"x264-params": OPEN_GOP}))
     places, times = timeline.keys
     leading = timeline.times.index(times[2]) - 1
     assert timeline.packets[leading] > places[2]
@@ -152,30 +126,19 @@ def test_an_edit_list_hides_frames(tmp_path):
 
 @pytest.mark.parametrize("place", [20, 59])
 def test_a_packet_that_does_not_decode(tmp_path, place):
-    path = write(tmp_path / "clip.mp4")
-    with av.open(str(path)) as container:
-        packet = [p for p in container.demux(video=0) if p.size][place]
-        start, size = packet.pos, packet.size
-    data = bytearray(path.read_bytes())
-    data[start + 4 : start + size] = b"\xff" * (size - 4)
-    path.write_bytes(data)
+    path = damage(write(tmp_path / "clip.mp4"), place)
     frames = decode_all(path)
     assert len(frames) == 59
     for (_, rgb), i in zip(sample(path, 2), (0, 58), strict=True):
         np.testing.assert_array_equal(rgb, frames[i])
-    refused(path, 60, "has 59 frames")
+    rejected(path, 60, "has 59 frames")
 
 
 @pytest.mark.parametrize(("degrees", "turns"), [(90, 1), (180, 2), (270, 3)])
 def test_display_rotation_is_applied(tmp_path, degrees, turns):
     path = write(tmp_path / "clip.mp4")
     plain = next(sample(path, 1))[1]
-    cos, sin = round(np.cos(np.radians(degrees))) << 16, round(np.sin(np.radians(degrees))) << 16
-    data = bytearray(path.read_bytes())
-    at = data.index(b"tkhd") + 44  # past version, times, track, duration, layer, group, volume
-    matrix = np.array([cos, -sin, 0, sin, cos, 0, 0, 0, 1 << 30], ">i4")  # a counter-clockwise turn
-    data[at : at + 36] = matrix.tobytes()
-    path.write_bytes(data)
+    turn(path, degrees)
     np.testing.assert_array_equal(next(sample(path, 1))[1], np.rot90(plain, turns))
 
 
@@ -185,90 +148,126 @@ def test_display_rotation_is_applied(tmp_path, degrees, turns):
     [(".mp4", {}), (".mp4", {"movflags": "faststart"}), (".mp4", {"movflags": "frag_keyframe+empty_moov"}),
      (".mkv", {}), (".avi", {})],
 )  # fmt: skip
-def test_a_truncated_file_is_refused(tmp_path, suffix, muxer, share):
+def test_a_truncated_file_is_rejected(tmp_path, suffix, muxer, share):
     path = write(tmp_path / f"clip{suffix}", "mpeg4" if suffix == ".avi" else "libx264", muxer=muxer)
     assert len(list(sample(path, 60))) == 60
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * share)])
-    refused(path, 4, "clip", "truncated")
+    rejected(path, 4, "clip", "truncated")
 
 
 @pytest.mark.parametrize(("suffix", "beyond"), [(".mp4", 0), (".mp4", 9), (".flv", 9)])
-def test_a_file_cut_at_or_in_a_packet_is_refused(tmp_path, suffix, beyond):
+def test_a_file_cut_at_or_in_a_packet_is_rejected(tmp_path, suffix, beyond):
     path = write(tmp_path / f"clip{suffix}", muxer={"movflags": "faststart"} if suffix == ".mp4" else {})
     with av.open(str(path)) as container:
         packet = [p for p in container.demux(video=0) if p.size][40]
         cut = packet.pos + (packet.size if suffix == ".flv" else 0) + beyond
     path.write_bytes(path.read_bytes()[:cut])
-    refused(path, 4, "truncated")
+    rejected(path, 4, "truncated")
 
 
-def test_what_is_no_video_is_refused(tmp_path):
-    refused(tmp_path / "gone.mp4", 4, "gone.mp4", "does not exist")
+def test_what_is_no_video_is_rejected(tmp_path):
+    rejected(tmp_path / "gone.mp4", 4, "gone.mp4", "does not exist")
     (tmp_path / "empty.mp4").touch()
-    refused(tmp_path / "empty.mp4", 4, "empty.mp4 is empty")
+    rejected(tmp_path / "empty.mp4", 4, "empty.mp4 is empty")
     (tmp_path / "notes.mp4").write_text("The door opens at nine.\n" * 100)
-    refused(tmp_path / "notes.mp4", 4, "notes.mp4", "cannot be read as a video")
-    refused("/dev/null", 4, "/dev/null", "camera")
+    rejected(tmp_path / "notes.mp4", 4, "notes.mp4", "cannot be read as a video")
+    rejected("/dev/null", 4, "/dev/null", "camera")
     with av.open(str(tmp_path / "song.wav"), "w") as container:
         stream = container.add_stream("pcm_s16le", rate=8000)
         sound = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.int16), format="s16", layout="mono")
         sound.rate = 8000
         container.mux(stream.encode(sound))
-    refused(tmp_path / "song.wav", 4, "song.wav", "no video stream")
+    rejected(tmp_path / "song.wav", 4, "song.wav", "no video stream")
 
 
-def test_too_few_frames_and_bad_arguments_are_refused(tmp_path):
-    path = write(tmp_path / "clip.mp4", times=range(7))
-    refused(path, 32, "has 7 frames, 32 were asked for", "--frames 7")
-    refused(path, 0, "0 frames")
-    refused(path, 4, "fps=2", fps=2)
-    refused(np.zeros((4, 8, 8, 3), np.uint8), 4, "fps is 0", fps=0)
-    with pytest.raises(TangoError):
-        sample(path, 32)  # before the first frame is asked for
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [("vp8, frames never shown", "vp8 is not always one frame"), ("h264 without times", "no times"), ("h264", None)],
+)
+def test_one_warning_where_the_whole_file_is_decoded(tmp_path, caplog, kind, reason):
+    suffix, encoder, options = KINDS[kind]
+    source = open_source(write(tmp_path / f"clip{suffix}", encoder, options))
+    for count in (2, 60):
+        assert len(list(source.read(source.sample(count)))) == count
+    warnings = [record for record in caplog.records if record.name == "tango_runtime.video"]
+    assert len(warnings) == (reason is not None)
+    for warning in warnings:
+        assert warning.levelno == logging.WARNING
+        text = warning.getMessage()
+        assert f"clip{suffix}" in text
+        assert reason in text
+        assert "60 frames" in text or "6 frames" in text  # VP8 has packets that are not shown
+        assert "2.5 s" in text or "2.4 s" in text or "2.6 s" in text
 
 
-def test_arrays(tmp_path):
-    frames = np.stack([picture(i) for i in range(10)])
-    sampled = list(sample(frames, 4, fps=2))
-    assert [(s, number_in(rgb)) for s, rgb in sampled] == [(0.0, 0), (1.5, 3), (3.0, 6), (4.5, 9)]
-    assert [s for s, _ in sample(frames, 2)] == [0.0, 9.0]
-    refused(frames.astype(np.float32), 4, "float32", "uint8")
-    refused(frames[0], 1, "[48, 64, 3]")
-    refused(frames[..., :1], 1, "[10, 48, 64, 1]")
-    refused(frames[:0], 1, "no frames")
+def test_one_warning_where_the_decoder_gives_other_frames_than_the_packets(tmp_path, caplog):
+    source = open_source(damage(write(tmp_path / "clip.mp4"), 50))
+    assert not caplog.records
+    chosen = source.sample(2)
+    for _ in range(2):
+        assert [number_in(rgb) for _, rgb in source.read(chosen)] == [0, 59]
+    (warning,) = caplog.records
+    assert (warning.name, warning.levelno) == ("tango_runtime.video", logging.WARNING)
+    assert "clip.mp4: the frame at 2.125 s comes out of the decoder unexpectedly" in warning.getMessage()
+    assert "60 frames, 2.5 s" in warning.getMessage()
+    assert len(source.sample(59)) == 59
 
 
-def test_iterables():
-    timed = [(10 + 0.5 * i, picture(i)) for i in range(10)]
-    for source in (timed, iter(timed)):
-        assert [(s, number_in(rgb)) for s, rgb in sample(source, 4)] == [(0.0, 0), (1.5, 3), (3.0, 6), (4.5, 9)]
-    refused(timed, 4, "fps", fps=1)
-    refused([timed[0], timed[0]], 1, "do not ascend", "frame 1")
-    refused([(float("nan"), picture(0))], 1, "do not ascend")
-    refused([picture(0)], 1, "item 0")
-    refused([(0.0, picture(0).astype(np.float32))], 1, "frame 0 is float32")
-    refused([], 1, "no frames")
+def test_times_are_known_before_pixels(tmp_path, monkeypatch):
+    path = write(tmp_path / "clip.mp4")
+
+    def decode(*_):
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr(video, "_decode", decode)
+    source = open_source(path)
+    chosen = source.sample(4)
+    assert chosen.indices.tolist() == [0, 19, 39, 59]
+    np.testing.assert_allclose(chosen.seconds, np.array([0, 19, 39, 59]) / 24)
+    assert source.name == str(path)
+    assert source.duration == pytest.approx(2.5)
+    with pytest.raises(AssertionError, match="decoded"):
+        next(source.read(chosen))
 
 
-def test_a_folder_of_images_in_natural_order(tmp_path):
-    for i in range(12):
-        Image.fromarray(picture(i)).save(tmp_path / f"frame{i}.{'png' if i % 2 else 'BMP'}")
-    (tmp_path / "notes.txt").touch()
-    assert [(s, number_in(rgb)) for s, rgb in sample(tmp_path, 12)] == [(float(i), i) for i in range(12)]
-    assert [s for s, _ in sample(str(tmp_path), 2, fps=4)] == [0.0, 2.75]
-    (tmp_path / "frame3.png").write_bytes(b"no image")
-    refused(tmp_path, 12, "frame3.png")
-    refused(tmp_path, 13, "has 12 frames")
+def test_the_frame_size_is_that_of_the_frames(tmp_path):
+    path = write(tmp_path / "clip.mp4")
+    assert open_source(path).frame_size == (48, 64)
+    turn(path, 90)
+    source = open_source(path)
+    assert source.frame_size == next(source.read(source.sample(1)))[1].shape[:2] == (64, 48)
 
 
-def test_images_become_rgb(tmp_path):
-    Image.fromarray(picture(5)[:, :, 0]).save(tmp_path / "0.png")
-    Image.fromarray(picture(6)).convert("RGBA").save(tmp_path / "1.png")
-    Image.fromarray(picture(7)).convert("P").save(tmp_path / "2.png")
-    for i, (_, rgb) in enumerate(sample(tmp_path, 3)):
-        np.testing.assert_array_equal(rgb, picture(5 + i))
-    Image.fromarray(np.zeros((4, 4), np.uint16)).save(tmp_path / "3.png")
-    refused(tmp_path, 4, "3.png", "8 bits")
-    (tmp_path / "none").mkdir()
-    refused(tmp_path / "none", 1, "none", "no images")
+def test_a_source_is_read_again(tmp_path):
+    source = open_source(write(tmp_path / "clip.mp4"))
+    for count in (3, 5, 3):
+        indices = np.linspace(0, 59, count, dtype=int).tolist()
+        assert [number_in(rgb) for _, rgb in source.read(source.sample(count))] == indices
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi", ".flv", ".ts"])
+@pytest.mark.parametrize("trailing", [bytes(1000), b"recorded by a camera" * 9, b"\xff" * 7])
+def test_trailing_data_is_no_truncation(tmp_path, suffix, trailing):
+    path = write(tmp_path / f"clip{suffix}", "mpeg4" if suffix == ".avi" else "libx264")
+    path.write_bytes(path.read_bytes() + trailing)
+    assert [number_in(rgb) for _, rgb in sample(path, 60)] == list(range(60))
+
+
+def test_sound_that_lasts_longer_is_no_truncation(tmp_path):
+    path = tmp_path / "clip.mkv"
+    with av.open(str(path), "w") as container:
+        pictures, sound = container.add_stream("libx264", rate=24), container.add_stream("pcm_s16le", rate=8000)
+        pictures.width, pictures.height, pictures.pix_fmt, sound.layout = 64, 48, "yuv420p", "mono"
+        for i in range(24):
+            container.mux(pictures.encode(av.VideoFrame.from_ndarray(picture(i), format="rgb24")))
+        container.mux(pictures.encode(None))
+        for i in range(5):
+            second = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.int16), format="s16", layout="mono")
+            second.rate, second.pts = 8000, 8000 * i
+            container.mux(sound.encode(second))
+    with av.open(str(path)) as container:
+        assert container.duration == pytest.approx(5e6, rel=0.01)
+    source = open_source(path)
+    assert source.duration == pytest.approx(1, rel=0.01)
+    assert [number_in(rgb) for _, rgb in source.read(source.sample(24))] == list(range(24))
