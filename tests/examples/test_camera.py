@@ -25,7 +25,7 @@ def shift(source: Path, target: Path, seconds: int) -> Path:
 
 
 def test_it_answers_about_what_it_saw_last(
-    spoken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(tmp_path / "clip.mp4")
     clip = shift(tmp_path / "clip.mp4", tmp_path / "clip.mkv", 600)  # a recording's clock need not begin at 0
@@ -37,10 +37,10 @@ def test_it_answers_about_what_it_saw_last(
             return super().stream(window, question, **options, max_new_tokens=6)
 
     monkeypatch.setattr(camera, "VideoLLM", Watched)
-    arguments = [str(spoken), "What moves?", "--source", str(clip)]
+    arguments = [str(tiny_bundle), "What moves?", "--source", str(clip)]
     camera.main([*arguments, "--frames", "4", "--fps", "8", "--answers", "2", "--every", "0.1"])
 
-    expected, llm = "", VideoLLM(spoken)
+    expected, llm = "", VideoLLM(tiny_bundle)
     for window, question in asked:
         answer = llm.generate(window, question, frames=4, max_new_tokens=6)
         expected += f"[{window[-1][0] - window[0][0]:.1f} s] {answer.text} ({answer.kept} of {4 * 16} tokens)\n"

@@ -27,8 +27,8 @@ def close(found, wanted, dtype):
     assert abs(ratio - 1) <= GATES[dtype][1]
 
 
-def spoken(stages, video, prompt, words):
-    """Logits [len(words) + 1, V] of a sequence that says ``words`` after the prompt and the tokens."""
+def decode_logits(stages, video, prompt, words):
+    """Logits [len(words) + 1, V] of the prompt, the video tokens and ``words``."""
     rows = [np.array(stages.prefill([stages.embed(prompt), video, stages.embed(prompt[:3])], 1024))]
     return np.stack(rows + [np.array(stages.decode(int(word))) for word in words])
 
@@ -47,8 +47,8 @@ def test_each_stage_gives_what_the_cpus_gives(load, on_cpu, video, dtype):
     ids = np.arange(50, 90)
     close(gpu.to_host(gpu.embed(ids)), cpu.embed(ids), dtype)
     prompt, words = np.arange(100, 130), np.random.default_rng(1).integers(0, 200, 8)
-    logits = spoken(gpu, wanted[0].reshape(-1, wanted[0].shape[-1]), prompt, words)
-    close(logits, spoken(cpu, cpu.flatten(wanted[0]), prompt, words), dtype)
+    logits = decode_logits(gpu, wanted[0].reshape(-1, wanted[0].shape[-1]), prompt, words)
+    close(logits, decode_logits(cpu, cpu.flatten(wanted[0]), prompt, words), dtype)
 
 
 @pytest.mark.parametrize("ratio", [0.1, 0.5, 1.0])
