@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tango_plugins import TangoError
-from tango_runtime.video.source import Frame, Rounding, Sampled, TimedFrame, choose, duration_of
+from tango_runtime.video.rgb import shown_size, to_rgb
+from tango_runtime.video.source import Rounding, Sampled, TimedFrame, choose, duration_of
 from tango_runtime.video.truncation import check_complete
 
 _log = logging.getLogger("tango_runtime.video")
@@ -57,8 +58,7 @@ class VideoFile:
         """(height, width) in pixels of the first frame, rotation applied; it decodes that frame."""
         with _open(self._path) as (container, stream):
             for frame in _decode(stream, _demux(container, stream)):
-                turned = round(frame.rotation / 90) % 2
-                return (frame.width, frame.height) if turned else (frame.height, frame.width)
+                return shown_size(frame)
         return None
 
     def sample(self, count: int, *, rounding: Rounding = "floor") -> Sampled:
@@ -99,7 +99,7 @@ class VideoFile:
     def _read(self, chosen: Sampled) -> Iterator[TimedFrame]:
         seconds = dict(zip(chosen.indices.tolist(), chosen.seconds.tolist(), strict=True))
         for i, frame in _decode_frames(self._path, self._timeline, list(seconds)):
-            yield seconds[i], _to_rgb(frame)
+            yield seconds[i], to_rgb(frame, self.name)
 
 
 class _Packet(NamedTuple):
@@ -304,8 +304,3 @@ def _decode(stream: Any, packets: Iterable[Any]) -> Iterator[Any]:
             continue
         yield from frames
     stream.codec_context.flush_buffers()
-
-
-def _to_rgb(frame: Any) -> Frame:
-    rgb: Frame = frame.to_ndarray(format="rgb24")
-    return np.ascontiguousarray(np.rot90(rgb, round(frame.rotation / 90)))

@@ -25,12 +25,12 @@ def number_in(rgb: np.ndarray) -> int:
     return sum(int(column > 127) << b for b, column in enumerate(columns))
 
 
-def write(path, encoder="libx264", options=None, times=range(60), muxer=None):
+def write(path, encoder="libx264", options=None, times=range(60), muxer=None, draw=picture):
     with av.open(str(path), "w", options=muxer or {}) as container:
         stream = container.add_stream(encoder, rate=24, options=options or H264)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
         for i, time in enumerate(times):
-            frame = av.VideoFrame.from_ndarray(picture(i), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(draw(i), format="rgb24")
             frame.pts = time
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))

@@ -48,13 +48,12 @@ def damage(path, place):
     return path
 
 
-def turn(path, degrees):
-    """Gives an MP4 a display matrix that turns it counter-clockwise."""
-    cos, sin = round(np.cos(np.radians(degrees))) << 16, round(np.sin(np.radians(degrees))) << 16
+def show(path, a, b, c, d):
+    """Gives an MP4 a display matrix: its pixel (x, y) is shown at (a·x + c·y, b·x + d·y)."""
     data = bytearray(path.read_bytes())
     at = data.index(b"tkhd") + 44  # past version, times, track, duration, layer, group, volume
-    matrix = np.array([cos, -sin, 0, sin, cos, 0, 0, 0, 1 << 30], ">i4")
-    data[at : at + 36] = matrix.tobytes()
+    one = 1 << 16
+    data[at : at + 36] = np.array([a * one, b * one, 0, c * one, d * one, 0, 0, 0, 1 << 30], ">i4").tobytes()
     path.write_bytes(data)
 
 
@@ -134,12 +133,31 @@ def test_a_packet_that_does_not_decode(tmp_path, place):
     rejected(path, 60, "has 59 frames")
 
 
-@pytest.mark.parametrize(("degrees", "turns"), [(90, 1), (180, 2), (270, 3)])
-def test_display_rotation_is_applied(tmp_path, degrees, turns):
-    path = write(tmp_path / "clip.mp4")
-    plain = next(sample(path, 1))[1]
-    turn(path, degrees)
-    np.testing.assert_array_equal(next(sample(path, 1))[1], np.rot90(plain, turns))
+@pytest.mark.parametrize(
+    ("matrix", "shown"),
+    [
+        ((0, -1, 1, 0), lambda rgb: np.rot90(rgb, 1)),
+        ((-1, 0, 0, -1), lambda rgb: np.rot90(rgb, 2)),
+        ((0, 1, -1, 0), lambda rgb: np.rot90(rgb, 3)),
+        ((-1, 0, 0, 1), lambda rgb: rgb[:, ::-1]),
+        ((1, 0, 0, -1), lambda rgb: rgb[::-1]),
+        ((0, 1, 1, 0), lambda rgb: rgb.transpose(1, 0, 2)),
+        ((0, -1, -1, 0), lambda rgb: np.rot90(rgb, 2).transpose(1, 0, 2)),
+    ],
+)
+def test_the_display_matrix_turns_and_mirrors(tmp_path, matrix, shown):
+    def corner(number):
+        rgb = picture(number).copy()
+        rgb[:20, :12] = 200
+        return rgb
+
+    path = write(tmp_path / "clip.mp4", draw=corner)
+    plain = sample(path, 2)
+    expected = [shown(rgb) for _, rgb in plain]
+    show(path, *matrix)
+    for (_, rgb), right in zip(sample(path, 2), expected, strict=True):
+        np.testing.assert_array_equal(rgb, right)
+    assert open_source(path).frame_size == expected[0].shape[:2]
 
 
 @pytest.mark.parametrize("share", [0.5, 0.8, 0.98])
@@ -234,7 +252,7 @@ def test_times_are_known_before_pixels(tmp_path, monkeypatch):
 def test_the_frame_size_is_that_of_the_frames(tmp_path):
     path = write(tmp_path / "clip.mp4")
     assert open_source(path).frame_size == (48, 64)
-    turn(path, 90)
+    show(path, 0, -1, 1, 0)
     source = open_source(path)
     assert source.frame_size == next(source.read(source.sample(1)))[1].shape[:2] == (64, 48)
 
