@@ -31,6 +31,12 @@ _FRAME_PER_PACKET = {"h264", "hevc", "av1", "vp9", "mpeg4", "mpeg2video", "mpeg1
 #: the number of cores. Frames whose packets are whole decode to the same pixels either way.
 _EXACT = "SLICE"
 
+#: Most frames by which decoding and presentation order differ (H.264, H.265).
+_REORDERING = 16
+
+#: Formats that FFmpeg recognizes by content and that are no video of their own.
+_NOT_VIDEO = {"concat": "a list of other files", "tty": "a text"}
+
 
 class VideoFile:
     """A FrameSource that reads a video file. Opening it reads every packet and, where those suffice, decodes nothing.
@@ -69,11 +75,11 @@ class VideoFile:
         """Decodes the chosen frames, one in memory at a time.
 
         Where the decoder gives other frames than the packets announced, the whole file is decoded once to know its
-        frames, and as many of them are chosen again.
+        frames, and as many of them are chosen again. Frames that were given already may be one index beside these.
 
         Raises:
             TangoError: The file cannot be read, has fewer frames than were chosen, or frames were given already that
-                are not among those chosen again.
+                are further away from those chosen again.
         """
         given: list[float] = []
         try:
@@ -85,7 +91,7 @@ class VideoFile:
             reason = str(error)
         self._timeline = _decode_all(self._path, reason, len(self._timeline.times), self.duration)
         again, done = self.sample(len(chosen), rounding=chosen.rounding), len(given)
-        if given != again.seconds[:done].tolist():
+        if not self._continues(given, again):
             raise TangoError(f"{self.name} is damaged: {reason}", _repair(self._path))
         yield from self._read(Sampled(again.indices[done:], again.seconds[done:], again.rounding))
 
@@ -95,6 +101,16 @@ class VideoFile:
         if chosen.indices[-1] < len(seconds) and np.array_equal(seconds[chosen.indices], chosen.seconds):
             return chosen
         return self.sample(len(chosen), rounding=chosen.rounding)
+
+    def _continues(self, given: list[float], again: Sampled) -> bool:
+        """Whether frames at these seconds are those chosen again, or their neighbors, and leave the rest in order."""
+        seconds, done = self._timeline.seconds, len(given)
+        indices = np.searchsorted(seconds, given)
+        return (
+            np.array_equal(seconds[np.minimum(indices, len(seconds) - 1)], given)
+            and bool(np.all(np.abs(indices - again.indices[:done]) <= 1))
+            and (done == 0 or done == len(again) or bool(indices[-1] < again.indices[done]))
+        )
 
     def _read(self, chosen: Sampled) -> Iterator[TimedFrame]:
         seconds = dict(zip(chosen.indices.tolist(), chosen.seconds.tolist(), strict=True))
@@ -117,7 +133,7 @@ class _Timeline:
     """The frames of a video in order of presentation.
 
     Attributes:
-        times: Presentation time of each frame in ticks, strictly ascending.
+        times: Presentation time of each frame in ticks, ascending; strictly where ``packets`` is not None.
         tick: Seconds per tick.
         packets: For each frame the place of its packet in the file; None where only decoding showed the frames.
         keys: Places of the keyframes' packets, ascending, and the presentation time of each.
@@ -157,6 +173,12 @@ def _check_file(path: Path) -> None:
     if path.stat().st_size == 0:
         raise TangoError(f"{path} is empty", "copy or record the video again")
     check_complete(path)
+    with path.open("rb") as file:
+        if file.read(7) == b"#EXTM3U" and b"#EXT-X-ENDLIST" not in file.read():
+            raise TangoError(
+                f"{path} is a playlist that has no end: FFmpeg would wait for more",
+                "add a line #EXT-X-ENDLIST at its end",
+            )
 
 
 @contextlib.contextmanager
@@ -165,10 +187,15 @@ def _open(path: Path, threads: str = "AUTO") -> Iterator[tuple[Any, Any]]:
     import av  # FFmpeg takes a fifth of the time that importing the runtime does, and not every source needs it
 
     try:
-        with av.open(str(path)) as container:
+        # FFmpeg takes what stands before a colon for a protocol, unless the path is absolute.
+        with av.open(str(path.absolute()), metadata_errors="ignore") as container:
+            if container.format.name in _NOT_VIDEO:
+                raise TangoError(f"{path} is {_NOT_VIDEO[container.format.name]}", "give a video file")
             stream = container.streams.best("video")
-            if stream is None:
-                raise TangoError(f"{path} has no video stream", "give a file with pictures in it")
+            if stream is None or stream.disposition & av.stream.Disposition.attached_pic:
+                raise TangoError(
+                    f"{path} has no video stream", "give a file with video, not only sound or a cover picture"
+                )
             if stream.codec_context is None:
                 raise TangoError(f"the video stream of {path} has no decoder here", _repair(path))
             stream.thread_type = threads
@@ -216,15 +243,31 @@ def _decode_all(path: Path, reason: str, packets: int, seconds: float | None) ->
     _log.warning("%s: %s; decoding the whole file to know its frames (%s)", path, reason, length)
     with _open(path, threads=_EXACT) as (container, stream):
         times = [frame.pts for frame in _decode(stream, _demux(container, stream))]
-        tick, rate = Fraction(stream.time_base), stream.guessed_rate
+        tick, rate, format_name = Fraction(stream.time_base), stream.guessed_rate, container.format.name
+    if not times:
+        raise TangoError(f"no frame of {path} ({format_name}) can be decoded", f"is it encrypted? {_repair(path)}")
     if None in times:  # raw streams: no times, at best a rate
         if not rate:
             raise TangoError(f"{path} has neither times nor a frame rate", _repair(path))
         return _Timeline(list(range(len(times))), 1 / Fraction(rate))
+    ascending = _ascending(times)
+    if ascending != times:
+        _log.warning("%s: the times of its frames step back; the frames keep their order, their times are fixed", path)
+    return _Timeline(ascending, tick)
+
+
+def _ascending(times: list[int]) -> list[int]:
+    """Times of frames in order of presentation, so that none steps back.
+
+    Within a codec's reordering the times are those of other frames, because the container has none of presentation
+    (AVI): they are sorted. A larger step back is a joint of two recordings: the second continues where the first ends.
+    """
+    shift, shifted = 0, times[:1]
     for i in range(1, len(times)):
-        if times[i] <= times[i - 1]:
-            raise TangoError(f"the timestamps of {path} do not ascend at frame {i}", _repair(path))
-    return _Timeline(times, tick)
+        if times[i] <= min(times[max(0, i - _REORDERING) : i]):
+            shift += times[i - 1] - times[i]
+        shifted.append(times[i] + shift)
+    return sorted(shifted)
 
 
 def _decode_frames(path: Path, timeline: _Timeline, chosen: list[int]) -> Iterator[tuple[int, Any]]:
@@ -289,8 +332,18 @@ def _in_order(
 
 
 def _demux(container: Any, stream: Any) -> Iterator[Any]:
-    # Packets without content are a dropped frame or PyAV's mark of the end; a decoder would take both for the end.
-    return (packet for packet in container.demux(stream) if packet.size)
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets, None)
+        except IndexError:  # PyAV's, at the first packet of a stream that FFmpeg found only now
+            packets = container.demux(stream)
+            continue
+        if packet is None:
+            return
+        # Packets without content are a dropped frame or PyAV's mark of the end; a decoder would take both for the end.
+        if packet.size:
+            yield packet
 
 
 def _decode(stream: Any, packets: Iterable[Any]) -> Iterator[Any]:

@@ -13,12 +13,23 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
 from tango_plugins import TangoError
 from tango_runtime.video.source import Frame, Rounding, Sampled, TimedFrame, choose, duration_of
 
 _IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
+
+#: EXIF orientation → what shows the image upright.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +85,7 @@ def from_folder(folder: Path, fps: float) -> IndexedFrames:
     Raises:
         TangoError: There are no images.
     """
-    images = sorted((p for p in folder.iterdir() if p.suffix.lower() in _IMAGE_SUFFIXES), key=_natural)
+    images = sorted(filter(_is_image, folder.iterdir()), key=_natural)
     if not images:
         raise TangoError(f"{folder} holds no images", f"put {', '.join(sorted(_IMAGE_SUFFIXES))} files there")
     return _at_rate(str(folder), len(images), fps, lambda i: _read_image(images[i]))
@@ -137,6 +148,10 @@ def _seconds(time: object) -> float | None:
     return float(time) if isinstance(time, Real) else None
 
 
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in _IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+
+
 def _natural(path: Path) -> list[str | int]:
     # The capturing group makes split alternate text and digits, so equal places compare equal types.
     return [int(part) if part.isdecimal() else part for part in re.split(r"([0-9]+)", path.name.lower())]
@@ -147,6 +162,17 @@ def _read_image(path: Path) -> Frame:
         with Image.open(path) as image:
             if image.mode.startswith(("I", "F")):  # Pillow would clip these to white instead of scaling them
                 raise TangoError(f"{path} has pixels of more than 8 bits", "convert it to 8 bits per channel")
-            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            rgb, turn = image.convert("RGB"), _turn(image)
+            return np.array(rgb if turn is None else rgb.transpose(turn))
+    except TangoError:
+        raise
+    except Exception as error:  # a damaged image may raise anything
         raise TangoError(f"{path} cannot be read as an image: {error}", "replace or remove the file") from error
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What shows the image upright. Pillow's exif_transpose rewrites the EXIF data and fails on other tags in it."""
+    try:
+        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # damaged EXIF data: viewers show such an image as it is stored
+        return None

@@ -37,6 +37,8 @@ def open_source(source: Source, fps: float | None = None) -> FrameSource:
     """
     if fps is not None and not (math.isfinite(fps) and fps > 0):
         raise TangoError(f"fps is {fps}", "it must be a positive number of frames per second")
+    if isinstance(source, str) and not source:
+        raise TangoError("the path of the video is empty", "give the path of a video file or of a folder of images")
     if isinstance(source, np.ndarray):
         return from_array(source, fps or 1.0)
     if isinstance(source, (str, Path)) and Path(source).is_dir():

@@ -30,7 +30,7 @@ def _declared_size(file: BinaryIO, size: int) -> int:
     """Bytes that a file's outermost boxes claim, 0 for a format that does not say."""
     head = file.read(64)
     if head[:4] == b"RIFF":
-        return 8 + int.from_bytes(head[4:8], "little")
+        return _riff_size(file, size)
     if head[:4] == b"\x1a\x45\xdf\xa3":  # Matroska, WebM: an EBML header, then the segment
         header, at = _ebml_size(head, 4)
         file.seek(at + header)
@@ -47,6 +47,24 @@ def _declared_size(file: BinaryIO, size: int) -> int:
         length = int.from_bytes(box[8:16], "big") if length == 1 else length or size - end
         end += max(length, 8)
     return end
+
+
+def _riff_size(file: BinaryIO, size: int) -> int:
+    """Bytes that an AVI's RIFF chunk claims, 0 where they are unknown or only that claim is wrong.
+
+    A recorder that writes to a pipe leaves all ones; some recorders write too much. A chunk of indices that is whole at
+    the end of the file shows that nothing is missing.
+    """
+    file.seek(4)
+    length = int.from_bytes(file.read(4), "little")
+    end, name = 12, b"LIST"
+    while end < size and name in (b"LIST", b"JUNK"):
+        file.seek(end)
+        name = file.read(4)
+        chunk = int.from_bytes(file.read(4), "little")
+        end += 8 + chunk + chunk % 2
+    whole = name == b"idx1" and end <= size
+    return 0 if whole or length == 0xFFFFFFFF else 8 + length
 
 
 def _ebml_size(data: bytes, at: int) -> tuple[int, int]:

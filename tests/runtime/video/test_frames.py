@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import struct
 from collections import deque
 from datetime import timedelta
 from fractions import Fraction
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from tango_runtime.video import open_source, sample
 from tests.runtime.video.clips import number_in, picture, rejected
@@ -98,6 +99,37 @@ def test_a_folder_of_images_in_natural_order(tmp_path):
     (tmp_path / "frame3.png").write_bytes(b"no image")
     rejected(tmp_path, 12, "frame3.png")
     rejected(tmp_path, 13, "has 12 frames")
+
+
+def test_hidden_files_and_folders_are_no_frames(tmp_path):
+    for i in range(3):
+        Image.fromarray(picture(i)).save(tmp_path / f"{i}.png")
+    Image.fromarray(picture(9)).save(tmp_path / ".thumb.png")
+    (tmp_path / "more.png").mkdir()
+    assert [number_in(rgb) for _, rgb in sample(tmp_path, 3)] == [0, 1, 2]
+    rejected(tmp_path, 4, "has 3 frames")
+
+
+@pytest.mark.parametrize("orientation", range(10))
+def test_an_image_is_turned_as_its_exif_says(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    exif[ExifTags.Base.ResolutionUnit] = 2
+    corner = picture(5).copy()
+    corner[:20, :12] = 200
+    Image.fromarray(corner).save(tmp_path / "0.png", exif=exif)
+    upright = ImageOps.exif_transpose(Image.open(tmp_path / "0.png")).convert("RGB")
+    np.testing.assert_array_equal(next(sample(tmp_path, 1))[1], upright)
+    assert (upright.size == (48, 64)) == (5 <= orientation <= 8)
+
+
+@pytest.mark.parametrize(("tag", "kind", "count"), [(0x128, 1, 1), (0x11A, 2, 1), (0x112, 7, 4)])
+def test_damaged_exif_data_do_not_damage_the_image(tmp_path, tag, kind, count):
+    tags = b"Exif\0\0MM\0*\0\0\0\x08" + struct.pack(">HHHI", 1, tag, kind, count) + b"\2\0\0\0" + bytes(4)
+    Image.fromarray(picture(5)).save(tmp_path / "0.jpg", quality=95)
+    data = (tmp_path / "0.jpg").read_bytes()
+    (tmp_path / "0.jpg").write_bytes(data[:2] + b"\xff\xe1" + struct.pack(">H", len(tags) + 2) + tags + data[2:])
+    assert [number_in(rgb) for _, rgb in sample(tmp_path, 1)] == [5]
 
 
 def test_images_become_rgb(tmp_path):

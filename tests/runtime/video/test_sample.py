@@ -21,6 +21,7 @@ def test_too_few_frames_and_bad_arguments_are_rejected(tmp_path):
 def test_what_is_not_a_source_is_rejected():
     rejected(None, 4, "of type NoneType")
     rejected(7, 4, "of type int")
+    rejected("", 4, "path of the video is empty")
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 60, 299, 1000])

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import io
 import logging
+from types import SimpleNamespace
 
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from tango_runtime.video import file as video
 from tango_runtime.video import open_source, sample
@@ -289,3 +292,115 @@ def test_sound_that_lasts_longer_is_no_truncation(tmp_path):
     source = open_source(path)
     assert source.duration == pytest.approx(1, rel=0.01)
     assert [number_in(rgb) for _, rgb in source.read(source.sample(24))] == list(range(24))
+
+
+def test_a_recording_to_a_pipe_and_a_wrong_riff_size_are_no_truncation(tmp_path):
+    path = write(tmp_path / "clip.avi", "mpeg4")
+    data = bytearray(path.read_bytes())
+    for size in (len(data) + 1000, 0xFFFFFFFF, 0):
+        data[4:8] = size.to_bytes(4, "little")
+        path.write_bytes(data)
+        assert [number_in(rgb) for _, rgb in sample(path, 60)] == list(range(60))
+    data[4:8] = (len(data) + 1000).to_bytes(4, "little")
+    path.write_bytes(data[: data.rindex(b"idx1") + 100])
+    rejected(path, 4, "truncated")
+
+
+def test_a_title_that_is_not_utf_8(tmp_path):
+    path = write(tmp_path / "clip.avi", "mpeg4")
+    data = bytearray(path.read_bytes())
+    at = data.index(b"ISFT") + 8  # the software's name
+    data[at : at + 4] = "\u52d5\u753b".encode("shift_jis")
+    path.write_bytes(data)
+    assert [number_in(rgb) for _, rgb in sample(path, 60)] == list(range(60))
+
+
+def test_a_stream_that_is_found_late_does_not_end_the_video():
+    class Container:
+        packets = iter(range(1, 6))
+
+        def demux(self, stream):
+            for number in self.packets:
+                if number == 3:
+                    raise IndexError("list index out of range")  # as PyAV does; the packet of the new stream is lost
+                yield SimpleNamespace(size=number)
+
+    assert [packet.size for packet in video._demux(Container(), None)] == [1, 2, 4, 5]
+
+
+@pytest.mark.parametrize("name", ["10:30:15.mp4", "C:clip.mp4", "concat:clip.mp4", "-.mp4", "%03d.mp4"])
+def test_a_path_is_a_path(tmp_path, monkeypatch, name):
+    write(tmp_path / "whole.mp4").rename(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    assert [number_in(rgb) for _, rgb in sample(name, 60)] == list(range(60))
+
+
+def test_lists_and_texts_are_no_videos(tmp_path):
+    write(tmp_path / "other.mp4")
+    (tmp_path / "clip.mp4").write_text("ffconcat version 1.0\nfile other.mp4\n")
+    rejected(tmp_path / "clip.mp4", 2, "clip.mp4 is a list of other files")
+    (tmp_path / "notes.txt").write_text("The door opens at nine.\n" * 1500)
+    rejected(tmp_path / "notes.txt", 2, "notes.txt is a text")
+    (tmp_path / "live.m3u8").write_text("#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nother.mp4\n")
+    rejected(tmp_path / "live.m3u8", 2, "playlist that has no end", "#EXT-X-ENDLIST")
+
+
+def test_what_does_not_decode_is_said(tmp_path):
+    Image.fromarray(picture(0)).save(
+        tmp_path / "clip.webp", save_all=True, append_images=[Image.fromarray(picture(1))], duration=100
+    )
+    rejected(tmp_path / "clip.webp", 2, "no frame of", "(webp_pipe)")
+    key = {"encryption_scheme": "cenc-aes-ctr", "encryption_key": "76a6c65c5ea762046bd749a2e632ccbb"}
+    write(tmp_path / "clip.mp4", muxer={**key, "encryption_kid": "a7e61c373e219033c21091fa607bf3b8"})
+    rejected(tmp_path / "clip.mp4", 2, "can be decoded", "is it encrypted?")
+
+
+def test_a_cover_picture_is_no_video(tmp_path):
+    path = tmp_path / "song.mp3"
+    cover = io.BytesIO()
+    Image.fromarray(picture(0)).save(cover, "JPEG")
+    body = b"\0image/jpeg\0\3\0" + cover.getvalue()
+    tag = b"APIC" + len(body).to_bytes(4, "big") + b"\0\0" + body
+    size = bytes(len(tag) >> shift & 127 for shift in (21, 14, 7, 0))
+    with av.open(str(path), "w", options={"id3v2_version": "0", "write_xing": "0"}) as container:
+        sound = container.add_stream("libmp3lame", rate=44100, layout="mono")
+        for i in range(10):
+            block = av.AudioFrame.from_ndarray(np.zeros((1, 1152), np.int16), format="s16p", layout="mono")
+            block.sample_rate, block.pts = 44100, 1152 * i
+            container.mux(sound.encode(block))
+        container.mux(sound.encode(None))
+    path.write_bytes(b"ID3\3\0\0" + size + tag + path.read_bytes())
+    rejected(path, 1, "song.mp3", "no video stream", "cover picture")
+
+
+def test_h264_with_b_frames_in_avi(tmp_path, caplog):
+    """AVI has no presentation times: FFmpeg makes them up in decoding order."""
+    frames = list(sample(write(tmp_path / "clip.avi"), 60))
+    assert [number_in(rgb) for _, rgb in frames] == list(range(60))
+    np.testing.assert_allclose([seconds for seconds, _ in frames], np.arange(60) / 24, atol=1e-9)
+    assert any("step back" in record.getMessage() for record in caplog.records)
+
+
+@pytest.mark.parametrize(
+    ("times", "right"),
+    [
+        ([0, 40, 80, 80, 120], [0, 40, 80, 80, 120]),
+        ([0, 3, 1, 2, 7, 5, 6, 4], [0, 1, 2, 3, 4, 5, 6, 7]),
+        ([0, 10, 20, 30, 0, 10, 20], [0, 10, 20, 30, 30, 40, 50]),
+        ([*range(100), *range(50, 60)], [*range(100), *range(99, 109)]),
+    ],
+)
+def test_times_that_repeat_or_step_back(times, right):
+    assert video._ascending(times) == right
+
+
+def test_a_bad_packet_late_in_a_file(tmp_path):
+    path = damage(write(tmp_path / "clip.mp4", times=range(120)), 100)
+    frames = [number_in(rgb) for rgb in decode_all(path)]
+    assert len(frames) == 119
+    for count in (4, 8, 32):
+        sampled = list(sample(path, count))
+        assert len(sampled) == count
+        for (seconds, rgb), i in zip(sampled, np.linspace(0, 118, count, dtype=int), strict=True):
+            assert number_in(rgb) in frames[max(i - 1, 0) : i + 2]
+            assert seconds == pytest.approx(number_in(rgb) / 24)
