@@ -239,7 +239,7 @@ def test_answers_keep_their_frames(make, host, colors, frames, engine):
     llm = make(engine)
     first, second = (llm.generate(clip, QUESTION, frames=8, max_new_tokens=2) for clip in (colors, frames))
     for answer, clip in ((first, colors), (second, frames)):
-        np.testing.assert_array_equal(answer.frames, [resize(frame, 112) for frame in clip])
+        np.testing.assert_array_equal(answer.frames, [resize(frame, (112, 112)) for frame in clip])
     assert sum(len(block) == first.frames.nbytes for block in host.locked.values()) == 2
 
 
