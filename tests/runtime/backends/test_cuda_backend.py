@@ -59,7 +59,7 @@ def make(host, tiny_bundle, built, monkeypatch):
     def made(engine="onnxruntime", folder=None, **limits):
         llm = VideoLLM(folder or (built if engine == "tensorrt" else tiny_bundle), "ort-cpu")
         if engine == "tensorrt":
-            monkeypatch.setattr(tensorrt, "_tensorrt", lambda: HostTensorRT(llm.bundle, host))
+            monkeypatch.setattr(tensorrt, "import_tensorrt", lambda: HostTensorRT(llm.bundle, host))
             monkeypatch.setattr(tensorrt, "current_target", lambda version: MACHINE)
             llm._backend = tensorrt.open_backend(llm.bundle)
             return llm
