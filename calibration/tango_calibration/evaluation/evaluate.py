@@ -136,7 +136,7 @@ class ChainReader:
         self._prompt = Prompt.of(self._bundle)
         self._max_new_tokens = max_new_tokens
         self._sampler = Sampler()
-        self.size = self._bundle.manifest.video.size
+        self.size = self._bundle.manifest.video.size[0]
 
     def __str__(self) -> str:
         """The engine, in one line."""

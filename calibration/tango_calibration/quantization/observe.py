@@ -110,7 +110,7 @@ def see(bundle: Bundle, video: Video) -> tuple[NDArray[np.uint8], NDArray[np.flo
         TangoError: The clip cannot be read.
     """
     try:
-        return preprocess(sample(video.source, video.frames), bundle.manifest.video.size)
+        return preprocess(sample(video.source, video.frames), bundle.manifest.video.size[0])
     except TangoError as error:
         raise TangoError(f"clip {video.name}: {error.message}", error.hint) from error
 

@@ -170,7 +170,7 @@ def check_engine(bundle: Bundle, name: GraphName) -> None:
     Raises:
         TangoError: It is for other engines.
     """
-    engines = bundle.manifest.graphs[name].engines
+    engines = bundle.manifest.graphs[name].runtimes
     if "onnxruntime" not in engines:
         raise TangoError(
             f"ONNX Runtime cannot run the {name} graph of {bundle.path}: it is for {', '.join(engines)}",

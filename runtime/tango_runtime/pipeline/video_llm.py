@@ -301,7 +301,7 @@ class VideoLLM:
     def _see(self, answer: Answer, request: _Request, spans: _Spans) -> tuple[PrunedTokens, Tensor]:
         """Decodes the video, runs the vision graph and prunes → what is kept, and the salience."""
         with _timed(answer, "video"):
-            timed, size = _noting_aspect(answer, request.timed), self.bundle.manifest.video.size
+            timed, size = _noting_aspect(answer, request.timed), self.bundle.manifest.video.size[0]
             room = self._backend.frame_buffer(request.frames, size)
             answer.frames, answer.seconds = preprocess(timed, size, room)
         with spans.of("vision"):

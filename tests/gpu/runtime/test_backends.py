@@ -36,7 +36,7 @@ def decode_logits(stages, video, prompt, words):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_each_stage_gives_what_the_cpus_gives(load, on_cpu, video, dtype):
     gpu, cpu = load(dtype)._backend, on_cpu(dtype)._backend
-    size = load(dtype).bundle.manifest.video.size
+    size = load(dtype).bundle.manifest.video.size[0]
     frames = np.random.default_rng(0).integers(0, 255, (12, size, size, 3), dtype=np.uint8)
     frames[3:9] = frames[3]
     advanced = []
@@ -58,7 +58,7 @@ def test_pruning_keeps_what_the_reference_keeps(load, on_cpu, video, ratio):
 
     llm = load("fp32")
     gpu, params = llm._backend, llm.bundle.manifest.params.at(ratio)
-    size, seconds = llm.bundle.manifest.video.size, np.arange(16, dtype=np.float32)
+    size, seconds = llm.bundle.manifest.video.size[0], np.arange(16, dtype=np.float32)
     frames = np.random.default_rng(2).integers(0, 255, (16, size, size, 3), dtype=np.uint8)
     features, salience = gpu.vision(frames, lambda done: None)
     found = gpu.prune(features, salience, seconds, params)
@@ -106,7 +106,7 @@ def test_questions_follow_one_prefill(load, on_cpu):
     """As an evaluation asks: several questions behind the same tokens, from the host."""
     ids, heard = np.arange(20, 40), []
     for llm in (load("fp32"), on_cpu("fp32")):
-        stages, width = llm._backend, llm.bundle.manifest.decoder.width
+        stages, width = llm._backend, llm.bundle.manifest.decoder.hidden_size
         tokens = np.random.default_rng(0).standard_normal((60, width)).astype(np.float32)
         stages.prefill([stages.embed(ids), tokens, stages.embed(ids[:1])], 128)
         rows = []

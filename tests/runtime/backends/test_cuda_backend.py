@@ -124,7 +124,7 @@ def test_half_precision_too(make, responsive_checkpoint, colors):
 def test_text_follows_text_and_is_rewound(make, llm, engine):
     """As an evaluation asks: embeddings from the host, several questions behind one prefill."""
     ids, rng = np.arange(20, 29), np.random.default_rng(0)
-    tokens = rng.standard_normal((30, llm.bundle.manifest.decoder.width)).astype(np.float32)
+    tokens = rng.standard_normal((30, llm.bundle.manifest.decoder.hidden_size)).astype(np.float32)
     for stages in (on_gpu := make(engine)._backend), llm._backend:
         stages.prefill([stages.embed(ids), tokens, stages.embed(ids[:1])], 64)
         heard = []

@@ -35,7 +35,7 @@ def fused(responsive_checkpoint, tmp_path_factory):
         graphs, files = dict(manifest.graphs), dict(manifest.files)
         for graph in model.graphs:
             graphs[graph.name] = spec = write_fused_graph(graph, folder, 2048)
-            files[spec.fused.file] = describe(folder / spec.fused.file)
+            files[spec.device.file] = describe(folder / spec.device.file)
         write_manifest(folder, replace(manifest, graphs=graphs, files=files))
         return folder
 
@@ -84,7 +84,7 @@ def test_text_follows_text_and_is_rewound(make, dtype, tolerance):
     ids, heard = np.arange(20, 29), []
     for llm in make(dtype):
         stages, rows = llm._backend, []
-        tokens = np.random.default_rng(0).standard_normal((30, llm.bundle.manifest.decoder.width))
+        tokens = np.random.default_rng(0).standard_normal((30, llm.bundle.manifest.decoder.hidden_size))
         tokens = tokens.astype(llm.bundle.manifest.dtype)
         stages.prefill([stages.embed(ids), tokens, stages.embed(ids[:1])], 64)
         for question in (ids[:5], ids[3:4], ids[:5]):
@@ -163,7 +163,7 @@ def test_for_a_token_nothing_goes_up(make):
 def test_a_quantised_decoder_takes_embeddings_of_the_fused_graph(make, fused, colors, tmp_path):
     folder = shutil.copytree(fused("fp32"), tmp_path / "bundle")
     manifest = Bundle.load(folder).manifest
-    decoder = replace(manifest.graphs["decoder"], fused=None, weights=None)
+    decoder = replace(manifest.graphs["decoder"], device=None, weights=None)
     write_manifest(folder, replace(manifest, graphs=manifest.graphs | {"decoder": decoder}))
     llm, plain = make(folder=folder)
     assert llm._backend._graphs.frames_at_once == 32

@@ -147,7 +147,7 @@ def test_every_wrong_type_is_named(folder, sound, wrong):
         (("video", "resample"), "nearest"),
         (("video", "frames"), "32"),
         (("decoder", "layers"), 24.0),
-        (("graphs", "vision", "engines", 0), "tvm"),
+        (("graphs", "vision", "runtimes", 0), "tvm"),
         (("graphs", "vision", "inputs", 0, "dtype"), "float"),
         (("prompt", "stop", 1), "<|im_end|>"),
         (("prune", "retention_ratio"), "0.1"),
@@ -188,8 +188,8 @@ def fused(folder):
                 "norm.weight": {"dtype": "float32", "shape": [896], "offset": 0},
                 taken["name"]: {**weight, "offset": 3584},
             }
-            graph["fused"] = {**graph, "file": f"{name}.fused.onnx", "inputs": [*own, taken]}
-            del graph["fused"]["weights"]
+            graph["device"] = {**graph, "file": f"{name}.fused.onnx", "inputs": [*own, taken]}
+            del graph["device"]["weights"]
             size = 3584 + 2 * shape[0] * shape[1]
             for file, length in ((f"{name}.fused.onnx", 9), (f"{name}.onnx.data", size)):
                 (folder / file).touch()
@@ -203,9 +203,9 @@ def fused(folder):
 def test_where_weights_lie_is_read_and_written(fused):
     bundle = Bundle.load(fused)
     spec = bundle.manifest.graphs["decoder"]
-    assert (spec.data, list(spec.taken)) == ("decoder.onnx.data", ["decoder.weight"])
+    assert (spec.data, list(spec.device_weights)) == ("decoder.onnx.data", ["decoder.weight"])
     assert spec.weights["norm.weight"] == WeightSpec("float32", (896,), 0)
-    assert bundle.manifest.graphs["vision"].taken == {}
+    assert bundle.manifest.graphs["vision"].device_weights == {}
     write_manifest(fused, bundle.manifest)
     assert Bundle.load(fused) == bundle
     lines = (fused / "bundle.json").read_text().splitlines()

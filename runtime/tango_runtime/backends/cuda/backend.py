@@ -139,7 +139,7 @@ class CudaBackend:
         self._frames_pool, self._small_pool = HostPool(), HostPool(_SMALL)
         specs = bundle.manifest.graphs
         self._decoder, self._features = specs["decoder"], specs["vision"].outputs[0]
-        self._width, self._dtype = bundle.manifest.decoder.width, bundle.manifest.dtype
+        self._width, self._dtype = bundle.manifest.decoder.hidden_size, bundle.manifest.dtype
         self._ids = graphs.dtype("embed", "ids")
         self._logits = self._new_logits()
         self._positions = self._pool.take(
