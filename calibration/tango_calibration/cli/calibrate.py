@@ -16,17 +16,17 @@ from tango_calibration.data.dataset import Video, read_folder, synthetic
 from tango_calibration.evaluation import results
 from tango_calibration.evaluation.evaluate import check_room
 from tango_calibration.quantization.calibrate import (
+    CalibrationRequest,
     Drop,
     Outcome,
     Overlap,
-    Request,
     cache_folder,
     calibrate,
     check,
     drops,
 )
-from tango_calibration.quantization.observe import METHODS, SYNTHETIC
-from tango_calibration.quantization.quantize import Form
+from tango_calibration.quantization.clips import SYNTHETIC
+from tango_calibration.quantization.quantize import LayerFormat
 from tango_calibration.quantization.sensitivity import BUDGETS
 from tango_plugins import TangoError
 from tango_runtime.bundle import Bundle
@@ -37,14 +37,14 @@ from tango_runtime.util.files import check_output, staged_folder
 REPORT = "calibration.json"
 
 _UNITS = {"vision": "noise over signal of the outputs", "decoder": "nats between distributions of the next token"}
-_FORMS: dict[Form | None, str] = {
+_FORMS: dict[LayerFormat | None, str] = {
     "w8a8": "8-bit weights and activations",
     "fp8": "8-bit weights and activations",
     "w4a16": "4-bit weights",
     "w8a16": "8-bit weights",
     None: "left as it was",
 }
-_COLOURS: dict[Form | None, str] = {
+_COLOURS: dict[LayerFormat | None, str] = {
     "w8a8": "#0b4f8a",
     "fp8": "#0b4f8a",
     "w4a16": "#0b4f8a",
@@ -71,14 +71,6 @@ def _configure(parser: argparse.ArgumentParser) -> None:
         default="fp16",
         choices=["int4", "int8", "fp8", "fp16"],
         help="likewise; int4 is for weights alone (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--method",
-        default="minmax",
-        choices=METHODS,
-        help="how 8-bit ranges are found; percentile and entropy clip large activations, at a price: in models/tiny "
-        "vision has as much noise with percentile as with minmax, and 16 times as much with entropy "
-        "(default: %(default)s)",
     )
     parser.add_argument("--videos", type=int, default=16, help="most clips to observe (default: %(default)s)")
     parser.add_argument("--frames", type=int, help="frames of a video (default: the bundle's)")
@@ -137,7 +129,7 @@ def _calibrate(args: argparse.Namespace) -> int:
     return int(missed)
 
 
-def _request(args: argparse.Namespace) -> Request:
+def _request(args: argparse.Namespace) -> CalibrationRequest:
     check_counts(args, "videos", "frames", "max_new_tokens", "evaluate", "jobs")
     if args.max_drop is not None and not args.evaluate:
         raise TangoError("--max-drop needs questions to be asked", "add --evaluate N")
@@ -149,9 +141,9 @@ def _request(args: argparse.Namespace) -> Request:
     least = args.min_overlap
     if least is not None and not 0 < least <= 100:
         raise TangoError(f"--min-overlap is {least:g}", "it must be above 0 and no more than 100 percent")
-    names = ("bundle", "output", "clips", "vision", "decoder", "method", "videos", "frames", "max_new_tokens", "seed")
-    asked = {name: getattr(args, name) for name in (*names, "engine", "cache", "overwrite")}
-    return Request(**asked, min_overlap=None if least is None else least / 100)
+    names = ("bundle", "output", "clips", "vision", "decoder", "videos", "frames", "max_new_tokens", "seed")
+    asked = {name: getattr(args, name) for name in (*names, "cache", "overwrite")}
+    return CalibrationRequest(**asked, runtime=args.engine, min_overlap=None if least is None else least / 100)
 
 
 def _questions(args: argparse.Namespace, bundle: Bundle) -> list[Video]:
@@ -180,19 +172,19 @@ def _summary(outcome: Outcome) -> list[str]:
             name,
             graph.precision,
             str(len(graph.layers)),
-            str(len(graph.spared)),
+            str(len(graph.excluded)),
             f"{graph.loss:.2g}",
             f"{BUDGETS[name]:g}",
-            f"{graph.before / 1e6:.1f}",
-            f"{graph.after / 1e6:.1f}",
+            f"{graph.bytes_before / 1e6:.1f}",
+            f"{graph.bytes_after / 1e6:.1f}",
         )
         for name, graph in outcome.graphs.items()
     ]
     lines += [*_table(head, rows), ""]
     for name, graph in outcome.graphs.items():
         lines.append(f"Loss of {name}: {_UNITS[name]}.")
-        for form in dict.fromkeys(layer.form for layer in graph.spared):
-            spared = [layer.layer for layer in graph.spared if layer.form == form]
+        for form in dict.fromkeys(layer.format for layer in graph.excluded):
+            spared = [layer.layer for layer in graph.excluded if layer.format == form]
             lines.append(f"Spared, {_FORMS[form]}: {', '.join(spared)}.")
     if outcome.overlaps:
         lines += ["", _overlap(outcome.overlaps)]
@@ -237,14 +229,13 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 # The report
 
 
-def _conditions(request: Request, bundle: Bundle) -> dict[str, Any]:
+def _conditions(request: CalibrationRequest, bundle: Bundle) -> dict[str, Any]:
     return {
         "bundle": bundle.path.resolve().name,
         "clips": request.clips if request.clips == SYNTHETIC else Path(request.clips).resolve().name,
         "videos": request.videos,
         "frames": request.frames or bundle.manifest.video.frames,
         "seed": request.seed,
-        "method": request.method,
         "engine": request.target,
         "min_overlap": request.min_overlap,
         "retention_ratio": bundle.manifest.params.retention_ratio,
@@ -268,8 +259,8 @@ def _layers(outcome: Outcome) -> list[str]:
     lines = []
     for name, graph in outcome.graphs.items():
         worst = sorted(graph.layers, key=lambda layer: -layer.loss)
-        rows = [(w.layer, f"{w.loss:.2e}", _FORMS[w.form]) for w in worst]
-        lines += [f"## Layers of {name}, each quantised alone", "", *_table(("layer", "loss", "written"), rows), ""]
+        rows = [(w.layer, f"{w.loss:.2e}", _FORMS[w.format]) for w in worst]
+        lines += [f"## Layers of {name}, each quantized alone", "", *_table(("layer", "loss", "written"), rows), ""]
     return lines
 
 
@@ -282,8 +273,8 @@ def draw(outcome: Outcome, file: Path) -> None:
     for axes, (name, graph) in zip(panels, outcome.graphs.items(), strict=True):
         losses = np.maximum([layer.loss for layer in graph.layers], 1e-12)
         places = np.arange(len(losses))
-        for form in dict.fromkeys(layer.form for layer in graph.layers):
-            mine = np.array([layer.form == form for layer in graph.layers])
+        for form in dict.fromkeys(layer.format for layer in graph.layers):
+            mine = np.array([layer.format == form for layer in graph.layers])
             axes.bar(places[mine], losses[mine], color=_COLOURS[form], label=_FORMS[form])
         axes.set_yscale("log")
         axes.set_xlim(-0.8, len(losses) - 0.2)
@@ -291,7 +282,7 @@ def draw(outcome: Outcome, file: Path) -> None:
             places, [_short(layer.layer) for layer in graph.layers], rotation=90, fontsize=min(5, 400 / len(losses))
         )
         axes.set_ylabel(_UNITS[name].replace(" of ", "\nof ").replace(" between ", "\nbetween "), fontsize=9)
-        axes.set_title(f"{name}: loss when only this layer is quantised", loc="left", fontsize=11)
+        axes.set_title(f"{name}: loss when only this layer is quantized", loc="left", fontsize=11)
         axes.grid(axis="y", color="#e4e4e4")
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
