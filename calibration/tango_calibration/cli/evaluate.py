@@ -16,8 +16,8 @@ import onnxruntime
 
 from tango_calibration.data.dataset import Video, read_folder, synthetic
 from tango_calibration.evaluation import results
-from tango_calibration.evaluation.evaluate import ChainReader, check_room, evaluate_in_parallel, trials_of
-from tango_calibration.evaluation.methods import METHODS, of_tango
+from tango_calibration.evaluation.evaluate import BundleEvaluator, check_room, evaluate_in_parallel, trials_of
+from tango_calibration.evaluation.methods import METHODS, tango_params
 from tango_calibration.evaluation.scores import Scores
 from tango_plugins import TangoError
 from tango_runtime.backends.registry import BACKENDS
@@ -84,7 +84,9 @@ def _evaluate(args: argparse.Namespace) -> int:
     videos = _videos(args, bundle)
     check_room(bundle, videos)
     threads = 1 if args.jobs > 1 else 0
-    open_reader = partial(ChainReader, args.bundle, args.backend, max_new_tokens=args.max_new_tokens, threads=threads)
+    open_reader = partial(
+        BundleEvaluator, args.bundle, args.backend, max_new_tokens=args.max_new_tokens, threads=threads
+    )
     engines: list[str] = []
     with progress("videos", len(videos)) as on_progress:
         records = evaluate_in_parallel(
@@ -114,7 +116,7 @@ def _conditions(
 ) -> dict[str, Any]:
     """What the results hold for."""
     manifest = bundle.manifest
-    used = of_tango(manifest.params)
+    used = tango_params(manifest.params)
     ratios = list(dict.fromkeys(used.at(ratio).retention_ratio for ratio in args.retention_ratio))
     return {
         "bundle": f"{bundle.path.resolve().name}: {manifest.family}, {manifest.dtype}",
