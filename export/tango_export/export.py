@@ -206,7 +206,7 @@ def _manifest(
         format=FORMAT,
         family=family.name,
         dtype="float16" if request.dtype == "fp16" else "float32",
-        video=VideoSpec(request.frames, (model.size, model.size), "bicubic", model.tokens_per_frame),
+        video=VideoSpec(request.frames, (model.size, model.size), "bicubic", model.tokens_per_frame, 1, "floor"),
         prompt=PromptSpec(model.placeholder, model.after_video, model.stop, model.vocabulary),
         decoder=model.decoder,
         prune=op.attributes(_params(request, model)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import zlib
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -21,9 +22,11 @@ from tango_calibration.parallel import map_in_processes
 from tango_plugins import PruneParams, TangoError
 from tango_plugins.reference import Reals
 from tango_runtime.backends.registry import select
-from tango_runtime.bundle import Bundle
+from tango_runtime.bundle import Bundle, Manifest
+from tango_runtime.pipeline.generate import Limits, PromptCache, decode_loop
 from tango_runtime.pipeline.prompt import Prompt
 from tango_runtime.pipeline.sampling import Sampler
+from tango_runtime.pipeline.timer import StageTimer
 from tango_runtime.util.console import OnProgress
 from tango_runtime.video import sample
 from tango_runtime.video.preprocess import preprocess
@@ -159,54 +162,43 @@ class BundleEvaluator:
         Raises:
             TangoError: A question contains a special token, or the prompt is longer than the bundle's context.
         """
-        before, afters = encode(self._prompt, questions)
-        prompt, context = self._bundle.manifest.prompt, self._bundle.manifest.decoder.context
-        newline = np.array(prompt.after_video, np.int64)
-        length = require_room(self._bundle, before, afters, len(tokens))
-        pieces = [self._backend.embed(before), tokens, self._backend.embed(newline)]
-        begin = time.perf_counter()
-        self._backend.prefill(pieces, min(length + max(map(len, afters)) + self._max_new_tokens, context))
-        prefill_ms = 1e3 * (time.perf_counter() - begin)
-        return [self._answer(length, after) for after in afters], prefill_ms
+        manifest, limits = self._bundle.manifest, Limits.of(self._bundle.manifest, self._max_new_tokens)
+        before, afters = _encode(self._prompt, questions)
+        length = _require_room(manifest, limits, before, afters, len(tokens))
+        pieces, newline = [self._backend.embed(before), tokens], manifest.prompt.after_video
+        with closing(PromptCache(self._backend, pieces, newline, length, limits.context)) as cache:
+            cache.reserve(max(map(len, afters)) + self._max_new_tokens)
+            begin = time.perf_counter()
+            cache.prefill()
+            prefill_ms = 1e3 * (time.perf_counter() - begin)
+            return [self._answer(cache, after.tolist(), limits) for after in afters], prefill_ms
 
-    def _answer(self, length: int, question: NDArray[np.int64]) -> str:
-        """The answer to a question that follows the first ``length`` positions."""
-        self._backend.rewind(length)
-        stop, context = self._bundle.manifest.prompt.stop, self._bundle.manifest.decoder.context
-        room = min(self._max_new_tokens, context - length - len(question))
-        ids: list[int] = []
-        token = self._sampler(self._backend.extend(self._backend.embed(question)))
-        while token not in stop:
-            ids.append(token)
-            if len(ids) == room:
-                break
-            token = self._sampler(self._backend.decode(token))
+    def _answer(self, cache: PromptCache, question: list[int], limits: Limits) -> str:
+        """The answer to a question that follows the video."""
+        ids = list(decode_loop(cache, question, self._sampler, limits, [], StageTimer(self._backend)))
         return self._prompt.decode(ids).strip()
 
 
-def encode(prompt: Prompt, questions: Sequence[str]) -> tuple[NDArray[np.int64], list[NDArray[np.int64]]]:
+def _encode(prompt: Prompt, questions: Sequence[str]) -> tuple[NDArray[np.int64], list[NDArray[np.int64]]]:
     """Token ids of the text before the video, which all questions share, and of the text after it for each."""
     befores, afters = zip(*map(prompt.encode, questions), strict=True)
-    if any(len(before) != len(befores[0]) or (before != befores[0]).any() for before in befores):
+    if any(not np.array_equal(before, befores[0]) for before in befores):
         raise TangoError(
             "the chat template puts the question before the video", "use a model whose template puts it after the video"
         )
     return befores[0], list(afters)
 
 
-def require_room(bundle: Bundle, before: NDArray[np.int64], afters: Sequence[NDArray[np.int64]], video: int) -> int:
-    """Returns the length of the shared prefix with so many video tokens, if every question and an answer fit.
+def _require_room(
+    manifest: Manifest, limits: Limits, before: NDArray[np.int64], afters: Sequence[NDArray[np.int64]], video: int
+) -> int:
+    """Returns the length of what all questions share, with so many video tokens.
 
     Raises:
-        TangoError: The longest prompt fills the bundle's context.
+        TangoError: The longest prompt leaves no room for an answer.
     """
-    length = len(before) + video + len(bundle.manifest.prompt.after_video)
-    longest, context = length + max(map(len, afters)), bundle.manifest.decoder.context
-    if longest >= context:
-        raise TangoError(
-            f"the prompt takes {longest} tokens, {video} of them video; the bundle's context is {context}",
-            "use fewer frames (--frames), or export with a larger --context",
-        )
+    length = len(before) + video + len(manifest.prompt.after_video)
+    limits.require_room(length + max(map(len, afters)), video)
     return length
 
 
@@ -216,11 +208,12 @@ def check_room(bundle: Bundle, videos: Sequence[Video]) -> None:
     Raises:
         TangoError: A question contains a special token, or a prompt with all tokens is longer than the context.
     """
-    prompt = Prompt.of(bundle)
+    prompt, manifest = Prompt.of(bundle), bundle.manifest
     for video in videos:
-        total = bundle.manifest.video.total_tokens(video.frames)
+        total = manifest.video.total_tokens(video.frames)
         try:
-            require_room(bundle, *encode(prompt, [q.text for q in video.questions]), total)
+            before, afters = _encode(prompt, [question.text for question in video.questions])
+            _require_room(manifest, Limits.of(manifest, 1), before, afters, total)
         except TangoError as error:
             raise TangoError(f"{video.name}: {error.message}", error.hint) from error
 

@@ -10,6 +10,7 @@ value cache that one pass hands to the next nor smoothing before ranges are meas
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,8 +22,10 @@ from tango_calibration.quantization.ranges import Array
 from tango_plugins import TangoError, reference
 from tango_runtime.backends.base import Backend
 from tango_runtime.bundle import Bundle
+from tango_runtime.pipeline.generate import Limits, PromptCache, decode_loop
 from tango_runtime.pipeline.prompt import Prompt
 from tango_runtime.pipeline.sampling import Sampler
+from tango_runtime.pipeline.timer import StageTimer
 
 
 @dataclass(frozen=True)
@@ -66,16 +69,18 @@ def capture(bundle: Bundle, backend: Backend, prompt: Prompt, video: Video, max_
     newline = np.array(bundle.manifest.prompt.after_video, np.int64)
     texts = [backend.to_host(backend.embed(ids)) for ids in (before, np.concatenate((newline, after)))]
     whole = np.concatenate((texts[0], pruned.tokens, texts[1]))
-    room = min(max_new_tokens, bundle.manifest.decoder.context - len(whole))
-    if room < 1:
-        raise TangoError(
-            f"clip {video.name}: its prompt takes {len(whole)} tokens of {bundle.manifest.decoder.context}",
-            "use fewer frames (--frames)",
-        )
-    sampler = Sampler()
-    token, ids = sampler(backend.prefill([whole], len(whole) + room)), list[int]()
-    while token not in bundle.manifest.prompt.stop and len(ids) < room:
-        ids.append(token)
-        token = sampler(backend.decode(token))
-    answer = backend.to_host(backend.embed(np.array(ids, np.int64)))
-    return Capture(pruned.indices, pruned.merged, DecoderInput(whole, answer))
+    answer = _answer(bundle, backend, whole, pruned.count, max_new_tokens, f"clip {video.name}")
+    return Capture(pruned.indices, pruned.merged, DecoderInput(whole, backend.to_host(backend.embed(answer))))
+
+
+def _answer(
+    bundle: Bundle, backend: Backend, prompt: Array, video_tokens: int, max_new_tokens: int, name: str
+) -> NDArray[np.int64]:
+    """Token ids of the greedy answer to a prompt [N, D]."""
+    limits = Limits.of(bundle.manifest, max_new_tokens)
+    try:
+        limits.require_room(len(prompt), video_tokens)
+    except TangoError as error:
+        raise TangoError(f"{name}: {error.message}", error.hint) from error
+    with closing(PromptCache(backend, [prompt], [], len(prompt), limits.context)) as cache:
+        return np.array(list(decode_loop(cache, [], Sampler(), limits, [], StageTimer(backend))), np.int64)

@@ -190,8 +190,8 @@ class VideoSpec:
     size: tuple[int, int]
     resample: Literal["bicubic"]
     tokens_per_frame: int
-    frames_per_step: Literal[1, 2] = 1
-    sampling: Literal["floor", "nearest"] = "floor"
+    frames_per_step: Literal[1, 2]
+    sampling: Literal["floor", "nearest"]
     budget: PixelBudget | None = None
 
     def total_tokens(self, frames: int) -> int:

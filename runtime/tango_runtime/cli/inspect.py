@@ -66,8 +66,8 @@ def _graph_table(manifest: Manifest) -> Table:
 def _precision(manifest: Manifest, graph: GraphSpec) -> str:
     found = graph.quantization
     if found is None:
-        return manifest.dtype + ("\nand device graph" if graph.device else "")
-    excluded = f"\n{len(found.excluded)} layers excluded" if found.excluded else ""
+        return manifest.dtype + ("\nand device" if graph.device else "")
+    excluded = f"\n{len(found.excluded)} excluded" if found.excluded else ""
     return f"{found.precision}\n{found.clips} clips{excluded}"
 
 

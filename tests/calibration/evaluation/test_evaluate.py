@@ -38,6 +38,7 @@ from tango_plugins import PruneParams, TangoError, op, reference
 from tango_runtime import VideoLLM
 from tango_runtime.bundle import Bundle
 from tango_runtime.cli.main import main
+from tests.fakes.sequence import OneSequence
 
 PARAMS = PruneParams(grid=(4, 4), sink_positions=())
 TRIALS = trials_of(METHODS, (0.1, 0.3))
@@ -250,7 +251,7 @@ def test_the_chain_answers_without_a_video(reader, llm, frames):
     assert first.kept == second.kept == 0
     before, after = llm._prompt.encode(QUESTIONS[0])
     ids = np.concatenate([before, llm.bundle.manifest.prompt.after_video, after]).astype(np.int64)
-    logits = llm._backend.prefill([llm._backend.embed(ids)], len(ids))
+    logits = OneSequence(llm._backend).prefill([llm._backend.embed(ids)], len(ids))
     text = llm._prompt.decode([int(np.argmax(logits))])
     assert text
     assert first.answer.startswith(text.strip())
@@ -258,16 +259,16 @@ def test_the_chain_answers_without_a_video(reader, llm, frames):
 
 
 def test_a_rewound_sequence_goes_on_as_if_nothing_had_followed(llm):
-    stages = llm._backend
-    first, second, other = (stages.embed(np.arange(n, dtype=np.int64) + n) for n in (9, 4, 6))
-    whole = stages.prefill([first, second], 20)
-    stages.prefill([first], 20)
-    np.testing.assert_allclose(stages.extend(second), whole, rtol=1e-4, atol=1e-4)
-    stages.decode(3)
-    stages.rewind(9)
-    changed = stages.extend(other)
-    stages.rewind(9)
-    np.testing.assert_allclose(stages.extend(second), whole, rtol=1e-4, atol=1e-4)
+    backend = OneSequence(llm._backend)
+    first, second, other = (backend.embed(np.arange(n, dtype=np.int64) + n) for n in (9, 4, 6))
+    whole = backend.prefill([first, second], 20)
+    backend.prefill([first], 20)
+    np.testing.assert_allclose(backend.extend(second), whole, rtol=1e-4, atol=1e-4)
+    backend.decode(3)
+    backend.rewind(9)
+    changed = backend.extend(other)
+    backend.rewind(9)
+    np.testing.assert_allclose(backend.extend(second), whole, rtol=1e-4, atol=1e-4)
     assert not np.allclose(changed, whole, rtol=1e-2, atol=1e-2)
 
 

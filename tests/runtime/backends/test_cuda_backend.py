@@ -30,6 +30,7 @@ from tango_runtime.backends.cuda.ort_runner import OrtRunner
 from tango_runtime.bundle import Bundle
 from tango_runtime.video.preprocess import resize
 from tests.fakes.cuda import HostPruner, array, install
+from tests.fakes.sequence import OneSequence
 from tests.fakes.tensorrt_engines import MACHINE, HostTensorRT, build
 
 QUESTION = "What happens in the video?"
@@ -125,7 +126,7 @@ def test_text_follows_text_and_is_rewound(make, llm, engine):
     """As an evaluation asks: embeddings from the host, several questions behind one prefill."""
     ids, rng = np.arange(20, 29), np.random.default_rng(0)
     tokens = rng.standard_normal((30, llm.bundle.manifest.decoder.hidden_size)).astype(np.float32)
-    for stages in (on_gpu := make(engine)._backend), llm._backend:
+    for stages in (on_gpu := OneSequence(make(engine)._backend)), OneSequence(llm._backend):
         stages.prefill([stages.embed(ids), tokens, stages.embed(ids[:1])], 64)
         heard = []
         for question in (ids[:5], ids[3:4]):
@@ -246,12 +247,14 @@ def test_what_an_overflow_left_in_the_cache_is_forgotten(make, frames):
     assert llm.generate(frames, QUESTION, max_new_tokens=8).ids == wanted
 
 
-def overflow(stages):
-    """NaN in every row of the cache that was written since it was cleared."""
-    cache = stages._cache._all
-    rows = np.array(array(cache))
-    rows[:, :, : stages._reached] = np.nan
-    stages._stream.upload(rows, cache)
+def overflow(backend):
+    """NaN in every row that the latest answer wrote into its cache, which waits for the next sequence."""
+    (cache,) = backend._decoder._free
+    shape = (len(cache._cached), cache._slab, cache.capacity, cache._head_dim)
+    memory = cache._buffer.view(shape, cache._dtype)
+    rows = np.array(array(memory))
+    rows[:, :, : cache._reached] = np.nan
+    backend._stream.upload(rows, memory)
 
 
 def test_another_cache_in_the_same_memory_is_empty(make, frames):
@@ -263,7 +266,7 @@ def test_another_cache_in_the_same_memory_is_empty(make, frames):
 
 
 def test_after_a_pass_that_failed_the_sequence_is_as_long_as_before(make, monkeypatch):
-    stages, ids = make()._backend, np.arange(20, 29)
+    stages, ids = OneSequence(make()._backend), np.arange(20, 29)
     stages.prefill([stages.embed(ids)], 64)
     wanted = np.array(stages.extend(stages.embed(ids[:3])))
     stages.rewind(len(ids))
@@ -282,7 +285,7 @@ def test_after_a_pass_that_failed_the_sequence_is_as_long_as_before(make, monkey
 
 
 def test_after_a_cache_that_had_no_room_a_smaller_one_has(make, host):
-    stages, ids = make()._backend, np.arange(20, 29)
+    stages, ids = OneSequence(make()._backend), np.arange(20, 29)
     wanted = np.array(stages.prefill([stages.embed(ids)], 64))
     everything, host.memory = host.memory, host.held() + 1000
     with pytest.raises(TangoError, match="MB left"):
@@ -329,17 +332,19 @@ def test_a_full_gpu_is_told(host):
 
 
 def test_more_than_the_cache_holds_is_refused(make, llm):
-    stages = make()._backend
+    stages = OneSequence(make()._backend)
     ids = np.arange(20)
-    with pytest.raises(TangoError, match="0 \\+ 20 tokens do not fit"):
-        stages.extend(stages.embed(ids))
+    stages.prefill([stages.embed(ids)], 64)
+    with pytest.raises(TangoError, match=r"20 \+ 2029 tokens do not fit into the bundle's context of 2048"):
+        stages.extend(stages.embed(np.zeros(2029, np.int64)))
+    stages.extend(stages.embed(np.zeros(500, np.int64)))
     stages._graphs.capacity = 256
     with pytest.raises(TangoError, match="may take 300 positions, the decoder's engine holds 256"):
         stages.prefill([stages.embed(ids)], 300)
 
 
 def test_embeddings_of_another_width_are_refused(make):
-    stages = make()._backend
+    stages = OneSequence(make()._backend)
     with pytest.raises(TangoError, match=r"a tensor is \[4, 7\], wanted is \[4, "):
         stages.prefill([np.zeros((4, 7))], 64)
 
@@ -449,7 +454,9 @@ def test_sessions_go_before_their_stream_whatever_holds_them(host, tiny_bundle):
     host.cudaStreamDestroy = lambda handle: gone.append("stream")
     for in_a_cycle in (False, True):
         bundle, stream = Bundle.load(tiny_bundle), Stream()
-        stages = [CudaBackend(bundle, OrtRunner(module, bundle, stream, ("CPUExecutionProvider", "cpu")), stream)]
+        stages = [
+            OneSequence(CudaBackend(bundle, OrtRunner(module, bundle, stream, ("CPUExecutionProvider", "cpu")), stream))
+        ]
         stages[0].prefill([stages[0].embed(np.arange(4))], 16)
         stages[0].decode(1)
         if in_a_cycle:  # as fixtures, frames and notebooks hold things: the garbage collector finalizes in any order
@@ -489,7 +496,9 @@ def test_tensors_are_bound_once_an_answer_and_embed_does_not_wait(host, tiny_bun
         Bundle.load(tiny_bundle),
         Stream(),
     )
-    stages = CudaBackend(bundle, OrtRunner(module, bundle, stream, ("CPUExecutionProvider", "cpu")), stream)
+    stages = OneSequence(
+        CudaBackend(bundle, OrtRunner(module, bundle, stream, ("CPUExecutionProvider", "cpu")), stream)
+    )
     stages.vision(np.zeros((2, 112, 112, 3), np.uint8), lambda done: None)
     stages.prefill([stages.embed(np.arange(4))], 16)
     for token in range(9):

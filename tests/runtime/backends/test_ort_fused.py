@@ -11,10 +11,11 @@ import pytest
 
 from tango_runtime import VideoLLM
 from tango_runtime.backends.cuda.backend import CudaBackend
-from tango_runtime.backends.cuda.device import Stream, bytes_of
+from tango_runtime.backends.cuda.device import Stream
 from tango_runtime.backends.cuda.ort_fused import FusedOrtRunner
 from tango_runtime.bundle import Bundle, describe, write_manifest
 from tests.fakes.cuda import install
+from tests.fakes.sequence import OneSequence
 from tests.runtime.backends.test_cuda_backend import overflow
 
 QUESTION = "What happens in the video?"
@@ -83,7 +84,7 @@ def test_sixty_four_tokens_are_the_plain_graphs(make, colors, limits, prune):
 def test_text_follows_text_and_is_rewound(make, dtype, tolerance):
     ids, heard = np.arange(20, 29), []
     for llm in make(dtype):
-        stages, rows = llm._backend, []
+        stages, rows = OneSequence(llm._backend), []
         tokens = np.random.default_rng(0).standard_normal((30, llm.bundle.manifest.decoder.hidden_size))
         tokens = tokens.astype(llm.bundle.manifest.dtype)
         stages.prefill([stages.embed(ids), tokens, stages.embed(ids[:1])], 64)
@@ -100,7 +101,7 @@ def test_a_prompt_of_one_token_and_one_that_fills_the_context(make):
     for count in (1, 2047):
         heard = []
         for llm in make():
-            stages = llm._backend
+            stages = OneSequence(llm._backend)
             rows = [np.array(stages.prefill([stages.embed(np.arange(count) % 200)], 2048))]
             heard.append(np.stack([*rows, np.array(stages.decode(7))]))
         close(*heard)
@@ -115,7 +116,7 @@ def test_what_an_overflow_left_in_the_cache_is_forgotten(make, frames):
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("fp32", 1e-4), ("fp16", 3e-2)])
 def test_a_step_is_a_pass_of_one_token(make, dtype, tolerance):
-    stages = make(dtype)[0]._backend
+    stages = OneSequence(make(dtype)[0]._backend)
     for count in (1, 30, 500):
         stages.prefill([stages.embed(np.arange(count) % 200)], 512)
         for length, token in enumerate((7, 8, 7), count):
@@ -127,7 +128,7 @@ def test_a_step_is_a_pass_of_one_token(make, dtype, tolerance):
 def test_steps_go_on_in_another_cache(make):
     heard = []
     for llm in make():
-        stages, rows = llm._backend, []
+        stages, rows = OneSequence(llm._backend), []
         for capacity in (300, 2048, 512):
             if isinstance(stages, CudaBackend):
                 stages._graphs.capacity = capacity
@@ -142,17 +143,18 @@ def test_weights_lie_on_the_device_once(make, host):
     graphs = llm.bundle.manifest.graphs
     sizes = {llm.bundle.manifest.files[graphs[name].data].size for name in ("vision", "embed", "decoder")}
     for _ in range(3):
-        stages = llm._backend
+        stages = OneSequence(llm._backend)
         stages.prefill([stages.embed(np.arange(9))], 64)
         stages.decode(1)
-        held = [size for _, size in host.blocks.values() if size >= min(sizes) and size != bytes_of(stages._cache._all)]
+        cache = stages.cache._buffer.size
+        held = [size for _, size in host.blocks.values() if size >= min(sizes) and size != cache]
         assert sorted(held) == sorted(sizes)
     del llm, stages
     assert not host.blocks
 
 
 def test_for_a_token_nothing_goes_up(make):
-    stages = make()[0]._backend
+    stages = OneSequence(make()[0]._backend)
     logits, traffic = stages.prefill([stages.embed(np.arange(9))], 64), stages.traffic
     before = replace(traffic)
     for _ in range(5):

@@ -70,7 +70,7 @@ def test_the_estimate_is_near_what_nvidia_published_for_a_device_that_nothing_wa
 @pytest.mark.parametrize(("model", "parameters"), [(SMALL, 893_675_552), (LARGE, 8_030_807_584)])
 def test_the_released_models_have_their_checkpoints_parameters(model, parameters):
     head = 0 if model is SMALL else model.head  # tied: stored once
-    table = model.table * model.decoder.hidden_size
+    table = model.table * model.decoder.width
     linear = model.tower.parameters + sum(model.projector) + model.decoder.parameters + head
     assert linear + table == pytest.approx(parameters, rel=0.003)  # the rest are biases, norms and positions
 
