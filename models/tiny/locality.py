@@ -16,9 +16,9 @@ import torch
 from batches import near_figures
 from network import pool
 from numpy.typing import NDArray
-from score import TorchReader
+from score import TorchEvaluator
 
-from tango_calibration.data.dataset import is_correct
+from tango_calibration.data.judging import is_correct
 from tango_calibration.data.synthetic import Clip, make_clip
 
 
@@ -42,15 +42,15 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=40)
     args = parser.parse_args()
     for checkpoint in args.checkpoints:
-        reader = TorchReader(checkpoint, "cuda" if torch.cuda.is_available() else "cpu")
+        evaluator = TorchEvaluator(checkpoint, "cuda" if torch.cuda.is_available() else "cpu")
         right: dict[str, list[bool]] = defaultdict(list)
         shares: dict[str, list[float]] = defaultdict(list)
         for seed in range(args.clips):
             clip, rng = make_clip(seed, "validation", (16, 8)[seed % 2]), np.random.default_rng((seed, 2))
             questions = clip.questions(rng, 16)
-            features, _ = reader.see(clip.render())
+            features, _ = evaluator.encode_video(clip.render())
             for name, part in parts(tokens_near_figures(clip), rng).items():
-                answers, _ = reader.answer(features.reshape(len(part), -1)[part], [q.text for q in questions])
+                answers, _ = evaluator.answer(features.reshape(len(part), -1)[part], [q.text for q in questions])
                 right[name] += [is_correct(q, answer) for q, answer in zip(questions, answers, strict=True)]
                 shares[name].append(float(part.mean()))
         print(f"{checkpoint}: {len(right['all'])} questions")

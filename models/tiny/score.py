@@ -39,7 +39,7 @@ from tango_runtime.util.files import check_output
 CHUNK = 64
 
 
-class TorchReader:
+class TorchEvaluator:
     """A trained checkpoint in PyTorch, fp16 as it is stored with fp32 where autocast wants it.
 
     Args:
@@ -78,7 +78,7 @@ class TorchReader:
         return f"PyTorch {torch.__version__}, {self._device}"
 
     @torch.inference_mode()
-    def see(self, frames: NDArray[np.uint8]) -> tuple[NDArray[np.float16], NDArray[np.float32]]:
+    def encode_video(self, frames: NDArray[np.uint8]) -> tuple[NDArray[np.float16], NDArray[np.float32]]:
         """[F, 384, 384, 3] → features [F, 196, width] and salience [F, 196]."""
         features, salient = [], []
         for part in torch.from_numpy(frames).split(CHUNK):
@@ -148,9 +148,9 @@ def main() -> None:
             runs.append(results.read(checkpoint))
             continue
         with progress(checkpoint.name, len(videos)) as on_progress:
-            reader = partial(TorchReader, checkpoint, device)
+            evaluator = partial(TorchEvaluator, checkpoint, device)
             runs.append(
-                evaluate_in_parallel(reader, videos, trials, params, on_progress, jobs=args.jobs, seed=args.seed)
+                evaluate_in_parallel(evaluator, videos, trials, params, on_progress, jobs=args.jobs, seed=args.seed)
             )
         found.append((checkpoint.name, Scores(runs[-1]), runs[-1]))
     if len(runs) > 1:

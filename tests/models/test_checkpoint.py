@@ -6,7 +6,7 @@ import pytest
 
 from examples import make_clip, quiz
 from tango_calibration.data.dataset import synthetic
-from tango_calibration.evaluation.evaluate import ALL, ChainReader, Trial, evaluate
+from tango_calibration.evaluation.evaluate import ALL, BundleEvaluator, Trial, evaluate
 from tango_calibration.evaluation.scores import Scores
 from tango_runtime.bundle import Bundle
 from tango_runtime.cli.main import main
@@ -38,8 +38,8 @@ def asked(count):
 
 @pytest.mark.parametrize("count", [40, pytest.param(200, marks=pytest.mark.slow)])
 def test_it_answers_as_well_as_is_said(bundle, count):
-    reader = ChainReader(bundle, threads=1)
-    scores = Scores(evaluate(reader, asked(count), [ALL, TANGO], Bundle.load(bundle).manifest.params))
+    evaluator = BundleEvaluator(bundle, threads=1)
+    scores = Scores(evaluate(evaluator, asked(count), [ALL, TANGO], Bundle.load(bundle).manifest.params))
     assert scores.summary(ALL).questions == count
     found = {trial: scores.accuracy(trial).value for trial in EXPECTED[count]}
     assert found == pytest.approx(EXPECTED[count], abs=WITHIN)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tango_calibration.data.synthetic import make_clip
-from tango_calibration.evaluation.evaluate import ChainReader
+from tango_calibration.evaluation.evaluate import BundleEvaluator
 from tango_runtime.cli.main import main
 
 TINY = Path(__file__).parents[2] / "models" / "tiny"
@@ -62,11 +62,11 @@ def test_it_fits_in_16_megabytes(trained):
 
 def test_the_scorer_reads_a_checkpoint_as_the_chain_does(trained, monkeypatch):
     monkeypatch.syspath_prepend(TINY)
-    from score import TorchReader
+    from score import TorchEvaluator
 
     frames = make_clip(0, "test", 8).render()[:2]
-    ours, chains = TorchReader(trained / "made", "cpu"), ChainReader(trained / "bundle", max_new_tokens=6)
-    (features, salience), (wanted, attention) = ours.see(frames), chains.see(frames)
+    ours, chains = TorchEvaluator(trained / "made", "cpu"), BundleEvaluator(trained / "bundle", max_new_tokens=6)
+    (features, salience), (wanted, attention) = ours.encode_video(frames), chains.encode_video(frames)
     np.testing.assert_allclose(features, wanted, atol=2e-2)
     np.testing.assert_allclose(salience, attention, rtol=2e-2)
     questions = ["What colour is the star?", "Is there a red ring?"]

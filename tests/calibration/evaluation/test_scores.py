@@ -154,7 +154,7 @@ def test_one_run_is_its_own_range():
 
 def test_runs_of_other_trials_are_not_combined():
     first = records(ALL, [[1], [1]])
-    with pytest.raises(TangoError, match="was not asked"):
+    with pytest.raises(TangoError, match="do not have the same questions"):
         Scores.of_runs([first + records(TANGO, [[1], [1]]), first])
 
 
@@ -162,7 +162,7 @@ def test_runs_of_other_trials_are_not_combined():
     ("mine", "message"),
     [
         ([], "there are no records"),
-        (records(ALL, [[1], [1]]) + records(TANGO, [[1]]), "was not asked"),
+        (records(ALL, [[1], [1]]) + records(TANGO, [[1]]), "do not have the same questions"),
     ],
 )
 def test_what_cannot_be_scored_is_refused(mine, message):

@@ -29,7 +29,9 @@ ON_CPU = ["--backend", "ort-cpu", *QUICK]
 def quantised(bundle, tmp_path_factory):
     """The small bundle with 8-bit vision and a 4-bit decoder."""
     folder = tmp_path_factory.mktemp("quantised") / "int8-int4"
-    request = calibrate.Request(bundle(), folder, "synthetic", decoder="int4", videos=4, frames=8, max_new_tokens=2)
+    request = calibrate.CalibrationRequest(
+        bundle(), folder, "synthetic", decoder="int4", videos=4, frames=8, max_new_tokens=2
+    )
     calibrate.calibrate(request)
     return folder
 
