@@ -44,7 +44,7 @@ _FORMS: dict[LayerFormat | None, str] = {
     "w8a16": "8-bit weights",
     None: "left as it was",
 }
-_COLOURS: dict[LayerFormat | None, str] = {
+_COLORS: dict[LayerFormat | None, str] = {
     "w8a8": "#0b4f8a",
     "fp8": "#0b4f8a",
     "w4a16": "#0b4f8a",
@@ -275,7 +275,7 @@ def draw(outcome: Outcome, file: Path) -> None:
         places = np.arange(len(losses))
         for form in dict.fromkeys(layer.format for layer in graph.layers):
             mine = np.array([layer.format == form for layer in graph.layers])
-            axes.bar(places[mine], losses[mine], color=_COLOURS[form], label=_FORMS[form])
+            axes.bar(places[mine], losses[mine], color=_COLORS[form], label=_FORMS[form])
         axes.set_yscale("log")
         axes.set_xlim(-0.8, len(losses) - 0.2)
         axes.set_xticks(
