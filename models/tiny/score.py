@@ -48,7 +48,7 @@ class TorchEvaluator:
         max_new_tokens: Maximum length of an answer.
     """
 
-    size = SIZE
+    size = (SIZE, SIZE)
 
     def __init__(self, folder: Path, device: str, max_new_tokens: int = 6) -> None:
         torch.set_num_threads(1)
@@ -127,7 +127,7 @@ def main() -> None:
     results.require_matplotlib()  # now rather than after hours of work
     fresh = [checkpoint.name for checkpoint in args.checkpoints if not checkpoint.is_file()]
     for name in fresh + ["all"] * (len(args.checkpoints) > 1):
-        check_output(args.output / name, overwrite=False)
+        check_output(args.output / name, holding=results.RESULTS, overwrite=False)
     params = PruneParams(sink_positions=())
     split: Split = args.split
     videos = synthetic(args.videos, seed=args.seed, questions=args.questions, split=split)

@@ -7,7 +7,6 @@ precision of the same bundle reuses what was captured.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from tango_calibration.quantization.capture import Capture, DecoderInput
 from tango_calibration.quantization.ranges import Array, ChannelStats
 from tango_plugins import TangoError
 from tango_runtime.bundle import MANIFEST, Bundle, GraphName, sha256
+from tango_runtime.util.files import atomic_write
 
 
 class ObservationCache:
@@ -49,13 +49,8 @@ class ObservationCache:
         file = self.folder / f"{key}.npz"
         if not file.is_file():
             self.folder.mkdir(parents=True, exist_ok=True)
-            made, partial = make(), file.with_suffix(f".{os.getpid()}.partial")
-            try:
-                with partial.open("wb") as stream:
-                    np.savez(stream, **made)  # type: ignore[arg-type]
-                partial.rename(file)
-            finally:
-                partial.unlink(missing_ok=True)
+            made = make()
+            atomic_write(file, lambda stream: np.savez(stream, **made))  # type: ignore[arg-type]
             return made
         try:
             with np.load(file) as found:

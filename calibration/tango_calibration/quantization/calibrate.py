@@ -27,6 +27,7 @@ from tango_calibration.quantization.sensitivity import GraphQuantizer, LayerSens
 from tango_plugins import TangoError, reference
 from tango_runtime.backends.registry import select
 from tango_runtime.bundle import (
+    MANIFEST,
     Bundle,
     GraphName,
     GraphSpec,
@@ -147,7 +148,7 @@ def calibrate(request: CalibrationRequest) -> Outcome:
         for quantizer, scheme in zip(quantizers, schemes, strict=True)
     ]
     float_weights = request.target == "tensorrt"
-    with staged_folder(request.output, overwrite=request.overwrite) as folder:
+    with staged_folder(request.output, holding=MANIFEST, overwrite=request.overwrite) as folder:
         size = sum(file.size for file in bundle.manifest.files.values())
         require_space(folder, 2 * size if float_weights else size)  # fp32 replaces fp16
         graphs = {
@@ -189,7 +190,7 @@ def check(request: CalibrationRequest) -> Bundle:
             raise TangoError(
                 f"{request.target} cannot run {name} in {choice}", f"use {' or '.join(_RUNTIMES[choice])}, or int8"
             )
-    check_output(request.output, overwrite=request.overwrite)
+    check_output(request.output, holding=MANIFEST, overwrite=request.overwrite)
     return bundle
 
 

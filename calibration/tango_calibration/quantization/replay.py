@@ -16,6 +16,7 @@ from tango_calibration.quantization.ranges import Array
 from tango_plugins import TangoError
 from tango_runtime.backends.ort_cpu import empty_cache
 from tango_runtime.bundle import TensorSpec
+from tango_runtime.util.errors import first_line
 
 #: Prompt tokens per decoder pass: the activations of all layers of a pass are in memory at once.
 CHUNK_TOKENS = 256
@@ -44,9 +45,8 @@ def open_graph(model: ModelProto, folder: Path, more: Sequence[str] = ()) -> onn
     try:
         return onnxruntime.InferenceSession(extended.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the errors of ONNX Runtime have no common class
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise TangoError(
-            f"ONNX Runtime {onnxruntime.__version__} cannot load a quantized graph: {reason}",
+            f"ONNX Runtime {onnxruntime.__version__} cannot load a quantized graph: {first_line(error)}",
             "install a newer onnxruntime",
         ) from error
 
