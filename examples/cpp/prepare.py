@@ -44,13 +44,13 @@ def write(args: argparse.Namespace) -> None:
     manifest, engine_files = bundle.manifest, find_engines(bundle, args.retention_ratio)
     before, after = Prompt.of(bundle).encode(args.question)
     count = manifest.video.frames if args.frames is None else args.frames
-    images, seconds = preprocess(sample(args.video, count), manifest.video.size[0])
+    batch = preprocess(sample(args.video, count), manifest.video.size)
     args.output.mkdir(parents=True, exist_ok=True)
     frames = args.output.resolve() / "frames.raw"
-    images.tofile(frames)
+    batch.frames.tofile(frames)
     clip = engine_files | {
         "frames": frames,
-        "seconds": " ".join(map(str, seconds)),  # the shortest digits that read back as the same fp32
+        "seconds": " ".join(map(str, batch.seconds)),  # the shortest digits that give the same fp32
         "before": " ".join(map(str, before)),
         "after": " ".join(map(str, np.concatenate((manifest.prompt.after_video, after)))),
         "stop": " ".join(map(str, manifest.prompt.stop)),

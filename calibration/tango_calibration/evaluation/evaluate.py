@@ -106,11 +106,11 @@ class Evaluator(Protocol):
     """A model under evaluation; its ``str`` says what runs it."""
 
     @property
-    def size(self) -> int:
-        """Height and width S of its frames, in pixels."""
+    def size(self) -> tuple[int, int]:
+        """(height, width) of its frames, in pixels."""
 
     def encode_video(self, frames: NDArray[np.uint8]) -> tuple[Reals, Reals]:
-        """[F, S, S, 3] → features [F, L, D] and salience [F, L]."""
+        """[F, H, W, 3] → features [F, L, D] and salience [F, L]."""
 
     def answer(self, tokens: Reals, questions: Sequence[str]) -> tuple[list[str], float]:
         """Answers each question independently, after one prefill of the video's tokens [K, D]; K may be 0.
@@ -142,14 +142,14 @@ class BundleEvaluator:
         self._prompt = Prompt.of(self._bundle)
         self._max_new_tokens = max_new_tokens
         self._sampler = Sampler()
-        self.size = self._bundle.manifest.video.size[0]
+        self.size = self._bundle.manifest.video.size
 
     def __str__(self) -> str:
         """The backend, in one line."""
         return self._backend.description
 
     def encode_video(self, frames: NDArray[np.uint8]) -> tuple[Reals, Reals]:
-        """[F, size, size, 3] → features [F, L, D] and salience [F, L]."""
+        """[F, H, W, 3] → features [F, L, D] and salience [F, L]."""
         features, salience = self._backend.vision(frames, lambda done: None)
         return self._backend.to_host(features), self._backend.to_host(salience)
 
@@ -255,8 +255,8 @@ def evaluate(
 def _evaluate(
     evaluator: Evaluator, video: Video, trials: Sequence[Trial], params: PruneParams, seed: int
 ) -> list[Record]:
-    frames, seconds = preprocess(sample(video.source, video.frames), evaluator.size)
-    features = VideoFeatures(*evaluator.encode_video(frames), seconds)
+    batch = preprocess(sample(video.source, video.frames), evaluator.size)
+    features = VideoFeatures(*evaluator.encode_video(batch.frames), batch.seconds)
 
     @cache
     def select_tokens(trial: Trial) -> tuple[Selection, float]:

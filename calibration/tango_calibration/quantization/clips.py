@@ -70,6 +70,7 @@ def load_frames(bundle: Bundle, video: Video) -> tuple[NDArray[np.uint8], NDArra
         TangoError: The clip cannot be read.
     """
     try:
-        return preprocess(sample(video.source, video.frames), bundle.manifest.video.size[0])
+        batch = preprocess(sample(video.source, video.frames), bundle.manifest.video.size)
     except TangoError as error:
         raise TangoError(f"clip {video.name}: {error.message}", error.hint) from error
+    return batch.frames, batch.seconds

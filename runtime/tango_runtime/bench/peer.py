@@ -104,7 +104,7 @@ class Peer:
         samples: Samples = {}
         for i in range(-self._setting.warm_up, self._setting.repeats):
             laps = _Laps(self._device)
-            images, _ = preprocess(sample(shape.clip, len(shape.clip)), self._size)
+            images = preprocess(sample(shape.clip, len(shape.clip)), (self._size, self._size)).frames
             laps.add("video")
             frames = torch.from_numpy(images).to(self._device)
             laps.add("upload")

@@ -35,7 +35,7 @@ def folder(tmp_path):
 
 
 def line(**changes):
-    return {"video": "a", "question": "What colour?", "answer": "red"} | changes
+    return {"video": "a", "question": "What color?", "answer": "red"} | changes
 
 
 @pytest.mark.parametrize(
@@ -137,9 +137,9 @@ def test_a_folder_is_read(folder):
         ("b", 2, ("mine", "b#1")),
     ]
     first, german, hue, choice = (question for video in found for question in video.questions)
-    assert first == Question("question", "What colour?", "red")
+    assert first == Question("question", "What color?", "red")
     assert (hue.type, german.answer) == ("hue", "Jürgen")
-    assert choice == Question("question", f"What colour?\nA. red\nB. green\n{INSTRUCTION}", "green", ("red", "green"))
+    assert choice == Question("question", f"What color?\nA. red\nB. green\n{INSTRUCTION}", "green", ("red", "green"))
     assert len(list(sample(found[0].source, found[0].frames))) == 2
 
 
@@ -159,7 +159,7 @@ def test_an_option_that_is_a_letter_is_meant_before_the_letter(folder):
         ("{", "line 2 is not JSON"),
         ("[]", "line 2 is not an object"),
         ({"video": "a", "question": "?"}, "line 2 has no 'answer'"),
-        (line(colour="red"), "line 2 has an unknown key 'colour'"),
+        (line(color="red"), "line 2 has an unknown key 'color'"),
         (line(answer=3), "line 2: answer is 3"),
         (line(question=" "), "line 2: question is"),
         (line(options="red"), "line 2: options is"),

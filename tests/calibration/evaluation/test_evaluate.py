@@ -49,7 +49,7 @@ BRIGHT = "Which frame is bright?"
 class Counter:
     """Sees noise, and tells the number of tokens that it is given and the brightest frame that it saw."""
 
-    size = 8
+    size = (8, 8)
 
     def __init__(self):
         self.seen, self.prefilled = 0, []
@@ -320,7 +320,7 @@ def folder(tmp_path, frames):
         for i, frame in enumerate(frames):
             Image.fromarray(frame + ord(name)).save(tmp_path / "data" / name / f"{i}.png")
         lines.append(
-            {"video": name, "question": "Is it red?", "options": ["yes", "no"], "answer": "A", "type": "colour"}
+            {"video": name, "question": "Is it red?", "options": ["yes", "no"], "answer": "A", "type": "color"}
         )
         lines.append({"video": name, "question": "What is it?", "answer": "ball"})
     (tmp_path / "data/questions.jsonl").write_text("\n".join(map(json.dumps, lines)))

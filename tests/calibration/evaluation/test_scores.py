@@ -15,13 +15,13 @@ from tango_plugins import TangoError
 TANGO, TOPK = Trial("tango", 0.1), Trial("topk", 0.1)
 
 
-def records(trial, right, kinds=("colour",), tags=()):
+def records(trial, right, kinds=("color",), tags=()):
     """A record for each entry of ``right`` [videos, questions]."""
     return [
         Record(
             f"v{v}",
             f"v{v}#{q}",
-            "What colour?",
+            "What color?",
             kinds[q % len(kinds)],
             tags,
             trial,
@@ -66,9 +66,9 @@ def test_questions_of_one_video_are_not_independent():
 
 
 def test_types_and_tags_have_their_own():
-    mine = records(ALL, [[1, 0]] * 4, kinds=("colour", "shape"), tags=("small", "brief"))
+    mine = records(ALL, [[1, 0]] * 4, kinds=("color", "shape"), tags=("small", "brief"))
     found = Scores(mine).summary(ALL)
-    assert {name: e.value for name, e in found.by_type.items()} == {"colour": 1.0, "shape": 0.0}
+    assert {name: e.value for name, e in found.by_type.items()} == {"color": 1.0, "shape": 0.0}
     assert {name: e.value for name, e in found.by_tag.items()} == {"brief": 0.5, "small": 0.5}
 
 

@@ -87,7 +87,7 @@ class TensorRTRunner:
     def bind(self, graph: GraphName, tensors: Mapping[str, DeviceArray], *, replay: bool = False) -> Run:
         """Prepares an engine to read and write these tensors; gives the function that runs it."""
         found = self._found[graph]
-        # TensorRT 8 has no two contexts share a profile, so what replays has the engine's last one to itself.
+        # TensorRT 8 lets no two contexts share a profile, so replays have the engine's last one to themselves.
         profile = len(found.profiles) - 1 if replay else PREFILL
         inputs = {tensor.name: tensors[tensor.name].shape for tensor in found.inputs}
         found.check(inputs, profile)
@@ -142,11 +142,13 @@ class TensorRTRunner:
     def _check_tensors(self, bundle: Bundle, graph: GraphName, engine: Any) -> None:
         spec, narrowed = bundle.manifest.graphs[graph], {"int64": ("int64", "int32")}
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
-        told = {t.name: narrowed.get(t.dtype, (t.dtype,)) for t in (*spec.inputs, *spec.outputs)}
-        if set(names) != set(told) or any(_TYPES.get(engine.get_tensor_dtype(n).name) not in told[n] for n in names):
+        listed = {t.name: narrowed.get(t.dtype, (t.dtype,)) for t in (*spec.inputs, *spec.outputs)}
+        if set(names) != set(listed) or any(
+            _TYPES.get(engine.get_tensor_dtype(n).name) not in listed[n] for n in names
+        ):
             found = self._found[graph]
             raise TangoError(
-                f"the tensors of {found.path} are not those that bundle.json tells of", f"build it: {found.rebuild}"
+                f"the tensors of {found.path} are not those that bundle.json lists", f"build it: {found.rebuild}"
             )
 
     def _context(self, graph: GraphName, profile: int) -> Any:
@@ -160,9 +162,9 @@ class TensorRTRunner:
         return context
 
     def _failed(self, what: str, hint: str = "see: tango doctor BUNDLE") -> TangoError:
-        said = "; ".join(self._logger.errors)
+        errors = "; ".join(self._logger.errors)
         self._logger.errors.clear()
-        return TangoError(f"{what}: {said or 'TensorRT does not say why'}", hint)
+        return TangoError(f"{what}: {errors or 'TensorRT gives no reason'}", hint)
 
 
 def _logger(trt: Any) -> Any:
@@ -191,7 +193,7 @@ def _new_context(trt: Any, engine: Any) -> Any:
 
 
 def _scratch_bytes(engine: Any) -> int:
-    """What the neediest profile of an engine wants."""
+    """Bytes for the most demanding profile of an engine."""
     size: int = engine.device_memory_size_v2 if hasattr(engine, "device_memory_size_v2") else engine.device_memory_size
     return size
 
