@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 import pytest
 
 from tango_plugins import TangoError
-from tango_runtime.backends.ort_cpu import check_engine
+from tango_runtime.backends.ort_cpu import check_runtime
 from tango_runtime.bundle import Bundle, Quantization, sha256
 from tango_runtime.engines import DECODE, FORMAT, PREFILL, BuildOptions, Sidecar, Target, find, plan_engines
 
@@ -149,7 +149,7 @@ def test_fp8_needs_tensorrt_10(loaded):
         planned(bundle)
     assert planned(bundle, ORIN)["decoder"].flags == ("STRONGLY_TYPED",)
     with pytest.raises(TangoError, match="ONNX Runtime cannot run the decoder graph"):
-        check_engine(bundle, "decoder")
+        check_runtime(bundle, "decoder")
 
 
 @pytest.mark.parametrize(
