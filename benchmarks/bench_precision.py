@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tango_calibration.data.dataset import Video, synthetic
-from tango_calibration.evaluation.methods import shared
+from tango_calibration.evaluation.methods import overlap
 from tango_plugins import TangoError
 from tango_runtime import VideoLLM
 from tango_runtime.backends.registry import BACKENDS
@@ -152,7 +152,7 @@ def ask(bundle: Bundle, backend: str, videos: Sequence[Video]) -> Outputs:
 def compare(first: Outputs, other: Outputs) -> dict[str, Any]:
     """Share of the first's tokens that the other keeps, mean and minimum over clips; number of equal answers."""
     kept, salient = (
-        [shared(before, after) for before, after in zip(*pair, strict=True)]
+        [overlap(before, after) for before, after in zip(*pair, strict=True)]
         for pair in ((first.kept, other.kept), (first.salient, other.salient))
     )
     answers = list(zip(first.answers, other.answers, strict=True))

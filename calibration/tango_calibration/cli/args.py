@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from tango_calibration.data.dataset import SYNTHETIC
 from tango_runtime.cli.args import positive_int
-
-#: The value of ``--data`` and ``--clips`` that stands for generated clips.
-SYNTHETIC = "synthetic"
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:

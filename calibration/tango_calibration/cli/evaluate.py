@@ -1,4 +1,4 @@
-"""`tango evaluate`."""
+"""`tango evaluate`: accuracy of a bundle, pruned and unpruned, with Tango and with baselines."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from tango_calibration.cli.args import SYNTHETIC, add_data, add_videos
-from tango_calibration.data.dataset import Video, read_folder, synthetic
+from tango_calibration.cli.args import add_data, add_videos
+from tango_calibration.data.dataset import SYNTHETIC, Video, read_folder, synthetic
 from tango_calibration.evaluation import results
-from tango_calibration.evaluation.evaluate import ChainReader, check_room, evaluate_in_parallel, trials_of
-from tango_calibration.evaluation.methods import METHODS, of_tango
+from tango_calibration.evaluation.evaluate import BundleEvaluator, check_room, evaluate_in_parallel, trials_of
+from tango_calibration.evaluation.methods import METHODS, tango_params
 from tango_calibration.evaluation.scores import Scores
 from tango_plugins import TangoError
 from tango_runtime.bundle import MANIFEST, Bundle, sha256
@@ -78,7 +78,9 @@ def _evaluate(args: argparse.Namespace) -> int:
     videos = _videos(args, bundle)
     check_room(bundle, videos)
     threads = 1 if args.jobs > 1 else 0
-    open_reader = partial(ChainReader, args.bundle, args.backend, max_new_tokens=args.max_new_tokens, threads=threads)
+    open_reader = partial(
+        BundleEvaluator, args.bundle, args.backend, max_new_tokens=args.max_new_tokens, threads=threads
+    )
     backends: list[str] = []
     with progress("videos", len(videos)) as on_progress:
         records = evaluate_in_parallel(
@@ -106,9 +108,9 @@ def _videos(args: argparse.Namespace, bundle: Bundle) -> list[Video]:
 def _conditions(
     args: argparse.Namespace, bundle: Bundle, videos: Sequence[Video], backends: Sequence[str]
 ) -> dict[str, Any]:
-    """What the results hold for."""
+    """The conditions that the results are valid for."""
     manifest = bundle.manifest
-    used = of_tango(manifest.params)
+    used = tango_params(manifest.params)
     ratios = list(dict.fromkeys(used.at(ratio).retention_ratio for ratio in args.retention_ratio))
     return {
         "bundle": f"{bundle.path.resolve().name}: {manifest.family}, {manifest.dtype}",

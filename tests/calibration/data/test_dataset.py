@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tango_calibration.data.dataset import INSTRUCTION, is_correct, normalize, option_of, read_folder, synthetic
+from tango_calibration.data.dataset import INSTRUCTION, read_folder, synthetic
+from tango_calibration.data.judging import is_correct, normalize, option_of
 from tango_calibration.data.questions import Question
 from tango_plugins import TangoError
 from tango_runtime.video import sample
@@ -34,7 +35,7 @@ def folder(tmp_path):
 
 
 def line(**changes):
-    return {"video": "a", "question": "What colour?", "answer": "red"} | changes
+    return {"video": "a", "question": "What color?", "answer": "red"} | changes
 
 
 @pytest.mark.parametrize(
@@ -136,9 +137,9 @@ def test_a_folder_is_read(folder):
         ("b", 2, ("mine", "b#1")),
     ]
     first, german, hue, choice = (question for video in found for question in video.questions)
-    assert first == Question("question", "What colour?", "red")
+    assert first == Question("question", "What color?", "red")
     assert (hue.type, german.answer) == ("hue", "Jürgen")
-    assert choice == Question("question", f"What colour?\nA. red\nB. green\n{INSTRUCTION}", "green", ("red", "green"))
+    assert choice == Question("question", f"What color?\nA. red\nB. green\n{INSTRUCTION}", "green", ("red", "green"))
     assert len(list(sample(found[0].source, found[0].frames))) == 2
 
 
@@ -156,23 +157,23 @@ def test_an_option_that_is_a_letter_is_meant_before_the_letter(folder):
     ("wrong", "message"),
     [
         ("{", "line 2 is not JSON"),
-        ("[]", "line 2 is no object"),
-        ({"video": "a", "question": "?"}, "line 2 lacks 'answer'"),
-        (line(colour="red"), "line 2 has an unknown key 'colour'"),
+        ("[]", "line 2 is not an object"),
+        ({"video": "a", "question": "?"}, "line 2 has no 'answer'"),
+        (line(color="red"), "line 2 has an unknown key 'color'"),
         (line(answer=3), "line 2: answer is 3"),
         (line(question=" "), "line 2: question is"),
         (line(options="red"), "line 2: options is"),
         (line(options=["red", 1]), "line 2: options is"),
         (line(video="c"), "line 2: there is no video .*c"),
-        (line(options=["green", "blue"]), "line 2: the answer 'red' is not among the options"),
-        (line(options=["green", "blue"], answer="C"), "line 2: the answer 'C' is not among the options"),
+        (line(options=["green", "blue"]), "line 2: the answer 'red' is not one of the options"),
+        (line(options=["green", "blue"], answer="C"), "line 2: the answer 'C' is not one of the options"),
         (line(options=["red"]), "line 2: options are"),
         (line(options=["red", "red"]), "line 2: options are"),
         (line(options=["red", "The red."]), "line 2: options are"),
-        (line(options=["red", "?!"]), "line 2: '\\?!' is nothing but punctuation"),
-        (line(answer="…"), "line 2: '…' is nothing but punctuation"),
+        (line(options=["red", "?!"]), "line 2: '\\?!' has only punctuation"),
+        (line(answer="…"), "line 2: '…' has only punctuation"),
         (line(options=[f"o{i}" for i in range(27)], answer="o1"), "line 2: options are"),
-        (line(id="first"), "line 2: the id 'first' is that of line 1"),
+        (line(id="first"), "line 2: the id 'first' is already used in line 1"),
     ],
 )
 def test_a_wrong_line_is_named(folder, wrong, message):
@@ -186,7 +187,7 @@ def test_without_questions_there_is_nothing_to_read(folder, tmp_path):
     with pytest.raises(TangoError, match="has no questions"):
         read_folder(folder("", "  "), 1)
     (tmp_path / "questions.jsonl").write_bytes(b"\xff\xfe")
-    with pytest.raises(TangoError, match="no UTF-8"):
+    with pytest.raises(TangoError, match="not valid UTF-8"):
         read_folder(tmp_path, 1)
 
 

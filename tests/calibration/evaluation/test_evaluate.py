@@ -6,10 +6,10 @@ import json
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from functools import cache
 
@@ -24,7 +24,7 @@ from tango_calibration.evaluation import results
 from tango_calibration.evaluation.evaluate import (
     ALL,
     NONE,
-    ChainReader,
+    BundleEvaluator,
     Trial,
     check_room,
     evaluate,
@@ -38,6 +38,7 @@ from tango_plugins import PruneParams, TangoError, op, reference
 from tango_runtime import VideoLLM
 from tango_runtime.bundle import Bundle
 from tango_runtime.cli.main import main
+from tests.fakes.sequence import OneSequence
 
 PARAMS = PruneParams(grid=(4, 4), sink_positions=())
 TRIALS = trials_of(METHODS, (0.1, 0.3))
@@ -48,7 +49,7 @@ BRIGHT = "Which frame is bright?"
 class Counter:
     """Sees noise, and tells the number of tokens that it is given and the brightest frame that it saw."""
 
-    size = 8
+    size = (8, 8)
 
     def __init__(self):
         self.seen, self.prefilled = 0, []
@@ -56,7 +57,7 @@ class Counter:
     def __str__(self):
         return "a counter"
 
-    def see(self, frames):
+    def encode_video(self, frames):
         self.seen += 1
         self.bright = int(frames.mean(axis=(1, 2, 3)).argmax())
         rng = np.random.default_rng(self.bright)
@@ -187,11 +188,10 @@ def test_a_process_that_dies_is_told():
 
 def test_no_process_sees_an_interrupt():
     """Not even the first, with which Python's resource tracker starts: so in an interpreter that has none yet."""
-    code = "import functools, signal; from tango_calibration.parallel import spread; "
+    code = "import functools, signal; from tango_calibration.parallel import map_in_processes; "
     code += "tell_blocked = functools.partial(functools.partial, signal.pthread_sigmask, signal.SIG_BLOCK); "
-    code += (
-        "blocked = spread(tell_blocked, [(), ()], lambda done: None, jobs=2); print(blocked == [{signal.SIGINT}] * 2)"
-    )
+    code += "blocked = map_in_processes(tell_blocked, [(), ()], lambda done: None, jobs=2); "
+    code += "print(blocked == [{signal.SIGINT}] * 2)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "True\n"
 
@@ -224,7 +224,7 @@ QUESTIONS = ("What happens in the video?", "why?", "Is the red ball left of the 
 
 @pytest.fixture(scope="module")
 def reader(tiny_bundle):
-    return ChainReader(tiny_bundle)
+    return BundleEvaluator(tiny_bundle)
 
 
 @pytest.mark.parametrize("method", ["all", "tango"])
@@ -251,7 +251,7 @@ def test_the_chain_answers_without_a_video(reader, llm, frames):
     assert first.kept == second.kept == 0
     before, after = llm._prompt.encode(QUESTIONS[0])
     ids = np.concatenate([before, llm.bundle.manifest.prompt.after_video, after]).astype(np.int64)
-    logits = llm._backend.prefill([llm._backend.embed(ids)], len(ids))
+    logits = OneSequence(llm._backend).prefill([llm._backend.embed(ids)], len(ids))
     text = llm._prompt.decode([int(np.argmax(logits))])
     assert text
     assert first.answer.startswith(text.strip())
@@ -259,21 +259,23 @@ def test_the_chain_answers_without_a_video(reader, llm, frames):
 
 
 def test_a_rewound_sequence_goes_on_as_if_nothing_had_followed(llm):
-    stages = llm._backend
-    first, second, other = (stages.embed(np.arange(n, dtype=np.int64) + n) for n in (9, 4, 6))
-    whole = stages.prefill([first, second], 20)
-    stages.prefill([first], 20)
-    np.testing.assert_allclose(stages.extend(second), whole, rtol=1e-4, atol=1e-4)
-    stages.decode(3)
-    stages.rewind(9)
-    changed = stages.extend(other)
-    stages.rewind(9)
-    np.testing.assert_allclose(stages.extend(second), whole, rtol=1e-4, atol=1e-4)
+    backend = OneSequence(llm._backend)
+    first, second, other = (backend.embed(np.arange(n, dtype=np.int64) + n) for n in (9, 4, 6))
+    whole = backend.prefill([first, second], 20)
+    backend.prefill([first], 20)
+    np.testing.assert_allclose(backend.extend(second), whole, rtol=1e-4, atol=1e-4)
+    backend.decode(3)
+    backend.rewind(9)
+    changed = backend.extend(other)
+    backend.rewind(9)
+    np.testing.assert_allclose(backend.extend(second), whole, rtol=1e-4, atol=1e-4)
     assert not np.allclose(changed, whole, rtol=1e-2, atol=1e-2)
 
 
 def test_no_question_sees_another(reader, frames):
-    features, _ = reader.see(np.stack([np.array(Image.fromarray(frame).resize((112, 112))) for frame in frames]))
+    features, _ = reader.encode_video(
+        np.stack([np.array(Image.fromarray(frame).resize((112, 112))) for frame in frames])
+    )
     tokens = features.reshape(-1, features.shape[-1])
     together, _ = reader.answer(tokens, QUESTIONS)
     alone = [reader.answer(tokens, [question])[0][0] for question in QUESTIONS]
@@ -282,21 +284,18 @@ def test_no_question_sees_another(reader, frames):
 
 def test_the_answer_ends_where_the_context_does(tiny_bundle, reader, frames, tmp_path):
     manifest = json.loads((tiny_bundle / "bundle.json").read_text())
-    tokens = np.zeros((20, manifest["decoder"]["width"]), np.float32)
+    tokens = np.zeros((20, manifest["decoder"]["hidden_size"]), np.float32)
     [whole], _ = reader.answer(tokens, QUESTIONS[:1])
     prompt = VideoLLM(tiny_bundle)._prompt
     text = sum(map(len, prompt.encode(QUESTIONS[0]))) + len(manifest["prompt"]["after_video"])
     for room in (3, 0):
-        (tmp_path / f"{room}").mkdir()
-        for file in tiny_bundle.iterdir():
-            (tmp_path / f"{room}" / file.name).symlink_to(file)
-        (tmp_path / f"{room}" / "bundle.json").unlink()
+        copy = shutil.copytree(tiny_bundle, tmp_path / f"{room}")
         manifest["decoder"]["context"] = 20 + text + room
-        (tmp_path / f"{room}" / "bundle.json").write_text(json.dumps(manifest))
-    [short], _ = ChainReader(tmp_path / "3").answer(tokens, QUESTIONS[:1])
+        (copy / "bundle.json").write_text(json.dumps(manifest))
+    [short], _ = BundleEvaluator(tmp_path / "3").answer(tokens, QUESTIONS[:1])
     assert whole.startswith(short) and whole != short != ""  # noqa: PT018
     with pytest.raises(TangoError, match=f"takes {20 + text} tokens, 20 of them video"):
-        ChainReader(tmp_path / "0").answer(tokens, QUESTIONS[:1])
+        BundleEvaluator(tmp_path / "0").answer(tokens, QUESTIONS[:1])
 
 
 def test_what_does_not_fit_is_refused_before_anything_runs(tiny_bundle, frames):
@@ -321,7 +320,7 @@ def folder(tmp_path, frames):
         for i, frame in enumerate(frames):
             Image.fromarray(frame + ord(name)).save(tmp_path / "data" / name / f"{i}.png")
         lines.append(
-            {"video": name, "question": "Is it red?", "options": ["yes", "no"], "answer": "A", "type": "colour"}
+            {"video": name, "question": "Is it red?", "options": ["yes", "no"], "answer": "A", "type": "color"}
         )
         lines.append({"video": name, "question": "What is it?", "answer": "ball"})
     (tmp_path / "data/questions.jsonl").write_text("\n".join(map(json.dumps, lines)))
@@ -340,7 +339,7 @@ def test_the_command_writes_what_it_found(tiny_bundle, folder, tmp_path, capsys)
     assert "videos 100%" in progress
     found = json.loads((out / "results.json").read_text())
     assert found["conditions"]["questions"] == 6
-    assert found["conditions"]["backend"] == str(ChainReader(tiny_bundle, "ort-cpu"))
+    assert found["conditions"]["backend"] == str(BundleEvaluator(tiny_bundle, "ort-cpu"))
     assert found["conditions"]["parameters of tango"]["retention_ratio"] == [0.1, 0.3]
     assert [question["answer"] for question in found["questions"]] == ["yes", "ball"] * 3
     assert [(t["method"], t["retention_ratio"]) for t in found["trials"]] == [
@@ -348,7 +347,7 @@ def test_the_command_writes_what_it_found(tiny_bundle, folder, tmp_path, capsys)
     ]
     records = results.read(out / "results.json")
     direct = evaluate(
-        ChainReader(tiny_bundle), read_folder(folder, 4), TRIALS, Bundle.load(tiny_bundle).manifest.params
+        BundleEvaluator(tiny_bundle), read_folder(folder, 4), TRIALS, Bundle.load(tiny_bundle).manifest.params
     )
     timeless = [replace(record, prune_ms=0, prefill_ms=0) for record in records]
     assert sorted(timeless, key=str) == sorted((replace(r, prune_ms=0, prefill_ms=0) for r in direct), key=str)
@@ -385,7 +384,7 @@ def test_generated_clips_in_two_processes(tiny_bundle, capsys):
     ],
 )
 def test_a_mistake_is_told_before_anything_runs(tiny_bundle, capsys, arguments, error, monkeypatch):
-    monkeypatch.setattr(ChainReader, "see", None)
+    monkeypatch.setattr(BundleEvaluator, "encode_video", None)
     assert run(tiny_bundle, *arguments) == 2
     first, hint = capsys.readouterr().err.splitlines()
     assert first.startswith(f"error: {error}")
@@ -424,12 +423,11 @@ def test_an_interrupt_leaves_nothing(tiny_bundle, tmp_path, jobs):
     ) as process:
         assert process.stderr.readline() == "videos 25%\n"
         os.killpg(process.pid, signal.SIGINT)
-        began = time.monotonic()
         rest = process.stderr.read()  # ends when the last process that holds it has ended
     assert process.returncode == 2
     assert rest.splitlines()[-2] == "error: interrupted"
     assert "Traceback" not in rest
-    assert time.monotonic() - began < 5
+    assert "videos 100%" not in rest
     assert list(tmp_path.iterdir()) == []
 
 

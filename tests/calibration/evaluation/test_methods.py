@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tango_calibration.evaluation.methods import METHODS, OWN_COUNT, Kept, Seen, at_equal_count, keep, lattice
+from tango_calibration.evaluation.methods import (
+    METHODS,
+    OWN_COUNT,
+    Selection,
+    VideoFeatures,
+    at_equal_count,
+    keep,
+    lattice,
+)
 from tango_plugins import PruneParams, TangoError, op, reference
 
 PARAMS = PruneParams(grid=(4, 5), sink_positions=(3, 7))
@@ -24,7 +32,7 @@ def video(seed=0, frames=6, width=24, black=0):
     )
     X[:black] = 0
     seconds = np.cumsum(rng.uniform(0.2, 3, frames)).astype(np.float32)
-    return Seen(X.astype(np.float32), rng.random((frames, 20)).astype(np.float32), seconds)
+    return VideoFeatures(X.astype(np.float32), rng.random((frames, 20)).astype(np.float32), seconds)
 
 
 def kept_by(method, seen, ratio=0.3, params=PARAMS, seed=0):
@@ -100,21 +108,21 @@ def test_grid_treats_frames_alike():
 @pytest.mark.parametrize(("method", "depends"), [("dpc-knn", False), ("tango-norope", False), ("tango", True)])
 def test_time_counts_with_rope_alone(method, depends):
     seen = video()
-    later = Seen(seen.features, seen.salience, seen.seconds * 7)
+    later = VideoFeatures(seen.features, seen.salience, seen.seconds * 7)
     assert np.array_equal(kept_by(method, seen).indices, kept_by(method, later).indices) != depends
 
 
 @pytest.mark.parametrize(("method", "depends"), [("dpc-knn", False), ("tango-norope", True), ("topk", True)])
 def test_salience_counts_except_in_merging(method, depends):
     seen = video()
-    turned = Seen(seen.features, 1 - seen.salience, seen.seconds)
+    turned = VideoFeatures(seen.features, 1 - seen.salience, seen.seconds)
     assert np.array_equal(kept_by(method, seen).indices, kept_by(method, turned).indices) != depends
 
 
 def test_dpc_knn_merges_everything():
     """Two kinds of token, each a cluster: the anchors move towards the means of their own kind."""
     X = np.repeat(np.eye(4, dtype=np.float32)[:2], 10, axis=0) + 0.01 * np.random.default_rng(0).random((20, 4))
-    seen = Seen(X[None].astype(np.float32), np.ones((1, 20), np.float32), np.zeros(1, np.float32))
+    seen = VideoFeatures(X[None].astype(np.float32), np.ones((1, 20), np.float32), np.zeros(1, np.float32))
     kept = keep("dpc-knn", seen, PARAMS, 2, np.random.default_rng(0))
     assert (kept.indices // 10).tolist() == [0, 1]
     for token, index in zip(kept.tokens, kept.indices, strict=True):
@@ -148,7 +156,7 @@ def test_a_count_that_the_operator_misses_is_made_up_for(extra):
 
     def off(seen, params, count, rng):
         indices = np.arange(10, 10 + count + extra, dtype=np.int32)
-        return Kept(seen.flat()[indices], indices)
+        return Selection(seen.flat()[indices], indices)
 
     kept = at_equal_count(off)(seen, PARAMS, count, np.random.default_rng(0))
     quiet = reference.silence_sinks(seen.salience, PARAMS.sinks).ravel()

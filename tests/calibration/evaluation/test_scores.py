@@ -15,13 +15,13 @@ from tango_plugins import TangoError
 TANGO, TOPK = Trial("tango", 0.1), Trial("topk", 0.1)
 
 
-def records(trial, right, kinds=("colour",), tags=()):
+def records(trial, right, kinds=("color",), tags=()):
     """A record for each entry of ``right`` [videos, questions]."""
     return [
         Record(
             f"v{v}",
             f"v{v}#{q}",
-            "What colour?",
+            "What color?",
             kinds[q % len(kinds)],
             tags,
             trial,
@@ -66,9 +66,9 @@ def test_questions_of_one_video_are_not_independent():
 
 
 def test_types_and_tags_have_their_own():
-    mine = records(ALL, [[1, 0]] * 4, kinds=("colour", "shape"), tags=("small", "brief"))
+    mine = records(ALL, [[1, 0]] * 4, kinds=("color", "shape"), tags=("small", "brief"))
     found = Scores(mine).summary(ALL)
-    assert {name: e.value for name, e in found.by_type.items()} == {"colour": 1.0, "shape": 0.0}
+    assert {name: e.value for name, e in found.by_type.items()} == {"color": 1.0, "shape": 0.0}
     assert {name: e.value for name, e in found.by_tag.items()} == {"brief": 0.5, "small": 0.5}
 
 
@@ -154,7 +154,7 @@ def test_one_run_is_its_own_range():
 
 def test_runs_of_other_trials_are_not_combined():
     first = records(ALL, [[1], [1]])
-    with pytest.raises(TangoError, match="was not asked"):
+    with pytest.raises(TangoError, match="do not have the same questions"):
         Scores.of_runs([first + records(TANGO, [[1], [1]]), first])
 
 
@@ -162,7 +162,7 @@ def test_runs_of_other_trials_are_not_combined():
     ("mine", "message"),
     [
         ([], "there are no records"),
-        (records(ALL, [[1], [1]]) + records(TANGO, [[1]]), "was not asked"),
+        (records(ALL, [[1], [1]]) + records(TANGO, [[1]]), "do not have the same questions"),
     ],
 )
 def test_what_cannot_be_scored_is_refused(mine, message):

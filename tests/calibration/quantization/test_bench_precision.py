@@ -29,7 +29,9 @@ ON_CPU = ["--backend", "ort-cpu", *QUICK]
 def quantised(bundle, tmp_path_factory):
     """The small bundle with 8-bit vision and a 4-bit decoder."""
     folder = tmp_path_factory.mktemp("quantised") / "int8-int4"
-    request = calibrate.Request(bundle(), folder, "synthetic", decoder="int4", videos=4, frames=8, max_new_tokens=2)
+    request = calibrate.CalibrationRequest(
+        bundle(), folder, "synthetic", decoder="int4", videos=4, frames=8, max_new_tokens=2
+    )
     calibrate.calibrate(request)
     return folder
 
@@ -105,7 +107,7 @@ def test_engines_of_tensorrt_are_weighed(bundle, quantised, tmp_path, monkeypatc
     monkeypatch.setitem(sys.modules, "tensorrt", module)
     for user in (bench_precision, tensorrt):
         monkeypatch.setattr(user, "current_target", lambda version: host_tensorrt.MACHINE)
-    monkeypatch.setattr(CudaBackend, "record_event", lambda stages: HostEvent())  # the emulated CUDA has no events
+    monkeypatch.setattr(CudaBackend, "record_event", lambda backend: HostEvent())  # the emulated CUDA has no events
     assert main([str(folder), str(quantised), "--backend", "tensorrt", "--json", str(file), *QUICK]) == 0
     found, unbuilt = json.loads(file.read_text())["records"]
     assert found["engine_bytes"] == {graph: engine.stat().st_size for graph, engine in engines.items()}

@@ -12,22 +12,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from tango_calibration.quantization.observe import open_graph
-from tango_calibration.quantization.quantize import (
-    BLOCK,
-    FP8,
-    FP8_OPSET,
-    Embedded,
-    Scheme,
-    Weights,
-    blocks,
-    columns,
-    linears,
-    quantize,
-    read_graph,
-    smoothing,
-    written,
-)
+from tango_calibration.quantization.arithmetic import smoothing
+from tango_calibration.quantization.layers import GraphWeights, linear_layers, read_graph
+from tango_calibration.quantization.quantize import FP8_OPSET, Scheme, quantize, write_quantized
+from tango_calibration.quantization.replay import open_graph
 from tango_plugins import TangoError
 
 IN, OUT = 80, 48  # 80 is no multiple of a block
@@ -70,14 +58,14 @@ def run(model, x, *, more=()):
     return session.run(None, {"x": x})
 
 
-def peaks_of(graph, x, by=None):
+def ranges_of(graph, x, by=None):
     names = ["narrow", "gated"]
     values = [v / (by or {}).get(n, 1) for n, v in zip(names, run(graph, x, more=names)[1:], strict=True)]
     return {name: float(np.abs(value).max()) for name, value in zip(names, values, strict=True)}
 
 
 def quantized(graph, scheme):
-    model = quantize(graph, Weights(graph, Path()), scheme, Embedded())
+    model = quantize(graph, GraphWeights(graph, Path()), scheme)
     onnx.checker.check_model(model, full_check=True)
     return model
 
@@ -88,7 +76,7 @@ def error(a, b):
 
 
 def test_layers_and_what_scales_their_inputs(graph):
-    found = {layer.name: (layer.input, layer.output, layer.gain) for layer in linears(graph)}
+    found = {layer.name: (layer.input, layer.output, layer.gain) for layer in linear_layers(graph)}
     assert found == {
         "a": ("narrow", "left", "norm.weight"),
         "b": ("narrow", "right", "norm.weight"),
@@ -99,11 +87,11 @@ def test_layers_and_what_scales_their_inputs(graph):
 def test_no_gain_where_somebody_else_reads_the_input(graph):
     other = onnx.ModelProto.FromString(graph.SerializeToString())
     other.graph.node.append(helper.make_node("Identity", ["narrow"], ["elsewhere"]))
-    assert [layer.gain for layer in linears(other)] == [None, None, "b.weight"]
+    assert [layer.gain for layer in linear_layers(other)] == [None, None, "b.weight"]
 
 
 def test_w8a8_is_symmetric_per_channel_opset_17_and_close(graph, x):
-    model = quantized(graph, Scheme(dict.fromkeys("abc", "w8a8"), peaks_of(graph, x)))
+    model = quantized(graph, Scheme(dict.fromkeys("abc", "w8a8"), ranges_of(graph, x)))
     assert [(o.domain, o.version) for o in model.opset_import] == [("", 17)]
     values = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
     for node in model.graph.node:
@@ -121,7 +109,7 @@ def test_w8a8_is_symmetric_per_channel_opset_17_and_close(graph, x):
 
 @pytest.mark.parametrize("float_weights", [False, True])
 def test_w8a8_runs_as_integers(graph, x, tmp_path, float_weights):
-    scheme = Scheme(dict.fromkeys("abc", "w8a8"), peaks_of(graph, x), float_weights=float_weights)
+    scheme = Scheme(dict.fromkeys("abc", "w8a8"), ranges_of(graph, x), float_weights=float_weights)
     model = quantized(graph, scheme)
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
@@ -131,15 +119,15 @@ def test_w8a8_runs_as_integers(graph, x, tmp_path, float_weights):
     assert "MatMul" not in kinds
 
 
-def test_float_weights_are_quantised_by_the_graph_alike(graph, x):
+def test_float_weights_are_quantized_by_the_graph_alike(graph, x):
     """TensorRT 8 takes no stored int8: there a float weight goes through a pair of its own."""
-    scheme = Scheme(dict.fromkeys("abc", "w8a8"), peaks_of(graph, x))
+    scheme = Scheme(dict.fromkeys("abc", "w8a8"), ranges_of(graph, x))
     compact, wide = quantized(graph, scheme), quantized(graph, replace(scheme, float_weights=True))
     assert (run(compact, x)[0] == run(wide, x)[0]).all()
     stored = {t.name: t.data_type for t in wide.graph.initializer if not t.name.endswith(".zero")}
     assert TensorProto.INT8 not in stored.values()
     made = {node.output[0]: node for node in wide.graph.node}
-    for layer in linears(graph):
+    for layer in linear_layers(graph):
         dequantize = made[made[f"{layer.output}.product"].input[1]]
         quantize = made[dequantize.input[0]]
         assert [dequantize.op_type, quantize.op_type] == ["DequantizeLinear", "QuantizeLinear"]
@@ -148,7 +136,7 @@ def test_float_weights_are_quantised_by_the_graph_alike(graph, x):
 
 
 def test_fp8_is_fp16_at_its_opset_and_close(graph, x):
-    model = quantized(graph, Scheme(dict.fromkeys("abc", "fp8"), peaks_of(graph, x)))
+    model = quantized(graph, Scheme(dict.fromkeys("abc", "fp8"), ranges_of(graph, x)))
     assert [(o.domain, o.version) for o in model.opset_import] == [("", FP8_OPSET)]
     types = {t.name: t.data_type for t in model.graph.initializer}
     for node in model.graph.node:
@@ -163,22 +151,12 @@ def test_fp8_is_fp16_at_its_opset_and_close(graph, x):
     assert error(told, session.run(None, {"x": x})[0]) < 0.01  # ONNX Runtime's kernels say the same
 
 
-def test_fp8_holds_outliers_and_small_channels_alike():
-    weight = np.random.default_rng(0).normal(size=(300, 3)).astype(np.float16) * np.array([1, 1e-3, 1e2], np.float16)
-    weight[:, 0][0] = 60
-    values, scales = columns(weight, FP8, np.float16)
-    back = values.astype(np.float32) * scales.astype(np.float32)
-    assert [error(weight[1:, j], back[1:, j]) < 0.04 for j in range(3)] == [True] * 3
-    assert np.isfinite(back).all()
-    assert (scales >= np.finfo(np.float16).tiny).all()
-
-
 def test_an_axes_attribute_becomes_an_input(graph, x):
     other = onnx.ModelProto.FromString(graph.SerializeToString())
     other.graph.output[0].name = "mean"
     other.graph.node.append(helper.make_node("ReduceMean", ["y"], ["mean"], axes=[-1], keepdims=1))
     other.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 1
-    model = quantized(other, Scheme({"a": "fp8"}, peaks_of(graph, x)))
+    model = quantized(other, Scheme({"a": "fp8"}, ranges_of(graph, x)))
     assert run(model, x)[0].shape == (64, 1)
 
 
@@ -243,57 +221,21 @@ def test_smoothing_helps_against_outliers(graph, x):
     channels = np.abs(run(graph, x, more=["narrow"])[1]).max(0).astype(np.float32)
     by = {"narrow": smoothing(channels, np.full(IN, 0.3, np.float32))}
     forms = {"a": "w8a8", "b": "w8a8"}
-    plain = quantized(graph, Scheme(forms, peaks_of(graph, x)))
-    smooth = quantized(graph, Scheme(forms, peaks_of(graph, x, by), by))
+    plain = quantized(graph, Scheme(forms, ranges_of(graph, x)))
+    smooth = quantized(graph, Scheme(forms, ranges_of(graph, x, by), by))
     wanted = run(graph, x)[0]
     assert error(wanted, run(smooth, x)[0]) < 0.8 * error(wanted, run(plain, x)[0])
 
 
-def test_columns_come_back_within_half_a_step():
-    weight = np.random.default_rng(0).normal(size=(30, 7)).astype(np.float16)
-    weight[:, 2] = 0
-    values, scales = columns(weight)
-    assert np.abs(values * scales - weight).max() <= scales.max() / 2 + 1e-6
-    assert (np.abs(values).max(0) == [127, 127, 0, 127, 127, 127, 127]).all()
-    assert (scales > 0).all()
-
-
-@pytest.mark.parametrize("bits", [4, 8])
-def test_blocks_come_back(bits):
-    weight = np.random.default_rng(0).normal(size=(IN, 7)).astype(np.float16)
-    weight[:, 2] = 0
-    packed, scales = blocks(weight, bits)
-    assert packed.shape == (7, 3, BLOCK * bits // 8)
-    assert scales.shape == (7, 3)
-    values = packed if bits == 8 else np.stack([packed & 15, packed >> 4], -1).reshape(7, 3, BLOCK)
-    back = ((values.astype(np.float32) - (1 << (bits - 1))) * scales[..., None]).reshape(7, -1).T
-    assert (back[IN:] == 0).all()
-    assert (back[:, 2] == 0).all()
-    assert error(weight, back[:IN]) < (0.1 if bits == 4 else 0.01)
-
-
-def test_channels_of_more_energy_are_held_closer():
-    weight = np.random.default_rng(0).normal(size=(BLOCK, 200)).astype(np.float32)
-    energies = np.ones(BLOCK)
-    energies[5] = 1e4
-
-    def error_of_row(packed, scales):
-        values = np.stack([packed & 15, packed >> 4], -1).reshape(200, 1, BLOCK)
-        back = ((values.astype(np.float32) - 8) * scales[..., None]).reshape(200, -1).T
-        return ((back[5] - weight[5]) ** 2).mean()
-
-    assert error_of_row(*blocks(weight, 4, energies)) < 0.5 * error_of_row(*blocks(weight, 4))
-
-
 @pytest.mark.parametrize("forms", [{"a": "w8a8", "b": "w4a16"}, {"a": "fp8", "b": "fp8"}])
 def test_a_file_holds_what_the_graph_in_memory_holds(graph, x, tmp_path, forms):
-    scheme = Scheme(forms, peaks_of(graph, x))
-    written(tmp_path / "g.onnx", Weights(graph, Path()), scheme, graph)
+    scheme = Scheme(forms, ranges_of(graph, x))
+    write_quantized(tmp_path / "g.onnx", graph, GraphWeights(graph, Path()), scheme)
     assert (tmp_path / "g.onnx.data").stat().st_size > 0
     session = onnxruntime.InferenceSession(tmp_path / "g.onnx", providers=["CPUExecutionProvider"])
     assert (session.run(None, {"x": x})[0] == run(quantized(graph, scheme), x)[0]).all()
-    reread = Weights(read_graph(tmp_path / "g.onnx"), tmp_path)
-    assert (reread["c.weight"] == Weights(graph, Path())["c.weight"]).all()
+    reread = GraphWeights(read_graph(tmp_path / "g.onnx"), tmp_path)
+    assert (reread["c.weight"] == GraphWeights(graph, Path())["c.weight"]).all()
 
 
 def test_a_scalar_stays_a_scalar(graph, tmp_path):
@@ -302,7 +244,7 @@ def test_a_scalar_stays_a_scalar(graph, tmp_path):
     made.graph.initializer.append(numpy_helper.from_array(np.array(3, np.int64), "limit"))
     made.graph.node.append(helper.make_node("Range", ["limit", "limit", "limit"], ["nothing"]))
     made.graph.output.append(helper.make_tensor_value_info("nothing", TensorProto.INT64, [None]))
-    written(tmp_path / "g.onnx", Weights(made, Path()), Scheme({"a": "w8a8"}, {"narrow": 1.0}), made)
+    write_quantized(tmp_path / "g.onnx", made, GraphWeights(made, Path()), Scheme({"a": "w8a8"}, {"narrow": 1.0}))
     kept = onnx.load(tmp_path / "g.onnx").graph.initializer
     assert [list(t.dims) for t in kept if t.name == "limit"] == [[]]
 
