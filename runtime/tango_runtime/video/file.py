@@ -34,6 +34,9 @@ _EXACT = "SLICE"
 #: Most frames by which decoding and presentation order differ (H.264, H.265).
 _REORDERING = 16
 
+#: Most pixels of a frame: 16384×8192, four times an 8K video.
+_MAX_PIXELS = 1 << 27
+
 #: Formats that FFmpeg recognizes by content and that are no video of their own.
 _NOT_VIDEO = {"concat": "a list of other files", "tty": "a text"}
 
@@ -198,6 +201,9 @@ def _open(path: Path, threads: str = "AUTO") -> Iterator[tuple[Any, Any]]:
                 )
             if stream.codec_context is None:
                 raise TangoError(f"the video stream of {path} has no decoder here", _repair(path))
+            width, height = stream.codec_context.width, stream.codec_context.height
+            if width * height > _MAX_PIXELS:  # a GIF of 100 bytes may claim gigabytes
+                raise TangoError(f"the frames of {path} have {width}×{height} pixels", "scale the video down")
             stream.thread_type = threads
             yield container, stream
     except av.FFmpegError as error:
