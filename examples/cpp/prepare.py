@@ -50,7 +50,7 @@ def write(args: argparse.Namespace) -> None:
     batch.frames.tofile(frames)
     clip = engine_files | {
         "frames": frames,
-        "seconds": " ".join(map(str, batch.seconds)),  # the shortest digits that read back as the same fp32
+        "seconds": " ".join(map(str, batch.seconds)),  # the shortest digits that give the same fp32
         "before": " ".join(map(str, before)),
         "after": " ".join(map(str, np.concatenate((manifest.prompt.after_video, after)))),
         "stop": " ".join(map(str, manifest.prompt.stop)),
