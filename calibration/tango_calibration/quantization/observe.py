@@ -31,6 +31,7 @@ from tango_calibration.data.questions import Question
 from tango_plugins import TangoError, reference
 from tango_runtime.backends.base import Backend
 from tango_runtime.backends.ort_cpu import empty_cache
+from tango_runtime.backends.ort_options import session_options
 from tango_runtime.bundle import MANIFEST, Bundle, GraphName, TensorSpec, sha256
 from tango_runtime.pipeline.prompt import Prompt
 from tango_runtime.pipeline.sampling import Sampler
@@ -195,8 +196,7 @@ def open_graph(model: ModelProto, folder: Path, more: Sequence[str] = ()) -> onn
     told = ModelProto()
     told.CopyFrom(model)
     told.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in more)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options = session_options()
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder.resolve()))
     if any(proto.data_type == TensorProto.FLOAT8E4M3FN for proto in model.graph.initializer):
         # It would move pairs over operators that know no fp8, and refuse its own graph.

@@ -18,6 +18,7 @@ from typing import Any, Literal
 from tango_plugins import TangoError
 from tango_plugins.build import info
 from tango_plugins.native_library import install_directory
+from tango_runtime.backends.ort_options import int8_saturates
 from tango_runtime.bundle import GRAPHS, Bundle
 from tango_runtime.engines import FOLDER, Found, Machine, find, read_sidecar, release, sidecars
 from tango_runtime.system import gpu as machine
@@ -94,6 +95,7 @@ def examine(bundle: Path | None = None, *, verify: bool = False) -> Examination:
     tensorrt, told = _tensorrt()
     findings = [
         Finding("Python", "ok", f"{sys.version.split()[0]}, {sys.executable}"),
+        _cpu(),
         *found,
         *_jetpack(),
         *_memory(gpu),
@@ -105,6 +107,16 @@ def examine(bundle: Path | None = None, *, verify: bool = False) -> Examination:
     if bundle is not None:
         findings += _bundle(bundle, gpu, tensorrt, verify)
     return Examination(tuple(findings))
+
+
+def _cpu(file: Path = Path("/proc/cpuinfo")) -> Finding:
+    """The CPU, and whether INT8 products need ONNX Runtime's exact kernels on it."""
+    lines = file.read_text().split("\n") if file.is_file() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    text = next(names, "") or platform.machine()
+    if _import("onnxruntime")[0] is not None and int8_saturates():
+        text += ", no VNNI: INT8 bundles run on exact kernels, slower than with VNNI"
+    return Finding("CPU", "ok", text)
 
 
 # The GPU and its driver.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import shutil
 from dataclasses import replace
 
@@ -64,6 +65,21 @@ def test_this_machine_has_the_cpu_engine_and_says_what_it_lacks(capsys):
     assert found["ready"] == ["ort-cpu"]
     assert [one["mend"] for one in found["findings"] if one["state"] != "ok"]
     assert all(one["mend"] for one in found["findings"] if one["state"] != "ok")
+
+
+def test_a_cpu_without_vnni_is_named(elsewhere, monkeypatch, tmp_path):
+    file = tmp_path / "cpuinfo"
+    file.write_text("processor\t: 0\nmodel name\t: AMD EPYC 7763 64-Core Processor\nflags\t\t: fpu avx2\n\n" * 2)
+    monkeypatch.setattr(doctor, "int8_saturates", lambda: True)
+    assert "no VNNI: INT8 bundles run on exact kernels" in findings()["CPU"].text
+    assert doctor._cpu(file).text.startswith("AMD EPYC 7763 64-Core Processor, no VNNI")
+    elsewhere["modules"] = {}  # without ONNX Runtime there is no product to speak of
+    assert doctor._cpu(file).text == "AMD EPYC 7763 64-Core Processor"
+
+
+def test_a_cpu_whose_products_are_exact(elsewhere, monkeypatch, tmp_path):
+    monkeypatch.setattr(doctor, "int8_saturates", lambda: False)
+    assert doctor._cpu(tmp_path / "none").text == platform.machine()
 
 
 def test_everything_there(elsewhere):
