@@ -17,6 +17,8 @@ from tango_calibration.quantization.layers import GraphWeights, linear_layers, r
 from tango_calibration.quantization.quantize import FP8_OPSET, Scheme, quantize, write_quantized
 from tango_calibration.quantization.replay import open_graph
 from tango_plugins import TangoError
+from tango_runtime.backends.ort_cpu import open_session
+from tango_runtime.backends.ort_options import session_options
 
 IN, OUT = 80, 48  # 80 is no multiple of a block
 
@@ -52,10 +54,7 @@ def x():
 
 
 def run(model, x, *, more=()):
-    model = onnx.ModelProto.FromString(model.SerializeToString())
-    model.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in more)
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    return session.run(None, {"x": x})
+    return open_graph(model, Path(), more).run(None, {"x": x})
 
 
 def ranges_of(graph, x, by=None):
@@ -111,7 +110,7 @@ def test_w8a8_is_symmetric_per_channel_opset_17_and_close(graph, x):
 def test_w8a8_runs_as_integers(graph, x, tmp_path, float_weights):
     scheme = Scheme(dict.fromkeys("abc", "w8a8"), ranges_of(graph, x), float_weights=float_weights)
     model = quantized(graph, scheme)
-    options = onnxruntime.SessionOptions()
+    options = session_options()
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
     onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     kinds = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
@@ -232,7 +231,7 @@ def test_a_file_holds_what_the_graph_in_memory_holds(graph, x, tmp_path, forms):
     scheme = Scheme(forms, ranges_of(graph, x))
     write_quantized(tmp_path / "g.onnx", graph, GraphWeights(graph, Path()), scheme)
     assert (tmp_path / "g.onnx.data").stat().st_size > 0
-    session = onnxruntime.InferenceSession(tmp_path / "g.onnx", providers=["CPUExecutionProvider"])
+    session = open_session(tmp_path / "g.onnx")
     assert (session.run(None, {"x": x})[0] == run(quantized(graph, scheme), x)[0]).all()
     reread = GraphWeights(read_graph(tmp_path / "g.onnx"), tmp_path)
     assert (reread["c.weight"] == GraphWeights(graph, Path())["c.weight"]).all()
