@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from tango_calibration.cli.args import SYNTHETIC, add_data, add_videos
+from tango_calibration.cli.output import print_lines
 from tango_calibration.data.dataset import Video, read_folder, synthetic
 from tango_calibration.evaluation import results
 from tango_calibration.evaluation.evaluate import check_room
@@ -48,12 +49,12 @@ from tango_runtime.util.files import check_output, staged_folder
 REPORT = "calibration.json"
 
 _UNITS = {"vision": "noise over signal of the outputs", "decoder": "nats between distributions of the next token"}
-_FORMS: dict[LayerFormat | None, str] = {
+_FORMATS: dict[LayerFormat | None, str] = {
     "w8a8": "8-bit weights and activations",
     "fp8": "8-bit weights and activations",
     "w4a16": "4-bit weights",
     "w8a16": "8-bit weights",
-    None: "left as it was",
+    None: "kept as they are",
 }
 _COLORS: dict[LayerFormat | None, str] = {
     "w8a8": "#0b4f8a",
@@ -122,12 +123,11 @@ def _calibrate(args: argparse.Namespace) -> int:
     status(f"observations: {cache_folder(request)}")
     outcome = calibrate(request)
     found = drops(request, asked, args.jobs) if asked else []
-    lines = [*_summary(outcome), *_accuracy(found)]
-    print("\n".join(lines))
     status(f"bundle: {args.output}")
-    if args.report_dir:
+    if args.report_dir:  # before it is printed: whoever reads standard output may have closed it
         _report(args.report_dir, _conditions(request, bundle), outcome, found, overwrite=args.overwrite)
         status(f"report: {args.report_dir}")
+    print_lines([*_summary(outcome), *_accuracy(found)])
     missed = args.max_drop is not None and any(drop.points.value > args.max_drop for drop in found)
     if missed:
         status(f"accuracy dropped by more than {args.max_drop:g} points (--max-drop)")
@@ -148,7 +148,7 @@ def _request(args: argparse.Namespace) -> CalibrationRequest:
 
 
 def _questions(args: argparse.Namespace, bundle: Bundle) -> list[Video]:
-    """Videos with so many questions in all."""
+    """Videos with ``--evaluate`` questions in all."""
     frames, left = args.frames or bundle.manifest.video.frames, args.evaluate
     if args.data == SYNTHETIC:
         videos = synthetic(-(-left // _QUESTIONS) + 8, seed=args.seed, questions=_QUESTIONS, frames=frames)
@@ -162,12 +162,12 @@ def _questions(args: argparse.Namespace, bundle: Bundle) -> list[Video]:
     return chosen
 
 
-# What is told
+# Tables
 
 
 def _summary(outcome: Outcome) -> list[str]:
     lines = ["## Graphs", ""]
-    head = ("graph", "precision", "layers", "spared", "loss", "budget", "MB before", "MB after")
+    head = ("graph", "precision", "layers", "excluded", "loss", "budget", "MB before", "MB after")
     rows = [
         (
             name,
@@ -185,8 +185,8 @@ def _summary(outcome: Outcome) -> list[str]:
     for name, graph in outcome.graphs.items():
         lines.append(f"Loss of {name}: {_UNITS[name]}.")
         for form in dict.fromkeys(layer.format for layer in graph.excluded):
-            spared = [layer.layer for layer in graph.excluded if layer.format == form]
-            lines.append(f"Spared, {_FORMS[form]}: {', '.join(spared)}.")
+            names = [layer.layer for layer in graph.excluded if layer.format == form]
+            lines.append(f"Excluded, {_FORMATS[form]}: {', '.join(names)}.")
     if outcome.overlaps:
         lines += ["", _overlap(outcome.overlaps)]
     return [*lines, ""]
@@ -195,15 +195,15 @@ def _summary(outcome: Outcome) -> list[str]:
 def _overlap(overlaps: Sequence[Overlap]) -> str:
     kept, salient = (100 * np.array([getattr(o, name) for o in overlaps]) for name in ("kept", "salient"))
     return (
-        f"Tokens kept before that are kept after: {kept.mean():.1f} % (least of a clip {kept.min():.1f} %), of the "
-        f"salient ones {salient.mean():.1f} %; {len(overlaps)} clips, the observed ones."
+        f"Kept tokens that are the same as before: {kept.mean():.1f} % (minimum of a clip {kept.min():.1f} %), of the "
+        f"salient ones {salient.mean():.1f} %; on the {len(overlaps)} calibration clips."
     )
 
 
 def _accuracy(found: Sequence[Drop]) -> list[str]:
     if not found:
         return []
-    head = ("tokens kept", "questions", "before", "after", "lost, points")
+    head = ("tokens kept", "questions", "before", "after", "drop, points")
     rows = [
         (
             "all" if drop.trial.method == "all" else f"{drop.trial.method} {drop.trial.retention_ratio:g}",
@@ -246,7 +246,7 @@ def _conditions(request: CalibrationRequest, bundle: Bundle) -> dict[str, Any]:
 def _report(
     folder: Path, conditions: dict[str, Any], outcome: Outcome, found: Sequence[Drop], *, overwrite: bool
 ) -> None:
-    """Writes what was found as JSON, Markdown and a picture."""
+    """Writes the results as JSON, Markdown and a picture."""
     with staged_folder(folder, overwrite=overwrite, holding=REPORT) as staged:
         data = {"conditions": conditions, **asdict(outcome), "accuracy": [asdict(drop) for drop in found]}
         (staged / REPORT).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
@@ -260,13 +260,13 @@ def _layers(outcome: Outcome) -> list[str]:
     lines = []
     for name, graph in outcome.graphs.items():
         worst = sorted(graph.layers, key=lambda layer: -layer.loss)
-        rows = [(w.layer, f"{w.loss:.2e}", _FORMS[w.format]) for w in worst]
-        lines += [f"## Layers of {name}, each quantized alone", "", *_table(("layer", "loss", "written"), rows), ""]
+        rows = [(w.layer, f"{w.loss:.2e}", _FORMATS[w.format]) for w in worst]
+        lines += [f"## Layers of {name}, each quantized alone", "", *_table(("layer", "loss", "format"), rows), ""]
     return lines
 
 
 def draw(outcome: Outcome, file: Path) -> None:
-    """The loss of each layer in the graph's order, a panel for each graph; those that were spared are marked."""
+    """Draws the loss of each layer in the graph's order, colored by its format, in a panel for each graph."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 3.4 * len(outcome.graphs)), dpi=150, layout="constrained")
@@ -276,7 +276,7 @@ def draw(outcome: Outcome, file: Path) -> None:
         places = np.arange(len(losses))
         for form in dict.fromkeys(layer.format for layer in graph.layers):
             mine = np.array([layer.format == form for layer in graph.layers])
-            axes.bar(places[mine], losses[mine], color=_COLORS[form], label=_FORMS[form])
+            axes.bar(places[mine], losses[mine], color=_COLORS[form], label=_FORMATS[form])
         axes.set_yscale("log")
         axes.set_xlim(-0.8, len(losses) - 0.2)
         axes.set_xticks(

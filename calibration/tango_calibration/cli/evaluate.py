@@ -15,6 +15,7 @@ import numpy as np
 import onnxruntime
 
 from tango_calibration.cli.args import SYNTHETIC, add_data, add_videos
+from tango_calibration.cli.output import print_lines
 from tango_calibration.data.dataset import Video, read_folder, synthetic
 from tango_calibration.evaluation import results
 from tango_calibration.evaluation.evaluate import BundleEvaluator, check_room, evaluate_in_parallel, trials_of
@@ -78,21 +79,21 @@ def _evaluate(args: argparse.Namespace) -> int:
     videos = _videos(args, bundle)
     check_room(bundle, videos)
     threads = 1 if args.jobs > 1 else 0
-    open_reader = partial(
+    open_evaluator = partial(
         BundleEvaluator, args.bundle, args.backend, max_new_tokens=args.max_new_tokens, threads=threads
     )
     backends: list[str] = []
     with progress("videos", len(videos)) as on_progress:
         records = evaluate_in_parallel(
-            open_reader, videos, trials, params, on_progress, jobs=args.jobs, seed=args.seed, opened=backends.append
+            open_evaluator, videos, trials, params, on_progress, jobs=args.jobs, seed=args.seed, opened=backends.append
         )
     scores = Scores(records)
     summaries = [scores.summary(trial) for trial in trials]
-    print("\n".join([*results.overall(summaries), *results.by("type", summaries)]))
-    if args.output:
+    if args.output:  # before they are printed: whoever reads standard output may have closed it
         conditions = _conditions(args, bundle, videos, backends)
         results.write(args.output, conditions, videos, records, summaries, overwrite=args.overwrite)
         status(f"results: {args.output}")
+    print_lines([*results.overall(summaries), *results.by("type", summaries)])
     return 0
 
 
@@ -108,7 +109,7 @@ def _videos(args: argparse.Namespace, bundle: Bundle) -> list[Video]:
 def _conditions(
     args: argparse.Namespace, bundle: Bundle, videos: Sequence[Video], backends: Sequence[str]
 ) -> dict[str, Any]:
-    """What the results hold for."""
+    """Conditions of the results."""
     manifest = bundle.manifest
     used = tango_params(manifest.params)
     ratios = list(dict.fromkeys(used.at(ratio).retention_ratio for ratio in args.retention_ratio))
