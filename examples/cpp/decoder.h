@@ -47,14 +47,15 @@ class Decoder {
         const size_t run = tokens * row_;  // of one head
         for (Part& part : parts_)
             check(cudaMemcpy2DAsync(part.cache.at(length_ * row_), capacity * row_, part.rows.at(), run, run, heads_,
-                                    cudaMemcpyDeviceToDevice, stream_), "appending to the cache");
+                                    cudaMemcpyDeviceToDevice, stream_),
+                  "appending to the cache");
         length_ += tokens;
         auto* logits = reinterpret_cast<float*>(logits_.at());
-        auto* greatest = reinterpret_cast<TangoGreatest*>(greatest_.at());
+        auto* argmax = reinterpret_cast<TangoArgmax*>(argmax_.at());
         const int vocabulary = static_cast<int>(logits_.bytes / sizeof(float));
-        const int status = tango_argmax_enqueue(logits, vocabulary, greatest, stream_);
-        check(static_cast<cudaError_t>(status), "taking the greatest logit");
-        const auto found = greatest_.download<TangoGreatest>(stream_);
+        require(tango_argmax_enqueue(logits, vocabulary, argmax, stream_) == TANGO_OK,
+                std::string("greedy sampling failed: ") + tango_last_error(), "check the GPU: nvidia-smi");
+        const auto found = argmax_.download<TangoArgmax>(stream_);
         require(std::isfinite(found.value), "a logit is not finite: the decoder overflowed",
                 "export with --dtype fp32, or check the bundle: tango validate BUNDLE");
         return found.index;
@@ -74,5 +75,5 @@ class Decoder {
     const size_t row_ = width_ * engine_.item("past_key.0");
     int length_ = 0;
     std::vector<Part> parts_;
-    Memory positions_, logits_, greatest_{sizeof(TangoGreatest)};
+    Memory positions_, logits_, argmax_{sizeof(TangoArgmax)};
 };

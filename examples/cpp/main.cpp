@@ -89,7 +89,8 @@ Piece splice(const Piece& before, const Piece& video, const Piece& after, size_t
     Piece whole = {Memory((before.tokens + video.tokens + after.tokens) * row), 0};
     for (const Piece* piece : {&before, &video, &after}) {
         check(cudaMemcpyAsync(whole.embeddings.at(whole.tokens * row), piece->embeddings.at(), piece->tokens * row,
-                              cudaMemcpyDeviceToDevice, stream), "splicing");
+                              cudaMemcpyDeviceToDevice, stream),
+              "splicing");
         whole.tokens += piece->tokens;
     }
     return whole;
@@ -100,8 +101,9 @@ void answer(const Clip& clip, const Piece& prompt, Engine& embed, Decoder& decod
     const auto stop = clip.numbers<Whole>("stop");
     const int most = clip.numbers<int>("tokens").front();
     require(most >= 1, "tokens of the clip: " + std::to_string(most), "write it anew with --max-new-tokens 1 or more");
-    require(prompt.tokens + most <= decoder.capacity, "prompt and answer may take " +
-            std::to_string(prompt.tokens + most) + " positions, the decoder holds " + std::to_string(decoder.capacity),
+    require(prompt.tokens + most <= decoder.capacity,
+            "prompt and answer may take " + std::to_string(prompt.tokens + most) + " positions, the decoder holds " +
+                std::to_string(decoder.capacity),
             "write the clip with a smaller --max-new-tokens, or: tango build BUNDLE with --context");
     decoder.bind(Decoder::kPrefill, prompt.embeddings, prompt.tokens);
     Whole token = decoder.pass();

@@ -89,8 +89,8 @@ def is_fusible(graph: Graph) -> bool:
     attention = next(module for module in modules if isinstance(module, qwen2.SelfAttention))
     matrices = [size for module in modules if isinstance(module, Linear) for size in module.weight.shape]
     queries = attention.heads // attention.kv_heads * attention.head_dim
-    fits = attention.head_dim <= decoder.MOST_HEAD_WIDTH and queries <= decoder.MOST_QUERIES
-    return fits and all(width % decoder.WIDTHS == 0 for width in (attention.head_dim, *matrices))
+    fits = attention.head_dim <= decoder.MAX_HEAD_DIM and queries <= decoder.MAX_GROUP_WIDTH
+    return fits and all(width % decoder.DIM_MULTIPLE == 0 for width in (attention.head_dim, *matrices))
 
 
 class _Draft:

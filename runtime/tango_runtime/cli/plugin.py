@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from tango_plugins.build import Info, build, info
+from tango_plugins.native_library import VARIABLE, installed
 from tango_runtime.cli.main import Command
 from tango_runtime.util.console import status
 
@@ -25,7 +26,10 @@ def _run(args: argparse.Namespace) -> int:
     if args.action == "info":
         return _tell(info(args.output))
     status("building with CMake and nvcc; this takes minutes")
-    return _tell(build(args.architectures, args.tensorrt_include, args.output, args.jobs))
+    built = build(args.architectures, args.tensorrt_include, args.output, args.jobs)
+    if built.library is not None and built.library.resolve() != installed().resolve():
+        status(f"to use this library, set {VARIABLE}={built.library.resolve()}")
+    return _tell(built)
 
 
 def _tell(found: Info) -> int:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from tango_plugins import TangoError
 from tango_plugins.build import info
-from tango_plugins.native_library import install_directory
+from tango_plugins.native_library import installed
 from tango_runtime.bundle import GRAPHS, Bundle
 from tango_runtime.engines import FOLDER, Found, Machine, find, read_sidecar, release, sidecars
 from tango_runtime.system import gpu as machine
@@ -225,7 +225,7 @@ def _plugin(tensorrt: str | None, gpu: machine.Gpu | None) -> list[Finding]:
     except TangoError as error:
         return [Finding("CUDA library", "lacking", error.message, error.hint, _GPU)]
     if core.library is None:
-        return [Finding("CUDA library", "lacking", f"not built: {install_directory()} lacks it", mend, _GPU)]
+        return [Finding("CUDA library", "lacking", f"not built: {installed()} does not exist", mend, _GPU)]
     told = f"{core.library}, {core.version}"
     own = f"sm_{gpu.compute_capability.replace('.', '')}" if gpu else ""
     found = [Finding("CUDA library", "ok", told)]

@@ -1,5 +1,4 @@
-"""A kernel on threads, for a library that ThreadSanitizer watches: it ends the process with 66 if two threads touch the
-same memory, one of them to write, with no barrier between."""
+"""Runs a kernel of a library compiled for ThreadSanitizer, which ends the process with exit code 66 on a data race."""
 
 import sys
 from pathlib import Path
