@@ -112,7 +112,7 @@ def describe(bundle: Bundle) -> dict[str, Any]:
 def measure(bundle: Bundle, engine: str, setting: Setting) -> dict[str, Any]:
     """Milliseconds of the pruned chain, and bytes of the engines that ran it."""
     found = Bench(bundle, engine, setting)
-    edge = bundle.manifest.video.size
+    edge = bundle.manifest.video.size[0]
     with progress(f"time {bundle.path.name}", setting.warm_up + setting.repeats) as on_progress:
         measured = found.measure(Case(True, edge, edge), on_progress)
     return {

@@ -47,7 +47,7 @@ def write(args: argparse.Namespace) -> None:
     manifest, engine_files = bundle.manifest, find_engines(bundle, args.retention_ratio)
     before, after = Prompt.of(bundle).encode(args.question)
     count = manifest.video.frames if args.frames is None else args.frames
-    images, seconds = preprocess(sample(args.video, count), manifest.video.size)
+    images, seconds = preprocess(sample(args.video, count), manifest.video.size[0])
     args.output.mkdir(parents=True, exist_ok=True)
     frames = args.output.resolve() / "frames.raw"
     images.tofile(frames)

@@ -78,12 +78,12 @@ def export(request: Request) -> Path:
     family, preset = find_preset(request.model)
     source = Source(
         checkpoint=_lasting(preset.checkpoint if request.checkpoint is None else request.checkpoint),
-        siglip=_lasting(preset.siglip if request.siglip is None else request.siglip),
         exporter=f"tango-edge {version('tango-edge')}",
+        salience=_lasting(preset.siglip if request.siglip is None else request.siglip),
     )
     output = request.output or Path(Path(request.checkpoint).name if request.checkpoint else preset.bundle)
     _check(request, output)
-    model = open_model(family, source.checkpoint, source.siglip, DTYPES[request.dtype], request.context)
+    model = open_model(family, source.checkpoint, source.salience or "", DTYPES[request.dtype], request.context)
     params = _params(request, model)
     with staged_folder(output, overwrite=request.overwrite) as folder:
         graphs = _write_graphs(folder, model, params, request.fused)
@@ -206,7 +206,7 @@ def _manifest(
         format=FORMAT,
         family=family.name,
         dtype="float16" if request.dtype == "fp16" else "float32",
-        video=VideoSpec(request.frames, model.size, "bicubic", model.tokens_per_frame),
+        video=VideoSpec(request.frames, (model.size, model.size), "bicubic", model.tokens_per_frame, 1, "floor"),
         prompt=PromptSpec(model.placeholder, model.after_video, model.stop, model.vocabulary),
         decoder=model.decoder,
         prune=op.attributes(_params(request, model)),

@@ -73,12 +73,12 @@ def write_fused_graph(graph: Graph, folder: Path, context: int) -> GraphSpec:
         _repeat_constant(draft, product)
     for total in [node for node in draft.nodes if node.op_type == "Add"]:
         _fuse_bias(draft, total)
-    spec, weights = replace(graph.spec, file=f"{graph.name}.fused.onnx", engines=("onnxruntime",)), draft.stored()
+    spec, weights = replace(graph.spec, file=f"{graph.name}.fused.onnx", runtimes=("onnxruntime",)), draft.stored()
     if isinstance(graph.module, qwen2.Decoder):
         spec = _hold_cache(draft, spec)
     spec = draft.take(weights, spec)
     onnx.save(draft.model(spec), folder / spec.file)  # onnx's checker does not know these operators
-    return replace(graph.spec, fused=spec, weights=weights)
+    return replace(graph.spec, device=spec, weights=weights)
 
 
 def is_fusible(graph: Graph) -> bool:
@@ -195,7 +195,9 @@ class _Draft:
     def take(self, weights: Mapping[str, WeightSpec], spec: GraphSpec) -> GraphSpec:
         """Has the graph take the weights that it uses as inputs, behind those that it has."""
         used = {name for node in self._needed(spec) for name in node.input}
-        taken = [TensorSpec(name, each.dtype, each.shape) for name, each in weights.items() if name in used]
+        taken = [
+            TensorSpec(name, cast("DType", each.dtype), each.shape) for name, each in weights.items() if name in used
+        ]
         for tensor in taken:
             del self._initializers[tensor.name]
         return replace(spec, inputs=(*spec.inputs, *taken))

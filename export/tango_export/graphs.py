@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.jit._trace import TracerWarning
 
 from tango_plugins import PruneParams, TangoError, op
-from tango_runtime.bundle import WEIGHT_ALIGNMENT, Engine, GraphName, GraphSpec, TensorSpec
+from tango_runtime.bundle import WEIGHT_ALIGNMENT, GraphName, GraphSpec, Runtime, TensorSpec
 from tango_runtime.util.console import OnProgress
 
 OPSET = 17
@@ -131,9 +131,9 @@ def write_prune_graph(params: PruneParams, features: TensorSpec, folder: Path) -
 
 
 def _spec(
-    name: GraphName, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], engines: tuple[Engine, ...]
+    name: GraphName, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], runtimes: tuple[Runtime, ...]
 ) -> GraphSpec:
-    return GraphSpec(f"{name}.onnx", OPSET, engines, tuple(inputs), tuple(outputs))
+    return GraphSpec(f"{name}.onnx", OPSET, runtimes, tuple(inputs), tuple(outputs))
 
 
 def value_info(tensor: TensorSpec) -> onnx.ValueInfoProto:

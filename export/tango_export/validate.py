@@ -71,7 +71,7 @@ def validate(path: Path, checkpoint: str | None = None, siglip: str | None = Non
     source, family = bundle.manifest.source, find_preset(bundle.manifest.family)[0]
     dtype = DTYPES["fp16" if bundle.manifest.dtype == "float16" else "fp32"]
     model = open_model(
-        family, checkpoint or source.checkpoint, siglip or source.siglip, dtype, bundle.manifest.decoder.context
+        family, checkpoint or source.checkpoint, siglip or source.salience or "", dtype, bundle.manifest.decoder.context
     )
     _check_origin(bundle, model, checkpoint or source.checkpoint)
     vision, embed, decoder = (len(list(_forms(bundle, graph))) for graph in ("vision", "embed", "decoder"))
@@ -89,7 +89,7 @@ def _check_origin(bundle: Bundle, model: Model, checkpoint: str) -> None:
     """Refuses an original whose dimensions are others: there is nothing to compare."""
     video, prompt = bundle.manifest.video, bundle.manifest.prompt
     said = (bundle.manifest.decoder, video.size, video.tokens_per_frame, prompt.vocabulary)
-    if said != (model.decoder, model.size, model.tokens_per_frame, model.vocabulary):
+    if said != (model.decoder, (model.size, model.size), model.tokens_per_frame, model.vocabulary):
         raise TangoError(
             f"{bundle.path} was not made from {checkpoint}: its dimensions are others",
             "name what it was made from with --checkpoint and --siglip",
@@ -97,7 +97,7 @@ def _check_origin(bundle: Bundle, model: Model, checkpoint: str) -> None:
 
 
 def _compare(bundle: Bundle, reference: Reference) -> Iterator[Comparison]:
-    frames = _frames(bundle.manifest.video.size)
+    frames = _frames(bundle.manifest.video.size[0])
     expected = reference.vision(torch.from_numpy(frames))
     for title, spec in _forms(bundle, "vision"):
         feeds = {"frames": frames, **_weights(bundle, "vision", spec)}
@@ -123,8 +123,8 @@ def _forms(bundle: Bundle, graph: GraphName) -> Iterator[tuple[str, GraphSpec]]:
     """A graph, and its fused form where there is one, with what to call them."""
     spec = bundle.manifest.graphs[graph]
     yield graph, spec
-    if spec.fused:
-        yield f"{graph}, fused", spec.fused
+    if spec.device:
+        yield f"{graph}, fused", spec.device
 
 
 def _weights(bundle: Bundle, graph: GraphName, form: GraphSpec) -> dict[str, Array]:
@@ -133,7 +133,7 @@ def _weights(bundle: Bundle, graph: GraphName, form: GraphSpec) -> dict[str, Arr
     if form is spec:
         return {}
     data = bundle.path / spec.data
-    return {name: np.memmap(data, w.dtype, "r", w.offset, w.shape) for name, w in spec.taken.items()}
+    return {name: np.memmap(data, w.dtype, "r", w.offset, w.shape) for name, w in spec.device_weights.items()}
 
 
 def _passes(positions: int) -> list[tuple[int, int]]:

@@ -69,7 +69,7 @@ def test_longest_context_is_accepted(desk):
 
 
 @pytest.mark.parametrize(
-    ("given", "sinks"), [((), None), (("--sink-positions",), ()), (("--sink-positions", "3", "5"), (3, 5))]
+    ("given", "sinks"), [((), ()), (("--sink-positions",), ()), (("--sink-positions", "3", "5"), (3, 5))]
 )
 def test_sink_positions(desk, given, sinks):
     assert desk.export(*given) == 0

@@ -37,7 +37,7 @@ def written(request, checkpoint, bundle, tmp_path_factory):
     graphs, files = dict(manifest.graphs), dict(manifest.files)
     for graph in model.graphs:
         graphs[graph.name] = spec = write_fused_graph(graph, folder, CONTEXT)
-        files[spec.fused.file] = describe(folder / spec.fused.file)
+        files[spec.device.file] = describe(folder / spec.device.file)
     write_manifest(folder, replace(manifest, graphs=graphs, files=files))
     return folder, precision
 
@@ -45,14 +45,14 @@ def written(request, checkpoint, bundle, tmp_path_factory):
 def weights(folder, graph):
     """What the fused graph takes of the plain one's data file."""
     spec = Bundle.load(folder).manifest.graphs[graph]
-    return {n: np.memmap(folder / spec.data, w.dtype, "r", w.offset, w.shape) for n, w in spec.taken.items()}
+    return {n: np.memmap(folder / spec.data, w.dtype, "r", w.offset, w.shape) for n, w in spec.device_weights.items()}
 
 
 class FusedDecoder:
     """The fused decoder and its cache, which holds garbage where it is not filled."""
 
     def __init__(self, bundle, capacity=CAPACITY):
-        self.session, self.length = session(bundle / "decoder.fused.onnx"), 0
+        self.session, self.length = session(bundle / "decoder.device.onnx"), 0
         rng, self.weights = np.random.default_rng(0), weights(bundle, "decoder")
         self.dtype = embed(bundle, IDS[:1]).dtype
         self.cache = {
@@ -79,14 +79,14 @@ def test_vision_is_the_plain_graphs(written):
     folder, precision = written
     feeds = {"frames": frames(3), **weights(folder, "vision")}
     for found, wanted in zip(
-        run(folder, "vision.fused", **feeds), run(folder, "vision", frames=frames(3)), strict=True
+        run(folder, "vision.device", **feeds), run(folder, "vision", frames=frames(3)), strict=True
     ):
         assert_close(found.astype(np.float64), wanted, TOLERANCE[precision])
 
 
 def test_embedding_is_the_plain_graphs(written):
     folder, _ = written
-    (found,) = run(folder, "embed.fused", ids=IDS, **weights(folder, "embed"))
+    (found,) = run(folder, "embed.device", ids=IDS, **weights(folder, "embed"))
     np.testing.assert_array_equal(found, embed(folder, IDS))
 
 
@@ -139,7 +139,7 @@ def test_every_layer_is_fused_and_nothing_is_left(written):
 def test_no_product_repeats_a_constant_by_itself(written):
     """Its pointers would lie in pinned memory, which ONNX Runtime frees where CUDA forbids it."""
     folder, _ = written
-    model = onnx.load(folder / "vision.fused.onnx", load_external_data=False)
+    model = onnx.load(folder / "vision.device.onnx", load_external_data=False)
     constants = {tensor.name for tensor in model.graph.initializer}
     products = [node for node in model.graph.node if node.op_type == "MatMul"]
     assert not [node.name for node in products if node.input[0] in constants]
@@ -147,7 +147,7 @@ def test_no_product_repeats_a_constant_by_itself(written):
 
 def test_query_key_and_value_are_one_product(written):
     folder, _ = written
-    model = onnx.load(folder / "decoder.fused.onnx", load_external_data=False)
+    model = onnx.load(folder / "decoder.device.onnx", load_external_data=False)
     makers = {name: node for node in model.graph.node for name in node.output}
     attentions = [node for node in model.graph.node if node.op_type == "CachedAttention"]
     assert [makers[node.input[0]].op_type for node in attentions] == ["MatMul"] * len(attentions)
@@ -156,7 +156,7 @@ def test_query_key_and_value_are_one_product(written):
 
 def test_of_the_towers_biases_attention_adds_the_querys_only(written):
     folder, _ = written
-    model = onnx.load(folder / "vision.fused.onnx", load_external_data=False)
+    model = onnx.load(folder / "vision.device.onnx", load_external_data=False)
     makers = {name: node.op_type for node in model.graph.node for name in node.output}
     attentions = [node for node in model.graph.node if node.op_type == "MultiHeadAttention"]
     assert [[makers[name] for name in node.input] for node in attentions] == [["Bias", "MatMul", "MatMul"]] * 2
@@ -167,12 +167,13 @@ def test_they_take_their_weights_as_inputs_behind_the_others(written, name):
     folder, _ = written
     plain, fused = (onnx.load(folder / f"{name}{form}.onnx", load_external_data=False) for form in ("", ".fused"))
     spec = Bundle.load(folder).manifest.graphs[name]
-    told = [t.name for t in spec.fused.inputs]
+    told = [t.name for t in spec.device.inputs]
     assert [value.name for value in fused.graph.input] == told
-    assert told[-len(spec.taken) :] == list(spec.taken)
+    assert told[-len(spec.device_weights) :] == list(spec.device_weights)
     stored = {t.name: (tuple(t.dims), t.external_data[1].value) for t in plain.graph.initializer if t.external_data}
     assert stored == {weight: (at.shape, str(at.offset)) for weight, at in spec.weights.items()}
-    left = spec.weights.keys() - spec.taken.keys()  # what it has in another form; the step's kernel takes some of it
+    # What the device graph has in another form; the decode kernel takes some of it.
+    left = spec.weights.keys() - spec.device_weights.keys()
     assert not [weight for weight in left if spec.weights[weight].shape[1:]]
     kept = {t.name for t in fused.graph.initializer if np.prod(t.dims) > 1000}
     assert kept == ({"rotary.cos", "rotary.sin"} if name == "decoder" else set())
@@ -183,7 +184,7 @@ def test_export_writes_them_when_asked(checkpoint, tmp_path):
     llava, siglip = checkpoint()
     named = {"checkpoint": str(llava), "siglip": str(siglip)}
     manifest = Bundle.load(export(Request(**named, output=tmp_path / "fused", fused=True)), verify=True).manifest
-    assert {name for name, spec in manifest.graphs.items() if spec.fused} == {"vision", "embed", "decoder"}
+    assert {name for name, spec in manifest.graphs.items() if spec.device} == {"vision", "embed", "decoder"}
     assert {name for name, spec in manifest.graphs.items() if spec.weights} == {"vision", "embed", "decoder"}
     with pytest.raises(TangoError, match="--fused with --dtype fp32"):
         export(Request(**named, output=tmp_path / "none", fused=True, dtype="fp32"))

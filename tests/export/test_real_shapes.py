@@ -220,7 +220,7 @@ def test_released_checkpoints_are_accepted(tmp_path, layout, size):
     assert model.after_video == (ROWS[layout, size],)
     wanted = (24, 896, 2, 64) if size == "0.5b" else (28, 3584, 4, 128)
     decoder = model.decoder
-    assert (decoder.layers, decoder.width, decoder.kv_heads, decoder.head_dim) == wanted
+    assert (decoder.layers, decoder.hidden_size, decoder.kv_heads, decoder.head_dim) == wanted
     # fp16, but for norms, the folded probe, angles and the salience's pooling; a tied head is written twice
     written = sum(graph.weight_bytes for graph in model.graphs) / 2
     rows = math.prod(shapes[next(name for name in shapes if name.endswith("embed_tokens.weight"))])

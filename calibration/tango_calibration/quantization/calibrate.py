@@ -24,11 +24,11 @@ from tango_plugins import TangoError, reference
 from tango_runtime.backends.registry import select
 from tango_runtime.bundle import (
     Bundle,
-    Engine,
     GraphName,
     GraphSpec,
     Precision,
     Quantization,
+    Runtime,
     describe,
     write_manifest,
 )
@@ -39,7 +39,7 @@ from tango_runtime.util.files import check_output, require_space, staged_folder
 Choice = Literal["fp16", "int8", "fp8", "int4"]
 
 #: Engines that a precision can be written for.
-_ENGINES: dict[Precision, tuple[Engine, ...]] = {
+_ENGINES: dict[Precision, tuple[Runtime, ...]] = {
     "int8": ("onnxruntime", "tensorrt"),
     "fp8": ("tensorrt",),
     "int4": ("onnxruntime",),
@@ -81,7 +81,7 @@ class Request:
     frames: int | None = None
     max_new_tokens: int = 16
     seed: int = 0
-    engine: Engine | None = None
+    engine: Runtime | None = None
     min_overlap: float | None = None
     cache: Path | None = None
     overwrite: bool = False
@@ -93,7 +93,7 @@ class Request:
         return {name: choice for name, choice in named.items() if choice != "fp16"}
 
     @property
-    def target(self) -> Engine:
+    def target(self) -> Runtime:
         """The engine that the new bundle is for."""
         return self.engine or ("tensorrt" if "fp8" in self.precisions.values() else "onnxruntime")
 
@@ -238,15 +238,14 @@ def _complete(
 
 
 def _spec(spec: GraphSpec, request: Request, done: Quantized, clips: int) -> GraphSpec:
-    method = request.method if done.precision != "int4" else None
     # What is written for TensorRT alone (fp8), for both (int8 with weights in fp32) or for ONNX Runtime alone.
     readers = _ENGINES[done.precision] if request.target == "tensorrt" else (request.target,)
-    engines = tuple(engine for engine in spec.engines if engine in readers)
+    runtimes = tuple(runtime for runtime in spec.runtimes if runtime in readers)
     opset = FP8_OPSET if done.precision == "fp8" else spec.opset
     spared = tuple(layer.layer for layer in done.spared)
-    quantization = Quantization(done.precision, clips, spared, method)
-    # The fused graph goes: its weights are not there any more.
-    return replace(spec, opset=opset, engines=engines, quantization=quantization, fused=None, weights=None)
+    quantization = Quantization(done.precision, clips, spared)
+    # The device graph goes: no kernel reads its weights as they are now.
+    return replace(spec, opset=opset, runtimes=runtimes, quantization=quantization, device=None, weights=None)
 
 
 def _overlaps(

@@ -81,7 +81,7 @@ class Peer:
             self._model: Any = transformers.AutoModelForImageTextToText.from_config(
                 config, dtype=getattr(torch, manifest.dtype), attn_implementation="sdpa"
             ).eval()
-        self._size, self._setting = manifest.video.size, setting
+        self._size, self._setting = manifest.video.size[0], setting
         self.description = (
             f"transformers {transformers.__version__}, torch {torch.__version__}, {self._device.type}, "
             f"{manifest.dtype}, sdpa, random weights of the shapes of {placeless(checkpoint)}"
@@ -223,6 +223,6 @@ def _config(checkpoint: str, manifest: Manifest) -> Any:
         raise TangoError(f"{checkpoint} is a {config.model_type} model for transformers", hint)
     text, vision, decoder = config.text_config, config.vision_config, manifest.decoder
     found = (text.num_hidden_layers, text.hidden_size, text.num_key_value_heads, vision.image_size)
-    if found != (decoder.layers, decoder.width, decoder.kv_heads, manifest.video.size):
+    if found != (decoder.layers, decoder.hidden_size, decoder.kv_heads, manifest.video.size[0]):
         raise TangoError(f"{checkpoint} has other shapes than the bundle", "name the checkpoint that it was made of")
     return config

@@ -150,7 +150,7 @@ def _check(args: argparse.Namespace) -> None:
 
 def _cases(args: argparse.Namespace, bundle: Bundle) -> list[Case]:
     """Pruned ones first: memory grows to a peak, and theirs is the lower."""
-    edge = bundle.manifest.video.size
+    edge = bundle.manifest.video.size[0]
     prunes = [True, False] if args.only is None else [args.only == "pruned"]
     return [Case(prune, *size) for prune, size in itertools.product(prunes, args.source_size or [(edge, edge)])]
 

@@ -25,12 +25,15 @@ def _run(args: argparse.Namespace) -> int:
     bundle = Bundle.load(args.bundle, verify=args.verify)
     manifest = bundle.manifest
     video, decoder, params = manifest.video, manifest.decoder, manifest.params
+    (height, width), salience = video.size, ""
+    if manifest.source.salience:
+        salience = f", salience of {manifest.source.salience}"
     facts = {
         "bundle": f"{args.bundle}: {manifest.family}, {manifest.dtype}",
-        "source": f"{manifest.source.checkpoint}, salience of {manifest.source.siglip}, by {manifest.source.exporter}",
-        "video": f"{video.frames} frames of {video.size}x{video.size}, {video.tokens_per_frame} tokens each",
+        "source": f"{manifest.source.checkpoint}{salience}, by {manifest.source.exporter}",
+        "video": f"{video.frames} frames of {width}x{height}, {video.tokens_per_frame} tokens each",
         "prune": f"retention ratio {params.retention_ratio}, budget {params.budget}, merge order {params.merge_order}",
-        "decoder": f"{decoder.layers} layers, width {decoder.width}, context {decoder.context}",
+        "decoder": f"{decoder.layers} layers, width {decoder.hidden_size}, context {decoder.context}",
         "files": "SHA-256 of every file is as in bundle.json" if args.verify else "sizes are as in bundle.json",
     }
     console = Console(soft_wrap=True)
@@ -46,7 +49,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _graph_table(manifest: Manifest) -> Table:
-    table = Table("graph", "inputs", "outputs", "opset", "engines", "MB", box=None, header_style="bold")
+    table = Table("graph", "inputs", "outputs", "opset", "runs on", "MB", box=None, header_style="bold")
     for name, graph in manifest.graphs.items():
         size = sum(spec.size for file, spec in manifest.files.items() if file.startswith(graph.files))
         tensors = _tensors(graph.inputs), _tensors(graph.outputs)
@@ -54,7 +57,7 @@ def _graph_table(manifest: Manifest) -> Table:
             f"{name}\n{_precision(manifest, graph)}",
             *tensors,
             str(graph.opset),
-            "\n".join(graph.engines),
+            "\n".join(graph.runtimes),
             f"{size / 1e6:.1f}",
         )
     return table
@@ -63,9 +66,9 @@ def _graph_table(manifest: Manifest) -> Table:
 def _precision(manifest: Manifest, graph: GraphSpec) -> str:
     found = graph.quantization
     if found is None:
-        return manifest.dtype + ("\nand fused" if graph.fused else "")
-    told = found.precision + (f", {found.method}" if found.method else "")
-    return f"{told}\n{found.clips} clips" + (f"\n{len(found.spared)} layers spared" if found.spared else "")
+        return manifest.dtype + ("\nand device" if graph.device else "")
+    excluded = f"\n{len(found.excluded)} excluded" if found.excluded else ""
+    return f"{found.precision}\n{found.clips} clips{excluded}"
 
 
 def _tensors(tensors: tuple[TensorSpec, ...], most: int = 3) -> str:

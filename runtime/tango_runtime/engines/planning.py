@@ -167,7 +167,7 @@ def _sizes(manifest: Manifest, options: BuildOptions) -> _Sizes:
 def _planned(bundle: Bundle, machine: Machine, options: BuildOptions, sizes: _Sizes, graph: GraphName) -> Planned:
     manifest = bundle.manifest
     prune = graph == "prune"
-    runs_it = manifest.graphs[graph].engines
+    runs_it = manifest.graphs[graph].runtimes
     if "tensorrt" not in runs_it:
         raise TangoError(
             f"TensorRT cannot run the {graph} graph of {bundle.path}: it is for {', '.join(runs_it)}",
@@ -269,7 +269,7 @@ def _estimate(manifest: Manifest, recipe: Recipe, sizes: _Sizes) -> Estimate:
 def _activations(manifest: Manifest, sizes: _Sizes, graph: GraphName) -> int:
     """An upper estimate of what an engine needs beside its weights: attention's scores in fp32, twice, where nothing
     fuses them, or the widest of its other tensors. It is a rule of thumb and says so where it is printed."""
-    frames, tokens, width = sizes.frames[2], sizes.tokens[2], manifest.decoder.width
+    frames, tokens, width = sizes.frames[2], sizes.tokens[2], manifest.decoder.hidden_size
     per_frame, item = manifest.video.tokens_per_frame, _BYTES[manifest.dtype]
     if graph == "vision":  # four patches to a token; sixteen heads, as SigLIP has them
         patches = 4 * per_frame

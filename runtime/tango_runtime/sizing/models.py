@@ -154,27 +154,28 @@ def _of_bundle(name: str, manifest: Manifest) -> Model:
     if manifest.dtype != "float16":
         raise TangoError(f"{name} is in {manifest.dtype}", "plan with a bundle that was exported with --dtype fp16")
     spec, prompt = manifest.decoder, manifest.prompt
+    D = spec.hidden_size
     vision, decoder = _precision(manifest.graphs["vision"]), _precision(manifest.graphs["decoder"])
-    tower, projector = _so400m(), (1152 * spec.width, spec.width**2)
+    tower, projector = _so400m(), (1152 * spec.hidden_size, spec.hidden_size**2)
     parameters = round(_data(manifest, "vision") / BYTES[vision])
     if not 0.9 < parameters / (tower.parameters + sum(projector)) < 1.1:
         tower, projector = Layers(0, 0, 0, parameters), (0, 0)
-    body = max(0, round((_data(manifest, "decoder") - 2 * prompt.vocabulary * spec.width) / BYTES[decoder]))
+    body = max(0, round((_data(manifest, "decoder") - 2 * prompt.vocabulary * spec.hidden_size) / BYTES[decoder]))
     kv = spec.kv_heads * spec.head_dim
-    inner = max(0, round(2 * (body / spec.layers - 2 * spec.width * (spec.width + kv)) / (3 * spec.width)))
+    inner = max(0, round(2 * (body / spec.layers - 2 * D * (D + kv)) / (3 * D)))
     graphs: tuple[GraphName, ...] = ("vision", "embed", "decoder")
     return Model(
         name=name,
         frames=manifest.video.frames,
-        size=manifest.video.size,
+        size=manifest.video.size[0],
         patches=729 if tower.count else 4 * manifest.video.tokens_per_frame,
         tokens=manifest.video.tokens_per_frame,
         tower=tower,
         projector=projector,
-        decoder=Layers(spec.layers, spec.width, inner, body),
+        decoder=Layers(spec.layers, spec.hidden_size, inner, body),
         heads=(spec.kv_heads, spec.head_dim),
         vocabulary=prompt.vocabulary,
-        table=_data(manifest, "embed") // (2 * spec.width),
+        table=_data(manifest, "embed") // (2 * spec.hidden_size),
         context=spec.context,
         params=manifest.params,
         vision_precision=vision,

@@ -36,7 +36,7 @@ def _convert(kind: Any, data: object, where: str) -> Any:
     if origin in (Union, UnionType):
         return _convert_union(arguments, data, where)
     if origin is Literal:
-        if data in arguments:
+        if any(data == value and type(data) is type(value) for value in arguments):  # true is not 1
             return data
     elif origin is tuple and isinstance(data, list):
         kinds = [arguments[0]] * len(data) if arguments[-1] is Ellipsis else list(arguments)

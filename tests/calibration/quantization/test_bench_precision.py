@@ -61,7 +61,7 @@ def refused(capsys):
 
 
 def test_one_run_tells_of_all_bundles(bundle, quantised, edited, tmp_path, capsys):
-    tensorrt_only = edited(lambda data: data["graphs"]["vision"].update(engines=["tensorrt"]))
+    tensorrt_only = edited(lambda data: data["graphs"]["vision"].update(runtimes=["tensorrt"]))
     file = tmp_path / "results" / "out.json"
     bundles = [bundle(), quantised, tensorrt_only, bundle()]
     assert main([*map(str, bundles), *ON_CPU, "--json", str(file)]) == 0
@@ -122,7 +122,7 @@ def test_refusals(bundle, edited, refused):
 
 
 def test_the_first_must_run(bundle, edited, refused):
-    tensorrt_only = edited(lambda data: data["graphs"]["vision"].update(engines=["tensorrt"]))
+    tensorrt_only = edited(lambda data: data["graphs"]["vision"].update(runtimes=["tensorrt"]))
     assert "error: ONNX Runtime cannot run the vision graph" in refused(tensorrt_only, bundle())
 
 

@@ -46,12 +46,12 @@ def test_the_new_bundle_is_whole_smaller_and_says_what_it_is(made):
         4,
     )
     assert (decoder.quantization.precision, decoder.quantization.method) == ("int4", None)
-    assert vision.engines == decoder.engines == ("onnxruntime",)
+    assert vision.runtimes == decoder.runtimes == ("onnxruntime",)
     assert vision.opset == decoder.opset == 17
-    assert vision.fused is decoder.fused is decoder.weights is None  # they would tell of weights that are others now
+    assert vision.device is decoder.device is decoder.weights is None  # they would tell of weights that are others now
     assert new.manifest.graphs["embed"] == old.manifest.graphs["embed"]
     assert old.manifest.graphs["decoder"].weights
-    unchanged = ("embed.onnx", "embed.fused.onnx", "embed.onnx.data", "prune.onnx", "tokenizer.json")
+    unchanged = ("embed.onnx", "embed.device.onnx", "embed.onnx.data", "prune.onnx", "tokenizer.json")
     assert all(new.manifest.files[name] == old.manifest.files[name] for name in unchanged)
     assert sorted(path.name for path in new.path.iterdir()) == sorted([*new.manifest.files, MANIFEST])
     assert outcome.graphs["decoder"].after < 0.5 * outcome.graphs["decoder"].before
@@ -70,7 +70,7 @@ def test_what_it_lost_is_told(made):
     request, outcome = made
     for name, graph in outcome.graphs.items():
         quantization = Bundle.load(request.output).manifest.graphs[name].quantization
-        assert quantization.spared == tuple(layer.layer for layer in graph.spared)
+        assert quantization.excluded == tuple(layer.layer for layer in graph.spared)
         assert 0 < graph.loss < 3 * BUDGETS[name]
         assert all(layer.loss >= 0 for layer in graph.layers)
     assert len(outcome.overlaps) == 4
@@ -113,7 +113,7 @@ def test_smoothed_8_bit_decoder(request_of):
     outcome = calibrate(request)
     spec = Bundle.load(request.output, verify=True).manifest.graphs["decoder"]
     assert spec.quantization.precision == "int8"
-    assert spec.engines == ("onnxruntime",)
+    assert spec.runtimes == ("onnxruntime",)
     assert outcome.graphs["decoder"].loss < 2 * BUDGETS["decoder"]
     assert outcome.overlaps == ()  # vision is as it was
 
@@ -122,7 +122,7 @@ def test_8_bits_for_tensorrt(request_of, made):
     request = request_of("int8-tensorrt", engine="tensorrt")
     outcome = calibrate(request)
     spec = Bundle.load(request.output, verify=True).manifest.graphs["vision"]
-    assert (spec.engines, spec.opset) == (("onnxruntime", "tensorrt"), 17)
+    assert (spec.runtimes, spec.opset) == (("onnxruntime", "tensorrt"), 17)
     assert outcome.overlaps == made[1].overlaps  # the same numbers, written otherwise
     assert outcome.graphs["vision"].after > made[1].graphs["vision"].after
 
@@ -133,7 +133,7 @@ def test_fp8(request_of):
     graphs = Bundle.load(request.output, verify=True).manifest.graphs
     for name in ("vision", "decoder"):
         spec, graph = graphs[name], outcome.graphs[name]
-        assert (spec.engines, spec.opset, spec.quantization.precision) == (("tensorrt",), 19, "fp8")
+        assert (spec.runtimes, spec.opset, spec.quantization.precision) == (("tensorrt",), 19, "fp8")
         assert 0 < graph.loss < 3 * BUDGETS[name]
         assert graph.after < 0.8 * graph.before
     assert graphs["embed"].opset == 17

@@ -27,8 +27,8 @@ def close(found, wanted, dtype):
     assert abs(ratio - 1) <= GATES[dtype][1]
 
 
-def spoken(stages, video, prompt, words):
-    """Logits [len(words) + 1, V] of a sequence that says ``words`` after the prompt and the tokens."""
+def decode_logits(stages, video, prompt, words):
+    """Logits [len(words) + 1, V] of the prompt, the video tokens and ``words``."""
     rows = [np.array(stages.prefill([stages.embed(prompt), video, stages.embed(prompt[:3])], 1024))]
     return np.stack(rows + [np.array(stages.decode(int(word))) for word in words])
 
@@ -36,7 +36,7 @@ def spoken(stages, video, prompt, words):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_each_stage_gives_what_the_cpus_gives(load, on_cpu, video, dtype):
     gpu, cpu = load(dtype)._backend, on_cpu(dtype)._backend
-    size = load(dtype).bundle.manifest.video.size
+    size = load(dtype).bundle.manifest.video.size[0]
     frames = np.random.default_rng(0).integers(0, 255, (12, size, size, 3), dtype=np.uint8)
     frames[3:9] = frames[3]
     advanced = []
@@ -47,8 +47,8 @@ def test_each_stage_gives_what_the_cpus_gives(load, on_cpu, video, dtype):
     ids = np.arange(50, 90)
     close(gpu.to_host(gpu.embed(ids)), cpu.embed(ids), dtype)
     prompt, words = np.arange(100, 130), np.random.default_rng(1).integers(0, 200, 8)
-    logits = spoken(gpu, wanted[0].reshape(-1, wanted[0].shape[-1]), prompt, words)
-    close(logits, spoken(cpu, cpu.flatten(wanted[0]), prompt, words), dtype)
+    logits = decode_logits(gpu, wanted[0].reshape(-1, wanted[0].shape[-1]), prompt, words)
+    close(logits, decode_logits(cpu, cpu.flatten(wanted[0]), prompt, words), dtype)
 
 
 @pytest.mark.parametrize("ratio", [0.1, 0.5, 1.0])
@@ -58,7 +58,7 @@ def test_pruning_keeps_what_the_reference_keeps(load, on_cpu, video, ratio):
 
     llm = load("fp32")
     gpu, params = llm._backend, llm.bundle.manifest.params.at(ratio)
-    size, seconds = llm.bundle.manifest.video.size, np.arange(16, dtype=np.float32)
+    size, seconds = llm.bundle.manifest.video.size[0], np.arange(16, dtype=np.float32)
     frames = np.random.default_rng(2).integers(0, 255, (16, size, size, 3), dtype=np.uint8)
     features, salience = gpu.vision(frames, lambda done: None)
     found = gpu.prune(features, salience, seconds, params)
@@ -106,7 +106,7 @@ def test_questions_follow_one_prefill(load, on_cpu):
     """As an evaluation asks: several questions behind the same tokens, from the host."""
     ids, heard = np.arange(20, 40), []
     for llm in (load("fp32"), on_cpu("fp32")):
-        stages, width = llm._backend, llm.bundle.manifest.decoder.width
+        stages, width = llm._backend, llm.bundle.manifest.decoder.hidden_size
         tokens = np.random.default_rng(0).standard_normal((60, width)).astype(np.float32)
         stages.prefill([stages.embed(ids), tokens, stages.embed(ids[:1])], 128)
         rows = []

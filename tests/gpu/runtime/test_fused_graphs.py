@@ -40,7 +40,7 @@ def pieces(stages, width, ids, count):
 @pytest.mark.parametrize("count", [1, 9, 32, 33])
 def test_vision_is_the_plain_graphs(chains, count):
     gpu, cpu = chains
-    size = gpu.bundle.manifest.video.size
+    size = gpu.bundle.manifest.video.size[0]
     frames = np.random.default_rng(count).integers(0, 255, (count, size, size, 3), dtype=np.uint8)
     found, wanted = (llm._backend.vision(frames, lambda done: None) for llm in (gpu, cpu))
     for a, b in zip(found, wanted, strict=True):
@@ -58,7 +58,7 @@ def test_the_librarys_operators_are_what_runs(chains, tmp_path, monkeypatch):
 
     monkeypatch.setattr(sessions, "_options", profiling)
     bundle = chains[0].bundle
-    stages, size = select(bundle, "ort-cuda"), bundle.manifest.video.size
+    stages, size = select(bundle, "ort-cuda"), bundle.manifest.video.size[0]
     stages.vision(np.zeros((1, size, size, 3), np.uint8), lambda done: None)
     np.array(stages.prefill([stages.embed(np.arange(20, 40))], 64))
     for graph, ours, others in (
@@ -76,7 +76,7 @@ def test_logits_are_the_plain_graphs(chains, count):
     """Prefill, decoding, text behind it, and what follows after going back: one token, several, and one again."""
     ids, rows = np.arange(20, 40), []
     for llm in chains:
-        stages, width, heard = llm._backend, llm.bundle.manifest.decoder.width, []
+        stages, width, heard = llm._backend, llm.bundle.manifest.decoder.hidden_size, []
         heard.append(np.array(stages.prefill(pieces(stages, width, ids, count), 1024)))
         heard += [np.array(stages.decode(int(token))) for token in ids]
         length = len(ids) + count + 2
@@ -94,7 +94,7 @@ def test_logits_are_the_plain_graphs(chains, count):
 def test_a_step_is_a_pass_of_one_token(chains):
     """Whatever ran in between; the lengths are from the first position to the last of the context."""
     gpu, _ = chains
-    stages, width, ids = gpu._backend, gpu.bundle.manifest.decoder.width, np.arange(20, 60)
+    stages, width, ids = gpu._backend, gpu.bundle.manifest.decoder.hidden_size, np.arange(20, 60)
     for count in (30, 700, 1, 981, 2005, 2500, 982, 300, 4052):
         stages.prefill(pieces(stages, width, ids, count), 4096)
         length = len(ids) + count + 2
@@ -107,7 +107,7 @@ def test_a_step_is_a_pass_of_one_token(chains):
 
 def test_memory_does_not_grow(chains):
     gpu, _ = chains
-    stages, width, ids, free = gpu._backend, gpu.bundle.manifest.decoder.width, np.arange(20, 60), []
+    stages, width, ids, free = gpu._backend, gpu.bundle.manifest.decoder.hidden_size, np.arange(20, 60), []
     for turn in range(60):
         stages.prefill(pieces(stages, width, ids, (900, 1, 333)[turn % 3]), 1024)
         for token in range(3):

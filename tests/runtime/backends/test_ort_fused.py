@@ -11,31 +11,32 @@ import pytest
 
 from tango_runtime import VideoLLM
 from tango_runtime.backends.cuda.backend import CudaBackend
-from tango_runtime.backends.cuda.device import Stream, bytes_of
+from tango_runtime.backends.cuda.device import Stream
 from tango_runtime.backends.cuda.ort_fused import FusedOrtRunner
 from tango_runtime.bundle import Bundle, describe, write_manifest
 from tests.fakes.cuda import install
+from tests.fakes.sequence import OneSequence
 from tests.runtime.backends.test_cuda_backend import overflow
 
 QUESTION = "What happens in the video?"
 
 
 @pytest.fixture(scope="module")
-def fused(talkative, tmp_path_factory):
+def fused(responsive_checkpoint, tmp_path_factory):
     """``fused("fp32")``: a bundle with fused graphs; ``tango-export --fused`` writes them in fp16 only."""
     from tango_export.export import DTYPES, find_preset, open_model
     from tango_export.fused import write_fused_graph
 
     @cache
     def made(dtype):
-        llava, bundle = talkative(dtype=dtype)
+        llava, bundle = responsive_checkpoint(dtype=dtype)
         folder = shutil.copytree(bundle, tmp_path_factory.mktemp("fused") / dtype)
         manifest = Bundle.load(folder).manifest
         model = open_model(find_preset("llava-ov")[0], str(llava), str(llava.parent / "siglip"), DTYPES[dtype], 2048)
         graphs, files = dict(manifest.graphs), dict(manifest.files)
         for graph in model.graphs:
             graphs[graph.name] = spec = write_fused_graph(graph, folder, 2048)
-            files[spec.fused.file] = describe(folder / spec.fused.file)
+            files[spec.device.file] = describe(folder / spec.device.file)
         write_manifest(folder, replace(manifest, graphs=graphs, files=files))
         return folder
 
@@ -71,10 +72,10 @@ def close(found, wanted, tolerance=1e-4):
 
 @pytest.mark.parametrize("prune", [True, False])
 @pytest.mark.parametrize("limits", [{}, {"tokens_at_once": 16, "frames_at_once": 3}, {"tokens_at_once": 7}])
-def test_sixty_four_tokens_are_the_plain_graphs(make, colours, limits, prune):
+def test_sixty_four_tokens_are_the_plain_graphs(make, colors, limits, prune):
     llm, plain = make(**limits)
     options = {"frames": 8, "prune": prune, "max_new_tokens": 64}
-    found, wanted = (each.generate(colours, QUESTION, **options) for each in (llm, plain))
+    found, wanted = (each.generate(colors, QUESTION, **options) for each in (llm, plain))
     np.testing.assert_array_equal(found.indices, wanted.indices)
     assert found.ids == wanted.ids
 
@@ -83,8 +84,8 @@ def test_sixty_four_tokens_are_the_plain_graphs(make, colours, limits, prune):
 def test_text_follows_text_and_is_rewound(make, dtype, tolerance):
     ids, heard = np.arange(20, 29), []
     for llm in make(dtype):
-        stages, rows = llm._backend, []
-        tokens = np.random.default_rng(0).standard_normal((30, llm.bundle.manifest.decoder.width))
+        stages, rows = OneSequence(llm._backend), []
+        tokens = np.random.default_rng(0).standard_normal((30, llm.bundle.manifest.decoder.hidden_size))
         tokens = tokens.astype(llm.bundle.manifest.dtype)
         stages.prefill([stages.embed(ids), tokens, stages.embed(ids[:1])], 64)
         for question in (ids[:5], ids[3:4], ids[:5]):
@@ -100,7 +101,7 @@ def test_a_prompt_of_one_token_and_one_that_fills_the_context(make):
     for count in (1, 2047):
         heard = []
         for llm in make():
-            stages = llm._backend
+            stages = OneSequence(llm._backend)
             rows = [np.array(stages.prefill([stages.embed(np.arange(count) % 200)], 2048))]
             heard.append(np.stack([*rows, np.array(stages.decode(7))]))
         close(*heard)
@@ -115,7 +116,7 @@ def test_what_an_overflow_left_in_the_cache_is_forgotten(make, frames):
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("fp32", 1e-4), ("fp16", 3e-2)])
 def test_a_step_is_a_pass_of_one_token(make, dtype, tolerance):
-    stages = make(dtype)[0]._backend
+    stages = OneSequence(make(dtype)[0]._backend)
     for count in (1, 30, 500):
         stages.prefill([stages.embed(np.arange(count) % 200)], 512)
         for length, token in enumerate((7, 8, 7), count):
@@ -127,7 +128,7 @@ def test_a_step_is_a_pass_of_one_token(make, dtype, tolerance):
 def test_steps_go_on_in_another_cache(make):
     heard = []
     for llm in make():
-        stages, rows = llm._backend, []
+        stages, rows = OneSequence(llm._backend), []
         for capacity in (300, 2048, 512):
             if isinstance(stages, CudaBackend):
                 stages._graphs.capacity = capacity
@@ -142,17 +143,18 @@ def test_weights_lie_on_the_device_once(make, host):
     graphs = llm.bundle.manifest.graphs
     sizes = {llm.bundle.manifest.files[graphs[name].data].size for name in ("vision", "embed", "decoder")}
     for _ in range(3):
-        stages = llm._backend
+        stages = OneSequence(llm._backend)
         stages.prefill([stages.embed(np.arange(9))], 64)
         stages.decode(1)
-        held = [size for _, size in host.blocks.values() if size >= min(sizes) and size != bytes_of(stages._cache._all)]
+        cache = stages.cache._buffer.size
+        held = [size for _, size in host.blocks.values() if size >= min(sizes) and size != cache]
         assert sorted(held) == sorted(sizes)
     del llm, stages
     assert not host.blocks
 
 
 def test_for_a_token_nothing_goes_up(make):
-    stages = make()[0]._backend
+    stages = OneSequence(make()[0]._backend)
     logits, traffic = stages.prefill([stages.embed(np.arange(9))], 64), stages.traffic
     before = replace(traffic)
     for _ in range(5):
@@ -160,23 +162,23 @@ def test_for_a_token_nothing_goes_up(make):
     assert (traffic.uploads, traffic.downloads) == (before.uploads, before.downloads + 5)
 
 
-def test_a_quantised_decoder_takes_embeddings_of_the_fused_graph(make, fused, colours, tmp_path):
+def test_a_quantised_decoder_takes_embeddings_of_the_fused_graph(make, fused, colors, tmp_path):
     folder = shutil.copytree(fused("fp32"), tmp_path / "bundle")
     manifest = Bundle.load(folder).manifest
-    decoder = replace(manifest.graphs["decoder"], fused=None, weights=None)
+    decoder = replace(manifest.graphs["decoder"], device=None, weights=None)
     write_manifest(folder, replace(manifest, graphs=manifest.graphs | {"decoder": decoder}))
     llm, plain = make(folder=folder)
     assert llm._backend._graphs.frames_at_once == 32
-    found, wanted = (each.generate(colours, QUESTION, max_new_tokens=8).ids for each in (llm, plain))
+    found, wanted = (each.generate(colors, QUESTION, max_new_tokens=8).ids for each in (llm, plain))
     assert found == wanted
 
 
-def test_a_bundle_without_fused_graphs_runs_its_plain_ones(spoken, host, colours):
+def test_a_bundle_without_fused_graphs_runs_its_plain_ones(tiny_bundle, host, colors):
     import onnxruntime
 
-    llm = VideoLLM(spoken, "ort-cpu")
-    wanted, stream = [llm.generate(colours, text, max_new_tokens=8).ids for text in (QUESTION, "Where?")], Stream()
+    llm = VideoLLM(tiny_bundle, "ort-cpu")
+    wanted, stream = [llm.generate(colors, text, max_new_tokens=8).ids for text in (QUESTION, "Where?")], Stream()
     graphs = FusedOrtRunner(onnxruntime, llm.bundle, stream, ("CPUExecutionProvider", "cpu"))
     assert not graphs.in_place
     llm._backend = CudaBackend(llm.bundle, graphs, stream)
-    assert [llm.generate(colours, text, max_new_tokens=8).ids for text in (QUESTION, "Where?")] == wanted
+    assert [llm.generate(colors, text, max_new_tokens=8).ids for text in (QUESTION, "Where?")] == wanted

@@ -17,9 +17,11 @@ from tango_runtime.bundle import (
     GraphSpec,
     Manifest,
     PromptSpec,
+    RotarySpec,
     Source,
     TensorSpec,
     VideoSpec,
+    WeightQuantization,
     WeightSpec,
     describe,
     write_manifest,
@@ -45,12 +47,12 @@ def write_bundle(folder):
         format=FORMAT,
         family="llava-ov",
         dtype="float16",
-        video=VideoSpec(32, 384, "bicubic", 196),
+        video=VideoSpec(32, (384, 384), "bicubic", 196, 1, "floor"),
         prompt=PromptSpec("<video>", (152000,), (151645, 151643), 151648),
         decoder=decoder,
         prune=op.attributes(PruneParams()),
         graphs=graphs,
-        source=Source("llava", "siglip", "tango-edge 0"),
+        source=Source("llava", "tango-edge 0"),
         files={file.name: describe(file) for file in sorted(folder.iterdir())},
     )
     write_manifest(folder, manifest)
@@ -81,7 +83,7 @@ def at(data, path):
     return data
 
 
-def refusal(folder, **options):
+def load_error(folder, **options):
     with pytest.raises(TangoError) as caught:
         Bundle.load(folder, **options)
     assert caught.value.hint
@@ -112,7 +114,7 @@ def test_every_missing_key_is_named(folder, sound):
         data = json.loads(json.dumps(sound))
         del at(data, path[:-1])[path[-1]]
         (folder / "bundle.json").write_text(json.dumps(data))
-        message = refusal(folder)
+        message = load_error(folder)
         assert f"lacks {path[-1]!r}" in message, path
         assert all(str(key) in message for key in path), (path, message)
 
@@ -120,10 +122,10 @@ def test_every_missing_key_is_named(folder, sound):
 def test_every_unknown_key_is_named(folder, sound):
     for path in [path for path in paths(sound) if isinstance(at(sound, path), dict)]:
         data = json.loads(json.dumps(sound))
-        at(data, path)["colour"] = "red"
+        at(data, path)["color"] = "red"
         (folder / "bundle.json").write_text(json.dumps(data))
-        message = refusal(folder)
-        assert "colour" in message, path
+        message = load_error(folder)
+        assert "color" in message, path
         assert all(str(key) in message for key in path), (path, message)
 
 
@@ -135,7 +137,7 @@ def test_every_wrong_type_is_named(folder, sound, wrong):
         data = json.loads(json.dumps({"": sound}))
         at(data, ("", *path)[:-1])[("", *path)[-1]] = wrong
         (folder / "bundle.json").write_text(json.dumps(data[""]))
-        message = refusal(folder)
+        message = load_error(folder)
         assert "bundle.json" in message, path
         assert all(key in message for key in path if isinstance(key, str)), (path, message)
 
@@ -147,7 +149,7 @@ def test_every_wrong_type_is_named(folder, sound, wrong):
         (("video", "resample"), "nearest"),
         (("video", "frames"), "32"),
         (("decoder", "layers"), 24.0),
-        (("graphs", "vision", "engines", 0), "tvm"),
+        (("graphs", "vision", "runtimes", 0), "tvm"),
         (("graphs", "vision", "inputs", 0, "dtype"), "float"),
         (("prompt", "stop", 1), "<|im_end|>"),
         (("prune", "retention_ratio"), "0.1"),
@@ -162,7 +164,7 @@ def test_wrong_value_is_named(folder, path, value):
         at(data, path[:-1])[path[-1]] = value
 
     edit(folder, spoil)
-    message = refusal(folder)
+    message = load_error(folder)
     assert "bundle.json" in message
     assert all(str(key) in message for key in path if isinstance(key, str)), message
 
@@ -172,12 +174,12 @@ def test_wrong_value_is_named(folder, path, value):
 )
 def test_dimensions_that_contradict_the_graph_are_refused(folder, path, value):
     edit(folder, lambda data: data[path[0]].update({path[1]: value}))
-    assert "do not fit the tensors of graphs: decoder" in refusal(folder)
+    assert "do not fit the tensors of graphs: decoder" in load_error(folder)
 
 
 @pytest.fixture
-def fused(folder):
-    """A bundle whose embedding and decoder have fused forms that take their weights."""
+def with_device_graphs(folder):
+    """A bundle whose embedding and decoder have device graphs that take their weights."""
 
     def edit_graphs(data):
         for name, plain, shape in (("embed", 1, [32, 896]), ("decoder", 7, [896, 32])):
@@ -188,8 +190,8 @@ def fused(folder):
                 "norm.weight": {"dtype": "float32", "shape": [896], "offset": 0},
                 taken["name"]: {**weight, "offset": 3584},
             }
-            graph["fused"] = {**graph, "file": f"{name}.fused.onnx", "inputs": [*own, taken]}
-            del graph["fused"]["weights"]
+            graph["device"] = {**graph, "file": f"{name}.fused.onnx", "inputs": [*own, taken]}
+            del graph["device"]["weights"]
             size = 3584 + 2 * shape[0] * shape[1]
             for file, length in ((f"{name}.fused.onnx", 9), (f"{name}.onnx.data", size)):
                 (folder / file).touch()
@@ -200,58 +202,54 @@ def fused(folder):
     return folder
 
 
-def test_where_weights_lie_is_read_and_written(fused):
-    bundle = Bundle.load(fused)
+def test_weight_offsets_survive_a_round_trip(with_device_graphs):
+    bundle = Bundle.load(with_device_graphs)
     spec = bundle.manifest.graphs["decoder"]
-    assert (spec.data, list(spec.taken)) == ("decoder.onnx.data", ["decoder.weight"])
+    assert (spec.data, list(spec.device_weights)) == ("decoder.onnx.data", ["decoder.weight"])
     assert spec.weights["norm.weight"] == WeightSpec("float32", (896,), 0)
-    assert bundle.manifest.graphs["vision"].taken == {}
-    write_manifest(fused, bundle.manifest)
-    assert Bundle.load(fused) == bundle
-    lines = (fused / "bundle.json").read_text().splitlines()
-    assert [line.strip() for line in lines if '"norm.weight": {' in line] == 2 * [
-        '"norm.weight": {"dtype": "float32", "shape": [896], "offset": 0},'
-    ]
+    assert bundle.manifest.graphs["vision"].device_weights == {}
+    write_manifest(with_device_graphs, bundle.manifest)
+    assert Bundle.load(with_device_graphs) == bundle
 
 
 @pytest.mark.parametrize("graph", ["embed", "decoder"])
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"shape": [896, 896]}, "is not what fused: inputs takes"),
-        ({"dtype": "float32"}, "is not what fused: inputs takes"),
-        ({"offset": 3584 + WEIGHT_ALIGNMENT}, "does not lie in"),
-        ({"offset": 3583}, "does not lie in"),
-        ({"offset": -WEIGHT_ALIGNMENT}, "does not lie in"),
+        ({"shape": [896, 896]}, "is not what device: inputs takes"),
+        ({"dtype": "float32"}, "is not what device: inputs takes"),
+        ({"offset": 3584 + WEIGHT_ALIGNMENT}, "is not inside"),
+        ({"offset": 3583}, "is not inside"),
+        ({"offset": -WEIGHT_ALIGNMENT}, "is not inside"),
     ],
 )
-def test_weights_that_do_not_fit_are_refused(fused, graph, change, words):
-    edit(fused, lambda data: data["graphs"][graph]["weights"][f"{graph}.weight"].update(change))
-    assert f"graphs: {graph}: weights: {graph}.weight {words}" in refusal(fused)
+def test_weights_that_do_not_fit_are_refused(with_device_graphs, graph, change, words):
+    edit(with_device_graphs, lambda data: data["graphs"][graph]["weights"][f"{graph}.weight"].update(change))
+    assert f"graphs: {graph}: weights: {graph}.weight {words}" in load_error(with_device_graphs)
 
 
-def test_a_weight_that_is_not_told_of_is_named(fused):
-    edit(fused, lambda data: data["graphs"]["decoder"]["weights"].pop("decoder.weight"))
-    assert "graphs: decoder: weights lacks 'decoder.weight'" in refusal(fused)
-    edit(fused, lambda data: data["graphs"]["decoder"].pop("weights"))
-    assert "graphs: decoder: weights lacks 'decoder.weight'" in refusal(fused)
+def test_a_missing_weight_is_named(with_device_graphs):
+    edit(with_device_graphs, lambda data: data["graphs"]["decoder"]["weights"].pop("decoder.weight"))
+    assert "graphs: decoder: weights has no 'decoder.weight'" in load_error(with_device_graphs)
+    edit(with_device_graphs, lambda data: data["graphs"]["decoder"].pop("weights"))
+    assert "graphs: decoder: weights has no 'decoder.weight'" in load_error(with_device_graphs)
 
 
-@pytest.mark.parametrize("key", ["fused", "weights"])
-def test_a_fused_decoder_without_the_embeddings_table_is_refused(fused, key):
-    edit(fused, lambda data: data["graphs"]["embed"].pop(key))
-    assert "decoder has a fused form, and embed none that takes its table" in refusal(fused)
+@pytest.mark.parametrize("key", ["device", "weights"])
+def test_a_device_decoder_without_the_embeddings_table_is_refused(with_device_graphs, key):
+    edit(with_device_graphs, lambda data: data["graphs"]["embed"].pop(key))
+    assert "decoder has a device graph, embed has none that takes its table" in load_error(with_device_graphs)
 
 
-def test_weights_without_their_data_file_are_refused(fused):
-    edit(fused, lambda data: data["files"].pop("decoder.onnx.data"))
-    assert "norm.weight does not lie in decoder.onnx.data, of 0 bytes" in refusal(fused)
+def test_weights_without_their_data_file_are_refused(with_device_graphs):
+    edit(with_device_graphs, lambda data: data["files"].pop("decoder.onnx.data"))
+    assert "norm.weight is not inside decoder.onnx.data, of 0 bytes" in load_error(with_device_graphs)
 
 
 @pytest.mark.parametrize("graph", GRAPHS)
 def test_missing_graph_is_named(folder, graph):
     edit(folder, lambda data: data["graphs"].pop(graph))
-    message = refusal(folder)
+    message = load_error(folder)
     assert "bundle.json" in message
     assert graph in message
 
@@ -259,42 +257,42 @@ def test_missing_graph_is_named(folder, graph):
 def test_graph_whose_file_is_not_listed_is_named(folder):
     edit(folder, lambda data: data["files"].pop("decoder.onnx"))
     (folder / "decoder.onnx").unlink()
-    assert "decoder.onnx" in refusal(folder)
+    assert "decoder.onnx" in load_error(folder)
 
 
 @pytest.mark.parametrize("number", [0, 1, "2", None, True, 2.0])
 def test_another_format_is_refused(folder, number):
     edit(folder, lambda data: data.update(format=number))
-    assert re.search(r"bundle\.json.*format", refusal(folder))
+    assert re.search(r"bundle\.json.*format", load_error(folder))
 
 
 @pytest.mark.parametrize("text", ["", "{", "\udcff", "[]", "null", '"bundle"'])
 def test_file_that_is_no_json_object(folder, text):
     (folder / "bundle.json").write_bytes(text.encode(errors="surrogateescape"))
-    assert "bundle.json" in refusal(folder)
+    assert "bundle.json" in load_error(folder)
 
 
 def test_no_bundle(folder, tmp_path):
-    assert str(tmp_path / "away") in refusal(tmp_path / "away")
-    assert str(tmp_path) in refusal(tmp_path)
-    assert "tokenizer.json" in refusal(folder / "tokenizer.json")
+    assert str(tmp_path / "away") in load_error(tmp_path / "away")
+    assert str(tmp_path) in load_error(tmp_path)
+    assert "tokenizer.json" in load_error(folder / "tokenizer.json")
 
 
 @pytest.mark.parametrize("name", ["decoder.onnx", "tokenizer.json"])
 def test_missing_file_is_named(folder, name):
     (folder / name).unlink()
-    assert f"lacks {name}" in refusal(folder)
+    assert f"has no {name}" in load_error(folder)
 
 
 def test_cut_file_is_named(folder):
     os.truncate(folder / "vision.onnx", 5)
-    assert re.search(r"vision\.onnx has 5 bytes, .* says 16", refusal(folder))
+    assert re.search(r"vision\.onnx has 5 bytes, .* says 16", load_error(folder))
 
 
 def test_changed_file_is_named_with_verify(folder):
     (folder / "vision.onnx").write_text("THE VISION GRAPH")
     Bundle.load(folder)
-    assert "vision.onnx has changed" in refusal(folder, verify=True)
+    assert "vision.onnx has changed" in load_error(folder, verify=True)
 
 
 def test_inspect_through_the_command_line(folder, capsys):
@@ -316,3 +314,40 @@ def test_commands_refuse_a_bundle_that_lacks_a_graph(folder, capsys, command):
     edit(folder, lambda data: data["graphs"].pop("decoder"))
     assert main([command, str(folder)]) == 2
     assert "decoder" in capsys.readouterr().err
+
+
+def test_a_name_outside_of_the_bundle_is_refused(folder, tmp_path):
+    (tmp_path / "secret").write_text("secret")
+    for name in ("../secret", str(tmp_path / "secret"), "a/../../secret"):
+        edit(folder, lambda data, name=name: data["files"].update({name: {"size": 6, "sha256": ""}}))
+        assert "is not a name inside of the bundle" in load_error(folder)
+        edit(folder, lambda data, name=name: data["files"].pop(name))
+
+
+def test_another_format_names_the_command_that_exports_again(folder):
+    edit(folder, lambda data: data.update(format=2))
+    with pytest.raises(TangoError) as caught:
+        Bundle.load(folder)
+    assert caught.value.hint == "export it again: tango-export --checkpoint llava --output FOLDER"
+
+
+def test_quantized_weights_have_a_place(with_device_graphs):
+    layout = {"bits": 4, "group_size": 128, "scales": "norm.weight"}
+    weights = ("graphs", "decoder", "weights")
+    edit(with_device_graphs, lambda data: at(data, weights)["decoder.weight"].update(quantization=layout))
+    weight = Bundle.load(with_device_graphs).manifest.graphs["decoder"].weights["decoder.weight"]
+    assert weight.quantization == WeightQuantization(4, 128, "norm.weight")
+    layout["zero_points"] = "nowhere"
+    edit(with_device_graphs, lambda data: at(data, weights)["decoder.weight"].update(quantization=layout))
+    assert "weights has no 'nowhere'" in load_error(with_device_graphs)
+
+
+def test_positions_on_three_axes_are_an_input_of_the_decoder(folder):
+    rotary = {"sections": [8, 12, 12], "time_step": "seconds", "tokens_per_second": 2}
+    edit(folder, lambda data: data["decoder"].update(rotary=rotary))
+    assert "do not fit the tensors of graphs: decoder" in load_error(folder)
+    axis = {"name": "rotary", "dtype": "int64", "shape": [3, "N"]}
+    edit(folder, lambda data: data["graphs"]["decoder"]["inputs"].insert(2, axis))
+    assert Bundle.load(folder).manifest.decoder.rotary == RotarySpec((8, 12, 12), "seconds", 2)
+    edit(folder, lambda data: data["decoder"]["rotary"].update(sections=[8, 12, 13]))
+    assert "sections do not fit head_dim 64" in load_error(folder)

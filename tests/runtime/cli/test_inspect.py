@@ -49,22 +49,22 @@ def test_the_bundle(inspect, monkeypatch):
 
 def test_precision_of_each_graph(inspect):
     manifest = inspect.bundle.manifest
-    spec = replace(manifest.graphs["decoder"], quantization=Quantization("int8", 5, ("lm_head", "norm"), "entropy"))
+    spec = replace(manifest.graphs["decoder"], quantization=Quantization("int8", 5, ("lm_head", "norm")))
     write_manifest(inspect.bundle.path, replace(manifest, graphs=manifest.graphs | {"decoder": spec}))
     out = inspect()
-    assert all(text in out for text in ("int8, entropy", "5 clips", "2 layers spared", "float16"))
+    assert all(text in out for text in ("int8", "5 clips", "2 excluded", "float16"))
 
 
 def test_fused_graphs_are_told_and_counted(inspect):
     manifest = inspect.bundle.manifest
-    assert "and fused" not in inspect()
+    assert "and device" not in inspect()
     spec, file = manifest.graphs["prune"], inspect.bundle.path / "prune.fused.onnx"
     file.write_bytes(bytes(7_200_000))
-    graphs = manifest.graphs | {"prune": replace(spec, fused=replace(spec, file=file.name))}
+    graphs = manifest.graphs | {"prune": replace(spec, device=replace(spec, file=file.name))}
     files = manifest.files | {file.name: describe(file)}
     write_manifest(inspect.bundle.path, replace(manifest, graphs=graphs, files=files))
     out = inspect()
-    assert "and fused" in out
+    assert "and device" in out
     assert " 7.2" in out
 
 

@@ -54,7 +54,7 @@ def refusal(bundle, graph, machine=H200, *arguments, **options):
 
 def test_two_profiles_of_the_decoder(loaded):
     prefill, decode = planned(loaded, max_tokens=100, context=300)["decoder"].profiles
-    width, heads = loaded.manifest.decoder.width, loaded.manifest.decoder.kv_heads
+    width, heads = loaded.manifest.decoder.hidden_size, loaded.manifest.decoder.kv_heads
     low, typical, high = prefill["embeddings"]
     assert (low, high) == ((1, width), (100, width))
     assert 1 < typical[0] <= 100
@@ -126,8 +126,8 @@ def test_precision_is_the_graphs_own(loaded):
 
 
 def quantised(loaded, precision, *engines):
-    quantization = Quantization(precision, None, 0, ())
-    graph = replace(loaded.manifest.graphs["decoder"], quantization=quantization, engines=engines)
+    quantization = Quantization(precision, 0, ())
+    graph = replace(loaded.manifest.graphs["decoder"], quantization=quantization, runtimes=engines)
     return replace(loaded, manifest=replace(loaded.manifest, graphs={**loaded.manifest.graphs, "decoder": graph}))
 
 
@@ -278,7 +278,7 @@ def test_shapes_outside_a_profile_name_axis_bound_and_flag(loaded):
     put_all(loaded, max_frames=4, max_tokens=100, context=300)
     vision, decoder = find(loaded, "vision", H200), find(loaded, "decoder", H200)
     assert (decoder.largest("N"), decoder.largest("P", DECODE), decoder.smallest("P")) == (100, 300, 0)
-    size = loaded.manifest.video.size
+    size = loaded.manifest.video.size[0]
     vision.check({"frames": (4, size, size, 3)})
     with pytest.raises(TangoError, match=r"5 frames.*1 to 4") as error:
         vision.check({"frames": (5, size, size, 3)})

@@ -153,7 +153,7 @@ def test_a_quantised_bundle_is_taken_as_it_is(bundle, tmp_path):
     for name in source.manifest.files:
         (folder / name).symlink_to(source.path / name)
     graphs = dict(source.manifest.graphs)
-    graphs["decoder"] = replace(graphs["decoder"], quantization=Quantization("int4", clips=0, spared=()))
+    graphs["decoder"] = replace(graphs["decoder"], quantization=Quantization("int4", clips=0, excluded=()))
     write_manifest(folder, replace(source.manifest, graphs=graphs))
     model = find_model(str(folder))
     assert plan(model, H200, Options()).sizes.decoder == "int4"

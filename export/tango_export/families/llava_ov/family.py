@@ -16,6 +16,7 @@ from tango_export.modules.projector import pooled_side
 from tango_export.modules.siglip import SiglipConfig
 from tango_export.tokenizer import read_chat_template, read_tokenizer, stop_ids, vocabulary_size
 from tango_plugins import PruneParams, TangoError
+from tango_plugins.params import LLAVA_OV_GRID, LLAVA_OV_SINKS
 from tango_runtime.bundle import DecoderSpec
 from tango_runtime.util.console import status
 
@@ -71,7 +72,7 @@ def load(checkpoint_folder: Path, siglip_folder: Path, dtype: torch.dtype, conte
     text, side = config.text, pooled_side(config.vision.side)
     return Model(
         graphs=make_graphs(config, checkpoint, head, dtype, vocabulary),
-        params=PruneParams(grid=(side, side)),
+        params=PruneParams(grid=(side, side), sink_positions=attention_sinks(side)),
         size=config.vision.image_size,
         tokens_per_frame=side**2,
         placeholder="<image>" if config.lmms_lab else "<video>",
@@ -82,7 +83,7 @@ def load(checkpoint_folder: Path, siglip_folder: Path, dtype: torch.dtype, conte
         vocabulary=vocabulary,
         decoder=DecoderSpec(
             layers=text.num_hidden_layers,
-            width=text.hidden_size,
+            hidden_size=text.hidden_size,
             kv_heads=text.num_key_value_heads,
             head_dim=text.head_dim,
             context=context,
@@ -90,6 +91,14 @@ def load(checkpoint_folder: Path, siglip_folder: Path, dtype: torch.dtype, conte
         ),
         reference=lambda: LlavaOvReference(config.vision, config.text, checkpoint, head),
     )
+
+
+def attention_sinks(side: int) -> tuple[int, ...]:
+    """Positions of SigLIP's attention sinks in a token grid of that side: those of the released 14×14 grid, else none.
+
+    Source: the code of Tango's authors.
+    """
+    return LLAVA_OV_SINKS if (side, side) == LLAVA_OV_GRID else ()
 
 
 def _pooling_head(folder: Path) -> Checkpoint:

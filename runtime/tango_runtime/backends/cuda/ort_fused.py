@@ -18,9 +18,9 @@ import numpy as np
 
 from tango_plugins.decoder import CudaDecoder, DecoderShape
 from tango_plugins.device_array import DeviceArray
-from tango_runtime.backends.cuda.backend import Run, Step
 from tango_runtime.backends.cuda.device import Pool, Stream, rows
 from tango_runtime.backends.cuda.ort_runner import CUDA, OrtRunner, Tensor
+from tango_runtime.backends.cuda.runner import Run, Step
 from tango_runtime.backends.cuda.weights import Weights
 from tango_runtime.bundle import Bundle, GraphName, Manifest
 
@@ -42,14 +42,14 @@ class FusedOrtRunner(OrtRunner):
         self._manifest, self._stream = bundle.manifest, stream
         plain = bundle.manifest.graphs
         self._cached = [t.name for t in plain["decoder"].outputs[1:]]
-        self.waiting = [graph for graph in OrtRunner.waiting if not plain[graph].fused]
-        self.settings = {graph: _EXACT_NORMS for graph, spec in plain.items() if spec.fused}
-        if plain["vision"].fused:
+        self.waiting = [graph for graph in OrtRunner.waiting if not plain[graph].device]
+        self.settings = {graph: _EXACT_NORMS for graph, spec in plain.items() if spec.device}
+        if plain["vision"].device:
             self.frames_at_once = 32
-        if plain["decoder"].fused:
+        if plain["decoder"].device:
             self.in_place, self.tokens_at_once = True, 4096
             self.capacity = bundle.manifest.decoder.context  # one cache for all answers, and one step
-        taking, given_up = [graph for graph, spec in plain.items() if spec.taken], threading.Event()
+        taking, given_up = [graph for graph, spec in plain.items() if spec.device_weights], threading.Event()
         with ThreadPoolExecutor() as threads:  # while the sessions are loaded
             uploading = threads.map(lambda graph: Weights(bundle.path, plain[graph], given_up), taking)
             try:
@@ -60,7 +60,7 @@ class FusedOrtRunner(OrtRunner):
                 raise
         # Once: of a binding that is made anew, what is not named stays.
         for graph, weights in self._weights.items():
-            self._bind(graph, {name: weights[name] for name in plain[graph].taken})
+            self._bind(graph, {name: weights[name] for name in plain[graph].device_weights})
 
     def dtype(self, graph: GraphName, tensor: str) -> str:
         """The graph's own type of a tensor; positions are what the last of them is in the fused decoder."""
@@ -76,7 +76,7 @@ class FusedOrtRunner(OrtRunner):
         """The CUDA library's, where the decoder is fused: the token's embedding is a row of the table."""
         if not self.in_place:
             return None
-        weights, (words,) = self._weights["decoder"], self._manifest.graphs["embed"].taken
+        weights, (words,) = self._weights["decoder"], self._manifest.graphs["embed"].device_weights
         decoder = CudaDecoder(_shape(self._manifest, weights, cache[0].shape[1]), weights, cache)
         table = pool.take("decoder table", decoder.table.shape, np.uint8)
         workspace = pool.take("decoder workspace", (decoder.workspace_bytes,), np.uint8)
@@ -99,7 +99,7 @@ class FusedOrtRunner(OrtRunner):
         """
         spec, positions = self._specs["decoder"], tensors["positions"]
         tokens = positions.shape[0]
-        taken = self._manifest.graphs["decoder"].taken
+        taken = self._manifest.graphs["decoder"].device_weights
         _, last, bound, *past = (t.name for t in spec.inputs if t.name not in taken)
         assert self.capacity is not None
         first = not tensors[past[0]].shape[1]
@@ -117,7 +117,7 @@ class FusedOrtRunner(OrtRunner):
 
 def _fused(bundle: Bundle) -> Bundle:
     """A bundle with its fused graphs in the place of the plain ones, where it has them."""
-    graphs = {name: spec.fused or spec for name, spec in bundle.manifest.graphs.items()}
+    graphs = {name: spec.device or spec for name, spec in bundle.manifest.graphs.items()}
     return replace(bundle, manifest=replace(bundle.manifest, graphs=graphs))
 
 
@@ -126,7 +126,7 @@ def _shape(manifest: Manifest, weights: Weights, capacity: int) -> DecoderShape:
     spec, layer = manifest.decoder, "layers.0"
     return DecoderShape(
         layers=spec.layers,
-        hidden_size=spec.width,
+        hidden_size=spec.hidden_size,
         heads=weights[f"{layer}.self_attn.o_proj.weight"].shape[0] // spec.head_dim,
         kv_heads=spec.kv_heads,
         head_dim=spec.head_dim,

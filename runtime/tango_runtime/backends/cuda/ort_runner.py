@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from tango_plugins import TangoError
 from tango_plugins.device_array import DeviceArray
-from tango_runtime.backends.cuda.backend import Run, Step
 from tango_runtime.backends.cuda.device import Pool, Stream
+from tango_runtime.backends.cuda.runner import Run, Step
 from tango_runtime.backends.ort_cpu import check_engine, check_tensors, refusing
 from tango_runtime.bundle import Bundle, GraphName
 
@@ -32,7 +32,7 @@ Tensor = DeviceArray | NDArray[Any]
 
 
 class OrtRunner:
-    """Sessions on one stream; see :class:`tango_runtime.backends.cuda.backend.GraphRunner`.
+    """Sessions on one stream; see :class:`tango_runtime.backends.cuda.runner.GraphRunner`.
 
     Args:
         onnxruntime: The module.

@@ -15,8 +15,9 @@ from typing import Any
 from tango_plugins import TangoError
 from tango_plugins.device_array import DeviceArray
 from tango_runtime import engines
-from tango_runtime.backends.cuda.backend import CudaBackend, Run, open_stream
+from tango_runtime.backends.cuda.backend import CudaBackend, open_stream
 from tango_runtime.backends.cuda.device import Buffer, Pool, Stream
+from tango_runtime.backends.cuda.runner import Run
 from tango_runtime.bundle import Bundle, GraphName
 from tango_runtime.engines import DECODE, PREFILL, Found
 from tango_runtime.system.gpu import here
@@ -27,7 +28,7 @@ _GRAPHS: tuple[GraphName, ...] = ("vision", "embed", "decoder")
 _TYPES = {"FLOAT": "float32", "HALF": "float16", "INT32": "int32", "INT64": "int64", "UINT8": "uint8"}
 
 
-def open_backend(bundle: Bundle) -> CudaBackend:
+def open_backend(bundle: Bundle, threads: int = 0) -> CudaBackend:
     """Loads a bundle's engines.
 
     Raises:
@@ -42,7 +43,7 @@ def open_backend(bundle: Bundle) -> CudaBackend:
 
 
 class TensorRTRunner:
-    """Engines and their contexts on one stream; see :class:`tango_runtime.backends.cuda.backend.GraphRunner`.
+    """Engines and their contexts on one stream; see :class:`tango_runtime.backends.cuda.runner.GraphRunner`.
 
     Engines run one after the other, so they share one piece of scratch memory, as large as the neediest wants it. A
     context that replays has a CUDA graph recorded from it and is used for nothing else.
