@@ -138,7 +138,7 @@ class CudaDecoder:
     def _check(self, status: int) -> None:
         if status != 0:
             message = self._library.tango_last_error().decode()
-            hint = "see the limits in plugins/README.md; export without --fused for a decoder that exceeds them"
+            hint = "see the limits in plugins/README.md; a decoder that exceeds them is exported without a device graph"
             raise TangoError(f"the CUDA library rejected a decode step: {message}", hint)
 
 

@@ -156,6 +156,15 @@ def argmax(library, values):
     return found.index, found.value
 
 
+@pytest.mark.parametrize(("fault", "found"), [(0, False), (1, True)])
+def test_the_emulator_finds_a_copy_that_nobody_waits_for(library, fault, found):
+    numbers, reversed_numbers = torch.arange(256.0), torch.zeros(256)
+    reverse = ctypes.CDLL(str(library("faults"))).emulator_reverse
+    assert reverse(*(ctypes.c_void_p(tensor.data_ptr()) for tensor in (numbers, reversed_numbers)), fault) == 0
+    assert reversed_numbers.isnan().all() == found
+    assert torch.equal(reversed_numbers, numbers.flip(0)) != found
+
+
 @pytest.fixture
 def sanitizer():
     """The environment of a process under ThreadSanitizer."""
@@ -169,10 +178,21 @@ def sanitizer():
     return environment
 
 
+def under_sanitizer(folder, environment, kernel, case):
+    flags = ("-fsanitize=thread", "-g", "-DTANGO_EARLY_COPIES")
+    library = compiled(folder, kernel, **GPUS.get(kernel, {}), flags=flags)
+    command = [sys.executable, "-m", "tests.plugins.cuda_emulator.races", case, str(library)]
+    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+
+
 @pytest.mark.parametrize("name", ["decode", "attention"])
 def test_no_two_threads_race(tmp_path, sanitizer, name):
-    flags = ("-fsanitize=thread", "-g", "-DTANGO_EARLY_COPIES")
-    library = compiled(tmp_path, name, **GPUS.get(name, {}), flags=flags)
-    command = [sys.executable, "-m", "tests.plugins.cuda_emulator.races", name, str(library)]
-    ran = subprocess.run(command, env=sanitizer, cwd=ROOT, capture_output=True, text=True)
+    ran = under_sanitizer(tmp_path, sanitizer, name, name)
     assert ran.returncode == 0, ran.stderr
+
+
+@pytest.mark.parametrize(("case", "code"), [("no fault", 0), ("no barrier", 66)])
+def test_the_sanitizer_finds_a_missing_barrier(tmp_path, sanitizer, case, code):
+    ran = under_sanitizer(tmp_path, sanitizer, "faults", case)
+    assert ran.returncode == code, ran.stderr
+    assert ("data race" in ran.stderr) == (code == 66)

@@ -19,8 +19,9 @@ SOURCES = {
     "activation": "src/elementwise/activation.cu",
     "argmax": "src/elementwise/argmax.cu",
     "operators": "adapters/onnxruntime/operators.cpp",
+    "faults": HERE / "faults.cu",
 }
-COMMON = ["src/common/check.cpp", "src/common/device.cu", "src/common/library.cpp"]
+COMMON = ("src/common/check.cpp", "src/common/device.cu", "src/common/library.cpp", HERE / "cuda_runtime.cpp")
 
 
 def compiled(
@@ -53,5 +54,5 @@ def compiled(
     command += [f"-I{path}" for path in (HERE, NATIVE / "src", NATIVE / "include")]
     sources = [NATIVE / source for source in (*COMMON, *(SOURCES[name] for name in names))]
     library = folder / "library.so"
-    subprocess.run([*command, *map(str, sources), str(HERE / "cuda_runtime.cpp"), "-o", str(library)], check=True)
+    subprocess.run([*command, *map(str, sources), "-o", str(library)], check=True)
     return library
