@@ -13,6 +13,7 @@ import sys
 import threading
 import weakref
 from collections import Counter
+from itertools import zip_longest
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -119,6 +120,20 @@ def test_half_precision_too(make, responsive_checkpoint, colors):
         make(folder=folder).generate(colors, QUESTION, max_new_tokens=12),
         VideoLLM(folder, "ort-cpu").generate(colors, QUESTION, max_new_tokens=12),
     )
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "tensorrt"])
+def test_sessions_take_turns_as_if_each_question_were_asked_anew(make, colors, engine):
+    llm = make(engine)
+    videos, questions = (colors, colors[::-1]), [QUESTION, "Who?", "What happens here?", QUESTION]
+    alone = [[llm.generate(video, each, max_new_tokens=8).ids for video in videos] for each in questions]
+    sessions = [llm.session(video) for video in videos]
+    for question, wanted in zip(questions, alone, strict=True):
+        assert [session.ask(question, max_new_tokens=8).ids for session in sessions] == wanted
+    streams = [session.stream(questions[1], max_new_tokens=8) for session in sessions]
+    for pieces in zip_longest(*streams):
+        assert pieces
+    assert [stream.answer.ids for stream in streams] == alone[1]
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "tensorrt"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from functools import cache
+from itertools import zip_longest
 
 import numpy as np
 import pytest
@@ -182,3 +183,16 @@ def test_a_bundle_without_fused_graphs_runs_its_plain_ones(tiny_bundle, host, co
     assert not graphs.in_place
     llm._backend = CudaBackend(llm.bundle, graphs, stream)
     assert [llm.generate(colors, text, max_new_tokens=8).ids for text in (QUESTION, "Where?")] == wanted
+
+
+def test_sessions_take_turns_as_if_each_question_were_asked_anew(make, colors):
+    llm = make()[0]
+    videos, questions = (colors, colors[::-1]), [QUESTION, "Who?", "What happens here?", QUESTION]
+    alone = [[llm.generate(video, each, max_new_tokens=8).ids for video in videos] for each in questions]
+    sessions = [llm.session(video) for video in videos]
+    for question, wanted in zip(questions, alone, strict=True):
+        assert [session.ask(question, max_new_tokens=8).ids for session in sessions] == wanted
+    streams = [session.stream(questions[1], max_new_tokens=8) for session in sessions]
+    for pieces in zip_longest(*streams):
+        assert pieces
+    assert [stream.answer.ids for stream in streams] == alone[1]
