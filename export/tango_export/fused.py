@@ -5,7 +5,7 @@ module that it comes from, so a module's nodes are found by name and replaced as
 (heads, eps), the module says. Weights stay where they are, in the plain graph's data file. Only what an operator wants
 in another form is written anew: norms' weights in the graph's dtype, the bias behind attention, the rotary angles.
 
-Our operators are the CUDA library's (adapters/onnxruntime/operators.cpp of the plugins). A graph also says what each computes,
+Our operators are the CUDA library's (operators.cpp of the plugins). A graph also says what each computes,
 as a function of ONNX, so that it runs where that library is not: on a CPU, where `tango validate` compares it.
 
 All take their weights as inputs: the runtime brings them to the device, faster than an engine would, and has them there
