@@ -4,18 +4,31 @@ import ctypes
 import sys
 from pathlib import Path
 
-from tango_plugins.decoder import DecoderShape
-from tests.plugins.attentions import Pass, Shape, check
-from tests.plugins.decoders import EPS, Decoder, check_step
+
+def decode(library):
+    from tango_plugins.decoder import DecoderShape
+    from tests.plugins.decoders import EPS, Decoder, check_step
+
+    shape = DecoderShape(2, 32, 4, 2, 16, 96, 100, 112, 200, EPS)
+    check_step(Decoder(shape, library=library, blocks=2, device="cpu"), 150)
+
+
+def attention(library):
+    from tests.plugins.attentions import Pass, Shape, check
+
+    check(Pass(Shape(40, 4, 1, 64, 400), 260, path=library, device="cpu"))
+
+
+def reverse(library, fault):
+    numbers, reversed_numbers = (ctypes.c_float * 256)(), (ctypes.c_float * 256)()
+    ctypes.CDLL(str(library)).emulator_reverse(numbers, reversed_numbers, fault)
+
 
 if __name__ == "__main__":
-    name, library = sys.argv[1], Path(sys.argv[2])
-    if name == "decode":
-        shape = DecoderShape(2, 32, 4, 2, 16, 96, 100, 112, 200, EPS)
-        check_step(Decoder(shape, library=library, blocks=2, device="cpu"), 150)
-    elif name == "attention":
-        check(Pass(Shape(40, 4, 1, 64, 400), 260, path=library, device="cpu"))
-    else:
-        numbers = (ctypes.c_float * 512)()
-        fault = {"no fault": 0, "no barrier": 2}[name]
-        ctypes.CDLL(str(library)).emulator_reverse(numbers, ctypes.byref(numbers, 1024), fault)
+    cases = {
+        "decode": decode,
+        "attention": attention,
+        "no fault": lambda library: reverse(library, 0),
+        "no barrier": lambda library: reverse(library, 2),
+    }
+    cases[sys.argv[1]](Path(sys.argv[2]))
