@@ -15,6 +15,7 @@ from tango_plugins import PruneParams, TangoError, op
 from tango_plugins.params import Budget
 from tango_runtime.bundle import (
     FORMAT,
+    MANIFEST,
     FileSpec,
     GraphName,
     GraphSpec,
@@ -27,6 +28,7 @@ from tango_runtime.bundle import (
 )
 from tango_runtime.pipeline.prompt import Prompt
 from tango_runtime.util.console import progress
+from tango_runtime.util.errors import first_line
 from tango_runtime.util.files import check_output, require_space, staged_folder
 
 DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
@@ -85,7 +87,7 @@ def export(request: Request) -> Path:
     _check(request, output)
     model = open_model(family, source.checkpoint, source.salience or "", DTYPES[request.dtype], request.context)
     params = _params(request, model)
-    with staged_folder(output, overwrite=request.overwrite) as folder:
+    with staged_folder(output, holding=MANIFEST, overwrite=request.overwrite) as folder:
         graphs = _write_graphs(folder, model, params, request.fused)
         (folder / "tokenizer.json").write_text(model.tokenizer, encoding="utf-8")
         (folder / "chat_template.jinja").write_text(model.chat_template, encoding="utf-8")
@@ -134,9 +136,8 @@ def fetch(where: str) -> Path:
             )
         )
     except Exception as error:  # the hub's and its transport's have no common class
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise TangoError(
-            f"the hub did not give {where}: {reason}",
+            f"the hub did not give {where}: {first_line(error)}",
             "check the id and the network, or download it elsewhere and name the folder (--checkpoint, --siglip)",
         ) from error
 
@@ -154,7 +155,7 @@ def _is_hub_id(where: str) -> bool:
 
 def _check(request: Request, output: Path) -> None:
     """Refuses what can be refused before anything is downloaded."""
-    check_output(output, overwrite=request.overwrite)
+    check_output(output, holding=MANIFEST, overwrite=request.overwrite)
     if request.frames < 1:
         raise TangoError(f"--frames is {request.frames}", "a video needs at least one frame")
     if request.fused and request.dtype != "fp16":
@@ -208,6 +209,7 @@ def _manifest(
         dtype="float16" if request.dtype == "fp16" else "float32",
         video=VideoSpec(request.frames, (model.size, model.size), "bicubic", model.tokens_per_frame, 1, "floor"),
         prompt=PromptSpec(model.placeholder, model.after_video, model.stop, model.vocabulary),
+        vision=model.vision,
         decoder=model.decoder,
         prune=op.attributes(_params(request, model)),
         graphs=graphs,

@@ -8,6 +8,7 @@ from tokenizers import Tokenizer
 
 from tango_export.checkpoint import read_json
 from tango_plugins import TangoError
+from tango_runtime.util.errors import first_line
 
 #: Both of Qwen2's ends; checkpoints name one or the other.
 _STOP_TOKENS = ("<|im_end|>", "<|endoftext|>")
@@ -34,7 +35,7 @@ def read_tokenizer(folder: Path) -> tuple[str, Tokenizer]:
         text = file.read_text(encoding="utf-8") if file.is_file() else _converted(folder)
         return text, Tokenizer.from_str(text)
     except Exception as error:  # tokenizers and transformers raise bare Exceptions
-        raise TangoError(f"{folder} has no readable tokenizer: {str(error).splitlines()[0]}", download) from error
+        raise TangoError(f"{folder} has no readable tokenizer: {first_line(error)}", download) from error
 
 
 def _converted(folder: Path) -> str:

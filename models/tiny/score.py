@@ -127,7 +127,7 @@ def main() -> None:
     results.require_matplotlib()  # now, and not when hours have gone by
     fresh = [checkpoint.name for checkpoint in args.checkpoints if not checkpoint.is_file()]
     for name in fresh + ["all"] * (len(args.checkpoints) > 1):
-        check_output(args.output / name, overwrite=False)
+        check_output(args.output / name, holding=results.RESULTS, overwrite=False)
     params = PruneParams(sink_positions=())
     split: Split = args.split
     videos = synthetic(args.videos, seed=args.seed, questions=args.questions, split=split)

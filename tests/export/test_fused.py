@@ -194,7 +194,7 @@ def test_validate_compares_them_with_the_original(checkpoint, tmp_path, capsys):
     llava, siglip = checkpoint()
     path = export(Request(checkpoint=str(llava), siglip=str(siglip), output=tmp_path / "fused", fused=True))
     assert main(["validate", str(path)]) == 0
-    assert "17 of 17 within the gates" in capsys.readouterr().out
+    assert "17 of 17 within the limits" in capsys.readouterr().out
     for graph, constant in (
         ("decoder", "rotary.sin"),
         ("vision", "tower.encoder.layers.0.self_attn.out_proj.bias.fused"),

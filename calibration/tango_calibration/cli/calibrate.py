@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tango_calibration.cli.evaluate import check_counts
+from tango_calibration.cli.args import SYNTHETIC, add_data, add_videos
 from tango_calibration.data.dataset import Video, read_folder, synthetic
 from tango_calibration.evaluation import results
 from tango_calibration.evaluation.evaluate import check_room
@@ -25,12 +25,24 @@ from tango_calibration.quantization.calibrate import (
     check,
     drops,
 )
-from tango_calibration.quantization.observe import METHODS, SYNTHETIC
+from tango_calibration.quantization.observe import METHODS
 from tango_calibration.quantization.quantize import Form
 from tango_calibration.quantization.sensitivity import BUDGETS
 from tango_plugins import TangoError
 from tango_runtime.bundle import Bundle
-from tango_runtime.cli.main import Command
+from tango_runtime.cli.args import (
+    add_bundle,
+    add_frames,
+    add_jobs,
+    add_max_new_tokens,
+    add_output,
+    add_overwrite,
+    add_precisions,
+    add_seed,
+    percent,
+    positive_int,
+)
+from tango_runtime.cli.command import Command
 from tango_runtime.util.console import status
 from tango_runtime.util.files import check_output, staged_folder
 
@@ -55,23 +67,16 @@ _QUESTIONS = 8
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", type=Path, help="folder that tango-export made")
-    parser.add_argument("--output", type=Path, required=True, metavar="BUNDLE2", help="where the new bundle will stand")
+    add_bundle(parser)
+    add_output(parser, "BUNDLE2", required=True)
+    add_overwrite(parser)
     parser.add_argument(
-        "--clips", required=True, help=f"folder of videos to observe, with or without a questions.jsonl; or {SYNTHETIC}"
+        "--clips",
+        required=True,
+        metavar="FOLDER",
+        help=f"folder of videos to observe, with or without a questions.jsonl; or {SYNTHETIC}",
     )
-    parser.add_argument(
-        "--vision",
-        default="int8",
-        choices=["int8", "fp8", "fp16"],
-        help="fp16 leaves it; fp8 is for TensorRT 10 and later, not run on an engine yet (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--decoder",
-        default="fp16",
-        choices=["int4", "int8", "fp8", "fp16"],
-        help="likewise; int4 is for weights alone (default: %(default)s)",
-    )
+    add_precisions(parser, vision="int8", decoder="fp16")
     parser.add_argument(
         "--method",
         default="minmax",
@@ -80,44 +85,45 @@ def _configure(parser: argparse.ArgumentParser) -> None:
         "vision has as much noise with percentile as with minmax, and 16 times as much with entropy "
         "(default: %(default)s)",
     )
-    parser.add_argument("--videos", type=int, default=16, help="most clips to observe (default: %(default)s)")
-    parser.add_argument("--frames", type=int, help="frames of a video (default: the bundle's)")
+    add_videos(parser, 16)
+    add_frames(parser)
+    add_max_new_tokens(parser, 16)
+    add_seed(parser, 0)
     parser.add_argument(
-        "--max-new-tokens", type=int, default=16, help="most tokens of an answer (default: %(default)s)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of generated clips (default: %(default)s)")
-    parser.add_argument(
-        "--engine",
+        "--target",
         choices=["onnxruntime", "tensorrt"],
-        help="what the new bundle is for; for tensorrt, INT8 weights are stored in fp32, as its version 8 asks, and "
-        "become 8 bits in the engine (default: onnxruntime; with fp8 tensorrt)",
+        help="what the new bundle is for: for tensorrt, INT8 weights are stored in fp32, as version 8 requires, and "
+        "become 8 bits in the engine; fp8 is for TensorRT 10 and later only, and has not been tested there "
+        "(default: onnxruntime; with fp8, tensorrt)",
     )
     parser.add_argument(
         "--min-overlap",
-        type=float,
+        type=percent,
         metavar="PERCENT",
-        help="spare layers of vision until so many of the kept tokens are those kept before (default: ask nothing)",
+        help="exclude layers of the vision tower until this share of the kept tokens is the same as before "
+        "(default: no requirement)",
     )
     parser.add_argument(
-        "--cache", type=Path, metavar="FOLDER", help="where observations are kept (default: BUNDLE2.observed)"
+        "--cache", type=Path, metavar="FOLDER", help="folder of cached observations (default: BUNDLE2.observed)"
     )
-    parser.add_argument("--report", type=Path, metavar="FOLDER", help=f"write {REPORT}, calibration.md, layers.png")
-    parser.add_argument("--evaluate", type=int, metavar="N", help="ask both bundles N questions, and compare")
     parser.add_argument(
-        "--data", default=SYNTHETIC, help="folder with a questions.jsonl, or generated clips (default: %(default)s)"
+        "--report-dir", type=Path, metavar="FOLDER", help=f"write {REPORT}, calibration.md and layers.png to a folder"
     )
-    parser.add_argument("--jobs", type=int, default=1, help="processes of the evaluation (default: %(default)s)")
     parser.add_argument(
-        "--max-drop", type=float, metavar="POINTS", help="exit 1 if more percentage points of accuracy are lost"
+        "--evaluate", type=positive_int, metavar="N", help="ask both bundles N questions, and compare their accuracy"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace an output that exists")
+    add_data(parser)
+    add_jobs(parser, 1)
+    parser.add_argument(
+        "--max-drop", type=float, metavar="POINTS", help="exit with 1 if accuracy drops by more percentage points"
+    )
 
 
 def _calibrate(args: argparse.Namespace) -> int:
     request = _request(args)
     bundle = check(request)
-    if args.report:
-        check_output(args.report, overwrite=args.overwrite, holding=REPORT)
+    if args.report_dir:
+        check_output(args.report_dir, overwrite=args.overwrite, holding=REPORT)
         results.require_matplotlib()
     asked = _questions(args, bundle) if args.evaluate else []
     if asked:
@@ -128,30 +134,26 @@ def _calibrate(args: argparse.Namespace) -> int:
     lines = [*_summary(outcome), *_accuracy(found)]
     print("\n".join(lines))
     status(f"bundle: {args.output}")
-    if args.report:
-        _report(args.report, _conditions(request, bundle), outcome, found, overwrite=args.overwrite)
-        status(f"report: {args.report}")
+    if args.report_dir:
+        _report(args.report_dir, _conditions(request, bundle), outcome, found, overwrite=args.overwrite)
+        status(f"report: {args.report_dir}")
     missed = args.max_drop is not None and any(drop.points.value > args.max_drop for drop in found)
     if missed:
-        status(f"more than {args.max_drop:g} points were lost (--max-drop)")
+        status(f"accuracy dropped by more than {args.max_drop:g} points (--max-drop)")
     return int(missed)
 
 
 def _request(args: argparse.Namespace) -> Request:
-    check_counts(args, "videos", "frames", "max_new_tokens", "evaluate", "jobs")
     if args.max_drop is not None and not args.evaluate:
-        raise TangoError("--max-drop needs questions to be asked", "add --evaluate N")
+        raise TangoError("--max-drop needs an evaluation", "add --evaluate N")
     if args.evaluate and "fp8" in (args.vision, args.decoder):
         raise TangoError(
-            "--evaluate asks on ONNX Runtime, which does not run fp8",
-            "leave it out, and ask both bundles on the device: tango evaluate",
+            "--evaluate runs on ONNX Runtime, which does not run fp8",
+            "drop it, and compare both bundles on the device: tango evaluate",
         )
-    least = args.min_overlap
-    if least is not None and not 0 < least <= 100:
-        raise TangoError(f"--min-overlap is {least:g}", "it must be above 0 and no more than 100 percent")
     names = ("bundle", "output", "clips", "vision", "decoder", "method", "videos", "frames", "max_new_tokens", "seed")
-    asked = {name: getattr(args, name) for name in (*names, "engine", "cache", "overwrite")}
-    return Request(**asked, min_overlap=None if least is None else least / 100)
+    asked = {name: getattr(args, name) for name in (*names, "cache", "overwrite")}
+    return Request(**asked, engine=args.target, min_overlap=args.min_overlap and args.min_overlap / 100)
 
 
 def _questions(args: argparse.Namespace, bundle: Bundle) -> list[Video]:
@@ -245,7 +247,7 @@ def _conditions(request: Request, bundle: Bundle) -> dict[str, Any]:
         "frames": request.frames or bundle.manifest.video.frames,
         "seed": request.seed,
         "method": request.method,
-        "engine": request.target,
+        "target": request.target,
         "min_overlap": request.min_overlap,
         "retention_ratio": bundle.manifest.params.retention_ratio,
     }

@@ -252,8 +252,8 @@ def evaluate(
 
 
 def _evaluate(reader: Reader, video: Video, trials: Sequence[Trial], params: PruneParams, seed: int) -> list[Record]:
-    frames, seconds = preprocess(sample(video.source, video.frames), reader.size)
-    seen = Seen(*reader.see(frames), seconds)
+    batch = preprocess(sample(video.source, video.frames), (reader.size, reader.size))
+    seen = Seen(*reader.see(batch.frames), batch.seconds)
 
     @cache
     def kept_by(trial: Trial) -> tuple[Kept, float]:

@@ -23,6 +23,7 @@ from tango_calibration.quantization.sensitivity import GraphWork, Quantized, Wei
 from tango_plugins import TangoError, reference
 from tango_runtime.backends.registry import select
 from tango_runtime.bundle import (
+    MANIFEST,
     Bundle,
     GraphName,
     GraphSpec,
@@ -143,7 +144,7 @@ def calibrate(request: Request) -> Outcome:
     schemes = [graph.observe() for graph in work]
     overlaps_of = partial(_overlaps, bundle, videos, watched)
     weighed = [_weigh(graph, scheme, request, overlaps_of) for graph, scheme in zip(work, schemes, strict=True)]
-    with staged_folder(request.output, overwrite=request.overwrite) as folder:
+    with staged_folder(request.output, holding=MANIFEST, overwrite=request.overwrite) as folder:
         size = sum(file.size for file in bundle.manifest.files.values())
         require_space(folder, 2 * size if request.target == "tensorrt" else size)  # fp32 where there was fp16
         written = [replace(scheme, float_weights=request.target == "tensorrt") for scheme in schemes]
@@ -180,7 +181,7 @@ def check(request: Request) -> Bundle:
             raise TangoError(
                 f"{request.target} cannot run {name} in {choice}", f"{', '.join(_ENGINES[choice])} can; or take int8"
             )
-    check_output(request.output, overwrite=request.overwrite)
+    check_output(request.output, holding=MANIFEST, overwrite=request.overwrite)
     return bundle
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +36,8 @@ from tango_runtime.pipeline.prompt import Prompt
 from tango_runtime.pipeline.sampling import Sampler
 from tango_runtime.pipeline.timer import StageTimer
 from tango_runtime.util.console import OnProgress
+from tango_runtime.util.errors import first_line
+from tango_runtime.util.files import atomic_write
 from tango_runtime.video import sample
 from tango_runtime.video.preprocess import preprocess
 
@@ -112,7 +113,8 @@ def see(bundle: Bundle, video: Video) -> tuple[NDArray[np.uint8], NDArray[np.flo
         TangoError: The clip cannot be read.
     """
     try:
-        return preprocess(sample(video.source, video.frames), bundle.manifest.video.size[0])
+        batch = preprocess(sample(video.source, video.frames), bundle.manifest.video.size)
+        return batch.frames, batch.seconds
     except TangoError as error:
         raise TangoError(f"clip {video.name}: {error.message}", error.hint) from error
 
@@ -209,7 +211,7 @@ def open_graph(model: ModelProto, folder: Path, more: Sequence[str] = ()) -> onn
         return onnxruntime.InferenceSession(told.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's errors have no common class
         raise TangoError(
-            f"ONNX Runtime {onnxruntime.__version__} cannot load a quantised graph: {str(error).splitlines()[0]}",
+            f"ONNX Runtime {onnxruntime.__version__} cannot load a quantised graph: {first_line(error)}",
             "install a newer onnxruntime",
         ) from error
 
@@ -408,13 +410,8 @@ class Cache:
         file = self.folder / f"{key}.npz"
         if not file.is_file():
             self.folder.mkdir(parents=True, exist_ok=True)
-            made, partial = make(), file.with_suffix(f".{os.getpid()}.partial")
-            try:
-                with partial.open("wb") as stream:
-                    np.savez(stream, **made)  # type: ignore[arg-type]
-                partial.rename(file)
-            finally:
-                partial.unlink(missing_ok=True)
+            made = make()
+            atomic_write(file, lambda stream: np.savez(stream, **made))  # type: ignore[arg-type]
             return made
         try:
             with np.load(file) as found:

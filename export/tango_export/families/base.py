@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tango_export.graphs import Graph
 from tango_plugins import PruneParams
-from tango_runtime.bundle import DecoderSpec
+from tango_runtime.bundle import DecoderSpec, VisionSpec
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class Model:
         tokenizer: The tokenizer.json, as text.
         stop: Token ids that end an answer.
         vocabulary: Ids that the tokenizer knows.
+        vision: The vision tower's dimensions.
         decoder: The decoder's dimensions.
         reference: Makes the original model.
     """
@@ -66,6 +67,7 @@ class Model:
     tokenizer: str
     stop: tuple[int, ...]
     vocabulary: int
+    vision: VisionSpec
     decoder: DecoderSpec
     reference: Callable[[], Reference]
 

@@ -340,7 +340,7 @@ def test_the_command_writes_what_it_found(tiny_bundle, folder, tmp_path, capsys)
     assert "videos 100%" in progress
     found = json.loads((out / "results.json").read_text())
     assert found["conditions"]["questions"] == 6
-    assert found["conditions"]["engine"] == str(ChainReader(tiny_bundle, "ort-cpu"))
+    assert found["conditions"]["backend"] == str(ChainReader(tiny_bundle, "ort-cpu"))
     assert found["conditions"]["parameters of tango"]["retention_ratio"] == [0.1, 0.3]
     assert [question["answer"] for question in found["questions"]] == ["yes", "ball"] * 3
     assert [(t["method"], t["retention_ratio"]) for t in found["trials"]] == [
@@ -372,16 +372,16 @@ def test_generated_clips_in_two_processes(tiny_bundle, capsys):
     ("arguments", "error"),
     [
         (["--method", "magic"], "there is no method 'magic'"),
-        (["--retention-ratio", "1.5"], "retention_ratio is 1.5"),
-        (["--videos", "0"], "--videos is 0"),
-        (["--seed", "-1"], "--seed is -1"),
-        (["--jobs", "0"], "--jobs is 0"),
+        (["--retention-ratio", "1.5"], "argument --retention-ratio: '1.5' is not a number above 0 and at most 1"),
+        (["--videos", "0"], "argument --videos: '0' is not a positive integer"),
+        (["--seed", "-1"], "argument --seed: '-1' is not a non-negative integer"),
+        (["--jobs", "0"], "argument --jobs: '0' is not a positive integer"),
         (["--frames", "4"], "a generated clip has at least 8 frames"),
         (["--data", "nowhere"], "there is no nowhere/questions.jsonl"),
         (["--data", "nowhere", "--questions", "3"], "--questions is for generated clips"),
         (["--frames", "512"], "test-0-512f: the prompt takes"),
-        (["--output", "."], ". exists already"),
-        (["--output", ".", "--overwrite"], ". holds no results.json"),
+        (["--output", "."], ". already exists"),
+        (["--output", ".", "--overwrite"], ". has no results.json"),
     ],
 )
 def test_a_mistake_is_told_before_anything_runs(tiny_bundle, capsys, arguments, error, monkeypatch):

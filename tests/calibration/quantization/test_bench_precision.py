@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from benchmarks import bench_precision
-from benchmarks.bench_precision import Said, compare, main
+from benchmarks.bench_precision import Outputs, compare, main
 from tango_calibration.quantization import calibrate
 from tango_runtime.backends.base import HostEvent
 from tango_runtime.backends.cuda import tensorrt
@@ -74,7 +74,7 @@ def test_one_run_tells_of_all_bundles(bundle, quantised, edited, tmp_path, capsy
     assert sizes[1] < 0.5 * sizes[0]
     found, same = other["against_first"], again["against_first"]
     assert 0 < found["kept"] < 1  # 8-bit vision keeps others at the margin
-    assert (same["kept"], same["kept_least"], same["salient"]) == (1, 1, 1)
+    assert (same["kept"], same["kept_min"], same["salient"]) == (1, 1, 1)
     assert same["first_tokens"] == same["answers"] == same["questions"] > same["clips"] == 2
     assert "milliseconds" not in refused
     told = capsys.readouterr().out.splitlines()
@@ -83,13 +83,13 @@ def test_one_run_tells_of_all_bundles(bundle, quantised, edited, tmp_path, capsy
     assert any("int4 " in line for line in told)
 
 
-def test_likeness():
+def test_agreement():
     kept = [np.array([1, 2, 3, 4]), np.array([5, 6])]
-    first = Said(kept, kept, [[7, 8], [9], []])
-    other = Said([np.array([2, 3, 4, 9]), np.array([5, 6])], kept, [[7, 1], [9], [9]])
+    first = Outputs(kept, kept, [[7, 8], [9], []])
+    other = Outputs([np.array([2, 3, 4, 9]), np.array([5, 6])], kept, [[7, 1], [9], [9]])
     assert compare(first, other) == {
         "kept": 0.875,
-        "kept_least": 0.75,
+        "kept_min": 0.75,
         "salient": 1.0,
         "clips": 2,
         "first_tokens": 2,
@@ -104,8 +104,8 @@ def test_engines_of_tensorrt_are_weighed(bundle, quantised, tmp_path, monkeypatc
     module = host_tensorrt.HostTensorRT(Bundle.load(folder), host_cuda.install(monkeypatch))
     monkeypatch.setitem(sys.modules, "tensorrt", module)
     for user in (bench_precision, tensorrt):
-        monkeypatch.setattr(user, "here", lambda version: host_tensorrt.MACHINE)
-    monkeypatch.setattr(CudaBackend, "mark", lambda stages: HostEvent())  # the emulated CUDA has no events
+        monkeypatch.setattr(user, "current_target", lambda version: host_tensorrt.MACHINE)
+    monkeypatch.setattr(CudaBackend, "record_event", lambda stages: HostEvent())  # the emulated CUDA has no events
     assert main([str(folder), str(quantised), "--backend", "tensorrt", "--json", str(file), *QUICK]) == 0
     found, unbuilt = json.loads(file.read_text())["records"]
     assert found["engine_bytes"] == {graph: engine.stat().st_size for graph, engine in engines.items()}

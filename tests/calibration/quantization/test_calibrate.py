@@ -203,7 +203,7 @@ def test_refusals(made, bundle, request_of, tmp_path):
     refused(request_of("x", vision="fp8", engine="onnxruntime"), "onnxruntime cannot run vision in fp8")
     refused(request_of("x", vision="fp8", bundle=bundle(precision="fp32")), "fp8 is written around fp16")
     refused(request_of("x", vision="fp16", decoder="int8", min_overlap=0.9), "--min-overlap is about vision")
-    refused(request_of("int8-int4"), "exists already")
+    refused(request_of("int8-int4"), "already exists")
     refused(request_of("x", clips=str(tmp_path)), "no clips")
     refused(request_of("x", videos=3), "3 clips")
     refused(request_of("x", bundle=tmp_path), "bundle.json")
@@ -233,7 +233,7 @@ def run(request, *more):
 
 def test_the_command_ends_with_the_table_and_the_gate(request_of, capsys, tmp_path):
     request = request_of("command")
-    asked = ["--evaluate", "6", "--report", str(tmp_path / "report")]
+    asked = ["--evaluate", "6", "--report-dir", str(tmp_path / "report")]
     assert run(request, *asked, "--max-drop", "-101") == 1
     told = capsys.readouterr().out
     assert "## Accuracy" in told
@@ -252,10 +252,10 @@ def test_the_command_ends_with_the_table_and_the_gate(request_of, capsys, tmp_pa
     ("more", "message"),
     [
         (["--decoder", "fp8", "--evaluate", "5"], "does not run fp8"),
-        (["--vision", "fp8", "--engine", "onnxruntime"], "onnxruntime cannot run vision in fp8"),
-        (["--min-overlap", "0"], "--min-overlap is 0"),
+        (["--vision", "fp8", "--target", "onnxruntime"], "onnxruntime cannot run vision in fp8"),
+        (["--min-overlap", "0"], "argument --min-overlap: '0' is not a percentage"),
         (["--max-drop", "1"], "--evaluate"),
-        (["--evaluate", "0"], "--evaluate is 0"),
+        (["--evaluate", "0"], "argument --evaluate: '0' is not a positive integer"),
         (["--method", "guess"], "guess"),
     ],
 )

@@ -8,7 +8,7 @@ import torch
 
 from tango_export.checkpoint import Checkpoint
 from tango_export.families.base import Family, Model, Preset
-from tango_export.families.llava_ov.config import read_config
+from tango_export.families.llava_ov.config import LlavaOvConfig, read_config
 from tango_export.families.llava_ov.graphs import make_graphs
 from tango_export.families.llava_ov.reference import LlavaOvReference
 from tango_export.families.llava_ov.weights import LLAVA_RULES, SIGLIP_RULES, expected_shapes, renaming
@@ -17,7 +17,7 @@ from tango_export.modules.siglip import SiglipConfig
 from tango_export.tokenizer import read_chat_template, read_tokenizer, stop_ids, vocabulary_size
 from tango_plugins import PruneParams, TangoError
 from tango_plugins.params import LLAVA_OV_GRID, LLAVA_OV_SINKS
-from tango_runtime.bundle import DecoderSpec
+from tango_runtime.bundle import DecoderSpec, VisionSpec
 from tango_runtime.util.console import status
 
 _SIGLIP = "google/siglip-so400m-patch14-384"
@@ -81,15 +81,31 @@ def load(checkpoint_folder: Path, siglip_folder: Path, dtype: torch.dtype, conte
         tokenizer=tokenizer_json,
         stop=stop_ids(checkpoint_folder, tokenizer, config.eos),
         vocabulary=vocabulary,
+        vision=_vision_spec(config),
         decoder=DecoderSpec(
             layers=text.num_hidden_layers,
             hidden_size=text.hidden_size,
+            intermediate_size=text.intermediate_size,
+            heads=text.num_attention_heads,
             kv_heads=text.num_key_value_heads,
             head_dim=text.head_dim,
             context=context,
             norm_eps=text.rms_norm_eps,
         ),
         reference=lambda: LlavaOvReference(config.vision, config.text, checkpoint, head),
+    )
+
+
+def _vision_spec(config: LlavaOvConfig) -> VisionSpec:
+    tower, width = config.vision, config.text.hidden_size
+    return VisionSpec(
+        layers=tower.num_hidden_layers,
+        hidden_size=tower.hidden_size,
+        intermediate_size=tower.intermediate_size,
+        heads=tower.num_attention_heads,
+        patches=tower.side**2,
+        projector=(tower.hidden_size * width, width**2),
+        mlp="plain",
     )
 
 
