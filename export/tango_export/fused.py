@@ -5,7 +5,7 @@ module that it comes from, so a module's nodes are found by name and replaced as
 (heads, eps), the module says. Weights stay where they are, in the plain graph's data file. Only what an operator wants
 in another form is written anew: norms' weights in the graph's dtype, the bias behind attention, the rotary angles.
 
-Our operators are the CUDA library's (adapters/onnxruntime.cpp of the plugins). A graph also says what each computes,
+Our operators are the CUDA library's (operators.cpp of the plugins). A graph also says what each computes,
 as a function of ONNX, so that it runs where that library is not: on a CPU, where `tango validate` compares it.
 
 All take their weights as inputs: the runtime brings them to the device, faster than an engine would, and has them there
@@ -89,8 +89,8 @@ def is_fusible(graph: Graph) -> bool:
     attention = next(module for module in modules if isinstance(module, qwen2.SelfAttention))
     matrices = [size for module in modules if isinstance(module, Linear) for size in module.weight.shape]
     queries = attention.heads // attention.kv_heads * attention.head_dim
-    fits = attention.head_dim <= decoder.MOST_HEAD_WIDTH and queries <= decoder.MOST_QUERIES
-    return fits and all(width % decoder.WIDTHS == 0 for width in (attention.head_dim, *matrices))
+    fits = attention.head_dim <= decoder.MAX_HEAD_DIM and queries <= decoder.MAX_GROUP_WIDTH
+    return fits and all(width % decoder.DIM_MULTIPLE == 0 for width in (attention.head_dim, *matrices))
 
 
 class _Draft:
