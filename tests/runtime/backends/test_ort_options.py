@@ -14,7 +14,7 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from tango_calibration.quantization.observe import open_graph
+from tango_calibration.quantization.replay import open_graph
 
 from tango_runtime.backends import ort_options
 from tango_runtime.backends.cuda.ort_runner import OrtRunner
