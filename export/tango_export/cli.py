@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 from typing import get_args
 
-from tango_export.export import DTYPES, Request, export
-from tango_export.validate import MAX_NORM_ERROR, MIN_COSINE, Comparison, validate
+from tango_export.export import DTYPES, Request, export, known_models
+from tango_export.validate import MAX_NORM_ERROR, MIN_COSINE, Comparison, missing_packages, validate
 from tango_plugins import TangoError
 from tango_plugins.params import Budget
 from tango_runtime.cli.main import Command
@@ -17,10 +17,16 @@ from tango_runtime.util.console import status
 def _configure_export(parser: argparse.ArgumentParser) -> None:
     default = Request()
     parser.add_argument(
-        "--model", default=default.model, help="llava-ov, llava-ov-0.5b or llava-ov-7b (default: %(default)s)"
+        "--model",
+        default=default.model,
+        help=f"a family or a published checkpoint: {', '.join(known_models())} (default: %(default)s)",
     )
     parser.add_argument("--checkpoint", help="folder or hub id, in place of the published checkpoint")
-    parser.add_argument("--siglip", help="folder or hub id of the SigLIP that holds the pooling head")
+    parser.add_argument(
+        "--salience-checkpoint",
+        metavar="CHECKPOINT",
+        help="folder or hub id of the checkpoint whose pooling head gives the salience: the SigLIP of the vision tower",
+    )
     parser.add_argument("--output", type=Path, help="the bundle's folder (default: named after the checkpoint)")
     parser.add_argument("--dtype", choices=DTYPES, default=default.dtype, help="default: %(default)s")
     parser.add_argument(
@@ -36,9 +42,7 @@ def _configure_export(parser: argparse.ArgumentParser) -> None:
         help="keep as many as the paper's steps give, or always exactly that fraction, "
         "so that on a GPU nothing waits for their count (default: %(default)s)",
     )
-    parser.add_argument(
-        "--frames", type=int, default=default.frames, help="frames sampled from a video (default: %(default)s)"
-    )
+    parser.add_argument("--frames", type=int, help="frames sampled from a video (default: the family's number)")
     parser.add_argument(
         "--context", type=int, default=default.context, help="most positions, prompt and answer (default: %(default)s)"
     )
@@ -48,13 +52,7 @@ def _configure_export(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         metavar="P",
         help="grid positions, row-major, whose salience means nothing; no number for none of them "
-        "(default: the released SigLIP's on its 14x14 grid)",
-    )
-    parser.add_argument(
-        "--fused",
-        action="store_true",
-        help="also write the graphs for ONNX Runtime's CUDA engine: in its fused operators and the CUDA library's, "
-        "and with decoding by a kernel of that; fp16 only",
+        "(default: the family's for the grid)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an output that exists")
     parser.add_argument("--no-validate", action="store_true", help="do not compare the graphs with the original model")
@@ -65,7 +63,7 @@ def _export(args: argparse.Namespace) -> int:
         Request(
             args.model,
             args.checkpoint,
-            args.siglip,
+            args.salience_checkpoint,
             args.output,
             args.dtype,
             args.retention_ratio,
@@ -73,12 +71,17 @@ def _export(args: argparse.Namespace) -> int:
             args.frames,
             args.context,
             None if args.sink_positions is None else tuple(args.sink_positions),
-            args.fused,
             args.overwrite,
         )
     )
     status(f"bundle: {output}")
     if args.no_validate:
+        return 0
+    if missing := missing_packages():
+        status(
+            f"the comparison with the original model was left out: it needs {' and '.join(missing)}; to make it: "
+            f"pip install 'tango-edge[validate]', tango validate {output}"
+        )
         return 0
     try:
         return _verdict(validate(output))
@@ -89,11 +92,15 @@ def _export(args: argparse.Namespace) -> int:
 def _configure_validate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=Path, help="folder that tango-export made")
     parser.add_argument("--checkpoint", help="the original, if it is not where the bundle says")
-    parser.add_argument("--siglip", help="its SigLIP, if it is not where the bundle says")
+    parser.add_argument(
+        "--salience-checkpoint",
+        metavar="CHECKPOINT",
+        help="the source of its salience, if it is not where the bundle says",
+    )
 
 
 def _validate(args: argparse.Namespace) -> int:
-    return _verdict(validate(args.bundle, args.checkpoint, args.siglip))
+    return _verdict(validate(args.bundle, args.checkpoint, args.salience_checkpoint))
 
 
 def _verdict(results: list[Comparison]) -> int:

@@ -1,7 +1,7 @@
 """One step of decoding by the CUDA library: :class:`CudaDecoder` over weights and a cache that somebody else owns.
 
 The weights are those of the bundle's decoder graph, under its names. What a step computes is
-``tango_export.modules.qwen2.Decoder`` for one token, with sums and everything between two products in fp32.
+``tango_export.models.qwen2.decoder`` for one token, with sums and everything between two products in fp32.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ class CudaDecoder:
     def _check(self, status: int) -> None:
         if status != 0:
             message = self._library.tango_last_error().decode()
-            hint = "see the limits in plugins/README.md; export without --fused for a decoder that exceeds them"
+            hint = "see the limits in plugins/README.md; a decoder that exceeds them is exported without a device graph"
             raise TangoError(f"the CUDA library refused a step of decoding: {message}", hint)
 
 

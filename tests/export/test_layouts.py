@@ -21,7 +21,7 @@ DATA = ("vision.onnx.data", "embed.onnx.data", "decoder.onnx.data")
 
 
 def export_to(folder, llava, siglip, dtype="fp32"):
-    return export(Request(checkpoint=str(llava), siglip=str(siglip), output=folder, dtype=dtype))
+    return export(Request(checkpoint=str(llava), salience=str(siglip), output=folder, dtype=dtype))
 
 
 @torch.no_grad()
