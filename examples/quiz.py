@@ -12,8 +12,7 @@ from pathlib import Path
 
 from tango_calibration.data.dataset import is_correct, read_folder
 from tango_calibration.data.questions import Question
-from tango_runtime import VideoLLM
-from tango_runtime.pipeline.video_llm import Answer
+from tango_runtime import Answer, VideoLLM
 
 
 def line(question: Question, answer: Answer) -> str:

@@ -1,4 +1,4 @@
-"""Checkpoints, bundles, a clip and frames that tests share, each made once a session; read-only."""
+"""Shared, read-only fixtures: checkpoints, bundles, a clip and frames. Session fixtures are made once per run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 #: Edge of a frame: 8×8 patches and 4×4 tokens are enough for most tests.
 IMAGE = 112
 
-# A shell lets what runs in its background ignore ctrl-C, and whatever that starts does so too; tests send it.
+# A shell's background jobs, and their children, ignore ctrl-C. Tests send it to children, so restore the default.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -38,7 +38,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[
 def bundle(
     tmp_path_factory: pytest.TempPathFactory, checkpoint: Callable[..., tuple[Path, Path]]
 ) -> Callable[..., Path]:
-    """``bundle(layout="llava-hf", precision="fp16", **of the checkpoint)``: the folder of a bundle of it."""
+    """``bundle(layout="llava-hf", precision="fp16", **checkpoint options)``: the folder of the bundle."""
     from tango_export.export import Request, export
 
     @cache
@@ -51,19 +51,20 @@ def bundle(
 
 
 @pytest.fixture(scope="session")
-def talkative(tmp_path_factory):
-    """``talkative(layout, tied=…, outliers=…, seed=…, image=…, dtype=…)``: folders (checkpoint, its bundle).
+def responsive_checkpoint(tmp_path_factory):
+    """``responsive_checkpoint(layout, tied=…, outliers=…, seed=…, image=…, dtype=…)``: folders (checkpoint, bundle).
 
-    The bundle has 4 frames, of 16 tokens each at the default edge of 112, and 2048 positions.
+    Greedy answers of it depend on the video, the question and every token so far (see `_make_responsive`). The bundle
+    has 4 frames of 16 tokens each, at the default frame size of 112, and a context of 2048 positions.
     """
     from examples.make_checkpoint import Shape, make
     from tango_export.export import Request, export
 
     @cache
     def checkpoint(layout, tied, outliers, seed, image):
-        root = tmp_path_factory.mktemp("talkative")
+        root = tmp_path_factory.mktemp("responsive_checkpoint")
         llava, siglip = make(root, layout, Shape(tied=tied, image=image), seed=seed, outliers=outliers)
-        _make_talkative(llava, outliers)
+        _make_responsive(llava, outliers)
         return llava, siglip
 
     def made(layout="llava-hf", tied=True, outliers=False, seed=0, image=112, dtype="fp32"):
@@ -77,12 +78,12 @@ def talkative(tmp_path_factory):
     return made
 
 
-def _make_talkative(llava, outliers):
-    """Rescales a random decoder until its answers depend on the video, the question and all that was said.
+def _make_responsive(llava, outliers):
+    """Rescales a random decoder until its answers depend on the video, the question and every token so far.
 
-    Random weights as they are made answer with one token for ever: the mean over all positions drowns the rest. So
-    attention is sharpened, the layers speak up against the residual, and every token is as likely as another; only the
-    two stop tokens are made unlikely, so that answers are as long as was asked.
+    Plain random weights repeat one token: the mean over all positions dominates. So attention is sharpened, layers add
+    more to the residual, and all tokens are equally likely. Only the two stop tokens are made unlikely, so that answers
+    reach the requested length.
     """
     import torch
     from safetensors.torch import load_file, save_file
@@ -90,16 +91,16 @@ def _make_talkative(llava, outliers):
 
     tokenizer = Tokenizer.from_file(str(llava / "tokenizer.json"))
     stop = [tokenizer.token_to_id(token) for token in ("<|im_end|>", "<|endoftext|>")]
-    sharper, louder = (2, 1) if outliers else (3, 16)  # behind the outliers the norms no longer hold sums down
+    sharpening, gain = (2, 1) if outliers else (3, 16)  # with outliers, the norms no longer damp the layers' output
     file = llava / "model.safetensors"
     weights = {name: weight.float() for name, weight in load_file(file).items()}
     for name, weight in weights.items():
         if "tower" in name:
             continue
         if name.endswith((".q_proj.weight", ".k_proj.weight")):
-            weight *= sharper
+            weight *= sharpening
         elif name.endswith((".o_proj.weight", ".down_proj.weight")):
-            weight[weight.abs().amax(1) < 3] *= louder  # the rows that feed no planted channel
+            weight[weight.abs().amax(1) < 3] *= gain  # only rows that feed no planted channel
         elif name.endswith(("embed_tokens.weight", "lm_head.weight")):
             weight *= weight[0].norm() / weight.norm(dim=1, keepdim=True)
             weight[stop] *= 0.01
@@ -107,17 +108,17 @@ def _make_talkative(llava, outliers):
 
 
 @pytest.fixture(scope="session")
-def spoken(talkative):
-    """Folder of the bundle that most tests of the chain talk to, in fp32."""
-    return talkative()[1]
+def tiny_bundle(responsive_checkpoint):
+    """Folder of the fp32 bundle that most pipeline tests use."""
+    return responsive_checkpoint()[1]
 
 
 @pytest.fixture(scope="session")
-def llm(spoken):
-    """Its chain."""
+def llm(tiny_bundle):
+    """The pipeline of `tiny_bundle`."""
     from tango_runtime import VideoLLM
 
-    return VideoLLM(spoken)
+    return VideoLLM(tiny_bundle)
 
 
 @pytest.fixture(scope="session")
@@ -132,7 +133,7 @@ def clip(tmp_path_factory):
 
 @pytest.fixture
 def frames():
-    """uint8 [8, 36, 64, 3]: a bright block wanders over noise; the noise is another from frame 5 on."""
+    """uint8 [8, 36, 64, 3]: a bright block moves over noise; the noise changes at frame 5."""
     rng = np.random.default_rng(0)
     video = rng.integers(0, 120, (2, 36, 64, 3), dtype=np.uint8)[[0, 0, 0, 0, 0, 1, 1, 1]]
     for i, frame in enumerate(video):
@@ -141,7 +142,7 @@ def frames():
 
 
 @pytest.fixture
-def colours():
-    """uint8 [8, 36, 64, 3]: plain frames, most unlike the one before, so that pruning finds several segments."""
+def colors():
+    """uint8 [8, 36, 64, 3]: uniform frames, most unlike the previous one, so that pruning finds several segments."""
     palette = np.random.default_rng(1).integers(0, 255, (8, 1, 1, 3), dtype=np.uint8)
     return np.tile(palette[[0, 1, 2, 2, 4, 5, 6, 7]], (1, 36, 64, 1))

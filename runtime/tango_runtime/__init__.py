@@ -1,19 +1,29 @@
-"""Bundle → engines → answers: the part of tango-edge that a device installs."""
+"""Bundle → answers: the part of tango-edge that a device installs."""
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tango_runtime.pipeline.video_llm import Answer, AnswerStream, VideoLLM
+    from tango_plugins import TangoError
+    from tango_runtime.pipeline.answer import Answer, AnswerStream
+    from tango_runtime.pipeline.session import Session
+    from tango_runtime.pipeline.video_llm import VideoLLM
 
-__all__ = ["Answer", "AnswerStream", "VideoLLM"]
+__all__ = ["Answer", "AnswerStream", "Session", "TangoError", "VideoLLM"]
+
+_MODULES = {
+    "Answer": "tango_runtime.pipeline.answer",
+    "AnswerStream": "tango_runtime.pipeline.answer",
+    "Session": "tango_runtime.pipeline.session",
+    "TangoError": "tango_plugins",
+    "VideoLLM": "tango_runtime.pipeline.video_llm",
+}
 
 
 def __getattr__(name: str) -> Any:
-    # On first use: before the chain's imports are through, the command line already answers an interrupt.
-    if name not in __all__:
+    # Imported on first use: the command line answers an interrupt before all of it is loaded.
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from tango_runtime.pipeline import video_llm as chain
-
-    return getattr(chain, name)
+    return getattr(importlib.import_module(_MODULES[name]), name)

@@ -21,8 +21,10 @@ from tango_plugins import PruneParams, TangoError
 from tango_plugins.reference import Reals
 from tango_runtime.backends.registry import select
 from tango_runtime.bundle import Bundle
+from tango_runtime.pipeline.generate import Limits, PromptCache, decode_loop
 from tango_runtime.pipeline.prompt import Prompt
 from tango_runtime.pipeline.sampling import Sampler
+from tango_runtime.pipeline.timer import StageTimer
 from tango_runtime.util.console import OnProgress
 from tango_runtime.video import sample
 from tango_runtime.video.preprocess import preprocess
@@ -157,27 +159,25 @@ class ChainReader:
             TangoError: A question holds a special token, or the prompt is longer than the bundle's context.
         """
         before, afters = encode(self._prompt, questions)
-        prompt, context = self._bundle.manifest.prompt, self._bundle.manifest.decoder.context
-        newline = np.array(prompt.after_video, np.int64)
+        manifest, embed = self._bundle.manifest, self._backend.embed
         length = require_room(self._bundle, before, afters, len(tokens))
-        pieces = [self._backend.embed(before), tokens, self._backend.embed(newline)]
-        begin = time.perf_counter()
-        self._backend.prefill(pieces, min(length + max(map(len, afters)) + self._max_new_tokens, context))
-        prefill_ms = 1e3 * (time.perf_counter() - begin)
-        return [self._answer(length, after) for after in afters], prefill_ms
+        pieces, newline = [embed(before), tokens], manifest.prompt.after_video
+        limits = Limits.of(manifest, self._max_new_tokens)
+        cache = PromptCache(self._backend, pieces, newline, length, manifest.decoder.context)
+        try:
+            cache.reserve(max(map(len, afters)) + self._max_new_tokens)
+            begin = time.perf_counter()
+            cache.prefill()
+            prefill_ms = 1e3 * (time.perf_counter() - begin)
+            return [self._answer(cache, after.tolist(), limits) for after in afters], prefill_ms
+        finally:
+            cache.close()
 
-    def _answer(self, length: int, question: NDArray[np.int64]) -> str:
-        """The answer to a question that follows the first ``length`` positions."""
-        self._backend.rewind(length)
-        stop, context = self._bundle.manifest.prompt.stop, self._bundle.manifest.decoder.context
-        room = min(self._max_new_tokens, context - length - len(question))
+    def _answer(self, cache: PromptCache, question: list[int], limits: Limits) -> str:
+        """The answer to a question that follows the video."""
         ids: list[int] = []
-        token = self._sampler(self._backend.extend(self._backend.embed(question)))
-        while token not in stop:
-            ids.append(token)
-            if len(ids) == room:
-                break
-            token = self._sampler(self._backend.decode(token))
+        for _ in decode_loop(cache, question, self._sampler, limits, ids, StageTimer(self._backend)):
+            pass
         return self._prompt.decode(ids).strip()
 
 

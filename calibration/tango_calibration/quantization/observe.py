@@ -32,8 +32,10 @@ from tango_plugins import TangoError, reference
 from tango_runtime.backends.base import Backend
 from tango_runtime.backends.ort_cpu import empty_cache
 from tango_runtime.bundle import MANIFEST, Bundle, GraphName, TensorSpec, sha256
+from tango_runtime.pipeline.generate import Limits, PromptCache, decode_loop
 from tango_runtime.pipeline.prompt import Prompt
 from tango_runtime.pipeline.sampling import Sampler
+from tango_runtime.pipeline.timer import StageTimer
 from tango_runtime.util.console import OnProgress
 from tango_runtime.video import sample
 from tango_runtime.video.preprocess import preprocess
@@ -168,11 +170,13 @@ def watch(bundle: Bundle, stages: Backend, prompt: Prompt, video: Video, max_new
             f"clip {video.name}: its prompt takes {len(whole)} tokens of {bundle.manifest.decoder.context}",
             "use fewer frames (--frames)",
         )
-    sampler = Sampler()
-    token, ids = sampler(stages.prefill([whole], len(whole) + room)), list[int]()
-    while token not in bundle.manifest.prompt.stop and len(ids) < room:
-        ids.append(token)
-        token = sampler(stages.decode(token))
+    ids: list[int] = []
+    cache = PromptCache(stages, [whole], [], len(whole), bundle.manifest.decoder.context)
+    try:
+        for _ in decode_loop(cache, [], Sampler(), Limits.of(bundle.manifest, room), ids, StageTimer(stages)):
+            pass
+    finally:
+        cache.close()
     return Watched(
         pruned.indices, pruned.merged, Prompted(whole, stages.to_host(stages.embed(np.array(ids, np.int64))))
     )

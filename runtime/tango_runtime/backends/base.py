@@ -1,26 +1,26 @@
-"""The bundle's graphs, loaded in an engine: one protocol, whatever the engine."""
+"""What the pipeline asks of a backend: one protocol, whatever runs the graphs."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tango_plugins import PruneParams
+from tango_plugins import PruneParams, TangoError
 from tango_runtime.pipeline.sampling import Logits
 from tango_runtime.util.console import OnProgress
 
-#: A tensor where the engine keeps it: a NumPy array on a CPU, a device buffer on a GPU. The chain only hands it on.
+#: A tensor where the backend keeps it: a NumPy array on a CPU, a device array on a GPU. The pipeline only passes it on.
 Tensor = Any
 
 
 @dataclass(frozen=True)
 class Trace:
-    """What a report tells of the pruning, on the host.
+    """What a report shows of the pruning, on the host.
 
     Attributes:
         indices: [K] int32, flat f·L + l, ascending.
@@ -35,12 +35,12 @@ class Trace:
 
 @dataclass(frozen=True)
 class PrunedTokens:
-    """What pruning left.
+    """The tokens that pruning kept.
 
     Attributes:
-        tokens: [K, D], where the engine keeps it.
+        tokens: [K, D], where the backend keeps it.
         count: K.
-        trace: Reads the rest, which nothing waits for; until the next video is pruned.
+        trace: Reads the rest, which no answer waits for. Valid until the next video is pruned.
     """
 
     tokens: Tensor
@@ -49,45 +49,58 @@ class PrunedTokens:
 
 
 class TimingEvent(Protocol):
-    """A moment in an engine's work."""
+    """A moment in a backend's work."""
 
     def elapsed_ms(self, earlier: Any) -> float:
-        """Milliseconds from an earlier mark of the same engine to this one; waits until it is reached."""
+        """Milliseconds from an earlier event of the same backend to this one; waits until it is reached."""
 
 
 class HostEvent:
-    """The present, by the host's clock: for engines that return when their work is done."""
+    """The present by the host's clock, for backends that return when their work is done."""
 
     def __init__(self) -> None:
         self._seconds = time.perf_counter()
 
     def elapsed_ms(self, earlier: HostEvent) -> float:
-        """Milliseconds from an earlier mark to this one."""
+        """Milliseconds from an earlier event to this one."""
         return 1e3 * (self._seconds - earlier._seconds)
 
 
-class Backend(Protocol):
-    """What the chain asks of an engine. The engine owns its buffers and the key/value cache.
-
-    Tensors and logits last until the stage that made them is called again. On a device a stage may return before its
-    work is done: what it took, marks before and behind it tell.
+class KVCache(Protocol):
+    """Keys and values of one sequence of tokens, where the backend keeps them; it grows as the sequence does.
 
     Attributes:
-        description: The engine, in one line.
-        fallback_reason: Why ``auto`` took none before it, empty where it is the first or was asked for by name.
+        length: Positions that are filled.
+    """
+
+    length: int
+
+    def release(self) -> None:
+        """Gives the memory back to the backend, which may use it for the next cache."""
+
+
+class Backend(Protocol):
+    """Runs the graphs of one bundle, for one thread at a time.
+
+    A tensor lasts until the stage that made it is called again, logits until the next pass of any sequence. On a
+    device a stage may return before its work is done: the events before and after it measure the work.
+
+    Attributes:
+        description: The backend, in one line.
+        fallback_reason: Why ``auto`` took no faster backend; empty where it took the fastest, or was given a name.
     """
 
     description: str
     fallback_reason: str
 
-    def frame_buffer(self, count: int, size: int) -> NDArray[np.uint8]:
-        """An array [F, size, size, 3] to be filled, from where :meth:`vision` takes frames the fastest."""
+    def frame_buffer(self, count: int, size: tuple[int, int]) -> NDArray[np.uint8]:
+        """An array [F, H, W, 3] to fill, in memory that :meth:`vision` reads the fastest; size is (H, W)."""
 
     def vision(self, frames: NDArray[np.uint8], on_progress: OnProgress) -> tuple[Tensor, Tensor]:
-        """[F, size, size, 3] → features [F, L, D] and salience [F, L]; ``on_progress`` gets the number of frames done.
+        """[F, H, W, 3] → features [F, L, D] and salience [F, L]; ``on_progress`` gets the number of frames done.
 
-        An engine on a device tells 0 when the frames are on their way there, before anything is computed, and may tell
-        of frames that it is still at work on.
+        A backend on a device reports 0 when the frames are on their way there, before anything is computed, and may
+        report frames that it still computes.
         """
 
     def prune(
@@ -101,20 +114,49 @@ class Backend(Protocol):
     def embed(self, ids: NDArray[np.int64]) -> Tensor:
         """[N] → embeddings [N, D]."""
 
-    def prefill(self, pieces: list[Tensor], capacity: int) -> Logits:
-        """Starts a sequence of embeddings, with room for ``capacity`` positions → logits of the last [vocabulary]."""
+    def new_cache(self, capacity: int) -> KVCache:
+        """An empty sequence.
 
-    def extend(self, embeddings: Tensor) -> Logits:
-        """Appends embeddings [N, D], at least one → logits of the last [vocabulary]."""
+        Args:
+            capacity: Positions that it will probably need: up to there it does not have to grow.
+        """
 
-    def rewind(self, length: int) -> None:
-        """Forgets everything behind the first ``length`` positions, so that another text may follow them."""
+    def reserve(self, cache: KVCache, positions: int) -> None:
+        """Makes room for so many positions in all.
 
-    def decode(self, token: int) -> Logits:
-        """Appends one token → logits of the next [vocabulary]."""
+        Raises:
+            TangoError: There is no memory for them, or the backend's caches are smaller.
+        """
+
+    def extend(self, cache: KVCache, pieces: Sequence[Tensor]) -> Logits:
+        """Appends embeddings, [N, D] in all and at least one → logits of the last position [vocabulary].
+
+        Raises:
+            TangoError: The sequence would be longer than the bundle's context, or there is no memory for it. The
+                sequence is as long as before.
+        """
+
+    def decode(self, cache: KVCache, token: int) -> Logits:
+        """Appends one token → logits of its position [vocabulary]; raises what :meth:`extend` does."""
+
+    def rewind(self, cache: KVCache, length: int) -> None:
+        """Forgets everything after the first ``length`` positions, so that other tokens may follow them."""
 
     def to_host(self, tensor: Tensor) -> NDArray[Any]:
         """A copy of a tensor on the host."""
 
     def record_event(self) -> TimingEvent:
-        """The moment when all work that was given to the engine so far is done."""
+        """The moment when all work given to the backend so far is done."""
+
+
+def require_context(length: int, tokens: int, context: int) -> None:
+    """Refuses tokens that would make a sequence longer than the bundle's context.
+
+    Raises:
+        TangoError: They would.
+    """
+    if length + tokens > context:
+        raise TangoError(
+            f"{length} + {tokens} tokens do not fit into the bundle's context of {context} positions",
+            "keep fewer tokens (--retention-ratio, --frames), ask less, or export with a larger --context",
+        )

@@ -1,4 +1,4 @@
-"""The stages on ONNX Runtime's CPU engine; pruning is the NumPy reference."""
+"""The backend on ONNX Runtime's CPU provider; pruning is the NumPy reference."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tango_plugins import PruneParams, TangoError, reference
-from tango_runtime.backends.base import HostEvent, PrunedTokens, Trace
+from tango_runtime.backends.base import HostEvent, PrunedTokens, Trace, require_context
 from tango_runtime.bundle import Bundle, GraphName, TensorSpec
 from tango_runtime.util.console import OnProgress
 
@@ -21,11 +21,14 @@ Array = NDArray[Any]
 #: not pruned would take 2.2 GB in each layer of the 0.5B model.
 _PASS = 1024
 
+#: A cache that must grow gets a multiple of this many positions.
+_GROWTH = 256
+
 _VERIFY = "check the bundle with: tango inspect BUNDLE --verify"
 
 
 def open_session(graph: Path, *, threads: int = 0) -> Any:
-    """Loads an ONNX graph on ONNX Runtime's CPU engine.
+    """Loads an ONNX graph on ONNX Runtime's CPU provider.
 
     Args:
         graph: The ONNX file.
@@ -65,8 +68,46 @@ def refusing(what: str, hint: str) -> Iterator[None]:
         raise TangoError(f"ONNX Runtime cannot {what}: {str(error).splitlines()[0]}", hint) from error
 
 
+class HostKVCache:
+    """Keys and values on the host: for each tensor of the decoder's cache [heads, capacity, head_dim]."""
+
+    def __init__(self, specs: Sequence[TensorSpec], capacity: int) -> None:
+        self.rows = empty_cache(specs, capacity)
+        self.capacity, self.length = capacity, 0
+
+    def reserve(self, positions: int) -> None:
+        """Makes room for so many positions in all."""
+        if positions <= self.capacity:
+            return
+        capacity = -(-positions // _GROWTH) * _GROWTH
+        for name, old in self.rows.items():
+            self.rows[name] = np.zeros((old.shape[0], capacity, old.shape[2]), old.dtype)
+            self.rows[name][:, : self.length] = old[:, : self.length]
+        self.capacity = capacity
+
+    def append(self, rows: Sequence[Array]) -> None:
+        """Adds the rows of a pass, one tensor [heads, N, head_dim] for each of the cache's."""
+        end = self.length + rows[0].shape[1]
+        for name, new in zip(self.rows, rows, strict=True):
+            self.rows[name][:, self.length : end] = new
+        self.length = end
+
+    def rewind(self, length: int) -> None:
+        """Forgets everything after the first positions.
+
+        It is cleared, too: what an overflow left there would spoil sums, even at weight 0.
+        """
+        for tensor in self.rows.values():
+            tensor[:, length : self.length] = 0
+        self.length = length
+
+    def release(self) -> None:
+        """Frees the memory."""
+        self.rows = {}
+
+
 class OrtCpuBackend:
-    """A bundle's graphs on ONNX Runtime's CPU engine.
+    """A bundle's graphs on ONNX Runtime's CPU provider.
 
     Args:
         bundle: The bundle.
@@ -81,16 +122,15 @@ class OrtCpuBackend:
             _open(bundle, name, threads) for name in ("vision", "embed", "decoder")
         )
         self._cache_specs = bundle.manifest.graphs["decoder"].inputs[2:]
-        self._cache: dict[str, Array] = {}
-        self._length = 0
+        self._context = bundle.manifest.decoder.context
         self.description, self.fallback_reason = f"ONNX Runtime {_version()}, CPU", ""
 
-    def frame_buffer(self, count: int, size: int) -> NDArray[np.uint8]:
-        """An array [F, size, size, 3] to be filled."""
-        return np.empty((count, size, size, 3), np.uint8)
+    def frame_buffer(self, count: int, size: tuple[int, int]) -> NDArray[np.uint8]:
+        """An array [F, H, W, 3] to fill."""
+        return np.empty((count, *size, 3), np.uint8)
 
     def vision(self, frames: NDArray[np.uint8], on_progress: OnProgress) -> tuple[Array, Array]:
-        """[F, size, size, 3] → features [F, L, D] and salience [F, L]; ``on_progress`` gets the frames done."""
+        """[F, H, W, 3] → features [F, L, D] and salience [F, L]; ``on_progress`` gets the number of frames done."""
         parts = []
         for i in range(len(frames)):
             # One frame at a time: on a CPU a batch is no faster, and its scores would take F times the memory.
@@ -115,25 +155,34 @@ class OrtCpuBackend:
         embeddings: Array = _run(self._embed, {"ids": ids})[0]
         return embeddings
 
-    def prefill(self, pieces: list[Array], capacity: int) -> NDArray[np.float32]:
-        """Starts a sequence of embeddings, with room for ``capacity`` positions → logits of the last."""
-        self._cache = empty_cache(self._cache_specs, capacity)
-        self._length = 0
-        return self.extend(np.concatenate(pieces))
+    def new_cache(self, capacity: int) -> HostKVCache:
+        """An empty sequence with room for so many positions."""
+        return HostKVCache(self._cache_specs, capacity)
 
-    def extend(self, embeddings: Array) -> NDArray[np.float32]:
-        """Appends embeddings [N, D], at least one → logits of the last."""
-        for begin in range(0, len(embeddings), _PASS):
-            logits = self._append(embeddings[begin : begin + _PASS])
+    def reserve(self, cache: HostKVCache, positions: int) -> None:
+        """Makes room for so many positions in all."""
+        cache.reserve(positions)
+
+    def extend(self, cache: HostKVCache, pieces: Sequence[Array]) -> NDArray[np.float32]:
+        """Appends embeddings, [N, D] in all → logits of the last position."""
+        embeddings, before = np.concatenate(pieces), cache.length
+        require_context(before, len(embeddings), self._context)
+        cache.reserve(before + len(embeddings))
+        try:
+            for begin in range(0, len(embeddings), _PASS):
+                logits = self._append(cache, embeddings[begin : begin + _PASS])
+        except BaseException:
+            cache.rewind(before)
+            raise
         return logits
 
-    def rewind(self, length: int) -> None:
-        """Forgets everything behind the first ``length`` positions: what the cache holds there no longer counts."""
-        self._length = length
+    def decode(self, cache: HostKVCache, token: int) -> NDArray[np.float32]:
+        """Appends one token → logits of its position."""
+        return self.extend(cache, [self.embed(np.array([token], np.int64))])
 
-    def decode(self, token: int) -> NDArray[np.float32]:
-        """Appends one token → logits of the next."""
-        return self.extend(self.embed(np.array([token], np.int64)))
+    def rewind(self, cache: HostKVCache, length: int) -> None:
+        """Forgets everything after the first ``length`` positions."""
+        cache.rewind(length)
 
     def to_host(self, tensor: Array) -> Array:
         """The tensor itself: it is on the host."""
@@ -143,17 +192,20 @@ class OrtCpuBackend:
         """Now: every stage returns when its work is done."""
         return HostEvent()
 
-    def _append(self, embeddings: Array) -> NDArray[np.float32]:
-        end = self._length + len(embeddings)
-        # Where nothing stands yet, an empty cache spares the attention to rows that would not count.
-        cache = self._cache if self._length else {name: rows[:, :0] for name, rows in self._cache.items()}
-        positions = np.arange(self._length, end, dtype=np.int64)
-        logits, *rows = _run(self._decoder, {"embeddings": embeddings, "positions": positions, **cache})
-        for name, new in zip(self._cache, rows, strict=True):
-            self._cache[name][:, self._length : end] = new
-        self._length = end
+    def _append(self, cache: HostKVCache, embeddings: Array) -> NDArray[np.float32]:
+        """One pass of the decoder."""
+        positions = np.arange(cache.length, cache.length + len(embeddings), dtype=np.int64)
+        # An empty cache spares attention the rows that would not count.
+        past = cache.rows if cache.length else {name: rows[:, :0] for name, rows in cache.rows.items()}
+        logits, *rows = _run(self._decoder, {"embeddings": embeddings, "positions": positions, **past})
+        cache.append(rows)
         found: NDArray[np.float32] = logits
         return found
+
+
+def open_backend(bundle: Bundle, threads: int) -> OrtCpuBackend:
+    """Loads a bundle's graphs on the CPU; raises what :class:`OrtCpuBackend` does."""
+    return OrtCpuBackend(bundle, threads=threads)
 
 
 def _open(bundle: Bundle, name: GraphName, threads: int) -> Any:

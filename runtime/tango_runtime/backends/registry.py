@@ -1,54 +1,69 @@
-"""The backends: a name, and where it lives."""
+"""The backends: the only list of them, the fastest first."""
 
 from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
 
 from tango_plugins import TangoError
 from tango_runtime.backends.base import Backend
 from tango_runtime.bundle import Bundle
 
-#: Engines, the fastest first.
-BACKENDS = ("tensorrt", "ort-cuda", "ort-cpu")
+
+@dataclass(frozen=True)
+class Entry:
+    """A backend that may be installed here.
+
+    Attributes:
+        module: Where its ``open_backend(bundle, threads)`` is. It is imported when it is used: few machines can import
+            all of them.
+        extra: The extra of tango-edge that installs what it needs.
+        summary: What it is, in a few words.
+        on_gpu: Whether it computes on a GPU.
+    """
+
+    module: str
+    extra: str
+    summary: str
+    on_gpu: bool
 
 
-def select(bundle: Bundle, engine: str = "auto", *, threads: int = 0) -> Backend:
-    """Loads a bundle's graphs in an engine.
+BACKENDS: dict[str, Entry] = {
+    "tensorrt": Entry("tango_runtime.backends.cuda.tensorrt", "tensorrt", "TensorRT engines of `tango build`", True),
+    "ort-cuda": Entry("tango_runtime.backends.cuda.ort", "gpu", "ONNX Runtime on an NVIDIA GPU", True),
+    "ort-cpu": Entry("tango_runtime.backends.ort_cpu", "cpu", "ONNX Runtime on the CPU", False),
+}
+
+
+def select(bundle: Bundle, backend: str = "auto", *, threads: int = 0) -> Backend:
+    """Loads a bundle's graphs in a backend.
 
     Args:
         bundle: The bundle.
-        engine: One of ``BACKENDS``; ``auto`` takes the first that this machine has, and its ``why`` tells what was
-            missing for those before it.
+        backend: A name in ``BACKENDS``; ``auto`` takes the first that can be used here, and its ``fallback_reason``
+            says what those before it were missing.
         threads: Threads of one operator on a CPU; 0 takes one for each core.
 
     Raises:
-        TangoError: There is no such engine, or it cannot load the bundle.
+        TangoError: There is no such backend, or it cannot load the bundle.
     """
-    if engine != "auto":
-        if engine not in BACKENDS:
-            raise TangoError(f"there is no engine {engine!r}", f"known are auto, {', '.join(BACKENDS)}")
-        return _open(bundle, engine, threads)
-    missing: list[str] = []
+    if backend != "auto":
+        if backend not in BACKENDS:
+            raise TangoError(f"there is no backend {backend!r}", f"known are auto, {', '.join(BACKENDS)}")
+        return _open(bundle, backend, threads)
+    reasons: list[str] = []
     for name in BACKENDS:
         try:
-            stages = _open(bundle, name, threads)
+            found = _open(bundle, name, threads)
         except TangoError as error:
-            missing.append(f"no {name}: {error.message}")
+            reasons.append(f"no {name}: {error.message}")
             hint = error.hint
             continue
-        stages.fallback_reason = "; ".join(missing)
-        return stages
-    raise TangoError(f"no engine can run {bundle.path}: {'; '.join(missing)}", hint)
+        found.fallback_reason = "; ".join(reasons)
+        return found
+    raise TangoError(f"no backend can run {bundle.path}: {'; '.join(reasons)}", hint)
 
 
-def _open(bundle: Bundle, engine: str, threads: int) -> Backend:
-    """Loads an engine; it is imported only now, since few machines have all of them."""
-    if engine == "tensorrt":
-        from tango_runtime.backends.cuda.tensorrt import open_backend
-
-        return open_backend(bundle)
-    if engine == "ort-cuda":
-        from tango_runtime.backends.cuda.ort import open_backend
-
-        return open_backend(bundle)
-    from tango_runtime.backends.ort_cpu import OrtCpuBackend
-
-    return OrtCpuBackend(bundle, threads=threads)
+def _open(bundle: Bundle, name: str, threads: int) -> Backend:
+    backend: Backend = importlib.import_module(BACKENDS[name].module).open_backend(bundle, threads)
+    return backend

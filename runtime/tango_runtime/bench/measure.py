@@ -22,12 +22,13 @@ from numpy.typing import NDArray
 
 from tango_plugins import PruneParams, TangoError
 from tango_plugins.params import Budget
-from tango_runtime.backends.base import Backend, Tensor, TimingEvent
+from tango_runtime.backends.base import Backend, KVCache, Tensor, TimingEvent
 from tango_runtime.backends.cuda.device import Event, check, cudart
 from tango_runtime.backends.registry import select
 from tango_runtime.bundle import Bundle
+from tango_runtime.pipeline.answer import Answer
 from tango_runtime.pipeline.prompt import Prompt
-from tango_runtime.pipeline.video_llm import Answer, VideoLLM
+from tango_runtime.pipeline.video_llm import VideoLLM
 from tango_runtime.util.console import OnProgress
 
 Samples = dict[str, list[float]]
@@ -213,10 +214,10 @@ class Watched:
 
         return self._backend.vision(frames, told)
 
-    def decode(self, token: int) -> Any:
-        """The engine's."""
+    def decode(self, cache: KVCache, token: int) -> Any:
+        """The backend's."""
         self.decoding.append(time.perf_counter())
-        return self._backend.decode(token)
+        return self._backend.decode(cache, token)
 
 
 class Bench:

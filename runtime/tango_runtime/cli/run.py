@@ -9,7 +9,8 @@ from pathlib import Path
 from tango_plugins import TangoError
 from tango_runtime.backends.registry import BACKENDS
 from tango_runtime.cli.main import Command
-from tango_runtime.pipeline.video_llm import Answer, VideoLLM
+from tango_runtime.pipeline.answer import Answer
+from tango_runtime.pipeline.video_llm import VideoLLM
 from tango_runtime.util.console import progress, status
 
 

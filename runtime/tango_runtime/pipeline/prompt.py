@@ -18,6 +18,9 @@ from tokenizers import Tokenizer
 from tango_plugins import TangoError
 from tango_runtime.bundle import Bundle
 
+#: Stands for an earlier answer where a chat is rendered: its token ids are known already.
+_ANSWER = "\ue000answer\ue000"
+
 #: What a decoder puts for bytes that are no UTF-8, so also for a character whose other bytes are still to come.
 _REPLACEMENT = "\ufffd"
 
@@ -50,7 +53,7 @@ class Prompt:
         try:
             self._template = _environment().from_string(template)
         except jinja2.TemplateError as error:
-            raise TangoError(f"the chat template has an error: {error}", "mend chat_template.jinja") from error
+            raise TangoError(f"the chat template has an error: {error}", "fix chat_template.jinja") from error
         self._around_video("?")
 
     @classmethod
@@ -75,13 +78,35 @@ class Prompt:
             TangoError: The question contains the placeholder or the text of a special token, which the tokenizer
                 could not tell from the template's own.
         """
-        if any("\ud800" <= character <= "\udfff" for character in question):
-            raise TangoError("the question is no valid Unicode", "give it as UTF-8 text")
-        for token in self._reserved:
-            if token in question:
-                raise TangoError(f"the question contains {token}", "leave it out; it is reserved for the prompt itself")
+        self._check_question(question)
         before, after = self._around_video(question)
         return self._ids(before), self._ids(after)
+
+    def follow_up(self, messages: Sequence[str]) -> NDArray[np.int64]:
+        """Encodes what follows the latest answer of a chat, up to where the next answer begins.
+
+        Args:
+            messages: The user's messages so far, the new one last; at least two. The first is about the video.
+
+        Returns:
+            Token ids [T] int64: the end of the turn before, and the new message.
+
+        Raises:
+            TangoError: The new message contains the text of a special token, or the template does not render earlier
+                answers.
+        """
+        self._check_question(messages[-1])
+        turns: list[dict[str, Any]] = []
+        for message in messages:
+            video = [] if turns else [{"type": "video"}]
+            turns.append({"role": "user", "content": [*video, {"type": "text", "text": message}]})
+            turns.append({"role": "assistant", "content": [{"type": "text", "text": _ANSWER}]})
+        parts = self._render(turns[:-1]).split(_ANSWER)
+        if len(parts) != len(messages):
+            raise TangoError(
+                "the chat template does not render earlier answers", "ask questions one by one: session.ask(question)"
+            )
+        return self._ids(parts[-1])
 
     def decode(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> str:
         """The text of token ids, special tokens left out. Bytes that are no UTF-8 become U+FFFD."""
@@ -118,17 +143,26 @@ class Prompt:
     def _ids(self, text: str) -> NDArray[np.int64]:
         return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int64)
 
+    def _check_question(self, question: str) -> None:
+        if any("\ud800" <= character <= "\udfff" for character in question):
+            raise TangoError("the question is not valid Unicode", "give it as UTF-8 text")
+        for token in (*self._reserved, _ANSWER):
+            if token in question:
+                raise TangoError(f"the question contains {token}", "leave it out; it is reserved for the prompt itself")
+
+    def _render(self, messages: list[dict[str, Any]]) -> str:
+        try:
+            return self._template.render(messages=messages, tools=None, documents=None, add_generation_prompt=True)
+        except Exception as error:  # a template is a program: it may divide by zero
+            raise TangoError(f"the chat template cannot be rendered: {error}", "fix chat_template.jinja") from error
+
     def _around_video(self, question: str) -> tuple[str, str]:
         content = [{"type": "video"}, {"type": "text", "text": question}]
-        messages = [{"role": "user", "content": content}]
-        try:
-            text = self._template.render(messages=messages, tools=None, documents=None, add_generation_prompt=True)
-        except Exception as error:  # a template is a program: it may divide by zero
-            raise TangoError(f"the chat template cannot be rendered: {error}", "mend chat_template.jinja") from error
+        text = self._render([{"role": "user", "content": content}])
         if text.count(self._placeholder) != 1:
             raise TangoError(
                 f"the chat template renders {self._placeholder} {text.count(self._placeholder)} times, not once",
-                "mend chat_template.jinja, or the placeholder in bundle.json",
+                "fix chat_template.jinja, or the placeholder in bundle.json",
             )
         before, after = text.split(self._placeholder)
         return before, after

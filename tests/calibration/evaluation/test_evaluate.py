@@ -223,8 +223,8 @@ QUESTIONS = ("What happens in the video?", "why?", "Is the red ball left of the 
 
 
 @pytest.fixture(scope="module")
-def reader(spoken):
-    return ChainReader(spoken)
+def reader(tiny_bundle):
+    return ChainReader(tiny_bundle)
 
 
 @pytest.mark.parametrize("method", ["all", "tango"])
@@ -280,15 +280,15 @@ def test_no_question_sees_another(reader, frames):
     assert together == alone == reader.answer(tokens, QUESTIONS[::-1])[0][::-1]
 
 
-def test_the_answer_ends_where_the_context_does(spoken, reader, frames, tmp_path):
-    manifest = json.loads((spoken / "bundle.json").read_text())
+def test_the_answer_ends_where_the_context_does(tiny_bundle, reader, frames, tmp_path):
+    manifest = json.loads((tiny_bundle / "bundle.json").read_text())
     tokens = np.zeros((20, manifest["decoder"]["width"]), np.float32)
     [whole], _ = reader.answer(tokens, QUESTIONS[:1])
-    prompt = VideoLLM(spoken)._prompt
+    prompt = VideoLLM(tiny_bundle)._prompt
     text = sum(map(len, prompt.encode(QUESTIONS[0]))) + len(manifest["prompt"]["after_video"])
     for room in (3, 0):
         (tmp_path / f"{room}").mkdir()
-        for file in spoken.iterdir():
+        for file in tiny_bundle.iterdir():
             (tmp_path / f"{room}" / file.name).symlink_to(file)
         (tmp_path / f"{room}" / "bundle.json").unlink()
         manifest["decoder"]["context"] = 20 + text + room
@@ -299,8 +299,8 @@ def test_the_answer_ends_where_the_context_does(spoken, reader, frames, tmp_path
         ChainReader(tmp_path / "0").answer(tokens, QUESTIONS[:1])
 
 
-def test_what_does_not_fit_is_refused_before_anything_runs(spoken, frames):
-    bundle = Bundle.load(spoken)
+def test_what_does_not_fit_is_refused_before_anything_runs(tiny_bundle, frames):
+    bundle = Bundle.load(tiny_bundle)
     long = Video("long", frames, 500, (Question("q", "?", "x"),), ("long#0",))
     with pytest.raises(TangoError, match=r"long: the prompt takes .* 8000 of them video"):
         check_room(bundle, [long])
@@ -332,22 +332,24 @@ def run(*arguments):
     return main(["evaluate", *map(str, arguments)])
 
 
-def test_the_command_writes_what_it_found(spoken, folder, tmp_path, capsys):
+def test_the_command_writes_what_it_found(tiny_bundle, folder, tmp_path, capsys):
     out = tmp_path / "out"
-    assert run(spoken, "--data", folder, "--frames", 4, "--retention-ratio", 0.1, 0.3, "--output", out) == 0
+    assert run(tiny_bundle, "--data", folder, "--frames", 4, "--retention-ratio", 0.1, 0.3, "--output", out) == 0
     printed, progress = capsys.readouterr()
     assert re.search(r"\| +0\.3 \| +\S+ \| +tango-norope \|", printed)
     assert "videos 100%" in progress
     found = json.loads((out / "results.json").read_text())
     assert found["conditions"]["questions"] == 6
-    assert found["conditions"]["engine"] == str(ChainReader(spoken, "ort-cpu"))
+    assert found["conditions"]["engine"] == str(ChainReader(tiny_bundle, "ort-cpu"))
     assert found["conditions"]["parameters of tango"]["retention_ratio"] == [0.1, 0.3]
     assert [question["answer"] for question in found["questions"]] == ["yes", "ball"] * 3
     assert [(t["method"], t["retention_ratio"]) for t in found["trials"]] == [
         (t.method, t.retention_ratio) for t in TRIALS
     ]
     records = results.read(out / "results.json")
-    direct = evaluate(ChainReader(spoken), read_folder(folder, 4), TRIALS, Bundle.load(spoken).manifest.params)
+    direct = evaluate(
+        ChainReader(tiny_bundle), read_folder(folder, 4), TRIALS, Bundle.load(tiny_bundle).manifest.params
+    )
     timeless = [replace(record, prune_ms=0, prefill_ms=0) for record in records]
     assert sorted(timeless, key=str) == sorted((replace(r, prune_ms=0, prefill_ms=0) for r in direct), key=str)
     assert Scores(records).accuracy(ALL).value == found["summaries"][0]["accuracy"]["value"]
@@ -356,11 +358,11 @@ def test_the_command_writes_what_it_found(spoken, folder, tmp_path, capsys):
     assert len(picture.convert("RGB").getcolors(1 << 20)) > 10
 
 
-def test_generated_clips_in_two_processes(spoken, capsys):
+def test_generated_clips_in_two_processes(tiny_bundle, capsys):
     asked = ("--videos", 2, "--questions", 2, "--frames", 8, "--method", "topk", "--retention-ratio", 0.1)
-    assert run(spoken, *asked) == 0
+    assert run(tiny_bundle, *asked) == 0
     alone = capsys.readouterr().out
-    assert run(spoken, *asked, "--jobs", 2) == 0
+    assert run(tiny_bundle, *asked, "--jobs", 2) == 0
     both = capsys.readouterr().out
     milliseconds = re.compile(r"\| +[\d.]+ \| +[\d.]+ \|$", re.MULTILINE)
     assert milliseconds.sub("", alone) == milliseconds.sub("", both)
@@ -382,30 +384,40 @@ def test_generated_clips_in_two_processes(spoken, capsys):
         (["--output", ".", "--overwrite"], ". holds no results.json"),
     ],
 )
-def test_a_mistake_is_told_before_anything_runs(spoken, capsys, arguments, error, monkeypatch):
+def test_a_mistake_is_told_before_anything_runs(tiny_bundle, capsys, arguments, error, monkeypatch):
     monkeypatch.setattr(ChainReader, "see", None)
-    assert run(spoken, *arguments) == 2
+    assert run(tiny_bundle, *arguments) == 2
     first, hint = capsys.readouterr().err.splitlines()
     assert first.startswith(f"error: {error}")
     assert hint.startswith("hint: ")
 
 
-def test_a_picture_needs_matplotlib(spoken, tmp_path, capsys, monkeypatch):
+def test_a_picture_needs_matplotlib(tiny_bundle, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    assert run(spoken, "--output", tmp_path / "out") == 2
+    assert run(tiny_bundle, "--output", tmp_path / "out") == 2
     assert "matplotlib is not installed\nhint: pip install 'tango-edge[calibration]'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
-def test_results_are_replaced_by_results(spoken, folder, tmp_path):
-    asked = (spoken, "--data", folder, "--frames", 4, "--method", "topk", "--output", tmp_path / "out")
+def test_results_are_replaced_by_results(tiny_bundle, folder, tmp_path):
+    asked = (tiny_bundle, "--data", folder, "--frames", 4, "--method", "topk", "--output", tmp_path / "out")
     assert [run(*asked), run(*asked), run(*asked, "--overwrite")] == [0, 2, 0]
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_an_interrupt_leaves_nothing(spoken, tmp_path, jobs):
+def test_an_interrupt_leaves_nothing(tiny_bundle, tmp_path, jobs):
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "tango_runtime.cli.main", "evaluate", spoken, "--videos", 60, "--questions", 1]
+    command = [
+        sys.executable,
+        "-m",
+        "tango_runtime.cli.main",
+        "evaluate",
+        tiny_bundle,
+        "--videos",
+        60,
+        "--questions",
+        1,
+    ]
     command += ["--frames", 8, "--method", "topk", "--retention-ratio", 0.1, "--jobs", jobs, "--output", out]
     with subprocess.Popen(
         list(map(str, command)), stderr=subprocess.PIPE, text=True, start_new_session=True

@@ -26,9 +26,9 @@ class _Folders:
 def main() -> None:
     """Writes FOLDER/fp32 and FOLDER/fp16."""
     folder = Path(sys.argv[1])
-    talkative = conftest.talkative.__wrapped__(_Folders(folder / "work"))
+    responsive_checkpoint = conftest.responsive_checkpoint.__wrapped__(_Folders(folder / "work"))
     for dtype in ("fp32", "fp16"):
-        talkative(dtype=dtype)[1].rename(folder / dtype)
+        responsive_checkpoint(dtype=dtype)[1].rename(folder / dtype)
     shutil.rmtree(folder / "work")
 
 

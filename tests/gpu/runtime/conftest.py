@@ -48,7 +48,7 @@ def folder(request, tmp_path_factory):
     def copied(dtype):
         if given is None:
             pytest.importorskip("transformers", reason="neither transformers to make a bundle nor --bundles is there")
-            source = request.getfixturevalue("talkative")(dtype=dtype)[1]
+            source = request.getfixturevalue("responsive_checkpoint")(dtype=dtype)[1]
         else:
             source = given / dtype
         return shutil.copytree(source, tmp_path_factory.mktemp("bundles") / dtype)

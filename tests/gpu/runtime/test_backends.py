@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from itertools import zip_longest
 
 import numpy as np
 import pytest
 
 from tango_plugins import op
 from tango_runtime.backends.cuda.device import cudart
+from tests.fakes.sequence import OneSequence
 
 QUESTION = "What happens in the video?"
 
@@ -27,15 +29,15 @@ def close(found, wanted, dtype):
     assert abs(ratio - 1) <= GATES[dtype][1]
 
 
-def spoken(stages, video, prompt, words):
-    """Logits [len(words) + 1, V] of a sequence that says ``words`` after the prompt and the tokens."""
+def decode_logits(stages, video, prompt, words):
+    """Logits [len(words) + 1, V] of the prompt, the video tokens and ``words``."""
     rows = [np.array(stages.prefill([stages.embed(prompt), video, stages.embed(prompt[:3])], 1024))]
     return np.stack(rows + [np.array(stages.decode(int(word))) for word in words])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_each_stage_gives_what_the_cpus_gives(load, on_cpu, video, dtype):
-    gpu, cpu = load(dtype)._backend, on_cpu(dtype)._backend
+    gpu, cpu = OneSequence(load(dtype)._backend), OneSequence(on_cpu(dtype)._backend)
     size = load(dtype).bundle.manifest.video.size[0]
     frames = np.random.default_rng(0).integers(0, 255, (12, size, size, 3), dtype=np.uint8)
     frames[3:9] = frames[3]
@@ -47,8 +49,8 @@ def test_each_stage_gives_what_the_cpus_gives(load, on_cpu, video, dtype):
     ids = np.arange(50, 90)
     close(gpu.to_host(gpu.embed(ids)), cpu.embed(ids), dtype)
     prompt, words = np.arange(100, 130), np.random.default_rng(1).integers(0, 200, 8)
-    logits = spoken(gpu, wanted[0].reshape(-1, wanted[0].shape[-1]), prompt, words)
-    close(logits, spoken(cpu, cpu.flatten(wanted[0]), prompt, words), dtype)
+    logits = decode_logits(gpu, wanted[0].reshape(-1, wanted[0].shape[-1]), prompt, words)
+    close(logits, decode_logits(cpu, cpu.flatten(wanted[0]), prompt, words), dtype)
 
 
 @pytest.mark.parametrize("ratio", [0.1, 0.5, 1.0])
@@ -90,15 +92,10 @@ def test_sixty_four_tokens_are_the_cpus(load, on_cpu, video, dtype):
 
 
 def heard(llm, clip, options):
-    """An answer and the logits [N, V] of its steps."""
-    rows, stages = [], llm._backend
-
-    def noting(stage):
-        return lambda *arguments: rows.append(np.array(stage(*arguments))) or rows[-1]
-
+    """An answer on the CPU, where a decode step is a pass of one token, and the logits [N, V] of its steps."""
+    rows, extend = [], llm._backend.extend
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("prefill", "decode"):
-            patch.setattr(stages, name, noting(getattr(stages, name)))
+        patch.setattr(llm._backend, "extend", lambda *arguments: rows.append(extend(*arguments)) or rows[-1])
         return llm.generate(clip, QUESTION, **options), np.stack(rows)
 
 
@@ -106,7 +103,7 @@ def test_questions_follow_one_prefill(load, on_cpu):
     """As an evaluation asks: several questions behind the same tokens, from the host."""
     ids, heard = np.arange(20, 40), []
     for llm in (load("fp32"), on_cpu("fp32")):
-        stages, width = llm._backend, llm.bundle.manifest.decoder.hidden_size
+        stages, width = OneSequence(llm._backend), llm.bundle.manifest.decoder.hidden_size
         tokens = np.random.default_rng(0).standard_normal((60, width)).astype(np.float32)
         stages.prefill([stages.embed(ids), tokens, stages.embed(ids[:1])], 128)
         rows = []
@@ -123,7 +120,7 @@ def test_features_never_cross(load, video):
     """What goes up: frames, times, ids. What comes down: one count (none if exact), 8 bytes a token, the report's."""
     llm, clip = load("fp16"), video(5, 12)
     traffic, params = llm._backend.traffic, llm.bundle.manifest.params
-    id_bytes = np.dtype(llm._backend._ids).itemsize
+    id_bytes = np.dtype(llm._backend._embedder.ids_dtype).itemsize
     for budget, counts in (("paper", 1), ("exact", 0)):
         with pytest.MonkeyPatch.context() as patch:
             patch.setitem(llm.bundle.manifest.prune, "budget", budget)
@@ -180,3 +177,31 @@ def test_a_process_ends_well_whoever_holds_the_chain(load):
     engine = "tensorrt" if llm.backend.startswith("TensorRT") else "ort-cuda"
     done = subprocess.run([sys.executable, "-c", PROGRAM, llm.bundle.path, engine], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_sessions_take_turns_as_if_each_question_were_asked_anew(load, video):
+    """The small model's logits are far apart in fp32: rounding does not decide a token."""
+    llm, clips = load("fp32"), (video(9, 12), video(10, 12))
+    questions = [QUESTION, "Who?", "What happens in the first second?", QUESTION]
+    options = {"frames": 8, "retention_ratio": 0.5}
+    alone = [[llm.generate(clip, each, max_new_tokens=16, **options).ids for clip in clips] for each in questions]
+    sessions = [llm.session(clip, **options) for clip in clips]
+    found = [[session.ask(each, max_new_tokens=16).ids for session in sessions] for each in questions]
+    assert found == alone
+    streams = [session.stream(questions[1], max_new_tokens=16) for session in sessions]
+    for _ in zip_longest(*streams):
+        pass
+    assert [stream.answer.ids for stream in streams] == alone[1]
+
+
+def test_caches_are_given_back(load, video):
+    llm = load("fp16")
+    free = []
+    for _ in range(12):
+        first, second = (llm.session(video(9, 12), frames=4) for _ in range(2))
+        for session in (first, second):
+            session.ask(QUESTION, max_new_tokens=4)
+        first.close()
+        second.close()
+        free.append(cudart().cudaMemGetInfo()[1])
+    assert free[-1] >= free[3]

@@ -12,6 +12,7 @@ from tango_runtime import VideoLLM
 from tango_runtime.backends.cuda import ort_runner as sessions
 from tango_runtime.backends.cuda.device import cudart
 from tango_runtime.backends.registry import select
+from tests.fakes.sequence import OneSequence
 from tests.gpu.runtime import heads
 from tests.gpu.runtime.test_backends import close
 
@@ -58,7 +59,7 @@ def test_the_librarys_operators_are_what_runs(chains, tmp_path, monkeypatch):
 
     monkeypatch.setattr(sessions, "_options", profiling)
     bundle = chains[0].bundle
-    stages, size = select(bundle, "ort-cuda"), bundle.manifest.video.size[0]
+    stages, size = OneSequence(select(bundle, "ort-cuda")), bundle.manifest.video.size[0]
     stages.vision(np.zeros((1, size, size, 3), np.uint8), lambda done: None)
     np.array(stages.prefill([stages.embed(np.arange(20, 40))], 64))
     for graph, ours, others in (
@@ -76,7 +77,7 @@ def test_logits_are_the_plain_graphs(chains, count):
     """Prefill, decoding, text behind it, and what follows after going back: one token, several, and one again."""
     ids, rows = np.arange(20, 40), []
     for llm in chains:
-        stages, width, heard = llm._backend, llm.bundle.manifest.decoder.hidden_size, []
+        stages, width, heard = OneSequence(llm._backend), llm.bundle.manifest.decoder.hidden_size, []
         heard.append(np.array(stages.prefill(pieces(stages, width, ids, count), 1024)))
         heard += [np.array(stages.decode(int(token))) for token in ids]
         length = len(ids) + count + 2
@@ -94,7 +95,7 @@ def test_logits_are_the_plain_graphs(chains, count):
 def test_a_step_is_a_pass_of_one_token(chains):
     """Whatever ran in between; the lengths are from the first position to the last of the context."""
     gpu, _ = chains
-    stages, width, ids = gpu._backend, gpu.bundle.manifest.decoder.hidden_size, np.arange(20, 60)
+    stages, width, ids = OneSequence(gpu._backend), gpu.bundle.manifest.decoder.hidden_size, np.arange(20, 60)
     for count in (30, 700, 1, 981, 2005, 2500, 982, 300, 4052):
         stages.prefill(pieces(stages, width, ids, count), 4096)
         length = len(ids) + count + 2
@@ -107,7 +108,7 @@ def test_a_step_is_a_pass_of_one_token(chains):
 
 def test_memory_does_not_grow(chains):
     gpu, _ = chains
-    stages, width, ids, free = gpu._backend, gpu.bundle.manifest.decoder.hidden_size, np.arange(20, 60), []
+    stages, width, ids, free = OneSequence(gpu._backend), gpu.bundle.manifest.decoder.hidden_size, np.arange(20, 60), []
     for turn in range(60):
         stages.prefill(pieces(stages, width, ids, (900, 1, 333)[turn % 3]), 1024)
         for token in range(3):
@@ -120,11 +121,11 @@ def test_memory_does_not_grow(chains):
 def test_two_loaded_side_by_side(chains):
     """Each has its own stream, weights and workspace."""
     gpu, _ = chains
-    other, ids = select(gpu.bundle, "ort-cuda"), np.arange(20, 40)
+    both, ids = [OneSequence(gpu._backend), OneSequence(select(gpu.bundle, "ort-cuda"))], np.arange(20, 40)
     rows = []
-    for stages in (gpu._backend, other):
+    for stages in both:
         stages.prefill([stages.embed(ids)], 1024)
     for token in (3, 4, 5):
-        rows.append([np.array(stages.decode(token)) for stages in (gpu._backend, other)])
+        rows.append([np.array(stages.decode(token)) for stages in both])
     for first, second in rows:
         np.testing.assert_array_equal(first, second)

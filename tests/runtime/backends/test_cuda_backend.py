@@ -13,6 +13,7 @@ import sys
 import threading
 import weakref
 from collections import Counter
+from itertools import zip_longest
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -30,6 +31,7 @@ from tango_runtime.backends.cuda.ort_runner import OrtRunner
 from tango_runtime.bundle import Bundle
 from tango_runtime.video.preprocess import resize
 from tests.fakes.cuda import HostPruner, array, install
+from tests.fakes.sequence import OneSequence
 from tests.fakes.tensorrt_engines import MACHINE, HostTensorRT, build
 
 QUESTION = "What happens in the video?"
@@ -42,20 +44,20 @@ def host(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def built(spoken, tmp_path_factory):
+def built(tiny_bundle, tmp_path_factory):
     """A copy of the bundle, with engines for up to 8 frames, 100 tokens a pass and 600 positions."""
-    folder = shutil.copytree(spoken, tmp_path_factory.mktemp("built") / "bundle")
+    folder = shutil.copytree(tiny_bundle, tmp_path_factory.mktemp("built") / "bundle")
     build(folder, max_frames=8, max_tokens=100, context=600)
     return folder
 
 
 @pytest.fixture
-def make(host, spoken, built, monkeypatch):
+def make(host, tiny_bundle, built, monkeypatch):
     """``make("onnxruntime")`` or ``make("tensorrt")``: a chain whose stages are the GPU's, with limits as given."""
     import onnxruntime
 
     def made(engine="onnxruntime", folder=None, **limits):
-        llm = VideoLLM(folder or (built if engine == "tensorrt" else spoken), "ort-cpu")
+        llm = VideoLLM(folder or (built if engine == "tensorrt" else tiny_bundle), "ort-cpu")
         if engine == "tensorrt":
             monkeypatch.setattr(tensorrt, "_tensorrt", lambda: HostTensorRT(llm.bundle, host))
             monkeypatch.setattr(tensorrt, "here", lambda version: MACHINE)
@@ -88,14 +90,14 @@ def same(found, wanted):
         ("tensorrt", {}),
     ],
 )
-def test_the_answer_is_the_cpus(make, llm, colours, engine, limits, prune):
+def test_the_answer_is_the_cpus(make, llm, colors, engine, limits, prune):
     options = {"frames": 8, "prune": prune, "max_new_tokens": 24}
-    same(make(engine, **limits).generate(colours, QUESTION, **options), llm.generate(colours, QUESTION, **options))
+    same(make(engine, **limits).generate(colors, QUESTION, **options), llm.generate(colors, QUESTION, **options))
 
 
-def test_sampling_by_chance_draws_the_same(make, llm, colours):
+def test_sampling_by_chance_draws_the_same(make, llm, colors):
     options = {"temperature": 0.8, "top_p": 0.9, "seed": 3, "max_new_tokens": 16}
-    same(make().generate(colours, QUESTION, **options), llm.generate(colours, QUESTION, **options))
+    same(make().generate(colors, QUESTION, **options), llm.generate(colors, QUESTION, **options))
 
 
 @pytest.mark.parametrize("size", [1, 999, 1000, 1001, 2500])
@@ -112,12 +114,26 @@ def test_a_file_is_copied_in_pieces(host, tmp_path, monkeypatch, size):
     assert not copied
 
 
-def test_half_precision_too(make, talkative, colours):
-    _, folder = talkative(dtype="fp16")
+def test_half_precision_too(make, responsive_checkpoint, colors):
+    _, folder = responsive_checkpoint(dtype="fp16")
     same(
-        make(folder=folder).generate(colours, QUESTION, max_new_tokens=12),
-        VideoLLM(folder, "ort-cpu").generate(colours, QUESTION, max_new_tokens=12),
+        make(folder=folder).generate(colors, QUESTION, max_new_tokens=12),
+        VideoLLM(folder, "ort-cpu").generate(colors, QUESTION, max_new_tokens=12),
     )
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "tensorrt"])
+def test_sessions_take_turns_as_if_each_question_were_asked_anew(make, colors, engine):
+    llm = make(engine)
+    videos, questions = (colors, colors[::-1]), [QUESTION, "Who?", "What happens here?", QUESTION]
+    alone = [[llm.generate(video, each, max_new_tokens=8).ids for video in videos] for each in questions]
+    sessions = [llm.session(video) for video in videos]
+    for question, wanted in zip(questions, alone, strict=True):
+        assert [session.ask(question, max_new_tokens=8).ids for session in sessions] == wanted
+    streams = [session.stream(questions[1], max_new_tokens=8) for session in sessions]
+    for pieces in zip_longest(*streams):
+        assert pieces
+    assert [stream.answer.ids for stream in streams] == alone[1]
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "tensorrt"])
@@ -125,7 +141,7 @@ def test_text_follows_text_and_is_rewound(make, llm, engine):
     """As an evaluation asks: embeddings from the host, several questions behind one prefill."""
     ids, rng = np.arange(20, 29), np.random.default_rng(0)
     tokens = rng.standard_normal((30, llm.bundle.manifest.decoder.hidden_size)).astype(np.float32)
-    for stages in (on_gpu := make(engine)._backend), llm._backend:
+    for stages in (on_gpu := OneSequence(make(engine)._backend)), OneSequence(llm._backend):
         stages.prefill([stages.embed(ids), tokens, stages.embed(ids[:1])], 64)
         heard = []
         for question in (ids[:5], ids[3:4]):
@@ -139,13 +155,13 @@ def test_text_follows_text_and_is_rewound(make, llm, engine):
 
 
 @pytest.mark.parametrize(("engine", "id_bytes"), [("onnxruntime", 8), ("tensorrt", 4)])
-def test_only_frames_ids_and_what_is_asked_for_cross(make, colours, engine, id_bytes):
+def test_only_frames_ids_and_what_is_asked_for_cross(make, colors, engine, id_bytes):
     llm = make(engine)
     traffic = llm._backend.traffic
     for budget, counts in (("paper", 1), ("exact", 0)):
         llm.bundle.manifest.prune["budget"] = budget
         uploads, uploaded, downloads, downloaded = vars(traffic).values()
-        stream = llm.stream(colours, QUESTION, frames=8, max_new_tokens=6)
+        stream = llm.stream(colors, QUESTION, frames=8, max_new_tokens=6)
         for _ in stream:
             pass
         answer, said = stream.answer, len(stream.answer.ids)
@@ -163,11 +179,11 @@ def capacity(llm, frames):
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "tensorrt"])
-def test_memory_grows_to_a_peak_and_no_further(make, host, colours, engine):
+def test_memory_grows_to_a_peak_and_no_further(make, host, colors, engine):
     llm, held, locks = make(engine), [], []
     for _ in range(3):
         for frames, ratio, new in ((8, 1.0, 40), (2, 0.1, 3), (5, 0.5, 20), (3, 0.9, 9), (8, 0.3, 40)):
-            llm.generate(colours, QUESTION, frames=frames, retention_ratio=ratio, max_new_tokens=new)
+            llm.generate(colors, QUESTION, frames=frames, retention_ratio=ratio, max_new_tokens=new)
         held.append((host.allocations, host.held()))
         locks.append(host.locks)
     assert held[0] == held[1] == held[2]
@@ -204,11 +220,11 @@ def test_host_memory_that_many_held_is_given_back(host):
     assert len(host.locked) == 4
 
 
-def test_answers_that_fail_leave_no_frames_behind(make, host, colours):
+def test_answers_that_fail_leave_no_frames_behind(make, host, colors):
     llm = make("tensorrt")
     for _ in range(50):
         with pytest.raises(TangoError, match="positions, the decoder's engine holds 600"):
-            llm.generate(colours, QUESTION, prune=False, max_new_tokens=600)
+            llm.generate(colors, QUESTION, prune=False, max_new_tokens=600)
     assert len(host.locked) < 30
 
 
@@ -219,23 +235,23 @@ def test_memory_that_cannot_be_locked_is_told(host):
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "tensorrt"])
-def test_answers_keep_their_frames(make, host, colours, frames, engine):
+def test_answers_keep_their_frames(make, host, colors, frames, engine):
     llm = make(engine)
-    first, second = (llm.generate(clip, QUESTION, frames=8, max_new_tokens=2) for clip in (colours, frames))
-    for answer, clip in ((first, colours), (second, frames)):
+    first, second = (llm.generate(clip, QUESTION, frames=8, max_new_tokens=2) for clip in (colors, frames))
+    for answer, clip in ((first, colors), (second, frames)):
         np.testing.assert_array_equal(answer.frames, [resize(frame, 112) for frame in clip])
     assert sum(len(block) == first.frames.nbytes for block in host.locked.values()) == 2
 
 
 @pytest.mark.parametrize(("budget", "waits"), [("paper", 1), ("exact", 0)])
-def test_nothing_waits_but_for_the_count_of_the_kept(make, host, colours, monkeypatch, budget, waits):
+def test_nothing_waits_but_for_the_count_of_the_kept(make, host, colors, monkeypatch, budget, waits):
     llm = make()
     llm.bundle.manifest.prune["budget"] = budget
-    llm.generate(colours, QUESTION, frames=8, max_new_tokens=1)
+    llm.generate(colors, QUESTION, frames=8, max_new_tokens=1)
     events, synchronize, greatest = [], host.cudaStreamSynchronize, DeviceLogits.greatest
     monkeypatch.setattr(host, "cudaStreamSynchronize", lambda stream: (events.append("wait"), synchronize(stream))[1])
     monkeypatch.setattr(DeviceLogits, "greatest", lambda logits: (events.append("token"), greatest(logits))[1])
-    llm.generate(colours, QUESTION, frames=8, max_new_tokens=1)
+    llm.generate(colors, QUESTION, frames=8, max_new_tokens=1)
     assert events[: events.index("token")].count("wait") == waits
 
 
@@ -246,12 +262,14 @@ def test_what_an_overflow_left_in_the_cache_is_forgotten(make, frames):
     assert llm.generate(frames, QUESTION, max_new_tokens=8).ids == wanted
 
 
-def overflow(stages):
-    """NaN in every row of the cache that was written since it was cleared."""
-    cache = stages._cache._all
-    rows = np.array(array(cache))
-    rows[:, :, : stages._reached] = np.nan
-    stages._stream.upload(rows, cache)
+def overflow(backend):
+    """NaN in every row that the latest answer wrote into its cache, which waits for the next sequence."""
+    (cache,) = backend._decoder._free
+    shape = (len(cache._cached), cache._slab, cache.capacity, cache._head_dim)
+    memory = cache._buffer.view(shape, cache._dtype)
+    rows = np.array(array(memory))
+    rows[:, :, : cache._reached] = np.nan
+    backend._stream.upload(rows, memory)
 
 
 def test_another_cache_in_the_same_memory_is_empty(make, frames):
@@ -263,7 +281,7 @@ def test_another_cache_in_the_same_memory_is_empty(make, frames):
 
 
 def test_after_a_pass_that_failed_the_sequence_is_as_long_as_before(make, monkeypatch):
-    stages, ids = make()._backend, np.arange(20, 29)
+    stages, ids = OneSequence(make()._backend), np.arange(20, 29)
     stages.prefill([stages.embed(ids)], 64)
     wanted = np.array(stages.extend(stages.embed(ids[:3])))
     stages.rewind(len(ids))
@@ -282,7 +300,7 @@ def test_after_a_pass_that_failed_the_sequence_is_as_long_as_before(make, monkey
 
 
 def test_after_a_cache_that_had_no_room_a_smaller_one_has(make, host):
-    stages, ids = make()._backend, np.arange(20, 29)
+    stages, ids = OneSequence(make()._backend), np.arange(20, 29)
     wanted = np.array(stages.prefill([stages.embed(ids)], 64))
     everything, host.memory = host.memory, host.held() + 1000
     with pytest.raises(TangoError, match="MB left"):
@@ -329,17 +347,19 @@ def test_a_full_gpu_is_told(host):
 
 
 def test_more_than_the_cache_holds_is_refused(make, llm):
-    stages = make()._backend
+    stages = OneSequence(make()._backend)
     ids = np.arange(20)
-    with pytest.raises(TangoError, match="0 \\+ 20 tokens do not fit"):
-        stages.extend(stages.embed(ids))
+    stages.prefill([stages.embed(ids)], 64)
+    with pytest.raises(TangoError, match=r"20 \+ 2029 tokens do not fit into the bundle's context of 2048"):
+        stages.extend(stages.embed(np.zeros(2029, np.int64)))
+    stages.extend(stages.embed(np.zeros(500, np.int64)))
     stages._graphs.capacity = 256
     with pytest.raises(TangoError, match="may take 300 positions, the decoder's engine holds 256"):
         stages.prefill([stages.embed(ids)], 300)
 
 
 def test_embeddings_of_another_width_are_refused(make):
-    stages = make()._backend
+    stages = OneSequence(make()._backend)
     with pytest.raises(TangoError, match=r"a tensor is \[4, 7\], wanted is \[4, "):
         stages.prefill([np.zeros((4, 7))], 64)
 
@@ -355,29 +375,29 @@ def test_a_logit_that_is_not_finite_is_noticed_on_the_device(host):
         Sampler()(found)
 
 
-def test_a_pruner_is_made_once_for_each_shape_and_ratio(make, colours, monkeypatch):
+def test_a_pruner_is_made_once_for_each_shape_and_ratio(make, colors, monkeypatch):
     made = []
     monkeypatch.setattr(cuda, "CudaPruner", lambda *given: (made.append(given), HostPruner(*given))[1])
     llm = make()
     for frames, ratio in ((8, 0.5), (4, 0.5), (8, 0.25), (8, 0.5), (4, 0.5)):
-        llm.generate(colours, QUESTION, frames=frames, retention_ratio=ratio, max_new_tokens=1)
+        llm.generate(colors, QUESTION, frames=frames, retention_ratio=ratio, max_new_tokens=1)
     assert [(frames, params.retention_ratio) for params, frames, *_ in made] == [(8, 0.5), (4, 0.5), (8, 0.25)]
 
 
-def test_decoding_replays_a_recording(make, colours, monkeypatch):
+def test_decoding_replays_a_recording(make, colors, monkeypatch):
     llm = make("tensorrt")
     trt = llm._backend._graphs._trt
     for _ in range(2):
-        llm.generate(colours, QUESTION, max_new_tokens=9)
+        llm.generate(colors, QUESTION, max_new_tokens=9)
     assert trt.replays == 16
 
 
-def test_shapes_outside_the_engines_are_refused_by_name(make, colours):
+def test_shapes_outside_the_engines_are_refused_by_name(make, colors):
     llm = make("tensorrt")
     with pytest.raises(TangoError, match=r"frames has 9 frames, vision-.* was built for 1 to 8"):
-        llm.generate(np.tile(colours, (2, 1, 1, 1)), QUESTION, frames=9)
+        llm.generate(np.tile(colors, (2, 1, 1, 1)), QUESTION, frames=9)
     with pytest.raises(TangoError, match="positions, the decoder's engine holds 600"):
-        llm.generate(colours, QUESTION, max_new_tokens=600)
+        llm.generate(colors, QUESTION, max_new_tokens=600)
 
 
 def test_engines_that_cannot_be_used_are_refused(make, built, tmp_path):
@@ -392,7 +412,7 @@ def test_engines_that_cannot_be_used_are_refused(make, built, tmp_path):
         make("tensorrt", folder)
 
 
-def test_graphs_are_loaded_side_by_side(host, spoken):
+def test_graphs_are_loaded_side_by_side(host, tiny_bundle):
     import onnxruntime
 
     together = threading.Barrier(3, timeout=20)
@@ -403,24 +423,24 @@ def test_graphs_are_loaded_side_by_side(host, spoken):
             super().__init__(*arguments, **options)
 
     module = SimpleNamespace(**{**vars(onnxruntime), "InferenceSession": Session})
-    OrtRunner(module, Bundle.load(spoken), Stream(), ("CPUExecutionProvider", "cpu"))
+    OrtRunner(module, Bundle.load(tiny_bundle), Stream(), ("CPUExecutionProvider", "cpu"))
 
 
 @pytest.mark.parametrize("broken", [["decoder", "vision"], ["vision", "embed"], ["embed"]])
-def test_of_graphs_that_cannot_be_loaded_one_is_told_and_always_the_same(host, spoken, tmp_path, broken):
+def test_of_graphs_that_cannot_be_loaded_one_is_told_and_always_the_same(host, tiny_bundle, tmp_path, broken):
     import onnxruntime
 
-    bundle = Bundle.load(shutil.copytree(spoken, tmp_path / "bundle"))
+    bundle = Bundle.load(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
     for graph in broken:
         bundle.graph(graph).write_bytes(b"garbage")
     with pytest.raises(TangoError, match=rf"ONNX Runtime cannot load .*{broken[0]}\.onnx on the GPU"):
         OrtRunner(onnxruntime, bundle, Stream(), ("CPUExecutionProvider", "cpu"))
 
 
-def test_ctrl_c_ends_loading_whatever_else_fails(host, spoken, tmp_path):
+def test_ctrl_c_ends_loading_whatever_else_fails(host, tiny_bundle, tmp_path):
     import onnxruntime
 
-    bundle = Bundle.load(shutil.copytree(spoken, tmp_path / "bundle"))
+    bundle = Bundle.load(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
     bundle.graph("vision").write_bytes(b"garbage")
 
     class Session(onnxruntime.InferenceSession):
@@ -434,7 +454,7 @@ def test_ctrl_c_ends_loading_whatever_else_fails(host, spoken, tmp_path):
         OrtRunner(module, bundle, Stream(), ("CPUExecutionProvider", "cpu"))
 
 
-def test_sessions_go_before_their_stream_whatever_holds_them(host, spoken):
+def test_sessions_go_before_their_stream_whatever_holds_them(host, tiny_bundle):
     import onnxruntime
 
     gone = []
@@ -448,8 +468,10 @@ def test_sessions_go_before_their_stream_whatever_holds_them(host, spoken):
     module = SimpleNamespace(**{n: getattr(onnxruntime, n) for n in names}, InferenceSession=Session)
     host.cudaStreamDestroy = lambda handle: gone.append("stream")
     for in_a_cycle in (False, True):
-        bundle, stream = Bundle.load(spoken), Stream()
-        stages = [CudaBackend(bundle, OrtRunner(module, bundle, stream, ("CPUExecutionProvider", "cpu")), stream)]
+        bundle, stream = Bundle.load(tiny_bundle), Stream()
+        stages = [
+            OneSequence(CudaBackend(bundle, OrtRunner(module, bundle, stream, ("CPUExecutionProvider", "cpu")), stream))
+        ]
         stages[0].prefill([stages[0].embed(np.arange(4))], 16)
         stages[0].decode(1)
         if in_a_cycle:  # as fixtures, frames and notebooks hold things: the garbage collector finalizes in any order
@@ -460,7 +482,7 @@ def test_sessions_go_before_their_stream_whatever_holds_them(host, spoken):
         gone.clear()
 
 
-def test_tensors_are_bound_once_an_answer_and_embed_does_not_wait(host, spoken, monkeypatch):
+def test_tensors_are_bound_once_an_answer_and_embed_does_not_wait(host, tiny_bundle, monkeypatch):
     import onnxruntime
 
     bound, waits, bind = Counter(), {}, OrtRunner.bind
@@ -486,10 +508,12 @@ def test_tensors_are_bound_once_an_answer_and_embed_does_not_wait(host, spoken, 
     names = {name: getattr(onnxruntime, name) for name in ("SessionOptions", "__version__")}
     module, bundle, stream = (
         SimpleNamespace(**names, InferenceSession=Session, RunOptions=Options),
-        Bundle.load(spoken),
+        Bundle.load(tiny_bundle),
         Stream(),
     )
-    stages = CudaBackend(bundle, OrtRunner(module, bundle, stream, ("CPUExecutionProvider", "cpu")), stream)
+    stages = OneSequence(
+        CudaBackend(bundle, OrtRunner(module, bundle, stream, ("CPUExecutionProvider", "cpu")), stream)
+    )
     stages.vision(np.zeros((2, 112, 112, 3), np.uint8), lambda done: None)
     stages.prefill([stages.embed(np.arange(4))], 16)
     for token in range(9):

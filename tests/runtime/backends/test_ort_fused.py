@@ -5,29 +5,31 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from functools import cache
+from itertools import zip_longest
 
 import numpy as np
 import pytest
 
 from tango_runtime import VideoLLM
 from tango_runtime.backends.cuda.backend import CudaBackend
-from tango_runtime.backends.cuda.device import Stream, bytes_of
+from tango_runtime.backends.cuda.device import Stream
 from tango_runtime.backends.cuda.ort_fused import FusedOrtRunner
 from tango_runtime.bundle import Bundle, describe, write_manifest
 from tests.fakes.cuda import install
+from tests.fakes.sequence import OneSequence
 from tests.runtime.backends.test_cuda_backend import overflow
 
 QUESTION = "What happens in the video?"
 
 
 @pytest.fixture(scope="module")
-def fused(talkative, tmp_path_factory):
+def fused(responsive_checkpoint, tmp_path_factory):
     """``fused("fp32")``: a bundle with device graphs; ``tango-export`` writes them in fp16 only."""
     from tango_export.export import DTYPES, find_preset, open_model, write_device_graphs
 
     @cache
     def made(dtype):
-        llava, bundle = talkative(dtype=dtype)
+        llava, bundle = responsive_checkpoint(dtype=dtype)
         folder = shutil.copytree(bundle, tmp_path_factory.mktemp("fused") / dtype)
         manifest = Bundle.load(folder).manifest
         model = open_model(find_preset("llava-ov")[0], str(llava), str(llava.parent / "siglip"), 2048)
@@ -69,10 +71,10 @@ def close(found, wanted, tolerance=1e-4):
 
 @pytest.mark.parametrize("prune", [True, False])
 @pytest.mark.parametrize("limits", [{}, {"tokens_at_once": 16, "frames_at_once": 3}, {"tokens_at_once": 7}])
-def test_sixty_four_tokens_are_the_plain_graphs(make, colours, limits, prune):
+def test_sixty_four_tokens_are_the_plain_graphs(make, colors, limits, prune):
     llm, plain = make(**limits)
     options = {"frames": 8, "prune": prune, "max_new_tokens": 64}
-    found, wanted = (each.generate(colours, QUESTION, **options) for each in (llm, plain))
+    found, wanted = (each.generate(colors, QUESTION, **options) for each in (llm, plain))
     np.testing.assert_array_equal(found.indices, wanted.indices)
     assert found.ids == wanted.ids
 
@@ -81,7 +83,7 @@ def test_sixty_four_tokens_are_the_plain_graphs(make, colours, limits, prune):
 def test_text_follows_text_and_is_rewound(make, dtype, tolerance):
     ids, heard = np.arange(20, 29), []
     for llm in make(dtype):
-        stages, rows = llm._backend, []
+        stages, rows = OneSequence(llm._backend), []
         tokens = np.random.default_rng(0).standard_normal((30, llm.bundle.manifest.decoder.hidden_size))
         tokens = tokens.astype(llm.bundle.manifest.dtype)
         stages.prefill([stages.embed(ids), tokens, stages.embed(ids[:1])], 64)
@@ -98,7 +100,7 @@ def test_a_prompt_of_one_token_and_one_that_fills_the_context(make):
     for count in (1, 2047):
         heard = []
         for llm in make():
-            stages = llm._backend
+            stages = OneSequence(llm._backend)
             rows = [np.array(stages.prefill([stages.embed(np.arange(count) % 200)], 2048))]
             heard.append(np.stack([*rows, np.array(stages.decode(7))]))
         close(*heard)
@@ -113,7 +115,7 @@ def test_what_an_overflow_left_in_the_cache_is_forgotten(make, frames):
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("fp32", 1e-4), ("fp16", 3e-2)])
 def test_a_step_is_a_pass_of_one_token(make, dtype, tolerance):
-    stages = make(dtype)[0]._backend
+    stages = OneSequence(make(dtype)[0]._backend)
     for count in (1, 30, 500):
         stages.prefill([stages.embed(np.arange(count) % 200)], 512)
         for length, token in enumerate((7, 8, 7), count):
@@ -125,7 +127,7 @@ def test_a_step_is_a_pass_of_one_token(make, dtype, tolerance):
 def test_steps_go_on_in_another_cache(make):
     heard = []
     for llm in make():
-        stages, rows = llm._backend, []
+        stages, rows = OneSequence(llm._backend), []
         for capacity in (300, 2048, 512):
             if isinstance(stages, CudaBackend):
                 stages._graphs.capacity = capacity
@@ -140,17 +142,18 @@ def test_weights_lie_on_the_device_once(make, host):
     graphs = llm.bundle.manifest.graphs
     sizes = {llm.bundle.manifest.files[graphs[name].data].size for name in ("vision", "embed", "decoder")}
     for _ in range(3):
-        stages = llm._backend
+        stages = OneSequence(llm._backend)
         stages.prefill([stages.embed(np.arange(9))], 64)
         stages.decode(1)
-        held = [size for _, size in host.blocks.values() if size >= min(sizes) and size != bytes_of(stages._cache._all)]
+        cache = stages.cache._buffer.size
+        held = [size for _, size in host.blocks.values() if size >= min(sizes) and size != cache]
         assert sorted(held) == sorted(sizes)
     del llm, stages
     assert not host.blocks
 
 
 def test_for_a_token_nothing_goes_up(make):
-    stages = make()[0]._backend
+    stages = OneSequence(make()[0]._backend)
     logits, traffic = stages.prefill([stages.embed(np.arange(9))], 64), stages.traffic
     before = replace(traffic)
     for _ in range(5):
@@ -158,23 +161,36 @@ def test_for_a_token_nothing_goes_up(make):
     assert (traffic.uploads, traffic.downloads) == (before.uploads, before.downloads + 5)
 
 
-def test_a_quantised_decoder_takes_embeddings_of_the_fused_graph(make, fused, colours, tmp_path):
+def test_a_quantised_decoder_takes_embeddings_of_the_fused_graph(make, fused, colors, tmp_path):
     folder = shutil.copytree(fused("fp32"), tmp_path / "bundle")
     manifest = Bundle.load(folder).manifest
     decoder = replace(manifest.graphs["decoder"], device=None, weights=None)
     write_manifest(folder, replace(manifest, graphs=manifest.graphs | {"decoder": decoder}))
     llm, plain = make(folder=folder)
     assert llm._backend._graphs.frames_at_once == 32
-    found, wanted = (each.generate(colours, QUESTION, max_new_tokens=8).ids for each in (llm, plain))
+    found, wanted = (each.generate(colors, QUESTION, max_new_tokens=8).ids for each in (llm, plain))
     assert found == wanted
 
 
-def test_a_bundle_without_fused_graphs_runs_its_plain_ones(spoken, host, colours):
+def test_a_bundle_without_fused_graphs_runs_its_plain_ones(tiny_bundle, host, colors):
     import onnxruntime
 
-    llm = VideoLLM(spoken, "ort-cpu")
-    wanted, stream = [llm.generate(colours, text, max_new_tokens=8).ids for text in (QUESTION, "Where?")], Stream()
+    llm = VideoLLM(tiny_bundle, "ort-cpu")
+    wanted, stream = [llm.generate(colors, text, max_new_tokens=8).ids for text in (QUESTION, "Where?")], Stream()
     graphs = FusedOrtRunner(onnxruntime, llm.bundle, stream, ("CPUExecutionProvider", "cpu"))
     assert not graphs.in_place
     llm._backend = CudaBackend(llm.bundle, graphs, stream)
-    assert [llm.generate(colours, text, max_new_tokens=8).ids for text in (QUESTION, "Where?")] == wanted
+    assert [llm.generate(colors, text, max_new_tokens=8).ids for text in (QUESTION, "Where?")] == wanted
+
+
+def test_sessions_take_turns_as_if_each_question_were_asked_anew(make, colors):
+    llm = make()[0]
+    videos, questions = (colors, colors[::-1]), [QUESTION, "Who?", "What happens here?", QUESTION]
+    alone = [[llm.generate(video, each, max_new_tokens=8).ids for video in videos] for each in questions]
+    sessions = [llm.session(video) for video in videos]
+    for question, wanted in zip(questions, alone, strict=True):
+        assert [session.ask(question, max_new_tokens=8).ids for session in sessions] == wanted
+    streams = [session.stream(questions[1], max_new_tokens=8) for session in sessions]
+    for pieces in zip_longest(*streams):
+        assert pieces
+    assert [stream.answer.ids for stream in streams] == alone[1]

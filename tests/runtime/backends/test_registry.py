@@ -31,10 +31,10 @@ def machine(monkeypatch):
 
 @pytest.mark.parametrize("first", range(len(BACKENDS)))
 def test_auto_takes_the_first_there_is_and_says_why_none_before(machine, first):
-    machine(*BACKENDS[first:])
+    machine(*list(BACKENDS)[first:])
     found = select(None)
-    assert found.description == BACKENDS[first]
-    assert found.fallback_reason == "; ".join(f"no {name}: {name} is missing" for name in BACKENDS[:first])
+    assert found.description == list(BACKENDS)[first]
+    assert found.fallback_reason == "; ".join(f"no {name}: {name} is missing" for name in list(BACKENDS)[:first])
 
 
 def test_an_engine_asked_for_by_name_is_taken_or_refused(machine):
@@ -42,7 +42,7 @@ def test_an_engine_asked_for_by_name_is_taken_or_refused(machine):
     assert select(None, "ort-cpu").fallback_reason == ""
     with pytest.raises(TangoError, match="ort-cuda is missing"):
         select(None, "ort-cuda")
-    with pytest.raises(TangoError, match="there is no engine 'tpu'"):
+    with pytest.raises(TangoError, match="there is no backend 'tpu'"):
         select(None, "tpu")
 
 
@@ -54,8 +54,8 @@ def test_where_nothing_runs_every_reason_is_told(machine):
     assert refused.value.hint == "install ort-cpu"
 
 
-def test_what_this_machine_lacks_is_named(spoken, monkeypatch):
-    bundle = Bundle.load(spoken)
+def test_what_this_machine_lacks_is_named(tiny_bundle, monkeypatch):
+    bundle = Bundle.load(tiny_bundle)
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(TangoError, match="TensorRT cannot be imported"):
         select(bundle, "tensorrt")
@@ -65,7 +65,7 @@ def test_what_this_machine_lacks_is_named(spoken, monkeypatch):
     with pytest.raises(TangoError, match=r"ONNX Runtime 1\.20 is the one without CUDA"):
         select(bundle, "ort-cuda")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    for engine in BACKENDS[1:]:
+    for engine in list(BACKENDS)[1:]:
         with pytest.raises(TangoError, match="ONNX Runtime is not installed"):
             select(bundle, engine)
 
@@ -88,7 +88,7 @@ class Status(int):
     name = "cudaErrorNoDevice"
 
 
-def test_the_command_says_which_and_why(spoken, frames, tmp_path, capfd, monkeypatch):
+def test_the_command_says_which_and_why(tiny_bundle, frames, tmp_path, capfd, monkeypatch):
     from PIL import Image
 
     from tango_runtime.cli.main import main
@@ -96,9 +96,9 @@ def test_the_command_says_which_and_why(spoken, frames, tmp_path, capfd, monkeyp
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     for i, frame in enumerate(frames):
         Image.fromarray(frame).save(tmp_path / f"{i}.png")
-    assert main(["run", str(spoken), str(tmp_path), "What?", "--max-new-tokens", "1"]) == 0
+    assert main(["run", str(tiny_bundle), str(tmp_path), "What?", "--max-new-tokens", "1"]) == 0
     line = next(line for line in capfd.readouterr().err.splitlines() if line.startswith("backend: "))
     assert line.startswith("backend: ONNX Runtime ")
     if "CPU" in line:
         assert "(no tensorrt: TensorRT cannot be imported" in line
-    assert VideoLLM(spoken, "ort-cpu").fallback_reason == ""
+    assert VideoLLM(tiny_bundle, "ort-cpu").fallback_reason == ""

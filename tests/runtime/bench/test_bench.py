@@ -32,10 +32,10 @@ def ignore(done):
 
 
 @pytest.fixture
-def run(spoken, tmp_path, capsys):
+def run(tiny_bundle, tmp_path, capsys):
     """``run(*options)``: exit code, standard output, standard error and what was written, of a quick `tango bench`."""
 
-    def call(*options, folder=spoken):
+    def call(*options, folder=tiny_bundle):
         file = tmp_path / "out.json"
         quick = ["--warm-up", "1", "--repeats", "2", "--decode-tokens", "3", "--backend", CPU, "--json", str(file)]
         code = main(["bench", str(folder), *quick, *map(str, options)])
@@ -48,7 +48,7 @@ def run(spoken, tmp_path, capsys):
 # What it measures
 
 
-def test_both_cases_stage_by_stage(run, spoken):
+def test_both_cases_stage_by_stage(run, tiny_bundle):
     code, out, err, found = run()
     assert code == 0
     pruned, unpruned = found["cases"]
@@ -64,19 +64,19 @@ def test_both_cases_stage_by_stage(run, spoken):
     assert out.count("MB on the host") == 2
     assert "GPU" not in out
     assert found["metrics"]["milliseconds"] in err
-    assert found["bundle"]["name"] == spoken.name
+    assert found["bundle"]["name"] == tiny_bundle.name
     assert found["conditions"]["engine"].startswith("ONNX Runtime")
 
 
-def test_the_parts_make_the_whole(spoken):
-    found = Bench(Bundle.load(spoken), CPU, QUICK).measure(PRUNED, ignore).milliseconds
+def test_the_parts_make_the_whole(tiny_bundle):
+    found = Bench(Bundle.load(tiny_bundle), CPU, QUICK).measure(PRUNED, ignore).milliseconds
     for i in range(2):
         stages = sum(found[stage][i] for stage in ("video", "vision", "prune", "prefill"))
         assert stages < found["first token"][i]
         assert found["answer"][i] == pytest.approx(found["first token"][i] + sum(found["decode"][3 * i : 3 * i + 3]))
 
 
-def test_prompts_get_shorter_where_lengths_are_to_be_new(spoken, monkeypatch):
+def test_prompts_get_shorter_where_lengths_are_to_be_new(tiny_bundle, monkeypatch):
     asked, generate = [], VideoLLM.generate
 
     def noting(self, source, question, **options):
@@ -85,7 +85,7 @@ def test_prompts_get_shorter_where_lengths_are_to_be_new(spoken, monkeypatch):
         return answer
 
     monkeypatch.setattr(VideoLLM, "generate", noting)
-    bench = Bench(Bundle.load(spoken), CPU, QUICK)
+    bench = Bench(Bundle.load(tiny_bundle), CPU, QUICK)
     found = bench.measure(PRUNED, ignore)
     assert asked == [38, 38, 38, 37, 36, 35]
     assert found.prompt_tokens == 38
@@ -95,23 +95,23 @@ def test_prompts_get_shorter_where_lengths_are_to_be_new(spoken, monkeypatch):
     assert asked == [38, 38, 38, 34, 33, 32]
 
 
-def test_an_answer_is_as_long_as_asked_whatever_it_says(spoken):
-    bundle = Bundle.load(spoken)
+def test_an_answer_is_as_long_as_asked_whatever_it_says(tiny_bundle):
+    bundle = Bundle.load(tiny_bundle)
     prompt = replace(bundle.manifest.prompt, stop=tuple(range(bundle.manifest.prompt.vocabulary)))
     stopping = replace(bundle, manifest=replace(bundle.manifest, prompt=prompt))
     assert len(Bench(stopping, CPU, QUICK).measure(PRUNED, ignore).milliseconds["decode"]) == 6
 
 
-def test_a_tenth_is_kept_though_nothing_moves(spoken, monkeypatch):
+def test_a_tenth_is_kept_though_nothing_moves(tiny_bundle, monkeypatch):
     monkeypatch.setattr(measure, "make_clip", lambda case, frames, seed: np.full((frames, 112, 112, 3), 99, np.uint8))
-    found = Bench(Bundle.load(spoken), CPU, replace(QUICK, frames=32)).measure(PRUNED, ignore)
+    found = Bench(Bundle.load(tiny_bundle), CPU, replace(QUICK, frames=32)).measure(PRUNED, ignore)
     assert (found.total, found.kept) == (512, 52)  # and not each of 16 still tokens once
 
 
-def test_where_the_files_lie_is_not_written(run, spoken):
+def test_where_the_files_lie_is_not_written(run, tiny_bundle):
     _, _, _, found = run("--only", "pruned")
     assert found["bundle"]["source"]["checkpoint"] == "llava"
-    assert str(spoken.parent) not in json.dumps(found)
+    assert str(tiny_bundle.parent) not in json.dumps(found)
 
 
 def test_frames_of_another_size_are_resized_and_others_are_not(run):
@@ -140,12 +140,12 @@ def test_spread():
     assert found["p10"] < found["p50"] < found["p90"] < found["p99"] < 10
 
 
-def test_a_cold_start_is_a_process_of_its_own(spoken):
-    found = cold_start(spoken, CPU, QUICK, PRUNED)
+def test_a_cold_start_is_a_process_of_its_own(tiny_bundle):
+    found = cold_start(tiny_bundle, CPU, QUICK, PRUNED)
     assert found["total"] == pytest.approx(found["import"] + found["load"] + found["first token"])
     assert min(found.values()) > 0
     with pytest.raises(TangoError, match="there is no bundle at"):
-        cold_start(spoken / "none", CPU, QUICK, PRUNED)
+        cold_start(tiny_bundle / "none", CPU, QUICK, PRUNED)
 
 
 def test_cold_starts_are_told(run, monkeypatch):
@@ -177,8 +177,8 @@ def host(monkeypatch):
     return found
 
 
-def test_a_gpu_tells_the_upload_apart_and_its_memory(host, spoken):
-    made = Bench(Bundle.load(spoken), "ort-cuda", QUICK)
+def test_a_gpu_tells_the_upload_apart_and_its_memory(host, tiny_bundle):
+    made = Bench(Bundle.load(tiny_bundle), "ort-cuda", QUICK)
     held = []
     for case in (PRUNED, replace(PRUNED, prune=False)):
         found = made.measure(case, ignore)
@@ -188,8 +188,8 @@ def test_a_gpu_tells_the_upload_apart_and_its_memory(host, spoken):
     assert 4 * 112 * 112 * 3 < held[0] <= held[1]
 
 
-def test_a_gpu_is_given_back_with_the_bench_even_where_the_last_case_was_refused(host, spoken):
-    made = Bench(Bundle.load(spoken), "ort-cuda", replace(QUICK, frames=128))
+def test_a_gpu_is_given_back_with_the_bench_even_where_the_last_case_was_refused(host, tiny_bundle):
+    made = Bench(Bundle.load(tiny_bundle), "ort-cuda", replace(QUICK, frames=128))
     with pytest.raises(TangoError, match="the bundle's context is 2048"):
         made.measure(replace(PRUNED, prune=False), ignore)
     assert host.held()
@@ -236,8 +236,8 @@ def test_nothing_is_written_where_nothing_can_be_measured(run):
     assert "error: the prompt takes" in err
 
 
-def test_a_context_that_ends_too_early_is_refused(spoken):
-    made = Bench(Bundle.load(spoken), CPU, replace(QUICK, frames=125, decode_tokens=30))
+def test_a_context_that_ends_too_early_is_refused(tiny_bundle):
+    made = Bench(Bundle.load(tiny_bundle), CPU, replace(QUICK, frames=125, decode_tokens=30))
     with pytest.raises(TangoError, match="the context ends 17 tokens behind a prompt of 2031"):
         made.measure(replace(PRUNED, prune=False), ignore)
 

@@ -19,15 +19,15 @@ SHAPE = Shape(make_clip(Case(True, 160, 90), 4, 0), kept=8, prompt_tokens=39)
 
 
 @pytest.fixture
-def peer(talkative):
-    llava, bundle = talkative()
+def peer(responsive_checkpoint):
+    llava, bundle = responsive_checkpoint()
     return Peer(str(llava), Bundle.load(bundle).manifest, SETTING, gpu=False)
 
 
-def test_it_is_measured_beside_the_chain(spoken, tmp_path, capsys):
+def test_it_is_measured_beside_the_chain(tiny_bundle, tmp_path, capsys):
     file = tmp_path / "out.json"
     quick = ["--warm-up", "1", "--repeats", "2", "--decode-tokens", "3", "--backend", "ort-cpu"]
-    assert main(["bench", str(spoken), *quick, "--compare-torch", "--json", str(file)]) == 0
+    assert main(["bench", str(tiny_bundle), *quick, "--compare-torch", "--json", str(file)]) == 0
     assert "transformers p50" in capsys.readouterr().out
     found = json.loads(file.read_text())
     assert found["conditions"]["peer"].endswith("random weights of the shapes of llava")
@@ -66,10 +66,10 @@ def test_a_recorded_step_finds_room_in_the_cache_and_goes_on_where_the_prompt_en
     assert caches[0].get_seq_length() == 39 + 5
 
 
-def test_what_was_measured_is_kept_where_transformers_fails(spoken, tmp_path, capsys):
+def test_what_was_measured_is_kept_where_transformers_fails(tiny_bundle, tmp_path, capsys):
     file = tmp_path / "out.json"
     quick = ["--warm-up", "1", "--repeats", "1", "--only", "pruned", "--backend", "ort-cpu"]
-    assert main(["bench", str(spoken), *quick, "--compare-torch", str(tmp_path), "--json", str(file)]) == 0
+    assert main(["bench", str(tiny_bundle), *quick, "--compare-torch", str(tmp_path), "--json", str(file)]) == 0
     (case,) = json.loads(file.read_text())["cases"]
     assert list(case["milliseconds"]) == ["tango"]
     assert "finds no configuration" in case["not_measured"]["transformers"]["error"]
@@ -85,8 +85,8 @@ def test_torch_that_runs_out_of_memory_refuses(peer, monkeypatch):
         peer.systems["transformers"](SHAPE, lambda done: None)
 
 
-def test_checkpoints_that_do_not_fit_are_refused(talkative, tmp_path):
-    llava, bundle = talkative()
+def test_checkpoints_that_do_not_fit_are_refused(responsive_checkpoint, tmp_path):
+    llava, bundle = responsive_checkpoint()
     manifest = Bundle.load(bundle).manifest
     with pytest.raises(TangoError, match="transformers finds no configuration in"):
         Peer(str(tmp_path), manifest, SETTING, gpu=False)

@@ -18,10 +18,10 @@ QUESTION = "What happens?"
 
 
 @pytest.fixture
-def run(spoken, clip, capsys):
+def run(tiny_bundle, clip, capsys):
     """``run(*options, bundle=…, video=…, question=…)``: exit code, standard output, standard error of `tango run`."""
 
-    def call(*options, bundle=spoken, video=clip, question=QUESTION):
+    def call(*options, bundle=tiny_bundle, video=clip, question=QUESTION):
         code = main(["run", str(bundle), str(video), question, *map(str, options)])
         return code, *capsys.readouterr()
 
@@ -73,11 +73,11 @@ def test_unpruned(run, llm, clip):
     assert "kept 64 / 64 video tokens (100.0%)" in err
 
 
-def test_a_folder_of_images_and_its_rate(run, llm, colours, tmp_path):
-    for i, frame in enumerate(colours):
+def test_a_folder_of_images_and_its_rate(run, llm, colors, tmp_path):
+    for i, frame in enumerate(colors):
         Image.fromarray(frame).save(tmp_path / f"{i}.png")
     _, out, _ = run("--fps", 2, "--max-new-tokens", 8, video=tmp_path)
-    assert out == llm.generate(colours, QUESTION, fps=2, max_new_tokens=8).text + "\n"
+    assert out == llm.generate(colors, QUESTION, fps=2, max_new_tokens=8).text + "\n"
 
 
 def test_report_and_picture(run, tmp_path):
@@ -176,8 +176,8 @@ def test_a_folder_in_the_place_of_the_report_is_named(run, tmp_path, option):
 
 
 @pytest.fixture
-def copied(spoken, tmp_path):
-    return shutil.copytree(spoken, tmp_path / "bundle")
+def copied(tiny_bundle, tmp_path):
+    return shutil.copytree(tiny_bundle, tmp_path / "bundle")
 
 
 def test_no_bundle_is_named(refused, tmp_path):
@@ -264,9 +264,9 @@ def test_a_changed_file_is_found_by_its_hash(copied, capsys):
 # In a process of its own
 
 
-def test_onnx_runtime_that_is_not_installed_is_named(spoken, clip):
+def test_onnx_runtime_that_is_not_installed_is_named(tiny_bundle, clip):
     blocked = "import sys; sys.modules['onnxruntime'] = None; from tango_runtime.cli.main import main; sys.exit(main())"
-    command = [sys.executable, "-c", blocked, "run", spoken, clip, QUESTION]
+    command = [sys.executable, "-c", blocked, "run", tiny_bundle, clip, QUESTION]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("error: no engine can run ")
@@ -274,9 +274,9 @@ def test_onnx_runtime_that_is_not_installed_is_named(spoken, clip):
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_says_so_and_leaves_nothing(spoken, clip, tmp_path, how):
+def test_an_interrupted_run_says_so_and_leaves_nothing(tiny_bundle, clip, tmp_path, how):
     options = ["--frames", "96", "--max-new-tokens", "1500", "--report", tmp_path / "out.html"]
-    command = [sys.executable, "-m", "tango_runtime.cli.main", "run", spoken, clip, QUESTION, *options]
+    command = [sys.executable, "-m", "tango_runtime.cli.main", "run", tiny_bundle, clip, QUESTION, *options]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         while "vision" not in (line := process.stderr.readline()):  # so that it is at work, and not inside an import
             assert line
@@ -287,8 +287,18 @@ def test_an_interrupted_run_says_so_and_leaves_nothing(spoken, clip, tmp_path, h
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_reader_that_leaves_ends_the_run_quietly(spoken, clip):
-    command = [sys.executable, "-m", "tango_runtime.cli.main", "run", spoken, clip, QUESTION, "--max-new-tokens", "600"]
+def test_a_reader_that_leaves_ends_the_run_quietly(tiny_bundle, clip):
+    command = [
+        sys.executable,
+        "-m",
+        "tango_runtime.cli.main",
+        "run",
+        tiny_bundle,
+        clip,
+        QUESTION,
+        "--max-new-tokens",
+        "600",
+    ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         process.stdout.read(1)
         process.stdout.close()

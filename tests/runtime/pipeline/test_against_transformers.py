@@ -22,12 +22,12 @@ QUESTIONS = ["What happens in the video?", "Où va la balle rouge ? 🔴", "How 
 
 
 @pytest.fixture(scope="module")
-def pair(talkative):
+def pair(responsive_checkpoint):
     """A function: (our chain, transformers' model) of a checkpoint."""
 
     @cache
     def load(*arguments):
-        folder, bundle = talkative(*arguments)
+        folder, bundle = responsive_checkpoint(*arguments)
         return VideoLLM(bundle), original(folder)
 
     return load
@@ -105,9 +105,9 @@ def test_unpruned_answer_is_transformers(pair, frames, checkpoint):
 
 @pytest.mark.parametrize("ratio", [0.05, 0.1, 0.5])
 @pytest.mark.parametrize("checkpoint", [CHECKPOINTS[3], CHECKPOINTS[4]])
-def test_pruned_answer_is_transformers_given_the_kept_tokens(pair, colours, checkpoint, ratio):
+def test_pruned_answer_is_transformers_given_the_kept_tokens(pair, colors, checkpoint, ratio):
     llm, hf = pair(*checkpoint)
-    ours = llm.generate(colours, QUESTIONS[0], frames=8, retention_ratio=ratio, max_new_tokens=LENGTH)
+    ours = llm.generate(colors, QUESTIONS[0], frames=8, retention_ratio=ratio, max_new_tokens=LENGTH)
 
     features, salience = select(llm.bundle).vision(ours.frames, lambda done: None)
     params = llm.bundle.manifest.params.at(ratio)

@@ -1,90 +1,138 @@
-"""The decoder's keys and values on the device: one buffer of fixed capacity, appended to by one copy a pass."""
+"""Keys and values of a sequence on the device, appended to by one copy a pass."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from tango_plugins.device_array import DeviceArray
-from tango_runtime.backends.cuda.device import ALIGNMENT, Pool, Stream, StridedRows
+from tango_runtime.backends.cuda.device import ALIGNMENT, Buffer, Pool, Stream, StridedRows
+from tango_runtime.backends.cuda.runner import Step
 from tango_runtime.bundle import TensorSpec
 
 
-class Cache:
-    """Keys and values of every layer, [heads, capacity, width of a head] each, one behind the other.
+class KVCache:
+    """Keys and values of every layer, [heads, capacity, head_dim] each, contiguous, and the rows that are filled.
 
-    The decoder gives the rows of a pass as tensors of their own, [heads, N, width of a head]. These too are laid one
-    behind the other, so that a single strided copy brings all of them into their places, whatever the number of layers.
+    The decoder gives the rows of a pass as tensors of their own, [heads, N, head_dim]. These are contiguous too, so a
+    single strided copy brings all of them to their places, whatever the number of layers.
 
     Args:
         cached: The cache's inputs of the decoder graph.
         rows: The outputs that bring new rows, in the same order.
         capacity: Positions.
-        pool: Gives the memory.
+        in_place: The decoder itself puts new rows into the cache.
         stream: Where the copies run.
+        released: Called when the cache is released.
+
+    Attributes:
+        capacity: Positions that there is room for.
+        length: Positions that are filled.
+        pool: Memory that lives as long as the cache.
+        step: Its decode step, None until one is made.
     """
 
     def __init__(
-        self, cached: Sequence[TensorSpec], rows: Sequence[TensorSpec], capacity: int, pool: Pool, stream: Stream
+        self,
+        cached: Sequence[TensorSpec],
+        rows: Sequence[TensorSpec],
+        capacity: int,
+        *,
+        in_place: bool,
+        stream: Stream,
+        released: Callable[[KVCache], None],
     ) -> None:
-        self.capacity = capacity
         self._cached, self._rows = [t.name for t in cached], [t.name for t in rows]
-        heads, _, width = cached[0].shape
+        heads, _, head_dim = cached[0].shape
         assert isinstance(heads, int)
-        assert isinstance(width, int)
-        self._heads, self._width, self._dtype = heads, width, np.dtype(cached[0].dtype)
-        self._row = width * self._dtype.itemsize
-        # Whole slabs of heads, so that each layer's begins where a tensor may begin.
-        self._slab = _aligned_rows(heads, capacity * self._row)
-        self._all = pool.take("cache", (len(cached), self._slab, capacity, width), self._dtype)
-        self._pool, self._stream = pool, stream
+        assert isinstance(head_dim, int)
+        self._heads, self._head_dim, self._dtype = heads, head_dim, np.dtype(cached[0].dtype)
+        self._row = head_dim * self._dtype.itemsize
+        self._in_place, self._stream, self._released = in_place, stream, released
+        self.length = self._reached = 0  # the second: positions that were ever written since the cache was clear
+        self.pool = Pool()
+        self.step: Step | None = None
+        self._allocate(capacity)
 
-    def clear(self, positions: int) -> None:
-        """Zeroes the first positions: what an overflow left there would spoil sums, even at weight 0."""
-        run, heads = self.capacity * self._row, len(self._cached) * self._slab
-        self._stream.clear_columns(self._all.address, run, positions * self._row, heads)
+    def release(self) -> None:
+        """Gives the cache back to its backend."""
+        self._released(self)
+
+    def rewind(self, length: int) -> None:
+        """Forgets everything after the first positions.
+
+        It is cleared, too: what an overflow left there would spoil sums, even at weight 0.
+        """
+        if self._reached > length:
+            begin = self._buffer.address + length * self._row
+            rows = len(self._cached) * self._slab
+            self._stream.clear_columns(begin, self.capacity * self._row, (self._reached - length) * self._row, rows)
+        self.length = self._reached = length
+
+    def grow(self, capacity: int) -> None:
+        """Makes room for more positions; the filled ones are kept."""
+        old, address, slab, pitch = self._buffer, self._buffer.address, self._slab, self.capacity * self._row
+        self._allocate(capacity)
+        source, to = (
+            StridedRows(address, pitch, slab),
+            StridedRows(self._buffer.address, capacity * self._row, self._slab),
+        )
+        if self.length:
+            self._stream.copy_strided(source, to, len(self._cached), self._heads, self.length * self._row)
+        self._stream.synchronize()
+        old.free()
+        self.step = None
 
     def held(self, length: int) -> dict[str, DeviceArray]:
         """The decoder's inputs: all of the cache, or an empty one where ``length`` is 0.
 
-        Attention then is spared rows that would not count.
+        An empty one spares attention the rows that would not count.
         """
-        shape = (self._heads, self.capacity if length else 0, self._width)
-        step = self._slab * self.capacity * self._row
-        return _laid_out(self._cached, self._all.address, step, shape, self._dtype)
+        shape = (self._heads, self.capacity if length else 0, self._head_dim)
+        return _views(self._cached, self._buffer.address, self._slab * self.capacity * self._row, shape, self._dtype)
 
-    def room(self, tokens: int, name: str = "rows") -> dict[str, DeviceArray]:
+    def room(self, tokens: int, pool: Pool, name: str = "rows") -> dict[str, DeviceArray]:
         """The decoder's outputs, for the rows of so many tokens.
 
         Args:
             tokens: N.
-            name: Of the buffer in the pool.
+            pool: Gives their memory, unless the decoder writes into the cache itself.
+            name: Name of the buffer in the pool.
         """
+        self._reached = max(self._reached, self.length + tokens)  # a pass that fails may write some of them, too
+        if self._in_place:
+            return dict(zip(self._rows, self.held(self.capacity).values(), strict=True))
         slab = _aligned_rows(self._heads, tokens * self._row)
-        all_rows = self._pool.take(name, (len(self._rows), slab, tokens, self._width), self._dtype)
-        step = slab * tokens * self._row
-        return _laid_out(self._rows, all_rows.address, step, (self._heads, tokens, self._width), self._dtype)
+        rows = pool.take(name, (len(self._rows), slab, tokens, self._head_dim), self._dtype)
+        shape = (self._heads, tokens, self._head_dim)
+        return _views(self._rows, rows.address, slab * tokens * self._row, shape, self._dtype)
 
-    def append(self, rows: dict[str, DeviceArray], length: int) -> None:
-        """Copies what :meth:`room` was filled with behind the first ``length`` positions."""
+    def append(self, rows: dict[str, DeviceArray]) -> None:
+        """Copies what :meth:`room` was filled with to its place after the filled positions, and counts it."""
         first = rows[self._rows[0]]
         run = first.shape[1] * self._row
         source = StridedRows(first.address, run, _aligned_rows(self._heads, run))
-        to = StridedRows(self._all.address + length * self._row, self.capacity * self._row, self._slab)
+        to = StridedRows(self._buffer.address + self.length * self._row, self.capacity * self._row, self._slab)
         self._stream.copy_strided(source, to, len(self._rows), self._heads, run)
 
+    def fill(self, rows: dict[str, DeviceArray], tokens: int) -> None:
+        """Counts a pass over so many tokens, whose rows it puts in place if the decoder did not."""
+        if not self._in_place:
+            self.append(rows)
+        self.advance(tokens)
 
-class InPlaceCache(Cache):
-    """A cache that the decoder itself appends to: what it reads and what it writes are the same memory."""
+    def advance(self, tokens: int) -> None:
+        """Counts so many positions as filled."""
+        self.length += tokens
+        self._reached = max(self._reached, self.length)
 
-    def room(self, tokens: int, name: str = "rows") -> dict[str, DeviceArray]:
-        """All of the cache, where the decoder finds the place of the new rows itself."""
-        return dict(zip(self._rows, self.held(self.capacity).values(), strict=True))
-
-    def append(self, rows: dict[str, DeviceArray], length: int) -> None:
-        """Nothing: the rows are where they belong."""
+    def _allocate(self, capacity: int) -> None:
+        self.capacity = capacity
+        # Whole slabs of heads, so that each layer's begins where a tensor may begin.
+        self._slab = _aligned_rows(self._heads, capacity * self._row)
+        self._buffer = Buffer(len(self._cached) * self._slab * capacity * self._row)
 
 
 def _aligned_rows(rows: int, row: int) -> int:
@@ -93,7 +141,7 @@ def _aligned_rows(rows: int, row: int) -> int:
     return -(-rows // step) * step
 
 
-def _laid_out(
+def _views(
     names: Sequence[str], address: int, step: int, shape: tuple[int, ...], dtype: np.dtype[np.generic]
 ) -> dict[str, DeviceArray]:
     return {name: DeviceArray(address + i * step, shape, dtype.name) for i, name in enumerate(names)}

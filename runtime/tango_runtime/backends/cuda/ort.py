@@ -14,7 +14,7 @@ from tango_runtime.backends.cuda.ort_runner import CUDA, PROVIDER
 from tango_runtime.bundle import Bundle
 
 
-def open_backend(bundle: Bundle) -> CudaBackend:
+def open_backend(bundle: Bundle, threads: int = 0) -> CudaBackend:
     """Loads a bundle's graphs on the GPU.
 
     Raises:

@@ -18,9 +18,9 @@ import numpy as np
 
 from tango_plugins.decoder import CudaDecoder, DecoderShape
 from tango_plugins.device_array import DeviceArray
-from tango_runtime.backends.cuda.backend import Run, Step
 from tango_runtime.backends.cuda.device import Pool, Stream, rows
 from tango_runtime.backends.cuda.ort_runner import CUDA, OrtRunner, Tensor
+from tango_runtime.backends.cuda.runner import Run, Step
 from tango_runtime.backends.cuda.weights import Weights
 from tango_runtime.bundle import Bundle, GraphName, Manifest
 

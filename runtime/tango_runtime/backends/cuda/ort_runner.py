@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from tango_plugins import TangoError
 from tango_plugins.device_array import DeviceArray
-from tango_runtime.backends.cuda.backend import Run, Step
 from tango_runtime.backends.cuda.device import Pool, Stream
+from tango_runtime.backends.cuda.runner import Run, Step
 from tango_runtime.backends.ort_cpu import check_engine, check_tensors, refusing
 from tango_runtime.bundle import Bundle, GraphName
 
@@ -32,7 +32,7 @@ Tensor = DeviceArray | NDArray[Any]
 
 
 class OrtRunner:
-    """Sessions on one stream; see :class:`tango_runtime.backends.cuda.backend.GraphRunner`.
+    """Sessions on one stream; see :class:`tango_runtime.backends.cuda.runner.GraphRunner`.
 
     Args:
         onnxruntime: The module.
@@ -72,7 +72,12 @@ class OrtRunner:
         options = _options(onnxruntime, operators)
         self._specs = bundle.manifest.graphs
         # No doubling of the arena: what one frame more needs is not worth twice the memory.
-        common = {"user_compute_stream": str(stream.handle), "arena_extend_strategy": "kSameAsRequested"}
+        common = {
+            "user_compute_stream": str(stream.handle),
+            "arena_extend_strategy": "kSameAsRequested",
+            # fp32 is fp32: TF32 would round the salience to 10 bits, and so decide which tokens are kept.
+            "use_tf32": "0",
+        }
         # The only references to the sessions, and to the bindings, which hold them: they go when these are cleared. A
         # graph has one binding, and one more if it is replayed; it keeps what is not bound anew.
         self._bindings: dict[tuple[GraphName, bool], Any] = {}

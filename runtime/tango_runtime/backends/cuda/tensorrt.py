@@ -15,8 +15,9 @@ from typing import Any
 from tango_plugins import TangoError
 from tango_plugins.device_array import DeviceArray
 from tango_runtime import engines
-from tango_runtime.backends.cuda.backend import CudaBackend, Run, open_stream
+from tango_runtime.backends.cuda.backend import CudaBackend, open_stream
 from tango_runtime.backends.cuda.device import Buffer, Pool, Stream
+from tango_runtime.backends.cuda.runner import Run
 from tango_runtime.bundle import Bundle, GraphName
 from tango_runtime.engines import DECODE, PREFILL, Found
 from tango_runtime.system.gpu import here
@@ -27,7 +28,7 @@ _GRAPHS: tuple[GraphName, ...] = ("vision", "embed", "decoder")
 _TYPES = {"FLOAT": "float32", "HALF": "float16", "INT32": "int32", "INT64": "int64", "UINT8": "uint8"}
 
 
-def open_backend(bundle: Bundle) -> CudaBackend:
+def open_backend(bundle: Bundle, threads: int = 0) -> CudaBackend:
     """Loads a bundle's engines.
 
     Raises:
@@ -42,7 +43,7 @@ def open_backend(bundle: Bundle) -> CudaBackend:
 
 
 class TensorRTRunner:
-    """Engines and their contexts on one stream; see :class:`tango_runtime.backends.cuda.backend.GraphRunner`.
+    """Engines and their contexts on one stream; see :class:`tango_runtime.backends.cuda.runner.GraphRunner`.
 
     Engines run one after the other, so they share one piece of scratch memory, as large as the neediest wants it. A
     context that replays has a CUDA graph recorded from it and is used for nothing else.
@@ -68,7 +69,7 @@ class TensorRTRunner:
         self._engines = {graph: self._load(bundle, graph) for graph in found}
         self._scratch = Buffer(max(map(_scratch_bytes, self._engines.values())))
         self._contexts = {graph: self._context(graph, PREFILL) for graph in found}
-        self._recorded: list[Any] = []  # contexts that a CUDA graph was recorded from
+        self._replaying: dict[GraphName, Any] = {}  # contexts that a CUDA graph was recorded from
         decoder = found["decoder"]
         self.tokens_at_once = min(decoder.largest("N", PREFILL), found["embed"].largest("N"))
         self.capacity = decoder.largest("P", DECODE)
@@ -87,7 +88,7 @@ class TensorRTRunner:
         profile = len(found.profiles) - 1 if replay else PREFILL
         inputs = {tensor.name: tensors[tensor.name].shape for tensor in found.inputs}
         found.check(inputs, profile)
-        context = self._context(graph, profile) if replay else self._contexts[graph]
+        context = self._replay_context(graph, profile) if replay else self._contexts[graph]
         taken = [context.set_input_shape(name, shape) for name, shape in inputs.items()]
         taken += [context.set_tensor_address(name, memory.address) for name, memory in tensors.items()]
         if not all(taken):
@@ -97,18 +98,23 @@ class TensorRTRunner:
             if not context.execute_async_v3(self._stream.handle):
                 raise self._failed(f"{found.path} cannot run")
 
-        return self._record(context, run) if replay else run
+        return self._record(run) if replay else run
 
     def step(self, cache: Sequence[DeviceArray], logits: DeviceArray, pool: Pool) -> None:
         """None: a step is a pass of the engines."""
 
-    def _record(self, context: Any, run: Run) -> Run:
+    def _record(self, run: Run) -> Run:
         """A CUDA graph of one run."""
         run()  # once before: TensorRT prepares itself for new shapes in ways that cannot be recorded
         self._stream.synchronize()
         recorded = self._stream.capture(run)
-        self._recorded.append(context)
         return recorded.launch
+
+    def _replay_context(self, graph: GraphName, profile: int) -> Any:
+        """The context that recordings of a graph are made from: the next one ends the one before."""
+        if graph not in self._replaying:
+            self._replaying[graph] = self._context(graph, profile)
+        return self._replaying[graph]
 
     def _load(self, bundle: Bundle, graph: GraphName) -> Any:
         found = self._found[graph]

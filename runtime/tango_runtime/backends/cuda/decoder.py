@@ -1,0 +1,192 @@
+"""The decoder on a GPU: key/value caches, passes over many tokens, and decode steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from tango_plugins import TangoError
+from tango_plugins.device_array import DeviceArray
+from tango_runtime.backends.base import require_context
+from tango_runtime.backends.cuda.device import ALIGNMENT, Pool, Stream, bytes_of, rows
+from tango_runtime.backends.cuda.embedder import Embedder, Piece
+from tango_runtime.backends.cuda.kv_cache import KVCache
+from tango_runtime.backends.cuda.logits import DeviceLogits
+from tango_runtime.backends.cuda.runner import GraphRunner, Step
+from tango_runtime.bundle import Manifest
+
+#: Where the runner does not fix a cache's capacity, it is a multiple of this many positions.
+_POSITIONS = 256
+
+
+class Decoder:
+    """Runs the decoder graph over sequences, each in a cache of its own.
+
+    Args:
+        manifest: The bundle's.
+        graphs: Runs its graphs.
+        embedder: Makes embeddings of the pieces of a sequence.
+        stream: The stream that all of it runs on.
+        pool: Gives memory for one pass.
+
+    Raises:
+        TangoError: The device has not enough memory.
+    """
+
+    def __init__(self, manifest: Manifest, graphs: GraphRunner, embedder: Embedder, stream: Stream, pool: Pool) -> None:
+        self._graphs, self._embedder, self._stream, self._pool = graphs, embedder, stream, pool
+        self._spec = manifest.graphs["decoder"]
+        self._hidden_size, self._dtype = manifest.decoder.hidden_size, manifest.dtype
+        self._context = manifest.decoder.context
+        self._logits = self._new_logits()
+        self._positions = pool.take("all positions", (self._context,), graphs.dtype("decoder", "positions"))
+        stream.upload(np.arange(self._context), self._positions)
+        self._free: list[KVCache] = []  # at most one: its memory, and its step, serve the next sequence
+        # The runner replays one binding at a time: TensorRT 8 lets no two contexts share an optimization profile.
+        self._replay: tuple[KVCache, Step] | None = None
+        if graphs.capacity is not None:  # allocate and record at load time, not within the first answer
+            first = self.new_cache(graphs.capacity)
+            self._step_of(first)
+            first.release()
+
+    def new_cache(self, capacity: int) -> KVCache:
+        """An empty sequence with room for so many positions.
+
+        Raises:
+            TangoError: The runner's caches are smaller, or the device has not enough memory.
+        """
+        fixed = self._graphs.capacity
+        if fixed is not None and capacity > fixed:
+            raise _too_small(capacity, fixed)
+        wanted = fixed or _rounded(capacity)
+        while self._free:
+            cache = self._free.pop()
+            if cache.capacity == wanted:
+                cache.rewind(0)
+                return cache
+            self._forget(cache)
+        return KVCache(
+            self._spec.inputs[2:],
+            self._spec.outputs[1:],
+            wanted,
+            in_place=self._graphs.in_place,
+            stream=self._stream,
+            released=self._take_back,
+        )
+
+    def reserve(self, cache: KVCache, positions: int) -> None:
+        """Makes room for so many positions in all."""
+        if positions <= cache.capacity:
+            return
+        if self._graphs.capacity is not None:
+            raise _too_small(positions, cache.capacity)
+        self._forget(cache)
+        cache.grow(_rounded(positions))
+
+    def extend(self, cache: KVCache, pieces: Sequence[Piece]) -> DeviceLogits:
+        """Appends embeddings, [N, D] in all → logits of the last position."""
+        embeddings, before = self._embedder(pieces), cache.length
+        tokens = embeddings.shape[0]
+        require_context(before, tokens, self._context)
+        self.reserve(cache, before + tokens)
+        most = _aligned_below(self._graphs.tokens_at_once, bytes_of(rows(embeddings, 0, 1)))
+        try:
+            for begin in range(0, tokens, most):
+                self._pass(cache, rows(embeddings, begin, min(begin + most, tokens)))
+        except BaseException:
+            cache.rewind(before)
+            raise
+        return self._logits
+
+    def decode(self, cache: KVCache, token: int) -> DeviceLogits:
+        """Appends one token → logits of its position."""
+        require_context(cache.length, 1, self._context)
+        self.reserve(cache, cache.length + 1)
+        self._step_of(cache)(token, cache.length)
+        cache.advance(1)
+        return self._logits
+
+    def _pass(self, cache: KVCache, embeddings: DeviceArray) -> None:
+        """One pass of the decoder."""
+        tokens, length = embeddings.shape[0], cache.length
+        positions = self._pool.take("positions", (tokens,), self._positions.dtype)
+        self._stream.copy(rows(self._positions, length, length + tokens), positions)
+        new = cache.room(tokens, self._pool)
+        self._graphs.bind("decoder", self._tensors(cache, embeddings, positions, new, length))()
+        cache.fill(new, tokens)
+
+    def _step_of(self, cache: KVCache) -> Step:
+        """The cache's decode step: the runner's own, or a pass of its graphs that is replayed."""
+        if cache.step is not None:
+            return cache.step
+        if self._replay is not None and self._replay[0] is cache:
+            return self._replay[1]
+        cache.step = self._graphs.step(list(cache.held(cache.capacity).values()), self._logits.memory, cache.pool)
+        if cache.step is not None:
+            return cache.step
+        self._replay = cache, self._pass_of_one(cache)
+        return self._replay[1]
+
+    def _pass_of_one(self, cache: KVCache) -> Step:
+        """A step by the graphs, with tensors that stay where they are from token to token."""
+        take, stream, positions, embed = self._pool.take, self._stream, self._positions, self._embedder.embed
+        ids, position = take("step ids", (1,), self._embedder.ids_dtype), take("step position", (1,), positions.dtype)
+        embedding = take("step embedding", (1, self._hidden_size), self._dtype)
+        new = cache.room(1, self._pool, "step rows")
+        run = self._graphs.bind("decoder", self._tensors(cache, embedding, position, new, cache.capacity), replay=True)
+
+        def step(token: int, length: int) -> None:
+            stream.upload(np.array([token]), ids)
+            stream.copy(rows(positions, length, length + 1), position)
+            embed(ids, embedding)
+            run()
+            if not self._graphs.in_place:
+                cache.append(new)
+
+        return step
+
+    def _tensors(
+        self, cache: KVCache, embeddings: DeviceArray, positions: DeviceArray, new: dict[str, DeviceArray], length: int
+    ) -> dict[str, DeviceArray]:
+        return {
+            "embeddings": embeddings,
+            "positions": positions,
+            **cache.held(length),
+            "logits": self._logits.memory,
+            **new,
+        }
+
+    def _take_back(self, cache: KVCache) -> None:
+        """Keeps a released cache for the next sequence, in the place of another."""
+        for other in self._free:
+            self._forget(other)
+        self._free = [cache]
+
+    def _forget(self, cache: KVCache) -> None:
+        """Drops a recording of a cache whose memory goes."""
+        if self._replay is not None and self._replay[0] is cache:
+            self._replay = None
+
+    def _new_logits(self) -> DeviceLogits:
+        (vocabulary,) = self._spec.outputs[0].shape
+        logits = self._pool.take("logits", (int(vocabulary),), np.float32)
+        return DeviceLogits(logits, self._pool.take("greatest", (8,), np.uint8), self._stream)
+
+
+def _too_small(positions: int, capacity: int) -> TangoError:
+    return TangoError(
+        f"prompt and answer may take {positions} positions, the decoder's engine holds {capacity}",
+        "ask for fewer (--max-new-tokens, --retention-ratio), or build it larger: tango build BUNDLE --context",
+    )
+
+
+def _rounded(positions: int) -> int:
+    return -(-positions // _POSITIONS) * _POSITIONS
+
+
+def _aligned_below(most: int, row: int) -> int:
+    """The largest number of rows of so many bytes, up to ``most``, after which a tensor may begin."""
+    step = ALIGNMENT // math.gcd(ALIGNMENT, row)
+    return most // step * step or most

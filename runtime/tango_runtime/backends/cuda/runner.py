@@ -1,0 +1,71 @@
+"""What runs a bundle's graphs on a GPU: the protocol between the CUDA backend and ONNX Runtime or TensorRT."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+from tango_plugins.device_array import DeviceArray
+from tango_runtime.backends.cuda.device import Pool
+from tango_runtime.bundle import GraphName
+
+Run = Callable[[], None]
+
+#: Puts one token of a sequence on the stream, given its id and its position: fills the logits and the cache's row.
+Step = Callable[[int, int], None]
+
+
+class GraphRunner(Protocol):
+    """Runs the bundle's graphs on tensors in device memory."""
+
+    @property
+    def description(self) -> str:
+        """The backend, in one line."""
+
+    @property
+    def frames_at_once(self) -> int | None:
+        """Most frames of one pass; None for all."""
+
+    @property
+    def tokens_at_once(self) -> int:
+        """Most tokens of one pass of the decoder or the embedding."""
+
+    @property
+    def capacity(self) -> int | None:
+        """Positions of every key/value cache, where the runner fixes them."""
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the decoder itself puts new rows into the cache."""
+
+    def dtype(self, graph: GraphName, tensor: str) -> str:
+        """The dtype that it takes for a tensor, by NumPy's name: TensorRT 8 has int32 where the graph has int64."""
+
+    def bind(self, graph: GraphName, tensors: Mapping[str, DeviceArray], *, replay: bool = False) -> Run:
+        """Prepares a graph to read and write these tensors.
+
+        Args:
+            graph: Which.
+            tensors: Its inputs and outputs.
+            replay: The same tensors will be run many times. One such binding of a graph is in use at a time, and its
+                inputs must be valid already: it may be run while it is made.
+
+        Returns:
+            A function that puts one run on the stream. Without ``replay`` it lasts until the graph is bound again.
+
+        Raises:
+            TangoError: The shapes are outside of what the runner was built for. The function raises it too, where a
+                run fails.
+        """
+
+    def step(self, cache: Sequence[DeviceArray], logits: DeviceArray, pool: Pool) -> Step | None:
+        """A decode step that is more than a pass of the graphs over one token; None where there is none.
+
+        Args:
+            cache: Keys and values of each layer in turn, [heads, capacity, head_dim] each.
+            logits: fp32 [vocabulary], to be filled.
+            pool: Gives the memory that it needs, for as long as the cache lives.
+
+        Raises:
+            TangoError: There is one, but not for this bundle or machine.
+        """

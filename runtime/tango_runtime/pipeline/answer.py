@@ -1,0 +1,79 @@
+"""An answer, and the stream that it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+#: Why an answer ended: a stop token, ``max_new_tokens``, or the end of the bundle's context.
+Finish = Literal["stop", "length", "context"]
+
+
+@dataclass
+class Answer:
+    """An answer and what it was read from; complete when its stream has ended.
+
+    Attributes:
+        question: As asked.
+        retention_ratio: Fraction of the video tokens to be kept, None where nothing was pruned.
+        text: The answer.
+        ids: Its token ids, without a stop token.
+        finish: Why it ended.
+        kept: Video tokens that the decoder saw, K.
+        total: Video tokens that the vision graph gave, F·L.
+        prompt_tokens: Positions of the prompt, video tokens included.
+        stages: Milliseconds of each stage, in order: ``video`` (decoding and resizing), ``vision``, ``prune`` (unless
+            every token is kept), ``prefill`` (up to the first token), ``decode`` (all later tokens). Of a session,
+            only the first answer has the first three.
+        indices: [K] int32, flat index f·L + l of each kept token.
+        merged: [K] bool, True for a merged context token, False for one kept as it is.
+        segments: [S, 2] int32, first frame and one past the last.
+        frames: [F, H, W, 3] uint8, as the vision graph took them. Where that is a GPU, the memory is pinned, and stays
+            pinned as long as the array or a view of it is kept.
+        seconds: [F] fp32, time of each frame.
+        salience: [F, L] fp32.
+        aspect: Width over height of the source's frames.
+    """
+
+    question: str
+    retention_ratio: float | None
+    text: str = ""
+    ids: list[int] = field(default_factory=list)
+    finish: Finish = "length"
+    kept: int = 0
+    total: int = 0
+    prompt_tokens: int = 0
+    stages: dict[str, float] = field(default_factory=dict)
+    indices: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
+    merged: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
+    segments: NDArray[np.int32] = field(default_factory=lambda: np.zeros((0, 2), np.int32))
+    frames: NDArray[np.uint8] = field(default_factory=lambda: np.zeros((0, 0, 0, 3), np.uint8))
+    seconds: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+    salience: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    aspect: float = 1.0
+
+    @property
+    def first_token_ms(self) -> float:
+        """Milliseconds from the first frame, or for a later question from the question, to the first token."""
+        return sum(ms for name, ms in self.stages.items() if name != "decode")
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens a second while decoding; 0 where there was one token or none."""
+        decode = self.stages.get("decode", 0.0)
+        return 1e3 * max(len(self.ids) - 1, 0) / decode if decode else 0.0
+
+
+class AnswerStream(Iterator[str]):
+    """Pieces of an answer's text as they come; :attr:`answer` fills up on the way."""
+
+    def __init__(self, answer: Answer, pieces: Iterator[str]) -> None:
+        self.answer = answer
+        self._pieces = pieces
+
+    def __next__(self) -> str:
+        return next(self._pieces)

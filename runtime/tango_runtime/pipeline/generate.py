@@ -1,0 +1,187 @@
+"""The decode loop: text after the start of a prompt → the tokens of an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tango_plugins import TangoError
+from tango_runtime.backends.base import Backend, KVCache, Tensor
+from tango_runtime.bundle import Manifest
+from tango_runtime.pipeline.answer import Finish
+from tango_runtime.pipeline.sampling import Logits, Sampler
+from tango_runtime.pipeline.timer import StageTimer
+
+
+class PromptCache:
+    """The start of a prompt in a key/value cache of its own, and the text that follows it at the moment.
+
+    Texts replace one another: only what differs from the text before is computed. The start is computed together with
+    the first text, in one pass.
+
+    Args:
+        backend: Runs the decoder.
+        pieces: Embeddings of the start. They must last until the first call of :meth:`prefill` or :meth:`logits`.
+        ids: Token ids that end the start: they are embedded together with the first text.
+        length: Positions of the start, of pieces and ids.
+        context: Most positions of a sequence.
+
+    Attributes:
+        length: Positions of the start.
+    """
+
+    def __init__(
+        self, backend: Backend, pieces: Sequence[Tensor], ids: Sequence[int], length: int, context: int
+    ) -> None:
+        self.length = length
+        self._backend, self._context = backend, context
+        self._pieces: Sequence[Tensor] | None = pieces
+        self._ids = ids
+        self._cache: KVCache | None = None
+        self._text: list[int] = []
+
+    def reserve(self, text: int) -> None:
+        """Makes room for a text of so many tokens, answer included, as far as the context goes.
+
+        Raises:
+            TangoError: There is no memory for it, or the backend's caches are smaller.
+        """
+        positions = min(self.length + text, self._context)
+        if self._cache is None:
+            self._cache = self._backend.new_cache(positions)
+        else:
+            self._backend.reserve(self._cache, positions)
+
+    def prefill(self) -> None:
+        """Computes the start by itself, if that has not been done."""
+        if self._pieces is not None and self.length:
+            self._first_pass([])
+
+    def logits(self, text: Sequence[int]) -> Logits:
+        """Logits [vocabulary] of the token that follows the start and a text.
+
+        The text may be empty in the first call only.
+
+        Raises:
+            TangoError: They do not fit into the context or the memory.
+        """
+        if self._pieces is not None:
+            return self._first_pass(text)
+        assert self._cache is not None
+        same = min(_common(self._text, text), len(text) - 1)
+        if same < len(self._text):
+            self._backend.rewind(self._cache, self.length + same)
+            self._text = list(text[:same])
+        rest = text[same:]
+        if len(rest) == 1:
+            logits = self._backend.decode(self._cache, rest[0])
+        else:
+            logits = self._backend.extend(self._cache, [self._embed(rest)])
+        self._text = list(text)  # after a pass that fails, the cache and this are as before
+        return logits
+
+    def close(self) -> None:
+        """Gives the cache back to the backend."""
+        if self._cache is not None:
+            self._cache.release()
+        self._cache = self._pieces = None
+
+    def _first_pass(self, text: Sequence[int]) -> Logits:
+        assert self._pieces is not None
+        if self._cache is None:
+            self.reserve(len(text))
+        assert self._cache is not None
+        ids = [*self._ids, *text]
+        pieces = [*self._pieces, self._embed(ids)] if ids else self._pieces
+        logits = self._backend.extend(self._cache, pieces)
+        self._pieces, self._text = None, list(text)
+        return logits
+
+    def _embed(self, ids: Sequence[int]) -> Tensor:
+        return self._backend.embed(np.array(ids, np.int64))
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Where an answer ends.
+
+    Attributes:
+        max_new_tokens: Most tokens of the answer, at least 1.
+        context: Most positions, prompt and answer together.
+        stop: Token ids that end it.
+    """
+
+    max_new_tokens: int
+    context: int
+    stop: frozenset[int]
+
+    @classmethod
+    def of(cls, manifest: Manifest, max_new_tokens: int) -> Limits:
+        """A bundle's limits.
+
+        Raises:
+            TangoError: ``max_new_tokens`` is below 1.
+        """
+        if max_new_tokens < 1:
+            raise TangoError(f"max_new_tokens is {max_new_tokens}", "ask for at least one, --max-new-tokens 1")
+        return cls(max_new_tokens, manifest.decoder.context, frozenset(manifest.prompt.stop))
+
+    def require_room(self, prompt_tokens: int, video_tokens: int) -> None:
+        """Refuses a prompt after which no token of an answer fits.
+
+        Raises:
+            TangoError: There is no room.
+        """
+        if prompt_tokens >= self.context:
+            raise TangoError(
+                f"the prompt takes {prompt_tokens} tokens, {video_tokens} of them video; "
+                f"the bundle's context is {self.context}",
+                "keep fewer tokens (--retention-ratio, --frames), ask less, or export with a larger --context",
+            )
+
+
+def decode_loop(
+    prompt: PromptCache, text: Sequence[int], sampler: Sampler, limits: Limits, ids: list[int], timer: StageTimer
+) -> Generator[int, None, Finish]:
+    """Generates an answer, token by token.
+
+    Args:
+        prompt: The start of the prompt.
+        text: Token ids that follow it, up to where the answer begins.
+        sampler: Draws tokens from logits.
+        limits: Where the answer ends.
+        ids: Filled with the answer's token ids, without a stop token.
+        timer: Measures ``prefill`` (up to the first token) and ``decode`` (all later ones).
+
+    Yields:
+        Each id as it is decoded. The next is computed when it is asked for; until then, other texts may use the prompt.
+
+    Returns:
+        Why the answer ended.
+
+    Raises:
+        TangoError: The logits are not finite, or the backend failed.
+    """
+    prompt.reserve(len(text) + limits.max_new_tokens)
+    with timer.measure("prefill"):
+        token = sampler(prompt.logits(text))
+    timer.read().setdefault("decode", 0.0)  # present even where one token is all there is
+    while token not in limits.stop:
+        ids.append(token)
+        yield token
+        if len(ids) == limits.max_new_tokens:
+            return "length"
+        if prompt.length + len(text) + len(ids) == limits.context:
+            return "context"
+        with timer.measure_on_host("decode"):
+            token = sampler(prompt.logits([*text, *ids]))
+    return "stop"
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many ids two texts have in common at their beginning."""
+    if other[: len(one)] == one:  # as in every step of an answer
+        return len(one)
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))

@@ -1,0 +1,276 @@
+"""One video, seen once, and any number of questions about it."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tango_plugins import PruneParams, TangoError
+from tango_runtime.backends.base import Backend, PrunedTokens, Tensor, Trace
+from tango_runtime.bundle import Manifest
+from tango_runtime.pipeline.answer import Answer, AnswerStream
+from tango_runtime.pipeline.generate import Limits, PromptCache, decode_loop
+from tango_runtime.pipeline.prompt import Prompt
+from tango_runtime.pipeline.sampling import Sampler
+from tango_runtime.pipeline.timer import StageTimer
+from tango_runtime.util.console import OnProgress
+from tango_runtime.video import TimedFrame
+from tango_runtime.video.preprocess import preprocess
+
+
+@dataclass(frozen=True)
+class VideoRequest:
+    """A video, checked and ready to be seen once.
+
+    Attributes:
+        timed: Its sampled frames, read to the end.
+        frames: How many they are, F.
+        params: The operator's parameters, None to keep every token.
+        on_progress: Called with the number of frames that the vision graph has done.
+    """
+
+    timed: Iterator[TimedFrame]
+    frames: int
+    params: PruneParams | None
+    on_progress: OnProgress
+
+    @property
+    def retention_ratio(self) -> float | None:
+        """Fraction of the video tokens to be kept, None where nothing is pruned."""
+        return self.params.retention_ratio if self.params else None
+
+
+class Session:
+    """Questions about one video, which was decoded, encoded and pruned once.
+
+    A question costs its own tokens: the video's are in the session's key/value cache. Sessions of one ``VideoLLM`` may
+    be used in turns, from one thread. Made by :meth:`tango_runtime.VideoLLM.session`; a context manager.
+
+    Attributes:
+        kept: Video tokens that the decoder sees, K.
+        total: Video tokens that the vision graph gave, F·L.
+        frames: [F, H, W, 3] uint8, as the vision graph took them.
+        seconds: [F] fp32, time of each frame.
+        aspect: Width over height of the source's frames.
+    """
+
+    def __init__(self, backend: Backend, manifest: Manifest, prompt: Prompt, request: VideoRequest) -> None:
+        self._backend, self._manifest, self._prompt = backend, manifest, prompt
+        self._retention_ratio = request.retention_ratio
+        self.aspect = 1.0
+        self._timer = StageTimer(backend)  # read with the first answer: until then nothing waits
+        with self._timer.measure_on_host("video"):
+            buffer = backend.frame_buffer(request.frames, manifest.video.size)
+            self.frames, self.seconds = preprocess(self._noting_aspect(request.timed), manifest.video.size[0], buffer)
+        with self._timer.measure("vision"):
+            features, self._salience = backend.vision(self.frames, request.on_progress)
+        self.total = manifest.video.total_tokens(request.frames)
+        if request.params is None:
+            self._pruned = _all_tokens(backend.flatten(features), self.total)
+        else:
+            with self._timer.measure("prune"):
+                self._pruned = backend.prune(features, self._salience, self.seconds, request.params)
+        self.kept = self._pruned.count
+        self._answered = self._closed = False
+        self._before: NDArray[np.int64] | None = None
+        self._cache: PromptCache | None = None
+        self._trace: tuple[Trace, NDArray[np.float32]] | None = None
+        self._turns: list[tuple[str, list[int]]] = []  # messages of the chat, and the ids of their answers
+        self._chat_ids: list[int] = []  # all text of the chat
+
+    def ask(
+        self,
+        question: str,
+        *,
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+    ) -> Answer:
+        """Answers a question, independent of all others; arguments and errors are those of :meth:`stream`."""
+        return finished(
+            self.stream(question, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
+        )
+
+    def chat(
+        self,
+        message: str,
+        *,
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+    ) -> Answer:
+        """Continues the chat: the decoder sees all its earlier messages and answers, too.
+
+        Arguments and errors are those of :meth:`stream`.
+        """
+        return finished(
+            self.stream(
+                message, chat=True, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed
+            )
+        )
+
+    def stream(
+        self,
+        question: str,
+        *,
+        chat: bool = False,
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+    ) -> AnswerStream:
+        """Answers a question, piece by piece.
+
+        Args:
+            question: Plain text.
+            chat: Continue the chat. The message counts as part of it when its answer has been read to the end.
+            max_new_tokens: Most tokens of the answer.
+            temperature: 0 is greedy.
+            top_p: Nucleus of the sampling.
+            seed: Seed of the sampling.
+
+        Raises:
+            TangoError: An argument is out of range, the question holds a special token, the prompt is longer than the
+                bundle's context, or the session is closed.
+        """
+        limits, sampler = Limits.of(self._manifest, max_new_tokens), Sampler(temperature, top_p, seed)
+        before, text = self._encode(question, chat)
+        answer = self.new_answer(question)
+        limits.require_room(self._open(before).length + len(text), self.kept)
+        return AnswerStream(answer, self.answer_into(answer, before, text, sampler, limits, chat=chat))
+
+    def new_answer(self, question: str) -> Answer:
+        """An answer to be filled by :meth:`answer_into`."""
+        return Answer(question, self._retention_ratio, total=self.total)
+
+    def answer_into(
+        self,
+        answer: Answer,
+        before: NDArray[np.int64],
+        text: Sequence[int],
+        sampler: Sampler,
+        limits: Limits,
+        *,
+        chat: bool = False,
+    ) -> Iterator[str]:
+        """Fills an answer; gives pieces of its text as they come.
+
+        Args:
+            answer: Filled.
+            before: Token ids before the video.
+            text: Token ids after it, up to where the answer begins.
+            sampler: Draws tokens.
+            limits: Where the answer ends.
+            chat: The text continues the chat.
+
+        Raises:
+            TangoError: As :meth:`stream`.
+        """
+        cache = self._open(before)
+        limits.require_room(cache.length + len(text), self.kept)
+        for piece in self._prompt.stream(self._generate(answer, cache, text, sampler, limits)):
+            answer.text += piece
+            yield piece
+        if chat:
+            self._turns.append((answer.question, list(answer.ids)))
+            self._chat_ids = [*text, *answer.ids]
+
+    @property
+    def stages(self) -> dict[str, float]:
+        """Milliseconds of ``video``, ``vision`` and ``prune``; waits until they are done."""
+        return {stage: ms for stage, ms in self._timer.read().items() if stage in ("video", "vision", "prune")}
+
+    @property
+    def history(self) -> tuple[tuple[str, str], ...]:
+        """The chat so far: messages with their answers."""
+        return tuple((message, self._prompt.decode(ids)) for message, ids in self._turns)
+
+    def settle(self) -> None:
+        """Takes what it still needs of the backend's shared tensors, before another video overwrites them."""
+        if self._closed:
+            return
+        self._open(self._prompt.encode("?")[0] if self._before is None else self._before).prefill()
+        self._read_trace()
+
+    def close(self) -> None:
+        """Gives the key/value cache back; further questions are errors."""
+        if self._cache is not None:
+            self._cache.close()
+        self._cache, self._closed = None, True
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _generate(
+        self, answer: Answer, cache: PromptCache, text: Sequence[int], sampler: Sampler, limits: Limits
+    ) -> Iterator[int]:
+        """Runs the decode loop; gives the answer's ids one by one, up to a stop token."""
+        timer = StageTimer(self._backend) if self._answered else self._timer
+        self._answered = True
+        answer.stages, answer.kept = timer.stages, self.kept
+        answer.frames, answer.seconds, answer.aspect = self.frames, self.seconds, self.aspect
+        answer.prompt_tokens = cache.length + len(text)
+        answer.finish = yield from decode_loop(cache, text, sampler, limits, answer.ids, timer)
+        trace, answer.salience = self._read_trace()
+        answer.indices, answer.merged, answer.segments = trace.indices, trace.merged, trace.segments
+
+    def _encode(self, question: str, chat: bool) -> tuple[NDArray[np.int64], list[int]]:
+        """Token ids before the video and after it."""
+        before, after = self._prompt.encode(question)
+        if not (chat and self._turns):
+            return before, after.tolist()
+        messages = [message for message, _ in self._turns]
+        return before, [*self._chat_ids, *self._prompt.follow_up([*messages, question]).tolist()]
+
+    def _open(self, before: NDArray[np.int64]) -> PromptCache:
+        """The cache of what all questions share: the text before the video, and the video."""
+        if self._closed:
+            raise TangoError("the session is closed", "open another: llm.session(video)")
+        if self._before is not None and not np.array_equal(self._before, before):
+            raise TangoError(
+                "the chat template writes the question before the video",
+                "a session needs the video first: ask each question with generate",
+            )
+        if self._cache is None:
+            self._before, newline = before, self._manifest.prompt.after_video
+            pieces = [self._backend.embed(before), self._pruned.tokens]
+            length = len(before) + self.kept + len(newline)
+            self._cache = PromptCache(self._backend, pieces, newline, length, self._manifest.decoder.context)
+            weakref.finalize(self, self._cache.close).atexit = False
+        return self._cache
+
+    def _read_trace(self) -> tuple[Trace, NDArray[np.float32]]:
+        """What a report needs of the pruning, on the host; no token of an answer waits for it."""
+        if self._trace is None:
+            self._trace = self._pruned.trace(), self._backend.to_host(self._salience)
+        return self._trace
+
+    def _noting_aspect(self, timed: Iterator[TimedFrame]) -> Iterator[TimedFrame]:
+        for seconds, frame in timed:
+            self.aspect = frame.shape[1] / frame.shape[0]
+            yield seconds, frame
+
+
+def _all_tokens(tokens: Tensor, total: int) -> PrunedTokens:
+    """What is kept when nothing is pruned."""
+    trace = Trace(np.arange(total, dtype=np.int32), np.zeros(total, np.bool_), np.zeros((0, 2), np.int32))
+    return PrunedTokens(tokens, total, lambda: trace)
+
+
+def finished(stream: AnswerStream) -> Answer:
+    """The answer of a stream, read to its end."""
+    for _ in stream:
+        pass
+    return stream.answer
