@@ -43,7 +43,7 @@ class Checkpoint:
         rename: The canonical name of a tensor on disk, or None to leave it out.
 
     Raises:
-        TangoError: The folder, a file or a shard is missing or cut, or two tensors bear one canonical name.
+        TangoError: The folder, a file or a shard is missing or cut, or two tensors have one canonical name.
     """
 
     def __init__(self, folder: Path, rename: Rename) -> None:
@@ -101,18 +101,18 @@ class Checkpoint:
         for name in self._where:
             if name not in expected:
                 raise TangoError(
-                    f"{self.folder} holds a tensor that this family does not know: {self.stored_name(name)}",
-                    "is it a fine-tune that adds modules? tango-export refuses rather than leave weights out",
+                    f"{self.folder} has a tensor that this family does not know: {self.stored_name(name)}",
+                    "is it a fine-tune that adds modules? tango-export leaves no weights out",
                 )
         absent = [name for name in expected if name not in self._where]
         if absent:
             more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
-            raise TangoError(f"{self.folder} lacks the weight {self.stored_name(absent[0])}{more}", _DOWNLOAD_AGAIN)
+            raise TangoError(f"{self.folder} is missing the weight {self.stored_name(absent[0])}{more}", _DOWNLOAD_AGAIN)
         for name, stored in self._where.items():
             if stored.shape != expected[name]:
                 raise TangoError(
                     f"{self.folder}: {stored.name} has shape {list(stored.shape)}, "
-                    f"its config.json asks for {list(expected[name])}",
+                    f"its config.json says {list(expected[name])}",
                     "config.json and weights are not of the same checkpoint; " + _DOWNLOAD_AGAIN,
                 )
             if stored.dtype not in _READ:
@@ -129,7 +129,7 @@ def read_json(file: Path) -> dict[str, Any]:
         TangoError: The file is missing or no JSON object.
     """
     if not file.is_file():
-        raise TangoError(f"{file.parent} holds no {file.name}", "name a folder in the format of the Hugging Face hub")
+        raise TangoError(f"{file.parent} has no {file.name}", "name a folder in the format of the Hugging Face hub")
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
@@ -151,10 +151,10 @@ def _shard_files(folder: Path) -> list[Path]:
     else:
         files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise TangoError(f"{folder} holds no safetensors file", "checkpoints in other formats are not read")
+        raise TangoError(f"{folder} has no safetensors file", "checkpoints in other formats are not read")
     for file in files:
         if not file.is_file():
-            raise TangoError(f"{folder} lacks the shard {file.name}, which its index lists", _DOWNLOAD_AGAIN)
+            raise TangoError(f"{folder} is missing the shard {file.name}, which its index lists", _DOWNLOAD_AGAIN)
     return files
 
 

@@ -27,7 +27,7 @@ def read_tokenizer(folder: Path) -> tuple[str, Tokenizer]:
     download = "download tokenizer.json with the checkpoint"
     # transformers makes an empty tokenizer of no files at all
     if not file.is_file() and not all((folder / name).is_file() for name in ("vocab.json", "merges.txt")):
-        raise TangoError(f"{folder} holds no tokenizer.json", download)
+        raise TangoError(f"{folder} has no tokenizer.json", download)
     try:
         text = file.read_text(encoding="utf-8") if file.is_file() else _converted(folder)
         return text, Tokenizer.from_str(text)

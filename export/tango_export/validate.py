@@ -28,7 +28,7 @@ MIN_COSINE, MAX_NORM_ERROR = 0.999, 0.01
 
 _FRAMES, _PROMPT, _STEPS = 3, 48, 4
 
-#: Positions of the cache behind the last.
+#: Positions of the cache after the last.
 _SPARE = 5
 
 Array = NDArray[Any]

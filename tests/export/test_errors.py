@@ -175,7 +175,7 @@ def test_pooling_head_of_another_siglip(desk):
 def test_missing_weight(desk):
     edit_weights(desk.llava, lambda w: w.pop(DOWN))
     error, _ = desk.refused()
-    assert "lacks the weight" in error
+    assert "is missing the weight" in error
     assert "layers.1.mlp.down_proj.weight" in error
 
 
@@ -233,7 +233,7 @@ def test_cut_siglip(desk):
 
 def test_no_weights(desk):
     (desk.llava / "model.safetensors").unlink()
-    assert "llava holds no safetensors file" in desk.refused()[0]
+    assert "llava has no safetensors file" in desk.refused()[0]
 
 
 @pytest.fixture

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import onnx
@@ -141,3 +143,22 @@ def test_a_graph_that_is_none_is_named(bundle, tmp_path, capsys, graph):
 def test_no_bundle(tmp_path, capsys):
     assert main(["validate", str(tmp_path / "away")]) == 2
     assert str(tmp_path / "away") in capsys.readouterr().err
+
+
+def test_an_export_without_torch_says_what_was_left_out(checkpoint, tmp_path):
+    llava, siglip = checkpoint()
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(('torch', 'transformers', 'onnxruntime')));"
+        "from tango_runtime.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    )
+    arguments = ["--checkpoint", llava, "--salience-checkpoint", siglip, "--output", tmp_path / "out"]
+    command = [sys.executable, "-c", code, "export", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "left out: it needs torch and transformers and onnxruntime" in done.stderr.splitlines()[-1]
+    assert "pip install 'tango-edge[validate]'" in done.stderr.splitlines()[-1]
+    done = subprocess.run(
+        [*command[:3], "validate", str(tmp_path / "out")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "pip install 'tango-edge[validate]'" in done.stderr.splitlines()[-1]

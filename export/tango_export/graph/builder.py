@@ -216,7 +216,7 @@ class GraphBuilder:
         return self._new(name)
 
     def output(self, value: str, name: str, dtype: DType, *shape: int | str, first: bool = False) -> None:
-        """Makes a value an output under another name, behind the other outputs or before them."""
+        """Makes a value an output under another name, after the other outputs or before them."""
         self._renamed[value] = name
         self._outputs.insert(0 if first else len(self._outputs), TensorSpec(name, dtype, shape))
 

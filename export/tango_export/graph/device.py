@@ -1,14 +1,14 @@
 """The device form: for ONNX Runtime's CUDA provider, in its fused operators and in those of the CUDA library.
 
-Of the library's operators (domain ``tango``; plugins/tango_plugins/native/adapters) a graph says what they compute, as
-ONNX functions, so that it also runs where the library is not: on a CPU, where `tango validate` compares it.
+A graph defines the library's operators (domain ``tango``; plugins/tango_plugins/native/adapters) as ONNX functions. So it
+also runs without the library: on a CPU, where `tango validate` compares it.
 
 What the portable form computes in fp32 stays there, inside of the operators: scores and softmax, the sums of the norms
 (before microsoft/onnxruntime#28682 only in the strict mode that the runtime asks for), and the rotation. New in fp16
 are the rotated query, its cosines and sines, and the norms' weights. What each function takes and returns: `Form`.
 
 Inside of a decoder there is a batch of one sequence. Its cache grows in place: past and present rows are the same
-memory, of fixed capacity P, and what lies behind the sequence does not count.
+memory, of fixed capacity P, and rows after the sequence do not count.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def swiglu(g: GraphBuilder, name: str, gate: str, up: str) -> str:
 def attention(
     g: GraphBuilder, name: str, query: Biased, key: Biased, value: Biased, tokens: int, heads: int, head_dim: int
 ) -> Biased:
-    """Of the three biases only the query's is added.
+    """Adds only the query's bias.
 
     <q, k + b> = <q, k> + <q, b>: the last term is the same for every key of a query and leaves the softmax as it is.
     The softmax's weights sum to 1, so Σ w·(v + b) = Σ w·v + b: the value's bias is left to the next layer.
@@ -139,7 +139,7 @@ def _function(name: str, inputs: Sequence[str], outputs: Sequence[str], *nodes: 
 
 
 def _grouped_query_attention() -> NodeProto:
-    """ONNX Runtime's attention of grouped queries over a cache, with the heads of the function that it stands in."""
+    """ONNX Runtime's attention of grouped queries over a cache, with the heads of the enclosing function."""
     inputs = ["biased", "", "", "past_key", "past_value", "last", "total", "cosines", "sines"]
     node = helper.make_node(
         "GroupQueryAttention", inputs, ["mixed", "present_key", "present_value"], domain=_ORT, do_rotary=1

@@ -17,7 +17,7 @@ from tango_plugins import PruneParams, TangoError, op
 from tango_runtime.bundle import WEIGHT_ALIGNMENT, GraphSpec, Runtime, TensorSpec, WeightSpec
 from tango_runtime.util.console import OnProgress
 
-#: Rows that are converted at once: a transposed copy of so many stays in the processor's cache.
+#: Rows that are converted at once: their transposed copy fits the processor's cache.
 _ROWS = 128
 
 
@@ -51,7 +51,7 @@ def write_portable(graph: Graph, read: Read, folder: Path, on_progress: OnProgre
 def write_device(graph: Graph, portable: GraphSpec, read: Read, folder: Path) -> GraphSpec:
     """Writes the device form of a graph, on the data file of its portable form.
 
-    The weights that both have in one dtype are inputs, behind the others: the runtime brings them to the device, faster
+    The weights that both have in one dtype are inputs, after the others: the runtime brings them to the device, faster
     than an engine would, and keeps one copy for this graph and for the kernel that decodes. The few that only this form
     has are stored in its own file.
 

@@ -5,7 +5,7 @@ What each function takes and returns: :class:`tango_export.graph.builder.Form`.
 fp16 stays finite here. The query is scaled before the scores, and scores, softmax, rotation and norms are in fp32: with
 Qwen2's key biases of ±150 and residual channels of 1e4 they would overflow.
 
-What TensorRT's parser wants (onnx-tensorrt, release/8.6-GA, builtin_op_importers.cpp; 10.1 refuses none of it):
+What TensorRT's parser wants (onnx-tensorrt, release/8.6-GA, builtin_op_importers.cpp; 10.1 accepts all of it):
 
 - Sizes that the configuration knows are numbers: only F, N and P are read from tensors.
 - uint8 is an input that a cast reads, and nothing else. Up to 8.6 int64 becomes int32, so no integer may exceed it.
@@ -95,7 +95,7 @@ def constant_matmul(g: GraphBuilder, name: str, weight: str, x: str) -> str:
 
 
 def start_decoder(g: GraphBuilder, width: int, cache: CacheShape) -> tuple[str, Positions]:
-    """The cache may be longer than what it holds: key j counts only where j < positions[0]. So one graph serves prefill
+    """The cache may be longer than its rows: key j counts only where j < positions[0]. So one graph serves prefill
     (an empty cache) and decoding (a cache of fixed capacity)."""
     embeddings = g.input("embeddings", g.dtype, "N", width)
     positions = g.input("positions", "int64", "N")
@@ -110,7 +110,7 @@ def cached_attention(
 ) -> str:
     heads, kv_heads, head_dim = cache.heads, cache.kv_heads, cache.head_dim
     cos, sin, mask = positions
-    rotary = heads + kv_heads  # the heads of query and key; the value's stand after them
+    rotary = heads + kv_heads  # the heads of query and key; the value's follow
     packed = g.reshape(add_bias(g, qkv), f"{name}.heads", -1, rotary + kv_heads, head_dim)
     rotated = _rotate(g, name, g.slice(packed, f"{name}.query_key", axis=1, end=rotary), cos, sin, head_dim)
     value = g.node(
@@ -199,7 +199,7 @@ def _causal_mask(g: GraphBuilder, positions: str) -> str:
     new = g.node("Add", [g.node("Sub", [slots, cached], "mask.offset"), begin], "mask.new_positions")
     in_cache = g.node("Less", [slots, cached], "mask.in_cache")
     filled = g.node("Less", [slots, begin], "mask.filled")
-    never = g.constant(np.iinfo(np.int32).max)  # the position of a slot that holds nothing
+    never = g.constant(np.iinfo(np.int32).max)  # the position of an empty slot
     old = g.node("Where", [filled, slots, never], "mask.old_positions")
     keys = g.node("Where", [in_cache, old, new], "mask.keys")
     later = g.node("Greater", [keys, g.node("Unsqueeze", [positions, g.constant([1])], "mask.queries")], "mask.later")

@@ -145,7 +145,7 @@ def _check(args: argparse.Namespace) -> None:
     if args.json and args.json.is_dir():
         raise TangoError(f"{args.json} is a folder", "name a file in it")
     if args.compare_torch is not None and not (find_spec("torch") and find_spec("transformers")):
-        raise TangoError("--compare-torch needs torch and transformers", "pip install 'tango-edge[export]'")
+        raise TangoError("--compare-torch needs torch and transformers", "pip install 'tango-edge[validate]'")
 
 
 def _cases(args: argparse.Namespace, bundle: Bundle) -> list[Case]:

@@ -48,7 +48,7 @@ _COMMANDS = {
     "plan": _Entry("tango_runtime.cli.plan:PLAN", "cpu", "say whether a model fits a device, and about how fast"),
     "bench": _Entry("tango_runtime.cli.bench:BENCH", "cpu", "measure how fast a bundle is here, and its memory"),
     "export": _Entry("tango_export.cli:EXPORT", "export", "make a bundle of a checkpoint (also: tango-export)"),
-    "validate": _Entry("tango_export.cli:VALIDATE", "export", "compare a bundle with the original model"),
+    "validate": _Entry("tango_export.cli:VALIDATE", "validate", "compare a bundle with the original model"),
     "calibrate": _Entry(
         "tango_calibration.cli.calibrate:CALIBRATE", "calibration", "make a quantised bundle of a bundle"
     ),

@@ -55,12 +55,14 @@ def test_precision_of_each_graph(inspect):
     assert all(text in out for text in ("int8", "5 clips", "2 excluded", "float16"))
 
 
-def test_fused_graphs_are_told_and_counted(inspect):
+def test_device_graphs_are_listed_and_counted(inspect):
     manifest = inspect.bundle.manifest
+    portable = {name: replace(spec, device=None) for name, spec in manifest.graphs.items()}
+    write_manifest(inspect.bundle.path, replace(manifest, graphs=portable))
     assert "and device" not in inspect()
-    spec, file = manifest.graphs["prune"], inspect.bundle.path / "prune.fused.onnx"
+    spec, file = manifest.graphs["prune"], inspect.bundle.path / "prune.device.onnx"
     file.write_bytes(bytes(7_200_000))
-    graphs = manifest.graphs | {"prune": replace(spec, device=replace(spec, file=file.name))}
+    graphs = portable | {"prune": replace(spec, device=replace(spec, file=file.name))}
     files = manifest.files | {file.name: describe(file)}
     write_manifest(inspect.bundle.path, replace(manifest, graphs=graphs, files=files))
     out = inspect()

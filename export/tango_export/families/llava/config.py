@@ -56,7 +56,7 @@ def read_config(checkpoint: Path, siglip: Path, formats: Formats) -> LlavaConfig
         formats: The family's.
 
     Raises:
-        TangoError: The model is of another kind, or asks for something that the graphs do not do.
+        TangoError: The model is of another kind, or needs something that the graphs do not do.
     """
     data = read_json(checkpoint / "config.json")
     if "mm_vision_tower" in data:

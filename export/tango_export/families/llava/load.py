@@ -132,7 +132,7 @@ def _check_weights(graphs: tuple[Definition, ...], checkpoint: Checkpoint, head:
         shape = expected.pop(name)
         if head.shape(name) != shape:
             raise TangoError(
-                f"{head.folder}: {name} has shape {list(head.shape(name))}, the tower asks for {list(shape)}",
+                f"{head.folder}: {name} has shape {list(head.shape(name))}, the tower needs {list(shape)}",
                 "give the SigLIP that this checkpoint's tower was made from",
             )
     checkpoint.check(expected)
