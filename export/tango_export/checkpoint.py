@@ -107,7 +107,8 @@ class Checkpoint:
         absent = [name for name in expected if name not in self._where]
         if absent:
             more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
-            raise TangoError(f"{self.folder} is missing the weight {self.stored_name(absent[0])}{more}", _DOWNLOAD_AGAIN)
+            first = self.stored_name(absent[0])
+            raise TangoError(f"{self.folder} is missing the weight {first}{more}", _DOWNLOAD_AGAIN)
         for name, stored in self._where.items():
             if stored.shape != expected[name]:
                 raise TangoError(

@@ -1,7 +1,7 @@
 """The device form: for ONNX Runtime's CUDA provider, in its fused operators and in those of the CUDA library.
 
-A graph defines the library's operators (domain ``tango``; plugins/tango_plugins/native/adapters) as ONNX functions. So it
-also runs without the library: on a CPU, where `tango validate` compares it.
+A graph defines the library's operators (domain ``tango``; plugins/tango_plugins/native/adapters) as ONNX functions, so
+that it also runs without the library: on a CPU, where `tango validate` compares it.
 
 What the portable form computes in fp32 stays there, inside of the operators: scores and softmax, the sums of the norms
 (before microsoft/onnxruntime#28682 only in the strict mode that the runtime asks for), and the rotation. New in fp16
