@@ -1,12 +1,12 @@
-"""What quantised bundles cost and save on an engine, beside the bundle that they were made of.
+"""What quantized bundles cost and save on a backend, compared with the bundle that they were made from.
 
     python benchmarks/bench_precision.py fp16 int8 int8-int4 --backend ort-cuda --json results.json
 
-All bundles in one run: milliseconds of the stages, measured as `tango bench` measures them; bytes of the graphs, and of
-the engines where TensorRT runs them; which tokens they keep of generated clips and what they answer, held against the
-first bundle. A bundle that the engine cannot run gets a row that says why. Two tables are printed at the end.
+In one run, for every bundle: times of the stages as in `tango bench`; bytes of the graphs, and of the engines with
+TensorRT; the tokens it keeps of generated clips and its answers, both compared with the first bundle. A bundle that the
+backend cannot run gets a row with the reason. Two tables are printed at the end.
 
-It needs what a device installs, and neither torch nor onnx.
+It needs the packages of a device, and neither torch nor onnx.
 """
 
 from __future__ import annotations
@@ -22,35 +22,35 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tango_calibration.data.dataset import Video, synthetic
-from tango_calibration.evaluation.methods import shared
+from tango_calibration.evaluation.methods import overlap
 from tango_plugins import TangoError
 from tango_runtime import VideoLLM
 from tango_runtime.backends.registry import BACKENDS
 from tango_runtime.bench.conditions import gpu_state, machine
-from tango_runtime.bench.measure import BUDGET, CLIP, MARKED, Bench, Case, Setting, spread
+from tango_runtime.bench.measure import BUDGET, CLIP, EVENT_TIMED, Bench, Case, Setting, spread
 from tango_runtime.bundle import Bundle, GraphName
-from tango_runtime.engines import Machine, find
-from tango_runtime.system.gpu import here
+from tango_runtime.engines import Target, find
+from tango_runtime.engines.target import current_target
+from tango_runtime.system.packages import import_tensorrt
 from tango_runtime.util.console import progress, status
 from tango_runtime.video import sample
 
 STAGES = ("vision", "prune", "prefill", "decode")
-#: What an engine runs; prune has no weights, and is the CUDA library or the reference.
+#: Graphs with weights; prune has none and runs as the CUDA library or the reference.
 GRAPHS: tuple[GraphName, ...] = ("vision", "embed", "decoder")
 
-#: Most questions about a clip, and most tokens of an answer.
-QUESTIONS = 4
-ANSWER = 16
+MAX_QUESTIONS = 4  # about a clip
+MAX_ANSWER_TOKENS = 16
 
 
 @dataclass(frozen=True)
-class Said:
-    """What came of the clips.
+class Outputs:
+    """Kept tokens and answers of all clips.
 
     Attributes:
-        kept: Of each clip, flat indices of the kept tokens, [K] int32.
-        salient: Likewise, of those that were kept as they are.
-        answers: Token ids of each question's answer, greedy; none where it stops at once.
+        kept: Flat indices of each clip's kept tokens, [K] int32.
+        salient: Flat indices of those that are not merged tokens.
+        answers: Token ids of each question's greedy answer; empty if it stops at once.
     """
 
     kept: list[NDArray[np.int32]]
@@ -59,110 +59,106 @@ class Said:
 
 
 def bench(
-    bundles: Sequence[Bundle], engine: str, setting: Setting, videos: Sequence[Video]
+    bundles: Sequence[Bundle], backend: str, setting: Setting, videos: Sequence[Video]
 ) -> Iterator[dict[str, Any]]:
-    """One record per bundle; the first is what the others are held against.
+    """One record per bundle; the others are compared with the first.
 
     Raises:
-        TangoError: The first cannot be run, or another is not of its kind.
+        TangoError: The first cannot run, or another belongs to a different model.
     """
     for bundle in bundles:
         _check_alike(bundles[0], bundle)
-    first: Said | None = None
+    first: Outputs | None = None
     for bundle in bundles:
         record = describe(bundle)
         try:
-            record |= measure(bundle, engine, setting)
-            said = ask(bundle, engine, videos)
+            record |= measure(bundle, backend, setting)
+            outputs = ask(bundle, backend, videos)
         except TangoError as error:
             if first is None:
                 raise
             record["not_run"] = {"error": error.message, "hint": error.hint}
         else:
             if first:
-                record["against_first"] = compare(first, said)
-            first = first or said
+                record["against_first"] = compare(first, outputs)
+            first = first or outputs
         yield record
 
 
 def _check_alike(first: Bundle, other: Bundle) -> None:
-    """Refuses bundles whose tokens or ids do not mean the same."""
+    """Rejects bundles whose tokens or ids mean different things."""
     for name in ("video", "prompt", "prune"):
         if getattr(first.manifest, name) != getattr(other.manifest, name):
             raise TangoError(
                 f"{other.path} and {first.path} differ in {name}",
-                "name the bundle that tango-export made first, then those that tango calibrate made of it",
+                "name the bundle of tango-export first, then those that tango calibrate made from it",
             )
 
 
 def describe(bundle: Bundle) -> dict[str, Any]:
-    """Name, precision of each graph, and bytes of its files as bundle.json lists them, weights and all."""
+    """Name, precision of each graph, and bytes of all its files."""
     manifest = bundle.manifest
     specs = {name: manifest.graphs[name] for name in GRAPHS}
     return {
         "bundle": bundle.path.resolve().name,
         "precision": {n: s.quantization.precision if s.quantization else manifest.dtype for n, s in specs.items()},
-        "graph_bytes": {
-            name: sum(file.size for path, file in manifest.files.items() if path.startswith(spec.files))
-            for name, spec in specs.items()
-        },
+        "graph_bytes": {name: bundle.graph_bytes(name) for name in GRAPHS},
     }
 
 
-def measure(bundle: Bundle, engine: str, setting: Setting) -> dict[str, Any]:
-    """Milliseconds of the pruned chain, and bytes of the engines that ran it."""
-    found = Bench(bundle, engine, setting)
+def measure(bundle: Bundle, backend: str, setting: Setting) -> dict[str, Any]:
+    """Milliseconds of the pruned pipeline, and bytes of the TensorRT engines that ran it."""
+    found = Bench(bundle, backend, setting)
+    clock = f"{', '.join(EVENT_TIMED)} by CUDA events, the rest by the host's"
     edge = bundle.manifest.video.size[0]
     with progress(f"time {bundle.path.name}", setting.warm_up + setting.repeats) as on_progress:
         measured = found.measure(Case(True, edge, edge), on_progress)
     return {
-        "engine": found.description,
+        "backend": found.description,
         "load_ms": round(found.load_ms, 1),
-        "clock": f"{', '.join(MARKED)} by CUDA events, the rest by the host's" if found.on_device else "the host's",
+        "clock": clock if found.on_device else "the host's",
         **{name: getattr(measured, name) for name in ("kept", "total", "prompt_tokens", "device_memory")},
         "milliseconds": {stage: spread(samples) for stage, samples in measured.milliseconds.items()},
-        "engine_bytes": engine_bytes(bundle, _machine()) if engine == "tensorrt" else {},
+        "engine_bytes": engine_bytes(bundle, _target()) if backend == "tensorrt" else {},
     }
 
 
-def engine_bytes(bundle: Bundle, machine: Machine) -> dict[str, int]:
+def engine_bytes(bundle: Bundle, target: Target) -> dict[str, int]:
     """Bytes of the TensorRT engines that this machine loads for a bundle, by graph."""
-    return {graph: find(bundle, graph, machine).sidecar.size for graph in GRAPHS}
+    return {graph: find(bundle, graph, target).sidecar.size for graph in GRAPHS}
 
 
-def _machine() -> Machine:
-    import tensorrt  # late: it is there where it has just run
-
-    return here(tensorrt.__version__)
+def _target() -> Target:
+    return current_target(import_tensorrt().__version__)
 
 
-def ask(bundle: Bundle, engine: str, videos: Sequence[Video]) -> Said:
-    """Asks every question about every clip, through the chain as everybody calls it."""
-    llm, said = VideoLLM(bundle, engine), Said([], [], [])
+def ask(bundle: Bundle, backend: str, videos: Sequence[Video]) -> Outputs:
+    """Asks every question about every clip, through :meth:`VideoLLM.generate`."""
+    llm, outputs = VideoLLM(bundle, backend), Outputs([], [], [])
     with progress(f"ask {bundle.path.name}", len(videos)) as on_progress:
         for video in videos:
             clip = list(sample(video.source, video.frames))  # rendered once for all of its questions
             answers = [
-                llm.generate(clip, question.text, frames=video.frames, max_new_tokens=ANSWER)
+                llm.generate(clip, question.text, frames=video.frames, max_new_tokens=MAX_ANSWER_TOKENS)
                 for question in video.questions
             ]
-            said.kept.append(answers[0].indices)
-            said.salient.append(answers[0].indices[~answers[0].merged])
-            said.answers.extend(answer.ids for answer in answers)
+            outputs.kept.append(answers[0].indices)
+            outputs.salient.append(answers[0].indices[~answers[0].merged])
+            outputs.answers.extend(answer.ids for answer in answers)
             on_progress(1)
-    return said
+    return outputs
 
 
-def compare(first: Said, other: Said) -> dict[str, Any]:
-    """Shares of the first's tokens that the other keeps, mean over clips and least; how many answers are alike."""
+def compare(first: Outputs, other: Outputs) -> dict[str, Any]:
+    """Share of the first's tokens that the other keeps, mean and minimum over clips; number of equal answers."""
     kept, salient = (
-        [shared(before, after) for before, after in zip(*pair, strict=True)]
+        [overlap(before, after) for before, after in zip(*pair, strict=True)]
         for pair in ((first.kept, other.kept), (first.salient, other.salient))
     )
     answers = list(zip(first.answers, other.answers, strict=True))
     return {
         "kept": round(float(np.mean(kept)), 4),
-        "kept_least": round(min(kept), 4),
+        "kept_min": round(min(kept), 4),
         "salient": round(float(np.mean(salient)), 4),
         "clips": len(kept),
         "first_tokens": sum(before[:1] == after[:1] for before, after in answers),
@@ -171,18 +167,18 @@ def compare(first: Said, other: Said) -> dict[str, Any]:
     }
 
 
-# What is told
+# Tables
 
 
 def tables(records: Sequence[dict[str, Any]]) -> str:
-    """Markdown: times and likeness, then sizes."""
+    """Markdown: times and agreement, then sizes."""
     names = [record["bundle"] for record in records]
-    times = [_times(record) + _likeness(record) for record in records]
+    times = [_times(record) + _agreement(record) for record in records]
     sizes = [[_size(record, graph) for graph in GRAPHS] for record in records]
     return "\n\n".join(
         (
-            "Milliseconds, p50 (p90); tokens and answers against the first bundle's.",
-            _table(("bundle", *STAGES, "tokens kept alike (least)", "first token alike", "answer alike"), names, times),
+            "Milliseconds, p50 (p90); tokens and answers compared with the first bundle's.",
+            _table(("bundle", *STAGES, "same tokens kept (min)", "same first token", "same answer"), names, times),
             "MB of the files, by precision.",
             _table(("bundle", *GRAPHS), names, sizes),
         )
@@ -196,20 +192,20 @@ def _times(record: dict[str, Any]) -> list[str]:
     return [f"{stage['p50']:.3f} ({stage['p90']:.3f})" for stage in found]
 
 
-def _likeness(record: dict[str, Any]) -> list[str]:
+def _agreement(record: dict[str, Any]) -> list[str]:
     found = record.get("against_first")
     if found is None:
         return ["–"] * 3
     return [
-        f"{100 * found['kept']:.1f} % ({100 * found['kept_least']:.1f} %)",
+        f"{100 * found['kept']:.1f} % ({100 * found['kept_min']:.1f} %)",
         *(f"{found[name]} of {found['questions']}" for name in ("first_tokens", "answers")),
     ]
 
 
 def _size(record: dict[str, Any], graph: GraphName) -> str:
     built = record.get("engine_bytes", {}).get(graph)
-    told = f"{record['precision'][graph]} {record['graph_bytes'][graph] / 1e6:.1f}"
-    return told + (f", engine {built / 1e6:.1f}" if built else "")
+    files = f"{record['precision'][graph]} {record['graph_bytes'][graph] / 1e6:.1f}"
+    return files + (f", engine {built / 1e6:.1f}" if built else "")
 
 
 def _table(head: Sequence[str], names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -218,33 +214,42 @@ def _table(head: Sequence[str], names: Sequence[str], rows: Sequence[Sequence[st
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measures everything; see the module's docstring."""
+    """Measures all bundles; see the module's docstring."""
     default = Setting()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundles", type=Path, nargs="+", metavar="BUNDLE", help="that in fp16, then those made of it")
-    parser.add_argument("--backend", required=True, choices=BACKENDS, help="what runs all of them")
-    parser.add_argument("--frames", type=int, default=16, help="of the clips (default: %(default)s)")
-    parser.add_argument("--clips", type=int, default=20, help="generated ones, to ask about (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=20, help="answers that are timed (default: %(default)s)")
-    parser.add_argument("--warm-up", type=int, default=default.warm_up, help="answers before (default: %(default)s)")
-    parser.add_argument("--decode-tokens", type=int, default=default.decode_tokens, help="(default: %(default)s)")
+    parser.add_argument(
+        "bundles", type=Path, nargs="+", metavar="BUNDLE", help="the fp16 bundle, then those made from it"
+    )
+    parser.add_argument("--backend", required=True, choices=BACKENDS, help="what runs the graphs")
+    parser.add_argument("--frames", type=int, default=16, help="frames of a clip (default: %(default)s)")
+    parser.add_argument("--clips", type=int, default=20, help="generated clips to ask about (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=20, help="answers to measure (default: %(default)s)")
+    parser.add_argument(
+        "--warm-up", type=int, default=default.warm_up, help="answers before measuring (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--decode-tokens",
+        type=int,
+        default=default.decode_tokens,
+        help="tokens to generate after the first (default: %(default)s)",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures and conditions")
     options = parser.parse_args(arguments)
     try:
-        told = _run(options)
+        report = _run(options)
     except TangoError as error:
         parser.exit(2, f"error: {error.message}\nhint: {error.hint}\n")
-    print(told)
+    print(report)
     return 0
 
 
 def _run(options: argparse.Namespace) -> str:
     setting = Setting(options.frames, None, options.decode_tokens, options.warm_up, options.repeats)
-    videos = synthetic(options.clips, questions=QUESTIONS, frames=options.frames)
+    videos = synthetic(options.clips, questions=MAX_QUESTIONS, frames=options.frames)
     if not videos:
-        raise TangoError(f"--clips {options.clips} gives no clip that can be asked about", "ask for more")
+        raise TangoError(f"--clips {options.clips} gives no clip with a question", "ask for more")
     if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)  # now, and not when all has been measured
+        options.json.parent.mkdir(parents=True, exist_ok=True)  # fail before measuring
     bundles = [Bundle.load(folder) for folder in options.bundles]
     conditions = {"machine": machine(), "gpu_before": gpu_state()}
     records = []
@@ -252,11 +257,11 @@ def _run(options: argparse.Namespace) -> str:
         status(json.dumps(record))
         records.append(record)
     conditions["gpu_after"] = gpu_state()
-    asked = {"clips": [video.name for video in videos], "answer_tokens": ANSWER}
+    asked = {"clips": [video.name for video in videos], "answer_tokens": MAX_ANSWER_TOKENS}
     found = {
         "conditions": conditions,
         "setting": vars(setting)
-        | {"engine": options.backend, "budget": BUDGET, "batch": 1, "timed": CLIP, "asked": asked},
+        | {"backend": options.backend, "budget": BUDGET, "batch": 1, "timed": CLIP, "asked": asked},
         "records": records,
     }
     if options.json:

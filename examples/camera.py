@@ -12,65 +12,81 @@ import argparse
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import av
-import numpy as np
-from numpy.typing import NDArray
 
 from tango_runtime import VideoLLM
+from tango_runtime.video import Frame, TimedFrame
 
-Frame = tuple[float, NDArray[np.uint8]]
 
-
-def frames_of(source: str) -> Iterator[NDArray[np.uint8]]:
-    """RGB frames [H, W, 3] at the pace at which they are shown, without end."""
+def frames_of(source: str) -> Iterator[TimedFrame]:
+    """Endless (seconds, RGB frame [H, W, 3]) at the speed at which they are shown."""
     is_camera = not Path(source).is_file()
     while True:
         with av.open(source, format="v4l2" if is_camera else None) as container:
-            start = time.monotonic()
+            start = None
             for frame in container.decode(video=0):
+                shown = frame.time or 0.0
+                # A recording may begin at any time of its own clock.
+                start = time.monotonic() - shown if start is None else start
                 if not is_camera:
-                    time.sleep(max(0.0, start + (frame.time or 0.0) - time.monotonic()))
-                yield frame.to_ndarray(format="rgb24")
+                    time.sleep(max(0.0, start + shown - time.monotonic()))
+                yield time.monotonic(), frame.to_ndarray(format="rgb24")
+            if start is None:
+                raise ValueError(f"{source} has no frames")
 
 
 class LastSeconds:
-    """The last seconds of a camera, so many frames of each, read by a thread of its own.
+    """The last seconds of a camera at a low frame rate, read by its own thread.
 
-    Decoding never waits for the model: answering takes what the buffer holds at that moment. Memory is
+    Decoding never waits for the model: a question takes what the buffer holds at that moment. Memory is
     seconds · fps · H · W · 3 bytes: 60 MB for 16 s of 640×480 at 4 frames a second.
+
+    Args:
+        camera: (seconds, RGB frame [H, W, 3]), times ascending; it may reuse one buffer for all frames.
+        seconds: Length of the buffer.
+        fps: Frames a second in the buffer.
     """
 
-    def __init__(self, source: str, seconds: float, fps: float) -> None:
-        self._source = source
+    def __init__(self, camera: Iterable[TimedFrame], seconds: float, fps: float) -> None:
         self._seconds = seconds
         self._interval = 1 / fps
-        self._frames: deque[Frame] = deque()
+        self._frames: deque[TimedFrame] = deque()
         self._lock = threading.Lock()
         self._error: Exception | None = None
-        threading.Thread(target=self._read, daemon=True).start()
+        self._closed = threading.Event()
+        self.reader = threading.Thread(target=self._read, args=(camera,), daemon=True)
+        self.reader.start()
 
-    def snapshot(self) -> list[Frame]:
-        """(seconds, frame) pairs, oldest first."""
+    def window(self) -> list[TimedFrame]:
+        """(seconds, frame) pairs, oldest first: a source whose frames stay when the buffer drops them."""
         if self._error:
             raise self._error
         with self._lock:
             return list(self._frames)
 
-    def _read(self) -> None:
+    def close(self) -> None:
+        """Stops reading."""
+        self._closed.set()
+        self.reader.join()
+
+    def _read(self, camera: Iterable[TimedFrame]) -> None:
         try:
-            for frame in frames_of(self._source):
-                self._keep(time.monotonic(), frame)
-        except Exception as error:  # shown by the main thread, which would else wait for frames for ever
+            for timed in camera:
+                self._keep(*timed)
+                if self._closed.is_set():
+                    return
+        except Exception as error:  # raised by the main thread, which would otherwise wait for frames forever
             self._error = error
 
-    def _keep(self, now: float, frame: NDArray[np.uint8]) -> None:
+    def _keep(self, now: float, frame: Frame) -> None:
         with self._lock:
             if self._frames and now - self._frames[-1][0] < self._interval:
                 return
-            self._frames.append((now, frame))
+            self._frames.append((now, frame.copy()))
             while now - self._frames[0][0] > self._seconds:
                 self._frames.popleft()
 
@@ -84,24 +100,29 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=16, help="length of the buffer (default: %(default)s)")
     parser.add_argument("--fps", type=float, default=4, help="frames a second in the buffer (default: %(default)s)")
     parser.add_argument("--every", type=float, default=5, help="seconds between two answers (default: %(default)s)")
-    parser.add_argument("--answers", type=int, help="stop after so many (default: never)")
+    parser.add_argument("--answers", type=int, help="stop after this many answers (default: never)")
     args = parser.parse_args(arguments)
     if args.frames > args.seconds * args.fps:
         parser.error(f"a buffer of {args.seconds:g} s at {args.fps:g} fps never holds {args.frames} frames")
 
     llm = VideoLLM(args.bundle)
-    camera = LastSeconds(args.source, args.seconds, args.fps)
+    with closing(LastSeconds(frames_of(args.source), args.seconds, args.fps)) as camera:
+        answer(llm, camera, args)
+
+
+def answer(llm: VideoLLM, camera: LastSeconds, args: argparse.Namespace) -> None:
     answered = 0
     while args.answers is None or answered < args.answers:
-        frames = camera.snapshot()
-        if len(frames) < args.frames:  # just started
+        window = camera.window()
+        if len(window) < args.frames:  # just started
             time.sleep(0.1)
             continue
         asked = time.monotonic()
-        print(f"[{frames[-1][0] - frames[0][0]:.1f} s] ", end="", flush=True)
-        for text in llm.stream(frames, args.question, frames=args.frames):
+        print(f"[{window[-1][0] - window[0][0]:.1f} s] ", end="", flush=True)
+        stream = llm.stream(window, args.question, frames=args.frames)
+        for text in stream:
             print(text, end="", flush=True)
-        print()
+        print(f" ({stream.answer.kept} of {stream.answer.total} tokens)")
         answered += 1
         time.sleep(max(0.0, asked + args.every - time.monotonic()))
 

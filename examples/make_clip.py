@@ -15,7 +15,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from tango_calibration.data.dataset import FEWEST_FRAMES, QUESTIONS
+from tango_calibration.data.dataset import MIN_FRAMES, QUESTIONS
 from tango_calibration.data.synthetic import Clip, make_clip
 
 #: Frames a second, about: as near as a whole number of frames between two sampled ones comes.
@@ -63,8 +63,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--frames", type=int, default=16, help="frames to be sampled of it (default: %(default)s)")
     parser.add_argument("--questions", type=int, default=3, help="most of them (default: %(default)s)")
     args = parser.parse_args(arguments)
-    if args.frames < FEWEST_FRAMES:
-        parser.error(f"a clip has at least {FEWEST_FRAMES} frames")
+    if args.frames < MIN_FRAMES:
+        parser.error(f"a clip has at least {MIN_FRAMES} frames")
     if args.folder.exists():
         parser.error(f"{args.folder} exists already")
     make(args.folder, args.seed, args.frames, args.questions)

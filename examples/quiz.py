@@ -10,7 +10,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from tango_calibration.data.dataset import is_correct, read_folder
+from tango_calibration.data.dataset import read_folder
+from tango_calibration.data.judging import is_correct
 from tango_calibration.data.questions import Question
 from tango_runtime import Answer, VideoLLM
 

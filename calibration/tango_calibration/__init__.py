@@ -1,1 +1,1 @@
-"""What a choice costs in accuracy, `tango evaluate`, and quantised bundles, `tango calibrate`."""
+"""What pruning costs in accuracy (`tango evaluate`), and quantized bundles (`tango calibrate`)."""

@@ -1,4 +1,9 @@
-"""Work on many items, spread over processes."""
+"""Functions applied to many items: in this process, or spread over several.
+
+A ``ProcessPoolExecutor`` cannot be ended at once. It waits for running items, which take minutes here. If its children
+are killed and one was sending a result, it waits forever, since they share one pipe whose other end it keeps open.
+Here each child has a pipe of its own, so a dead child is the end of its file.
+"""
 
 from __future__ import annotations
 
@@ -11,31 +16,41 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
 
 from tango_plugins import TangoError
-from tango_runtime.util.console import OnProgress
+from tango_runtime.util.console import OnProgress, progress
 
-#: Where the BLAS libraries that NumPy is built with look for their number of threads.
+#: Where the BLAS libraries that NumPy is built with read their number of threads.
 BLAS_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def spread(
+def map_with_progress(title: str, function: Callable[..., Result], *arguments: Sequence[Any]) -> list[Result]:
+    """Maps a function over one or several sequences of equal length, and shows how much is done."""
+    results = []
+    with progress(title, len(arguments[0])) as on_progress:
+        for items in zip(*arguments, strict=True):
+            results.append(function(*items))
+            on_progress(1)
+    return results
+
+
+def map_in_processes(
     open_worker: Callable[[], Callable[[Item], Result]], items: Sequence[Item], on_progress: OnProgress, *, jobs: int
 ) -> list[Result]:
-    """Works on every item, in several processes with a worker of their own, or in this one where there is one job.
+    """Maps a worker over items, in several processes that each open a worker once.
 
     Args:
-        open_worker: Opens what works on an item; it, the items and the results are pickled.
-        items: Each goes to the next process that is free.
-        on_progress: Told how many more items are done.
-        jobs: Processes.
+        open_worker: Opens a worker. It, the items and the results are pickled.
+        items: Each goes to the next idle process.
+        on_progress: Called with the number of items done since the last call.
+        jobs: Number of processes; 1 works in this process.
 
     Returns:
-        What the workers gave, in the order of the items.
+        The results in the order of the items.
 
     Raises:
-        TangoError: A worker raised it, or a process has died.
+        TangoError: A worker raised it, or a process died.
     """
     results: dict[int, Result] = {}
     if jobs == 1:
@@ -44,15 +59,15 @@ def spread(
             results[i] = worker(item)
             on_progress(1)
         return list(results.values())
-    due = list(enumerate(items))[::-1]
+    waiting = list(enumerate(items))[::-1]
     busy: dict[Connection, int] = {}
-    with _processes(min(jobs, len(items)), open_worker) as free:
-        while due or busy:
-            for pipe in free[: len(due)]:
-                busy[pipe], item = due.pop()
+    with _processes(min(jobs, len(items)), open_worker) as idle:
+        while waiting or busy:
+            for pipe in idle[: len(waiting)]:
+                busy[pipe], item = waiting.pop()
                 pipe.send(item)
-            free = [pipe for pipe in wait(list(busy)) if isinstance(pipe, Connection)]
-            for pipe in free:
+            idle = [pipe for pipe in wait(list(busy)) if isinstance(pipe, Connection)]
+            for pipe in idle:
                 results[busy.pop(pipe)] = _receive(pipe)
                 on_progress(1)
     return [results[i] for i in range(len(items))]
@@ -61,20 +76,20 @@ def spread(
 @contextmanager
 def _processes(count: int, open_worker: Callable[[], Callable[[Any], Any]]) -> Iterator[list[Connection]]:
     """Starts processes that answer each item sent to them with its result; ends them with the block."""
-    context = get_context("spawn")  # a fork would share the threads' locks of an engine
-    resource_tracker.ensure_running()  # else the first start does, and lets a ctrl-C through to that process
+    context = get_context("spawn")  # a fork would copy the locks of ONNX Runtime's threads
+    resource_tracker.ensure_running()  # otherwise the first spawn starts it, which unblocks SIGINT for that child
     pipes, processes = [], []
     try:
         for _ in range(count):
-            here, there = context.Pipe()
-            processes.append(context.Process(target=_work, args=(there, open_worker), daemon=True))
+            ours, theirs = context.Pipe()
+            processes.append(context.Process(target=_work, args=(theirs, open_worker), daemon=True))
             with child_settings():
                 processes[-1].start()
-            there.close()
-            pipes.append(here)
+            theirs.close()
+            pipes.append(ours)
         yield pipes
     except (EOFError, ConnectionError) as error:
-        raise TangoError("a process has died", "it may have lacked memory: use fewer --jobs") from error
+        raise TangoError("a process has died", "it may have run out of memory: use fewer --jobs") from error
     finally:
         for process in processes:
             process.kill()
@@ -83,10 +98,10 @@ def _processes(count: int, open_worker: Callable[[], Callable[[Any], Any]]) -> I
 
 @contextmanager
 def child_settings() -> Iterator[None]:
-    """A process that starts in here never sees a ctrl-C, since this one ends it, and its BLAS takes one core."""
+    """Processes that start in this block ignore ctrl-C, since their parent ends them, and use one BLAS thread."""
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     before = {name: os.environ.get(name) for name in BLAS_THREADS}
-    os.environ |= dict.fromkeys(BLAS_THREADS, "1")  # read when NumPy is loaded: there is no later way to say it
+    os.environ |= dict.fromkeys(BLAS_THREADS, "1")  # BLAS reads it once, when NumPy is imported
     try:
         yield
     finally:
@@ -106,7 +121,7 @@ def _work(pipe: Connection, open_worker: Callable[[], Callable[[Any], Any]]) -> 
     except TangoError as error:
         pipe.send((None, (error.message, error.hint)))
     except EOFError:
-        pass  # the one who asked is gone
+        pass  # the parent has closed its end
 
 
 def _receive(pipe: Connection) -> Any:

@@ -1,4 +1,4 @@
-"""Writes what examples/cpp takes: a clip's frames as raw bytes, and a text file with all else.
+"""Writes the input of examples/cpp: a clip's frames as raw bytes, and a text file with everything else.
 
     python examples/cpp/prepare.py llava-ov-0.5b clip.mp4 "What is the person doing?" clip
 
@@ -16,44 +16,41 @@ import numpy as np
 from tango_plugins import TangoError
 from tango_runtime import engines
 from tango_runtime.bundle import GRAPHS, Bundle
+from tango_runtime.engines.target import current_target
 from tango_runtime.pipeline.prompt import Prompt
-from tango_runtime.system.gpu import here
+from tango_runtime.system.packages import import_tensorrt
 from tango_runtime.video import sample
 from tango_runtime.video.preprocess import preprocess
 
 
 def find_engines(bundle: Bundle, ratio: float | None) -> dict[str, Path]:
     """The engine of each graph that fits this machine."""
-    try:
-        import tensorrt
-    except ImportError as error:
-        raise TangoError(f"TensorRT cannot be imported: {error}", "see: tango doctor") from error
-    params, machine = bundle.manifest.params, here(tensorrt.__version__)
+    params, target = bundle.manifest.params, current_target(import_tensorrt().__version__)
     params = params if ratio is None else params.at(ratio)
-    chosen = {graph: engines.find(bundle, graph, machine, params) for graph in GRAPHS}
+    chosen = {graph: engines.find(bundle, graph, target, params) for graph in GRAPHS}
     for engine in chosen.values():
         if engine.stripped or engine.version_compatible:
             raise TangoError(
                 f"{engine.path} was built with --strip-weights or --version-compatible",
-                f"the program without Python takes neither: {engine.rebuild}",
+                f"the C++ program supports neither: {engine.rebuild}",
             )
     return {graph: engine.path.resolve() for graph, engine in chosen.items()}
 
 
 def write(args: argparse.Namespace) -> None:
     if args.max_new_tokens < 1:
-        raise TangoError(f"--max-new-tokens is {args.max_new_tokens}", "ask for at least one")
+        raise TangoError(f"--max-new-tokens is {args.max_new_tokens}", "give at least 1")
     bundle = Bundle.load(args.bundle)
     manifest, engine_files = bundle.manifest, find_engines(bundle, args.retention_ratio)
     before, after = Prompt.of(bundle).encode(args.question)
     count = manifest.video.frames if args.frames is None else args.frames
-    images, seconds = preprocess(sample(args.video, count), manifest.video.size[0])
+    batch = preprocess(sample(args.video, count), manifest.video.size)
     args.output.mkdir(parents=True, exist_ok=True)
     frames = args.output.resolve() / "frames.raw"
-    images.tofile(frames)
+    batch.frames.tofile(frames)
     clip = engine_files | {
         "frames": frames,
-        "seconds": " ".join(map(str, seconds)),  # the shortest digits that give the same fp32
+        "seconds": " ".join(map(str, batch.seconds)),  # the shortest digits that give the same fp32
         "before": " ".join(map(str, before)),
         "after": " ".join(map(str, np.concatenate((manifest.prompt.after_video, after)))),
         "stop": " ".join(map(str, manifest.prompt.stop)),
@@ -65,13 +62,17 @@ def write(args: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", help="folder that tango-export wrote and tango build has built engines in")
+    parser.add_argument("bundle", help="folder of a bundle with engines of tango build")
     parser.add_argument("video", help="video file, or folder of images")
     parser.add_argument("question")
-    parser.add_argument("output", type=Path, help="folder for the clip")
-    parser.add_argument("--frames", type=int, help="frames the model sees (default: the bundle's)")
-    parser.add_argument("--retention-ratio", type=float, help="that of the prune engine (default: the bundle's)")
-    parser.add_argument("--max-new-tokens", type=int, default=128, help="most tokens said (default: %(default)s)")
+    parser.add_argument("output", type=Path, help="folder to write the clip to")
+    parser.add_argument("--frames", type=int, help="frames of the clip (default: the bundle's)")
+    parser.add_argument(
+        "--retention-ratio", type=float, help="retention ratio of the prune engine (default: the bundle's)"
+    )
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=128, help="most tokens of the answer (default: %(default)s)"
+    )
     try:
         write(parser.parse_args())
     except TangoError as error:

@@ -15,6 +15,7 @@ from tango_plugins import PruneParams, TangoError, op
 from tango_plugins.params import Budget
 from tango_runtime.bundle import (
     FORMAT,
+    MANIFEST,
     FileSpec,
     GraphName,
     GraphSpec,
@@ -25,6 +26,7 @@ from tango_runtime.bundle import (
 )
 from tango_runtime.pipeline.prompt import Prompt
 from tango_runtime.util.console import progress, status
+from tango_runtime.util.errors import first_line
 from tango_runtime.util.files import check_output, require_space, staged_folder
 
 DTYPES: dict[str, Float] = {"fp16": "float16", "fp32": "float32"}
@@ -81,7 +83,7 @@ def export(request: Request) -> Path:
     _check(request, output)
     model = open_model(family, source.checkpoint, source.salience, request.context)
     params = _params(request, model)
-    with staged_folder(output, overwrite=request.overwrite) as folder:
+    with staged_folder(output, holding=MANIFEST, overwrite=request.overwrite) as folder:
         graphs = _write_graphs(folder, model, params, DTYPES[request.dtype])
         (folder / "tokenizer.json").write_text(model.tokenizer, encoding="utf-8")
         (folder / "chat_template.jinja").write_text(model.chat_template, encoding="utf-8")
@@ -92,6 +94,7 @@ def export(request: Request) -> Path:
             dtype=DTYPES[request.dtype],
             video=model.video if request.frames is None else replace(model.video, frames=request.frames),
             prompt=model.prompt,
+            vision=model.vision,
             decoder=model.decoder,
             prune=op.attributes(params),
             graphs=graphs,
@@ -147,9 +150,8 @@ def fetch(where: str) -> Path:
             )
         )
     except Exception as error:  # the hub's and its transport's have no common class
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise TangoError(
-            f"the hub did not give {where}: {reason}",
+            f"the hub did not give {where}: {first_line(error)}",
             "check the id and the network, or download it and name the folder (--checkpoint, --salience-checkpoint)",
         ) from error
 
@@ -167,7 +169,7 @@ def _is_hub_id(where: str) -> bool:
 
 def _check(request: Request, output: Path) -> None:
     """Rejects what can be rejected before anything is downloaded."""
-    check_output(output, overwrite=request.overwrite)
+    check_output(output, holding=MANIFEST, overwrite=request.overwrite)
     if request.frames is not None and request.frames < 1:
         raise TangoError(f"--frames is {request.frames}", "a video needs at least one frame")
     PruneParams(retention_ratio=request.retention_ratio, budget=request.budget)

@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 
 from tango_export.checkpoint import read_json
 from tango_plugins import TangoError
+from tango_runtime.util.errors import first_line
 
 
 def read_tokenizer(folder: Path) -> tuple[str, Tokenizer]:
@@ -34,8 +35,7 @@ def read_tokenizer(folder: Path) -> tuple[str, Tokenizer]:
     except TangoError:
         raise
     except Exception as error:  # tokenizers and transformers raise bare Exceptions
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise TangoError(f"{folder} has no readable tokenizer: {reason}", download) from error
+        raise TangoError(f"{folder} has no readable tokenizer: {first_line(error)}", download) from error
 
 
 def _converted(folder: Path) -> str:

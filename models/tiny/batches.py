@@ -1,6 +1,6 @@
-"""Batches of the synthetic world, rendered by worker processes while the GPU trains.
+"""Batches of synthetic clips, rendered by worker processes while the GPU trains.
 
-Letters: B clips, F frames, Q questions of a clip, N frames by themselves, P phrases.
+Letters: B clips, F frames, Q questions of a clip, N single frames, P phrases.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from vocabulary import AFTER, END, PAD
 from tango_calibration.data.questions import Question
 from tango_calibration.data.synthetic import (
     ATTRIBUTES,
-    COLOURS,
+    COLORS,
     HELD_OUT,
     SHAPES,
-    UNSAID,
+    UNSTATED,
     Clip,
     Split,
     make_clip,
     phrase,
-    sight,
+    visibility,
 )
 
-#: Tokens behind the video of one question: its text, the answer and what stands between them.
+#: Tokens of one question after the video: its text, the answer and the template between them.
 TEXT = 24
 IGNORED = -100
 
-#: Most facts of a frame, and what stands where there are fewer.
-MOST_FACTS, NOTHING = 12, -2
+#: Maximum number of facts of a frame, and the padding where there are fewer.
+MAX_FACTS, NO_FACT = 12, -2
 
-#: Each clip of a run has a seed of its own: a run's seeds lie apart by more than a run has clips.
+#: Distance between the first clip seeds of two runs, more than a run has clips.
 CLIPS_PER_RUN = 10_000_000
 
 VALUES = tuple(ATTRIBUTES.values())
@@ -52,8 +52,8 @@ class Clips:
 
     Attributes:
         frames: [B, F, 384, 384, 3] uint8.
-        texts: [B, Q, TEXT] int64, what stands behind the video.
-        labels: [B, Q, TEXT] int64, the next id where it belongs to an answer, else IGNORED.
+        texts: [B, Q, TEXT] int64, token ids after the video.
+        labels: [B, Q, TEXT] int64, the next id if it is part of an answer, else IGNORED.
         types: [B][Q], the type of each question.
     """
 
@@ -63,20 +63,20 @@ class Clips:
     types: list[list[str]]
 
     def pin_memory(self) -> Clips:
-        """The same in memory that a GPU reads by itself."""
+        """A copy in pinned memory."""
         return Clips(self.frames.pin_memory(), self.texts.pin_memory(), self.labels.pin_memory(), self.types)
 
 
 @dataclass(frozen=True)
 class Frames:
-    """Frames by themselves, with questions, and phrases that hold of some of them.
+    """Single frames with questions, and phrases that are true of some of them.
 
     Attributes:
         clips: The frames, as N clips of one frame.
-        near: [N, 729] bool, the patches where a figure is, or next to one.
-        facts: [N, MOST_FACTS, 4] int64, what is seen in each frame, padded with NOTHING.
+        near: [N, 729] bool, patches with a figure or next to one.
+        facts: [N, MAX_FACTS, 4] int64, facts of each frame, padded with NO_FACT.
         phrases: [P, PHRASE] int64, ids.
-        stated: [P, 4] int64, what each phrase says, UNSAID where nothing.
+        stated: [P, 4] int64, the fact of each phrase; UNSTATED attributes are left out.
     """
 
     clips: Clips
@@ -86,19 +86,18 @@ class Frames:
     stated: Tensor
 
     def pin_memory(self) -> Frames:
-        """The same in memory that a GPU reads by itself."""
+        """A copy in pinned memory."""
         pinned = (t.pin_memory() for t in (self.near, self.facts, self.phrases, self.stated))
         return Frames(self.clips.pin_memory(), *pinned)
 
 
-def holds(facts: Tensor, stated: Tensor) -> Tensor:
-    """Which phrases [P, 4] hold of which frames [N, MOST_FACTS, 4]: bool [N, P]."""
-    said = stated != UNSAID
-    return ((facts[:, :, None] == stated) | ~said).all(-1).any(1)
+def phrases_true(facts: Tensor, stated: Tensor) -> Tensor:
+    """Which phrases [P, 4] are true of which frames [N, MAX_FACTS, 4]: bool [N, P]."""
+    return ((facts[:, :, None] == stated) | (stated == UNSTATED)).all(-1).any(1)
 
 
 class _Stream(IterableDataset[Any]):
-    """Batches by number; worker w of W makes those numbered w, w + W, …: the order does not hang on W."""
+    """Batches by number; worker w of W makes batches w, w + W, …, so the order does not depend on W."""
 
     def __init__(self, make: Callable[[int], Any], count: int) -> None:
         self.make, self.count = make, count
@@ -111,18 +110,18 @@ class _Stream(IterableDataset[Any]):
 
 
 def stream(make: Callable[[int], Any], count: int, workers: int) -> Iterator[Any]:
-    """Makes ``count`` batches ahead of their use, in order."""
+    """Makes ``count`` batches ahead of time, in order."""
     ahead = {"num_workers": workers, "prefetch_factor": 2 if workers else None}
     return iter(DataLoader(_Stream(make, count), batch_size=None, pin_memory=torch.cuda.is_available(), **ahead))
 
 
 @dataclass(frozen=True)
 class ClipBatches:
-    """Batches of stage 2: as many clips as ``frames_per_batch`` holds.
+    """Batches of stage 2, with as many clips as fit into ``frames_per_batch``.
 
     Attributes:
         lengths: The clips of batch i have ``lengths[i % len(lengths)]`` frames.
-        questions: Of each clip; one with fewer has some of them twice.
+        questions: Questions of each clip; a clip with fewer repeats some of them.
     """
 
     tokenizer: str
@@ -150,11 +149,11 @@ class ClipBatches:
 
 @dataclass(frozen=True)
 class FrameBatches:
-    """Batches of stage 1: frames with something to ask about, four of a clip.
+    """Batches of stage 1: frames with questions, four of a clip.
 
     Attributes:
-        questions: Of each frame; one with fewer has some of them twice.
-        phrases: That hold of each frame; as many again have one thing changed.
+        questions: Questions of each frame; a frame with fewer repeats some of them.
+        phrases: True phrases of each frame; as many again have one attribute changed.
     """
 
     tokenizer: str
@@ -173,18 +172,17 @@ class FrameBatches:
             clip, rng = make_clip(seed, "train", 16), np.random.default_rng((seed, 1))
             chosen = [i for i in np.sort(rng.permutation(16)[:4]).tolist() if len(clip.facts(i))]
             questions = {i: clip.frame_questions(i, rng, self.questions) for i in chosen}
-            told = [i for i in chosen if questions[i]]
-            told = told[: N - len(asked)]
-            if told:
-                frames[len(asked) : len(asked) + len(told), 0] = clip.render(clip.seconds[told])
-            for i in told:
-                found = clip.facts(i)[:MOST_FACTS]
+            used = [i for i in chosen if questions[i]][: N - len(asked)]
+            if used:
+                frames[len(asked) : len(asked) + len(used), 0] = clip.render(clip.seconds[used])
+            for i in used:
+                found = clip.facts(i)[:MAX_FACTS]
                 asked.append(questions[i])
                 near.append(near_figures(clip, i))
-                facts.append(np.pad(found, ((0, MOST_FACTS - len(found)), (0, 0)), constant_values=NOTHING))
+                facts.append(np.pad(found, ((0, MAX_FACTS - len(found)), (0, 0)), constant_values=NO_FACT))
                 for _ in range(self.phrases):
-                    right = _partly(found[rng.integers(len(found))], rng)
-                    stated += [right, _changed(right, rng)]
+                    true = _partial_fact(found[rng.integers(len(found))], rng)
+                    stated += [true, _changed(true, rng)]
             if len(asked) == N:
                 break
         tokenizer = Tokenizer.from_str(self.tokenizer)
@@ -195,40 +193,40 @@ class FrameBatches:
 
 
 def near_figures(clip: Clip, i: int) -> NDArray[np.bool_]:
-    """Which patches [729] of frame ``i`` a figure is in, or next to."""
+    """Patches [729] of frame ``i`` with a figure or next to one."""
     found = np.zeros((SIDE, SIDE), bool)
     for figure in clip.figures:
         for appearance in figure.appearances:
             if appearance.first <= i <= appearance.last:
-                corner = sight.corner(clip.scenes[appearance.scene], figure, appearance, i)
+                corner = visibility.corner(clip.scenes[appearance.scene], figure, appearance, i)
                 columns, rows = (slice(*_patches(edge, figure.pixels)) for edge in corner)
                 found[rows, columns] = True
     return found.ravel()
 
 
 def _patches(begin: int, length: int) -> tuple[int, int]:
-    """The first patch of a line of them that is at most one away from a stretch of pixels, and the first behind these."""
+    """The first patch at most one away from a range of pixels, and the first after the last such patch."""
     return max(0, begin // PATCH - 1), max(0, (begin + length - 1) // PATCH + 2)
 
 
-def _partly(fact: NDArray[np.int64], rng: np.random.Generator) -> list[int]:
-    """What a phrase says of a figure: half of them all there is to say, the others less."""
-    said: list[int] = fact.tolist()
+def _partial_fact(fact: NDArray[np.int64], rng: np.random.Generator) -> list[int]:
+    """The attributes that a phrase mentions: all of them in half of the phrases, else some."""
+    stated: list[int] = fact.tolist()
     if rng.random() < 0.5:
         for dropped in rng.permutation(4)[: rng.integers(1, 3)]:
-            said[dropped] = UNSAID
-    return said
+            stated[dropped] = UNSTATED
+    return stated
 
 
 def _changed(stated: list[int], rng: np.random.Generator) -> list[int]:
-    """The same with one attribute drawn anew; not a pair of colour and shape that training must not know."""
-    said = [i for i, value in enumerate(stated) if value != UNSAID]
+    """A fact with one attribute drawn again, without pairs of color and shape that are held out."""
+    mentioned = [i for i, value in enumerate(stated) if value != UNSTATED]
     while True:
         changed = list(stated)
-        i = said[rng.integers(len(said))]
+        i = mentioned[rng.integers(len(mentioned))]
         changed[i] = int(rng.integers(len(VALUES[i])))
-        _, colour, shape, _ = changed
-        if UNSAID in (colour, shape) or (COLOURS[colour], SHAPES[shape]) not in HELD_OUT:
+        _, color, shape, _ = changed
+        if UNSTATED in (color, shape) or (COLORS[color], SHAPES[shape]) not in HELD_OUT:
             return changed
 
 
@@ -241,7 +239,7 @@ def _clips(tokenizer: Tokenizer, frames: NDArray[np.uint8], asked: Sequence[Sequ
 
 
 def question_ids(tokenizer: Tokenizer, question: str, answer: str) -> tuple[list[int], list[int]]:
-    """A question with its answer, as ids and labels, TEXT of each."""
+    """Token ids and labels of a question with its answer, TEXT each."""
     asked = tokenizer.encode(f"\n{question}{AFTER}").ids
     answered = tokenizer.encode(f"{answer}{END}").ids
     labels = [IGNORED] * (len(asked) - 1) + answered

@@ -1,4 +1,4 @@
-"""Writes what was trained as the files that a released LLaVA-OneVision and its SigLIP consist of."""
+"""Writes a trained model as the files of a released LLaVA-OneVision and its SigLIP."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from transformers import SiglipVisionModel
 from vocabulary import END, PAD
 
-#: llava-hf's, as on the hub.
+#: The chat template of llava-hf, as on the hub.
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + ' ' }}"
     "{% for content in message['content'] if content['type'] == 'video' %}{{ '<video>' }}{% endfor %}"
@@ -30,10 +30,10 @@ def save(folder: Path, model: Any, tower: Any, tokenizer: Tokenizer) -> None:
     """Writes ``folder``/llava and ``folder``/siglip in fp16.
 
     Args:
-        folder: Where.
-        model: The trained LlavaOnevisionForConditionalGeneration, its tower aside.
-        tower: The trained SigLIP tower with its pooling head. LLaVA gets it without the head; of SigLIP only head and
-            last norm are written, since nothing else of it is in use.
+        folder: Output folder.
+        model: The trained LlavaOnevisionForConditionalGeneration, without its tower.
+        tower: The trained SigLIP tower with its pooling head. LLaVA gets it without the head. Only the head and the last
+            norm of SigLIP are written, since nothing else of it is used.
         tokenizer: Its tokenizer.
     """
     llava, siglip = folder / "llava", folder / "siglip"

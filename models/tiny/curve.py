@@ -1,9 +1,9 @@
-"""Draws how trainings went: accuracy of each type of question over the steps, a line for each training.
+"""Draws training curves: accuracy of each type of question over the steps, a line for each training.
 
     python models/tiny/curve.py training.png OUTPUT [OUTPUT …]
 
-An OUTPUT is the folder that train.py wrote; stage 2 is drawn behind stage 1. Lines are batches of the training, dots are
-clips of the validation split with all tokens. Needs matplotlib.
+An OUTPUT is a folder that train.py wrote; stage 2 follows stage 1. Lines are training batches, dots are clips of the
+validation split with all tokens. Needs matplotlib.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from matplotlib.figure import Figure
 
 from tango_calibration.data.synthetic import ANSWERS, TYPES
 
-#: Logged batches that one point of a line is the mean of.
+#: Number of logged batches averaged for one point of a line.
 SMOOTH = 5
 
 ALL = "all questions"
 
-#: How many answers there are to guess among: two where the question names them.
+#: Number of possible answers: two if the question names them.
 CHOICES = {kind: len(answers) for kind, answers in ANSWERS.items()} | {"first": 2, "larger": 2}
 
-COLOURS = ("#0b4f8a", "#d55e00", "#009e73", "#cc79a7", "#999999")
+COLORS = ("#0b4f8a", "#d55e00", "#009e73", "#cc79a7", "#999999")
 
 Entry = Mapping[str, Any]
 
 
 def read(folder: Path) -> list[Entry]:
-    """The lines of a training that hold accuracies, ``step`` counted through both stages."""
+    """Reads the log entries with accuracies, with ``step`` counted through both stages."""
     lines = (folder / "training.jsonl").read_text(encoding="utf-8").splitlines()
     entries = [entry for entry in map(json.loads, lines) if "accuracy" in entry]
     first = max((entry["step"] for entry in entries if entry["stage"] == 1), default=0)
@@ -42,14 +42,14 @@ def read(folder: Path) -> list[Entry]:
 
 
 def points(entries: Sequence[Entry], kind: str, *, validation: bool) -> np.ndarray:
-    """Steps and percent right [n, 2], of batches or of the validation with all tokens."""
+    """Steps and accuracies in percent [n, 2], of batches or of the validation with all tokens."""
     chosen = [e for e in entries if e.get("validation", False) == validation and (not validation or e["part"] == 1)]
     pairs = [(e["step"], e["accuracy"] if kind == ALL else e["types"].get(kind)) for e in chosen]
     return np.array([(step, 100 * share) for step, share in pairs if share is not None]).reshape(-1, 2)
 
 
 def smoothed(found: np.ndarray) -> np.ndarray:
-    """Means of SMOOTH points in a row."""
+    """Moving average over SMOOTH points."""
     if len(found) < SMOOTH:
         return found
     means = np.convolve(found[:, 1], np.full(SMOOTH, 1 / SMOOTH), mode="valid")
@@ -57,10 +57,10 @@ def smoothed(found: np.ndarray) -> np.ndarray:
 
 
 def draw_type(axes: Axes, kind: str, trainings: Mapping[str, Sequence[Entry]]) -> None:
-    """One type of question."""
-    for (name, entries), colour in zip(trainings.items(), COLOURS, strict=False):
-        axes.plot(*smoothed(points(entries, kind, validation=False)).T, color=colour, linewidth=1.3, label=name)
-        axes.plot(*points(entries, kind, validation=True).T, "o", color=colour, markersize=5)
+    """Draws one type of question."""
+    for (name, entries), color in zip(trainings.items(), COLORS, strict=False):
+        axes.plot(*smoothed(points(entries, kind, validation=False)).T, color=color, linewidth=1.3, label=name)
+        axes.plot(*points(entries, kind, validation=True).T, "o", color=color, markersize=5)
         ends = [entry["step"] for entry in entries if entry["stage"] == 1]
         axes.axvline(max(ends, default=0), color="#bbbbbb", linewidth=0.8, linestyle=":")
     if kind in CHOICES:
@@ -72,7 +72,7 @@ def draw_type(axes: Axes, kind: str, trainings: Mapping[str, Sequence[Entry]]) -
 
 
 def draw(trainings: Mapping[str, Sequence[Entry]], file: Path) -> None:
-    """A small picture for each type of question and one for all; dashed what guessing gives."""
+    """Draws a panel for each type of question and one for all; the dashed line is the accuracy of guessing."""
     figure = Figure(figsize=(13, 5), dpi=160, layout="constrained")
     grid = figure.subplots(2, 5, sharex=True, sharey=True)
     for axes, kind in zip(grid.flat, (ALL, *TYPES), strict=True):
@@ -84,12 +84,12 @@ def draw(trainings: Mapping[str, Sequence[Entry]], file: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Draw how trainings went.")
+    parser = argparse.ArgumentParser(description="Draw training curves.")
     parser.add_argument("picture", type=Path)
-    parser.add_argument("outputs", type=Path, nargs="+", help=f"folders of train.py, at most {len(COLOURS)}")
+    parser.add_argument("outputs", type=Path, nargs="+", help=f"folders of train.py, at most {len(COLORS)}")
     args = parser.parse_args(arguments)
-    if len(args.outputs) > len(COLOURS):
-        parser.error(f"at most {len(COLOURS)} trainings can be told apart")
+    if len(args.outputs) > len(COLORS):
+        parser.error(f"at most {len(COLORS)} trainings can be distinguished")
     draw({folder.name: read(folder) for folder in args.outputs}, args.picture)
 
 

@@ -1,8 +1,8 @@
-"""What do tokens know of figures that lie elsewhere? Accuracy from parts of a frame that hold no figure.
+"""What do tokens know about figures elsewhere? Accuracy from the parts of a frame without figures.
 
     python models/tiny/locality.py CHECKPOINT [CHECKPOINT …]
 
-A method that chooses tokens can only be told from another where a token speaks of its own place. Clips of the validation split.
+Methods that choose tokens differ only if a token describes its own place. Uses clips of the validation split.
 """
 
 from __future__ import annotations
@@ -16,46 +16,48 @@ import torch
 from batches import near_figures
 from network import pool
 from numpy.typing import NDArray
-from score import TorchReader
+from score import TorchEvaluator
 
-from tango_calibration.data.dataset import is_correct
+from tango_calibration.data.judging import is_correct
 from tango_calibration.data.synthetic import Clip, make_clip
 
 
 def tokens_near_figures(clip: Clip) -> NDArray[np.bool_]:
-    """Which tokens [F·196] have a patch in them where a figure is, or next to one."""
+    """Tokens [F·196] with a patch that has a figure or is next to one."""
     near = np.stack([near_figures(clip, i) for i in range(len(clip.seconds))])
     found: NDArray[np.bool_] = (pool(torch.from_numpy(near).float()[..., None]) > 0).numpy().ravel()
     return found
 
 
 def parts(near: NDArray[np.bool_], rng: np.random.Generator) -> dict[str, NDArray[np.bool_]]:
-    """The tokens [F·196] that each row of the table is answered from."""
+    """The tokens [F·196] of each row of the table."""
     tenth = np.zeros_like(near)
     tenth[rng.permutation(np.flatnonzero(~near))[: round(0.1 * near.size)]] = True
-    return {"all": np.ones_like(near), "figures": near, "ground": ~near, "a tenth, of the ground": tenth}
+    return {"all": np.ones_like(near), "figures": near, "background": ~near, "a tenth, of the background": tenth}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Ask from tokens with and without figures.")
+    parser = argparse.ArgumentParser(description="Measure accuracy from tokens with and without figures.")
     parser.add_argument("checkpoints", type=Path, nargs="+")
     parser.add_argument("--clips", type=int, default=40)
     args = parser.parse_args()
     for checkpoint in args.checkpoints:
-        reader = TorchReader(checkpoint, "cuda" if torch.cuda.is_available() else "cpu")
-        right: dict[str, list[bool]] = defaultdict(list)
+        evaluator = TorchEvaluator(checkpoint, "cuda" if torch.cuda.is_available() else "cpu")
+        correct: dict[str, list[bool]] = defaultdict(list)
         shares: dict[str, list[float]] = defaultdict(list)
         for seed in range(args.clips):
             clip, rng = make_clip(seed, "validation", (16, 8)[seed % 2]), np.random.default_rng((seed, 2))
             questions = clip.questions(rng, 16)
-            features, _ = reader.see(clip.render())
+            features, _ = evaluator.encode_video(clip.render())
             for name, part in parts(tokens_near_figures(clip), rng).items():
-                answers, _ = reader.answer(features.reshape(len(part), -1)[part], [q.text for q in questions])
-                right[name] += [is_correct(q, answer) for q, answer in zip(questions, answers, strict=True)]
+                answers, _ = evaluator.answer(features.reshape(len(part), -1)[part], [q.text for q in questions])
+                correct[name] += [is_correct(q, answer) for q, answer in zip(questions, answers, strict=True)]
                 shares[name].append(float(part.mean()))
-        print(f"{checkpoint}: {len(right['all'])} questions")
-        for name, marks in right.items():
-            print(f"  {name:<24}{100 * np.mean(shares[name]):6.1f} % of the tokens{100 * np.mean(marks):8.1f} % right")
+        print(f"{checkpoint}: {len(correct['all'])} questions")
+        for name, marks in correct.items():
+            print(
+                f"  {name:<28}{100 * np.mean(shares[name]):6.1f} % of the tokens{100 * np.mean(marks):8.1f} % correct"
+            )
 
 
 if __name__ == "__main__":

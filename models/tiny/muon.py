@@ -1,6 +1,6 @@
-"""Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon), all matrices of a shape at once.
+"""Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon), for all matrices of a shape at once.
 
-`torch.optim.Muon` is the same rule matrix by matrix; of the 90 small ones here its launches alone take half of a step.
+`torch.optim.Muon` updates matrix by matrix; with 90 small ones, its kernel launches alone take half of a step.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-#: Newton–Schulz coefficients and steps of the source.
+#: Newton–Schulz coefficients and steps of that source.
 _A, _B, _C, _STEPS = 3.4445, -4.775, 2.0315, 5
 
 
 class Muon(torch.optim.Optimizer):
-    """Each matrix moves by its momentum made orthogonal, scaled to the root mean square of AdamW's steps.
+    """Moves each matrix by its orthogonalized momentum, scaled to the root mean square of AdamW's steps.
 
     Args:
         matrices: 2-D parameters.
-        lr: Learning rate; it and ``weight_decay`` mean what they mean to AdamW (arXiv 2502.16982, section 2.2).
-        weight_decay: Decoupled.
-        momentum: Of Nesterov's kind.
+        lr: Learning rate; it and ``weight_decay`` have AdamW's meaning (arXiv 2502.16982, section 2.2).
+        weight_decay: Decoupled weight decay.
+        momentum: Nesterov momentum.
     """
 
     def __init__(self, matrices: Sequence[Tensor], lr: float, weight_decay: float, momentum: float = 0.95) -> None:
@@ -40,14 +40,14 @@ class Muon(torch.optim.Optimizer):
             gradient = torch.stack([matrix.grad for matrix in matrices])
             average = self.state[matrices[0]].setdefault("momentum", torch.zeros_like(gradient))
             average.lerp_(gradient, 1 - group["momentum"])
-            update = orthogonal(gradient.lerp(average, group["momentum"]))
+            update = orthogonalize(gradient.lerp(average, group["momentum"]))
             rate = 0.2 * max(update.shape[1:]) ** 0.5 * group["lr"]
             torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
             torch._foreach_add_(matrices, list(update.to(gradient.dtype).unbind()), alpha=-rate)
 
 
-def orthogonal(matrices: Tensor) -> Tensor:
-    """[N, R, C] → bf16, about the nearest matrices of orthonormal rows or columns."""
+def orthogonalize(matrices: Tensor) -> Tensor:
+    """[N, R, C] → bf16, approximately the nearest matrices with orthonormal rows or columns."""
     x = matrices.bfloat16()
     tall = x.shape[1] > x.shape[2]
     x = x.mT if tall else x

@@ -1,4 +1,4 @@
-"""The model: SigLIP, projector and Qwen2 as transformers has them, sized to 15 MB, and how training runs through them.
+"""The model: SigLIP, projector and Qwen2 of transformers, sized to 15 MB, and its forward passes in training.
 
 Letters: B clips, F frames, L = 196 tokens per frame, V video tokens of a clip, Q questions of a clip, T text tokens of one.
 """
@@ -38,23 +38,23 @@ _DECODER = {
 
 
 def make_siglip(vocabulary: int) -> SiglipModel:
-    """Stage 1: a tower with its pooling head, and a small text encoder that is thrown away afterwards."""
+    """Stage 1: a tower with its pooling head, and a small text encoder that is discarded afterwards."""
     text = SiglipTextConfig(
         vocab_size=vocabulary, hidden_size=_VISION["hidden_size"], intermediate_size=512, num_hidden_layers=2,
         num_attention_heads=6, max_position_embeddings=PHRASE, projection_size=_VISION["hidden_size"],
     )  # fmt: skip
     model = SiglipModel(SiglipConfig(text_config=text.to_dict(), vision_config=SiglipVisionConfig(**_VISION).to_dict()))
     nn.init.constant_(model.logit_scale, 2.3)  # SigLIP's t' = log 10
-    nn.init.constant_(model.logit_bias, -5.0)  # higher than its -10: a phrase holds of more frames than a caption
+    nn.init.constant_(model.logit_bias, -5.0)  # higher than its -10: a phrase is true of more frames than a caption
     with torch.no_grad():
-        model.vision_model.embeddings.position_embedding.weight.copy_(0.5 * places(SIDE, _VISION["hidden_size"]))
+        model.vision_model.embeddings.position_embedding.weight.copy_(0.5 * position_grid(SIDE, _VISION["hidden_size"]))
     return model
 
 
-def places(side: int, width: int) -> Tensor:
-    """Sines and cosines of a grid's rows and columns, fp32 [side·side, width]: positions to start from, learnt further.
+def position_grid(side: int, width: int) -> Tensor:
+    """Initial position embeddings: sines and cosines of a grid's rows and columns, fp32 [side·side, width].
 
-    From random ones a training as short as this hardly learns where things are.
+    With random ones, such a short training hardly learns where things are.
     """
     rates = 100.0 ** (-torch.arange(width // 4) / (width // 4))
     angles = torch.arange(side)[:, None] * rates
@@ -75,11 +75,11 @@ def make_llava(
     model = LlavaOnevisionForConditionalGeneration(config)
     for name, weight in model.model.named_parameters():
         if weight.ndim == 2 and name.startswith(("language_model", "multi_modal_projector")):
-            # Keeps the variance; transformers' 0.02 is for widths of thousands. What adds to the residual is quieter.
-            quiet = (
+            # Keeps the variance; transformers' 0.02 suits widths of thousands. Layers that add to the residual are smaller.
+            scale = (
                 (2 * text.num_hidden_layers) ** -0.5 if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0
             )
-            nn.init.normal_(weight, std=quiet * weight.shape[1] ** -0.5)
+            nn.init.normal_(weight, std=scale * weight.shape[1] ** -0.5)
     nn.init.normal_(model.model.image_newline, std=text.hidden_size**-0.5)
     return model
 
@@ -96,7 +96,7 @@ def pooled(tower: Any, hidden: Tensor) -> Tensor:
 
 
 def salience(tower: Any, hidden: Tensor) -> Tensor:
-    """Last hidden states [N, 729, width] → attention of the pooling head, its heads' mean, pooled to [N, 196] fp32."""
+    """Last hidden states [N, 729, width] → attention of the pooling head, mean of its heads, pooled to [N, 196] fp32."""
     head = tower.head
     normed = tower.post_layernorm(hidden)
     weights = head.attention(head.probe.repeat(len(hidden), 1, 1), normed, normed, need_weights=True)[1]
@@ -117,12 +117,12 @@ def project(projector: Any, hidden: Tensor) -> Tensor:
     return projector.linear_2(pool(projector.act(projector.linear_1(hidden))))
 
 
-def questions_behind_video(
+def questions_after_video(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, scaling: float, **_: Any
 ) -> tuple[Tensor, None]:
-    """Attention of a sequence whose first part is one video and whose rest is many questions about it.
+    """Attention of a sequence of one video and many questions about it.
 
-    The video is causal; its keys serve every question. ``attention_mask`` [1, 1, Q·T, V + Q·T] says what a question sees.
+    The video is causal, and all questions share its keys. ``attention_mask`` [1, 1, Q·T, V + Q·T] is that of the questions.
     """
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
@@ -134,24 +134,24 @@ def questions_behind_video(
     return torch.cat((video, text), 2).transpose(1, 2), None
 
 
-AttentionInterface.register("questions_behind_video", questions_behind_video)
+AttentionInterface.register("questions_after_video", questions_after_video)
 
 
 def question_mask(V: int, Q: int, T: int, device: torch.device) -> Tensor:
-    """[1, 1, Q·T, V + Q·T]: a question sees the video and what stands before it in itself."""
+    """[1, 1, Q·T, V + Q·T]: a token of a question sees the video and the question up to itself."""
     block = torch.ones(T, T, dtype=torch.bool, device=device).tril()
     own = torch.block_diag(*[block] * Q)
     return torch.cat((torch.ones(Q * T, V, dtype=torch.bool, device=device), own), 1)[None, None]
 
 
 def answer_logits(model: Any, video: Tensor, before: Tensor, texts: Tensor) -> Tensor:
-    """Logits of many questions about each clip, none of which sees another.
+    """Logits of many questions about each clip; no question sees another.
 
     Args:
-        model: LLaVA-OneVision with the attention ``questions_behind_video``.
+        model: LLaVA-OneVision with the attention ``questions_after_video``.
         video: [B, V, width], the tokens of each clip that the decoder sees.
         before: [n], the ids before the video.
-        texts: [B, Q, T], the ids behind the video; padding stands at the end.
+        texts: [B, Q, T], the ids after the video, padded at the end.
 
     Returns:
         [B, Q, T, vocabulary].
@@ -172,12 +172,12 @@ def answer_logits(model: Any, video: Tensor, before: Tensor, texts: Tensor) -> T
 
 
 def siglip_logits(model: Any, images: Tensor, texts: Tensor) -> Tensor:
-    """Every image [N, width] against every text [M, PHRASE], SigLIP's logits [N, M] fp32."""
+    """SigLIP's logits of every image [N, width] with every text [M, PHRASE], [N, M] fp32."""
     states = model.text_model(input_ids=texts).pooler_output
     similarity = nnf.normalize(images.float(), dim=-1) @ nnf.normalize(states.float(), dim=-1).T
     return similarity * model.logit_scale.exp() + model.logit_bias
 
 
 def siglip_loss(logits: Tensor, true: Tensor) -> Tensor:
-    """SigLIP's sigmoid loss (arXiv 2303.15343) where ``true`` [N, M] tells which texts hold of which image."""
+    """SigLIP's sigmoid loss (arXiv 2303.15343) where ``true`` [N, M] marks the texts that are true of an image."""
     return -nnf.logsigmoid(torch.where(true, logits, -logits)).sum(1).mean()

@@ -1,8 +1,8 @@
-"""Puts the results that score.py wrote into docs/evaluation.md, with their picture beside it.
+"""Copies the results of score.py into docs/evaluation.md, and their picture beside it.
 
     python models/tiny/publish.py RESULTS/all docs/evaluation.md
 
-What stands between the document's two marks is replaced: nothing in there is written by hand.
+The text between the document's two marks is replaced; do not edit it by hand.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from tango_calibration.evaluation.results import PICTURE
 
 BEGIN, END = "<!-- results: models/tiny/publish.py -->", "<!-- end of results -->"
 
-#: Tables of types and tags are shown for this ratio alone.
+#: Tables of types and tags are shown for this ratio only.
 RATIO = "0.1"
 
-#: Where many processes share a GPU, milliseconds say nothing.
-LEFT_OUT = "Tokens and time"
+#: Times mean nothing when many processes share a GPU.
+HIDDEN = "Tokens and time"
 
 ALT = "Accuracy kept over the share of tokens kept, and Tango's lead over each method"
 
 
-def chosen(results: str) -> str:
-    """The conditions and those sections of a results.md that are shown, one level further down."""
+def shown_sections(results: str) -> str:
+    """The conditions and the shown sections of a results.md, one heading level lower."""
     conditions, *sections = results.split("\n## ")
     _, _, facts = conditions.partition("\n")
     shown = [section for section in sections if _is_shown(section.split("\n", 1)[0])]
@@ -33,27 +33,27 @@ def chosen(results: str) -> str:
 
 
 def _is_shown(title: str) -> bool:
-    return title != LEFT_OUT and (" of question at " not in title or title.endswith(f" at {RATIO}"))
+    return title != HIDDEN and (" of question at " not in title or title.endswith(f" at {RATIO}"))
 
 
 def publish(folder: Path, document: Path) -> None:
     """Writes a folder of results into the document and copies its picture.
 
     Raises:
-        ValueError: The document lacks the marks.
+        ValueError: The document does not have the marks.
     """
     before, begin, rest = document.read_text(encoding="utf-8").partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
-        raise ValueError(f"{document} lacks {BEGIN} or {END}")
-    tables = chosen((folder / "results.md").read_text(encoding="utf-8"))
+        raise ValueError(f"{document} does not have {BEGIN} and {END}")
+    tables = shown_sections((folder / "results.md").read_text(encoding="utf-8"))
     shutil.copyfile(folder / PICTURE, document.parent / PICTURE)
     body = f"{begin}\n\n![{ALT}]({PICTURE})\n\n{tables}\n{end}"
     document.write_text(before + body + after, encoding="utf-8")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Put results into a document.")
+    parser = argparse.ArgumentParser(description="Copy results into a document.")
     parser.add_argument("results", type=Path, help="folder with results.md and its picture")
     parser.add_argument("document", type=Path)
     args = parser.parse_args(arguments)

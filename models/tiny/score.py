@@ -1,9 +1,9 @@
-"""Evaluates trained checkpoints on a GPU with what `tango evaluate` evaluates a bundle: the same clips, methods, scores.
+"""Evaluates trained checkpoints on a GPU with the clips, methods and scores of `tango evaluate`.
 
     python models/tiny/score.py OUTPUT CHECKPOINT [CHECKPOINT …] --jobs 16
 
-A checkpoint is the folder that train.py wrote, or the results.json of one that was evaluated before with the same options.
-Its results go to OUTPUT/<its name>, those of all to OUTPUT/all.
+A checkpoint is a folder that train.py wrote, or the results.json of an earlier evaluation with the same options.
+Its results are written to OUTPUT/<its name>, those of all checkpoints to OUTPUT/all.
 """
 
 from __future__ import annotations
@@ -35,34 +35,34 @@ from tango_plugins import PruneParams
 from tango_runtime.util.console import progress
 from tango_runtime.util.files import check_output
 
-#: Frames that go through the tower at once.
+#: Frames in one pass of the tower.
 CHUNK = 64
 
 
-class TorchReader:
-    """A trained checkpoint in PyTorch, fp16 as it is stored with fp32 where autocast wants it.
+class TorchEvaluator:
+    """Evaluates a trained checkpoint in PyTorch, under fp16 autocast on a GPU.
 
     Args:
-        folder: What train.py wrote.
-        device: ``cuda:0`` and the like.
-        longest: Most tokens of an answer.
+        folder: A folder that train.py wrote.
+        device: A PyTorch device such as ``cuda:0``.
+        max_new_tokens: Maximum length of an answer.
     """
 
-    size = SIZE
+    size = (SIZE, SIZE)
 
-    def __init__(self, folder: Path, device: str, longest: int = 6) -> None:
+    def __init__(self, folder: Path, device: str, max_new_tokens: int = 6) -> None:
         torch.set_num_threads(1)
-        self._device, self._longest = torch.device(device), longest
+        self._device, self._max_new_tokens = torch.device(device), max_new_tokens
         self._model: Any = LlavaOnevisionForConditionalGeneration.from_pretrained(folder / "llava", dtype=torch.float32)
         self._model.to(self._device).eval()
-        self._model.model.language_model.config._attn_implementation = "questions_behind_video"
+        self._model.model.language_model.config._attn_implementation = "questions_after_video"
         self._tower = self._salient_tower(folder)
         self._tokenizer = Tokenizer.from_file(str(folder / "llava" / "tokenizer.json"))
         self._before = torch.tensor(self._tokenizer.encode(BEFORE).ids, device=self._device)
         self._autocast = partial(torch.autocast, self._device.type, torch.float16, enabled=self._device.type == "cuda")
 
     def _salient_tower(self, folder: Path) -> Any:
-        """LLaVA's tower with SigLIP's pooling head."""
+        """The tower of LLaVA with the pooling head of SigLIP."""
         config = SiglipVisionConfig.from_dict({**self._model.config.vision_config.to_dict(), "vision_use_head": True})
         tower = SiglipVisionModel(config)
         head = {
@@ -78,7 +78,7 @@ class TorchReader:
         return f"PyTorch {torch.__version__}, {self._device}"
 
     @torch.inference_mode()
-    def see(self, frames: NDArray[np.uint8]) -> tuple[NDArray[np.float16], NDArray[np.float32]]:
+    def encode_video(self, frames: NDArray[np.uint8]) -> tuple[NDArray[np.float16], NDArray[np.float32]]:
         """[F, 384, 384, 3] → features [F, 196, width] and salience [F, 196]."""
         features, salient = [], []
         for part in torch.from_numpy(frames).split(CHUNK):
@@ -90,13 +90,13 @@ class TorchReader:
 
     @torch.inference_mode()
     def answer(self, tokens: NDArray[np.float16], questions: Sequence[str]) -> tuple[list[str], float]:
-        """Greedy answers to questions about one video [K, width], and the milliseconds until the first token of all."""
+        """Greedy answers to questions about one video [K, width], and the milliseconds until the first tokens."""
         video = torch.from_numpy(tokens).to(self._device)[None].float()
         asked = [self._tokenizer.encode(f"\n{question}{AFTER}").ids for question in questions]
         pad, end = (self._tokenizer.token_to_id(t) for t in (PAD, END))
         given: list[list[int]] = [[] for _ in questions]
-        begin, first = time.perf_counter(), 0.0  # of all questions together: no prefill of the video alone
-        for _ in range(self._longest):
+        begin, first = time.perf_counter(), 0.0  # of all questions together: the video has no prefill of its own
+        for _ in range(self._max_new_tokens):
             longest = max(len(a) + len(g) for a, g in zip(asked, given, strict=True))
             texts = [a + g + [pad] * (longest - len(a) - len(g)) for a, g in zip(asked, given, strict=True)]
             with self._autocast():
@@ -117,21 +117,21 @@ def main() -> None:
     parser.add_argument("output", type=Path)
     parser.add_argument("checkpoints", type=Path, nargs="+")
     parser.add_argument("--videos", type=int, default=280)
-    parser.add_argument("--questions", type=int, default=16, help="most questions about one clip")
-    parser.add_argument("--seed", type=int, default=0, help="of the clips and of what is drawn")
+    parser.add_argument("--questions", type=int, default=16, help="maximum number of questions about one clip")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the clips and of random methods")
     parser.add_argument("--split", default="test", choices=("validation", "test"))
     parser.add_argument("--retention-ratio", type=float, nargs="+", default=[0.05, 0.1, 0.15, 0.2])
     parser.add_argument("--method", nargs="+", default=list(methods.METHODS))
     parser.add_argument("--jobs", type=int, default=16)
     args = parser.parse_args()
-    results.require_matplotlib()  # now, and not when hours have gone by
+    results.require_matplotlib()  # now rather than after hours of work
     fresh = [checkpoint.name for checkpoint in args.checkpoints if not checkpoint.is_file()]
     for name in fresh + ["all"] * (len(args.checkpoints) > 1):
-        check_output(args.output / name, overwrite=False)
+        check_output(args.output / name, holding=results.RESULTS, overwrite=False)
     params = PruneParams(sink_positions=())
     split: Split = args.split
     videos = synthetic(args.videos, seed=args.seed, questions=args.questions, split=split)
-    videos.sort(key=lambda video: -video.frames)  # the long ones first: no process is left alone with one at the end
+    videos.sort(key=lambda video: -video.frames)  # long ones first, so that no process ends with one alone
     trials = trials_of(args.method, args.retention_ratio)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     conditions = {
@@ -148,9 +148,9 @@ def main() -> None:
             runs.append(results.read(checkpoint))
             continue
         with progress(checkpoint.name, len(videos)) as on_progress:
-            reader = partial(TorchReader, checkpoint, device)
+            evaluator = partial(TorchEvaluator, checkpoint, device)
             runs.append(
-                evaluate_in_parallel(reader, videos, trials, params, on_progress, jobs=args.jobs, seed=args.seed)
+                evaluate_in_parallel(evaluator, videos, trials, params, on_progress, jobs=args.jobs, seed=args.seed)
             )
         found.append((checkpoint.name, Scores(runs[-1]), runs[-1]))
     if len(runs) > 1:
@@ -166,7 +166,7 @@ def main() -> None:
 
 
 def model_of(file: Path) -> str:
-    """What answered in a results.json, one that was read as such."""
+    """The model of a results.json."""
     return str(json.loads(file.read_text(encoding="utf-8"))["conditions"]["model"])
 
 

@@ -1,11 +1,11 @@
-"""Trains a small LLaVA-OneVision on the synthetic world, from a seed.
+"""Trains a small LLaVA-OneVision on synthetic clips.
 
     python models/tiny/train.py OUTPUT --seed 0
 
 Stage 1 trains everything on single frames: the tower and its pooling head by SigLIP's sigmoid loss on phrases and, at the
 same time, tower, projector and decoder on questions (as SigLIP 2, arXiv 2502.14786, adds a decoder to the sigmoid loss).
-Stage 2 leaves the tower as it is and trains projector and decoder on questions about clips. OUTPUT gets llava/ and
-siglip/, which `tango-export` reads, and training.jsonl.
+Stage 2 freezes the tower and trains projector and decoder on questions about clips. It writes llava/ and siglip/, which
+`tango-export` reads, and training.jsonl to OUTPUT.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as nnf
-from batches import IGNORED, ClipBatches, Clips, FrameBatches, holds, stream
+from batches import IGNORED, ClipBatches, Clips, FrameBatches, phrases_true, stream
 from checkpoint import save
 from muon import Muon
 from network import (
@@ -39,37 +39,37 @@ from vocabulary import BEFORE, END, IMAGE, VIDEO, make_tokenizer, rows
 
 from tango_calibration.data.synthetic import Split, corpus
 
-#: Stage 2: share of its steps and frames of a clip, in turn. Short clips teach before and after, long ones to search.
+#: Stage 2: (share of its steps, frames of its clips in turn). Short clips teach order in time, long ones to search.
 CURRICULUM: tuple[tuple[float, tuple[int, ...]], ...] = ((0.5, (8, 16)), (0.5, (8, 16, 32, 16, 8, 16, 32, 64)))
 
 #: Tokens of a frame.
 TOKENS = POOLED_SIDE**2
 
-#: Parts of the tokens that the decoder is shown where it is not shown all.
+#: Shares of the tokens that the decoder sees when it does not see all.
 PARTS = (0.5, 0.25)
 
-#: Weight of a question's loss in stage 2: what needs most to be learnt is asked but once of a clip.
+#: Weights of questions in stage 2: the hardest types are asked only once about a clip.
 WEIGHTS = {"times": 6.0, "count": 2.0}
 
-#: Weight of the sigmoid loss, a sum over a thousand phrases, beside the loss of the answers.
+#: Weight of the sigmoid loss, a sum over a thousand phrases, relative to the loss of the answers.
 SIGMOID_WEIGHT = 0.01
 
 
 class Log:
-    """A line of JSON for whatever is worth a point on a curve."""
+    """Writes lines of JSON to a file and to standard output."""
 
     def __init__(self, file: Path) -> None:
         self._file, self._begin = file.open("w", encoding="utf-8"), time.perf_counter()
 
     def __call__(self, **values: Any) -> None:
-        """Writes the values with the seconds since the beginning."""
+        """Writes the values and the seconds since the start."""
         line = json.dumps({"seconds": round(time.perf_counter() - self._begin, 1), **values})
         print(line, flush=True)
         print(line, file=self._file, flush=True)
 
 
 class Trainer:
-    """A model in training and all that its two stages share."""
+    """A model in training, shared by both stages."""
 
     def __init__(self, args: argparse.Namespace, log: Log) -> None:
         self.args, self.log = args, log
@@ -79,11 +79,11 @@ class Trainer:
         self.siglip: Any = make_siglip(rows(self.tokenizer)).to(self.device)
         self.tower = self.siglip.vision_model
         self.llava: Any = make_llava(rows(self.tokenizer), *ids).to(self.device)
-        self.llava.model.vision_tower = nn.Identity()  # the tower is SigLIP's until it is saved
+        self.llava.model.vision_tower = nn.Identity()  # SigLIP owns the tower until it is saved
         self.decoder = self.llava.model.language_model
-        self.decoder.config._attn_implementation = "questions_behind_video"
+        self.decoder.config._attn_implementation = "questions_after_video"
         self._before = torch.tensor(self.tokenizer.encode(BEFORE).ids, device=self.device)
-        self._look = torch.compile(patches, dynamic=False) if args.compile else patches
+        self._patches = torch.compile(patches, dynamic=False) if args.compile else patches
         if args.compile:
             for layer in self.decoder.layers:
                 layer.compile()
@@ -92,20 +92,20 @@ class Trainer:
         """bf16 on a GPU."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
 
-    def look(self, frames: Tensor) -> Tensor:
+    def encode(self, frames: Tensor) -> Tensor:
         """[N, 384, 384, 3] uint8 → last hidden states [N, 729, width]."""
-        return self._look(self.tower, frames)
+        return self._patches(self.tower, frames)
 
     def answers(self, hidden: Tensor, texts: Tensor, part: float, shuffled: bool) -> Tensor:
         """Logits [B, Q, T, vocabulary], from hidden states [B·F, 729, width].
 
         Args:
-            hidden: Of all frames.
-            texts: [B, Q, T], what stands behind each video.
-            part: How much of the tokens the decoder is shown: a random choice, of some frames more than of others, as
-                any method leaves them that looks at what is in them.
-            shuffled: The tokens come in no order, so that a token's place is read from its features. After pruning
-                the order says little of it.
+            hidden: Hidden states of all frames.
+            texts: [B, Q, T], token ids after each video.
+            part: Share of the tokens that the decoder sees, chosen at random, with more of some frames than of others,
+                as methods that look at the content choose them.
+            shuffled: Shuffle the tokens, so that the decoder reads a token's place from its features: after pruning,
+                the order says little about it.
         """
         video = project(self.llava.model.multi_modal_projector, hidden)
         video = video.unflatten(0, (len(texts), -1)).flatten(1, 2)
@@ -134,7 +134,7 @@ class Trainer:
         ]
 
     def step(self, loss: Tensor, optimizers: Sequence[torch.optim.Optimizer], progress: float) -> None:
-        """One step; the learning rate warms up over 3 % of a stage, stays, and falls to 0 over its last 40 %."""
+        """One step; the learning rate warms up over 3 % of a stage and falls to 0 over its last 40 %."""
         groups = [group for optimizer in optimizers for group in optimizer.param_groups]
         for group in groups:
             group["lr"] = group.setdefault("peak", group["lr"]) * min(1.0, progress / 0.03 + 0.01, (1 - progress) / 0.4)
@@ -146,19 +146,19 @@ class Trainer:
             optimizer.step()
 
     def to_device(self, *tensors: Tensor) -> list[Tensor]:
-        """The same on the device, copied while it works."""
+        """Copies to the device, asynchronously."""
         return [tensor.to(self.device, non_blocking=True) for tensor in tensors]
 
 
-def with_other_ground(hidden: Tensor, near: Tensor) -> Tensor:
-    """Hidden states [N, 729, width] of frames, those away from figures taken from another clip's frame where it has none there.
+def swap_background(hidden: Tensor, near: Tensor) -> Tensor:
+    """Replaces hidden states of background patches by those of another clip's frame that is also background there.
 
-    A patch of ground then says nothing true of the frame's figures, so the tower does not learn to write them there. If it
-    did, it would matter little which tokens are kept.
+    A background patch then says nothing about the frame's figures, so the tower does not learn to describe them there. If
+    it did, it would matter little which tokens are kept.
 
     Args:
-        hidden: The frames of a clip stand side by side, at most four.
-        near: [N, 729] bool, the patches of figures.
+        hidden: [N, 729, width]; frames of the same clip are adjacent, at most four.
+        near: [N, 729] bool, the patches near figures.
     """
     other = int(torch.randint(4, max(5, len(near) - 3), ()))
     taken = ~near & ~near.roll(other, 0)
@@ -166,7 +166,7 @@ def with_other_ground(hidden: Tensor, near: Tensor) -> Tensor:
 
 
 def loss_of(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Cross entropy of the answers' tokens; ``weights`` [B, Q] of the questions."""
+    """Cross entropy of the answers' tokens, with ``weights`` [B, Q] of the questions."""
     each = nnf.cross_entropy(logits.float().flatten(0, 2), labels.flatten(), ignore_index=IGNORED, reduction="none")
     counted = (labels != IGNORED) * (1.0 if weights is None else weights[..., None])
     return (each.view_as(labels) * counted).sum() / counted.sum()
@@ -183,28 +183,37 @@ def train_on_frames(trainer: Trainer) -> None:
         near, facts = trainer.to_device(batch.near, batch.facts)
         phrases, stated = trainer.to_device(batch.phrases, batch.stated)
         with trainer.autocast():
-            hidden = with_other_ground(trainer.look(frames.flatten(0, 1)), near)
+            hidden = swap_background(trainer.encode(frames.flatten(0, 1)), near)
             matched = siglip_logits(trainer.siglip, pooled(trainer.tower, hidden), phrases)
             answered = trainer.answers(hidden, texts, 1.0, shuffled=True)
-        true = holds(facts, stated)
-        sigmoid, told = siglip_loss(matched, true), loss_of(answered, labels)
-        trainer.step(told + SIGMOID_WEIGHT * sigmoid, optimizers, number / args.frame_steps)
+        true = phrases_true(facts, stated)
+        sigmoid, answer_loss = siglip_loss(matched, true), loss_of(answered, labels)
+        trainer.step(answer_loss + SIGMOID_WEIGHT * sigmoid, optimizers, number / args.frame_steps)
         if number % 100 == 0 or number == args.frame_steps - 1:
-            right = {"sigmoid": round(sigmoid.item(), 2), "told_apart": round(told_apart(matched, true), 4)}
-            trainer.log(stage=1, step=number, loss=round(told.item(), 4), **right, **tally([batch.clips], [answered]))
+            phrases_log = {
+                "sigmoid": round(sigmoid.item(), 2),
+                "phrase_accuracy": round(phrase_accuracy(matched, true), 4),
+            }
+            trainer.log(
+                stage=1,
+                step=number,
+                loss=round(answer_loss.item(), 4),
+                **phrases_log,
+                **tally([batch.clips], [answered]),
+            )
 
 
 @torch.no_grad()
-def told_apart(logits: Tensor, true: Tensor) -> float:
-    """Share of the frames that lie nearer to their own phrase than to the same phrase with one thing changed.
+def phrase_accuracy(logits: Tensor, true: Tensor) -> float:
+    """Share of the frames that match their own phrase better than the phrase with one attribute changed.
 
     Args:
-        logits: [N, P], of each frame's own phrases in turn with their changed ones.
-        true: [N, P], which phrases hold: changed ones that hold as well are left out.
+        logits: [N, P], P in pairs: a frame's own phrase and the changed one.
+        true: [N, P], whether phrases are true; pairs whose changed phrase is also true are left out.
     """
     N, own = len(logits), torch.arange(len(logits), device=logits.device)
-    pairs, holding = (x.unflatten(1, (N, -1, 2))[own, own] for x in (logits, true))
-    counted = holding[..., 0] & ~holding[..., 1]
+    pairs, both = (x.unflatten(1, (N, -1, 2))[own, own] for x in (logits, true))
+    counted = both[..., 0] & ~both[..., 1]
     return float((pairs[..., 0] > pairs[..., 1])[counted].float().mean())
 
 
@@ -217,7 +226,7 @@ def train_on_clips(trainer: Trainer) -> None:
         frames, texts, labels = trainer.to_device(batch.frames, batch.texts, batch.labels)
         with trainer.autocast():
             with torch.no_grad():
-                hidden = trainer.look(frames.flatten(0, 1))
+                hidden = trainer.encode(frames.flatten(0, 1))
             return trainer.answers(hidden, texts, part, shuffled=False), labels
 
     def validate(step: int) -> None:
@@ -247,41 +256,37 @@ def train_on_clips(trainer: Trainer) -> None:
 
 
 def tally(batches: Sequence[Clips], logits: Sequence[Tensor]) -> dict[str, Any]:
-    """Share of the answers that are right to the last token, of all and of each type of question."""
-    right: dict[str, list[bool]] = {}
+    """Share of completely correct answers, of all questions and of each type."""
+    correct: dict[str, list[bool]] = {}
     for batch, found in zip(batches, logits, strict=True):
         labels = batch.labels.to(found.device)
         marks = ((found.argmax(-1) == labels) | (labels == IGNORED)).all(-1).tolist()
         for kinds, row in zip(batch.types, marks, strict=True):
             for kind, mark in zip(kinds, row, strict=True):
-                right.setdefault(kind, []).append(mark)
-    types = {kind: round(sum(marks) / len(marks), 3) for kind, marks in sorted(right.items())}
-    return {"accuracy": round(sum(map(sum, right.values())) / sum(map(len, right.values())), 4), "types": types}
+                correct.setdefault(kind, []).append(mark)
+    types = {kind: round(sum(marks) / len(marks), 3) for kind, marks in sorted(correct.items())}
+    return {"accuracy": round(sum(map(sum, correct.values())) / sum(map(len, correct.values())), 4), "types": types}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Train a small LLaVA-OneVision on the synthetic world.")
+    parser = argparse.ArgumentParser(description="Train a small LLaVA-OneVision on synthetic clips.")
     parser.add_argument("output", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--frame-steps", type=int, default=2000, help="steps of stage 1")
     parser.add_argument("--clip-steps", type=int, default=4400, help="steps of stage 2")
     parser.add_argument("--batch", type=int, default=256, help="frames of a batch")
     parser.add_argument("--validation-batches", type=int, default=8)
-    parser.add_argument("--rate", type=float, default=7e-4, help="AdamW's peak learning rate")
-    parser.add_argument("--matrix-rate", type=float, default=2e-3, help="Muon's")
-    parser.add_argument(
-        "--thin", type=float, default=0.4, help="share of clips shown with a random part of their tokens"
-    )
-    parser.add_argument(
-        "--uneven", type=float, default=0.4, help="how much more of some frames is shown than of others"
-    )
+    parser.add_argument("--rate", type=float, default=7e-4, help="peak learning rate of AdamW")
+    parser.add_argument("--matrix-rate", type=float, default=2e-3, help="peak learning rate of Muon")
+    parser.add_argument("--thin", type=float, default=0.4, help="share of clips with only part of their tokens")
+    parser.add_argument("--uneven", type=float, default=0.4, help="how unequal the parts of the frames are")
     parser.add_argument("--workers", type=int, default=14, help="processes that render")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="compile the model")
     args = parser.parse_args()
     args.output.mkdir(parents=True)
     torch.manual_seed(args.seed)
     torch.backends.cuda.matmul.allow_tf32 = True
-    torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for every length
+    torch.backends.cuda.enable_cudnn_sdp(False)  # it would plan again for every length
     trainer = Trainer(args, Log(args.output / "training.jsonl"))
     train_on_frames(trainer)
     train_on_clips(trainer)

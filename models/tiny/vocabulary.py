@@ -1,4 +1,4 @@
-"""The tokenizer: byte-level BPE, trained on what the synthetic world can say."""
+"""The tokenizer: byte-level BPE, trained on the texts of the synthetic data."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 PAD, START, END, IMAGE, VIDEO = "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>"
 
-#: What stands before the video, and between a question and its answer: llava-hf's chat template, spelt out.
+#: Text before the video, and between a question and its answer, as llava-hf's chat template renders it.
 BEFORE = f"{START}user "
 AFTER = f"{END}{START}assistant\n"
 
@@ -29,5 +29,5 @@ def make_tokenizer(corpus: Iterable[str]) -> Tokenizer:
 
 
 def rows(tokenizer: Tokenizer) -> int:
-    """Rows of the embedding table: the ids, and padding up to a multiple of 64."""
+    """Rows of the embedding table: the ids, padded to a multiple of 64."""
     return -(-tokenizer.get_vocab_size() // 64) * 64

@@ -22,7 +22,7 @@ def test_nothing_is_written_where_something_is_missing(bundle, tmp_path, monkeyp
 def test_a_clip_names_the_engine_of_every_graph(bundle, tmp_path, monkeypatch):
     write(tmp_path / "clip.mp4")
     monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__version__="8.6.0"))
-    monkeypatch.setattr(prepare, "here", lambda version: None)
+    monkeypatch.setattr(prepare, "current_target", lambda version: None)
     engine = SimpleNamespace(path=tmp_path / "an.engine", stripped=False, version_compatible=False)
     monkeypatch.setattr(prepare.engines, "find", lambda *of: engine)
     arguments = [bundle(), tmp_path / "clip.mp4", "What?", tmp_path / "clip", "--frames", "4"]

@@ -189,7 +189,7 @@ def test_fp16_bundles_have_them_and_fp32_bundles_do_not(bundle):
 def test_validate_compares_them_with_the_original(bundle, tmp_path, capsys):
     path = shutil.copytree(bundle(), tmp_path / "bundle")
     assert main(["validate", str(path)]) == 0
-    assert "17 of 17 within the gates" in capsys.readouterr().out
+    assert "17 of 17 within the limits" in capsys.readouterr().out
     for graph, constant in (
         ("decoder", "rotary.sin"),
         ("vision", "tower.encoder.layers.0.self_attn.out_proj.bias.folded"),

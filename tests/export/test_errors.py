@@ -32,22 +32,25 @@ DOWN = "language_model.model.layers.1.mlp.down_proj.weight"
         (["--model", "llava"], "'llava'"),
         (["--checkpoint", "nowhere"], "nowhere"),
         (["--checkpoint", ""], "config.json"),
-        (["--checkpoint", "owner/name", "--frames", "0"], "--frames is 0"),
-        (["--checkpoint", "owner/name", "--retention-ratio", "2"], "retention_ratio is 2"),
+        (["--checkpoint", "owner/name", "--frames", "0"], "argument --frames: '0' is not a positive integer"),
+        (
+            ["--checkpoint", "owner/name", "--retention-ratio", "2"],
+            "argument --retention-ratio: '2' is not a number",
+        ),
         (["--salience-checkpoint", "./nowhere"], "./nowhere"),
         (["--checkpoint", "llava/config.json"], "llava/config.json"),
-        (["--retention-ratio", "0"], "retention_ratio is 0"),
-        (["--retention-ratio", "1.5"], "retention_ratio is 1.5"),
-        (["--retention-ratio", "nan"], "retention_ratio is nan"),
+        (["--retention-ratio", "0"], "argument --retention-ratio: '0' is not a number above 0 and at most 1"),
+        (["--retention-ratio", "1.5"], "argument --retention-ratio: '1.5' is not a number above 0 and at most 1"),
+        (["--retention-ratio", "nan"], "argument --retention-ratio: 'nan' is not a number above 0 and at most 1"),
         (["--retention-ratio", "0.12345"], "retention_ratio is 0.12345"),
         (["--retention-ratio", "half"], "--retention-ratio"),
-        (["--frames", "0"], "--frames is 0"),
-        (["--frames", "-3"], "--frames is -3"),
+        (["--frames", "0"], "argument --frames: '0' is not a positive integer"),
+        (["--frames", "-3"], "argument --frames: '-3' is not a positive integer"),
         (["--frames", "many"], "--frames"),
-        (["--context", "0"], "--context is 0"),
+        (["--context", "0"], "argument --context: '0' is not a positive integer"),
         (["--context", "32769"], "--context is 32769"),
         (["--sink-positions", "196"], "sink_positions is 196"),
-        (["--sink-positions", "-1"], "sink_positions is -1"),
+        (["--sink-positions", "-1"], "argument --sink-positions: '-1' is not a non-negative integer"),
         (["--dtype", "fp8"], "--dtype"),
         (["--colour", "red"], "--colour"),
     ],
@@ -385,7 +388,7 @@ def test_output_that_exists(desk):
     assert desk.export() == 0
     whole = (desk.folder / "out/bundle.json").read_bytes()
     error, hint = desk.refused()
-    assert "out exists already" in error
+    assert "out already exists" in error
     assert "--overwrite" in hint
     assert desk.export("--overwrite", "--frames", "8") == 0
     assert (desk.folder / "out/bundle.json").read_bytes() != whole
@@ -421,7 +424,7 @@ def test_folders_above_the_output_are_made_and_removed(desk):
 
 
 def test_two_exports_to_one_output(desk):
-    with staged_folder(Path("out")) as folder:
+    with staged_folder(Path("out"), holding="bundle.json") as folder:
         (folder / "half").touch()
         assert "another process is writing out" in desk.refused()[0]
         assert (folder / "half").exists()

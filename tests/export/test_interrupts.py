@@ -34,7 +34,7 @@ def test_interrupt_leaves_nothing(arguments, tmp_path):
     assert code == 2
     assert said.splitlines()[-2:] == [
         "error: interrupted",
-        "hint: nothing half-written was left behind; run it again",
+        "hint: no half-written output was left behind; run it again",
     ]
     assert not list(tmp_path.iterdir())
 

@@ -200,13 +200,13 @@ def write_llava(folder, layout, size):
     make_tokenizer(layout == "lmms-lab").save(str(folder / "tokenizer.json"))
 
 
-def load(tmp_path, layout, size):
+def load(tmp_path, layout, size, context=8192):
     write_llava(tmp_path / "llava", layout, size)
     (tmp_path / "siglip").mkdir()
     write_sparse(tmp_path / "siglip/model.safetensors", siglip(), "F32", 4)
     vision = {**SIGLIP, "num_hidden_layers": 27}
     (tmp_path / "siglip/config.json").write_text(json.dumps({"model_type": "siglip", "vision_config": vision}))
-    return FAMILIES["llava-ov"].load({"checkpoint": tmp_path / "llava", "salience": tmp_path / "siglip"}, 8192)
+    return FAMILIES["llava-ov"].load({"checkpoint": tmp_path / "llava", "salience": tmp_path / "siglip"}, context)
 
 
 @pytest.mark.parametrize(("layout", "size"), ROWS)

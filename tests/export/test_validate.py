@@ -109,7 +109,7 @@ def test_export_ends_with_the_verdict(checkpoint, tmp_path, monkeypatch, capsys)
     llava, siglip = checkpoint()
     arguments = ["export", "--checkpoint", str(llava), "--salience-checkpoint", str(siglip), "--output"]
     assert main([*arguments, str(tmp_path / "sound")]) == 0
-    assert "17 of 17 within the gates" in capsys.readouterr().out
+    assert "17 of 17 within the limits" in capsys.readouterr().out
     monkeypatch.setattr("tango_export.validate.MIN_COSINE", 1.1)
     assert main([*arguments, str(tmp_path / "out")]) == 1
 

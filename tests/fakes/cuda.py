@@ -17,7 +17,7 @@ import numpy as np
 
 from tango_plugins import reference
 from tango_plugins.op import capacity
-from tango_runtime.backends.cuda.logits import GREATEST
+from tango_runtime.backends.cuda.logits import ARGMAX
 
 
 class Status(IntEnum):
@@ -292,10 +292,10 @@ class HostDecoder:
         return (x.astype(np.float32) @ weight.astype(np.float32, copy=False)).astype(x.dtype)
 
 
-def argmax(values, greatest, stream):
+def argmax(values, best, stream):
     """In the place of tango_runtime.backends.cuda.logits.enqueue_argmax."""
     row = array(values)
-    found = array(greatest).view(GREATEST)
+    found = array(best).view(ARGMAX)
     found["index"] = row.argmax()
     found["value"] = row.max() if not np.isnan(row).any() else np.nan
 

@@ -1,7 +1,7 @@
-"""TensorRT on a machine without a GPU: the part of its Python API that the stages use, ONNX Runtime in its place.
+"""A fake of TensorRT for machines without a GPU: the part of its Python API that the backend calls, on ONNX Runtime.
 
-Engines lie in the bundle with true sidecars; their content is the name of a graph. Like TensorRT 8, it has no two
-contexts share a profile, takes int32 where the graph has int64, and wants tensors at multiples of 256 bytes.
+Engines are in the bundle with real sidecars; their content is the name of a graph. Like TensorRT 8, it does not let two
+contexts share a profile, takes int32 where the graph has int64, and needs tensors at multiples of 256 bytes.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ import numpy as np
 from tango_plugins.device_array import DeviceArray
 from tango_runtime import engines
 from tango_runtime.bundle import Bundle, sha256
-from tango_runtime.engines import BuildOptions, Machine, Sidecar
+from tango_runtime.engines import BuildOptions, Sidecar, Target
 from tests.fakes.cuda import array
 
-MACHINE = Machine("8.6.0", "9.0", "NVIDIA Test", "1")
+MACHINE = Target("8.6.0", "9.0", "NVIDIA Test", "1")
 
 
 def build(folder, **options):
-    """Puts engines of a bundle, without prune's, into its folder."""
+    """Writes engines of all graphs but prune into a bundle's folder."""
     bundle = Bundle.load(folder)
-    planned = engines.plan(bundle, MACHINE, BuildOptions(**options), ("vision", "embed", "decoder"))
+    planned = engines.plan_engines(bundle, MACHINE, BuildOptions(**options), ("vision", "embed", "decoder"))
     for engine in planned:
         engine.path.parent.mkdir(exist_ok=True)
         engine.path.write_text(engine.graph)
         size, digest = engine.path.stat().st_size, sha256(engine.path)
-        sidecar = Sidecar(engines.FORMAT, engine.recipe, MACHINE.gpu, size, digest, seconds=1.0, peak_host=1)
+        sidecar = Sidecar(engines.FORMAT, engine.spec, MACHINE.gpu, size, digest, seconds=1.0, peak_host=1)
         engine.path.with_suffix(".json").write_text(json.dumps(asdict(sidecar)))
     return {engine.graph: engine.path for engine in planned}
 

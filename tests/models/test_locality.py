@@ -1,4 +1,4 @@
-"""What models/tiny/locality.py takes for ground shows none of a figure."""
+"""The background of models/tiny/locality.py has no part of a figure."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ TINY = Path(__file__).parents[2] / "models" / "tiny"
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_ground_is_where_figures_change_nothing(monkeypatch, seed):
+def test_figures_change_no_background_pixel(monkeypatch, seed):
     monkeypatch.syspath_prepend(TINY)
     from locality import parts, tokens_near_figures
 
@@ -26,5 +26,5 @@ def test_ground_is_where_figures_change_nothing(monkeypatch, seed):
     assert not (shows.ravel() & ~near).any()
     assert near.mean() < 0.5
     made = parts(near, np.random.default_rng(0))
-    assert made["a tenth, of the ground"].sum() == round(0.1 * near.size)
-    assert not (made["a tenth, of the ground"] & near).any()
+    assert made["a tenth, of the background"].sum() == round(0.1 * near.size)
+    assert not (made["a tenth, of the background"] & near).any()

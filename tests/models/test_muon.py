@@ -9,7 +9,7 @@ TINY = Path(__file__).parents[2] / "models" / "tiny"
 
 
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this PyTorch has no Muon")
-def test_the_steps_are_torchs(monkeypatch):
+def test_steps_equal_those_of_pytorch(monkeypatch):
     monkeypatch.syspath_prepend(TINY)
     from muon import Muon
 

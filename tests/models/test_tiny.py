@@ -1,4 +1,4 @@
-"""The training of models/tiny: a few steps of it, and what it writes."""
+"""A few training steps of models/tiny, and their output."""
 
 import json
 import sys
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tango_calibration.data.synthetic import make_clip
-from tango_calibration.evaluation.evaluate import ChainReader
+from tango_calibration.evaluation.evaluate import BundleEvaluator
 from tango_runtime.cli.main import main
 
 TINY = Path(__file__).parents[2] / "models" / "tiny"
@@ -16,7 +16,7 @@ TINY = Path(__file__).parents[2] / "models" / "tiny"
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """What two steps of each stage give, and the bundle made of it."""
+    """A model trained for two steps of each stage, and its bundle."""
     pytest.importorskip("transformers")
     folder = tmp_path_factory.mktemp("tiny")
     steps = ["--frame-steps", "2", "--clip-steps", "2", "--batch", "4", "--validation-batches", "1"]
@@ -31,28 +31,30 @@ def trained(tmp_path_factory):
     return folder
 
 
-def test_a_training_tells_its_curve(trained):
+def test_a_training_logs_its_accuracy(trained):
     lines = [json.loads(line) for line in (trained / "made" / "training.jsonl").read_text().splitlines()]
     assert [line["stage"] for line in lines[:-1]] == [1] * 2 + [2] * 7
     assert lines[-1]["done"]
     assert all(0 <= line["accuracy"] <= 1 for line in lines[:-1])
 
 
-def test_ground_is_another_clips_and_figures_stay(monkeypatch):
+def test_background_comes_from_another_clip_and_figures_stay(monkeypatch):
     monkeypatch.syspath_prepend(TINY)
     import torch
-    from train import with_other_ground
+    from train import swap_background
 
     near = torch.rand(16, 729) < 0.2
     hidden = torch.arange(16.0)[:, None, None].expand(16, 729, 3)
-    mixed = with_other_ground(hidden, near)
+    mixed = swap_background(hidden, near)
     source = mixed[..., 0].long()
     other = (source - torch.arange(16)[:, None]) % 16
     assert (other[near] == 0).all()
     moved = other[other > 0].unique()
     assert len(moved) == 1
-    assert 4 <= moved <= 12  # frames of a clip stand side by side, at most four
-    assert not near[source, torch.arange(729)][other > 0].any()  # of another frame's ground, never of its figures
+    assert 4 <= moved <= 12  # frames of a clip are adjacent, at most four
+    assert not near[source, torch.arange(729)][
+        other > 0
+    ].any()  # from another frame's background, never from its figures
     assert (other[~near] > 0).float().mean() > 0.7
 
 
@@ -60,14 +62,14 @@ def test_it_fits_in_16_megabytes(trained):
     assert sum(file.stat().st_size for file in (trained / "made").rglob("*.safetensors")) <= 16e6
 
 
-def test_the_scorer_reads_a_checkpoint_as_the_chain_does(trained, monkeypatch):
+def test_the_scorer_evaluates_a_checkpoint_as_the_pipeline_does(trained, monkeypatch):
     monkeypatch.syspath_prepend(TINY)
-    from score import TorchReader
+    from score import TorchEvaluator
 
     frames = make_clip(0, "test", 8).render()[:2]
-    ours, chains = TorchReader(trained / "made", "cpu"), ChainReader(trained / "bundle", max_new_tokens=6)
-    (features, salience), (wanted, attention) = ours.see(frames), chains.see(frames)
+    ours, pipeline = TorchEvaluator(trained / "made", "cpu"), BundleEvaluator(trained / "bundle", max_new_tokens=6)
+    (features, salience), (wanted, attention) = ours.encode_video(frames), pipeline.encode_video(frames)
     np.testing.assert_allclose(features, wanted, atol=2e-2)
     np.testing.assert_allclose(salience, attention, rtol=2e-2)
     questions = ["What colour is the star?", "Is there a red ring?"]
-    assert ours.answer(wanted.reshape(-1, 256), questions)[0] == chains.answer(wanted.reshape(-1, 256), questions)[0]
+    assert ours.answer(wanted.reshape(-1, 256), questions)[0] == pipeline.answer(wanted.reshape(-1, 256), questions)[0]

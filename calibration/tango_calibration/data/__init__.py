@@ -1,1 +1,1 @@
-"""Videos with questions: folders, and clips that are generated."""
+"""Videos with questions: from folders, or generated."""

@@ -1,4 +1,4 @@
-"""What is asked about a video."""
+"""Questions about videos."""
 
 from dataclasses import dataclass
 
@@ -8,11 +8,11 @@ class Question:
     """A question about a video and its answer.
 
     Attributes:
-        type: What it asks for, such as "colour" or "where"; results are given per type.
+        type: Its type, such as "color" or "where"; results are given per type.
         text: The question as the model reads it.
-        answer: The right answer.
-        options: What may be answered, for multiple choice; empty for an open question, judged by exact match.
-        tags: What it is about: "small", "brief", "held-out" and the like.
+        answer: The correct answer.
+        options: The options of a multiple-choice question; empty for an open question, which is judged by exact match.
+        tags: Properties of its subject: "small", "brief", "held-out" and so on.
     """
 
     type: str

@@ -1,10 +1,11 @@
-"""Asks a model about videos of which each trial keeps other tokens."""
+"""Asks a model questions about videos, with the tokens that each trial keeps."""
 
 from __future__ import annotations
 
 import time
 import zlib
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -13,14 +14,15 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from tango_calibration.data.dataset import Video, is_correct
+from tango_calibration.data.dataset import Video
+from tango_calibration.data.judging import is_correct
 from tango_calibration.evaluation import methods
-from tango_calibration.evaluation.methods import Kept, Seen
-from tango_calibration.parallel import spread
+from tango_calibration.evaluation.methods import Selection, VideoFeatures
+from tango_calibration.parallel import map_in_processes
 from tango_plugins import PruneParams, TangoError
 from tango_plugins.reference import Reals
 from tango_runtime.backends.registry import select
-from tango_runtime.bundle import Bundle
+from tango_runtime.bundle import Bundle, Manifest
 from tango_runtime.pipeline.generate import Limits, PromptCache, decode_loop
 from tango_runtime.pipeline.prompt import Prompt
 from tango_runtime.pipeline.sampling import Sampler
@@ -36,10 +38,10 @@ class Trial:
 
     Attributes:
         method: One of ``methods.METHODS``.
-        retention_ratio: Fraction that Tango is asked to keep; 1 for ``all`` and ``none``, which take none.
+        retention_ratio: Fraction that Tango is asked to keep; 1 for ``all`` and ``none``, which ignore it.
 
     Raises:
-        TangoError: There is no such method.
+        TangoError: The method does not exist.
     """
 
     method: str
@@ -49,18 +51,18 @@ class Trial:
         methods.check(self.method)
 
 
-#: What every other trial is held against.
+#: What every other trial is compared with.
 ALL = Trial("all")
 
-#: What the questions alone tell: where ``all`` does no better, nothing can be said about the others.
+#: What the questions alone give. If ``all`` is no better, other trials say nothing.
 NONE = Trial("none")
 
 
 def trials_of(method_names: Iterable[str], retention_ratios: Iterable[float]) -> list[Trial]:
-    """``ALL`` and ``NONE``, then every method at every ratio; none of them twice.
+    """``ALL`` and ``NONE``, then every method at every ratio, without duplicates.
 
     Raises:
-        TangoError: There is no such method.
+        TangoError: A method does not exist.
     """
     names = list(method_names)
     given = [Trial(name, ratio) for ratio in retention_ratios for name in names]
@@ -69,21 +71,21 @@ def trials_of(method_names: Iterable[str], retention_ratios: Iterable[float]) ->
 
 @dataclass(frozen=True)
 class Record:
-    """One question, answered from what one trial kept of its video.
+    """One question, answered from the tokens that one trial kept.
 
     Attributes:
         video: Name of the video.
         question: Id of the question.
-        text: The question as the model read it.
-        type: What it asks for.
-        tags: What it is about.
+        text: The question as the model reads it.
+        type: Type of the question.
+        tags: Tags of the question.
         trial: The trial.
-        answer: What the model said.
-        correct: Whether that is right.
-        kept: Video tokens that the model was given, K; the same for all questions of a video and trial.
-        total: Video tokens that there were, F·L.
-        prune_ms: Milliseconds it took to choose them.
-        prefill_ms: Milliseconds of the prefill, text before the video and the video's tokens.
+        answer: The model's answer.
+        correct: Whether it is correct.
+        kept: Number of kept video tokens, K; the same for all questions about a video in a trial.
+        total: Number of video tokens, F·L.
+        prune_ms: Time to choose the tokens, in milliseconds.
+        prefill_ms: Time of the prefill of the text before the video and the video's tokens, in milliseconds.
     """
 
     video: str
@@ -100,125 +102,124 @@ class Record:
     prefill_ms: float
 
 
-class Reader(Protocol):
-    """What evaluation asks of a model; its ``str`` is told as what ran it."""
+class Evaluator(Protocol):
+    """A model under evaluation; its ``str`` says what runs it."""
 
     @property
-    def size(self) -> int:
-        """Edge S of the frames that it takes, in pixels."""
+    def size(self) -> tuple[int, int]:
+        """(height, width) of its frames, in pixels."""
 
-    def see(self, frames: NDArray[np.uint8]) -> tuple[Reals, Reals]:
-        """[F, S, S, 3] → features [F, L, D] and salience [F, L]."""
+    def encode_video(self, frames: NDArray[np.uint8]) -> tuple[Reals, Reals]:
+        """[F, H, W, 3] → features [F, L, D] and salience [F, L]."""
 
     def answer(self, tokens: Reals, questions: Sequence[str]) -> tuple[list[str], float]:
-        """Answers each question by itself, behind one prefill of the video's tokens [K, D]; K may be 0.
+        """Answers each question independently, after one prefill of the video's tokens [K, D]; K may be 0.
 
         Returns:
             (an answer to each question, milliseconds of the prefill).
         """
 
 
-class ChainReader:
-    """A bundle as a reader, answering greedily.
+class BundleEvaluator:
+    """Evaluates a bundle, with greedy answers.
 
     Args:
         bundle: Folder of a bundle.
-        engine: ``auto``, or an engine by name.
-        max_new_tokens: Most tokens of an answer.
-        threads: Threads of one operator on a CPU; 0 takes one for each core.
+        backend: ``auto``, or the name of a backend.
+        max_new_tokens: Maximum length of an answer.
+        threads: Threads of one operator on a CPU; 0 uses one for each core.
 
     Raises:
-        TangoError: The bundle is not whole, the engine cannot run it, or its chat template writes the question before
-            the video.
+        TangoError: The bundle is damaged, the backend cannot run it, or its chat template puts the question before the
+            video.
     """
 
-    def __init__(self, bundle: str | Path, engine: str = "auto", *, max_new_tokens: int = 16, threads: int = 0) -> None:
+    def __init__(
+        self, bundle: str | Path, backend: str = "auto", *, max_new_tokens: int = 16, threads: int = 0
+    ) -> None:
         self._bundle = Bundle.load(bundle)
-        self._backend = select(self._bundle, engine, threads=threads)
+        self._backend = select(self._bundle, backend, threads=threads)
         self._prompt = Prompt.of(self._bundle)
         self._max_new_tokens = max_new_tokens
         self._sampler = Sampler()
-        self.size = self._bundle.manifest.video.size[0]
+        self.size = self._bundle.manifest.video.size
 
     def __str__(self) -> str:
-        """The engine, in one line."""
+        """The backend, in one line."""
         return self._backend.description
 
-    def see(self, frames: NDArray[np.uint8]) -> tuple[Reals, Reals]:
-        """[F, size, size, 3] → features [F, L, D] and salience [F, L]."""
+    def encode_video(self, frames: NDArray[np.uint8]) -> tuple[Reals, Reals]:
+        """[F, H, W, 3] → features [F, L, D] and salience [F, L]."""
         features, salience = self._backend.vision(frames, lambda done: None)
         return self._backend.to_host(features), self._backend.to_host(salience)
 
     def answer(self, tokens: Reals, questions: Sequence[str]) -> tuple[list[str], float]:
-        """Answers each question by itself, behind one prefill of the video's tokens [K, D]; K may be 0.
+        """Answers each question independently, after one prefill of the video's tokens [K, D]; K may be 0.
 
         Returns:
             (an answer to each question, milliseconds of the prefill).
 
         Raises:
-            TangoError: A question holds a special token, or the prompt is longer than the bundle's context.
+            TangoError: A question contains a special token, or the prompt is longer than the bundle's context.
         """
-        before, afters = encode(self._prompt, questions)
-        manifest, embed = self._bundle.manifest, self._backend.embed
-        length = require_room(self._bundle, before, afters, len(tokens))
-        pieces, newline = [embed(before), tokens], manifest.prompt.after_video
-        limits = Limits.of(manifest, self._max_new_tokens)
-        cache = PromptCache(self._backend, pieces, newline, length, manifest.decoder.context)
-        try:
+        manifest, limits = self._bundle.manifest, Limits.of(self._bundle.manifest, self._max_new_tokens)
+        before, afters = _encode(self._prompt, questions)
+        length = _require_room(manifest, limits, before, afters, len(tokens))
+        pieces, newline = [self._backend.embed(before), tokens], manifest.prompt.after_video
+        with closing(PromptCache(self._backend, pieces, newline, length, limits.context)) as cache:
             cache.reserve(max(map(len, afters)) + self._max_new_tokens)
             begin = time.perf_counter()
             cache.prefill()
             prefill_ms = 1e3 * (time.perf_counter() - begin)
             return [self._answer(cache, after.tolist(), limits) for after in afters], prefill_ms
-        finally:
-            cache.close()
 
     def _answer(self, cache: PromptCache, question: list[int], limits: Limits) -> str:
         """The answer to a question that follows the video."""
-        ids: list[int] = []
-        for _ in decode_loop(cache, question, self._sampler, limits, ids, StageTimer(self._backend)):
-            pass
+        ids = list(decode_loop(cache, question, self._sampler, limits, [], StageTimer(self._backend)))
         return self._prompt.decode(ids).strip()
 
 
-def encode(prompt: Prompt, questions: Sequence[str]) -> tuple[NDArray[np.int64], list[NDArray[np.int64]]]:
-    """Token ids of the text before the video, which all questions share, and of what follows it for each."""
+def _encode(prompt: Prompt, questions: Sequence[str]) -> tuple[NDArray[np.int64], list[NDArray[np.int64]]]:
+    """Token ids of the text before the video, which all questions share, and of the text after it for each."""
     befores, afters = zip(*map(prompt.encode, questions), strict=True)
-    if any(len(before) != len(befores[0]) or (before != befores[0]).any() for before in befores):
+    if any(not np.array_equal(before, befores[0]) for before in befores):
         raise TangoError(
-            "the chat template writes the question before the video", "only templates that write it behind can be used"
+            "the chat template puts the question before the video", "use a model whose template puts it after the video"
         )
     return befores[0], list(afters)
 
 
-def require_room(bundle: Bundle, before: NDArray[np.int64], afters: Sequence[NDArray[np.int64]], video: int) -> int:
-    """Length of what the questions share with so many video tokens; refused where an answer does not fit behind it."""
-    length = len(before) + video + len(bundle.manifest.prompt.after_video)
-    longest, context = length + max(map(len, afters)), bundle.manifest.decoder.context
-    if longest >= context:
-        raise TangoError(
-            f"the prompt takes {longest} tokens, {video} of them video; the bundle's context is {context}",
-            "use fewer frames (--frames), or export with a larger --context",
-        )
+def _require_room(
+    manifest: Manifest, limits: Limits, before: NDArray[np.int64], afters: Sequence[NDArray[np.int64]], video: int
+) -> int:
+    """Returns the length of what all questions share, with so many video tokens.
+
+    Raises:
+        TangoError: The longest prompt leaves no room for an answer.
+    """
+    length = len(before) + video + len(manifest.prompt.after_video)
+    limits.require_room(length + max(map(len, afters)), video)
     return length
 
 
 def check_room(bundle: Bundle, videos: Sequence[Video]) -> None:
-    """Refuses, before the first video runs, a question that cannot be asked or does not fit behind all the tokens.
+    """Checks all questions before the first video runs.
 
     Raises:
-        TangoError: A question holds a special token, or one of the prompts is longer than the bundle's context.
+        TangoError: A question contains a special token, or a prompt with all tokens is longer than the context.
     """
-    prompt, L = Prompt.of(bundle), bundle.manifest.video.tokens_per_frame
+    prompt, manifest = Prompt.of(bundle), bundle.manifest
     for video in videos:
+        total = manifest.video.total_tokens(video.frames)
         try:
-            require_room(bundle, *encode(prompt, [q.text for q in video.questions]), video.frames * L)
+            before, afters = _encode(prompt, [question.text for question in video.questions])
+            _require_room(manifest, Limits.of(manifest, 1), before, afters, total)
         except TangoError as error:
             raise TangoError(f"{video.name}: {error.message}", error.hint) from error
 
 
 def evaluate(
-    reader: Reader,
+    evaluator: Evaluator,
     videos: Sequence[Video],
     trials: Sequence[Trial],
     params: PruneParams,
@@ -228,57 +229,59 @@ def evaluate(
 ) -> list[Record]:
     """Asks every question about every video, once for each trial.
 
-    A video is seen once; each trial keeps its tokens and prefills them once for all of its questions.
+    A video is encoded once. Each trial keeps some of its tokens and prefills them once for all questions.
 
     Args:
-        reader: The model.
-        videos: What to ask about.
+        evaluator: The model.
+        videos: Videos with questions.
         trials: The ways to keep tokens.
         params: Parameters of the operator; the trials set the retention ratio.
-        on_progress: Told how many more videos are done.
-        seed: Of the methods that draw; what they draw for a video does not hang on the other videos or trials.
+        on_progress: Called with the number of videos done since the last call.
+        seed: Seed of random methods. What they draw for a video does not depend on other videos or trials.
 
     Returns:
         A record for each video, trial and question, in this order of nesting.
 
     Raises:
-        TangoError: A video cannot be read, or the reader refuses it.
+        TangoError: A video cannot be read, or the evaluator rejects it.
     """
     records = []
     for video in videos:
-        records += _evaluate(reader, video, trials, params, seed)
+        records += _evaluate(evaluator, video, trials, params, seed)
         on_progress(1)
     return records
 
 
-def _evaluate(reader: Reader, video: Video, trials: Sequence[Trial], params: PruneParams, seed: int) -> list[Record]:
-    frames, seconds = preprocess(sample(video.source, video.frames), reader.size)
-    seen = Seen(*reader.see(frames), seconds)
+def _evaluate(
+    evaluator: Evaluator, video: Video, trials: Sequence[Trial], params: PruneParams, seed: int
+) -> list[Record]:
+    batch = preprocess(sample(video.source, video.frames), evaluator.size)
+    features = VideoFeatures(*evaluator.encode_video(batch.frames), batch.seconds)
 
     @cache
-    def kept_by(trial: Trial) -> tuple[Kept, float]:
-        count = seen.total
+    def select_tokens(trial: Trial) -> tuple[Selection, float]:
+        count = features.total
         if trial.method not in methods.OWN_COUNT:
-            count = len(kept_by(Trial("tango", trial.retention_ratio))[0].indices)
+            count = len(select_tokens(Trial("tango", trial.retention_ratio))[0].indices)
         rng = np.random.default_rng((seed, zlib.crc32(f"{video.name} {trial.method} {trial.retention_ratio}".encode())))
         begin = time.perf_counter()
-        kept = methods.keep(trial.method, seen, params.at(trial.retention_ratio), count, rng)
-        return kept, 1e3 * (time.perf_counter() - begin)
+        selection = methods.keep(trial.method, features, params.at(trial.retention_ratio), count, rng)
+        return selection, 1e3 * (time.perf_counter() - begin)
 
     records = []
     for trial in trials:
-        kept, prune_ms = kept_by(trial)
-        answers, prefill_ms = reader.answer(kept.tokens, [question.text for question in video.questions])
+        selection, prune_ms = select_tokens(trial)
+        answers, prefill_ms = evaluator.answer(selection.tokens, [question.text for question in video.questions])
+        counts = len(selection.indices), features.total
         for key, question, answer in zip(video.ids, video.questions, answers, strict=True):
             correct = is_correct(question, answer)
-            counts = len(kept.indices), seen.total
-            what = video.name, key, question.text, question.type, question.tags
-            records.append(Record(*what, trial, answer, correct, *counts, prune_ms, prefill_ms))
+            asked = video.name, key, question.text, question.type, question.tags
+            records.append(Record(*asked, trial, answer, correct, *counts, prune_ms, prefill_ms))
     return records
 
 
 def evaluate_in_parallel(
-    open_reader: Callable[[], Reader],
+    open_evaluator: Callable[[], Evaluator],
     videos: Sequence[Video],
     trials: Sequence[Trial],
     params: PruneParams,
@@ -286,34 +289,34 @@ def evaluate_in_parallel(
     *,
     jobs: int,
     seed: int = 0,
-    opened: Callable[[str], None] = lambda reader: None,
+    opened: Callable[[str], None] = lambda evaluator: None,
 ) -> list[Record]:
-    """Does what :func:`evaluate` does in several processes, each with a reader of its own.
+    """Does what :func:`evaluate` does in several processes, each with its own evaluator.
 
     Args:
-        open_reader: Opens a reader; it and the videos are pickled where there are several processes.
-        videos: What to ask about.
+        open_evaluator: Opens an evaluator. It and the videos are pickled if there are several processes.
+        videos: Videos with questions.
         trials: The ways to keep tokens.
         params: Parameters of the operator.
-        on_progress: Told how many more videos are done.
-        jobs: Processes; 1 is this one.
-        seed: Of the methods that draw.
-        opened: Told, in the end, the ``str`` of every reader, equal ones once.
+        on_progress: Called with the number of videos done since the last call.
+        jobs: Number of processes; 1 uses this process.
+        seed: Seed of random methods.
+        opened: Called at the end with the ``str`` of each evaluator, once for equal ones.
 
     Returns:
-        The records that :func:`evaluate` gives, in the same order.
+        The records of :func:`evaluate`, in the same order.
 
     Raises:
-        TangoError: As :func:`evaluate`, or a process has died.
+        TangoError: As in :func:`evaluate`, or a process died.
     """
-    results = spread(partial(_open, open_reader, trials, params, seed), videos, on_progress, jobs=jobs)
-    for reader in dict.fromkeys(reader for reader, _ in results):
-        opened(reader)
+    results = map_in_processes(partial(_open, open_evaluator, trials, params, seed), videos, on_progress, jobs=jobs)
+    for evaluator in dict.fromkeys(evaluator for evaluator, _ in results):
+        opened(evaluator)
     return [record for _, records in results for record in records]
 
 
 def _open(
-    open_reader: Callable[[], Reader], trials: Sequence[Trial], params: PruneParams, seed: int
+    open_evaluator: Callable[[], Evaluator], trials: Sequence[Trial], params: PruneParams, seed: int
 ) -> Callable[[Video], tuple[str, list[Record]]]:
-    reader = open_reader()
-    return lambda video: (str(reader), evaluate(reader, [video], trials, params, seed=seed))
+    evaluator = open_evaluator()
+    return lambda video: (str(evaluator), evaluate(evaluator, [video], trials, params, seed=seed))

@@ -1,7 +1,7 @@
-"""Ways to keep K of a video's tokens: the operator, the operator less one of its parts, and its rivals.
+"""Ways to keep K of a video's tokens: the operator, the operator without one of its parts, and baselines.
 
-All tokens and none are the bounds. Every rival keeps exactly as many tokens as Tango keeps of that video at that ratio,
-sees the same features and salience, with the same sinks silenced, and gives its tokens in the order of the video.
+All tokens and no tokens are the bounds. Every baseline keeps exactly as many tokens as Tango keeps of that video at
+that ratio. It takes the same features and salience, with the same sinks silenced, and keeps the tokens' order.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from tango_plugins.reference import Ints, Reals
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What a model saw of a video.
+class VideoFeatures:
+    """Output of the vision graph for a video.
 
     Attributes:
         features: X [F, L, D] fp16 or fp32.
-        salience: A [F, L] fp32, as the model gives it: sinks are silenced by the methods.
+        salience: A [F, L] fp32, with sinks; the methods silence them.
         seconds: t [F] fp32.
     """
 
@@ -41,7 +41,7 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class Kept:
+class Selection:
     """Tokens that a method keeps.
 
     Attributes:
@@ -53,120 +53,122 @@ class Kept:
     indices: NDArray[np.int32]
 
 
-def shared(before: NDArray[np.int32], after: NDArray[np.int32]) -> float:
-    """Share of the tokens kept before that are kept after, by their indices [K]."""
+def overlap(before: NDArray[np.int32], after: NDArray[np.int32]) -> float:
+    """Share of the tokens ``before`` that are also in ``after``, by their indices [K]."""
     return len(np.intersect1d(before, after)) / max(len(before), 1)
 
 
-_Method = Callable[[Seen, PruneParams, int, np.random.Generator], Kept]
+_Method = Callable[[VideoFeatures, PruneParams, int, np.random.Generator], Selection]
 
 
-def keep(method: str, seen: Seen, params: PruneParams, count: int, rng: np.random.Generator) -> Kept:
+def keep(method: str, video: VideoFeatures, params: PruneParams, count: int, rng: np.random.Generator) -> Selection:
     """Keeps some of a video's tokens.
 
     Args:
         method: One of ``METHODS``.
-        seen: The video.
-        params: Parameters of the operator, the retention ratio among them; ``of_tango`` tells which are used.
-        count: K, at most F·L; the methods in ``OWN_COUNT`` find theirs themselves.
-        rng: For the method that draws.
+        video: The video.
+        params: Parameters of the operator with the retention ratio; ``tango_params`` sets some of them.
+        count: K, at most F·L; the methods in ``OWN_COUNT`` choose their own.
+        rng: For random methods.
 
     Raises:
-        TangoError: There is no such method.
+        TangoError: The method does not exist.
     """
     check(method)
-    return METHODS[method](seen, params, count, rng)
+    return METHODS[method](video, params, count, rng)
 
 
-def of_tango(params: PruneParams) -> PruneParams:
-    """The parameters of ``tango``: these, with each merged token at its anchor's place and the paper's budget.
+def tango_params(params: PruneParams) -> PruneParams:
+    """The parameters of ``tango``: merged tokens are placed at their anchors, and the budget is the paper's.
 
-    The other methods differ from it by what their names say, and not by what a bundle was exported with.
+    So other methods differ from ``tango`` only as their names say, whatever a bundle was exported with.
     """
     return replace(params, merge_order="anchor", budget="paper")
 
 
 def check(method: str) -> None:
-    """Refuses a method that does not exist."""
+    """Raises a TangoError if the method does not exist."""
     if method not in METHODS:
         raise TangoError(f"there is no method {method!r}", f"known are {', '.join(METHODS)}")
 
 
-# The operator, whole or less one of its parts
+# The operator, with and without its parts
 
 
 def _operator(**parameters: object) -> _Method:
-    """The operator with these parameters in place of those of ``tango``."""
+    """The operator with other parameters than ``tango``."""
 
-    def method(seen: Seen, params: PruneParams, count: int, rng: np.random.Generator) -> Kept:
-        params = replace(of_tango(params), **parameters)  # type: ignore[arg-type]
-        pruned = reference.prune(seen.features, seen.salience, seen.seconds, params)
-        return Kept(pruned.tokens, pruned.indices)
+    def method(video: VideoFeatures, params: PruneParams, count: int, rng: np.random.Generator) -> Selection:
+        params = replace(tango_params(params), **parameters)  # type: ignore[arg-type]
+        pruned = reference.prune(video.features, video.salience, video.seconds, params)
+        return Selection(pruned.tokens, pruned.indices)
 
     return method
 
 
-def _without_rope(seen: Seen, params: PruneParams, count: int, rng: np.random.Generator) -> Kept:
-    """R = X̂: distances know neither time nor place."""
-    unit, params = reference.normalize(seen.features), of_tango(params)
-    pruned = reference.compress_video(seen.features, _quiet(seen, params), unit, reference.similarity(unit), params)
-    return Kept(pruned.tokens, pruned.indices)
+def _without_rope(video: VideoFeatures, params: PruneParams, count: int, rng: np.random.Generator) -> Selection:
+    """R = X̂: distances ignore time and place."""
+    unit, params = reference.normalize(video.features), tango_params(params)
+    pruned = reference.compress_video(
+        video.features, _silenced(video, params), unit, reference.similarity(unit), params
+    )
+    return Selection(pruned.tokens, pruned.indices)
 
 
 def at_equal_count(method: _Method) -> _Method:
-    """The same with exactly ``count`` tokens: drops the least salient that it keeps, or adds the most salient others.
+    """A method with exactly ``count`` tokens: drops its least salient tokens, or adds the most salient others.
 
-    The operator keeps fewer than its budget where two clusters give the same token, which hangs on the distances.
-    ``budget="exact"`` adds alike, but drops merged tokens first, by a score of the merge that is not known here.
+    The operator keeps fewer tokens than its budget if two clusters give the same token. ``budget="exact"`` adds tokens
+    in the same way, but drops merged tokens first, by a score of the merge that is not known here.
     """
 
-    def equal(seen: Seen, params: PruneParams, count: int, rng: np.random.Generator) -> Kept:
-        kept = method(seen, params, count, rng)
+    def equal(video: VideoFeatures, params: PruneParams, count: int, rng: np.random.Generator) -> Selection:
+        kept = method(video, params, count, rng)
         spare = len(kept.indices) - count
         if spare == 0:
             return kept
-        quiet = _quiet(seen, params).ravel()
+        salience = _silenced(video, params).ravel()
         if spare > 0:
-            stay = np.sort(np.argsort(-quiet[kept.indices], kind="stable")[:count])
-            return Kept(kept.tokens[stay], kept.indices[stay])
-        unkept = np.setdiff1d(np.arange(seen.total), kept.indices)
-        added = unkept[np.argsort(-quiet[unkept], kind="stable")[:-spare]]
+            stay = np.sort(np.argsort(-salience[kept.indices], kind="stable")[:count])
+            return Selection(kept.tokens[stay], kept.indices[stay])
+        unkept = np.setdiff1d(np.arange(video.total), kept.indices)
+        added = unkept[np.argsort(-salience[unkept], kind="stable")[:-spare]]
         indices = np.concatenate([kept.indices, added]).astype(np.int32)
         order = np.argsort(indices)
-        return Kept(np.concatenate([kept.tokens, seen.flat()[added]])[order], indices[order])
+        return Selection(np.concatenate([kept.tokens, video.flat()[added]])[order], indices[order])
 
     return equal
 
 
-# Rivals
+# Baselines
 
 
-def _all(seen: Seen, params: PruneParams, count: int, rng: np.random.Generator) -> Kept:
-    return _chosen(seen, np.arange(seen.total))
+def _all(video: VideoFeatures, params: PruneParams, count: int, rng: np.random.Generator) -> Selection:
+    return _chosen(video, np.arange(video.total))
 
 
-def _none(seen: Seen, params: PruneParams, count: int, rng: np.random.Generator) -> Kept:
-    """No token: what the question alone tells."""
-    return _chosen(seen, np.arange(0))
+def _none(video: VideoFeatures, params: PruneParams, count: int, rng: np.random.Generator) -> Selection:
+    """No token: the answer comes from the question alone."""
+    return _chosen(video, np.arange(0))
 
 
-def _random(seen: Seen, params: PruneParams, count: int, rng: np.random.Generator) -> Kept:
-    """Every token is as likely as another."""
-    return _chosen(seen, rng.choice(seen.total, count, replace=False))
+def _random(video: VideoFeatures, params: PruneParams, count: int, rng: np.random.Generator) -> Selection:
+    """Tokens drawn uniformly."""
+    return _chosen(video, rng.choice(video.total, count, replace=False))
 
 
-def _grid(seen: Seen, params: PruneParams, count: int, rng: np.random.Generator) -> Kept:
-    """K/F tokens of every frame, rounded so that they make K, each time at the points of a lattice."""
-    F, L = seen.salience.shape
+def _grid(video: VideoFeatures, params: PruneParams, count: int, rng: np.random.Generator) -> Selection:
+    """K/F tokens of every frame, rounded so that they add up to K, at the points of a lattice."""
+    F, L = video.salience.shape
     shares = np.diff(np.arange(F + 1) * count // F)
-    return _chosen(seen, np.concatenate([f * L + lattice(int(k), params.grid) for f, k in enumerate(shares)]))
+    return _chosen(video, np.concatenate([f * L + lattice(int(k), params.grid) for f, k in enumerate(shares)]))
 
 
 def lattice(k: int, grid: tuple[int, int]) -> Ints:
-    """k positions spread evenly over a grid [H, W].
+    """k different positions spread evenly over a grid [H, W].
 
-    About √(k·H/W) rows, the middles of so many equal bands, share the k positions as evenly as they can; in each row
-    its positions are the middles of so many equal parts. No position comes twice.
+    About √(k·H/W) rows, the middles of as many equal bands, share the k positions as evenly as possible. The positions
+    of a row are the middles of equal parts.
 
     Args:
         k: At most H·W.
@@ -187,25 +189,25 @@ def _middles(n: int, length: int) -> Ints:
     return middles
 
 
-def _topk(seen: Seen, params: PruneParams, count: int, rng: np.random.Generator) -> Kept:
-    """The most salient tokens of the whole video; ties go to the lower index."""
-    return _chosen(seen, np.argsort(-_quiet(seen, params).ravel(), kind="stable")[:count])
+def _topk(video: VideoFeatures, params: PruneParams, count: int, rng: np.random.Generator) -> Selection:
+    """The most salient tokens of the whole video; the lower index wins ties."""
+    return _chosen(video, np.argsort(-_silenced(video, params).ravel(), kind="stable")[:count])
 
 
-def _dpc_knn(seen: Seen, params: PruneParams, count: int, rng: np.random.Generator) -> Kept:
-    """The operator's own ``merge`` of all tokens of the whole video, on unit features: no salience, no segments."""
-    X = seen.flat()
-    merged = reference.merge(X, reference.normalize(X), count, of_tango(params))
-    return Kept(merged.tokens.astype(X.dtype), merged.indices.astype(np.int32))
+def _dpc_knn(video: VideoFeatures, params: PruneParams, count: int, rng: np.random.Generator) -> Selection:
+    """The operator's ``merge`` of all tokens of the whole video, on unit features, without salience and segments."""
+    X = video.flat()
+    merged = reference.merge(X, reference.normalize(X), count, tango_params(params))
+    return Selection(merged.tokens.astype(X.dtype), merged.indices.astype(np.int32))
 
 
-def _chosen(seen: Seen, indices: Ints) -> Kept:
+def _chosen(video: VideoFeatures, indices: Ints) -> Selection:
     indices = np.sort(indices)
-    return Kept(seen.flat()[indices], indices.astype(np.int32))
+    return Selection(video.flat()[indices], indices.astype(np.int32))
 
 
-def _quiet(seen: Seen, params: PruneParams) -> reference.Floats:
-    return reference.silence_sinks(seen.salience, params.sinks)
+def _silenced(video: VideoFeatures, params: PruneParams) -> reference.Floats:
+    return reference.silence_sinks(video.salience, params.sinks)
 
 
 #: Every method by name, in the order of the tables.
@@ -216,12 +218,12 @@ METHODS: dict[str, _Method] = {
     "grid": _grid,
     "topk": _topk,
     "dpc-knn": _dpc_knn,
-    "tango-topk": at_equal_count(_operator(expansion=1.0)),  # α = 1: as many candidates as slots, none to choose from
+    "tango-topk": at_equal_count(_operator(expansion=1.0)),  # α = 1: as many candidates as slots, so no choice
     "tango-norope": at_equal_count(_without_rope),
     "tango-density": _operator(merge_order="density"),
     "tango": _operator(),
     "tango-exact": _operator(budget="exact"),
 }
 
-#: The methods that do not take their count from ``tango``.
+#: Methods that do not keep as many tokens as ``tango``.
 OWN_COUNT = ("all", "none", "tango", "tango-exact")

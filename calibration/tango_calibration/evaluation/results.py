@@ -1,4 +1,4 @@
-"""What an evaluation found, as JSON, as Markdown and as a picture."""
+"""Results of an evaluation, as JSON, Markdown and a picture."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ PICTURE = "accuracy.png"
 
 TANGO = "tango"
 
-#: Columns of the picture: whom Tango is held against in each, and their colours (Okabe and Ito's) and markers.
+#: Columns of the picture: the methods that each compares with Tango, with their colors (Okabe and Ito's) and markers.
 _COLUMNS: dict[str, dict[str, tuple[str, str]]] = {
-    "Tango and its rivals": {
+    "Tango and the baselines": {
         "random": ("#999999", "s"),
         "grid": ("#cc79a7", "P"),
         "topk": ("#d55e00", "^"),
@@ -51,17 +51,17 @@ def write(
     *,
     overwrite: bool = False,
 ) -> None:
-    """Writes results.json, results.md and accuracy.png into a folder, which appears when all of them are there.
+    """Writes results.json, results.md and accuracy.png into a new folder, which appears when it is complete.
 
-    Hours of work are not lost to a picture: where it cannot be drawn, the folder appears without it, then that is told.
+    If the picture cannot be drawn, the folder appears without it before the error is raised: hours of work are kept.
 
     Args:
-        folder: Made here.
-        conditions: What the results hold for, JSON.
-        videos: What was asked about.
-        records: What :func:`~tango_calibration.evaluation.evaluate.evaluate` gave for these videos, or several runs.
-        summaries: Of all trials.
-        overwrite: Replace a folder that holds results.
+        folder: The folder to write.
+        conditions: Conditions of the evaluation, JSON.
+        videos: The videos.
+        records: Records of :func:`~tango_calibration.evaluation.evaluate.evaluate` for these videos, of any runs.
+        summaries: Summaries of all trials.
+        overwrite: Replace a folder with results.
 
     Raises:
         TangoError: The folder exists or cannot be written, the records are not of these videos, matplotlib is not
@@ -76,12 +76,12 @@ def write(
         (staged / "results.md").write_text(to_markdown(conditions, summaries), encoding="utf-8")
         try:
             draw(summaries, staged / PICTURE)
-        except Exception as error:  # whatever a drawing library raises
+        except Exception as error:  # a drawing library may raise anything
             failure = error
             (staged / PICTURE).unlink(missing_ok=True)
     if failure:
         raise TangoError(
-            f"{folder / PICTURE} could not be drawn: {failure}", f"{RESULTS} and results.md in {folder} are whole"
+            f"{folder / PICTURE} could not be drawn: {failure}", f"{RESULTS} and results.md in {folder} are complete"
         ) from failure
 
 
@@ -91,7 +91,7 @@ def write(
 def to_json(
     conditions: Mapping[str, Any], videos: Sequence[Video], records: Sequence[Record], summaries: Sequence[Summary]
 ) -> dict[str, Any]:
-    """Everything, each question told once and each trial, of each run, as columns over the questions or the videos."""
+    """All results; each trial of each run has columns over the questions or the videos."""
     questions = [
         {"id": key, "video": video.name, "type": q.type, "tags": q.tags, "text": q.text, "answer": q.answer}
         for video in videos
@@ -103,7 +103,9 @@ def to_json(
         for begin in range(0, len(mine), len(asked)):
             run = mine[begin : begin + len(asked)]
             if [(record.video, record.question) for record in run] != asked:
-                raise TangoError(f"records of {trial} are not those of the videos", "give them in the videos' order")
+                raise TangoError(
+                    f"the records of {trial} are not those of the videos", "pass them in the order of the videos"
+                )
             trials.append({**asdict(trial), **_columns(run)})
     return {
         "conditions": dict(conditions),
@@ -132,17 +134,17 @@ def _without_nan(value: Any) -> Any:
 
 
 def read(file: Path) -> list[Record]:
-    """The records of a results.json, to be combined with those of other runs.
+    """Reads the records of a results.json, for example to combine them with those of other runs.
 
     Raises:
-        TangoError: There is no such file, or it is not one that :func:`write` wrote.
+        TangoError: The file does not exist, or :func:`write` did not write it.
     """
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
         return [record for trial in found["trials"] for record in _records(found["questions"], trial)]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise TangoError(
-            f"{file} cannot be read as results: {error!r}", "name a results.json of tango evaluate"
+            f"{file} cannot be read as results: {error!r}", "pass a results.json of tango evaluate"
         ) from error
 
 
@@ -159,10 +161,10 @@ def _records(questions: list[dict[str, Any]], trial: dict[str, Any]) -> list[Rec
             tuple(q["tags"]),
             which,
             answer,
-            right == "1",
+            correct == "1",
             *measured[place[q["video"]]],
         )
-        for q, answer, right in zip(questions, trial["answers"], trial["correct"], strict=True)
+        for q, answer, correct in zip(questions, trial["answers"], trial["correct"], strict=True)
     ]
 
 
@@ -177,11 +179,11 @@ def to_markdown(conditions: Mapping[str, Any], summaries: Sequence[Summary]) -> 
 
 
 def overall(summaries: Sequence[Summary]) -> list[str]:
-    """The lines of the sections on all questions together: accuracies, Tango against each method, and costs."""
+    """Lines of the sections about all questions: accuracies, Tango compared with each method, and costs."""
     kept = f"Percent of the accuracy with all tokens. {_INTERVALS}"
     return [
         *_grid(
-            "Accuracy", summaries, lambda s: _percent(s.accuracy), f"Percent right. {_INTERVALS}{_shares(summaries)}"
+            "Accuracy", summaries, lambda s: _percent(s.accuracy), f"Percent correct. {_INTERVALS}{_shares(summaries)}"
         ),
         *_grid("Accuracy kept", summaries, lambda s: _percent(s.relative), kept),
         *_grid("Tango's lead", summaries, _lead, _LEAD),
@@ -190,7 +192,7 @@ def overall(summaries: Sequence[Summary]) -> list[str]:
 
 
 def over_runs(summaries: Sequence[Summary]) -> list[str]:
-    """The lines of sections that tell how far the runs lie apart; nothing where there is one run."""
+    """Lines of the sections about differences between runs; none for a single run."""
     runs = summaries[0].runs
     if runs == 1:
         return []
@@ -203,7 +205,7 @@ def over_runs(summaries: Sequence[Summary]) -> list[str]:
 
 
 def by(kind: Literal["type", "tag"], summaries: Sequence[Summary]) -> list[str]:
-    """The lines of a section for each ratio: a row for each method, a column for each type or tag of question."""
+    """Lines of a section for each ratio: a row for each method, a column for each type or tag of question."""
     parts = {s.trial: s.by_type if kind == "type" else s.by_tag for s in summaries}
     names = list(next(iter(parts.values())))
     lines: list[str] = []
@@ -216,13 +218,13 @@ def by(kind: Literal["type", "tag"], summaries: Sequence[Summary]) -> list[str]:
 
 _INTERVALS = "In brackets 95 % confidence intervals from a bootstrap over videos."
 _LEAD = (
-    "Accuracy of tango less that of the method, in points. In brackets paired 95 % confidence intervals from a "
-    "bootstrap over videos; bold where 0 lies outside."
+    "Accuracy of tango minus that of the method, in points. In brackets paired 95 % confidence intervals from a "
+    "bootstrap over videos; bold if they exclude 0."
 )
 
 
 def _grid(title: str, summaries: Sequence[Summary], cell: Callable[[Summary], str], note: str) -> list[str]:
-    """The lines of a section: a row for each method, a column for each ratio, and below them the bounds."""
+    """Lines of a section: a row for each method, a column for each ratio, and below them the bounds."""
     cells = {s.trial: cell(s) for s in summaries}
     ratios = _ratios(summaries)
     methods = dict.fromkeys(trial.method for trial in cells if trial not in (ALL, NONE))
@@ -232,16 +234,16 @@ def _grid(title: str, summaries: Sequence[Summary], cell: Callable[[Summary], st
     if not rows and not bounds:
         return []
     if any("\\*" in text for row in rows for text in row):
-        note += " \\* Not at tango's count of tokens."
+        note += " \\* Keeps another number of tokens than tango."
     table = [*_table(("method", *(f"{ratio:g}" for ratio in ratios)), rows), ""] if rows else []
     return [f"## {title}", "", *table, " ".join([*(f"{bound}." for bound in bounds), note]), ""]
 
 
 def _shares(summaries: Sequence[Summary]) -> str:
-    """What was kept at each ratio, a sentence; nothing where it is not known what tango kept."""
+    """A sentence about the share kept at each ratio; empty if tango was not evaluated."""
     found = sorted((s.trial.retention_ratio, s.share) for s in summaries if s.trial.method == TANGO)
-    told = ", ".join(f"{100 * share:.1f} % at {ratio:g}" for ratio, share in found)
-    return f" Of a video's tokens tango kept {told}." if told else ""
+    shares = ", ".join(f"{100 * share:.1f} % at {ratio:g}" for ratio, share in found)
+    return f" Of a video's tokens tango kept {shares}." if shares else ""
 
 
 def _lead(s: Summary) -> str:
@@ -253,7 +255,7 @@ def _lead(s: Summary) -> str:
 
 
 def _costs(summaries: Sequence[Summary]) -> list[str]:
-    """The lines of a section: tokens and milliseconds of each trial."""
+    """Lines of a section: tokens and milliseconds of each trial."""
     head = ("ratio", "kept", "method", "tokens", "of", "prune ms", "prefill ms")
     rows = []
     for s in summaries:
@@ -285,7 +287,7 @@ def _range(found: Range, sign: str = "") -> str:
 
 
 def _bracketed(value: float, low: float, high: float, sign: str = "") -> str:
-    """Percent, nothing where there is no value."""
+    """Percent; empty if there is no value."""
     if math.isnan(value):
         return ""
     return f"{100 * value:{sign}.1f} [{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]"
@@ -295,7 +297,7 @@ def _bracketed(value: float, low: float, high: float, sign: str = "") -> str:
 
 
 def require_matplotlib() -> None:
-    """Refuses to go on without it, before hours of work."""
+    """Raises a TangoError without matplotlib, before hours of work."""
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
@@ -303,10 +305,10 @@ def require_matplotlib() -> None:
 
 
 def draw(summaries: Sequence[Summary], file: Path) -> None:
-    """Accuracy kept over the share of tokens kept, and below it how far Tango leads each of the others.
+    """Draws the accuracy kept over the share of tokens kept, and below it Tango's lead over each other method.
 
-    Rivals stand in the left column, variants of Tango in the right one; a column with nobody in it is left
-    out. Bands and bars are 95 % intervals: those of a lead are paired, so that they tell what overlapping bands do not.
+    Baselines are in the left column, variants of Tango in the right one; an empty column is left out. Bands and bars
+    are 95 % intervals. Those of a lead are paired, so they may exclude 0 where the bands overlap.
     """
     from matplotlib.figure import Figure
 
@@ -330,15 +332,15 @@ def draw(summaries: Sequence[Summary], file: Path) -> None:
 
 
 def _draw_accuracy(axes: Any, summaries: Sequence[Summary], styles: Mapping[str, tuple[str, str]]) -> None:
-    """A line with its band for each method, and a dashed one for each bound."""
-    for method, (colour, marker) in styles.items():
+    """Draws a line with its band for each method, and a dashed line for each bound."""
+    for method, (color, marker) in styles.items():
         line = _line(summaries, method, lambda s: s.relative)
         if not line:
             continue
         x, value, low, high = (100 * np.array(column) for column in zip(*line, strict=True))
         bold = method == TANGO
-        axes.fill_between(x, low, high, color=colour, alpha=0.2 if bold else 0.08, linewidth=0)
-        axes.plot(x, value, label=method, color=colour, marker=marker, markersize=5, zorder=4 if bold else 3,
+        axes.fill_between(x, low, high, color=color, alpha=0.2 if bold else 0.08, linewidth=0)
+        axes.plot(x, value, label=method, color=color, marker=marker, markersize=5, zorder=4 if bold else 3,
                   linewidth=2.8 if bold else 1.5)  # fmt: skip
     _draw_bound(axes, 100, "all tokens")
     for none in (s for s in summaries if s.trial == NONE and not math.isnan(s.relative.value)):
@@ -349,29 +351,29 @@ def _draw_accuracy(axes: Any, summaries: Sequence[Summary], styles: Mapping[str,
 
 
 def _draw_leads(axes: Any, summaries: Sequence[Summary], styles: Mapping[str, tuple[str, str]]) -> None:
-    """A bar with its interval for each method and ratio, side by side; above 0 Tango is better."""
+    """Draws the interval of each method and ratio, side by side; above 0 Tango is better."""
     axes.axhline(0, color="#303030", linewidth=1, zorder=1)
     lines = {method: _line(summaries, method, lambda s: s.tango_ahead) for method in styles}
     shares = sorted({s.share for s in summaries if s.trial not in (ALL, NONE)})
     gap = min((b - a for a, b in pairwise(shares) if b - a > 0.01), default=0.05)
-    for place, (method, (colour, marker)) in enumerate(styles.items()):
+    for place, (method, (color, marker)) in enumerate(styles.items()):
         for share, *found in lines[method]:
             x = 100 * (share + gap * 0.14 * (place - (len(styles) - 1) / 2))
             value, low, high = (100 * number for number in found)
-            axes.plot((x, x), (low, high), color=colour, linewidth=1.6)
-            axes.plot(x, value, color=colour, marker=marker, markersize=5.5, linestyle="none")
+            axes.plot((x, x), (low, high), color=color, linewidth=1.6)
+            axes.plot(x, value, color=color, marker=marker, markersize=5.5, linestyle="none")
 
 
 def _line(
     summaries: Sequence[Summary], method: str, what: Callable[[Summary], Estimate]
 ) -> list[tuple[float, float, float, float]]:
-    """(share kept, value, low, high) of a method, from the least kept on, where there is a value."""
+    """(share kept, value, low, high) of a method, ascending, without missing values."""
     found = ((s.share, what(s)) for s in summaries if s.trial.method == method)
     return sorted((share, e.value, e.low, e.high) for share, e in found if not math.isnan(e.value))
 
 
 def _draw_bound(axes: Any, height: float, name: str) -> None:
-    """A dashed line across the picture."""
+    """Draws a dashed line across the picture."""
     axes.axhline(height, color="#303030", linewidth=1, linestyle=(0, (4, 3)), zorder=1)
     axes.annotate(name, (0, height), (4, 3), xycoords=("axes fraction", "data"), textcoords="offset points",
                   color="#303030", fontsize=9)  # fmt: skip

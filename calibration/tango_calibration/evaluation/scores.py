@@ -1,9 +1,9 @@
-"""Records → accuracies, what they are relative to all tokens, and how sure that is.
+"""Records → accuracies, absolute and relative to all tokens, with confidence intervals.
 
-Questions about one video are not independent, so every interval comes from a bootstrap over videos: 95 % of the
-resamples lie in it (percentiles). It tells how far the choice of videos decides; what other trainings of the model
-would give, the range of several runs tells. All trials are judged on the same resamples, so ratios and differences of
-two are paired. Where every answer is right, or every one wrong, resampling finds no spread and the interval is a point.
+Questions about one video are not independent, so every interval is a bootstrap over videos: the middle 95 % of the
+resamples (percentiles). It covers the choice of videos. What other trainings of the model would give is covered by the
+range of several runs. All trials use the same resamples, so ratios and differences are paired. If every answer is
+correct, or every one wrong, resampling has no spread and the interval is a point.
 """
 
 from __future__ import annotations
@@ -25,16 +25,20 @@ _Comparison = Callable[[_Floats, _Floats], _Floats]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its 95 % confidence interval; NaN where there is nothing to compare with or to divide by."""
+    """A value with its 95 % confidence interval; NaN if there is nothing to compare with or to divide by."""
 
     value: float
     low: float
     high: float
 
+    def scaled(self, factor: float) -> Estimate:
+        """The same in another unit."""
+        return Estimate(factor * self.value, factor * self.low, factor * self.high)
+
 
 @dataclass(frozen=True)
 class Range:
-    """Mean of the runs, the lowest and the highest of them; all the same where there is one, NaN as in Estimate."""
+    """Mean, minimum and maximum over the runs; equal if there is one run, NaN as in Estimate."""
 
     mean: float
     lowest: float
@@ -43,25 +47,25 @@ class Range:
 
 @dataclass(frozen=True)
 class Summary:
-    """What one trial gives.
+    """Results of one trial.
 
     Attributes:
         trial: The trial.
-        questions: How many were asked, in all runs.
-        accuracy: Share of right answers.
-        relative: That share relative to the trial ``all``: accuracy kept.
-        tango_ahead: The share of ``tango`` at the same ratio less that share.
-        runs: How many there were.
-        accuracy_of_runs: Accuracy of each by itself.
-        relative_of_runs: Accuracy kept of each by itself.
-        tango_ahead_of_runs: How far ``tango`` is ahead in each by itself.
-        by_type: Accuracy per type of question.
-        by_tag: Accuracy per tag; a question may have several.
-        kept: Mean tokens kept of a video, here as below each video as often as it is asked about.
-        total: Mean tokens of a video.
-        share: Mean share kept of a video's tokens, which may be another than the ratio that was asked for.
-        prune_ms: Median milliseconds of the choice of tokens.
-        prefill_ms: Median milliseconds of the prefill.
+        questions: Number of questions, in all runs.
+        accuracy: Share of correct answers.
+        relative: Accuracy divided by that of the trial ``all``: the accuracy kept.
+        tango_ahead: Accuracy of ``tango`` at the same ratio minus this accuracy.
+        runs: Number of runs.
+        accuracy_of_runs: Accuracy of the runs.
+        relative_of_runs: Accuracy kept of the runs.
+        tango_ahead_of_runs: Lead of ``tango`` in the runs.
+        by_type: Accuracy for each type of question.
+        by_tag: Accuracy for each tag; a question may have several.
+        kept: Mean number of kept tokens. This and the following count a video once for each question about it.
+        total: Mean number of a video's tokens.
+        share: Mean share of kept tokens, which may differ from the retention ratio.
+        prune_ms: Median time to choose the tokens, in milliseconds.
+        prefill_ms: Median time of the prefill, in milliseconds.
     """
 
     trial: Trial
@@ -82,16 +86,47 @@ class Summary:
     prefill_ms: float
 
 
+class _Bootstrap:
+    """Resamples of a set of videos."""
+
+    def __init__(self, videos: Iterable[str], seed: int, resamples: int) -> None:
+        self._place = {name: i for i, name in enumerate(sorted(set(videos)))}
+        n = len(self._place)
+        drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
+        #: How often each video counts: once as observed, then in each resample [1 + B, videos].
+        self._counts: _Floats = np.concatenate([np.ones((1, n)), drawn])
+
+    def accuracies(self, records: Iterable[Record]) -> _Floats:
+        """Accuracy as observed, then in each resample [1 + B]; NaN in a resample without any of the questions."""
+        correct, asked = np.zeros((2, len(self._place)))
+        for record in records:
+            asked[self._place[record.video]] += 1
+            correct[self._place[record.video]] += record.correct
+        count = self._counts @ asked
+        return np.divide(self._counts @ correct, count, out=np.full_like(count, np.nan), where=count > 0)
+
+
+def difference(before: Sequence[Record], after: Sequence[Record]) -> Estimate:
+    """Accuracy of one set of records minus that of another, on the same questions."""
+    bootstrap = _Bootstrap((record.video for record in before), seed=0, resamples=RESAMPLES)
+    return _estimate(bootstrap.accuracies(before) - bootstrap.accuracies(after))
+
+
+def accuracy(records: Sequence[Record]) -> float:
+    """Share of correct answers; 0 without records."""
+    return sum(record.correct for record in records) / max(len(records), 1)
+
+
 class Scores:
-    """Records of several trials on the same questions.
+    """Scores of several trials on the same questions.
 
     Args:
-        records: All of them.
-        seed: Of the bootstrap.
-        resamples: Of the bootstrap.
+        records: The records of all trials.
+        seed: Seed of the bootstrap.
+        resamples: Number of resamples.
 
     Raises:
-        TangoError: There are no records, or two trials were not asked the same questions.
+        TangoError: There are no records, or two trials do not have the same questions.
     """
 
     def __init__(self, records: Sequence[Record], *, seed: int = 0, resamples: int = RESAMPLES) -> None:
@@ -103,21 +138,19 @@ class Scores:
         first = next(iter(asked))
         for trial, questions in asked.items():
             if questions != asked[first]:
-                raise TangoError(f"{trial} was not asked what {first} was asked", "combine runs of the same questions")
-        self._videos = {name: i for i, name in enumerate(sorted({record.video for record in records}))}
-        n = len(self._videos)
-        drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
-        #: How often each video counts: first as it is, then in each resample [1 + B, videos].
-        self._weights: _Floats = np.concatenate([np.ones((1, n)), drawn])
+                raise TangoError(
+                    f"{trial} and {first} do not have the same questions", "combine runs of the same questions"
+                )
+        self._bootstrap = _Bootstrap((record.video for record in records), seed, resamples)
 
     @classmethod
     def of_runs(cls, runs: Sequence[Sequence[Record]], *, seed: int = 0, resamples: int = RESAMPLES) -> Scores:
-        """Scores of several runs together, such as of models trained from several seeds.
+        """Scores of several runs together, for example of models trained from several seeds.
 
-        Estimates are those of the combined records; beside them, summaries tell the range of the runs.
+        Estimates are of the combined records. Summaries also have the range of the runs.
 
         Raises:
-            TangoError: As :func:`combine`, or a run lacks a trial that another has.
+            TangoError: As in :func:`combine`, or a trial is missing in a run.
         """
         scores = cls(combine(runs), seed=seed, resamples=resamples)
         scores._runs = [by_trial(run) for run in runs]
@@ -129,19 +162,19 @@ class Scores:
         return list(self._by_trial)
 
     def accuracy(self, trial: Trial, which: Callable[[Record], bool] = lambda record: True) -> Estimate:
-        """Share of right answers to the questions that are meant."""
-        return _estimate(self._accuracies(trial, which))
+        """Share of correct answers to the selected questions."""
+        return _estimate(self._bootstrap.accuracies(filter(which, self._by_trial[trial])))
 
     def relative(self, trial: Trial, to: Trial = ALL) -> Estimate:
-        """Accuracy of a trial divided by that of another; NaN where one is absent, both are one, or never right."""
+        """Accuracy of a trial divided by that of another; NaN if one is missing, never correct, or the same."""
         return self._compare(trial, to, _ratio)
 
     def difference(self, trial: Trial, to: Trial) -> Estimate:
-        """Accuracy of a trial less that of another; NaN where one is absent or both are one."""
+        """Accuracy of a trial minus that of another; NaN if one is missing or both are the same."""
         return self._compare(trial, to, np.subtract)
 
     def over_runs(self, trial: Trial, to: Trial | None = None, how: _Comparison | None = None) -> Range:
-        """Accuracy of a trial in each run; with ``to``, divided by that of another, or compared with it otherwise.
+        """Accuracy of a trial in the runs; with ``to``, its ratio to another trial, or another comparison (``how``).
 
         NaN where :meth:`relative` and :meth:`difference` are.
         """
@@ -151,7 +184,7 @@ class Scores:
         return Range(float(shares.mean()), float(shares.min()), float(shares.max()))
 
     def summary(self, trial: Trial) -> Summary:
-        """All there is to say about a trial."""
+        """All results of a trial."""
         records, tango = self._by_trial[trial], Trial("tango", trial.retention_ratio)
         return Summary(
             trial=trial,
@@ -175,45 +208,37 @@ class Scores:
     def _compare(self, trial: Trial, to: Trial, how: _Comparison) -> Estimate:
         if not self._differ(trial, to):
             return Estimate(np.nan, np.nan, np.nan)
-        return _estimate(how(self._accuracies(trial), self._accuracies(to)))
+        first, second = (self._bootstrap.accuracies(self._by_trial[each]) for each in (trial, to))
+        return _estimate(how(first, second))
 
     def _differ(self, trial: Trial, to: Trial) -> bool:
-        """Whether both were asked, and are not the same."""
+        """Whether both have records, and are not the same."""
         return trial != to and {trial, to} <= self._by_trial.keys()
 
     def _shares(self, trial: Trial) -> _Floats:
-        """Share of right answers in each run [runs]."""
-        return np.array([_share(run.get(trial, ())) for run in self._runs])
-
-    def _accuracies(self, trial: Trial, which: Callable[[Record], bool] = lambda record: True) -> _Floats:
-        """[1 + B]: as it is, then in each resample; NaN in a resample without such a question."""
-        right, asked = np.zeros((2, len(self._videos)))
-        for record in filter(which, self._by_trial[trial]):
-            asked[self._videos[record.video]] += 1
-            right[self._videos[record.video]] += record.correct
-        count = self._weights @ asked
-        return np.divide(self._weights @ right, count, out=np.full_like(count, np.nan), where=count > 0)
+        """Accuracy in each run [runs]."""
+        return np.array([accuracy(run.get(trial, ())) for run in self._runs])
 
 
 def combine(runs: Sequence[Sequence[Record]]) -> list[Record]:
-    """The records of several runs on the same videos, such as models trained from several seeds, as one.
+    """Combines the records of several runs on the same videos, for example of models trained from several seeds.
 
-    A video is resampled with the answers of all runs. So intervals still tell of the choice of videos alone: look at
-    the range that :meth:`Scores.of_runs` gives for what training varies.
+    A video is resampled with the answers of all runs. So intervals still cover only the choice of videos; the range
+    that :meth:`Scores.of_runs` gives covers the training.
 
     Raises:
-        TangoError: The runs were not asked the same questions about as many video tokens.
+        TangoError: The runs differ in their questions or numbers of video tokens.
     """
     asked = [{(r.video, r.total, r.question, r.type, r.text) for r in run} for run in runs]
     if any(questions != asked[0] for questions in asked):
         raise TangoError(
-            "the runs were not asked the same questions", "evaluate with the same data, seed, counts and frames"
+            "the runs do not have the same questions", "evaluate with the same data, seed, counts and frames"
         )
     return [record for run in runs for record in run]
 
 
 def by_trial(records: Iterable[Record]) -> dict[Trial, list[Record]]:
-    """The records of each trial, in their order."""
+    """Groups records by trial, in their order."""
     found: dict[Trial, list[Record]] = {}
     for record in records:
         found.setdefault(record.trial, []).append(record)
@@ -230,13 +255,8 @@ def tags(records: Iterable[Record]) -> list[str]:
     return sorted({tag for record in records for tag in record.tags})
 
 
-def _share(records: Sequence[Record]) -> float:
-    """Of right answers; 0 where nothing was asked."""
-    return sum(record.correct for record in records) / max(len(records), 1)
-
-
 def _ratio(shares: _Floats, to: _Floats) -> _Floats:
-    """One divided by the other, NaN where that is 0."""
+    """Ratio of two shares, NaN where the second is 0."""
     return np.divide(shares, to, out=np.full_like(shares, np.nan), where=to > 0)
 
 

@@ -1,9 +1,9 @@
-"""A bundle becomes a quantised bundle: observe, weigh every layer, write, look what it changed."""
+"""Makes a quantized bundle from a bundle: measures, chooses layers, writes, compares."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,16 +13,21 @@ import numpy as np
 from onnx import ModelProto
 
 from tango_calibration.data.dataset import Video
-from tango_calibration.evaluation.evaluate import ALL, ChainReader, Record, Trial, evaluate_in_parallel
-from tango_calibration.evaluation.methods import shared
-from tango_calibration.evaluation.scores import RESAMPLES, Estimate
-from tango_calibration.quantization import observe
-from tango_calibration.quantization.observe import Cache, Method, Watched
-from tango_calibration.quantization.quantize import FP8_OPSET, Scheme, read_graph
-from tango_calibration.quantization.sensitivity import GraphWork, Quantized, Weighed
+from tango_calibration.evaluation.evaluate import ALL, BundleEvaluator, Record, Trial, evaluate_in_parallel
+from tango_calibration.evaluation.methods import overlap
+from tango_calibration.evaluation.scores import Estimate, accuracy, difference
+from tango_calibration.parallel import map_with_progress
+from tango_calibration.quantization import replay
+from tango_calibration.quantization.cache import ObservationCache
+from tango_calibration.quantization.capture import Capture, capture
+from tango_calibration.quantization.clips import load_frames, read_clips
+from tango_calibration.quantization.layers import read_graph
+from tango_calibration.quantization.quantize import FP8_OPSET, Scheme
+from tango_calibration.quantization.sensitivity import GraphQuantizer, LayerSensitivity, QuantizedGraph
 from tango_plugins import TangoError, reference
 from tango_runtime.backends.registry import select
 from tango_runtime.bundle import (
+    MANIFEST,
     Bundle,
     GraphName,
     GraphSpec,
@@ -38,36 +43,35 @@ from tango_runtime.util.files import check_output, require_space, staged_folder
 
 Choice = Literal["fp16", "int8", "fp8", "int4"]
 
-#: Engines that a precision can be written for.
-_ENGINES: dict[Precision, tuple[Runtime, ...]] = {
+#: Runtimes of each precision.
+_RUNTIMES: dict[Precision, tuple[Runtime, ...]] = {
     "int8": ("onnxruntime", "tensorrt"),
     "fp8": ("tensorrt",),
     "int4": ("onnxruntime",),
 }
 
-ENGINE = "ort-cpu"
+_BACKEND = "ort-cpu"
 
 
 @dataclass(frozen=True)
-class Request:
-    """What to make.
+class CalibrationRequest:
+    """A calibration to be done.
 
     Attributes:
-        bundle: The bundle, not quantised.
-        output: Where the new one will stand.
+        bundle: The bundle, not quantized.
+        output: Folder of the new bundle.
         clips: A folder of videos, or ``synthetic``.
-        vision: ``int8``, ``fp8``, or ``fp16`` to leave the graph as it is.
-        decoder: ``int8``, ``fp8``, ``int4``, or ``fp16`` to leave it.
-        method: How the ranges of 8-bit activations are found.
-        videos: Most clips.
-        frames: Frames sampled of each; the bundle's number by default.
-        max_new_tokens: Most tokens of an answer.
-        seed: Of generated clips.
-        engine: What the new bundle is for; None takes ONNX Runtime, and TensorRT for fp8. For TensorRT, INT8 weights
-            are written in fp32, which its versions from 8.6 on read, and ONNX Runtime too.
-        min_overlap: Share of the tokens kept before that must be kept after; further layers of vision are spared until
-            they are. None asks nothing.
-        cache: Where observations are kept; by default beside the output.
+        vision: ``int8``, ``fp8``, or ``fp16`` to keep the graph as it is.
+        decoder: ``int8``, ``fp8``, ``int4``, or ``fp16`` to keep the graph as it is.
+        videos: Maximum number of clips.
+        frames: Frames sampled from each clip; by default the bundle's number.
+        max_new_tokens: Maximum length of an answer.
+        seed: Seed of generated clips.
+        runtime: What will run the new bundle; by default ONNX Runtime, or TensorRT for fp8. For TensorRT, INT8 weights
+            are stored in fp32, which its versions from 8.6 on and ONNX Runtime read.
+        min_overlap: Share of the kept tokens that must stay the same; more vision layers are excluded until they do.
+            None accepts any share.
+        cache: Folder of captures, statistics and losses; by default beside the output.
         overwrite: Replace an output that exists.
     """
 
@@ -76,35 +80,34 @@ class Request:
     clips: str
     vision: Choice = "int8"
     decoder: Choice = "fp16"
-    method: Method = "minmax"
     videos: int = 16
     frames: int | None = None
     max_new_tokens: int = 16
     seed: int = 0
-    engine: Runtime | None = None
+    runtime: Runtime | None = None
     min_overlap: float | None = None
     cache: Path | None = None
     overwrite: bool = False
 
     @property
     def precisions(self) -> dict[GraphName, Precision]:
-        """The graphs that are to be quantised."""
+        """The graphs to be quantized."""
         named: dict[GraphName, Choice] = {"vision": self.vision, "decoder": self.decoder}
         return {name: choice for name, choice in named.items() if choice != "fp16"}
 
     @property
     def target(self) -> Runtime:
-        """The engine that the new bundle is for."""
-        return self.engine or ("tensorrt" if "fp8" in self.precisions.values() else "onnxruntime")
+        """What will run the new bundle."""
+        return self.runtime or ("tensorrt" if "fp8" in self.precisions.values() else "onnxruntime")
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """Share of the tokens kept before that are kept after, too.
+    """Share of the tokens kept before quantization that are also kept after it.
 
     Attributes:
-        kept: Of all that were kept; where tokens are merged, of their centres.
-        salient: Of those that were kept as they are.
+        kept: Of all kept tokens; merged ones count by their cluster centers.
+        salient: Of the kept tokens that are not merged.
     """
 
     kept: float
@@ -113,169 +116,181 @@ class Overlap:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a calibration made.
+    """Result of a calibration.
 
     Attributes:
-        graphs: The quantised graphs by name.
-        overlaps: Of each clip.
+        graphs: The quantized graphs by name.
+        overlaps: Overlap of each clip; empty if vision was not quantized.
     """
 
-    graphs: dict[GraphName, Quantized]
+    graphs: dict[GraphName, QuantizedGraph]
     overlaps: tuple[Overlap, ...]
 
 
-def calibrate(request: Request) -> Outcome:
-    """Writes a quantised bundle.
+def calibrate(request: CalibrationRequest) -> Outcome:
+    """Writes a quantized bundle, or nothing.
 
     Raises:
-        TangoError: The request, the bundle or the clips are at fault, or the disk; nothing is left half-written.
+        TangoError: The request, the bundle, the clips or the disk are at fault.
     """
     bundle = check(request)
-    videos = observe.read_clips(
-        request.clips, request.videos, request.frames or bundle.manifest.video.frames, request.seed
-    )
-    cache = Cache(cache_folder(request), bundle, request.max_new_tokens)
-    watched = _watch(bundle, cache, videos, request.max_new_tokens)
-    work = [
-        GraphWork(bundle, name, precision, request.method, cache, videos, watched)
+    videos = read_clips(request.clips, request.videos, request.frames or bundle.manifest.video.frames, request.seed)
+    cache = ObservationCache(cache_folder(request), bundle, request.max_new_tokens)
+    captures = _capture_clips(bundle, cache, videos, request.max_new_tokens)
+    quantizers = [
+        GraphQuantizer(bundle, name, precision, cache, videos, captures)
         for name, precision in request.precisions.items()
     ]
-    schemes = [graph.observe() for graph in work]
-    overlaps_of = partial(_overlaps, bundle, videos, watched)
-    weighed = [_weigh(graph, scheme, request, overlaps_of) for graph, scheme in zip(work, schemes, strict=True)]
-    with staged_folder(request.output, overwrite=request.overwrite) as folder:
+    schemes = [quantizer.measure_activations() for quantizer in quantizers]
+    overlaps_of = partial(_overlaps, bundle, videos, captures)
+    layers = [
+        _choose_formats(quantizer, scheme, request.min_overlap, overlaps_of)
+        for quantizer, scheme in zip(quantizers, schemes, strict=True)
+    ]
+    float_weights = request.target == "tensorrt"
+    with staged_folder(request.output, holding=MANIFEST, overwrite=request.overwrite) as folder:
         size = sum(file.size for file in bundle.manifest.files.values())
-        require_space(folder, 2 * size if request.target == "tensorrt" else size)  # fp32 where there was fp16
-        written = [replace(scheme, float_weights=request.target == "tensorrt") for scheme in schemes]
-        decided = zip(work, written, weighed, strict=True)
-        graphs = {graph.name: graph.write(folder, scheme, layers) for graph, scheme, layers in decided}
+        require_space(folder, 2 * size if float_weights else size)  # fp32 replaces fp16
+        graphs = {
+            quantizer.name: quantizer.write(folder, replace(scheme, float_weights=float_weights), chosen)
+            for quantizer, scheme, chosen in zip(quantizers, schemes, layers, strict=True)
+        }
         _complete(folder, bundle, request, graphs, len(videos))
         vision = folder / bundle.manifest.graphs["vision"].file
         overlaps = overlaps_of(read_graph(vision), folder) if "vision" in graphs else ()
     return Outcome(graphs, overlaps)
 
 
-def check(request: Request) -> Bundle:
-    """Refuses what can be refused before any work is done; gives the bundle."""
+def check(request: CalibrationRequest) -> Bundle:
+    """Loads the bundle and rejects what can be rejected before any work.
+
+    Raises:
+        TangoError: The request is inconsistent, or does not suit the bundle.
+    """
     if not request.precisions:
-        raise TangoError("nothing is to be quantised", "ask for --vision int8, --decoder int8 or --decoder int4")
+        raise TangoError("nothing to quantize", "add --vision int8, --decoder int8 or --decoder int4")
     if request.vision == "int4":
-        raise TangoError("vision cannot be quantised to int4", "ask for --vision int8: its activations count, too")
+        raise TangoError("vision cannot be quantized to int4", "use --vision int8, which has 8-bit activations, too")
     if request.min_overlap is not None and "vision" not in request.precisions:
-        raise TangoError("--min-overlap is about vision, which is left as it is", "add --vision int8")
+        raise TangoError("--min-overlap is about vision, which is not quantized", "add --vision int8")
     bundle = Bundle.load(request.bundle)
     if "fp8" in request.precisions.values() and bundle.manifest.dtype != "float16":
         raise TangoError(
-            f"fp8 is written around fp16, and {request.bundle} is in {bundle.manifest.dtype}",
-            "export the checkpoint in fp16 (tango export --dtype fp16)",
+            f"fp8 needs an fp16 bundle, and {request.bundle} is in {bundle.manifest.dtype}",
+            "export the checkpoint in fp16 (tango-export --dtype fp16)",
         )
     for name, choice in request.precisions.items():
         spec = bundle.manifest.graphs[name]
         if spec.quantization:
             raise TangoError(
-                f"{name} of {request.bundle} is quantised already, to {spec.quantization.precision}",
+                f"{name} of {request.bundle} is already quantized to {spec.quantization.precision}",
                 "calibrate the bundle that tango-export made",
             )
-        if request.target not in _ENGINES[choice]:
+        if request.target not in _RUNTIMES[choice]:
             raise TangoError(
-                f"{request.target} cannot run {name} in {choice}", f"{', '.join(_ENGINES[choice])} can; or take int8"
+                f"{request.target} cannot run {name} in {choice}", f"use {' or '.join(_RUNTIMES[choice])}, or int8"
             )
-    check_output(request.output, overwrite=request.overwrite)
+    check_output(request.output, holding=MANIFEST, overwrite=request.overwrite)
     return bundle
 
 
-def cache_folder(request: Request) -> Path:
-    """Where observations are kept."""
+def cache_folder(request: CalibrationRequest) -> Path:
+    """Folder of captures, statistics and losses."""
     output = request.output.resolve()
     return request.cache or output.with_name(f"{output.name}.observed")
 
 
-def _watch(bundle: Bundle, cache: Cache, videos: Sequence[Video], max_new_tokens: int) -> list[Watched]:
-    """Every clip, gone through the chain."""
-    stages, prompt = select(bundle, ENGINE), Prompt.of(bundle)
+def _capture_clips(
+    bundle: Bundle, cache: ObservationCache, videos: Sequence[Video], max_new_tokens: int
+) -> list[Capture]:
+    backend, prompt = select(bundle, _BACKEND), Prompt.of(bundle)
 
-    def watched(video: Video) -> Watched:
-        return cache.watched(video, lambda: observe.watch(bundle, stages, prompt, video, max_new_tokens))
+    def cached(video: Video) -> Capture:
+        return cache.capture(video, lambda: capture(bundle, backend, prompt, video, max_new_tokens))
 
-    with progress("watch", len(videos)) as on_progress:
-        return [watched(video) for video in observe.counted(videos, on_progress)]
+    return map_with_progress("capture", cached, videos)
 
 
-def _weigh(
-    graph: GraphWork,
+def _choose_formats(
+    quantizer: GraphQuantizer,
     scheme: Scheme,
-    request: Request,
-    overlaps: Callable[[ModelProto, Path], Sequence[Overlap]],
-) -> tuple[Weighed, ...]:
-    """Decides which layers take which form."""
-    weighed, least = graph.weigh(scheme), request.min_overlap
-    if graph.name != "vision" or least is None:
-        return weighed
+    min_overlap: float | None,
+    overlaps_of: Callable[[ModelProto, Path], Sequence[Overlap]],
+) -> tuple[LayerSensitivity, ...]:
+    """Chooses the format of each layer."""
+    layers = quantizer.choose_formats(scheme)
+    if quantizer.name != "vision" or min_overlap is None:
+        return layers
 
-    def enough(model: ModelProto, folder: Path) -> bool:
-        return float(np.mean([overlap.kept for overlap in overlaps(model, folder)])) >= least
+    def accepts(model: ModelProto, folder: Path) -> bool:
+        return float(np.mean([found.kept for found in overlaps_of(model, folder)])) >= min_overlap
 
-    return graph.spare_until(scheme, weighed, enough)
+    return quantizer.exclude_until(scheme, layers, accepts)
+
+
+def _overlaps(
+    bundle: Bundle, videos: Sequence[Video], captures: Sequence[Capture], vision: ModelProto, folder: Path
+) -> tuple[Overlap, ...]:
+    """Compares the kept tokens of each clip with those of another vision graph, whose weights are in a folder."""
+    session = replay.open_graph(vision, folder)
+
+    def compare(video: Video, before: Capture) -> Overlap:
+        frames, seconds = load_frames(bundle, video)
+        features, salience = (np.concatenate(t) for t in zip(*replay.run_vision(session, frames), strict=True))
+        after = reference.prune(features, salience, seconds, bundle.manifest.params)
+        salient = overlap(before.indices[~before.merged], after.indices[~after.merged])
+        return Overlap(overlap(before.indices, after.indices), salient)
+
+    return tuple(map_with_progress("overlap", compare, videos, captures))
 
 
 # The new bundle
 
 
 def _complete(
-    folder: Path, bundle: Bundle, request: Request, graphs: Mapping[GraphName, Quantized], clips: int
+    folder: Path, bundle: Bundle, request: CalibrationRequest, graphs: Mapping[GraphName, QuantizedGraph], clips: int
 ) -> None:
-    """Copies what did not change, and writes bundle.json."""
+    """Copies the files of the other graphs, and writes bundle.json."""
     manifest = bundle.manifest
     specs = dict(manifest.graphs)
-    for name, done in graphs.items():
-        specs[name] = _spec(specs[name], request, done, clips)
-    changed = tuple(file for name in graphs for file in manifest.graphs[name].files)
-    files = {file: spec for file, spec in manifest.files.items() if not file.startswith(changed)}
+    for name, graph in graphs.items():
+        specs[name] = _spec(specs[name], request.target, graph, clips)
+    replaced = {file for name in graphs for file in manifest.graph_files(name)}
+    files = {file: spec for file, spec in manifest.files.items() if file not in replaced}
     for file in files:
         shutil.copyfile(bundle.file(file), folder / file)
     new = {path.name: describe(path) for path in folder.iterdir() if path.name not in files}
     write_manifest(folder, replace(manifest, graphs=specs, files=dict(sorted((files | new).items()))))
 
 
-def _spec(spec: GraphSpec, request: Request, done: Quantized, clips: int) -> GraphSpec:
-    # What is written for TensorRT alone (fp8), for both (int8 with weights in fp32) or for ONNX Runtime alone.
-    readers = _ENGINES[done.precision] if request.target == "tensorrt" else (request.target,)
-    runtimes = tuple(runtime for runtime in spec.runtimes if runtime in readers)
-    opset = FP8_OPSET if done.precision == "fp8" else spec.opset
-    spared = tuple(layer.layer for layer in done.spared)
-    quantization = Quantization(done.precision, clips, spared)
-    # The device graph goes: no kernel reads its weights as they are now.
-    return replace(spec, opset=opset, runtimes=runtimes, quantization=quantization, device=None, weights=None)
+def _spec(spec: GraphSpec, target: Runtime, graph: QuantizedGraph, clips: int) -> GraphSpec:
+    """The manifest entry of a quantized graph."""
+    # fp8 is written for TensorRT only, int8 with fp32 weights for both runtimes, the others for ONNX Runtime only.
+    readers = _RUNTIMES[graph.precision] if target == "tensorrt" else (target,)
+    return replace(
+        spec,
+        opset=FP8_OPSET if graph.precision == "fp8" else spec.opset,
+        runtimes=tuple(runtime for runtime in spec.runtimes if runtime in readers),
+        quantization=Quantization(graph.precision, clips, tuple(layer.layer for layer in graph.excluded)),
+        # The device graph takes fp16 weights, which the new data file does not have, and no kernel reads the new ones.
+        device=None,
+        weights=None,
+    )
 
 
-def _overlaps(
-    bundle: Bundle, videos: Sequence[Video], watched: Sequence[Watched], vision: ModelProto, folder: Path
-) -> tuple[Overlap, ...]:
-    """Compares what is kept of each clip before and after, with a vision graph whose weights lie in a folder."""
-    session, overlaps = observe.open_graph(vision, folder), []
-    with progress("overlap", len(videos)) as on_progress:
-        for video, before in zip(observe.counted(videos, on_progress), watched, strict=True):
-            frames, seconds = observe.see(bundle, video)
-            features, salience = (np.concatenate(t) for t in zip(*observe.run_vision(session, frames), strict=True))
-            after = reference.prune(features, salience, seconds, bundle.manifest.params)
-            salient = shared(before.indices[~before.merged], after.indices[~after.merged])
-            overlaps.append(Overlap(shared(before.indices, after.indices), salient))
-    return tuple(overlaps)
-
-
-# What it costs in accuracy
+# Accuracy
 
 
 @dataclass(frozen=True)
 class Drop:
-    """Accuracy of the two bundles on the same questions.
+    """Accuracy of two bundles on the same questions.
 
     Attributes:
-        trial: Which tokens were kept.
-        questions: How many were asked.
-        before: Share of right answers of the old bundle.
-        after: Of the new one.
-        points: The first less the second in percentage points, with its 95 % interval from a bootstrap over videos.
+        trial: How tokens were kept.
+        questions: Number of questions.
+        before: Accuracy of the old bundle.
+        after: Accuracy of the new bundle.
+        points: ``before`` − ``after`` in percentage points, with its 95 % interval from a bootstrap over videos.
     """
 
     trial: Trial
@@ -285,38 +300,28 @@ class Drop:
     points: Estimate
 
 
-def drops(request: Request, videos: Sequence[Video], jobs: int = 1) -> list[Drop]:
-    """Asks both bundles the same questions, unpruned and at the bundle's ratio.
+def drops(request: CalibrationRequest, videos: Sequence[Video], jobs: int = 1) -> list[Drop]:
+    """Asks both bundles the same questions, with all tokens and at the bundle's retention ratio.
 
     Args:
-        request: What was calibrated.
-        videos: What to ask about.
-        jobs: Processes.
+        request: The finished calibration.
+        videos: Videos with questions.
+        jobs: Number of processes.
     """
     params = Bundle.load(request.bundle).manifest.params
     trials = [ALL, Trial("tango", params.retention_ratio)]
 
-    def asked(bundle: Path, title: str) -> list[Record]:
-        reader = partial(ChainReader, bundle, ENGINE, threads=int(jobs > 1))
+    def ask(bundle: Path, title: str) -> list[Record]:
+        evaluator = partial(BundleEvaluator, bundle, _BACKEND, threads=int(jobs > 1))
         with progress(title, len(videos)) as on_progress:
-            return evaluate_in_parallel(reader, videos, trials, params, on_progress, jobs=jobs)
+            return evaluate_in_parallel(evaluator, videos, trials, params, on_progress, jobs=jobs)
 
-    before, after = asked(request.bundle, "ask before"), asked(request.output, "ask after")
-    return [_drop(trial, _of(trial, before), _of(trial, after)) for trial in trials]
-
-
-def _of(trial: Trial, records: Iterable[Record]) -> list[Record]:
-    return [record for record in records if record.trial == trial]
+    before, after = ask(request.bundle, "ask before"), ask(request.output, "ask after")
+    return [
+        _drop(trial, *([r for r in records if r.trial == trial] for records in (before, after))) for trial in trials
+    ]
 
 
 def _drop(trial: Trial, before: Sequence[Record], after: Sequence[Record]) -> Drop:
-    videos = {name: i for i, name in enumerate(dict.fromkeys(record.video for record in before))}
-    asked, lost = np.zeros((2, len(videos)))
-    for once, now in zip(before, after, strict=True):
-        asked[videos[once.video]] += 1
-        lost[videos[once.video]] += int(once.correct) - int(now.correct)
-    n = len(videos)
-    drawn = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
-    low, high = np.quantile(100 * (drawn @ lost) / (drawn @ asked), [0.025, 0.975])
-    old, new = (float(np.mean([record.correct for record in records])) for records in (before, after))
-    return Drop(trial, len(before), old, new, Estimate(100 * lost.sum() / asked.sum(), float(low), float(high)))
+    points = difference(before, after).scaled(100)
+    return Drop(trial, len(before), accuracy(before), accuracy(after), points)

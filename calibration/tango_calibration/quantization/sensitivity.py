@@ -1,4 +1,4 @@
-"""One graph: what its layers see, what each of them loses when it is quantised, and the new graph."""
+"""Quantizes one graph: activation statistics, the sensitivity of each layer, the choice of layers, the new graph."""
 
 from __future__ import annotations
 
@@ -14,93 +14,87 @@ import onnxruntime
 from onnx import ModelProto
 
 from tango_calibration.data.dataset import Video
-from tango_calibration.quantization import observe
-from tango_calibration.quantization.observe import Array, Cache, Channels, Histograms, Method, Watched
-from tango_calibration.quantization.quantize import (
-    Embedded,
-    Form,
-    Linear,
-    Scheme,
-    Weights,
-    linears,
-    quantize,
-    read_graph,
-    smoothing,
-    written,
-)
+from tango_calibration.parallel import map_with_progress
+from tango_calibration.quantization import replay
+from tango_calibration.quantization.arithmetic import smoothing
+from tango_calibration.quantization.cache import ObservationCache
+from tango_calibration.quantization.capture import Capture
+from tango_calibration.quantization.clips import load_frames
+from tango_calibration.quantization.layers import GraphWeights, LinearLayer, linear_layers, read_graph
+from tango_calibration.quantization.quantize import LayerFormat, Scheme, quantize, write_quantized
+from tango_calibration.quantization.ranges import Array, ChannelStats
 from tango_plugins import TangoError
 from tango_runtime.bundle import Bundle, GraphName, Precision
 from tango_runtime.util.console import progress
 
-#: What a precision makes of a layer, and then of one that would lose too much; beyond them it stays as it was.
-FORMS: dict[Precision, tuple[Form, ...]] = {"int8": ("w8a8",), "fp8": ("fp8",), "int4": ("w4a16", "w8a16")}
+#: Formats of a precision: of most layers, then of those that would lose too much. A layer may also stay as it is.
+FORMATS: dict[Precision, tuple[LayerFormat, ...]] = {"int8": ("w8a8",), "fp8": ("fp8",), "int4": ("w4a16", "w8a16")}
 
-#: What all quantised layers of a graph together may lose: of vision, noise over signal of its outputs; of the decoder,
-#: nats between the distributions of the next token.
+#: Maximum loss of all quantized layers of a graph together. Vision: noise over signal of its outputs. Decoder: KL
+#: divergence of the next token's distribution, in nats.
 BUDGETS: dict[GraphName, float] = {"vision": 0.01, "decoder": 0.02}
 
-#: A layer that loses so many times what the middle one loses stands out,
-STANDS_OUT = 10
-#: and those that stand out are spared as long as they hold no more than this share of the weights.
-CHEAP = 0.1
+#: A layer is an outlier if its loss is this many times the median.
+OUTLIER_FACTOR = 10
+#: Outliers are excluded as long as they have no more than this share of the weights.
+MAX_OUTLIER_SHARE = 0.1
 
-#: Steps in which more layers are spared until a graph will do.
-_STEPS = 8
+#: Number of steps in which more layers are excluded.
+_EXCLUSION_STEPS = 8
 
-#: Clips that losses are measured on, of vision one frame each.
-_WEIGHED = 8
+#: Clips that losses are measured on; for vision, one frame of each.
+_LOSS_CLIPS = 8
 
 
 @dataclass(frozen=True)
-class Weighed:
-    """A layer, and what the graph loses when only it is quantised.
+class LayerSensitivity:
+    """A layer, and the loss of the graph if only this layer is quantized.
 
     Attributes:
         layer: Its name.
-        loss: In the first of the precision's forms, in the unit of ``BUDGETS``.
-        form: The one that it takes; None leaves it as it was.
+        loss: The loss in the precision's first format, in the unit of ``BUDGETS``.
+        format: The chosen format; None keeps the layer as it is.
     """
 
     layer: str
     loss: float
-    form: Form | None
+    format: LayerFormat | None
 
 
 @dataclass(frozen=True)
-class Quantized:
-    """What was done to a graph.
+class QuantizedGraph:
+    """A graph that was quantized.
 
     Attributes:
-        precision: What was asked for.
+        precision: The precision that was asked for.
         layers: Its layers, in the graph's order.
-        loss: What the graph loses as it was written, on the clips that the layers were weighed on.
-        before: Bytes of its files in the old bundle.
-        after: In the new one.
+        loss: Loss of the new graph, on the clips of the layers' losses.
+        bytes_before: Size of the graph and its weights in the old bundle, without a device graph.
+        bytes_after: Size of the graph and its weights in the new bundle.
     """
 
     precision: Precision
-    layers: tuple[Weighed, ...]
+    layers: tuple[LayerSensitivity, ...]
     loss: float
-    before: int
-    after: int
+    bytes_before: int
+    bytes_after: int
 
     @property
-    def spared(self) -> tuple[Weighed, ...]:
-        """Layers that did not take the precision's first form."""
-        return tuple(layer for layer in self.layers if layer.form != FORMS[self.precision][0])
+    def excluded(self) -> tuple[LayerSensitivity, ...]:
+        """Layers that do not have the precision's first format."""
+        return tuple(layer for layer in self.layers if layer.format != FORMATS[self.precision][0])
 
 
-class GraphWork:
-    """A graph to be quantised, and the clips that tell how.
+class GraphQuantizer:
+    """A graph to be quantized, with the clips to measure it on.
 
     Args:
         bundle: The bundle.
         name: Vision or decoder.
-        precision: What it is to have.
-        method: How the ranges of 8-bit activations are found.
-        cache: Where observations and losses are kept.
+        precision: The new precision.
+        cache: Where statistics and losses are kept.
         videos: The clips.
-        watched: What came of them in the chain.
+        captures: What the pipeline computed for each clip.
     """
 
     def __init__(
@@ -108,227 +102,210 @@ class GraphWork:
         bundle: Bundle,
         name: GraphName,
         precision: Precision,
-        method: Method,
-        cache: Cache,
+        cache: ObservationCache,
         videos: Sequence[Video],
-        watched: Sequence[Watched],
+        captures: Sequence[Capture],
     ) -> None:
-        self.name, self._precision, self._method = name, precision, method
-        self._bundle, self._cache, self._videos, self._watched = bundle, cache, videos, watched
+        self.name, self._precision = name, precision
+        self._bundle, self._cache, self._videos, self._captures = bundle, cache, videos, captures
         self._model = read_graph(bundle.graph(name))
-        self._weights = Weights(self._model, bundle.path)
-        self._layers = linears(self._model)
+        self._weights = GraphWeights(self._model, bundle.path)
+        self._layers = linear_layers(self._model)
         self._inputs = list(dict.fromkeys(layer.input for layer in self._layers))
 
-    # Observing
+    # Statistics
 
-    def observe(self) -> Scheme:
-        """What every form needs to know of the layers; none has a form yet."""
+    def measure_activations(self) -> Scheme:
+        """Measures what all formats need to know of the activations; the scheme has no formats yet."""
+        stats = self._channel_stats()
         if self._precision == "int4":
-            return Scheme({}, energies=dict(zip(self._inputs, self._channels().energies(), strict=True)))
-        # E4M3 has the same precision over 15 octaves: an outlier takes nothing from the other channels.
-        smooth = self._smoothing(self._channels()) if (self.name, self._precision) == ("decoder", "int8") else {}
-        histograms = self._histograms(smooth)
-        return Scheme({}, dict(zip(self._inputs, histograms.ranges(self._method), strict=True)), smooth)
+            return Scheme({}, mean_squares=dict(zip(self._inputs, stats.mean_squares(), strict=True)))
+        # E4M3 is as precise over 15 octaves: an outlier takes no precision from the other channels.
+        smooth = self._smoothing(stats) if (self.name, self._precision) == ("decoder", "int8") else {}
+        ranges = stats.ranges([smooth.get(name, 1.0) for name in self._inputs])
+        return Scheme({}, dict(zip(self._inputs, ranges, strict=True)), smooth)
 
-    def _channels(self) -> Channels:
-        session = cache(self._observing)
+    def _channel_stats(self) -> ChannelStats:
+        session = cache(partial(replay.open_graph, self._model, self._bundle.path, self._inputs))
 
-        def made(i: int) -> Channels:
-            return reduce(Channels.merge, map(Channels.of, self._passes(session(), i)))
+        def measure(video: Video, capture: Capture) -> ChannelStats:
+            passes = self._layer_inputs(session(), video, capture)
+            return reduce(ChannelStats.merge, map(ChannelStats.of, passes))
 
-        with progress(f"{self.name} channels", len(self._videos)) as on_progress:
-            videos = enumerate(observe.counted(self._videos, on_progress))
-            each = [self._cache.channels(video, self.name, partial(made, i)) for i, video in videos]
-        return reduce(Channels.merge, each)
+        def cached(video: Video, capture: Capture) -> ChannelStats:
+            return self._cache.channel_stats(video, self.name, partial(measure, video, capture))
 
-    def _histograms(self, smooth: Mapping[str, Array]) -> Histograms:
-        session = cache(self._observing)
-        divisors = [smooth.get(name, np.float32(1)) for name in self._inputs]
+        each = map_with_progress(f"{self.name} activations", cached, self._videos, self._captures)
+        return reduce(ChannelStats.merge, each)
 
-        def made(i: int) -> Histograms:
-            passes = self._passes(session(), i)
-            scaled = ([x / s for x, s in zip(tensors, divisors, strict=True)] for tensors in passes)
-            return reduce(Histograms.merge, map(Histograms.of, scaled))
+    def _layer_inputs(
+        self, session: onnxruntime.InferenceSession, video: Video, capture: Capture
+    ) -> Iterator[list[Array]]:
+        """Yields the inputs of the layers, for each pass over a clip."""
+        if self.name == "vision":
+            frames, _ = load_frames(self._bundle, video)
+            return (outputs[2:] for outputs in replay.run_vision(session, frames))
+        return (outputs[1:] for outputs in self._decode(session, capture))
 
-        digest = hashlib.sha256(b"".join(name.encode() + s.tobytes() for name, s in smooth.items())).hexdigest()
-        with progress(f"{self.name} ranges", len(self._videos)) as on_progress:
-            videos = enumerate(observe.counted(self._videos, on_progress))
-            each = [self._cache.histograms(video, f"{self.name} {digest}", partial(made, i)) for i, video in videos]
-        return reduce(Histograms.merge, each)
+    def _decode(self, session: onnxruntime.InferenceSession, capture: Capture) -> Iterator[list[Array]]:
+        return replay.run_decoder(session, self._bundle.manifest.graphs["decoder"].inputs, capture.decoder_input)
 
-    def _smoothing(self, channels: Channels) -> dict[str, Array]:
-        peaks = dict(zip(self._inputs, channels.peaks, strict=True))
-        readers: dict[str, list[Linear]] = {}
+    def _smoothing(self, stats: ChannelStats) -> dict[str, Array]:
+        amax = dict(zip(self._inputs, stats.amax, strict=True))
+        layers_of: dict[str, list[LinearLayer]] = {}
         for layer in self._layers:
-            readers.setdefault(layer.input, []).append(layer)
+            layers_of.setdefault(layer.input, []).append(layer)
         return {
-            name: smoothing(peaks[name], np.maximum.reduce([_row_peaks(self._weights[m.weight]) for m in layers]))
-            for name, layers in readers.items()
+            name: smoothing(amax[name], np.maximum.reduce([_row_amax(self._weights[m.weight]) for m in layers]))
+            for name, layers in layers_of.items()
             if layers[0].gain
         }
 
-    def _observing(self) -> onnxruntime.InferenceSession:
-        return observe.open_graph(self._model, self._bundle.path, self._inputs)
+    # Sensitivity
 
-    def _passes(self, session: onnxruntime.InferenceSession, i: int) -> Iterator[list[Array]]:
-        """What the layers take, pass by pass over a clip."""
-        if self.name == "vision":
-            frames, _ = observe.see(self._bundle, self._videos[i])
-            return (outputs[2:] for outputs in observe.run_vision(session, frames))
-        return (outputs[1:] for outputs in self._decoded(session, self._watched[i]))
+    def choose_formats(self, scheme: Scheme) -> tuple[LayerSensitivity, ...]:
+        """Measures the loss of each layer alone and chooses its format.
 
-    def _decoded(self, session: onnxruntime.InferenceSession, watched: Watched) -> Iterator[list[Array]]:
-        return observe.run_decoder(session, self._bundle.manifest.graphs["decoder"].inputs, watched.prompted)
-
-    # Weighing
-
-    def weigh(self, scheme: Scheme) -> tuple[Weighed, ...]:
-        """Measures each layer's loss alone and gives each a form.
-
-        Those that lose too much in one form are weighed in the next, with what is left of the budget.
+        Layers that lose too much in one format are measured in the next, with the rest of the budget.
         """
         sizes = {layer.name: math.prod(self._weights.shape(layer.weight)) for layer in self._layers}
         left, budget = list(sizes), BUDGETS[self.name]
-        forms: dict[str, Form] = {}
+        formats: dict[str, LayerFormat] = {}
         first: dict[str, float] = {}
-        for form in FORMS[self._precision]:
+        for form in FORMATS[self._precision]:
             losses = self._losses(scheme, form, left)
             first = first or losses
-            spared = too_much(losses, sizes, budget)
-            forms |= {name: form for name in left if name not in spared}
-            budget -= math.fsum(losses[name] for name in left if name not in spared)
-            left = [name for name in left if name in spared]
-        return tuple(Weighed(name, loss, forms.get(name)) for name, loss in first.items())
+            excluded = layers_to_exclude(losses, sizes, budget)
+            formats |= {name: form for name in left if name not in excluded}
+            budget -= math.fsum(losses[name] for name in left if name not in excluded)
+            left = [name for name in left if name in excluded]
+        return tuple(LayerSensitivity(name, loss, formats.get(name)) for name, loss in first.items())
 
-    def _losses(self, scheme: Scheme, form: Form, names: Sequence[str]) -> dict[str, float]:
-        """What the graph loses when one layer takes this form."""
+    def _losses(self, scheme: Scheme, form: LayerFormat, names: Sequence[str]) -> dict[str, float]:
+        """Loss of the graph for each layer, when only this layer has a format."""
         loss = cache(self._loss)
         clips = [self._cache.key(video, self.name) for video in self._videos]
-        about = f"{form} {self._method if form in ('w8a8', 'fp8') else ''} {clips}"
 
-        def measured(name: str) -> dict[str, Array]:
-            model = quantize(self._model, self._weights, replace(scheme, forms={name: form}), Embedded())
+        def measure(name: str) -> dict[str, Array]:
+            model = quantize(self._model, self._weights, replace(scheme, formats={name: form}))
             return {"loss": np.array(loss()(model, self._bundle.path))}
 
-        losses = {}
-        with progress(f"{self.name} {form}", len(names)) as on_progress:
-            for name in names:
-                key = hashlib.sha256(f"loss {self.name} {name} {about}".encode()).hexdigest()[:24]
-                losses[name] = float(self._cache.arrays(key, partial(measured, name))["loss"])
-                on_progress(1)
-        return losses
+        def cached(name: str) -> float:
+            key = hashlib.sha256(f"loss {self.name} {name} {form} {clips}".encode()).hexdigest()[:24]
+            return float(self._cache.arrays(key, partial(measure, name))["loss"])
+
+        return dict(zip(names, map_with_progress(f"{self.name} {form}", cached, names), strict=True))
 
     def _loss(self) -> Callable[[ModelProto, Path], float]:
-        """A function that gives the loss of a graph, its weights in a folder, against the original."""
+        """Returns a function (graph, folder of its weights) → loss compared with the original graph."""
+        run: Callable[[ModelProto, Path], list[Array]]
         if self.name == "vision":
-            clips = [observe.see(self._bundle, video)[0] for video in self._videos[:_WEIGHED]]
-            middles = np.stack([frames[len(frames) // 2] for frames in clips])
-            return self._against_original(partial(self._see, middles), noise)
-        return self._against_original(self._speak, divergence)
-
-    def _against_original(
-        self, run: Callable[[ModelProto, Path], list[Array]], compare: Callable[[list[Array], list[Array]], float]
-    ) -> Callable[[ModelProto, Path], float]:
+            clips = [load_frames(self._bundle, video)[0] for video in self._videos[:_LOSS_CLIPS]]
+            middle_frames = np.stack([frames[len(frames) // 2] for frames in clips])
+            run, compare = partial(self._run_vision, middle_frames), noise
+        else:
+            run, compare = self._run_decoder, divergence
         original = run(self._model, self._bundle.path)
         return lambda model, folder: compare(original, run(model, folder))
 
-    def _see(self, frames: Array, model: ModelProto, folder: Path) -> list[Array]:
-        """Features of all frames, and their salience."""
-        outputs = observe.run_vision(observe.open_graph(model, folder), frames)
+    def _run_vision(self, frames: Array, model: ModelProto, folder: Path) -> list[Array]:
+        """Features and salience of all frames."""
+        outputs = replay.run_vision(replay.open_graph(model, folder), frames)
         return [np.concatenate(tensors) for tensors in zip(*outputs, strict=True)]
 
-    def _speak(self, model: ModelProto, folder: Path) -> list[Array]:
+    def _run_decoder(self, model: ModelProto, folder: Path) -> list[Array]:
         """Logits at the end of each prompt and after each token of its answer."""
-        session, logits = observe.open_graph(model, folder), list[Array]()
-        for watched in self._watched[:_WEIGHED]:
-            every = [outputs[0] for outputs in self._decoded(session, watched)]
-            logits += every[-1 - len(watched.prompted.answer) :]
+        session, logits = replay.open_graph(model, folder), list[Array]()
+        for capture in self._captures[:_LOSS_CLIPS]:
+            passes = [outputs[0] for outputs in self._decode(session, capture)]
+            logits += passes[-1 - len(capture.decoder_input.answer) :]
         return logits
 
-    def spare_until(
-        self, scheme: Scheme, weighed: Sequence[Weighed], enough: Callable[[ModelProto, Path], bool]
-    ) -> tuple[Weighed, ...]:
-        """Spares further layers, those that lose most first, until a graph will do.
+    def exclude_until(
+        self, scheme: Scheme, layers: Sequence[LayerSensitivity], accepts: Callable[[ModelProto, Path], bool]
+    ) -> tuple[LayerSensitivity, ...]:
+        """Excludes more layers, in the order of their losses, until a graph is accepted.
 
-        Which are spared matters little beside how many: on an earlier models/tiny, layers chosen by how many kept
-        tokens each changes alone did no better than layers chosen by their loss.
+        How many are excluded matters more than which: on an earlier models/tiny, layers chosen by how many kept tokens
+        each of them changes did no better than layers chosen by their loss.
 
         Raises:
-            TangoError: No graph will do.
+            TangoError: No graph is accepted.
         """
-        worst = sorted((w for w in weighed if w.form), key=lambda w: -w.loss)
-        for more in range(0, len(worst), -(-len(weighed) // _STEPS)):
-            spared = {w.layer for w in worst[:more]}
-            tried = tuple(replace(w, form=None) if w.layer in spared else w for w in weighed)
-            model = quantize(self._model, self._weights, replace(scheme, forms=_forms(tried)), Embedded())
-            if enough(model, self._bundle.path):
+        worst = sorted((layer for layer in layers if layer.format), key=lambda layer: -layer.loss)
+        for count in range(0, len(worst), -(-len(layers) // _EXCLUSION_STEPS)):
+            excluded = {layer.layer for layer in worst[:count]}
+            tried = tuple(replace(layer, format=None) if layer.layer in excluded else layer for layer in layers)
+            model = quantize(self._model, self._weights, replace(scheme, formats=_formats(tried)))
+            if accepts(model, self._bundle.path):
                 return tried
         raise TangoError(
-            f"{self.name} keeps other tokens even with most layers left as they were",
-            f"ask for less (--min-overlap), or leave it: --{self.name} fp16",
+            f"{self.name} keeps other tokens even with most layers excluded",
+            f"accept a lower --min-overlap, or keep the graph: --{self.name} fp16",
         )
 
-    # Writing
+    # Output
 
-    def write(self, folder: Path, scheme: Scheme, weighed: Sequence[Weighed]) -> Quantized:
-        """Writes the graph as it was decided, and looks what it loses.
+    def write(self, folder: Path, scheme: Scheme, layers: Sequence[LayerSensitivity]) -> QuantizedGraph:
+        """Writes the graph with the chosen formats, and measures its loss.
 
         Raises:
-            TangoError: No layer was left to be quantised.
+            TangoError: No layer has a format.
         """
-        forms = _forms(weighed)
-        if not forms:
+        formats = _formats(layers)
+        if not formats:
             raise TangoError(
                 f"every layer of {self.name} loses too much in {self._precision}",
-                f"observe more clips (--videos), or leave it: --{self.name} fp16",
+                f"use more clips (--videos), or keep the graph: --{self.name} fp16",
             )
-        file = folder / self._bundle.manifest.graphs[self.name].file
+        spec = self._bundle.manifest.graphs[self.name]
         with progress(f"{self.name} write", 1) as on_progress:
-            written(file, self._weights, replace(scheme, forms=forms), self._model)
+            write_quantized(folder / spec.file, self._model, self._weights, replace(scheme, formats=formats))
             on_progress(1)
-        loss = self._loss()(read_graph(file), folder)
-        before = [spec.size for name, spec in self._bundle.manifest.files.items() if name.startswith(file.name)]
-        after = [path.stat().st_size for path in folder.glob(f"{file.name}*")]
-        return Quantized(self._precision, tuple(weighed), loss, sum(before), sum(after))
+        loss = self._loss()(read_graph(folder / spec.file), folder)
+        before, after = (
+            sum(path.stat().st_size for path in (root / spec.file, root / spec.data))
+            for root in (self._bundle.path, folder)
+        )
+        return QuantizedGraph(self._precision, tuple(layers), loss, before, after)
 
 
-def _forms(weighed: Sequence[Weighed]) -> dict[str, Form]:
-    return {w.layer: w.form for w in weighed if w.form}
+def _formats(layers: Sequence[LayerSensitivity]) -> dict[str, LayerFormat]:
+    return {layer.layer: layer.format for layer in layers if layer.format}
 
 
-def _row_peaks(weight: Array) -> Array:
-    """The largest magnitude of each row, without a copy of the matrix."""
+def _row_amax(weight: Array) -> Array:
+    """Largest magnitude of each row, without a copy of the matrix."""
     return np.asarray(np.maximum(weight.max(1), -weight.min(1)), np.float32)
 
 
-def too_much(losses: Mapping[str, float], sizes: Mapping[str, int], budget: float) -> set[str]:
-    """The layers to be spared.
+def layers_to_exclude(losses: Mapping[str, float], sizes: Mapping[str, int], budget: float) -> set[str]:
+    """Chooses the layers that a format does not suit.
 
-    First those that stand out and cost little: vision's first and last layers make nine tenths of the noise that could
-    change which tokens are kept, and hold a few hundredths of the weights. Then the worst, until the losses of the
-    others, each alone, add up to no more than the budget; losses of single layers add up to about that of all.
+    First outliers that cost little: vision's first and last layers make nine tenths of the noise that could change the
+    kept tokens, with a few hundredths of the weights. Then the worst layers, until the losses of the others add up to
+    no more than the budget. The losses of single layers add up to about the loss of all of them.
 
     Args:
-        losses: Of each layer alone.
-        sizes: Weights of each layer.
-        budget: What all together may lose.
+        losses: Loss of each layer alone.
+        sizes: Number of weights of each layer.
+        budget: Maximum loss of all together.
     """
-    spared: set[str] = set()
+    excluded: set[str] = set()
     worst = sorted(losses, key=lambda name: -losses[name])
-    middle, room = float(np.median(list(losses.values()))), CHEAP * sum(sizes.values())
+    median, room = float(np.median(list(losses.values()))), MAX_OUTLIER_SHARE * sum(sizes.values())
     for name in worst:
-        if losses[name] > STANDS_OUT * middle and sizes[name] <= room:
-            spared.add(name)
+        if losses[name] > OUTLIER_FACTOR * median and sizes[name] <= room:
+            excluded.add(name)
             room -= sizes[name]
-    kept = [name for name in worst if name not in spared]
+    kept = [name for name in worst if name not in excluded]
     while kept and math.fsum(losses[name] for name in kept) > budget:
-        spared.add(kept.pop(0))
-    return spared
+        excluded.add(kept.pop(0))
+    return excluded
 
 
 def noise(original: Sequence[Array], quantized: Sequence[Array]) -> float:
-    """Noise over signal, squared sums, of whichever output has more of it."""
+    """Noise over signal, as squared sums; the maximum over the outputs."""
     pairs = [(a.astype(np.float64), b.astype(np.float64)) for a, b in zip(original, quantized, strict=True)]
     return max(float(((a - b) ** 2).sum() / (a**2).sum()) for a, b in pairs)
 

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from tango_export.graph.builder import Array, Definition, Read
 from tango_plugins import PruneParams
-from tango_runtime.bundle import DecoderSpec, PromptSpec, VideoSpec
+from tango_runtime.bundle import DecoderSpec, PromptSpec, VideoSpec, VisionSpec
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class Model:
         params: The operator's parameters for this model: its token grid and its attention sinks, else the defaults.
         video: How a video becomes frames.
         prompt: How a question becomes token ids.
+        vision: The vision tower's dimensions.
         decoder: The decoder's dimensions.
         chat_template: The checkpoint's own, as Jinja.
         tokenizer: The tokenizer.json, as text.
@@ -61,6 +62,7 @@ class Model:
     params: PruneParams
     video: VideoSpec
     prompt: PromptSpec
+    vision: VisionSpec
     decoder: DecoderSpec
     chat_template: str
     tokenizer: str

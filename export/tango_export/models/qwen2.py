@@ -93,9 +93,9 @@ def self_attention(
 def no_device_form(c: Qwen2Config) -> str | None:
     """Why the kernel that decodes does not take a decoder; None where it does."""
     widths = (c.head_dim, c.hidden_size, c.num_key_value_heads * c.head_dim, c.intermediate_size, c.vocab_size)
-    if any(width % kernel.WIDTHS for width in widths):
-        return f"a width is no multiple of {kernel.WIDTHS}"
+    if any(width % kernel.DIM_MULTIPLE for width in widths):
+        return f"a width is no multiple of {kernel.DIM_MULTIPLE}"
     queries = c.num_attention_heads // c.num_key_value_heads * c.head_dim
-    if c.head_dim > kernel.MOST_HEAD_WIDTH or queries > kernel.MOST_QUERIES:
-        return f"its heads are wider than {kernel.MOST_HEAD_WIDTH}, or a group of them wider than {kernel.MOST_QUERIES}"
+    if c.head_dim > kernel.MAX_HEAD_DIM or queries > kernel.MAX_GROUP_WIDTH:
+        return f"its heads are wider than {kernel.MAX_HEAD_DIM}, or a group of them wider than {kernel.MAX_GROUP_WIDTH}"
     return None

@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 
 from tango_plugins import PruneParams, TangoError, reference
 from tango_runtime.backends.base import HostEvent, PrunedTokens, Trace, require_context
+from tango_runtime.backends.ort_options import session_options
 from tango_runtime.bundle import Bundle, GraphName, TensorSpec
 from tango_runtime.util.console import OnProgress
+from tango_runtime.util.errors import first_line
 
 Array = NDArray[Any]
 
@@ -44,19 +46,17 @@ def open_session(graph: Path, *, threads: int = 0) -> Any:
         import onnxruntime
     except ImportError as error:
         raise TangoError("ONNX Runtime is not installed", "pip install 'tango-edge[cpu]'") from error
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = threads
-    with refusing(f"load {graph}", _VERIFY):
+    options = session_options(threads=threads)
+    with ort_errors(f"load {graph}", _VERIFY):
         return onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
 
 
 @contextmanager
-def refusing(what: str, hint: str) -> Iterator[None]:
+def ort_errors(what: str, hint: str) -> Iterator[None]:
     """Turns ONNX Runtime's errors, which have no common class, into ours.
 
     Args:
-        what: What it is asked to do, behind "cannot".
+        what: What it is asked to do, as it follows "cannot".
         hint: What to do where it cannot.
 
     Raises:
@@ -65,7 +65,7 @@ def refusing(what: str, hint: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise TangoError(f"ONNX Runtime cannot {what}: {str(error).splitlines()[0]}", hint) from error
+        raise TangoError(f"ONNX Runtime cannot {what}: {first_line(error)}", hint) from error
 
 
 class HostKVCache:
@@ -209,29 +209,29 @@ def open_backend(bundle: Bundle, threads: int) -> OrtCpuBackend:
 
 
 def _open(bundle: Bundle, name: GraphName, threads: int) -> Any:
-    """The session of a graph, once its tensors are those that bundle.json tells of."""
-    check_engine(bundle, name)
+    """The session of a graph, once its tensors are those that bundle.json lists."""
+    check_runtime(bundle, name)
     session = open_session(bundle.graph(name), threads=threads)
     check_tensors(bundle, name, session)
     return session
 
 
-def check_engine(bundle: Bundle, name: GraphName) -> None:
+def check_runtime(bundle: Bundle, name: GraphName) -> None:
     """Refuses a graph that bundle.json says ONNX Runtime cannot run.
 
     Raises:
-        TangoError: It is for other engines.
+        TangoError: It is for TensorRT only.
     """
-    engines = bundle.manifest.graphs[name].runtimes
-    if "onnxruntime" not in engines:
+    runtimes = bundle.manifest.graphs[name].runtimes
+    if "onnxruntime" not in runtimes:
         raise TangoError(
-            f"ONNX Runtime cannot run the {name} graph of {bundle.path}: it is for {', '.join(engines)}",
+            f"ONNX Runtime cannot run the {name} graph of {bundle.path}: it is for {', '.join(runtimes)}",
             "build engines of it: tango build, or calibrate to int8",
         )
 
 
 def check_tensors(bundle: Bundle, name: GraphName, session: Any) -> None:
-    """Refuses a graph whose tensors are not those that bundle.json tells of.
+    """Refuses a graph whose tensors are not those that bundle.json lists.
 
     Args:
         bundle: The bundle.
@@ -242,22 +242,22 @@ def check_tensors(bundle: Bundle, name: GraphName, session: Any) -> None:
         TangoError: A tensor has another name or shape.
     """
     spec = bundle.manifest.graphs[name]
-    for told, found in ((spec.inputs, session.get_inputs()), (spec.outputs, session.get_outputs())):
-        if [(t.name, list(t.shape)) for t in told] != [(t.name, t.shape) for t in found]:
+    for listed, found in ((spec.inputs, session.get_inputs()), (spec.outputs, session.get_outputs())):
+        if [(t.name, list(t.shape)) for t in listed] != [(t.name, t.shape) for t in found]:
             raise TangoError(
-                f"the tensors of {bundle.graph(name)} are not those that bundle.json tells of",
+                f"the tensors of {bundle.graph(name)} are not those that bundle.json lists",
                 "copy the bundle again, or export it again",
             )
 
 
 def _run(session: Any, feeds: dict[str, Array]) -> list[Array]:
-    with refusing("run a graph", _VERIFY):
+    with ort_errors("run a graph", _VERIFY):
         outputs: list[Array] = session.run(None, feeds)
     return outputs
 
 
 def empty_cache(specs: Sequence[TensorSpec], capacity: int) -> dict[str, Array]:
-    """Keys and values for so many positions, [heads, capacity, width of a head] each, all zero.
+    """Keys and values for so many positions, [heads, capacity, head_dim] each, all zero.
 
     Args:
         specs: The cache's inputs of the decoder graph.

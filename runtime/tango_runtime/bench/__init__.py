@@ -1,1 +1,1 @@
-"""`tango bench`: what a stage, a first token and a start take here."""
+"""`tango bench`: time of stages, of the first token and of a cold start on this machine."""

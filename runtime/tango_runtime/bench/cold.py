@@ -1,4 +1,4 @@
-"""One cold start, in a process of its own: ``python -m tango_runtime.bench.cold REQUEST``; see measure.py."""
+"""One cold start in its own process: ``python -m tango_runtime.bench.cold REQUEST``; see measure.py."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tango_runtime.pipeline.video_llm import VideoLLM
 
 
 def main() -> int:
-    """Prints a line of JSON: when this was imported (monotonic, in seconds) and what came after (ms), or an error."""
+    """Prints a line of JSON: when the import was done (monotonic, s) and the times after it (ms), or an error."""
     imported = time.monotonic()
     try:
         found = _first_token(json.loads(sys.argv[1]))
@@ -26,15 +26,15 @@ def main() -> int:
 
 def _first_token(request: dict[str, Any]) -> dict[str, Any]:
     setting, case = Setting(**request["setting"]), Case(**request["case"])
-    begin = time.monotonic()
-    llm = VideoLLM(measurable(Bundle.load(request["bundle"])), request["engine"])
+    start = time.monotonic()
+    llm = VideoLLM(measurable(Bundle.load(request["bundle"])), request["backend"])
     loaded = time.monotonic()
     clip, question = make_clip(case, setting.frames_of(llm.bundle), setting.seed), make_question(llm.bundle)
     ratio = setting.retention_ratio
     asked = time.monotonic()
     llm.generate(clip, question, frames=len(clip), retention_ratio=ratio, prune=case.prune, max_new_tokens=1)
     first = time.monotonic()
-    return {"load": 1e3 * (loaded - begin), "first token": 1e3 * (first - asked), "host_memory": peak_host()}
+    return {"load": 1e3 * (loaded - start), "first token": 1e3 * (first - asked), "host_memory": peak_host()}
 
 
 if __name__ == "__main__":

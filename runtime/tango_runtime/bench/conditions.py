@@ -1,17 +1,17 @@
-"""What a measurement was made on: machine, versions, and the GPU's clocks, power and temperature as they were found."""
+"""Conditions of a measurement: machine, versions, and the GPU's clocks, power and temperature."""
 
 from __future__ import annotations
 
 import os
 import platform
 import subprocess
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from tango_plugins import TangoError
 from tango_runtime.backends.cuda.device import check, cudart
 from tango_runtime.system.gpu import gpu
+from tango_runtime.system.packages import installed_version
 
 _PACKAGES = (
     "tango-edge",
@@ -23,12 +23,12 @@ _PACKAGES = (
     "torch",
     "transformers",
 )
-#: What nvidia-smi is asked for, by the name that it bears here.
+#: Our name of a figure → nvidia-smi's.
 _QUERIES = {
     "driver": "driver_version",
     "performance_state": "pstate",
     "sm_mhz": "clocks.sm",
-    "sm_most_mhz": "clocks.max.sm",
+    "sm_max_mhz": "clocks.max.sm",
     "memory_mhz": "clocks.mem",
     "power_watts": "power.draw",
     "power_limit_watts": "power.limit",
@@ -37,47 +37,47 @@ _QUERIES = {
     "memory_used_mib": "memory.used",
     "mig": "mig.mode.current",
 }
-#: Those that are no numbers.
-_NAMES = ("driver", "performance_state", "mig")
-_PATIENCE = 30  # seconds that it may take
+#: Figures that are not numbers.
+_TEXTS = ("driver", "performance_state", "mig")
+_TIMEOUT_S = 30
 
 
 def machine() -> dict[str, Any]:
-    """The host, the GPU that CUDA sees first (None where there is none), and versions of what is installed."""
+    """The host, the first GPU that CUDA sees (None without one), and versions of installed packages."""
     return {
         "python": platform.python_version(),
         "system": platform.platform(),
         "cpu": _cpu(),
         "cores": len(os.sched_getaffinity(0)),
         "load_average": round(os.getloadavg()[0], 2),
-        "packages": {name: found for name in _PACKAGES if (found := _version(name))},
+        "packages": {name: found for name in _PACKAGES if (found := installed_version(name))},
         "gpu": _gpu(),
     }
 
 
 def gpu_state() -> dict[str, Any]:
-    """Clocks, power, temperature and processes of the GPU at this moment, as nvidia-smi tells them.
+    """Current clocks, power, temperature and processes of the GPU, from nvidia-smi.
 
-    A figure that it does not tell is None. ``processes`` are the others on the GPU that it sees: pid, name, MiB.
+    A figure that it does not report is None. ``processes`` are the other processes on the GPU: pid, name, MiB.
 
     Returns:
         The figures, or ``missing``: why there are none.
     """
     try:
         bus = check(cudart().cudaDeviceGetPCIBusId(32, 0)).split(b"\0")[0].decode()
-        (line,) = _ask(bus, f"--query-gpu={','.join(_QUERIES.values())}")
+        (line,) = _query(bus, f"--query-gpu={','.join(_QUERIES.values())}")
         found = zip(_QUERIES, line.split(", "), strict=True)
-        figures = {name: text if name in _NAMES else _number(text) for name, text in found}
-        others = _ask(bus, "--query-compute-apps=pid,process_name,used_memory")
+        figures = {name: text if name in _TEXTS else _number(text) for name, text in found}
+        others = _query(bus, "--query-compute-apps=pid,process_name,used_memory")
         return figures | {"processes": [_named(each) for each in others if not each.startswith(f"{os.getpid()},")]}
     except TangoError as error:
         return {"missing": error.message}
     except (OSError, ValueError, subprocess.SubprocessError) as error:
-        return {"missing": f"nvidia-smi cannot be asked: {error}"}
+        return {"missing": f"nvidia-smi failed: {error}"}
 
 
-def placeless(source: str) -> str:
-    """A hub id as it is, of an absolute path its last part: where it lies is the machine's own affair."""
+def without_folder(source: str) -> str:
+    """A hub id as it is, an absolute path without its folder, which only this machine has."""
     return Path(source).name if Path(source).is_absolute() else source
 
 
@@ -96,16 +96,16 @@ def _gpu() -> dict[str, Any] | None:
     }
 
 
-def _ask(bus: str, query: str) -> list[str]:
+def _query(bus: str, query: str) -> list[str]:
     command = ["nvidia-smi", "-i", bus, query, "--format=csv,noheader,nounits"]
-    told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=_PATIENCE)
-    return told.stdout.strip().splitlines()
+    result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=_TIMEOUT_S)
+    return result.stdout.strip().splitlines()
 
 
 def _named(process: str) -> str:
     """``7, /usr/bin/other, 512`` → ``7, other, 512``."""
     pid, *name, used = process.split(", ")
-    return f"{pid}, {placeless(', '.join(name))}, {used}"
+    return f"{pid}, {without_folder(', '.join(name))}, {used}"
 
 
 def _number(text: str) -> float | None:
@@ -118,10 +118,3 @@ def _cpu() -> str:
         if line.startswith(("model name", "Model")):
             return line.split(":", 1)[1].strip()
     return platform.machine()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

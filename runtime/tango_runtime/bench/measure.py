@@ -1,8 +1,8 @@
-"""How long the chain takes on an engine, stage by stage and end to end, and how much memory.
+"""Time and memory of the pipeline on a backend, stage by stage and end to end.
 
-What is measured is :meth:`VideoLLM.generate` as everybody calls it, but of a fixed number of tokens. It puts each stage
-between two marks of the engine, which on a GPU are events in its stream. Where a stage waits for the host, that is
-between its marks too.
+The measured call is :meth:`VideoLLM.generate`, with a fixed number of tokens. It records a backend event before and
+after each stage; on a GPU, these are events in the backend's stream. If a stage waits for the host, its time includes
+the wait.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import cycle, islice, pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,11 +24,12 @@ from tango_plugins import PruneParams, TangoError
 from tango_plugins.params import Budget
 from tango_runtime.backends.base import Backend, KVCache, Tensor, TimingEvent
 from tango_runtime.backends.cuda.device import Event, check, cudart
-from tango_runtime.backends.registry import select
+from tango_runtime.backends.registry import BACKENDS, select
 from tango_runtime.bundle import Bundle
 from tango_runtime.pipeline.answer import Answer
 from tango_runtime.pipeline.prompt import Prompt
 from tango_runtime.pipeline.video_llm import VideoLLM
+from tango_runtime.sizing.memory import TYPICAL_TEXT_TOKENS
 from tango_runtime.util.console import OnProgress
 
 Samples = dict[str, list[float]]
@@ -38,33 +39,31 @@ CLIP = (
     "frame; a bright block a quarter as wide and high as the frame moves across it; one frame a second"
 )
 DEVICE_METRIC = (
-    "bytes by which used memory of the whole GPU (cudaMemGetInfo, total - free) has grown since before the engine was "
-    "loaded, largest of the readings behind answers of the warm-up and of new lengths; the CUDA context is not in it"
+    "growth in bytes of the used memory of the whole GPU (cudaMemGetInfo, total - free) since before the backend was "
+    "loaded, largest of the readings after answers of the warm-up and of new lengths; without the CUDA context"
 )
-HOST_METRIC = "peak resident set of this process so far (ru_maxrss), the clip and all libraries in it"
-#: How many tokens pruning keeps; see :func:`measurable`.
+HOST_METRIC = "peak resident set of this process so far (ru_maxrss), including the clip and all libraries"
+#: The operator's budget in measurements; see :func:`measurable`.
 BUDGET: Budget = "exact"
-#: What of the figures is measured by the engine's marks; the rest is by the host's clock.
-MARKED = ("upload", "vision", "prune", "prefill")
+#: Stages that are measured by the backend's events; the other times are by the host's clock.
+EVENT_TIMED = ("upload", "vision", "prune", "prefill")
 
-#: Tokens around the video: as many as `tango plan` counts for a chat template and a short question.
-_TEXT = 31
 _WORD = " the"  # one token of Qwen2's vocabulary
-#: First tokens of prompts of lengths that no answer before had: engines may plan anew for each.
+#: Number of prompts of new lengths, for each of which a backend may choose its kernels again.
 _NEW_LENGTHS = 3
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What all cases have in common.
+    """Parameters that all cases share.
 
     Attributes:
         frames: Frames of the clip, F; None takes the bundle's.
         retention_ratio: Fraction of the tokens that pruning keeps; None takes the bundle's.
-        decode_tokens: Tokens of an answer behind its first.
-        warm_up: Answers before those that count, at least 1: the first loads kernels, and memory is read in them.
-        repeats: Answers that count, at least 1.
-        seed: Of the clip.
+        decode_tokens: Tokens of an answer after its first.
+        warm_up: Answers before the measured ones, at least 1: the first loads kernels, and memory is read after each.
+        repeats: Measured answers, at least 1.
+        seed: Seed of the clip.
 
     Raises:
         TangoError: A number is out of range.
@@ -78,10 +77,10 @@ class Setting:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("frames", 1), ("decode_tokens", 1), ("warm_up", 1), ("repeats", 1), ("seed", 0)):
+        for name, minimum in (("frames", 1), ("decode_tokens", 1), ("warm_up", 1), ("repeats", 1), ("seed", 0)):
             value = getattr(self, name)
-            if value is not None and value < least:
-                raise TangoError(f"--{name.replace('_', '-')} is {value}", f"it must be at least {least}")
+            if value is not None and value < minimum:
+                raise TangoError(f"--{name.replace('_', '-')} is {value}", f"it must be at least {minimum}")
         if self.retention_ratio is not None:
             PruneParams(retention_ratio=self.retention_ratio)
 
@@ -92,12 +91,12 @@ class Setting:
 
 @dataclass(frozen=True)
 class Case:
-    """What is measured: pruned or not, from frames of a size.
+    """A case to measure: with pruning or without, from frames of one size.
 
     Attributes:
         prune: Whether tokens are pruned.
-        width: Of the source's frames, in pixels.
-        height: Likewise.
+        width: Width of the source's frames in pixels.
+        height: Height of the source's frames in pixels.
     """
 
     prune: bool
@@ -112,18 +111,19 @@ class Case:
 
 @dataclass(frozen=True)
 class Measured:
-    """What came out of a case.
+    """Measurements of a case.
 
     Attributes:
-        kept: Video tokens that the decoder saw, K.
+        kept: Video tokens in the prompt, K.
         total: Video tokens before pruning, F·L.
         prompt_tokens: Positions of the prompt.
-        milliseconds: Samples by what they measure, in the order of the chain: ``video`` (sampling and resizing, on the
-            host), ``upload`` (on a device only), ``vision``, ``prune``, ``prefill``, ``first token`` (from the call
-            until it is handed out), ``decode`` (from one token to the next), ``answer`` (from the call to its end) and
-            ``first token, new length`` (of prompts a few tokens shorter, of lengths that were not there before).
-        device_memory: Bytes, as ``DEVICE_METRIC`` says; None where the engine uses no device.
-        host_memory: Bytes, as ``HOST_METRIC`` says.
+        milliseconds: Samples by name, in the order of the pipeline: ``video`` (sampling and resizing, on the host),
+            ``upload`` (on a device only), ``vision``, ``prune``, ``prefill``, ``first token`` (from the call to the
+            first token), ``decode`` (from one token to the next), ``answer`` (from the call to its end), ``second
+            question`` (from the call to its first token, in a session that has answered another question) and ``first
+            token, new length`` (of prompts a few tokens shorter, of lengths not measured before).
+        device_memory: Bytes, see ``DEVICE_METRIC``; None if the backend uses no device.
+        host_memory: Bytes, see ``HOST_METRIC``.
     """
 
     kept: int
@@ -143,7 +143,7 @@ def spread(samples: list[float]) -> dict[str, float]:
 
 
 def make_clip(case: Case, frames: int, seed: int) -> NDArray[np.uint8]:
-    """The clip that is measured, [F, height, width, 3]; ``CLIP`` says what it shows."""
+    """The clip of a case, uint8 [F, height, width, 3]; ``CLIP`` describes it."""
     random = np.random.default_rng(seed)
     size = (case.height, case.width, 3)
     scenes = random.integers(0, 100, (2, *size), dtype=np.uint8)
@@ -156,111 +156,113 @@ def make_clip(case: Case, frames: int, seed: int) -> NDArray[np.uint8]:
     return clip
 
 
-def make_question(bundle: Bundle) -> str:
-    """A question so long that the text around the video takes ``_TEXT`` tokens or just over, newline included."""
-    prompt, newline, question = Prompt.of(bundle), len(bundle.manifest.prompt.after_video), "What"
-    while sum(map(len, prompt.encode(question))) + newline < _TEXT:
+def make_question(bundle: Bundle, start: str = "What") -> str:
+    """A question with which the text around the video, newline included, has at least ``TYPICAL_TEXT_TOKENS``."""
+    prompt, newline, question = Prompt.of(bundle), len(bundle.manifest.prompt.after_video), start
+    while sum(map(len, prompt.encode(question))) + newline < TYPICAL_TEXT_TOKENS:
         question += _WORD
     return question
 
 
 def measurable(bundle: Bundle) -> Bundle:
-    """The bundle as it is measured: the same work whatever its weights see and say.
+    """The bundle with the same amount of work whatever its weights are.
 
-    Stop tokens do not end an answer, and pruning keeps ceil(r·F·L) tokens. So does the paper's budget, about, unless
-    nearly all of a video stands still: then it keeps each still token once. To random weights most clips stand still.
+    Stop tokens do not end an answer, and pruning keeps ceil(r·F·L) tokens. The paper's budget keeps about as many,
+    except where nearly all tokens are static: then it keeps each of them once. Random weights make most clips static.
     """
     manifest = bundle.manifest
     endless = replace(manifest.prompt, stop=())
     return replace(bundle, manifest=replace(manifest, prompt=endless, prune=manifest.prune | {"budget": BUDGET}))
 
 
-class Watched:
-    """An engine that notes what the chain itself does not time; the chain takes it for the engine.
+class TimedBackend:
+    """A backend that records the times that the pipeline itself does not measure.
 
     Args:
-        stages: The engine.
+        backend: The backend that does the work.
 
     Attributes:
-        decoding: Host's clock, in seconds, when each token was given to the decoder: the one before has been handed
-            out by then.
+        decode_starts: The host's clock, in seconds, at the start of each decode step. The caller has the token of the
+            step before by then.
     """
 
-    def __init__(self, stages: Backend) -> None:
-        self._backend = stages
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
         self._upload: list[TimingEvent] = []
-        self.decoding: list[float] = []
+        self.decode_starts: list[float] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._backend, name)
 
-    def begin(self) -> None:
-        """Forgets the answer before."""
-        self._upload, self.decoding = [], []
+    def reset(self) -> None:
+        """Drops the records of the previous answer."""
+        self._upload, self.decode_starts = [], []
 
     @property
     def upload(self) -> float | None:
-        """Milliseconds that the frames of the latest answer took to the device; None where they take no such way."""
+        """Milliseconds of the latest copy of frames to the device; None if the backend makes none."""
         return self._upload[1].elapsed_ms(self._upload[0]) if len(self._upload) == 2 else None
 
     def vision(self, frames: NDArray[np.uint8], on_progress: OnProgress) -> tuple[Tensor, Tensor]:
-        """The engine's."""
+        """As of the backend."""
         self._upload.append(self._backend.record_event())
 
-        def told(done: int) -> None:
+        def on_frames(done: int) -> None:
             if not done:
                 self._upload.append(self._backend.record_event())
             on_progress(done)
 
-        return self._backend.vision(frames, told)
+        return self._backend.vision(frames, on_frames)
 
     def decode(self, cache: KVCache, token: int) -> Any:
-        """The backend's."""
-        self.decoding.append(time.perf_counter())
+        """As of the backend."""
+        self.decode_starts.append(time.perf_counter())
         return self._backend.decode(cache, token)
 
 
 class Bench:
-    """A bundle on an engine, ready to be measured; memory is counted from here on.
+    """A bundle on a backend, ready to measure; memory is counted from its construction on.
 
     Args:
         bundle: The bundle.
-        engine: ``auto``, or an engine by name.
-        setting: What all cases have in common.
+        backend: ``auto``, or a backend by name.
+        setting: Parameters that all cases share.
 
     Attributes:
-        load_ms: Milliseconds that loading the engine took.
-        on_device: Whether the engine computes on a GPU.
+        load_ms: Milliseconds that loading the backend took.
+        on_device: Whether the backend computes on a GPU.
 
     Raises:
-        TangoError: The engine cannot run the bundle.
+        TangoError: The backend cannot run the bundle.
     """
 
-    def __init__(self, bundle: Bundle, engine: str, setting: Setting) -> None:
+    def __init__(self, bundle: Bundle, backend: str, setting: Setting) -> None:
         self._setting, self._question = setting, make_question(bundle)
-        self._before, self._peak = (0 if engine == "ort-cpu" else _device_in_use()), 0
-        begin = time.perf_counter()
-        stages = select(bundle, engine)
-        self.load_ms = 1e3 * (time.perf_counter() - begin)
-        self.on_device = isinstance(stages.record_event(), Event)
+        self._other_question = make_question(bundle, "Where")
+        may_use_gpu = backend not in BACKENDS or BACKENDS[backend].on_gpu
+        self._memory_before, self._peak = (_device_in_use() if may_use_gpu else 0), 0
+        start = time.perf_counter()
+        loaded = select(bundle, backend)
+        self.load_ms = 1e3 * (time.perf_counter() - start)
+        self.on_device = isinstance(loaded.record_event(), Event)
         self._lengths: set[int] = set()
-        self._watched = Watched(stages)
-        self._llm = VideoLLM(measurable(bundle), cast(Backend, self._watched))
+        self._timed = TimedBackend(loaded)
+        self._llm = VideoLLM(measurable(bundle), cast(Backend, self._timed))
 
     @property
     def description(self) -> str:
-        """The engine in one line, with why ``auto`` took it."""
+        """The backend in one line, and why ``auto`` chose it."""
         return self._llm.backend + (f" ({self._llm.fallback_reason})" if self._llm.fallback_reason else "")
 
     def measure(self, case: Case, on_progress: OnProgress) -> Measured:
         """Asks about the clip until there are enough samples.
 
         Args:
-            case: What to measure.
-            on_progress: Told of each answer.
+            case: The case to measure.
+            on_progress: Called after each answer.
 
         Raises:
-            TangoError: The chain or its engine refuses the case.
+            TangoError: The pipeline or its backend cannot run the case.
         """
         clip = make_clip(case, self._setting.frames_of(self._llm.bundle), self._setting.seed)
         samples: Samples = {}
@@ -272,12 +274,29 @@ class Bench:
             else:
                 self._note_peak()
             on_progress(1)
+        samples["second question"] = self._second_questions(clip, case)
         samples |= self._new_lengths(clip, case, answer.prompt_tokens)
         device = self._peak if self.on_device else None
         return Measured(answer.kept, answer.total, answer.prompt_tokens, samples, device, peak_host())
 
+    def _second_questions(self, clip: NDArray[np.uint8], case: Case) -> list[float]:
+        """Milliseconds to the first token of questions in a session that has answered another question.
+
+        Successive questions differ from their first word on: a session does not prefill a common beginning again.
+        """
+        setting, samples = self._setting, []
+        ratio = setting.retention_ratio
+        with self._llm.session(clip, frames=len(clip), retention_ratio=ratio, prune=case.prune) as session:
+            session.ask(self._question, max_new_tokens=1)
+            questions = cycle((self._other_question, self._question))
+            for question in islice(questions, setting.warm_up + setting.repeats):
+                start = time.perf_counter()
+                session.ask(question, max_new_tokens=1)
+                samples.append(1e3 * (time.perf_counter() - start))
+        return samples[setting.warm_up :]
+
     def _new_lengths(self, clip: NDArray[np.uint8], case: Case, longest: int) -> Samples:
-        """First tokens of shorter prompts, of lengths that no answer before had, as far as the question has words."""
+        """First tokens of shorter prompts of lengths not measured before, as far as the question has words."""
         self._lengths.add(longest)
         fresh = [n for n in range(1, self._question.count(_WORD) + 1) if longest - n not in self._lengths]
         samples: Samples = {}
@@ -290,12 +309,12 @@ class Bench:
 
     def _note_peak(self) -> None:
         if self.on_device:
-            self._peak = max(self._peak, _device_in_use() - self._before)
+            self._peak = max(self._peak, _device_in_use() - self._memory_before)
 
     def _answer(self, clip: NDArray[np.uint8], case: Case, question: str) -> tuple[Answer, Samples]:
-        setting, watched = self._setting, self._watched
-        watched.begin()
-        begin = time.perf_counter()
+        setting, timed = self._setting, self._timed
+        timed.reset()
+        start = time.perf_counter()
         answer = self._llm.generate(
             clip,
             question,
@@ -307,24 +326,24 @@ class Bench:
         end = time.perf_counter()
         if len(answer.ids) <= setting.decode_tokens:
             raise TangoError(
-                f"the context ends {len(answer.ids)} tokens behind a prompt of {answer.prompt_tokens}",
-                "fewer --decode-tokens, or fewer --frames",
+                f"the context ends {len(answer.ids)} tokens after a prompt of {answer.prompt_tokens}",
+                "use fewer --decode-tokens, or fewer --frames",
             )
-        times = [*watched.decoding, end]
+        times = [*timed.decode_starts, end]
         found = {"video": [answer.stages["video"]]}
         stages = {stage: answer.stages[stage] for stage in ("vision", "prune", "prefill") if stage in answer.stages}
-        if watched.upload is not None:
-            found["upload"] = [watched.upload]
-            stages["vision"] -= watched.upload
+        if timed.upload is not None:
+            found["upload"] = [timed.upload]
+            stages["vision"] -= timed.upload
         found |= {stage: [ms] for stage, ms in stages.items()}
-        found["first token"] = [1e3 * (times[0] - begin)]
+        found["first token"] = [1e3 * (times[0] - start)]
         found["decode"] = [1e3 * (later - earlier) for earlier, later in pairwise(times)]
-        found["answer"] = [1e3 * (end - begin)]
+        found["answer"] = [1e3 * (end - start)]
         return answer, found
 
 
-def cold_start(bundle: Path, engine: str, setting: Setting, case: Case) -> dict[str, float]:
-    """Starts a process that imports the runtime, loads the bundle and gives one token.
+def cold_start(bundle: Path, backend: str, setting: Setting, case: Case) -> dict[str, float]:
+    """Starts a process that imports the runtime, loads the bundle and generates one token.
 
     Returns:
         Milliseconds of ``import`` (from the start of the process), ``load``, ``first token`` and ``total``, and the
@@ -333,19 +352,19 @@ def cold_start(bundle: Path, engine: str, setting: Setting, case: Case) -> dict[
     Raises:
         TangoError: The process fails.
     """
-    request = {"bundle": str(bundle), "engine": engine, "setting": vars(setting), "case": vars(case)}
-    begin = time.monotonic()  # one clock for all processes of a Linux machine
+    request = {"bundle": str(bundle), "backend": backend, "setting": vars(setting), "case": vars(case)}
+    start = time.monotonic()  # one clock for all processes of a Linux machine
     command = [sys.executable, "-m", "tango_runtime.bench.cold", json.dumps(request)]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
-    said = ended.stdout.strip().splitlines()
-    if ended.returncode or not said:
-        reason = (ended.stderr.strip().splitlines() or [f"it ended with {ended.returncode}"])[-1]
-        raise TangoError(f"the process of a cold start failed: {reason}", "leave --cold-start away, or try: tango run")
-    told = json.loads(said[-1])
-    if "error" in told:
-        raise TangoError(told["error"], told["hint"])
-    found = {"import": 1e3 * (told["imported"] - begin), "load": told["load"], "first token": told["first token"]}
-    return found | {"total": sum(found.values()), "host_memory": told["host_memory"]}
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    lines = process.stdout.strip().splitlines()
+    if process.returncode or not lines:
+        reason = (process.stderr.strip().splitlines() or [f"exit status {process.returncode}"])[-1]
+        raise TangoError(f"the process of a cold start failed: {reason}", "drop --cold-start, or try: tango run")
+    reply = json.loads(lines[-1])
+    if "error" in reply:
+        raise TangoError(reply["error"], reply["hint"])
+    times = {"import": 1e3 * (reply["imported"] - start), "load": reply["load"], "first token": reply["first token"]}
+    return times | {"total": sum(times.values()), "host_memory": reply["host_memory"]}
 
 
 def peak_host() -> int:
@@ -354,9 +373,9 @@ def peak_host() -> int:
 
 
 def _device_in_use() -> int:
-    """Bytes of the GPU that are in use, by whomever; 0 where there is no GPU."""
+    """Bytes in use on the GPU, by all processes; 0 without a GPU."""
     try:
         free, total = check(cudart().cudaMemGetInfo())
-    except TangoError:  # `auto` goes on to the CPU, and says why
+    except TangoError:  # `auto` falls back to the CPU and reports why
         return 0
     return int(total - free)

@@ -1,4 +1,4 @@
-"""transformers on the shapes that the chain was measured on. Imported only where the two are compared."""
+"""transformers on the shapes of the measured cases. Imported only for a comparison."""
 
 from __future__ import annotations
 
@@ -14,28 +14,30 @@ import transformers
 from numpy.typing import NDArray
 
 from tango_plugins import TangoError
-from tango_runtime.bench.conditions import placeless
+from tango_runtime.bench.conditions import without_folder
 from tango_runtime.bench.measure import Measured, Samples, Setting
 from tango_runtime.bundle import Manifest
 from tango_runtime.util.console import OnProgress
+from tango_runtime.util.errors import first_line
 from tango_runtime.video import sample
 from tango_runtime.video.preprocess import preprocess
 
-_CAPTURE_WARM_UP = 3  # steps before a capture, as PyTorch's notes on CUDA graphs have it
+_CAPTURE_WARM_UP = 3  # steps before a capture, as in PyTorch's notes on CUDA graphs
 
 
 @contextmanager
-def _refusals() -> Iterator[None]:
+def _torch_errors() -> Iterator[None]:
+    """Turns errors of torch into errors for the user."""
     try:
         yield
-    except RuntimeError as error:  # out of memory, or what a CUDA graph cannot record
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise TangoError(f"transformers failed: {reason}", "fewer --frames, or leave --compare-torch away") from error
+    except RuntimeError as error:  # out of memory, or an operation that a CUDA graph cannot record
+        hint = "use fewer --frames, or drop --compare-torch"
+        raise TangoError(f"transformers failed: {first_line(error)}", hint) from error
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What both take.
+    """The input that both systems take.
 
     Attributes:
         clip: The source's frames, uint8 [F, height, width, 3].
@@ -49,30 +51,30 @@ class Shape:
 
     @classmethod
     def of(cls, clip: NDArray[np.uint8], measured: Measured) -> Shape:
-        """The shape of a case that the chain was measured on."""
+        """The shape of a measured case."""
         return cls(clip, measured.kept, measured.prompt_tokens)
 
 
 class Peer:
-    """LLaVA-OneVision of transformers, with random weights: its times do not depend on their values.
+    """LLaVA-OneVision of transformers, with random weights, on whose values its times do not depend.
 
-    transformers does not prune: the first K of its video tokens stand for those that the chain kept.
+    transformers does not prune: the first K of its video tokens take the place of the kept ones.
 
     Args:
-        checkpoint: Folder or hub id whose config.json says the shapes.
+        checkpoint: Folder or hub id with a config.json of the shapes.
         manifest: The bundle's.
-        setting: What all cases have in common.
+        setting: Parameters that all cases share.
         gpu: Run on the GPU, otherwise on the CPU.
 
     Attributes:
-        description: What runs, in one line.
+        description: The peer in one line.
 
     Raises:
-        TangoError: The configuration is not at hand or another model's, this torch has no CUDA, or torch fails, as it
-            does when memory is short; the systems raise it too.
+        TangoError: The configuration is not available or belongs to another model, this torch has no CUDA, or torch
+            fails, for example for lack of memory. The systems raise it too.
     """
 
-    @_refusals()
+    @_torch_errors()
     def __init__(self, checkpoint: str, manifest: Manifest, setting: Setting, gpu: bool) -> None:
         if gpu and not torch.cuda.is_available():
             raise TangoError(f"torch {torch.__version__} cannot use the GPU", "install a torch with CUDA")
@@ -84,29 +86,29 @@ class Peer:
         self._size, self._setting = manifest.video.size[0], setting
         self.description = (
             f"transformers {transformers.__version__}, torch {torch.__version__}, {self._device.type}, "
-            f"{manifest.dtype}, sdpa, random weights of the shapes of {placeless(checkpoint)}"
+            f"{manifest.dtype}, sdpa, random weights of the shapes of {without_folder(checkpoint)}"
         )
 
     @property
     def systems(self) -> dict[str, Callable[[Shape, OnProgress], Samples]]:
-        """Ways to run it, by name: eager with a growing cache, and decoding as a replayed CUDA graph."""
-        ways: dict[str, Callable[[Shape, OnProgress], Samples]] = {"transformers": self._eager}
+        """Ways to run it, by name: eager with a growing cache, and decode steps as a replayed CUDA graph."""
+        systems: dict[str, Callable[[Shape, OnProgress], Samples]] = {"transformers": self._eager}
         if self._device.type == "cuda":
-            ways["CUDA graph"] = self._graph
-        return ways
+            systems["CUDA graph"] = self._graph
+        return systems
 
-    @_refusals()
+    @_torch_errors()
     @torch.inference_mode()
     def _eager(self, shape: Shape, on_progress: OnProgress) -> Samples:
-        """The stages that the chain has, but pruning, from the source's frames to the last token."""
+        """All stages of the pipeline but pruning, from the source's frames to the last token."""
         samples: Samples = {}
         for i in range(-self._setting.warm_up, self._setting.repeats):
             laps = _Laps(self._device)
-            images, _ = preprocess(sample(shape.clip, len(shape.clip)), self._size)
+            images = preprocess(sample(shape.clip, len(shape.clip)), (self._size, self._size)).frames
             laps.add("video")
             frames = torch.from_numpy(images).to(self._device)
             laps.add("upload")
-            features = self._see(frames)
+            features = self._encode(frames)
             laps.add("vision")
             cache = transformers.DynamicCache(config=self._model.config)
             token = self._prefill(features, shape, cache)
@@ -122,10 +124,10 @@ class Peer:
             on_progress(1)
         return samples
 
-    @_refusals()
+    @_torch_errors()
     @torch.inference_mode()
     def _graph(self, shape: Shape, on_progress: OnProgress) -> Samples:
-        """Decoding alone, behind the same prompt: the cache has a fixed capacity, a step is one CUDA graph."""
+        """Decode steps alone, after the same prompt: a cache of fixed capacity, one CUDA graph per step."""
         capacity = shape.prompt_tokens + max(self._setting.decode_tokens, 1 + _CAPTURE_WARM_UP)
         cache = transformers.StaticCache(config=self._model.config, max_cache_len=capacity)
         features = self._features_like(shape.kept)
@@ -147,7 +149,7 @@ class Peer:
             on_progress(1)
         return samples
 
-    def _see(self, frames: torch.Tensor) -> torch.Tensor:
+    def _encode(self, frames: torch.Tensor) -> torch.Tensor:
         """uint8 [F, size, size, 3] → [1, F·L, D]."""
         pixels = frames.permute(0, 3, 1, 2).to(self._model.dtype) / 127.5 - 1
         found: torch.Tensor = self._model.model.get_video_features(pixels[None]).pooler_output
@@ -169,7 +171,7 @@ class Peer:
         return token
 
     def _recorded(self, step: Callable[[], None]) -> Callable[[], None]:
-        """A step as a CUDA graph; https://pytorch.org/docs/stable/notes/cuda.html#cuda-graphs."""
+        """A step captured as a CUDA graph; https://pytorch.org/docs/stable/notes/cuda.html#cuda-graphs."""
         side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -184,22 +186,22 @@ class Peer:
 
 
 class _Laps:
-    """Milliseconds by the host's clock, each taken when the device has done all work."""
+    """Milliseconds by the host's clock, read after the device has finished."""
 
     def __init__(self, device: torch.device) -> None:
         self._device, self.found = device, Samples()
-        self._begin = self._last = self._now()
+        self._start = self._last = self._now()
 
     def add(self, name: str) -> None:
-        """Notes the time since the last note."""
+        """Records the time since the previous record."""
         now = self._now()
         self.found.setdefault(name, []).append(1e3 * (now - self._last))
         self._last = now
 
     def total(self, name: str) -> None:
-        """Notes the time since the beginning."""
+        """Records the time since the start."""
         self._last = self._now()
-        self.found[name] = [1e3 * (self._last - self._begin)]
+        self.found[name] = [1e3 * (self._last - self._start)]
 
     def _now(self) -> float:
         if self._device.type == "cuda":
@@ -220,9 +222,11 @@ def _config(checkpoint: str, manifest: Manifest) -> Any:
     except (OSError, ValueError) as error:
         raise TangoError(f"transformers finds no configuration in {checkpoint}", hint) from error
     if config.model_type != "llava_onevision":
-        raise TangoError(f"{checkpoint} is a {config.model_type} model for transformers", hint)
+        raise TangoError(f"transformers reads {checkpoint} as a {config.model_type} model", hint)
     text, vision, decoder = config.text_config, config.vision_config, manifest.decoder
     found = (text.num_hidden_layers, text.hidden_size, text.num_key_value_heads, vision.image_size)
     if found != (decoder.layers, decoder.hidden_size, decoder.kv_heads, manifest.video.size[0]):
-        raise TangoError(f"{checkpoint} has other shapes than the bundle", "name the checkpoint that it was made of")
+        raise TangoError(
+            f"{checkpoint} has other shapes than the bundle", "name the checkpoint that the bundle was exported from"
+        )
     return config

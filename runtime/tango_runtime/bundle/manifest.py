@@ -240,12 +240,41 @@ class RotarySpec:
 
 
 @dataclass(frozen=True)
+class VisionSpec:
+    """Dimensions of the vision tower and its projector, from which memory and time are estimated.
+
+    Attributes:
+        layers: Transformer layers.
+        hidden_size: Width of the tower.
+        intermediate_size: Width of its MLP.
+        heads: Attention heads.
+        patches: Patches of one step of frames at the default size.
+        projector: Weights of the projector's linear layers that run on each patch, and of those that run on each token.
+        mlp: ``gated`` if the MLP has a third linear layer, the gate.
+        global_layers: Layers that attend to all patches of a step; None for every layer.
+        window: Patches of an attention window in the other layers.
+    """
+
+    layers: int
+    hidden_size: int
+    intermediate_size: int
+    heads: int
+    patches: int
+    projector: tuple[int, int]
+    mlp: Literal["plain", "gated"]
+    global_layers: int | None = None
+    window: int | None = None
+
+
+@dataclass(frozen=True)
 class DecoderSpec:
     """The decoder's dimensions.
 
     Attributes:
         layers: Transformer layers.
         hidden_size: Width D of its embeddings, and so of the video's tokens.
+        intermediate_size: Width of its MLP.
+        heads: Attention heads.
         kv_heads: Heads of the key/value cache.
         head_dim: Width of one head.
         context: Most positions, prompt and answer together.
@@ -255,6 +284,8 @@ class DecoderSpec:
 
     layers: int
     hidden_size: int
+    intermediate_size: int
+    heads: int
     kv_heads: int
     head_dim: int
     context: int
@@ -288,6 +319,7 @@ class Manifest:
         dtype: Type of the weights and features.
         video: How a video becomes frames.
         prompt: How a question becomes token ids.
+        vision: The vision tower's dimensions.
         decoder: The decoder's dimensions.
         prune: The operator's attributes, attention sinks included.
         graphs: Every graph by name.
@@ -300,6 +332,7 @@ class Manifest:
     dtype: Literal["float16", "float32"]
     video: VideoSpec
     prompt: PromptSpec
+    vision: VisionSpec
     decoder: DecoderSpec
     prune: dict[str, int | str | list[int]]
     graphs: dict[GraphName, GraphSpec]

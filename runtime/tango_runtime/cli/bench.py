@@ -1,28 +1,25 @@
-"""`tango bench`: how long each stage of a bundle takes here, how long the first token, and how much memory it takes."""
+"""`tango bench`: time of each stage of a bundle on this machine, time to the first token, and memory."""
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from tango_plugins import TangoError
-from tango_runtime.backends.registry import BACKENDS
-from tango_runtime.bench.conditions import gpu_state, machine, placeless
+from tango_runtime.bench.conditions import gpu_state, machine, without_folder
 from tango_runtime.bench.measure import (
     BUDGET,
     CLIP,
     DEVICE_METRIC,
+    EVENT_TIMED,
     HOST_METRIC,
-    MARKED,
     Bench,
     Case,
     Measured,
@@ -33,35 +30,46 @@ from tango_runtime.bench.measure import (
     spread,
 )
 from tango_runtime.bundle import Bundle
-from tango_runtime.cli.main import Command
+from tango_runtime.cli.args import (
+    STDOUT,
+    add_backend,
+    add_bundle,
+    add_frames,
+    add_json,
+    add_pruning,
+    add_seed,
+    positive_int,
+    write_json,
+)
+from tango_runtime.cli.command import Command
 from tango_runtime.util.console import OnProgress, progress, status
-from tango_runtime.util.locking import staged_file
+from tango_runtime.util.units import megabytes
 
 _COLD_STARTS = 3
-_MOST_PIXELS = 8192  # of a side
+_MAX_PIXELS = 8192  # per side
 _CLOCKS = {
-    True: f"{', '.join(MARKED)} between CUDA events in the engine's stream, the rest by the host's clock",
+    True: f"{', '.join(EVENT_TIMED)} by CUDA events in the backend's stream, the rest by the host's clock",
     False: "by the host's clock",
 }
 
 
 @dataclass
 class _Result:
-    """A case and what came of it: by system, samples or why there are none."""
+    """A case and its measurements: samples by system, or why there are none."""
 
     case: Case
     measured: Measured | None = None
     systems: dict[str, Samples] = field(default_factory=dict)
-    refused: dict[str, TangoError] = field(default_factory=dict)
+    errors: dict[str, TangoError] = field(default_factory=dict)
 
 
 @dataclass
-class _Report:
-    """All that is told in the end."""
+class _Results:
+    """Everything that is printed and written at the end."""
 
     bundle: Bundle
     setting: Setting
-    results: list[_Result]
+    cases: list[_Result]
     conditions: dict[str, Any] = field(default_factory=dict)
     cold_starts: list[dict[str, float]] = field(default_factory=list)
     clock: str = ""
@@ -69,29 +77,43 @@ class _Report:
 
 def _configure(parser: argparse.ArgumentParser) -> None:
     default = Setting()
-    parser.add_argument("bundle", type=Path, help="folder that tango-export made")
-    parser.add_argument(
-        "--backend", default="auto", choices=["auto", *BACKENDS], help="what runs the graphs (default: %(default)s)"
-    )
-    parser.add_argument("--frames", type=int, help="frames of the clip (default: the bundle's)")
-    parser.add_argument("--retention-ratio", type=float, help="fraction of video tokens kept (default: the bundle's)")
-    parser.add_argument("--only", choices=("pruned", "unpruned"), help="measure one of them (default: both)")
+    add_bundle(parser)
+    add_backend(parser)
+    add_frames(parser)
+    add_pruning(parser)
+    parser.add_argument("--only-pruned", action="store_true", help="do not run unpruned (default: run both)")
     parser.add_argument(
         "--source-size",
         type=_size,
         nargs="+",
         metavar="WIDTHxHEIGHT",
-        help="frames before they are resized (default: as the bundle takes them, so that none is)",
+        help="size of the clip's frames before resizing (default: the bundle's, which needs no resizing)",
     )
-    for name, what in (
-        ("decode-tokens", "tokens behind the first"),
-        ("warm-up", "answers that do not count"),
-        ("repeats", "answers that count"),
-        ("seed", "of the clip"),
-    ):
-        preset = getattr(default, name.replace("-", "_"))
-        parser.add_argument(f"--{name}", type=int, default=preset, help=f"{what} (default: %(default)s)")
-    parser.add_argument("--cold-start", action="store_true", help="also start new processes, up to their first token")
+    parser.add_argument(
+        "--decode-tokens",
+        type=positive_int,
+        default=default.decode_tokens,
+        metavar="N",
+        help="tokens to generate after the first (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--warm-up",
+        type=positive_int,
+        default=default.warm_up,
+        metavar="N",
+        help="answers before measuring (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--repeats",
+        type=positive_int,
+        default=default.repeats,
+        metavar="N",
+        help="answers to measure (default: %(default)s)",
+    )
+    add_seed(parser, default.seed)
+    parser.add_argument(
+        "--cold-start", action="store_true", help="also measure new processes from their start to the first token"
+    )
     parser.add_argument(
         "--compare-torch",
         nargs="?",
@@ -99,16 +121,16 @@ def _configure(parser: argparse.ArgumentParser) -> None:
         metavar="CHECKPOINT",
         help="also run transformers, with random weights of the checkpoint's shapes (default: the bundle's checkpoint)",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures and conditions")
+    add_json(parser)
 
 
 def _size(text: str) -> tuple[int, int]:
     try:
         width, height = map(int, text.split("x"))
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT, as 1920x1080 is") from error
-    if not (1 <= width <= _MOST_PIXELS and 1 <= height <= _MOST_PIXELS):
-        raise argparse.ArgumentTypeError(f"{text!r} has a side out of 1 to {_MOST_PIXELS} pixels")
+        raise argparse.ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT, such as 1920x1080") from error
+    if not (1 <= width <= _MAX_PIXELS and 1 <= height <= _MAX_PIXELS):
+        raise argparse.ArgumentTypeError(f"{text!r} has a side outside 1 to {_MAX_PIXELS} pixels")
     return width, height
 
 
@@ -116,42 +138,37 @@ def _run(args: argparse.Namespace) -> int:
     setting = Setting(args.frames, args.retention_ratio, args.decode_tokens, args.warm_up, args.repeats, args.seed)
     _check(args)
     bundle = Bundle.load(args.bundle)
-    results = [_Result(case) for case in _cases(args, bundle)]
-    report = _Report(bundle, setting, results)
-    report.conditions = {"machine": machine(), "gpu_before": gpu_state()}
+    results = _Results(bundle, setting, [_Result(case) for case in _cases(args, bundle)])
+    results.conditions = {"machine": machine(), "gpu_before": gpu_state()}
     if args.cold_start:  # before anything else takes memory
-        report.cold_starts = _start_cold(args, setting, results[0].case)
+        results.cold_starts = _start_cold(args, setting, results.cases[0].case)
     bench = Bench(bundle, args.backend, setting)
-    status(f"engine: {bench.description}")
-    _measure(bench, report)
-    report.conditions |= {"gpu_after": gpu_state(), "engine": bench.description, "load_ms": bench.load_ms}
-    report.clock = _CLOCKS[bench.on_device]
+    status(f"backend: {bench.description}")
+    _measure(bench, results)
+    results.conditions |= {"gpu_after": gpu_state(), "backend": bench.description, "load_ms": bench.load_ms}
+    results.clock = _CLOCKS[bench.on_device]
     on_device = bench.on_device
-    del bench  # its memory is transformers' now
+    del bench  # frees its memory for transformers
     if args.compare_torch is not None:
-        _compare(args.compare_torch or bundle.manifest.source.checkpoint, report, on_device)
-    _print(report)
+        _compare(args.compare_torch or bundle.manifest.source.checkpoint, results, on_device)
+    _print(results, table=args.json != STDOUT)
     if args.json:
-        with staged_file(args.json) as (partial, _):
-            partial.write_text(json.dumps(_as_json(report), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-            partial.replace(args.json)
+        write_json(args.json, _as_json(results))
     return 0
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Refuses what would otherwise be refused when all has been measured."""
-    if args.json and not args.json.resolve().parent.is_dir():
-        raise TangoError(f"there is no folder {args.json.resolve().parent}", "make it, or name another file")
-    if args.json and args.json.is_dir():
-        raise TangoError(f"{args.json} is a folder", "name a file in it")
+    """Finds what would otherwise fail only after everything has been measured."""
+    if args.no_prune and args.only_pruned:
+        raise TangoError("--no-prune and --only-pruned are mutually exclusive", "drop one of them")
     if args.compare_torch is not None and not (find_spec("torch") and find_spec("transformers")):
         raise TangoError("--compare-torch needs torch and transformers", "pip install 'tango-edge[validate]'")
 
 
 def _cases(args: argparse.Namespace, bundle: Bundle) -> list[Case]:
-    """Pruned ones first: memory grows to a peak, and theirs is the lower."""
+    """Pruned cases first: the peak of memory only grows, and theirs is lower."""
     edge = bundle.manifest.video.size[0]
-    prunes = [True, False] if args.only is None else [args.only == "pruned"]
+    prunes = [*([] if args.no_prune else [True]), *([] if args.only_pruned else [False])]
     return [Case(prune, *size) for prune, size in itertools.product(prunes, args.source_size or [(edge, edge)])]
 
 
@@ -164,76 +181,75 @@ def _start_cold(args: argparse.Namespace, setting: Setting, case: Case) -> list[
     return started
 
 
-def _measure(bench: Bench, report: _Report) -> None:
+def _measure(bench: Bench, results: _Results) -> None:
     def measure(result: _Result, on_progress: OnProgress) -> Samples:
         result.measured = bench.measure(result.case, on_progress)
         return result.measured.milliseconds
 
-    _each(report, "tango", report.results, measure)
-    if not any(result.measured for result in report.results):
-        raise report.results[0].refused["tango"]
+    _each(results, "tango", results.cases, measure)
+    if not any(result.measured for result in results.cases):
+        raise results.cases[0].errors["tango"]
 
 
-def _compare(checkpoint: str, report: _Report, on_device: bool) -> None:
-    from tango_runtime.bench.peer import Peer, Shape  # late: it takes seconds, and a device has no torch
+def _compare(checkpoint: str, results: _Results, on_device: bool) -> None:
+    from tango_runtime.bench.peer import Peer, Shape  # imported here: it takes seconds, and a device has no torch
 
-    results, setting = [result for result in report.results if result.measured], report.setting
+    measured, setting = [result for result in results.cases if result.measured], results.setting
     try:
-        peer = Peer(checkpoint, report.bundle.manifest, setting, on_device)
-    except TangoError as error:  # what has been measured is not lost
-        for result in results:
-            result.refused["transformers"] = error
+        peer = Peer(checkpoint, results.bundle.manifest, setting, on_device)
+    except TangoError as error:  # keep what has been measured
+        for result in measured:
+            result.errors["transformers"] = error
         return
     status(f"peer: {peer.description}")
-    report.conditions["peer"] = peer.description
+    results.conditions["peer"] = peer.description
     for system, run in peer.systems.items():
 
         def measure(result: _Result, on_progress: OnProgress, run: Callable[..., Samples] = run) -> Samples:
             assert result.measured
-            clip = make_clip(result.case, setting.frames_of(report.bundle), setting.seed)
+            clip = make_clip(result.case, setting.frames_of(results.bundle), setting.seed)
             return run(Shape.of(clip, result.measured), on_progress)
 
-        _each(report, system, results, measure)
+        _each(results, system, measured, measure)
 
 
 def _each(
-    report: _Report, system: str, results: list[_Result], measure: Callable[[_Result, OnProgress], Samples]
+    results: _Results, system: str, cases: list[_Result], measure: Callable[[_Result, OnProgress], Samples]
 ) -> None:
-    """Measures the cases in turn; one that is refused does not keep the others from being measured."""
-    with progress(
-        f"measuring {system}", len(results) * (report.setting.warm_up + report.setting.repeats)
-    ) as on_progress:
-        for result in results:
+    """Measures the cases one after the other; one that fails does not stop the others."""
+    answers = len(cases) * (results.setting.warm_up + results.setting.repeats)
+    with progress(f"measuring {system}", answers) as on_progress:
+        for result in cases:
             try:
                 result.systems[system] = measure(result, on_progress)
-            except TangoError as error:  # itself, it would hold on to the engine by its traceback
-                result.refused[system] = TangoError(error.message, error.hint)
+            except TangoError as error:  # its traceback would keep the backend alive
+                result.errors[system] = TangoError(error.message, error.hint)
 
 
-# What is told.
+# Output.
 
 
-def _print(report: _Report) -> None:
+def _print(results: _Results, *, table: bool) -> None:
     console = Console(soft_wrap=True)
-    for result in report.results:
-        if result.measured:
-            console.print(_table(result, result.measured, report.setting))
-        for system, error in result.refused.items():
+    for result in results.cases:
+        if result.measured and table:
+            console.print(_table(result, result.measured, results.setting))
+        for system, error in result.errors.items():
             status(f"{system}, {result.case.name}: not measured: {error.message} ({error.hint})")
     status("")
-    for line in _notes(report):
+    for line in _notes(results):
         status(line)
 
 
 def _table(result: _Result, measured: Measured, setting: Setting) -> Table:
-    """Milliseconds of one case: the chain's p50, p90 and least, and the median of what it is compared with."""
+    """Milliseconds of one case: the pipeline's p50, p90 and minimum, and the median of each system compared with it."""
     peers = [system for system in result.systems if system != "tango"]
     table = Table(title=_title(result.case, measured), caption=_memory(measured), box=None, header_style="bold")
     table.title_justify = table.caption_justify = "left"
     table.add_column("ms")
     for name in ("p50", "p90", "min", *(f"{system} p50" for system in peers)):
         table.add_column(name, justify="right")
-    labels = {"decode": "decode, a token", "answer": f"answer, {1 + setting.decode_tokens} tokens"}
+    labels = {"decode": "decode, per token", "answer": f"answer, {1 + setting.decode_tokens} tokens"}
     for stage, samples in measured.milliseconds.items():
         found = spread(samples)
         others = [_median(result.systems[system].get(stage)) for system in peers]
@@ -249,8 +265,8 @@ def _title(case: Case, measured: Measured) -> str:
 
 def _memory(measured: Measured) -> str:
     device = measured.device_memory
-    on_gpu = "" if device is None else f"{device / 1e6:.0f} MB on the GPU (without the CUDA context), "
-    return f" peak memory so far: {on_gpu}{measured.host_memory / 1e6:.0f} MB on the host"
+    on_gpu = "" if device is None else f"{megabytes(device)} on the GPU (without the CUDA context), "
+    return f" peak memory so far: {on_gpu}{megabytes(measured.host_memory)} on the host"
 
 
 def _median(samples: list[float] | None) -> str:
@@ -261,34 +277,34 @@ def _ms(value: float) -> str:
     return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
-def _notes(report: _Report) -> Iterator[str]:
-    yield f"milliseconds: {report.clock}"
-    yield f"engine loaded in {report.conditions['load_ms']:.0f} ms"
-    if report.cold_starts:
+def _notes(results: _Results) -> Iterator[str]:
+    yield f"milliseconds: {results.clock}"
+    yield f"backend loaded in {results.conditions['load_ms']:.0f} ms"
+    if results.cold_starts:
         names = ("import", "load", "first token", "total")
-        medians = {name: spread([started[name] for started in report.cold_starts])["p50"] for name in names}
-        told = ", ".join(f"{name} {ms:.0f}" for name, ms in medians.items())
-        yield f"cold start, median of {len(report.cold_starts)} processes, ms: {told}"
-    processes = report.conditions["gpu_before"].get("processes")
+        medians = {name: spread([started[name] for started in results.cold_starts])["p50"] for name in names}
+        times = ", ".join(f"{name} {ms:.0f}" for name, ms in medians.items())
+        yield f"cold start, median of {len(results.cold_starts)} processes, ms: {times}"
+    processes = results.conditions["gpu_before"].get("processes")
     if processes:
         yield f"other processes were on the GPU: {'; '.join(processes)}"
 
 
-def _as_json(report: _Report) -> dict[str, Any]:
-    manifest, setting = report.bundle.manifest, report.setting
+def _as_json(results: _Results) -> dict[str, Any]:
+    manifest, setting = results.bundle.manifest, results.setting
     return {
-        "conditions": report.conditions,
+        "conditions": results.conditions,
         "bundle": {
-            "name": report.bundle.path.resolve().name,
+            "name": results.bundle.path.resolve().name,
             "family": manifest.family,
             "dtype": manifest.dtype,
             "decoder": vars(manifest.decoder),
-            "source": {name: placeless(value) for name, value in vars(manifest.source).items()},
+            "source": {name: without_folder(value) for name, value in vars(manifest.source).items()},
         },
         "setting": vars(setting) | {"budget": BUDGET, "batch": 1, "clip": CLIP},
-        "metrics": {"milliseconds": report.clock, "device_memory": DEVICE_METRIC, "host_memory": HOST_METRIC},
-        "cold_starts": report.cold_starts,
-        "cases": [_case(result) for result in report.results],
+        "metrics": {"milliseconds": results.clock, "device_memory": DEVICE_METRIC, "host_memory": HOST_METRIC},
+        "cold_starts": results.cold_starts,
+        "cases": [_case(result) for result in results.cases],
     }
 
 
@@ -302,7 +318,7 @@ def _case(result: _Result) -> dict[str, Any]:
             system: {stage: spread(values) for stage, values in samples.items()}
             for system, samples in result.systems.items()
         },
-        "not_measured": {system: {"error": e.message, "hint": e.hint} for system, e in result.refused.items()},
+        "not_measured": {system: {"error": e.message, "hint": e.hint} for system, e in result.errors.items()},
     }
 
 

@@ -1,62 +1,79 @@
-"""`tango build`: the engines of a bundle, for this machine. Its flags have trtexec's names where trtexec has them."""
+"""`tango build`: the TensorRT engines of a bundle, for this machine. Options have trtexec's names where it has them."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from collections.abc import Sequence
 
 from tango_plugins import TangoError
 from tango_runtime.bundle import GRAPHS, Bundle, GraphName
-from tango_runtime.cli.main import Command
-from tango_runtime.engines import HARDWARE_LEVELS, BuildOptions, Machine, Planned, Profile, plan, read_sidecar
-from tango_runtime.engines.build import Tell, build, is_built, require_memory
-from tango_runtime.system import gpu as machine
-from tango_runtime.util.console import status
-
-_QUARTERS = 4
+from tango_runtime.cli.args import add_bundle, add_context, add_retention_ratio, new_file, positive_int
+from tango_runtime.cli.command import Command
+from tango_runtime.engines import HARDWARE_LEVELS, BuildOptions, EnginePlan, Profile, Target, plan_engines, read_sidecar
+from tango_runtime.engines.build import build, is_built, require_memory
+from tango_runtime.engines.target import current_target
+from tango_runtime.system import gpu as system
+from tango_runtime.system.packages import import_tensorrt
+from tango_runtime.util.console import stages, status
+from tango_runtime.util.units import megabytes
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", type=Path, help="folder that tango-export made")
-    parser.add_argument("--graphs", nargs="+", choices=GRAPHS, help="which (default: all)")
+    add_bundle(parser)
+    parser.add_argument("--graphs", nargs="+", choices=GRAPHS, help="graphs to build engines for (default: all)")
     _configure_shapes(parser.add_argument_group("shapes"))
     _configure_builder(parser.add_argument_group("builder"))
-    parser.add_argument("--dry-run", action="store_true", help="tell what would be built, and build nothing")
-    parser.add_argument("--rebuild", action="store_true", help="build what is there already too")
-    parser.add_argument("--no-memory-check", action="store_true", help="begin though memory will hardly do")
+    parser.add_argument("--dry-run", action="store_true", help="show what would be built, and build nothing")
+    parser.add_argument("--rebuild", action="store_true", help="build engines that already exist, too")
+    parser.add_argument("--no-memory-check", action="store_true", help="build even if memory may not suffice")
 
 
 def _configure_shapes(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--min-frames", type=int, default=1, help="fewest frames of a video (default: %(default)s)")
-    group.add_argument("--opt-frames", type=int, help="frames that kernels are chosen for (default: the bundle's)")
-    group.add_argument("--max-frames", type=int, help="most frames of a video (default: --opt-frames)")
     group.add_argument(
-        "--max-tokens", type=int, help="most tokens of one pass of the prefill (default: what pruning leaves, and 128)"
+        "--min-frames",
+        type=positive_int,
+        metavar="N",
+        default=1,
+        help="minimum number of frames of a video (default: %(default)s)",
     )
-    group.add_argument("--context", type=int, help="positions of the cache (default: --max-tokens and 512)")
-    group.add_argument("--retention-ratio", type=float, help="fraction that prune keeps (default: the bundle's)")
+    group.add_argument(
+        "--opt-frames", type=positive_int, metavar="N", help="number of frames to optimize for (default: the bundle's)"
+    )
+    group.add_argument(
+        "--max-frames",
+        type=positive_int,
+        metavar="N",
+        help="maximum number of frames of a video (default: --opt-frames)",
+    )
+    group.add_argument(
+        "--max-tokens",
+        type=positive_int,
+        metavar="N",
+        help="maximum number of tokens in one prefill pass (default: the pruned video plus 128)",
+    )
+    add_context(group, note="--max-tokens plus 512")
+    add_retention_ratio(group)
 
 
 def _configure_builder(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--workspace", type=int, metavar="MIB", help="most memory of one kernel (default: TensorRT's)")
+    group.add_argument(
+        "--workspace", type=positive_int, metavar="MIB", help="workspace limit of a kernel (default: TensorRT's)"
+    )
     group.add_argument(
         "--builder-optimization-level",
         type=int,
         default=3,
         metavar="0..5",
-        help="how long to look for the fastest kernels (default: %(default)s)",
+        help="how long to search for faster kernels (default: %(default)s)",
     )
-    group.add_argument("--timing-cache", type=Path, metavar="FILE", help="what kernels took (default: in engines/)")
-    group.add_argument("--version-compatible", action="store_true", help="run in later versions of TensorRT too")
     group.add_argument(
-        "--hardware-compatibility", choices=HARDWARE_LEVELS, default="none", help="run on other GPUs too"
+        "--timing-cache", type=new_file, metavar="FILE", help="measured kernel times, to reuse (default: in engines/)"
     )
-    group.add_argument("--strip-weights", action="store_true", help="take the weights from the bundle when loading")
+    group.add_argument("--version-compatible", action="store_true", help="also run on later versions of TensorRT")
+    group.add_argument(
+        "--hardware-compatibility", choices=HARDWARE_LEVELS, default="none", help="also run on other GPUs"
+    )
+    group.add_argument("--strip-weights", action="store_true", help="read the weights from the bundle at load time")
 
 
 def _options(args: argparse.Namespace) -> BuildOptions:
@@ -76,122 +93,79 @@ def _options(args: argparse.Namespace) -> BuildOptions:
 
 
 def _run(args: argparse.Namespace) -> int:
-    if args.timing_cache and not args.timing_cache.resolve().parent.is_dir():
-        raise TangoError(f"there is no folder {args.timing_cache.resolve().parent}", "make it, or name another file")
     bundle = Bundle.load(args.bundle)
-    version = _tensorrt()
-    this, library = machine.here(version), machine.plugin()
-    planned = plan(bundle, this, _options(args), args.graphs or _all(library, version))
-    if library and not library.serves(version) and any(one.graph == "prune" for one in planned):
+    target, plugin = current_target(import_tensorrt().__version__), system.plugin()
+    plans = plan_engines(bundle, target, _options(args), args.graphs or _available_graphs(plugin, target.tensorrt))
+    if plugin and not plugin.serves(target.tensorrt) and any(plan.graph == "prune" for plan in plans):
         raise TangoError(
-            f"{library.path} has the interface {library.api}, which is not for TensorRT {version}",
+            f"{plugin.path} has the interface {plugin.api}, which is not for TensorRT {target.tensorrt}",
             "build it with this TensorRT's headers: tango plugin build --tensorrt-include FOLDER",
         )
-    status(f"TensorRT {version}, {this.gpu}, compute capability {this.compute_capability}")
+    status(f"TensorRT {target.tensorrt}, {target.gpu}, compute capability {target.compute_capability}")
     if args.dry_run:
-        _print_plan(planned)
+        _print_plans(plans)
         return 0
-    for one in planned:
-        _build(bundle, one, this, library, args)
+    for plan in plans:
+        _build(bundle, plan, target, plugin, args)
     return 0
 
 
-def _all(library: machine.Plugin | None, version: str) -> Sequence[GraphName]:
-    """All graphs; without prune where its plugin is not built: `tango run` takes the CUDA library for it."""
-    if library and library.serves(version):
+def _available_graphs(plugin: system.Plugin | None, tensorrt: str) -> Sequence[GraphName]:
+    """All graphs, without prune if its plugin is not built: `tango run` then uses the CUDA library for it."""
+    if plugin and plugin.serves(tensorrt):
         return GRAPHS
-    status("without an engine for prune: its plugin is not built for this TensorRT (tango plugin build)")
+    status("skipping the prune engine: its plugin is not built for this TensorRT (tango plugin build)")
     return tuple(graph for graph in GRAPHS if graph != "prune")
 
 
-def _tensorrt() -> str:
-    try:
-        import tensorrt
-    except ImportError as error:
-        raise TangoError(f"this Python has no TensorRT: {error}", "see what is missing: tango doctor") from error
-    version: str = tensorrt.__version__
-    return version
-
-
 def _build(
-    bundle: Bundle, planned: Planned, this: Machine, library: machine.Plugin | None, args: argparse.Namespace
+    bundle: Bundle, plan: EnginePlan, target: Target, plugin: system.Plugin | None, args: argparse.Namespace
 ) -> None:
-    if is_built(planned) and not args.rebuild:
-        status(f"{planned.path.name} is there already")
+    if is_built(plan) and not args.rebuild:
+        status(f"{plan.path.name} already exists")
         return
     if not args.no_memory_check:
-        require_memory(planned, machine.free(machine.gpu()))
-    with _watch(planned.graph) as tell:
+        require_memory(plan, system.free(system.gpu()))
+    with stages(plan.graph) as on_status:
         built = build(
             bundle,
-            planned,
-            this,
-            plugin=library.path if library else None,
+            plan,
+            target,
+            plugin=plugin.path if plugin else None,
             timing_cache=args.timing_cache.resolve() if args.timing_cache else None,
             rebuild=args.rebuild,
-            tell=tell,
+            on_status=on_status,
         )
-    _tell_built(planned, built)
+    _print_built(plan, built)
 
 
-def _tell_built(planned: Planned, built: bool) -> None:
-    sidecar = read_sidecar(planned.path.with_suffix(".json"))
+def _print_built(plan: EnginePlan, built: bool) -> None:
+    sidecar = read_sidecar(plan.path.with_suffix(".json"))
     how = f"in {sidecar.seconds:.0f} s" if built else "by another process"
-    peak = f"{sidecar.peak_host / 1e6:.0f} MB of host memory (peak resident set)"
-    status(f"{planned.path.name}: {sidecar.size / 1e6:.1f} MB, built {how}, {peak}")
+    peak = f"{megabytes(sidecar.peak_host)} of host memory (peak resident set)"
+    status(f"{plan.path.name}: {megabytes(sidecar.size, 1)}, built {how}, {peak}")
 
 
-@contextmanager
-def _watch(graph: str) -> Iterator[Tell]:
-    """A bar, stage and elapsed time on a terminal; elsewhere a line for each stage and quarter."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield _lines(graph)
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[stage]}"), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(f"{graph:<8}", total=None, stage="")
-
-        def tell(stage: str, fraction: float | None) -> None:
-            bar.update(task, total=None if fraction is None else 1.0, completed=fraction or 0.0, stage=stage)
-
-        yield tell
-
-
-def _lines(graph: str) -> Tell:
-    shown: tuple[str, int] = ("", 0)
-
-    def tell(stage: str, fraction: float | None) -> None:
-        nonlocal shown
-        quarter = int((fraction or 0.0) * _QUARTERS)
-        if stage != shown[0] or quarter > shown[1]:
-            shown = (stage, quarter)
-            status(f"{graph}: {stage}" + (f" {100 * quarter // _QUARTERS}%" if quarter else ""))
-
-    return tell
-
-
-def _print_plan(planned: Sequence[Planned]) -> None:
-    """What --dry-run says, on standard output."""
-    for one in planned:
-        state = "built" if is_built(one) else "not built"
-        print(f"{one.graph}: {one.path} ({state})")
-        print(f"  key      {one.key}")
-        print(f"  flags    {' '.join(one.flags)}")
-        for i, profile in enumerate(one.profiles):
+def _print_plans(plans: Sequence[EnginePlan]) -> None:
+    """The output of --dry-run."""
+    for plan in plans:
+        print(f"{plan.graph}: {plan.path} ({'built' if is_built(plan) else 'not built'})")
+        print(f"  key      {plan.key}")
+        print(f"  flags    {' '.join(plan.flags)}")
+        for i, profile in enumerate(plan.profiles):
             print(f"  profile  {i}: {_shapes(profile)}")
-        estimate = one.estimate
-        parts = {"weights": estimate.weights, "activations": estimate.activations, "cache": estimate.cache}
-        told = " + ".join(f"{name} {size / 1e6:.0f}" for name, size in parts.items() if size)
-        print(f"  running  about {estimate.run / 1e6:.0f} MB: {told}")
-        building = f"{estimate.build_device / 1e6:.0f} MB on the device, {estimate.build_host / 1e6:.0f} MB on the host"
-        print(f"  building about {building}")
+        memory = plan.memory
+        parts = {"weights": memory.weights, "activations": memory.activations, "cache": memory.cache}
+        sizes = " + ".join(f"{name} {size / 1e6:.0f}" for name, size in parts.items() if size)
+        print(f"  running  about {megabytes(memory.run)}: {sizes}")
+        host = megabytes(memory.build_host)
+        print(f"  building about {megabytes(memory.build_device)} on the device, {host} on the host")
 
 
-def _shapes(profile: Profile, most: int = 3) -> str:
+def _shapes(profile: Profile, limit: int = 3) -> str:
     """``name 1x384x384x3 .. 32x384x384x3 .. 32x384x384x3`` of the first inputs."""
     lines = [f"{name} {' .. '.join('x'.join(map(str, shape)) for shape in shapes)}" for name, shapes in profile.items()]
-    return "; ".join(lines[:most]) + (f"; and {len(lines) - most} more alike" if len(lines) > most else "")
+    return "; ".join(lines[:limit]) + (f"; and {len(lines) - limit} more like them" if len(lines) > limit else "")
 
 
 BUILD = Command(_configure, _run)

@@ -1,4 +1,4 @@
-"""`tango inspect`: what a bundle holds, its engines too, and whether they fit this machine."""
+"""`tango inspect`: the contents of a bundle, and which of its TensorRT engines fit this machine."""
 
 from __future__ import annotations
 
@@ -11,51 +11,56 @@ from rich.table import Table
 from tango_plugins import TangoError
 from tango_runtime import engines
 from tango_runtime.bundle import GRAPHS, Bundle, GraphSpec, Manifest, TensorSpec
-from tango_runtime.cli.main import Command
-from tango_runtime.engines import Machine
-from tango_runtime.system.gpu import here
+from tango_runtime.cli.args import add_bundle, add_verify
+from tango_runtime.cli.command import Command
+from tango_runtime.engines import Target
+from tango_runtime.engines.target import current_target
+from tango_runtime.system.packages import import_tensorrt
+from tango_runtime.util.units import megabytes
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", type=Path, help="folder that tango-export made")
-    parser.add_argument("--verify", action="store_true", help="compare the SHA-256 of files, and of engines that fit")
+    add_bundle(parser)
+    add_verify(parser)
 
 
 def _run(args: argparse.Namespace) -> int:
     bundle = Bundle.load(args.bundle, verify=args.verify)
-    manifest = bundle.manifest
-    video, decoder, params = manifest.video, manifest.decoder, manifest.params
-    (height, width), salience = video.size, ""
-    if manifest.source.salience:
-        salience = f", salience of {manifest.source.salience}"
-    facts = {
-        "bundle": f"{args.bundle}: {manifest.family}, {manifest.dtype}",
-        "source": f"{manifest.source.checkpoint}{salience}, by {manifest.source.exporter}",
-        "video": f"{video.frames} frames of {width}x{height}, {video.tokens_per_frame} tokens each",
-        "prune": f"retention ratio {params.retention_ratio}, budget {params.budget}, merge order {params.merge_order}",
-        "decoder": f"{decoder.layers} layers, width {decoder.hidden_size}, context {decoder.context}",
-        "files": "SHA-256 of every file is as in bundle.json" if args.verify else "sizes are as in bundle.json",
-    }
     console = Console(soft_wrap=True)
-    for name, fact in facts.items():
+    for name, fact in _facts(bundle, verified=args.verify).items():
         console.print(f"{name:<9}{fact}", markup=False, highlight=False)
-    console.print(_graph_table(manifest))
+    console.print(_graph_table(bundle.manifest))
     files = [file for graph in GRAPHS for file in engines.sidecars(bundle, graph)]
-    machine, why = _machine() if files else (None, "")  # which takes a second, and some memory of the GPU
+    target, reason = _target() if files else (None, "")  # it takes a second and some GPU memory
     for file in files:
-        line = _told(bundle, file, machine, why, args.verify)
+        line = _engine(bundle, file, target, reason, args.verify)
         console.print(f"{'engine':<9}{line}", markup=False, highlight=False)
     return 0
+
+
+def _facts(bundle: Bundle, *, verified: bool) -> dict[str, str]:
+    manifest = bundle.manifest
+    video, decoder, params, source = manifest.video, manifest.decoder, manifest.params, manifest.source
+    height, width = video.size
+    salience = f", salience of {source.salience}" if source.salience else ""
+    return {
+        "bundle": f"{bundle.path}: {manifest.family}, {manifest.dtype}",
+        "source": f"{source.checkpoint}{salience}, by {source.exporter}",
+        "video": f"{video.frames} frames of {width}x{height}, {video.tokens_per_frame} tokens each",
+        "prune": f"retention ratio {params.retention_ratio}, budget {params.budget}, merge order {params.merge_order}",
+        "decoder": f"{decoder.layers} layers, hidden size {decoder.hidden_size}, context {decoder.context}",
+        "files": "SHA-256 of every file matches bundle.json" if verified else "sizes match bundle.json",
+    }
 
 
 def _graph_table(manifest: Manifest) -> Table:
     table = Table("graph", "inputs", "outputs", "opset", "runs on", "MB", box=None, header_style="bold")
     for name, graph in manifest.graphs.items():
         size = sum(spec.size for file, spec in manifest.files.items() if file.startswith(graph.files))
-        tensors = _tensors(graph.inputs), _tensors(graph.outputs)
         table.add_row(
             f"{name}\n{_precision(manifest, graph)}",
-            *tensors,
+            _tensors(graph.inputs),
+            _tensors(graph.outputs),
             str(graph.opset),
             "\n".join(graph.runtimes),
             f"{size / 1e6:.1f}",
@@ -71,42 +76,38 @@ def _precision(manifest: Manifest, graph: GraphSpec) -> str:
     return f"{found.precision}\n{found.clips} clips{excluded}"
 
 
-def _tensors(tensors: tuple[TensorSpec, ...], most: int = 3) -> str:
-    lines = [f"{t.name} {t.dtype} {list(t.shape)}".replace("'", "") for t in tensors[:most]]
-    return "\n".join(lines + ([f"and {len(tensors) - most} more"] if len(tensors) > most else []))
+def _tensors(tensors: tuple[TensorSpec, ...], limit: int = 3) -> str:
+    lines = [f"{t.name} {t.dtype} {list(t.shape)}".replace("'", "") for t in tensors[:limit]]
+    return "\n".join(lines + ([f"and {len(tensors) - limit} more"] if len(tensors) > limit else []))
 
 
-def _told(bundle: Bundle, file: Path, machine: Machine | None, why: str, verify: bool) -> str:
-    """An engine in one line."""
-    engine = file.with_suffix(".engine")
-    told = f"{engine.name}, {engine.stat().st_size / 1e6 if engine.is_file() else 0:.1f} MB: "
-    if machine is None:
-        return f"{told}{_made_with(file)}; whether it fits is not known: {why}"
+def _engine(bundle: Bundle, sidecar: Path, target: Target | None, reason: str, verify: bool) -> str:
+    """One line about an engine: whether it fits, or why that is unknown."""
+    file = sidecar.with_suffix(".engine")
+    line = f"{file.name}, {megabytes(file.stat().st_size if file.is_file() else 0, 1)}: "
+    if target is None:
+        return f"{line}{_built_with(sidecar)}; cannot tell whether it fits: {reason}"
     try:
-        found = engines.check(bundle, file, machine, bundle.manifest.params, verify=verify)
+        engine = engines.check(bundle, sidecar, target, bundle.manifest.params, verify=verify)
     except TangoError as error:
-        return told + error.message.removeprefix(f"{engine} ")
-    return f"{told}fits" + (f"; {found.caution.removeprefix(f'{engine.name} ')}" if found.caution else "")
+        return line + error.message.removeprefix(f"{file} ")
+    return f"{line}fits" + (f"; {engine.warning.removeprefix(f'{file.name} ')}" if engine.warning else "")
 
 
-def _machine() -> tuple[Machine | None, str]:
-    """This machine, or why no engine can run on it."""
+def _target() -> tuple[Target | None, str]:
+    """This machine, or None and why no engine can run on it."""
     try:
-        import tensorrt
-
-        return here(tensorrt.__version__), ""
-    except ImportError:
-        return None, "TensorRT cannot be imported"
+        return current_target(import_tensorrt().__version__), ""
     except TangoError as error:
         return None, error.message
 
 
-def _made_with(file: Path) -> str:
+def _built_with(sidecar: Path) -> str:
     try:
-        sidecar = engines.read_sidecar(file)
+        found = engines.read_sidecar(sidecar)
     except TangoError as error:
         return error.message
-    return f"made with TensorRT {sidecar.recipe.tensorrt} on {sidecar.gpu}"
+    return f"built with TensorRT {found.spec.tensorrt} on {found.gpu}"
 
 
 INSPECT = Command(_configure, _run)

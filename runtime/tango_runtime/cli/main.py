@@ -1,59 +1,59 @@
-"""`tango`: a table of commands and where each lives, imported when used."""
+"""`tango`: the table of commands. Each command's module is imported when it is used."""
 
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import NoReturn
 
 from tango_plugins import TangoError
+from tango_runtime.cli.command import Command
+from tango_runtime.util.console import verbosity
 
 
 @dataclass(frozen=True)
-class Command:
-    """A command: what it takes and what it does.
+class Entry:
+    """A line of the table of commands.
 
     Attributes:
-        configure: Adds its arguments to a parser.
-        run: Does it, and gives the exit code.
+        where: ``module:NAME`` of its :class:`Command`.
+        extra: The extra of tango-edge that installs what it needs.
+        summary: What it does, one line.
     """
 
-    configure: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[argparse.Namespace], int]
-
-
-@dataclass(frozen=True)
-class _Entry:
     where: str
     extra: str
     summary: str
 
 
-_COMMANDS = {
-    "run": _Entry("tango_runtime.cli.run:RUN", "cpu", "answer a question about a video"),
-    "inspect": _Entry("tango_runtime.cli.inspect:INSPECT", "cpu", "say what a bundle holds, and check its files"),
-    "plugin": _Entry("tango_runtime.cli.plugin:PLUGIN", "cpu", "build the CUDA library and the TensorRT plugin"),
-    "build": _Entry("tango_runtime.cli.build:BUILD", "tensorrt", "build a bundle's engines for this machine"),
-    "doctor": _Entry(
-        "tango_runtime.cli.doctor:DOCTOR", "cpu", "say what this machine has and lacks, and what mends it"
+COMMANDS = {
+    "run": Entry("tango_runtime.cli.run:RUN", "cpu", "answer a question about a video"),
+    "inspect": Entry("tango_runtime.cli.inspect:INSPECT", "cpu", "show the contents of a bundle and check its files"),
+    "plugin": Entry("tango_runtime.cli.plugin:PLUGIN", "cpu", "build the CUDA library and the TensorRT plugin"),
+    "build": Entry("tango_runtime.cli.build:BUILD", "tensorrt", "build the TensorRT engines of a bundle"),
+    "doctor": Entry(
+        "tango_runtime.cli.doctor:DOCTOR", "cpu", "check this machine, and show how to fix what is missing"
     ),
-    "plan": _Entry("tango_runtime.cli.plan:PLAN", "cpu", "say whether a model fits a device, and about how fast"),
-    "bench": _Entry("tango_runtime.cli.bench:BENCH", "cpu", "measure how fast a bundle is here, and its memory"),
-    "export": _Entry("tango_export.cli:EXPORT", "export", "make a bundle of a checkpoint (also: tango-export)"),
-    "validate": _Entry("tango_export.cli:VALIDATE", "validate", "compare a bundle with the original model"),
-    "calibrate": _Entry(
-        "tango_calibration.cli.calibrate:CALIBRATE", "calibration", "make a quantised bundle of a bundle"
+    "plan": Entry("tango_runtime.cli.plan:PLAN", "cpu", "estimate whether a model fits a device, and its speed"),
+    "bench": Entry("tango_runtime.cli.bench:BENCH", "cpu", "measure the speed and memory of a bundle on this machine"),
+    "export": Entry("tango_export.cli.export:EXPORT", "export", "export a checkpoint to a bundle (also: tango-export)"),
+    "validate": Entry("tango_export.cli.validate:VALIDATE", "validate", "compare a bundle with the original model"),
+    "calibrate": Entry(
+        "tango_calibration.cli.calibrate:CALIBRATE", "calibration", "quantize a bundle, with clips to observe"
     ),
-    "evaluate": _Entry(
-        "tango_calibration.cli.evaluate:EVALUATE", "calibration", "measure what pruning costs in accuracy"
+    "evaluate": Entry(
+        "tango_calibration.cli.evaluate:EVALUATE",
+        "calibration",
+        "measure accuracy, pruned and unpruned",
     ),
 }
 
@@ -62,11 +62,11 @@ FAILED = 2
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise TangoError(message, f"see: {self.prog} --help (behind -- an argument may begin with a dash)")
+        raise TangoError(message, f"see: {self.prog} --help (after -- an argument may start with a dash)")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`tango COMMAND …`; the exit code is 0, 1 for a verdict that is no, or 2 for an error."""
+    """`tango COMMAND …`; the exit code is 0, 1 for a negative result, or 2 for an error."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments in ([], ["-h"], ["--help"]):
         print(_overview())
@@ -82,17 +82,62 @@ def main_export() -> int:
     return _guarded("export", "tango-export", sys.argv[1:])
 
 
+def parser(name: str, prog: str) -> argparse.ArgumentParser:
+    """The parser of a command.
+
+    Args:
+        name: The command.
+        prog: The program's name in its help text.
+
+    Raises:
+        TangoError: What the command needs is not installed. Parsing raises it too, for invalid arguments.
+    """
+    summary = COMMANDS[name].summary
+    found = _Parser(prog=prog, description=f"{summary[0].upper()}{summary[1:]}.", allow_abbrev=False)
+    _load(name).configure(found)
+    for leaf in leaves(found):
+        _add_common(leaf)
+    return found
+
+
+def leaves(found: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
+    """The parsers of a command's subcommands, or its own if it has none."""
+    nested = [action.choices for action in found._actions if isinstance(action, argparse._SubParsersAction)]
+    return [leaf for choices in nested for leaf in choices.values()] or [found]
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    """``--verbose``, ``--quiet`` and ``--debug``, which every command has."""
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument(
+        "-v", "--verbose", action="count", default=0, help="show more of what is done; -vv shows debug messages"
+    )
+    group.add_argument("-q", "--quiet", action="store_true", help="show only results and errors")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+
+def _verbosity(args: argparse.Namespace) -> int:
+    """-1 for ``--quiet``, else how often ``--verbose`` was given."""
+    return -1 if args.quiet else int(args.verbose)
+
+
 def _overview() -> str:
-    width = max(map(len, _COMMANDS))
-    lines = [f"  {name:<{width}}  {entry.summary}" for name, entry in _COMMANDS.items()]
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {entry.summary}" for name, entry in COMMANDS.items()]
     return "\n".join(
-        ["usage: tango COMMAND [--help]", "", "Video LLMs on NVIDIA devices, a tenth of the video tokens.", "", *lines]
+        [
+            "usage: tango COMMAND [--help]",
+            "",
+            "Video LLMs on NVIDIA devices, with a tenth of the video tokens.",
+            "",
+            *lines,
+        ]
     )
 
 
 def _guarded(name: str, prog: str, arguments: Sequence[str]) -> int:
-    """Runs a command; what the user can mend comes out as two lines, `error:` and `hint:`."""
-    if threading.current_thread() is threading.main_thread():  # no other may say what a signal does
+    """Runs a command; errors that the user can fix are printed as two lines, `error:` and `hint:`."""
+    if threading.current_thread() is threading.main_thread():  # only this thread may set signal handlers
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     debug = "--debug" in arguments
     try:
@@ -101,15 +146,15 @@ def _guarded(name: str, prog: str, arguments: Sequence[str]) -> int:
         if debug:
             raise
         return _fail(error.message, error.hint)
-    except BrokenPipeError:  # who reads the answer has left, as `tango run … | head` does
+    except BrokenPipeError:  # standard output was closed, as by `tango run … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except OSError as error:
         if debug:
             raise
-        return _fail(str(error), "check that the path exists and that you may read or write there")
+        return _fail(str(error), _os_hint(error))
     except KeyboardInterrupt:
-        return _fail("interrupted", "nothing half-written was left behind; run it again")
+        return _fail("interrupted", "no half-written output was left behind; run it again")
 
 
 def _fail(message: str, hint: str) -> int:
@@ -117,35 +162,33 @@ def _fail(message: str, hint: str) -> int:
     return FAILED
 
 
+def _os_hint(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "free some space on the disk"
+    if error.errno == errno.ENOMEM:
+        return "stop other programs that use memory"
+    if error.filename is not None:
+        return "check that the path exists and that you may read or write there"
+    return "to see where it failed, add --debug"
+
+
 def _run(name: str, prog: str, arguments: Sequence[str]) -> int:
-    if name not in _COMMANDS:
-        raise TangoError(f"there is no command {name!r}", f"commands are {', '.join(_COMMANDS)}")
-    return _load(name).run(parser(name, prog).parse_args(arguments))
-
-
-def parser(name: str, prog: str) -> argparse.ArgumentParser:
-    """The parser of a command.
-
-    Args:
-        name: The command.
-        prog: What its help calls it.
-
-    Raises:
-        TangoError: What the command needs is not installed. Parsing raises it too, for arguments that do not fit.
-    """
-    found = _Parser(prog=prog, description=f"{_COMMANDS[name].summary.capitalize()}.", allow_abbrev=False)
-    _load(name).configure(found)
-    found.add_argument("--debug", action="store_true", help="show a traceback for an error")
-    return found
+    if name not in COMMANDS:
+        raise TangoError(f"there is no command {name!r}", f"commands are {', '.join(COMMANDS)}")
+    args = parser(name, prog).parse_args(arguments)
+    with verbosity(_verbosity(args)):
+        return _load(name).run(args)
 
 
 def _load(name: str) -> Command:
-    entry = _COMMANDS[name]
+    entry = COMMANDS[name]
     module, attribute = entry.where.split(":")
     try:
         with _uninterrupted():
             command: Command = getattr(importlib.import_module(module), attribute)
     except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("tango_"):  # our own: a broken installation, no missing extra
+            raise
         raise TangoError(
             f"tango {name} needs {error.name}, which is not installed", f"pip install 'tango-edge[{entry.extra}]'"
         ) from error
@@ -154,7 +197,7 @@ def _load(name: str) -> Command:
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Holds signals back until the end: an import that is interrupted leaves broken modules, or aborts the process."""
+    """Delays signals until the end: an interrupted import leaves broken modules, or aborts the process."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import argparse
-import json
+from pathlib import Path
 from typing import Any
 
 from tango_plugins import TangoError
-from tango_runtime.cli.main import Command
+from tango_runtime.cli.args import STDOUT, add_context, add_frames, add_json, add_precisions, add_pruning, write_json
+from tango_runtime.cli.command import Command
 from tango_runtime.sizing import (
     COMPUTE,
-    DECODER,
     LAYER,
     MEMORY,
     PASSES,
-    RELEASED,
-    VISION,
-    Model,
-    Options,
-    Plan,
+    Estimate,
+    ModelDimensions,
+    SizingOptions,
+    estimate,
     find_model,
-    plan,
-    remedy,
-    smallest,
+    nearest_fit,
+    released_models,
+    smallest_device,
 )
 from tango_runtime.sizing.devices import DEVICES, Device, find_device
 
@@ -30,20 +29,20 @@ _ALL = "all"
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, help=f"{', '.join(RELEASED)}, or a bundle's folder")
-    parser.add_argument("--device", required=True, help=f"{', '.join(DEVICES)}, or {_ALL}: a line for each")
-    parser.add_argument("--frames", type=int, help="frames of the video (default: the model's)")
-    parser.add_argument("--retention-ratio", type=float, help="fraction of video tokens kept (default: the model's)")
-    parser.add_argument("--no-prune", action="store_true", help="keep all")
-    parser.add_argument("--vision", help=f"precision of the tower: {', '.join(VISION)} (default: as it is, fp16)")
-    parser.add_argument("--decoder", help=f"precision of the decoder: {', '.join(DECODER)} (default: as it is, fp16)")
-    parser.add_argument("--context", type=int, help="positions of the cache (default: the most prompt, and 512)")
-    parser.add_argument("--json", action="store_true", help="write JSON")
+    parser.add_argument(
+        "--model", required=True, help=f"model ({', '.join(released_models())}, or the folder of a bundle)"
+    )
+    parser.add_argument("--device", required=True, help=f"{', '.join(DEVICES)}, or {_ALL} to compare all")
+    add_frames(parser, note="the model's")
+    add_pruning(parser, "the model's")
+    add_precisions(parser)
+    add_context(parser, note="the longest prompt plus 512")
+    add_json(parser)
 
 
-def _options(args: argparse.Namespace) -> Options:
-    """The options; what their words mean, :func:`plan` checks."""
-    return Options(
+def _options(args: argparse.Namespace) -> SizingOptions:
+    """The options; what their words mean, :func:`estimate` checks."""
+    return SizingOptions(
         frames=args.frames,
         retention_ratio=args.retention_ratio,
         prune=not args.no_prune,
@@ -57,37 +56,37 @@ def _run(args: argparse.Namespace) -> int:
     options = _options(args)
     if args.device == _ALL:
         return _run_all(find_model(args.model), options, args.json)
-    found = plan(find_model(args.model), find_device(args.device), options)
-    if args.json:
-        print(json.dumps(_as_json(args.device, found, options), indent=2))
-    else:
+    found = estimate(find_model(args.model), find_device(args.device), options)
+    if args.json != STDOUT:
         _print(args.device, found, options)
+    if args.json:
+        write_json(args.json, _as_json(args.device, found, options))
     return 0 if found.fits else 1
 
 
-def _run_all(model: Model, options: Options, as_json: bool) -> int:
+def _run_all(model: ModelDimensions, options: SizingOptions, json_file: Path | None) -> int:
     """A line for each device; one that cannot run this at all says why."""
-    plan(model, find_device("h200"), options)  # which runs all there is: what it refuses is wrong everywhere
+    estimate(model, find_device("h200"), options)  # which runs all there is: what it refuses is wrong everywhere
     found = {name: _attempt(model, device, options) for name, device in DEVICES.items()}
-    if as_json:
-        print(json.dumps([_entry(name, each, options) for name, each in found.items()], indent=2))
-    else:
+    if json_file != STDOUT:
         _print_all(found, options)
-    return 0 if any(isinstance(each, Plan) and each.fits for each in found.values()) else 1
+    if json_file:
+        write_json(json_file, [_entry(name, each, options) for name, each in found.items()])
+    return 0 if any(isinstance(each, Estimate) and each.fits for each in found.values()) else 1
 
 
-def _attempt(model: Model, device: Device, options: Options) -> Plan | TangoError:
+def _attempt(model: ModelDimensions, device: Device, options: SizingOptions) -> Estimate | TangoError:
     try:
-        return plan(model, device, options)
+        return estimate(model, device, options)
     except TangoError as error:
         return error
 
 
-def _print(name: str, found: Plan, options: Options) -> None:
-    device, sizes = found.device, found.sizes
+def _print(name: str, found: Estimate, options: SizingOptions) -> None:
+    device, workload = found.device, found.workload
     print(f"{found.model.name} on {name}, {device.title}" + (f" ({device.mode})" if device.mode else ""))
-    print(f"{sizes.frames} frames, {sizes.tokens} video tokens, {sizes.kept} kept; context {sizes.context}")
-    if packs := device.packs(sizes.vision, sizes.decoder):
+    print(f"{workload.frames} frames, {workload.tokens} video tokens, {workload.kept} kept; context {workload.context}")
+    if packs := device.packs(workload.vision, workload.decoder):
         print("JetPack " + ", ".join(f"{pack} (TensorRT {tensorrt})" for pack, tensorrt in packs.items()))
     print()
     _print_memory(found)
@@ -98,14 +97,14 @@ def _print(name: str, found: Plan, options: Options) -> None:
     _print_times(found)
 
 
-def _print_memory(found: Plan) -> None:
-    memory, sizes = found.memory, found.sizes
-    precisions = {"vision": sizes.vision, "embed": "fp16", "decoder": sizes.decoder, "cache": "fp16"}
+def _print_memory(found: Estimate) -> None:
+    memory, workload = found.memory, found.workload
+    precisions = {"vision": workload.vision, "embed": "fp16", "decoder": workload.decoder, "cache": "fp16"}
     for part, size in vars(memory).items():
         print(f"  {part:<12}{precisions.get(part, ''):<6}{_gb(size):>8} GB")
 
 
-def _print_times(found: Plan) -> None:
+def _print_times(found: Estimate) -> None:
     times = found.times
     print("estimated, not measured:")
     for stage in ("vision", "prune", "prefill"):
@@ -120,11 +119,11 @@ def _print_times(found: Plan) -> None:
         print(f"not found in a source of NVIDIA's: {found.device.unverified}")
 
 
-def _verdict(found: Plan) -> str:
+def _verdict(found: Estimate) -> str:
     return "fits" if found.fits else "does not fit"
 
 
-def _advice(found: Plan, options: Options) -> list[str]:
+def _advice(found: Estimate, options: SizingOptions) -> list[str]:
     lines = [] if found.fits else [_would_fit(found, options)]
     where = "" if found.builds else ": not here"
     lines.append(f"building the engines takes up to {_gb(found.build)} GB{where}")
@@ -133,14 +132,14 @@ def _advice(found: Plan, options: Options) -> list[str]:
     return lines
 
 
-def _would_fit(found: Plan, options: Options) -> str:
-    changed, larger = remedy(found, options), smallest(found, options)
+def _would_fit(found: Estimate, options: SizingOptions) -> str:
+    changed, larger = nearest_fit(found, options), smallest_device(found, options)
     ways = [f"with {_flags(options, changed, found)}"] if changed else []
     ways += [f"as it is on {larger}"] if larger else []
     return f"would fit {', or '.join(ways)}" if ways else "no precision, no number of frames and no device makes it fit"
 
 
-def _builder(found: Plan) -> str | None:
+def _builder(found: Estimate) -> str | None:
     """The device with the least memory on which engines for this one can be built."""
     same = (
         (device.memory, name)
@@ -150,21 +149,21 @@ def _builder(found: Plan) -> str | None:
     return min(same, default=(0, None))[1]
 
 
-def _flags(options: Options, changed: Options, found: Plan) -> str:
+def _flags(options: SizingOptions, changed: SizingOptions, found: Estimate) -> str:
     """What differs, in the command's words."""
-    sizes, flags = found.sizes, []
+    workload, flags = found.workload, []
     if changed.prune and not options.prune:
         flags.append("pruning")
-    if changed.frames != sizes.frames:
+    if changed.frames != workload.frames:
         flags.append(f"--frames {changed.frames}")
-    if changed.vision != sizes.vision:
+    if changed.vision != workload.vision:
         flags.append(f"--vision {changed.vision}")
-    if changed.decoder != sizes.decoder:
+    if changed.decoder != workload.decoder:
         flags.append(f"--decoder {changed.decoder}")
     return " ".join(flags)
 
 
-def _print_all(found: dict[str, Plan | TangoError], options: Options) -> None:
+def _print_all(found: dict[str, Estimate | TangoError], options: SizingOptions) -> None:
     print(f"{'device':<15}{'GB':>7}{'usable':>9}{'first token':>13}{'tokens/s':>10}  (times are estimates)")
     for name, each in found.items():
         if isinstance(each, TangoError):
@@ -172,20 +171,20 @@ def _print_all(found: dict[str, Plan | TangoError], options: Options) -> None:
             continue
         sizes = f"{_gb(each.memory.total):>7}{_gb(each.device.usable):>9}"
         times = f"{1e3 * each.times.first_token:>10.0f} ms{1 / each.times.token:>10.1f}"
-        changed = None if each.fits else remedy(each, options)
+        changed = None if each.fits else nearest_fit(each, options)
         way = f", would with {_flags(options, changed, each)}" if changed else ""
         print(f"{name:<15}{sizes}{times}  {_verdict(each)}{way}")
 
 
-def _entry(name: str, found: Plan | TangoError, options: Options) -> dict[str, Any]:
+def _entry(name: str, found: Estimate | TangoError, options: SizingOptions) -> dict[str, Any]:
     if isinstance(found, TangoError):
         return {"device": name, "error": found.message, "hint": found.hint}
     return _as_json(name, found, options)
 
 
-def _as_json(name: str, found: Plan, options: Options) -> dict[str, Any]:
+def _as_json(name: str, found: Estimate, options: SizingOptions) -> dict[str, Any]:
     device, memory, times = found.device, found.memory, found.times
-    changed = None if found.fits else remedy(found, options)
+    changed = None if found.fits else nearest_fit(found, options)
     return {
         "model": found.model.name,
         "device": name,
@@ -193,12 +192,12 @@ def _as_json(name: str, found: Plan, options: Options) -> dict[str, Any]:
         "mode": device.mode,
         "jetpacks": device.jetpacks,
         "unverified": device.unverified,
-        "sizes": vars(found.sizes),
+        "workload": vars(found.workload),
         "bytes": vars(memory) | {"total": memory.total, "usable": device.usable, "build": found.build},
         "fits": found.fits,
         "builds": found.builds,
         "would_fit": _flags(options, changed, found) if changed else None,
-        "fits_on": name if found.fits else smallest(found, options),
+        "fits_on": name if found.fits else smallest_device(found, options),
         "estimated_seconds": vars(times) | {"first_token": times.first_token},
         "estimated_tokens_per_second": 1 / times.token,
         "factors": {"compute": COMPUTE, "memory": MEMORY, "passes": PASSES, "seconds_per_layer": LAYER},

@@ -6,34 +6,39 @@ import argparse
 from pathlib import Path
 
 from tango_plugins.build import Info, build, info
-from tango_runtime.cli.main import Command
+from tango_runtime.cli.args import add_jobs, add_output
+from tango_runtime.cli.command import Command
 from tango_runtime.util.console import status
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="build | info")
-    building = actions.add_parser("build", help="build them with CMake and nvcc, for this machine's GPU")
-    building.add_argument("--architectures", nargs="+", default=[], metavar="SM", help="such as 87 90")
+    building = actions.add_parser(
+        "build", allow_abbrev=False, help="build them with CMake and nvcc for this machine's GPU"
+    )
+    building.add_argument(
+        "--architectures", nargs="+", default=[], metavar="SM", help="GPU architectures, such as 87 90"
+    )
     building.add_argument("--tensorrt-include", type=Path, metavar="FOLDER", help="folder of NvInfer.h")
-    building.add_argument("--output", type=Path, metavar="FOLDER", help="default: where it is looked for")
-    building.add_argument("--jobs", type=int, default=2, help="compilations at a time (default: %(default)s)")
-    telling = actions.add_parser("info", help="tell what is installed")
-    telling.add_argument("--output", type=Path, metavar="FOLDER", help="look here (default: where it is looked for)")
+    add_output(building, "FOLDER", "default: where tango looks for them")
+    add_jobs(building, 2)
+    showing = actions.add_parser("info", allow_abbrev=False, help="show what is installed")
+    showing.add_argument("--folder", type=Path, help="where to look (default: where tango looks for them)")
 
 
 def _run(args: argparse.Namespace) -> int:
     if args.action == "info":
-        return _tell(info(args.output))
+        return _print_info(info(args.folder))
     status("building with CMake and nvcc; this takes minutes")
-    return _tell(build(args.architectures, args.tensorrt_include, args.output, args.jobs))
+    return _print_info(build(args.architectures, args.tensorrt_include, args.output, args.jobs))
 
 
-def _tell(found: Info) -> int:
-    """Prints what is installed; 0 if the CUDA library is there, else 1."""
+def _print_info(found: Info) -> int:
+    """Prints what is installed; returns 0 if the CUDA library is there, else 1."""
     missing = "not built: tango plugin build"
     print(f"folder        {found.directory}")
     print(f"CUDA library  {f'{found.library.name} {found.version}' if found.library else missing}")
-    print(f"TensorRT      {found.plugin.name if found.plugin else 'no plugin: --tensorrt-include names the headers'}")
+    print(f"TensorRT      {found.plugin.name if found.plugin else 'no plugin: build with --tensorrt-include'}")
     return 0 if found.library else 1
 
 

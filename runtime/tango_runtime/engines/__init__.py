@@ -1,17 +1,18 @@
-"""TensorRT engines of a bundle on disk: which are built, with what, and which of them fits this machine.
+"""TensorRT engines of a bundle: which ones are planned, which ones exist, and which one fits this machine.
 
-An engine stands in ``BUNDLE/engines`` as ``<graph>-<key>.engine``, and beside it ``<graph>-<key>.json`` tells in clear
-what it was made of. The sidecar is written last: an engine without one is not there.
+An engine is ``BUNDLE/engines/<graph>-<key>.engine``. Its sidecar, ``<graph>-<key>.json``, holds in plain text what the
+engine was built from. The sidecar is written last: an engine without a sidecar does not count.
 
-`tango build` builds what :func:`plan` gives, the runtime loads what :func:`find` gives. Only builder.py needs TensorRT.
+`tango build` builds what :func:`plan_engines` returns, the runtime loads what :func:`find` returns. Only worker.py
+needs TensorRT. docs/design/engine-builds.md explains the build.
 """
 
-from tango_runtime.engines.planning import BuildOptions, Estimate, Planned, plan
-from tango_runtime.engines.spec import DECODE, FOLDER, HARDWARE_LEVELS, PREFILL, Machine, Profile, Recipe, release
-from tango_runtime.engines.store import FORMAT, Found, Sidecar, build_command, check, find, read_sidecar, sidecars
+from tango_runtime.engines.planning import BuildOptions, EngineMemory, EnginePlan, plan_engines
+from tango_runtime.engines.spec import DECODE, FOLDER, HARDWARE_LEVELS, PREFILL, EngineSpec, Profile, Target
+from tango_runtime.engines.store import FORMAT, BuiltEngine, Sidecar, build_command, check, find, read_sidecar, sidecars
 
 __all__ = [
-    "DECODE", "FOLDER", "FORMAT", "HARDWARE_LEVELS", "PREFILL", "BuildOptions", "Estimate", "Found", "Machine",
-    "Planned", "Profile", "Recipe", "Sidecar", "build_command", "check", "find", "plan", "read_sidecar", "release",
-    "sidecars",
+    "DECODE", "FOLDER", "FORMAT", "HARDWARE_LEVELS", "PREFILL", "BuildOptions", "BuiltEngine", "EngineMemory",
+    "EnginePlan", "EngineSpec", "Profile", "Sidecar", "Target", "build_command", "check", "find", "plan_engines",
+    "read_sidecar", "sidecars",
 ]  # fmt: skip

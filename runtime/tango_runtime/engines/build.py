@@ -1,7 +1,7 @@
-"""Builds planned engines, each in a process of its own, so that no memory outlives its build.
+"""Builds planned engines, each in its own process. docs/design/engine-builds.md explains why.
 
-An engine is written aside and renamed, its sidecar last. A lock on the file aside keeps two builds of one engine apart:
-the second waits, and then finds it built.
+An engine is written to a partial file and renamed, its sidecar last. A lock on the partial file serializes two builds
+of one engine: the second build waits, and then finds the engine.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -21,52 +20,51 @@ from typing import IO, Any
 
 from tango_plugins import TangoError
 from tango_runtime.bundle import Bundle, sha256
-from tango_runtime.engines import FOLDER, FORMAT, Machine, Planned, Sidecar, read_sidecar
+from tango_runtime.engines import FOLDER, FORMAT, EnginePlan, Sidecar, Target, read_sidecar
 from tango_runtime.engines.worker import Job
 from tango_runtime.system.gpu import Free
-from tango_runtime.util.locking import staged_file
+from tango_runtime.util.console import OnStatus
+from tango_runtime.util.files import staged_file
+from tango_runtime.util.units import gigabytes
 
-#: Told what a build is doing, and how far it is from 0 to 1, None where TensorRT does not tell.
-Tell = Callable[[str, "float | None"], None]
-
-_SMALLER = "--max-frames, --max-tokens and --context with smaller numbers take less"
+_USE_LESS = "smaller --max-frames, --max-tokens and --context take less"
 
 
 def build(
     bundle: Bundle,
-    planned: Planned,
-    machine: Machine,
+    planned: EnginePlan,
+    target: Target,
     *,
     plugin: Path | None = None,
     timing_cache: Path | None = None,
     rebuild: bool = False,
-    tell: Tell = lambda stage, fraction: None,
+    on_status: OnStatus = lambda stage, fraction: None,
 ) -> bool:
-    """Builds one engine, unless it is there.
+    """Builds one engine, unless it exists.
 
     Args:
         bundle: The bundle.
-        planned: The engine, of :func:`tango_runtime.engines.plan`.
-        machine: This machine.
+        planned: The engine, from :func:`tango_runtime.engines.plan_engines`.
+        target: This machine.
         plugin: The TensorRT plugin, for prune.
-        timing_cache: File that keeps what kernels took; None takes this machine's in the bundle.
-        rebuild: Build it though it is there.
-        tell: Told how it goes.
+        timing_cache: File of measured kernel times; None takes this machine's file in the bundle.
+        rebuild: Build the engine even if it exists.
+        on_status: Receives the progress.
 
     Returns:
-        Whether it was built.
+        True if this call built it, False if it existed.
 
     Raises:
-        TangoError: TensorRT cannot build it, the process was killed, or the disk is full.
+        TangoError: TensorRT cannot build it, its process was killed, or the disk is full.
     """
     planned.path.parent.mkdir(exist_ok=True)
-    cache = timing_cache or default_timing_cache(bundle, machine)
-    with staged_file(planned.path, lambda: tell("waiting for another process that builds it", None)) as (partial, lock):
+    cache = timing_cache or default_timing_cache(bundle, target)
+    with staged_file(planned.path, lambda: on_status("waiting for another build of it", None)) as (partial, lock):
         if not rebuild and is_built(planned):
             return False
-        begin = time.monotonic()
+        start = time.monotonic()
         job = Job(
-            recipe=planned.recipe,
+            spec=planned.spec,
             model=str(bundle.graph(planned.graph)),
             inputs=bundle.manifest.graphs[planned.graph].inputs,
             plugin=str(plugin) if plugin and planned.graph == "prune" else None,
@@ -74,73 +72,73 @@ def build(
             timing_cache=str(cache),
             parent=os.getpid(),
         )
-        peak_host = _run(job, lock, tell)
+        peak_host = _run(job, lock, on_status)
         size = partial.stat().st_size
         if size == 0:
             raise TangoError(
-                f"the build of {planned.path.name} ended well and wrote nothing", "run it again with --debug"
+                f"the build of {planned.path.name} succeeded and wrote nothing", "run it again with --debug"
             )
         sidecar = Sidecar(
             format=FORMAT,
-            recipe=planned.recipe,
-            gpu=machine.gpu,
+            spec=planned.spec,
+            gpu=target.gpu,
             size=size,
             sha256=sha256(partial),
-            seconds=round(time.monotonic() - begin, 1),
+            seconds=round(time.monotonic() - start, 1),
             peak_host=peak_host,
         )
         _install(planned.path, partial, sidecar)
     return True
 
 
-def is_built(planned: Planned) -> bool:
-    """Whether a planned engine stands there, whole as far as its size tells."""
+def is_built(planned: EnginePlan) -> bool:
+    """Whether a planned engine exists with its sidecar and has the size that the sidecar says."""
     file = planned.path.with_suffix(".json")
     try:
         sidecar = read_sidecar(file)
-        return sidecar.recipe == planned.recipe and planned.path.stat().st_size == sidecar.size
+        return sidecar.spec == planned.spec and planned.path.stat().st_size == sidecar.size
     except (TangoError, OSError):
         return False
 
 
-def default_timing_cache(bundle: Bundle, machine: Machine) -> Path:
-    """This machine's timing cache in the bundle: TensorRT takes none of another GPU or version."""
-    gpu = "".join(c if c.isalnum() else "-" for c in machine.gpu)
-    return bundle.path / FOLDER / f"timing-{gpu}-{machine.tensorrt}.cache"
+def default_timing_cache(bundle: Bundle, target: Target) -> Path:
+    """This machine's timing cache in the bundle: TensorRT ignores the cache of another GPU or version."""
+    gpu = "".join(c if c.isalnum() else "-" for c in target.gpu)
+    return bundle.path / FOLDER / f"timing-{gpu}-{target.tensorrt}.cache"
 
 
-def require_memory(planned: Planned, left: Free) -> None:
-    """Refuses to begin a build that memory or disk will hardly hold.
+def require_memory(planned: EnginePlan, left: Free) -> None:
+    """Rejects a build that probably exceeds the free memory or disk space.
 
     Raises:
         TangoError: Less is free than the estimate.
     """
-    estimate = planned.estimate
-    places = [("GPU's", estimate.build_device, left.device), ("host's", estimate.build_host, left.host)]
+    needs = planned.memory
+    pools = [("GPU", needs.build_device, left.device), ("host", needs.build_host, left.host)]
     if left.shared:
-        places = [("GPU's and host's common", estimate.build_device + estimate.build_host, left.host)]
-    for place, needed, free in places:
+        pools = [("shared", needs.build_device + needs.build_host, left.host)]
+    for pool, needed, free in pools:
         if needed > free:
             raise TangoError(
-                f"building {planned.graph} takes about {_gigabytes(needed)} of the {place} memory, "
-                f"{_gigabytes(free)} are free",
-                f"end what holds it; {_SMALLER}; --no-memory-check tries it all the same",
+                f"building {planned.graph} takes about {gigabytes(needed)} of {pool} memory, "
+                f"{gigabytes(free)} are free",
+                f"stop other processes that use it; {_USE_LESS}; --no-memory-check tries it anyway",
             )
     folder = planned.path.parent if planned.path.parent.is_dir() else planned.path.parent.parent
     disk = shutil.disk_usage(folder).free
-    if estimate.weights > disk:
+    if needs.weights > disk:
         raise TangoError(
-            f"{planned.path.name} takes about {_gigabytes(estimate.weights)}, "
-            f"the disk of {folder} has {_gigabytes(disk)} free",
-            f"free some; engines that no longer fit: tango doctor {folder.parent if folder.name == FOLDER else folder}",
+            f"{planned.path.name} takes about {gigabytes(needs.weights)}, "
+            f"the disk of {folder} has {gigabytes(disk)} free",
+            f"free some; to list unused engines: tango doctor {folder.parent if folder.name == FOLDER else folder}",
         )
 
 
-def _run(job: Job, lock: int, tell: Tell) -> int:
-    """Has a process do the job; gives its peak of host memory in bytes."""
+def _run(job: Job, lock: int, on_status: OnStatus) -> int:
+    """Runs the job in a process; returns that process's peak resident set in bytes."""
     command = [sys.executable, "-m", "tango_runtime.engines.worker"]
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
-        # A session of its own: ctrl-C reaches this process alone, which then ends the other. It holds the lock too.
+        # In a new session, ctrl-C reaches only this process, which then kills the worker. Both hold the lock.
         process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -156,7 +154,7 @@ def _run(job: Job, lock: int, tell: Tell) -> int:
             with suppress(BrokenPipeError):
                 process.stdin.write(json.dumps(asdict(job)))
                 process.stdin.close()
-            last = _follow(process.stdout, tell)
+            last = _follow(process.stdout, on_status)
             code = process.wait()
         except BaseException:
             process.kill()
@@ -167,40 +165,36 @@ def _run(job: Job, lock: int, tell: Tell) -> int:
     return int(last["peak_host"])
 
 
-def _follow(lines: IO[str], tell: Tell) -> dict[str, Any]:
-    """Passes on what the process tells; gives the last."""
+def _follow(lines: IO[str], on_status: OnStatus) -> dict[str, Any]:
+    """Forwards the worker's messages; returns the last."""
     stage, message = "starting", {}
     for line in lines:
         message = json.loads(line)
         stage = message.get("stage", stage)
         if "stage" in message or "fraction" in message:
-            tell(stage, message.get("fraction"))
+            on_status(stage, message.get("fraction"))
     return message
 
 
 def _failure(job: Job, code: int, last: dict[str, Any], log: IO[str]) -> TangoError:
     log.seek(0)
     lines = log.read().strip().splitlines()
-    told = [line for line in lines if "[E]" in line or "Error" in line][-4:] or lines[-4:]
-    what = f"building {job.recipe.graph} failed"
+    excerpt = [line for line in lines if "[E]" in line or "Error" in line][-4:] or lines[-4:]
+    failed = f"building {job.spec.graph} failed"
     if code == -9 or any("out of memory" in line.lower() for line in lines):
-        killed = (
-            ": its process was killed, as the kernel does when memory runs out" if code == -9 else ": out of memory"
+        cause = "its process was killed, as the kernel does when memory runs out" if code == -9 else "out of memory"
+        return TangoError(
+            f"{failed}: {cause}", f"stop other processes that use memory; {_USE_LESS}; see: tango build --dry-run"
         )
-        return TangoError(what + killed, f"end what holds memory; {_SMALLER}; see: tango build --dry-run")
-    reason = last.get("error", f"its process ended with {code}")
-    return TangoError("\n".join([f"{what}: {reason}", *told]), "see what is missing: tango doctor")
+    reason = last.get("error", f"its process exited with status {code}")
+    return TangoError("\n".join([f"{failed}: {reason}", *excerpt]), "see what is missing: tango doctor")
 
 
 def _install(engine: Path, partial: Path, sidecar: Sidecar) -> None:
-    """Renames what is finished; the sidecar is never beside an engine that is not its own."""
+    """Renames the finished files in an order that never leaves a sidecar beside an engine it does not describe."""
     final = engine.with_suffix(".json")
-    beside = final.with_name(f".{final.name}.partial")
-    beside.write_text(json.dumps(asdict(sidecar), indent=2) + "\n", encoding="utf-8")
-    final.unlink(missing_ok=True)
-    partial.rename(engine)
-    beside.rename(final)
-
-
-def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:.1f} GB"
+    with staged_file(final) as (beside, _):
+        beside.write_text(json.dumps(asdict(sidecar), indent=2) + "\n", encoding="utf-8")
+        final.unlink(missing_ok=True)
+        partial.rename(engine)
+        beside.rename(final)

@@ -1,6 +1,6 @@
-"""What an engine depends on, and the key that this makes.
+"""What an engine depends on, and the key made from it.
 
-The key is a hash of just that, so that what an engine does not depend on never rebuilds it.
+The key is a hash of exactly that: a change to anything else never rebuilds the engine.
 """
 
 from __future__ import annotations
@@ -14,28 +14,29 @@ from tango_runtime.bundle import GraphName, Manifest
 #: Folder of the engines in a bundle.
 FOLDER = "engines"
 
-#: Smallest, typical and largest shape of one input.
+#: Shape of one input.
 Shape = tuple[int, ...]
+#: Smallest, typical and largest shape of one input.
 Range = tuple[Shape, Shape, Shape]
 #: The ranges of all inputs of a graph, by name.
 Profile = dict[str, Range]
 
-#: The decoder's profiles, by their index in its engine.
+#: Indices of the decoder's profiles in its engine.
 PREFILL, DECODE = 0, 1
 
-#: trtexec's words for --hardware-compatibility, and the flag of TensorRT that each one is.
+#: trtexec's values of --hardware-compatibility, and TensorRT's name of each level.
 HARDWARE_LEVELS = {"none": "NONE", "ampere+": "AMPERE_PLUS", "sameComputeCapability": "SAME_COMPUTE_CAPABILITY"}
 
 
 @dataclass(frozen=True)
-class Machine:
-    """What an engine depends on beside its graph; :func:`tango_runtime.system.gpu.here` gives this machine's.
+class Target:
+    """The machine that an engine is for; :func:`tango_runtime.engines.target.current_target` gives this machine's.
 
     Attributes:
         tensorrt: Version of TensorRT, as ``8.6.0``.
-        compute_capability: Of the GPU, as ``9.0``.
+        compute_capability: The GPU's, as ``9.0``.
         gpu: The GPU's name.
-        plugin: Interface version of the TensorRT plugin, None where it is not built.
+        plugin: Interface version of the TensorRT plugin, None if it is not built.
     """
 
     tensorrt: str
@@ -45,21 +46,21 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """All that one engine depends on; its key is the hash of this.
+class EngineSpec:
+    """Everything that one engine depends on.
 
     Attributes:
-        graph: Which graph.
-        files: SHA-256 of the graph's files. None of prune's: its network is one node, made of ``attributes``.
-        attributes: The operator's attributes, of prune only.
-        plugin: Interface version of the TensorRT plugin, of prune only.
+        graph: The graph.
+        files: SHA-256 of the graph's files by name; empty for prune, whose network is one node made of ``attributes``.
+        attributes: The operator's attributes; empty for all graphs but prune.
+        plugin: Interface version of the TensorRT plugin; None for all graphs but prune.
         tensorrt: Version of TensorRT.
-        compute_capability: Of the GPU, as ``9.0``; ``8.0+`` where any from there on will do.
+        compute_capability: The GPU's, as ``9.0``; ``8.0+`` for any GPU of at least 8.0.
         flags: Names of TensorRT's network and builder flags.
         hardware_compatibility: A key of ``HARDWARE_LEVELS``.
-        optimization_level: The builder's.
+        optimization_level: TensorRT's builder optimization level.
         workspace: MiB, None for TensorRT's own limit.
-        profiles: One, or the decoder's two: ``PREFILL`` and ``DECODE``.
+        profiles: One profile; the decoder has two, ``PREFILL`` and ``DECODE``.
     """
 
     graph: GraphName
@@ -76,7 +77,7 @@ class Recipe:
 
     @property
     def key(self) -> str:
-        """Sixteen hexadecimal digits."""
+        """The first sixteen hexadecimal digits of the hash of all fields."""
         text = json.dumps(asdict(self), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -87,16 +88,6 @@ class Recipe:
 
 
 def digests(manifest: Manifest, graph: GraphName) -> dict[str, str]:
-    """SHA-256 of a graph's files, by name."""
-    file = manifest.graphs[graph].file
-    return {name: spec.sha256 for name, spec in manifest.files.items() if name in (file, f"{file}.data")}
-
-
-def release(version: str) -> tuple[int, ...]:
-    """A version as numbers: ``8.6.0`` → (8, 6, 0)."""
-    numbers = []
-    for part in version.split("."):
-        if not part.isdigit():
-            break
-        numbers.append(int(part))
-    return tuple(numbers)
+    """SHA-256 of the files that TensorRT reads of a graph, by name: not of the one that ONNX Runtime has for a GPU."""
+    spec = manifest.graphs[graph]
+    return {name: manifest.files[name].sha256 for name in (spec.file, spec.data) if name in manifest.files}

@@ -11,29 +11,30 @@ from pathlib import Path
 
 from tango_plugins import PruneParams, TangoError, op
 from tango_runtime.bundle import Bundle, GraphName, Manifest, TensorSpec, sha256
-from tango_runtime.engines.spec import FOLDER, Machine, Profile, Recipe, digests, release
+from tango_runtime.engines.spec import FOLDER, EngineSpec, Profile, Target, digests
 from tango_runtime.util.jsonschema import from_json
+from tango_runtime.util.versions import release
 
 #: Version of the sidecar's schema.
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
 class Sidecar:
-    """What ``<graph>-<key>.json`` tells of the engine beside it.
+    """Content of ``<graph>-<key>.json``, the description of the engine beside it.
 
     Attributes:
         format: Version of this schema.
-        recipe: What the engine was made of.
-        gpu: Name of the GPU that it was made on.
-        size: Bytes of the engine.
-        sha256: Its SHA-256.
-        seconds: Time that building it took.
-        peak_host: The most host memory of the process that built it, resident set in bytes.
+        spec: What the engine was built from.
+        gpu: Name of the GPU that it was built on.
+        size: Size of the engine in bytes.
+        sha256: The engine's SHA-256.
+        seconds: Duration of the build.
+        peak_host: Peak resident set of the building process, in bytes.
     """
 
     format: int
-    recipe: Recipe
+    spec: EngineSpec
     gpu: str
     size: int
     sha256: str
@@ -42,59 +43,59 @@ class Sidecar:
 
 
 @dataclass(frozen=True)
-class Found:
-    """An engine to load.
+class BuiltEngine:
+    """An engine on disk that fits this machine.
 
-    Where ``version_compatible`` the runtime must allow the engine's host code
-    (``runtime.engine_host_code_allowed = True``); where ``stripped`` it must be refitted from the graph's ONNX file
-    (``OnnxParserRefitter``). TensorRT 8 and 9 turn a graph's int64 inputs into int32: ask the engine for its types.
+    The caller must set ``runtime.engine_host_code_allowed = True`` for a ``version_compatible`` engine, and refit a
+    ``stripped`` one from the graph's ONNX file (``OnnxParserRefitter``). TensorRT 8 and 9 turn a graph's int64 inputs
+    into int32: ask the engine for its types.
 
     Attributes:
         path: The engine.
-        sidecar: What it was made of, read and checked.
+        sidecar: Its sidecar, read and checked.
         inputs: The graph's inputs.
-        rebuild: The command that builds another.
-        caution: What speaks against it without forbidding it, None as a rule.
+        rebuild: The command that builds the engine again.
+        warning: Why the engine may be slow here; None for no reason.
     """
 
     path: Path
     sidecar: Sidecar
     inputs: tuple[TensorSpec, ...]
     rebuild: str
-    caution: str | None = None
+    warning: str | None = None
 
     @property
     def profiles(self) -> tuple[Profile, ...]:
-        """Its optimisation profiles."""
-        return self.sidecar.recipe.profiles
+        """Its optimization profiles."""
+        return self.sidecar.spec.profiles
 
     @property
     def version_compatible(self) -> bool:
-        """Whether it embeds a runtime of its own, which is host code."""
-        return "VERSION_COMPATIBLE" in self.sidecar.recipe.flags
+        """Whether it embeds its own lean runtime, which is host code."""
+        return "VERSION_COMPATIBLE" in self.sidecar.spec.flags
 
     @property
     def stripped(self) -> bool:
-        """Whether it holds no weights."""
-        return "STRIP_PLAN" in self.sidecar.recipe.flags
+        """Whether it was built without weights."""
+        return "STRIP_PLAN" in self.sidecar.spec.flags
 
-    def largest(self, axis: str, profile: int = 0) -> int:
-        """The most that a named axis of the graph (``F``, ``N``, ``P``) may have in a profile."""
+    def max_size(self, axis: str, profile: int = 0) -> int:
+        """Largest size of a named axis of the graph (``F``, ``N``, ``P``) in a profile."""
         return self._bounds(axis, profile)[1]
 
-    def smallest(self, axis: str, profile: int = 0) -> int:
-        """The least that a named axis of the graph may have in a profile."""
+    def min_size(self, axis: str, profile: int = 0) -> int:
+        """Smallest size of a named axis of the graph in a profile."""
         return self._bounds(axis, profile)[0]
 
     def check(self, shapes: Mapping[str, Sequence[int]], profile: int = 0) -> None:
-        """Refuses shapes that the engine was not built for.
+        """Rejects shapes that the engine was not built for.
 
         Args:
             shapes: Shape of each input, by name.
-            profile: Index of the optimisation profile.
+            profile: Index of the optimization profile.
 
         Raises:
-            TangoError: A shape is outside; the message names the axis and the bound, the hint the flag.
+            TangoError: A shape is out of range. The message names axis and bounds, the hint names the flag.
         """
         for tensor in self.inputs:
             low, _, high = self.profiles[profile][tensor.name]
@@ -103,11 +104,11 @@ class Found:
                 raise TangoError(
                     f"{tensor.name} has shape {list(shape)}, the engine takes {len(low)} axes", self.rebuild
                 )
-            for axis, least, size, most in zip(tensor.shape, low, shape, high, strict=True):
-                if not least <= size <= most:
+            for axis, minimum, size, maximum in zip(tensor.shape, low, shape, high, strict=True):
+                if not minimum <= size <= maximum:
                     raise TangoError(
                         f"{tensor.name} has {size} {_AXES.get(axis, 'along an axis')}, {self.path.name} was built for "
-                        f"{least} to {most}",
+                        f"{minimum} to {maximum}",
                         f"build it with {_FLAGS.get(axis, 'another bundle')}: {self.rebuild}",
                     )
 
@@ -127,70 +128,70 @@ _FLAGS: dict[int | str, str] = {"F": "--min-frames/--max-frames", "N": "--max-to
 def find(
     bundle: Bundle,
     graph: GraphName,
-    machine: Machine,
+    target: Target,
     params: PruneParams | None = None,
     *,
     verify: bool = False,
-) -> Found:
+) -> BuiltEngine:
     """The newest engine of a graph that fits bundle, machine and parameters.
 
     Args:
         bundle: The bundle.
-        graph: Which graph.
-        machine: What is to run it.
-        params: Parameters of the operator, for prune; None takes the bundle's.
-        verify: Also compare the engine's SHA-256, which reads all of it.
+        graph: The graph.
+        target: The machine that runs the engine.
+        params: The operator's parameters, for prune; None takes the bundle's.
+        verify: Also compare the engine's SHA-256, which reads the whole file.
 
     Raises:
-        TangoError: There is none. The message names what an engine was made with and what is here, the hint is the
+        TangoError: No engine fits. The message names what an engine was built for and what is here, the hint is the
             command that builds one.
     """
     params = params or bundle.manifest.params
-    refusals = []
+    errors = []
     for file in sidecars(bundle, graph):
         try:
-            return check(bundle, file, machine, params, verify=verify)
+            return check(bundle, file, target, params, verify=verify)
         except TangoError as error:
-            refusals.append(error)
-    if refusals:  # the newest is the likeliest to be the one that was meant
-        raise refusals[0]
+            errors.append(error)
+    if errors:  # the user most likely means the newest
+        raise errors[0]
     raise TangoError(f"{bundle.path} has no engine for {graph}", f"build it: {build_command(bundle, graph, params)}")
 
 
-def check(bundle: Bundle, file: Path, machine: Machine, params: PruneParams, *, verify: bool = False) -> Found:
+def check(bundle: Bundle, file: Path, target: Target, params: PruneParams, *, verify: bool = False) -> BuiltEngine:
     """One engine, if it fits bundle, machine and parameters.
 
     Args:
         bundle: The bundle.
         file: The engine's sidecar, one of :func:`sidecars`.
-        machine: What is to run it.
-        params: Parameters of the operator, for prune.
-        verify: Also compare the engine's SHA-256, which reads all of it.
+        target: The machine that runs the engine.
+        params: The operator's parameters, for prune.
+        verify: Also compare the engine's SHA-256, which reads the whole file.
 
     Raises:
-        TangoError: It does not fit, or is not whole. The message names both sides, the hint is the command that builds
-            another.
+        TangoError: It does not fit, or is incomplete. The message names both sides, the hint is the command that
+            builds it again.
     """
     sidecar, engine = read_sidecar(file), file.with_suffix(".engine")
-    graph = sidecar.recipe.graph
+    graph = sidecar.spec.graph
     rebuild = build_command(bundle, graph, params)
     again = f"build it again: {rebuild}"
-    difference = _difference(bundle.manifest, sidecar.recipe, machine, params)
-    if difference:
-        raise TangoError(f"{engine} {difference}", again)
+    mismatch = _mismatch(bundle.manifest, sidecar.spec, target, params)
+    if mismatch:
+        raise TangoError(f"{engine} {mismatch}", again)
     size = engine.stat().st_size if engine.is_file() else None
     if size != sidecar.size:
         raise TangoError(f"{engine} has {size or 0} bytes, its sidecar says {sidecar.size}", again)
     if verify and sha256(engine) != sidecar.sha256:
         raise TangoError(f"{engine} has changed: its SHA-256 is not the one in {file.name}", again)
-    return Found(engine, sidecar, bundle.manifest.graphs[graph].inputs, rebuild, _caution(sidecar, machine))
+    return BuiltEngine(engine, sidecar, bundle.manifest.graphs[graph].inputs, rebuild, _warning(sidecar, target))
 
 
 def sidecars(bundle: Bundle, graph: GraphName) -> list[Path]:
-    """The sidecars of a graph's engines, the newest first."""
+    """The sidecars of a graph's engines, newest first."""
     found = []
     for file in (bundle.path / FOLDER).glob(f"{graph}-*.json"):
-        with suppress(FileNotFoundError):  # a build that replaces it
+        with suppress(FileNotFoundError):  # a build is replacing it
             found.append((file.stat().st_mtime, file))
     return [file for _, file in sorted(found, reverse=True)]
 
@@ -199,7 +200,7 @@ def read_sidecar(file: Path) -> Sidecar:
     """Reads and checks a sidecar.
 
     Raises:
-        TangoError: It cannot be read, is not JSON, or not what this tango-edge writes.
+        TangoError: It cannot be read, is not JSON, or has another schema.
     """
     again = f"remove it and build again: rm {shlex.quote(str(file))}"
     try:
@@ -223,44 +224,43 @@ def build_command(bundle: Bundle, graph: GraphName, params: PruneParams) -> str:
     return command
 
 
-def _difference(manifest: Manifest, recipe: Recipe, machine: Machine, params: PruneParams) -> str | None:
-    """In what an engine differs from what is wanted here, both sides named; None where it fits."""
-    if not _runs_in(recipe, machine.tensorrt):
-        return f"was made with TensorRT {recipe.tensorrt}, here is {machine.tensorrt}"
-    if not _runs_on(recipe, machine.compute_capability):
+def _mismatch(manifest: Manifest, spec: EngineSpec, target: Target, params: PruneParams) -> str | None:
+    """How an engine differs from what is needed here, both sides named; None if it fits."""
+    if not _runs_in(spec, target.tensorrt):
+        return f"was built with TensorRT {spec.tensorrt}, this is {target.tensorrt}"
+    if not _runs_on(spec, target.compute_capability):
         return (
-            f"was made for compute capability {recipe.compute_capability}, "
-            f"here is {machine.compute_capability} ({machine.gpu})"
+            f"was built for compute capability {spec.compute_capability}, "
+            f"this GPU has {target.compute_capability} ({target.gpu})"
         )
-    if recipe.graph != "prune":
-        return (
-            None if recipe.files == digests(manifest, recipe.graph) else "was made of another graph than the bundle's"
-        )
-    if recipe.plugin != machine.plugin:
-        here = f"interface {machine.plugin}" if machine.plugin else "none (tango plugin build)"
-        return f"was made with the plugin's interface {recipe.plugin}, here is {here}"
+    if spec.graph != "prune":
+        same = spec.files == digests(manifest, spec.graph)
+        return None if same else "was built from another graph than the bundle's"
+    if spec.plugin != target.plugin:
+        installed = f"interface {target.plugin}" if target.plugin else "none (tango plugin build)"
+        return f"was built with the plugin's interface {spec.plugin}, installed is {installed}"
     wanted = op.node_attributes(params)
-    for name, value in recipe.attributes.items():
+    for name, value in spec.attributes.items():
         if wanted.get(name) != value:
-            return f"was made for {name} {value}, asked is {wanted.get(name)}"
+            return f"was built for {name} {value}, needed is {wanted.get(name)}"
     return None
 
 
-def _runs_in(recipe: Recipe, version: str) -> bool:
-    """Version-compatible engines run in later versions of their major one, those of 8 in 10, and those of 10 in 11."""
-    if "VERSION_COMPATIBLE" not in recipe.flags:
-        return recipe.tensorrt == version
-    made, here = release(recipe.tensorrt), release(version)
-    return made <= here and (made[0] == here[0] or (made[0], here[0]) in ((8, 10), (10, 11)))
+def _runs_in(spec: EngineSpec, version: str) -> bool:
+    """Version-compatible engines run in later versions of their major version, those of 8 also in 10, of 10 in 11."""
+    if "VERSION_COMPATIBLE" not in spec.flags:
+        return spec.tensorrt == version
+    built, runs = release(spec.tensorrt), release(version)
+    return built <= runs and (built[0] == runs[0] or (built[0], runs[0]) in ((8, 10), (10, 11)))
 
 
-def _runs_on(recipe: Recipe, capability: str) -> bool:
-    if recipe.compute_capability.endswith("+"):
-        return release(capability) >= release(recipe.compute_capability[:-1])
-    return recipe.compute_capability == capability
+def _runs_on(spec: EngineSpec, capability: str) -> bool:
+    if spec.compute_capability.endswith("+"):
+        return release(capability) >= release(spec.compute_capability[:-1])
+    return spec.compute_capability == capability
 
 
-def _caution(sidecar: Sidecar, machine: Machine) -> str | None:
-    if sidecar.gpu == machine.gpu or sidecar.recipe.hardware_compatibility != "none":
+def _warning(sidecar: Sidecar, target: Target) -> str | None:
+    if sidecar.gpu == target.gpu or sidecar.spec.hardware_compatibility != "none":
         return None
-    return f"{sidecar.recipe.name} was made on a {sidecar.gpu}; on this {machine.gpu} it may be slower than its own"
+    return f"{sidecar.spec.name} was built on {sidecar.gpu}; it may be slow on this {target.gpu}"

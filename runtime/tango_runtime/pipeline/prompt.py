@@ -76,7 +76,7 @@ class Prompt:
 
         Raises:
             TangoError: The question contains the placeholder or the text of a special token, which the tokenizer
-                could not tell from the template's own.
+                could not distinguish from the template's own.
         """
         self._check_question(question)
         before, after = self._around_video(question)

@@ -12,32 +12,32 @@ from numpy.typing import DTypeLike, NDArray
 from tango_plugins import TangoError
 
 
-class Distant(Protocol):
-    """Logits [V] that lie on a device; NumPy copies them to the host."""
+class LogitsOnDevice(Protocol):
+    """Logits [V] on a device; NumPy copies them to the host."""
 
     shape: tuple[int, ...]
 
-    def greatest(self) -> tuple[int, float]:
-        """Index and value of the greatest, as NumPy's argmax chooses it: a NaN if there is one, then the lower id."""
+    def argmax(self) -> tuple[int, float]:
+        """Index and value of the largest, as NumPy's argmax chooses it: a NaN if there is one, then the lower id."""
 
     def __array__(self, dtype: DTypeLike = None, copy: bool | None = None) -> NDArray[Any]: ...
 
 
-#: Logits of one position [V], fp32, where the engine keeps them.
-Logits = NDArray[np.float32] | Distant
+#: Logits of one position [V], fp32, where the backend keeps them.
+Logits = NDArray[np.float32] | LogitsOnDevice
 
 
 class Sampler:
     """Draws token ids from logits.
 
-    Top-p (nucleus sampling, arXiv 1904.09751) keeps the likeliest tokens up to the one with which their probability
+    Top-p (nucleus sampling, arXiv 1904.09751) keeps the most likely tokens up to the one with which their probability
     reaches p, so at least one, and draws among them in proportion. Among equal logits the lower id counts as the
     likelier. Probabilities are computed in fp64; the same seed and logits give the same ids.
 
     Args:
-        temperature: Divides the logits; 0 is greedy, which always takes the likeliest token.
+        temperature: Divides the logits; 0 is greedy, which always takes the most likely token.
         top_p: p in (0, 1]; 1 keeps every token.
-        seed: Of the random generator, at least 0; None takes one from the operating system.
+        seed: Seed of the random generator, at least 0; None takes one from the operating system.
 
     Raises:
         TangoError: A value is outside its range.
@@ -70,19 +70,19 @@ class Sampler:
             raise TangoError(f"the logits have shape {list(logits.shape)}", "give those of one position, [V]")
         if self._temperature > 0:
             logits = np.asarray(logits)
-        likeliest, value = greatest(logits)
+        best, value = argmax(logits)
         if not math.isfinite(value):
             raise TangoError(
-                f"the logit of token {likeliest} is {value}",
+                f"the logit of token {best} is {value}",
                 "the decoder overflowed: export with --dtype fp32, or check the bundle with: tango validate BUNDLE",
             )
         if self._temperature == 0:
-            return likeliest
+            return best
         return self._draw(np.asarray(logits, np.float64))
 
     def _draw(self, logits: NDArray[np.float64]) -> int:
         order = np.argsort(-logits, kind="stable")
-        with np.errstate(over="ignore"):  # a tiny temperature sends all but the greatest to exp(−inf) = 0
+        with np.errstate(over="ignore"):  # a tiny temperature sends all but the largest to exp(−inf) = 0
             weights = np.exp((logits[order] - logits[order[0]]) / self._temperature)
         reached = np.cumsum(weights / weights.sum())
         kept = 1 + int(np.searchsorted(reached[:-1], self._top_p))
@@ -91,9 +91,9 @@ class Sampler:
         return int(order[min(int(drawn), kept - 1)])
 
 
-def greatest(logits: Logits) -> tuple[int, float]:
-    """Index and value of the greatest logit: the first NaN, if there is one; else the lowest id of the greatest."""
+def argmax(logits: Logits) -> tuple[int, float]:
+    """Index and value of the largest logit: the first NaN, if there is one; else the lowest id of the largest."""
     if not isinstance(logits, np.ndarray):
-        return logits.greatest()
+        return logits.argmax()
     index = int(np.argmax(logits))
     return index, float(logits[index])

@@ -62,11 +62,11 @@ class Session:
     def __init__(self, backend: Backend, manifest: Manifest, prompt: Prompt, request: VideoRequest) -> None:
         self._backend, self._manifest, self._prompt = backend, manifest, prompt
         self._retention_ratio = request.retention_ratio
-        self.aspect = 1.0
         self._timer = StageTimer(backend)  # read with the first answer: until then nothing waits
         with self._timer.measure_on_host("video"):
             buffer = backend.frame_buffer(request.frames, manifest.video.size)
-            self.frames, self.seconds = preprocess(self._noting_aspect(request.timed), manifest.video.size[0], buffer)
+            batch = preprocess(request.timed, manifest.video.size, buffer)
+            self.frames, self.seconds, self.aspect = batch.frames, batch.seconds, batch.aspect
         with self._timer.measure("vision"):
             features, self._salience = backend.vision(self.frames, request.on_progress)
         self.total = manifest.video.total_tokens(request.frames)
@@ -256,11 +256,6 @@ class Session:
         if self._trace is None:
             self._trace = self._pruned.trace(), self._backend.to_host(self._salience)
         return self._trace
-
-    def _noting_aspect(self, timed: Iterator[TimedFrame]) -> Iterator[TimedFrame]:
-        for seconds, frame in timed:
-            self.aspect = frame.shape[1] / frame.shape[0]
-            yield seconds, frame
 
 
 def _all_tokens(tokens: Tensor, total: int) -> PrunedTokens:

@@ -176,7 +176,7 @@ class VideoLLM:
             question=answer.question,
             answer=answer.text,
             bundle=self.bundle.path.resolve().name,
-            engine=self.backend,
+            backend=self.backend,
             version=version("tango-edge"),
             retention_ratio=answer.retention_ratio,
             frames=answer.frames,

@@ -1,7 +1,18 @@
-"""`tango plan`: does a model fit a device, and about how fast would it be there?"""
+"""Memory and time by arithmetic: the memory model of `tango build`, and `tango plan`: does a model fit a device?
 
-from tango_runtime.sizing.memory import DECODER, VISION, Options, Plan, plan, remedy, smallest
-from tango_runtime.sizing.models import RELEASED, Model, find_model
+It imports nothing of the engines: they import its memory model.
+"""
+
+from tango_runtime.sizing.estimate import (
+    DECODER,
+    VISION,
+    Estimate,
+    SizingOptions,
+    estimate,
+    nearest_fit,
+    smallest_device,
+)
+from tango_runtime.sizing.models import ModelDimensions, find_model, released_models
 from tango_runtime.sizing.times import (
     COMPUTE,
     LAYER,
@@ -14,6 +25,7 @@ from tango_runtime.sizing.times import (
 )
 
 __all__ = [
-    "COMPUTE", "DECODER", "LAYER", "MEMORY", "PASSES", "RELEASED", "VISION", "Model", "Options", "Plan",
-    "find_model", "plan", "prefill_time", "prune_time", "remedy", "smallest", "token_time", "vision_time",
+    "COMPUTE", "DECODER", "LAYER", "MEMORY", "PASSES", "VISION", "Estimate", "ModelDimensions", "SizingOptions",
+    "estimate", "find_model", "nearest_fit", "prefill_time", "prune_time", "released_models", "smallest_device",
+    "token_time", "vision_time",
 ]  # fmt: skip

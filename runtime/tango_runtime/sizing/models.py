@@ -1,199 +1,195 @@
-"""What of a model decides whether it fits: the released ones, and the model of a bundle."""
+"""Models that can be planned for: the released ones, from released_models.json, and the model of a bundle.
+
+released_models.json holds the dimensions of every preset of the export families. tests/export/test_released_models.py
+derives them from the families and compares. A new preset adds an entry here and changes no code.
+"""
 
 from __future__ import annotations
 
-import math
+import json
 from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
 from pathlib import Path
 
-from tango_plugins import PruneParams, TangoError
-from tango_runtime.bundle import Bundle, GraphName, GraphSpec, Manifest
+from tango_plugins import PruneParams, TangoError, op
+from tango_runtime.bundle import Bundle, DecoderSpec, GraphName, GraphSpec, VideoSpec, VisionSpec
 from tango_runtime.sizing.devices import Precision
+from tango_runtime.util.jsonschema import from_json
 
-#: Bytes of a weight. int4 has an fp16 scale for each 32.
+RELEASED_MODELS = "released_models.json"
+
+#: Bytes of a weight; int4 has an fp16 scale for every 32 weights.
 BYTES: dict[Precision, float] = {"fp16": 2, "int8": 1, "fp8": 1, "int4": 0.5 + 2 / 32}
+
+_GRAPHS: tuple[GraphName, ...] = ("vision", "embed", "decoder")
 
 
 @dataclass(frozen=True)
-class Layers:
+class LayerStack:
     """A stack of transformer layers.
 
     Attributes:
-        count: Layers; 0 where they are not known.
-        width: Of the residual stream.
-        inner: Of the feed-forward part: what its first products give, gate and up together.
-        parameters: Of the linear layers.
+        count: Number of layers.
+        hidden_size: Width of the residual stream.
+        mlp_width: Elements of one token that the first linear layers of the MLP give, the gate's included.
+        weights: Weights of all linear layers.
     """
 
     count: int
-    width: int
-    inner: int
-    parameters: int
+    hidden_size: int
+    mlp_width: int
+    weights: int
 
     @property
     def widths(self) -> int:
-        """Elements of one token's tensors in one layer: queries, keys, values and output, and the feed-forward part."""
-        return 4 * self.width + self.inner
-
-    def attention(self, pairs: float) -> float:
-        """Operations of attention, scores and mixing, over this many pairs of tokens."""
-        return 4 * pairs * self.width * self.count
+        """Elements of one token's tensors in one layer: queries, keys, values, attention output and the MLP."""
+        return 4 * self.hidden_size + self.mlp_width
 
 
 @dataclass(frozen=True)
-class Model:
-    """What of a model matters here.
+class ReleasedModel:
+    """An entry of released_models.json, in the words of bundle.json.
 
     Attributes:
-        name: As it was asked for.
-        frames: Frames by default.
-        size: Edge of a frame in pixels.
-        patches: Of one frame, that the tower sees.
-        tokens: Of one frame, that pruning sees, L.
-        tower: The vision tower.
-        projector: Parameters of its two layers: before the pooling, and after it.
-        decoder: The decoder's layers; its width is the features', D.
-        heads: Of the keys and values, and the width of one.
+        family: The export family.
+        video: How a video becomes frames.
+        vision: The vision tower's dimensions.
+        decoder: The decoder's dimensions; ``context`` is the checkpoint's own limit.
         vocabulary: Ids that the head gives logits for.
-        table: Rows of the embedding table.
-        context: Most positions.
+        embedding_rows: Rows of the embedding table, special rows included.
+        prune: The operator's attributes.
+        row_ends: Whether a newline token follows each grid row with a kept token.
+    """
+
+    family: str
+    video: VideoSpec
+    vision: VisionSpec
+    decoder: DecoderSpec
+    vocabulary: int
+    embedding_rows: int
+    prune: dict[str, int | str | list[int]]
+    row_ends: bool = False
+
+
+@dataclass(frozen=True)
+class ModelDimensions:
+    """A model as far as its memory and time depend on it.
+
+    Attributes:
+        name: The name that the user gave.
+        video: How a video becomes frames.
+        vision: The vision tower's dimensions.
+        decoder: The decoder's dimensions.
+        vocabulary: Ids that the head gives logits for.
+        embedding_rows: Rows of the embedding table.
         params: The operator's parameters.
-        vision_precision: What the vision graph is now, or fp16.
-        decoder_precision: What the decoder is now, or fp16.
-        stored: Bytes of each graph as it is now; empty for a model that is not on disk.
+        row_ends: Whether a newline token follows each grid row with a kept token.
+        vision_precision: Current precision of the vision graph.
+        decoder_precision: Current precision of the decoder.
+        stored: Current bytes of each graph; empty for a model that is not on disk.
     """
 
     name: str
-    frames: int
-    size: int
-    patches: int
-    tokens: int
-    tower: Layers
-    projector: tuple[int, int]
-    decoder: Layers
-    heads: tuple[int, int]
+    video: VideoSpec
+    vision: VisionSpec
+    decoder: DecoderSpec
     vocabulary: int
-    table: int
-    context: int
+    embedding_rows: int
     params: PruneParams
+    row_ends: bool = False
     vision_precision: Precision = "fp16"
     decoder_precision: Precision = "fp16"
     stored: tuple[tuple[GraphName, int], ...] = ()
 
     @property
-    def head(self) -> int:
-        """Parameters of the head."""
-        return self.vocabulary * self.decoder.width
+    def tower(self) -> LayerStack:
+        """The vision tower's layers."""
+        spec = self.vision
+        matrices = 3 if spec.mlp == "gated" else 2
+        attention, mlp = 4 * spec.hidden_size**2, matrices * spec.hidden_size * spec.intermediate_size
+        width = (matrices - 1) * spec.intermediate_size
+        return LayerStack(spec.layers, spec.hidden_size, width, spec.layers * (attention + mlp))
 
     @property
-    def cache_row(self) -> int:
-        """Bytes of keys and values of one position."""
-        return 2 * 2 * self.decoder.count * math.prod(self.heads)
+    def vision_attention(self) -> int:
+        """Operations of the tower's attention, scores and weighted sums, in one step of frames."""
+        spec = self.vision
+        global_layers = spec.layers if spec.global_layers is None else spec.global_layers
+        keys = global_layers * spec.patches + (spec.layers - global_layers) * (spec.window or 0)
+        return 4 * spec.patches * keys * spec.hidden_size
+
+    @property
+    def decoder_layers(self) -> LayerStack:
+        """The decoder's layers, with a gated MLP."""
+        spec = self.decoder
+        attention = 2 * spec.hidden_size * (spec.heads + spec.kv_heads) * spec.head_dim
+        mlp = 3 * spec.hidden_size * spec.intermediate_size
+        return LayerStack(spec.layers, spec.hidden_size, 2 * spec.intermediate_size, spec.layers * (attention + mlp))
+
+    @property
+    def head_weights(self) -> int:
+        """Weights of the head."""
+        return self.vocabulary * self.decoder.hidden_size
 
 
-def _so400m() -> Layers:
-    """SigLIP-so400m/14 at 384 pixels: the 26 layers that LLaVA-OneVision keeps of 27."""
-    width, inner, layers = 1152, 4304, 26
-    return Layers(layers, width, inner, layers * (4 * width**2 + 2 * width * inner))
+@cache
+def released_models() -> dict[str, ModelDimensions]:
+    """The released models, by the name that ``tango-export --model`` has for them."""
+    text = files(__package__).joinpath(RELEASED_MODELS).read_text(encoding="utf-8")
+    entries = from_json(dict[str, ReleasedModel], json.loads(text), RELEASED_MODELS)
+    return {name: _of_entry(name, entry) for name, entry in entries.items()}
 
 
-def _qwen2(layers: int, width: int, inner: int, heads: tuple[int, int]) -> Layers:
-    kv = math.prod(heads)
-    return Layers(layers, width, 2 * inner, layers * (2 * width * (width + kv) + 3 * width * inner))
-
-
-def _llava_ov(name: str, decoder: Layers, heads: tuple[int, int], table: int) -> Model:
-    width = decoder.width
-    return Model(
-        name=name,
-        frames=32,
-        size=384,
-        patches=729,
-        tokens=196,
-        tower=_so400m(),
-        projector=(1152 * width, width**2),
-        decoder=decoder,
-        heads=heads,
-        vocabulary=151648,
-        table=table,
-        context=32768,
-        params=PruneParams(),
-    )
-
-
-#: The released models, by what ``tango-export --model`` calls them; dimensions of their config.json on the hub.
-RELEASED = {
-    model.name: model
-    for model in (
-        _llava_ov("llava-ov-0.5b", _qwen2(24, 896, 4864, (2, 64)), (2, 64), 152001),
-        _llava_ov("llava-ov-7b", _qwen2(28, 3584, 18944, (4, 128)), (4, 128), 152129),
-    )
-}
-
-
-def find_model(name: str) -> Model:
+def find_model(name: str) -> ModelDimensions:
     """A released model by name, or the model of a bundle.
 
     Args:
-        name: A key of ``RELEASED``, or the bundle's folder.
+        name: A key of :func:`released_models`, or a bundle's folder.
 
     Raises:
-        TangoError: There is neither, or the bundle cannot be read or is in float32.
+        TangoError: It is neither, or the bundle cannot be read or is in float32.
     """
-    if name in RELEASED:
-        return RELEASED[name]
+    released = released_models()
+    if name in released:
+        return released[name]
     if not Path(name).is_dir():
-        known = ", ".join(RELEASED)
-        raise TangoError(f"there is no model {name!r}, and no bundle", f"models are {known}, or name a bundle's folder")
-    return _of_bundle(name, Bundle.load(name).manifest)
+        hint = f"models are {', '.join(released)}, or name a bundle's folder"
+        raise TangoError(f"there is no model {name!r}, and no bundle", hint)
+    return _of_bundle(name, Bundle.load(name))
 
 
-def _of_bundle(name: str, manifest: Manifest) -> Model:
-    """The decoder's inner width follows from its size on disk. The tower is taken for SigLIP-so400m where it has its
-    size; of any other only the size is known, and attention and activations are left out of its time."""
-    if manifest.dtype != "float16":
-        raise TangoError(f"{name} is in {manifest.dtype}", "plan with a bundle that was exported with --dtype fp16")
-    spec, prompt = manifest.decoder, manifest.prompt
-    D = spec.hidden_size
-    vision, decoder = _precision(manifest.graphs["vision"]), _precision(manifest.graphs["decoder"])
-    tower, projector = _so400m(), (1152 * spec.hidden_size, spec.hidden_size**2)
-    parameters = round(_data(manifest, "vision") / BYTES[vision])
-    if not 0.9 < parameters / (tower.parameters + sum(projector)) < 1.1:
-        tower, projector = Layers(0, 0, 0, parameters), (0, 0)
-    body = max(0, round((_data(manifest, "decoder") - 2 * prompt.vocabulary * spec.hidden_size) / BYTES[decoder]))
-    kv = spec.kv_heads * spec.head_dim
-    inner = max(0, round(2 * (body / spec.layers - 2 * D * (D + kv)) / (3 * D)))
-    graphs: tuple[GraphName, ...] = ("vision", "embed", "decoder")
-    return Model(
+def _of_entry(name: str, entry: ReleasedModel) -> ModelDimensions:
+    return ModelDimensions(
         name=name,
-        frames=manifest.video.frames,
-        size=manifest.video.size[0],
-        patches=729 if tower.count else 4 * manifest.video.tokens_per_frame,
-        tokens=manifest.video.tokens_per_frame,
-        tower=tower,
-        projector=projector,
-        decoder=Layers(spec.layers, spec.hidden_size, inner, body),
-        heads=(spec.kv_heads, spec.head_dim),
-        vocabulary=prompt.vocabulary,
-        table=_data(manifest, "embed") // (2 * spec.hidden_size),
-        context=spec.context,
-        params=manifest.params,
-        vision_precision=vision,
-        decoder_precision=decoder,
-        stored=tuple((graph, _on_disk(manifest, graph)) for graph in graphs),
+        video=entry.video,
+        vision=entry.vision,
+        decoder=entry.decoder,
+        vocabulary=entry.vocabulary,
+        embedding_rows=entry.embedding_rows,
+        params=op.params_from(entry.prune),
+        row_ends=entry.row_ends,
     )
 
 
-def _data(manifest: Manifest, graph: GraphName) -> int:
-    """Bytes of a graph's weights: of its external data, or of the file that holds them itself."""
-    file = manifest.graphs[graph].file
-    return manifest.files.get(f"{file}.data", manifest.files[file]).size
-
-
-def _on_disk(manifest: Manifest, graph: GraphName) -> int:
-    """Bytes of a graph with its weights."""
-    file = manifest.graphs[graph].file
-    return sum(spec.size for name, spec in manifest.files.items() if name in (file, f"{file}.data"))
+def _of_bundle(name: str, bundle: Bundle) -> ModelDimensions:
+    manifest = bundle.manifest
+    if manifest.dtype != "float16":
+        raise TangoError(f"{name} is in {manifest.dtype}", "plan with a bundle that was exported with --dtype fp16")
+    table = manifest.files.get(manifest.graphs["embed"].data) or manifest.files[manifest.graphs["embed"].file]
+    return ModelDimensions(
+        name=name,
+        video=manifest.video,
+        vision=manifest.vision,
+        decoder=manifest.decoder,
+        vocabulary=manifest.prompt.vocabulary,
+        embedding_rows=table.size // (2 * manifest.decoder.hidden_size),
+        params=manifest.params,
+        row_ends=manifest.prompt.row_end is not None,
+        vision_precision=_precision(manifest.graphs["vision"]),
+        decoder_precision=_precision(manifest.graphs["decoder"]),
+        stored=tuple((graph, bundle.graph_bytes(graph)) for graph in _GRAPHS),
+    )
 
 
 def _precision(graph: GraphSpec) -> Precision:

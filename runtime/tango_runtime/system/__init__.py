@@ -1,1 +1,1 @@
-"""This machine: its GPU, its libraries, and what is missing."""
+"""This machine: its GPU, and the packages that are installed."""

@@ -1,6 +1,6 @@
-"""This machine as far as engines depend on it: its GPU, asked of the driver, and its memory.
+"""This machine's GPU and memory, and the TensorRT plugin.
 
-The driver's library is called by ctypes, so that nothing has to be installed to learn that something is missing.
+The driver's library is called through ctypes, so that finding out what is missing needs nothing installed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Literal
 from tango_plugins import TangoError
 from tango_plugins.build import TENSORRT_LIBRARY
 from tango_plugins.native_library import install_directory
-from tango_runtime.engines import Machine, release
+from tango_runtime.util.versions import release
 
 _DRIVER = "libcuda.so.1"
 # CUdevice_attribute of cuda.h
@@ -26,10 +26,10 @@ class Gpu:
     """The first GPU that CUDA sees.
 
     Attributes:
-        name: As the driver calls it.
+        name: The driver's name of it.
         compute_capability: As ``9.0``.
-        cuda: The newest CUDA that its driver serves, as ``12.4``.
-        memory: Bytes that it has.
+        cuda: The newest CUDA that its driver supports, as ``12.4``.
+        memory: Its memory in bytes.
         integrated: Its memory is the host's, as on a Jetson.
     """
 
@@ -42,7 +42,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Free:
-    """Bytes of memory that are free.
+    """Free memory in bytes.
 
     Attributes:
         device: The GPU's.
@@ -60,10 +60,10 @@ class Plugin:
     """The TensorRT plugin on disk.
 
     Attributes:
-        path: Its library.
+        path: The library file.
         interface: Version of its interface.
         api: ``V2`` for TensorRT 8 and 9, ``V3`` for 10 and later.
-        built_for: Its version and the GPU architectures in it.
+        built_for: Its version and the GPU architectures that it contains.
     """
 
     path: Path
@@ -108,10 +108,10 @@ def gpu() -> Gpu:
 
 
 def free(found: Gpu) -> Free:
-    """Free memory of the first GPU and of the host. It opens a CUDA context for a moment.
+    """Free memory of the first GPU and of the host. It opens a CUDA context briefly.
 
     Raises:
-        TangoError: The driver refuses.
+        TangoError: The driver reports an error.
     """
     host = available_host()
     if found.integrated:
@@ -131,18 +131,18 @@ def free(found: Gpu) -> Free:
 
 
 def available_host(meminfo: Path = Path("/proc/meminfo")) -> int:
-    """Bytes of host memory that can be had without swapping (MemAvailable of the kernel)."""
+    """Bytes of host memory available without swapping (the kernel's MemAvailable)."""
     for line in meminfo.read_text().splitlines():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
-    raise TangoError(f"{meminfo} tells no MemAvailable", "this needs Linux 3.14 or later")
+    raise TangoError(f"{meminfo} has no MemAvailable", "use Linux 3.14 or later")
 
 
 def plugin(folder: Path | None = None) -> Plugin | None:
-    """The TensorRT plugin that ``tango plugin build`` installed; None where there is none.
+    """The TensorRT plugin that ``tango plugin build`` installed, None if there is none.
 
     Args:
-        folder: Where to look; None takes the place where it is installed.
+        folder: Where to look; None takes the folder where it is installed.
 
     Raises:
         TangoError: It cannot be loaded.
@@ -161,35 +161,20 @@ def plugin(folder: Path | None = None) -> Plugin | None:
         raise TangoError(f"the TensorRT plugin {path} cannot be loaded: {error}", "tango plugin build") from error
 
 
-def here(tensorrt: str) -> Machine:
-    """This machine, for :func:`tango_runtime.engines.plan` and :func:`tango_runtime.engines.find`.
-
-    Args:
-        tensorrt: ``tensorrt.__version__``.
-
-    Raises:
-        TangoError: There is no GPU, or a TensorRT plugin that cannot be loaded.
-    """
-    found, library = gpu(), plugin()
-    return Machine(tensorrt, found.compute_capability, found.name, library.interface if library else None)
-
-
 def _driver() -> Callable[..., None]:
-    """``call(function, *arguments)`` of the driver, initialised."""
+    """``call(function, *arguments)`` of the initialized driver."""
     try:
         library = ctypes.CDLL(_DRIVER)
     except OSError as error:
         raise TangoError(
-            f"there is no NVIDIA driver here: {_DRIVER} cannot be loaded",
-            "on a machine with an NVIDIA GPU install its driver; in a container start it with --gpus all",
+            f"there is no NVIDIA driver: {_DRIVER} cannot be loaded",
+            "on a machine with an NVIDIA GPU, install its driver; start a container with --gpus all",
         ) from error
 
     def call(function: str, *arguments: Any) -> None:
         status = getattr(library, function)(*arguments)
         if status != 0:
-            raise TangoError(
-                f"the NVIDIA driver refuses: {function} gives {_meaning(library, status)}", "see: nvidia-smi"
-            )
+            raise TangoError(f"the NVIDIA driver failed: {function}: {_meaning(library, status)}", "see: nvidia-smi")
 
     call("cuInit", 0)
     return call

@@ -1,162 +1,124 @@
-"""A file, a folder of images, arrays or a camera's buffer → uniformly sampled frames with their real times."""
+"""Video files: the packets give the times, then only what the chosen frames depend on is decoded."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import math
-import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 
 from tango_plugins import TangoError
+from tango_runtime.video.rgb import shown_size, to_rgb
+from tango_runtime.video.source import Rounding, Sampled, TimedFrame, choose, duration_of
+from tango_runtime.video.truncation import check_complete
 
-Frame: TypeAlias = NDArray[np.uint8]
-TimedFrame: TypeAlias = tuple[float, Frame]
-Source: TypeAlias = str | Path | NDArray[np.uint8] | Iterable[TimedFrame]
-
-_log = logging.getLogger(__name__)
-
-_IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
+_log = logging.getLogger("tango_runtime.video")
 
 #: Codecs whose every packet is one shown frame. VP8 is not among them: its alternate reference frames are packets of
-#: their own that are never shown, so only decoding tells how many frames a VP8 file has.
+#: their own that are never shown, so only decoding shows how many frames a VP8 file has.
 _FRAME_PER_PACKET = {"h264", "hevc", "av1", "vp9", "mpeg4", "mpeg2video", "mpeg1video", "mjpeg", "prores", "ffv1"}
 
 #: Threads within a frame only: with several frames under way, how many of them a damaged packet takes along depends on
 #: the number of cores. Frames whose packets are whole decode to the same pixels either way.
 _EXACT = "SLICE"
 
-#: Top-level boxes of an ISO media file. Anything else after them is not counted as part of the file.
-_BOXES = {b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"moof", b"mfra", b"sidx", b"styp", b"uuid", b"meta"}
+#: Most frames by which decoding and presentation order differ (H.264, H.265).
+_REORDERING = 16
+
+#: Most pixels of a frame: 16384×8192, four times an 8K video.
+_MAX_PIXELS = 1 << 27
+
+#: Formats that FFmpeg recognizes by content and that are no video of their own.
+_NOT_VIDEO = {"concat": "a list of other files", "tty": "a text"}
 
 
-def sample(source: Source, count: int, *, fps: float | None = None) -> Iterator[TimedFrame]:
-    """Samples exactly `count` frames at the indices ``linspace(0, n - 1, count)`` of the n frames of `source`.
-
-    The indices are those of the LLaVA-OneVision evaluation (LLaVA-NeXT, ``np.linspace(0, n - 1, F, dtype=int)``).
-    Seconds count from the first frame. A video is read twice: its packets first, without decoding, for the number of
-    frames and their times; then only what the wanted frames depend on is decoded, one frame in memory at a time. The
-    frames are those that decoding the whole video gives; damage in a part that no wanted frame needs stays unnoticed.
+class VideoFile:
+    """A FrameSource that reads a video file. Opening it reads every packet and, where those suffice, decodes nothing.
 
     Args:
-        source: What to sample:
-
-            - the path of a video file;
-            - the path of a folder of images, taken in natural order (``frame2`` before ``frame10``);
-            - a uint8 array [N, H, W, 3] of RGB frames;
-            - a finite iterable of (seconds, uint8 RGB frame [H, W, 3]), times ascending. Its length must be known, so
-              whatever is not a sequence is first read to its end into memory: 6 MB a frame at 1920×1080.
-        count: Number of frames, at least 1.
-        fps: Frames per second of a folder or an array, which carry no times: frame i is at i / fps seconds.
-            1.0 where not given.
-
-    Returns:
-        An iterator of (seconds, uint8 RGB frame [H, W, 3]) in order of time; rotation metadata is applied.
+        path: The file.
 
     Raises:
-        TangoError: The source cannot be read, is truncated, has fewer frames than `count`, its times do not ascend,
-            or `fps` is given for a source that has times of its own. A frame that cannot be read raises when it is
-            reached; everything else before the first frame.
+        TangoError: The file cannot be read or is truncated, or is not a video.
     """
-    if count < 1:
-        raise TangoError(f"{count} frames were asked for", "ask for at least one, for example --frames 32")
-    if fps is not None and not (math.isfinite(fps) and fps > 0):
-        raise TangoError(f"fps is {fps}", "it must be a positive number of frames per second")
-    if isinstance(source, np.ndarray):
-        return _sample_array(source, count, fps or 1.0)
-    if isinstance(source, (str, Path)) and Path(source).is_dir():
-        return _sample_folder(Path(source), count, fps or 1.0)
-    if fps is not None:
-        raise TangoError(
-            f"fps={fps:g} was given for a source that has times of its own",
-            "leave fps away; it is for folders of images and arrays",
+
+    def __init__(self, path: Path) -> None:
+        self.name = str(path)
+        self._path = path
+        _check_file(path)
+        self._timeline = _read_timeline(path)
+
+    @property
+    def duration(self) -> float:
+        """Seconds from the first frame to the end of the last."""
+        return duration_of(self._timeline.seconds)
+
+    @cached_property
+    def frame_size(self) -> tuple[int, int] | None:
+        """(height, width) in pixels of the first frame, rotation applied; it decodes that frame."""
+        with _open(self._path) as (container, stream):
+            for frame in _decode(stream, _demux(container, stream)):
+                return shown_size(frame)
+        return None
+
+    def sample(self, count: int, *, rounding: Rounding = "floor") -> Sampled:
+        """Chooses the frames ``linspace(0, n - 1, count)``."""
+        return choose(self._timeline.seconds, count, rounding, self.name)
+
+    def read(self, chosen: Sampled) -> Iterator[TimedFrame]:
+        """Decodes the chosen frames, one in memory at a time.
+
+        Where the decoder gives other frames than the packets announced, the whole file is decoded once to know its
+        frames, and as many of them are chosen again. Frames that were given already may be one index beside these.
+
+        Raises:
+            TangoError: The file cannot be read, has fewer frames than were chosen, or frames were given already that
+                are further away from those chosen again.
+        """
+        given: list[float] = []
+        try:
+            for timed in self._read(self._current(chosen)):
+                given.append(timed[0])
+                yield timed
+            return
+        except _DisagreementError as error:
+            reason = str(error)
+        self._timeline = _decode_all(self._path, reason, len(self._timeline.times), self.duration)
+        again, done = self.sample(len(chosen), rounding=chosen.rounding), len(given)
+        if not self._continues(given, again):
+            raise TangoError(f"{self.name} is damaged: {reason}", _repair(self._path))
+        yield from self._read(Sampled(again.indices[done:], again.seconds[done:], again.rounding))
+
+    def _current(self, chosen: Sampled) -> Sampled:
+        """`chosen`, or as many frames chosen again where decoding has since shown that those do not exist."""
+        seconds = self._timeline.seconds
+        if chosen.indices[-1] < len(seconds) and np.array_equal(seconds[chosen.indices], chosen.seconds):
+            return chosen
+        return self.sample(len(chosen), rounding=chosen.rounding)
+
+    def _continues(self, given: list[float], again: Sampled) -> bool:
+        """Whether frames at these seconds are those chosen again, or their neighbors, and leave the rest in order."""
+        seconds, done = self._timeline.seconds, len(given)
+        indices = np.searchsorted(seconds, given)
+        return (
+            np.array_equal(seconds[np.minimum(indices, len(seconds) - 1)], given)
+            and bool(np.all(np.abs(indices - again.indices[:done]) <= 1))
+            and (done == 0 or done == len(again) or bool(indices[-1] < again.indices[done]))
         )
-    if isinstance(source, (str, Path)):
-        return _sample_video(Path(source), count)
-    return _sample_timed(source, count)
 
-
-def _indices(n: int, count: int, name: str) -> list[int]:
-    if n == 0:
-        raise TangoError(f"{name} has no frames", "give a source with at least one frame")
-    if n < count:
-        frames = "1 frame" if n == 1 else f"{n} frames"
-        raise TangoError(f"{name} has {frames}, {count} were asked for", f"ask for fewer: --frames {n}")
-    chosen: list[int] = np.linspace(0, n - 1, count, dtype=int).tolist()
-    return chosen
-
-
-# Arrays, iterables and folders
-
-
-def _sample_array(array: NDArray[np.uint8], count: int, fps: float) -> Iterator[TimedFrame]:
-    if array.dtype != np.uint8 or array.ndim != 4 or array.shape[-1] != 3:
-        raise TangoError(
-            f"the frames are an array of {array.dtype} {list(array.shape)}", "give uint8 RGB frames [N, H, W, 3]"
-        )
-    return ((i / fps, array[i]) for i in _indices(len(array), count, "the array"))
-
-
-def _sample_timed(source: Iterable[TimedFrame], count: int) -> Iterator[TimedFrame]:
-    frames: Sequence[TimedFrame] = source if isinstance(source, Sequence) else list(source)
-    before = -math.inf
-    for i, item in enumerate(frames):
-        seconds = _time_of(item, i)
-        if not before < seconds < math.inf:
-            raise TangoError(
-                f"timestamps do not ascend: frame {i} is at {seconds:g} s after {before:g} s",
-                "give frames in order of time, each with a later time than the one before",
-            )
-        before = seconds
-    chosen = _indices(len(frames), count, "the source")
-    first = float(frames[0][0])
-    return ((float(frames[i][0]) - first, frames[i][1]) for i in chosen)
-
-
-def _time_of(item: object, i: int) -> float:
-    """The time of item i of an iterable, once it is known to be a (seconds, frame) pair."""
-    if not (isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], (int, float, np.number))):
-        raise TangoError(f"item {i} is no (seconds, frame) pair", "give (float, uint8 RGB array [H, W, 3]) pairs")
-    seconds, frame = item
-    if not (isinstance(frame, np.ndarray) and frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[-1] == 3):
-        what = f"{frame.dtype} {list(frame.shape)}" if isinstance(frame, np.ndarray) else type(frame).__name__
-        raise TangoError(f"frame {i} is {what}", "give uint8 RGB frames [H, W, 3]")
-    return float(seconds)
-
-
-def _sample_folder(folder: Path, count: int, fps: float) -> Iterator[TimedFrame]:
-    images = sorted((p for p in folder.iterdir() if p.suffix.lower() in _IMAGE_SUFFIXES), key=_natural)
-    if not images:
-        raise TangoError(f"{folder} holds no images", f"put {', '.join(sorted(_IMAGE_SUFFIXES))} files there")
-    return ((i / fps, _read_image(images[i])) for i in _indices(len(images), count, str(folder)))
-
-
-def _natural(path: Path) -> list[str | int]:
-    # The capturing group makes split alternate text and digits, so equal places compare equal types.
-    return [int(part) if part.isdecimal() else part for part in re.split(r"([0-9]+)", path.name.lower())]
-
-
-def _read_image(path: Path) -> Frame:
-    try:
-        with Image.open(path) as image:
-            if image.mode.startswith(("I", "F")):  # Pillow would clip these to white instead of scaling them
-                raise TangoError(f"{path} has pixels of more than 8 bits", "convert it to 8 bits per channel")
-            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise TangoError(f"{path} cannot be read as an image: {error}", "replace or remove the file") from error
-
-
-# Videos
+    def _read(self, chosen: Sampled) -> Iterator[TimedFrame]:
+        seconds = dict(zip(chosen.indices.tolist(), chosen.seconds.tolist(), strict=True))
+        for i, frame in _decode_frames(self._path, self._timeline, list(seconds)):
+            yield seconds[i], to_rgb(frame, self.name)
 
 
 class _Packet(NamedTuple):
@@ -174,9 +136,9 @@ class _Timeline:
     """The frames of a video in order of presentation.
 
     Attributes:
-        times: Presentation time of each frame in ticks, strictly ascending.
+        times: Presentation time of each frame in ticks, ascending; strictly where ``packets`` is not None.
         tick: Seconds per tick.
-        packets: For each frame the place of its packet in the file; None when only decoding could tell the frames.
+        packets: For each frame the place of its packet in the file; None where only decoding showed the frames.
         keys: Places of the keyframes' packets, ascending, and the presentation time of each.
     """
 
@@ -185,8 +147,11 @@ class _Timeline:
     packets: list[int] | None = None
     keys: tuple[Sequence[int], Sequence[int]] = ((), ())
 
-    def seconds(self, i: int) -> float:
-        return float((self.times[i] - self.times[0]) * self.tick)
+    @cached_property
+    def seconds(self) -> NDArray[np.float64]:
+        """[n], time of each frame since the first."""
+        ticks = np.array(self.times, np.int64)
+        return (ticks - ticks[:1]) * self.tick.numerator / self.tick.denominator
 
 
 @dataclass(frozen=True)
@@ -200,32 +165,7 @@ class _Run:
 
 
 class _DisagreementError(Exception):
-    """The decoder gives other frames than the packets promised."""
-
-
-def _sample_video(path: Path, count: int) -> Iterator[TimedFrame]:
-    _check_file(path)
-    timeline = _read_packets(path) or _decode_all(path)
-    return _decode_chosen(path, timeline, _indices(len(timeline.times), count, str(path)))
-
-
-def _decode_chosen(path: Path, timeline: _Timeline, chosen: list[int]) -> Iterator[TimedFrame]:
-    done = 0
-    try:
-        for i, frame in _decode_frames(path, timeline, chosen):
-            yield timeline.seconds(i), _to_rgb(frame)
-            done += 1
-        return
-    except _DisagreementError as error:
-        why = str(error)
-    _log.info("%s: %s; decoding all of it", path, why)
-    given = [timeline.seconds(i) for i in chosen[:done]]
-    timeline = _decode_all(path)
-    chosen = _indices(len(timeline.times), len(chosen), str(path))
-    if given != [timeline.seconds(i) for i in chosen[:done]]:  # these frames are out already
-        raise TangoError(f"{path} is damaged: {why}", _mend(path))
-    for i, frame in _decode_frames(path, timeline, chosen[done:]):
-        yield timeline.seconds(i), _to_rgb(frame)
+    """The decoder gives other frames than the packets announced."""
 
 
 def _check_file(path: Path) -> None:
@@ -233,46 +173,15 @@ def _check_file(path: Path) -> None:
         raise TangoError(f"{path} does not exist", "give the path of a video file or of a folder of images")
     if not path.is_file():
         raise TangoError(f"{path} is not a regular file", "read a camera as examples/camera.py does")
-    size = path.stat().st_size
-    if size == 0:
+    if path.stat().st_size == 0:
         raise TangoError(f"{path} is empty", "copy or record the video again")
+    check_complete(path)
     with path.open("rb") as file:
-        declared = _declared_size(file, size)
-    if declared > size:
-        raise TangoError(f"{path} is truncated: {size} of {declared} bytes are there", "copy or record it again")
-
-
-def _declared_size(file: BinaryIO, size: int) -> int:
-    """Bytes that a file's outermost boxes claim, 0 for a format that does not say (transport streams, raw streams)."""
-    head = file.read(64)
-    if head[:4] == b"RIFF":
-        return 8 + int.from_bytes(head[4:8], "little")
-    if head[:4] == b"\x1a\x45\xdf\xa3":  # Matroska, WebM: an EBML header, then the segment
-        header, at = _ebml_size(head, 4)
-        file.seek(at + header)
-        segment = file.read(12)
-        length, width = _ebml_size(segment, 4)
-        return at + header + width + length if segment[:4] == b"\x18\x53\x80\x67" else 0
-    end = 0  # ISO media: boxes of 32-bit size and type; size 1 puts 64 bits after the type, 0 means up to the end
-    while end < size:
-        file.seek(end)
-        box = file.read(16)
-        if box[4:8] not in _BOXES:
-            break
-        length = int.from_bytes(box[:4], "big")
-        length = int.from_bytes(box[8:16], "big") if length == 1 else length or size - end
-        end += max(length, 8)
-    return end
-
-
-def _ebml_size(data: bytes, at: int) -> tuple[int, int]:
-    """The EBML size field at a place: (its value, 0 if unknown; the place after it)."""
-    if len(data) <= at or data[at] == 0:
-        return 0, at
-    width = 9 - data[at].bit_length()
-    bits = 7 * width
-    value = int.from_bytes(data[at : at + width], "big") & ((1 << bits) - 1)
-    return (0 if value == (1 << bits) - 1 else value), at + width
+        if file.read(7) == b"#EXTM3U" and b"#EXT-X-ENDLIST" not in file.read():
+            raise TangoError(
+                f"{path} is a playlist that has no end: FFmpeg would wait for more",
+                "add a line #EXT-X-ENDLIST at its end",
+            )
 
 
 @contextlib.contextmanager
@@ -281,54 +190,90 @@ def _open(path: Path, threads: str = "AUTO") -> Iterator[tuple[Any, Any]]:
     import av  # FFmpeg takes a fifth of the time that importing the runtime does, and not every source needs it
 
     try:
-        with av.open(str(path)) as container:
+        # FFmpeg takes what stands before a colon for a protocol, unless the path is absolute.
+        with av.open(str(path.absolute()), metadata_errors="ignore") as container:
+            if container.format.name in _NOT_VIDEO:
+                raise TangoError(f"{path} is {_NOT_VIDEO[container.format.name]}", "give a video file")
             stream = container.streams.best("video")
-            if stream is None:
-                raise TangoError(f"{path} has no video stream", "give a file with pictures in it")
+            if stream is None or stream.disposition & av.stream.Disposition.attached_pic:
+                raise TangoError(
+                    f"{path} has no video stream", "give a file with video, not only sound or a cover picture"
+                )
             if stream.codec_context is None:
-                raise TangoError(f"the video stream of {path} has no decoder here", _mend(path))
+                raise TangoError(f"the video stream of {path} has no decoder here", _repair(path))
+            width, height = stream.codec_context.width, stream.codec_context.height
+            if width * height > _MAX_PIXELS:  # a GIF of 100 bytes may claim gigabytes
+                raise TangoError(f"the frames of {path} have {width}×{height} pixels", "scale the video down")
             stream.thread_type = threads
             yield container, stream
     except av.FFmpegError as error:
-        raise TangoError(f"{path} cannot be read as a video: {error.strerror}", _mend(path)) from error
+        raise TangoError(f"{path} cannot be read as a video: {error.strerror}", _repair(path)) from error
 
 
-def _mend(path: Path) -> str:
-    return f"check that it plays; ffmpeg -i {path.name} fixed.mp4 may mend it"
+def _repair(path: Path) -> str:
+    return f"check that it plays; ffmpeg -i {path.name} fixed.mp4 may repair it"
 
 
-def _read_packets(path: Path) -> _Timeline | None:
-    """The timeline as the packets tell it, without decoding; None if they do not tell."""
+def _read_timeline(path: Path) -> _Timeline:
+    """The timeline of the packets or, where they do not determine the frames, of decoding everything."""
     with _open(path) as (container, stream):
         packets = [_Packet(p.pts, p.dts, p.is_keyframe, p.is_discard, p.is_corrupt) for p in _demux(container, stream)]
-        tick, codec = Fraction(stream.time_base), stream.codec_context.name
+        tick, codec, rate = Fraction(stream.time_base), stream.codec_context.name, stream.guessed_rate
     if packets and packets[-1].corrupt:
         raise TangoError(f"{path} is truncated in the middle of frame {len(packets) - 1}", "copy or record it again")
     shown = sorted((p.pts, place) for place, p in enumerate(packets) if p.pts is not None and not p.hidden)
     times = [pts for pts, _ in shown]
-    dts = [p.dts for p in packets if p.dts is not None]  # a step back in these is a joint of two recordings
-    timed = all(p.pts is not None for p in packets) and dts == sorted(dts) and len(set(times)) == len(times)
-    if codec not in _FRAME_PER_PACKET or not timed:
-        _log.info("%s: the packets do not tell the frames (%s); decoding all of it", path, codec)
-        return None
+    if reason := _reason_to_decode(codec, packets, times):
+        seconds = (times[-1] - times[0]) * tick if times else len(packets) / Fraction(rate) if rate else None
+        return _decode_all(path, reason, len(packets), None if seconds is None else float(seconds))
     keys = [(place, p.pts) for place, p in enumerate(packets) if p.key and p.pts is not None]
     places, key_times = [place for place, _ in keys], [pts for _, pts in keys]
     return _Timeline(times, tick, [place for _, place in shown], (places, key_times))
 
 
-def _decode_all(path: Path) -> _Timeline:
-    """The timeline as decoding everything gives it."""
+def _reason_to_decode(codec: str, packets: list[_Packet], times: list[int]) -> str:
+    """Why the packets do not determine the frames; empty where they do."""
+    if codec not in _FRAME_PER_PACKET:
+        return f"a packet of {codec} is not always one frame"
+    if any(p.pts is None for p in packets):
+        return "its packets have no times"
+    if len(set(times)) != len(times):
+        return "two of its packets have the same time"
+    dts = [p.dts for p in packets if p.dts is not None]
+    return "" if dts == sorted(dts) else "its timestamps step back, as where two recordings were joined"
+
+
+def _decode_all(path: Path, reason: str, packets: int, seconds: float | None) -> _Timeline:
+    """The timeline that decoding everything gives, with a warning because that takes long."""
+    length = f"about {packets} frames" + ("" if seconds is None else f", {seconds:.1f} s of video")
+    _log.warning("%s: %s; decoding the whole file to know its frames (%s)", path, reason, length)
     with _open(path, threads=_EXACT) as (container, stream):
         times = [frame.pts for frame in _decode(stream, _demux(container, stream))]
-        tick, rate = Fraction(stream.time_base), stream.guessed_rate
+        tick, rate, format_name = Fraction(stream.time_base), stream.guessed_rate, container.format.name
+    if not times:
+        raise TangoError(f"no frame of {path} ({format_name}) can be decoded", f"is it encrypted? {_repair(path)}")
     if None in times:  # raw streams: no times, at best a rate
         if not rate:
-            raise TangoError(f"{path} tells neither times nor a frame rate", _mend(path))
+            raise TangoError(f"{path} has neither times nor a frame rate", _repair(path))
         return _Timeline(list(range(len(times))), 1 / Fraction(rate))
+    ascending = _ascending(times)
+    if ascending != times:
+        _log.warning("%s: the times of its frames step back; the frames keep their order, their times are fixed", path)
+    return _Timeline(ascending, tick)
+
+
+def _ascending(times: list[int]) -> list[int]:
+    """Times of frames in order of presentation, so that none steps back.
+
+    Within a codec's reordering the times are those of other frames, because the container has none of presentation
+    (AVI): they are sorted. A larger step back is a joint of two recordings: the second continues where the first ends.
+    """
+    shift, shifted = 0, times[:1]
     for i in range(1, len(times)):
-        if times[i] <= times[i - 1]:
-            raise TangoError(f"the timestamps of {path} do not ascend at frame {i}", _mend(path))
-    return _Timeline(times, tick)
+        if times[i] <= min(times[max(0, i - _REORDERING) : i]):
+            shift += times[i - 1] - times[i]
+        shifted.append(times[i] + shift)
+    return sorted(shifted)
 
 
 def _decode_frames(path: Path, timeline: _Timeline, chosen: list[int]) -> Iterator[tuple[int, Any]]:
@@ -380,21 +325,31 @@ def _in_order(
     for frame in frames:
         i = index_of.get(frame.pts)
         if i is None:
-            raise _DisagreementError("the decoder gives a frame that no packet tells of")
+            raise _DisagreementError("the decoder gives a frame that no packet announced")
         if i < run.first or i > run.last:
             continue  # before: a leading picture, of another run; after: not needed
         if frame.is_corrupt:  # what is made up for the missing part depends on where decoding began
-            raise _DisagreementError(f"the frame at {timeline.seconds(i):.3f} s is damaged")
+            raise _DisagreementError(f"the frame at {timeline.seconds[i]:.3f} s is damaged")
         if not due or i != due.pop():
-            raise _DisagreementError(f"the frame at {timeline.seconds(i):.3f} s comes out of the decoder unexpectedly")
+            raise _DisagreementError(f"the frame at {timeline.seconds[i]:.3f} s comes out of the decoder unexpectedly")
         yield i, frame
     if due:
-        raise _DisagreementError(f"the frame at {timeline.seconds(due[-1]):.3f} s does not come out of the decoder")
+        raise _DisagreementError(f"the frame at {timeline.seconds[due[-1]]:.3f} s does not come out of the decoder")
 
 
 def _demux(container: Any, stream: Any) -> Iterator[Any]:
-    # Packets without content are a dropped frame or PyAV's mark of the end; a decoder would take both for the end.
-    return (packet for packet in container.demux(stream) if packet.size)
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets, None)
+        except IndexError:  # PyAV's, at the first packet of a stream that FFmpeg found only now
+            packets = container.demux(stream)
+            continue
+        if packet is None:
+            return
+        # Packets without content are a dropped frame or PyAV's mark of the end; a decoder would take both for the end.
+        if packet.size:
+            yield packet
 
 
 def _decode(stream: Any, packets: Iterable[Any]) -> Iterator[Any]:
@@ -408,8 +363,3 @@ def _decode(stream: Any, packets: Iterable[Any]) -> Iterator[Any]:
             continue
         yield from frames
     stream.codec_context.flush_buffers()
-
-
-def _to_rgb(frame: Any) -> Frame:
-    rgb: Frame = frame.to_ndarray(format="rgb24")
-    return np.ascontiguousarray(np.rot90(rgb, round(frame.rotation / 90)))

@@ -1,7 +1,8 @@
-"""Stands in for TensorRT 8.6 where there is no GPU: as much of its Python API as `tango_runtime.engines.worker` calls.
+"""A fake of TensorRT 8.6: the part of its Python API that `tango_runtime.engines.worker` calls.
 
-It checks what it is called with as far as the real one is known to, and writes an "engine" that tells of it. The file
-``behaviour`` beside the timing cache's folder says how a build goes: ``fail``, ``hang``, ``die``, ``empty``.
+It checks its arguments where the real one is known to, and writes an "engine" that lists them. The file ``behavior`` in
+the bundle's folder selects how a build goes: ``fail``, ``hang``, ``die``, ``empty``, or ``wait`` until there is a file
+``go``.
 """
 
 import enum
@@ -124,7 +125,7 @@ class TimingCache:
 
 class Config:
     def __init__(self):
-        self.flags, self.profiles, self.told = {"TF32"}, [], {}
+        self.flags, self.profiles, self.limits = {"TF32"}, [], {}
 
     def set_flag(self, flag):
         self.flags.add(flag.name)
@@ -133,7 +134,7 @@ class Config:
         self.flags.discard(flag.name)
 
     def set_memory_pool_limit(self, pool, size):
-        self.told[pool.name] = size
+        self.limits[pool.name] = size
 
     def set_tactic_sources(self, mask):
         assert not mask & (1 << TacticSource.CUBLAS | 1 << TacticSource.CUBLAS_LT | 1 << TacticSource.CUDNN)
@@ -167,20 +168,18 @@ class Builder:
     def build_serialized_network(self, network, config):
         print("TensorRT prints where it likes")
         folder = Path(network.model).parent
-        behaviour = folder / "behaviour"
-        how = behaviour.read_text() if behaviour.is_file() else ""
+        behavior = folder / "behavior"
+        how = behavior.read_text() if behavior.is_file() else ""
         (folder / "began").write_text(str(os.getpid()))
         if how == "die":
             os.kill(os.getpid(), signal.SIGKILL)
-        while how == "hang":
-            time.sleep(0.05)
+        while how == "hang" or (how == "wait" and not (folder / "go").is_file()):
+            time.sleep(0.01)
         if how == "fail":
             print("[TRT] [E] 10: no implementation for node MatMul_7", file=sys.stderr)
             return None
-        if how == "slow":
-            time.sleep(0.5)
         with (folder / "builds").open("a") as builds:
             builds.write(f"{Path(network.model).stem}\n")
         config.cache.entries.add(Path(network.model).stem.encode())
-        told = {"flags": sorted(config.flags), "profiles": config.profiles, **config.told}
-        return b"" if how == "empty" else json.dumps(told).encode()
+        content = {"flags": sorted(config.flags), "profiles": config.profiles, **config.limits}
+        return b"" if how == "empty" else json.dumps(content).encode()

@@ -94,7 +94,7 @@ def test_the_greatest_is_numpys(stream, pool, size):
         cases[-1][rng.integers(size, size=3)] = spoilt
     for case in cases:
         stream.upload(case, row)
-        index, value = logits.greatest()
+        index, value = logits.argmax()
         assert index == np.argmax(case)
         np.testing.assert_array_equal(np.float32(value), case[index])
         np.testing.assert_array_equal(np.asarray(logits), case)

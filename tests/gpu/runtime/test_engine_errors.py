@@ -29,19 +29,19 @@ def engine_of(folder, graph="decoder"):
 
 
 def edit(folder, **values):
-    """Changes the recipe in the decoder's sidecar."""
+    """Changes the spec in the decoder's sidecar."""
     file = engine_of(folder).with_suffix(".json")
     sidecar = json.loads(file.read_text())
-    sidecar["recipe"] |= values
+    sidecar["spec"] |= values
     file.write_text(json.dumps(sidecar))
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"tensorrt": "7.2.1"}, "was made with TensorRT 7.2.1, here is"),
-        ({"compute_capability": "5.3"}, "was made for compute capability 5.3, here is"),
-        ({"files": {}}, "was made of another graph"),
+        ({"tensorrt": "7.2.1"}, "was built with TensorRT 7.2.1, this is"),
+        ({"compute_capability": "5.3"}, "was built for compute capability 5.3, this GPU has"),
+        ({"files": {}}, "was built from another graph"),
     ],
 )
 def test_an_engine_for_another_machine_is_refused_before_it_is_loaded(copy, values, message):

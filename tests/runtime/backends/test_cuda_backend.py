@@ -59,8 +59,8 @@ def make(host, tiny_bundle, built, monkeypatch):
     def made(engine="onnxruntime", folder=None, **limits):
         llm = VideoLLM(folder or (built if engine == "tensorrt" else tiny_bundle), "ort-cpu")
         if engine == "tensorrt":
-            monkeypatch.setattr(tensorrt, "_tensorrt", lambda: HostTensorRT(llm.bundle, host))
-            monkeypatch.setattr(tensorrt, "here", lambda version: MACHINE)
+            monkeypatch.setattr(tensorrt, "import_tensorrt", lambda: HostTensorRT(llm.bundle, host))
+            monkeypatch.setattr(tensorrt, "current_target", lambda version: MACHINE)
             llm._backend = tensorrt.open_backend(llm.bundle)
             return llm
         stream = Stream()
@@ -102,7 +102,7 @@ def test_sampling_by_chance_draws_the_same(make, llm, colors):
 
 @pytest.mark.parametrize("size", [1, 999, 1000, 1001, 2500])
 def test_a_file_is_copied_in_pieces(host, tmp_path, monkeypatch, size):
-    monkeypatch.setattr(device, "_PIECE", 1000)
+    monkeypatch.setattr(device, "_CHUNK_BYTES", 1000)
     data = np.random.default_rng(size).bytes(size)
     (tmp_path / "data").write_bytes(data)
     given_up = threading.Event()
@@ -239,7 +239,7 @@ def test_answers_keep_their_frames(make, host, colors, frames, engine):
     llm = make(engine)
     first, second = (llm.generate(clip, QUESTION, frames=8, max_new_tokens=2) for clip in (colors, frames))
     for answer, clip in ((first, colors), (second, frames)):
-        np.testing.assert_array_equal(answer.frames, [resize(frame, 112) for frame in clip])
+        np.testing.assert_array_equal(answer.frames, [resize(frame, (112, 112)) for frame in clip])
     assert sum(len(block) == first.frames.nbytes for block in host.locked.values()) == 2
 
 
@@ -248,9 +248,9 @@ def test_nothing_waits_but_for_the_count_of_the_kept(make, host, colors, monkeyp
     llm = make()
     llm.bundle.manifest.prune["budget"] = budget
     llm.generate(colors, QUESTION, frames=8, max_new_tokens=1)
-    events, synchronize, greatest = [], host.cudaStreamSynchronize, DeviceLogits.greatest
+    events, synchronize, argmax = [], host.cudaStreamSynchronize, DeviceLogits.argmax
     monkeypatch.setattr(host, "cudaStreamSynchronize", lambda stream: (events.append("wait"), synchronize(stream))[1])
-    monkeypatch.setattr(DeviceLogits, "greatest", lambda logits: (events.append("token"), greatest(logits))[1])
+    monkeypatch.setattr(DeviceLogits, "argmax", lambda logits: (events.append("token"), argmax(logits))[1])
     llm.generate(colors, QUESTION, frames=8, max_new_tokens=1)
     assert events[: events.index("token")].count("wait") == waits
 
@@ -324,7 +324,7 @@ def test_a_file_goes_up_whole_or_not_at_all(host, tmp_path, monkeypatch):
 def test_readers_end_where_one_fails(host, tmp_path, monkeypatch):
     file, copied = tmp_path / "data", []
     file.write_bytes(bytes(40 << 22))
-    locked = device._PageLocked
+    locked = device.PinnedBlock
 
     def failing(size):
         if not copied:
@@ -332,7 +332,7 @@ def test_readers_end_where_one_fails(host, tmp_path, monkeypatch):
             raise TangoError("the host has no memory left", "")
         return locked(size)
 
-    monkeypatch.setattr(device, "_PageLocked", failing)
+    monkeypatch.setattr(device, "PinnedBlock", failing)
     copy = host.cudaMemcpy
     monkeypatch.setattr(host, "cudaMemcpy", lambda *call: copied.append("piece") or copy(*call))
     with pytest.raises(TangoError, match="no memory left"):

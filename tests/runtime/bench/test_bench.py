@@ -1,4 +1,4 @@
-"""`tango bench`: what it measures, what it writes, and what it does where a case cannot be measured."""
+"""`tango bench`: what it measures, what it writes, and cases that cannot be measured."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from tango_runtime.backends.cuda import device
 from tango_runtime.backends.cuda.backend import CudaBackend
 from tango_runtime.backends.cuda.device import Stream
 from tango_runtime.backends.cuda.ort_runner import OrtRunner
+from tango_runtime.backends.ort_cpu import OrtCpuBackend
 from tango_runtime.bench import conditions, measure
 from tango_runtime.bench.measure import Bench, Case, Setting, cold_start, make_clip, spread
 from tango_runtime.bundle import Bundle
@@ -45,14 +46,15 @@ def run(tiny_bundle, tmp_path, capsys):
     return call
 
 
-# What it measures
+# Measurements
 
 
 def test_both_cases_stage_by_stage(run, tiny_bundle):
     code, out, err, found = run()
     assert code == 0
     pruned, unpruned = found["cases"]
-    stages = ["video", "vision", "prune", "prefill", "first token", "decode", "answer", "first token, new length"]
+    stages = ["video", "vision", "prune", "prefill", "first token", "decode", "answer", "second question"]
+    stages.append("first token, new length")
     assert list(pruned["milliseconds"]["tango"]) == stages
     assert list(unpruned["milliseconds"]["tango"]) == [stage for stage in stages if stage != "prune"]
     assert (unpruned["kept"], unpruned["prompt_tokens"]) == (64, 64 + 31)
@@ -60,15 +62,15 @@ def test_both_cases_stage_by_stage(run, tiny_bundle):
     assert pruned["milliseconds"]["tango"]["decode"]["count"] == 2 * 3
     assert "pruned, 112x112: kept 7 of 64 tokens (exact budget), prompt of 38 positions" in out
     assert "unpruned, 112x112: kept 64 of 64 tokens, prompt" in out
-    assert "decode, a token" in out
+    assert "decode, per token" in out
     assert out.count("MB on the host") == 2
     assert "GPU" not in out
     assert found["metrics"]["milliseconds"] in err
     assert found["bundle"]["name"] == tiny_bundle.name
-    assert found["conditions"]["engine"].startswith("ONNX Runtime")
+    assert found["conditions"]["backend"].startswith("ONNX Runtime")
 
 
-def test_the_parts_make_the_whole(tiny_bundle):
+def test_the_parts_add_up(tiny_bundle):
     found = Bench(Bundle.load(tiny_bundle), CPU, QUICK).measure(PRUNED, ignore).milliseconds
     for i in range(2):
         stages = sum(found[stage][i] for stage in ("video", "vision", "prune", "prefill"))
@@ -76,7 +78,7 @@ def test_the_parts_make_the_whole(tiny_bundle):
         assert found["answer"][i] == pytest.approx(found["first token"][i] + sum(found["decode"][3 * i : 3 * i + 3]))
 
 
-def test_prompts_get_shorter_where_lengths_are_to_be_new(tiny_bundle, monkeypatch):
+def test_new_lengths_come_from_shorter_prompts(tiny_bundle, monkeypatch):
     asked, generate = [], VideoLLM.generate
 
     def noting(self, source, question, **options):
@@ -95,31 +97,53 @@ def test_prompts_get_shorter_where_lengths_are_to_be_new(tiny_bundle, monkeypatc
     assert asked == [38, 38, 38, 34, 33, 32]
 
 
-def test_an_answer_is_as_long_as_asked_whatever_it_says(tiny_bundle):
+def test_a_second_question_prefills_its_own_tokens_only(tiny_bundle, monkeypatch):
+    passes, extend = [], OrtCpuBackend.extend
+
+    def record(self, cache, pieces):
+        passes.append(sum(map(len, pieces)))
+        return extend(self, cache, pieces)
+
+    monkeypatch.setattr(OrtCpuBackend, "extend", record)
+    found = Bench(Bundle.load(tiny_bundle), CPU, QUICK).measure(PRUNED, ignore)
+    prefills = [tokens for tokens in passes if tokens > 1]  # the others are decode steps
+    answers, first, second, new = prefills[:3], prefills[3], prefills[4:7], prefills[7:]
+    assert (answers, first, new) == ([38] * 3, 38, [37, 36, 35])
+    assert all(20 < tokens < 31 for tokens in second)  # the question, and the template after it
+    assert len(found.milliseconds["second question"]) == QUICK.repeats
+
+
+def test_an_answer_is_as_long_as_requested_whatever_its_tokens(tiny_bundle):
     bundle = Bundle.load(tiny_bundle)
     prompt = replace(bundle.manifest.prompt, stop=tuple(range(bundle.manifest.prompt.vocabulary)))
     stopping = replace(bundle, manifest=replace(bundle.manifest, prompt=prompt))
     assert len(Bench(stopping, CPU, QUICK).measure(PRUNED, ignore).milliseconds["decode"]) == 6
 
 
-def test_a_tenth_is_kept_though_nothing_moves(tiny_bundle, monkeypatch):
+def test_a_tenth_is_kept_even_if_nothing_moves(tiny_bundle, monkeypatch):
     monkeypatch.setattr(measure, "make_clip", lambda case, frames, seed: np.full((frames, 112, 112, 3), 99, np.uint8))
     found = Bench(Bundle.load(tiny_bundle), CPU, replace(QUICK, frames=32)).measure(PRUNED, ignore)
     assert (found.total, found.kept) == (512, 52)  # and not each of 16 still tokens once
 
 
-def test_where_the_files_lie_is_not_written(run, tiny_bundle):
-    _, _, _, found = run("--only", "pruned")
+def test_folders_of_the_machine_are_not_written(run, tiny_bundle):
+    _, _, _, found = run("--only-pruned")
     assert found["bundle"]["source"]["checkpoint"] == "llava"
     assert str(tiny_bundle.parent) not in json.dumps(found)
 
 
-def test_frames_of_another_size_are_resized_and_others_are_not(run):
-    _, _, _, found = run("--only", "pruned", "--source-size", "112x112", "640x360")
-    small, large = (case["milliseconds"]["tango"]["video"]["min"] for case in found["cases"])
-    assert large > 2 * small
-    frame = make_clip(PRUNED, 1, 0)[0]
-    assert resize(frame, 112) is frame
+def test_only_frames_of_another_size_are_resized(run, monkeypatch):
+    seen = set()
+
+    def record(frame, size):
+        resized = resize(frame, size)
+        seen.add((frame.shape, resized is frame))
+        return resized
+
+    monkeypatch.setattr("tango_runtime.video.preprocess.resize", record)
+    _, _, _, found = run("--only-pruned", "--source-size", "112x112", "640x360")
+    assert [case["name"] for case in found["cases"]] == ["pruned, 112x112", "pruned, 640x360"]
+    assert seen == {((112, 112, 3), True), ((360, 640, 3), False)}
 
 
 def test_the_clip_moves_cuts_and_depends_on_its_seed():
@@ -148,11 +172,11 @@ def test_a_cold_start_is_a_process_of_its_own(tiny_bundle):
         cold_start(tiny_bundle / "none", CPU, QUICK, PRUNED)
 
 
-def test_cold_starts_are_told(run, monkeypatch):
-    told = {"import": 1.0, "load": 2.0, "first token": 3.0, "total": 6.0, "host_memory": 1}
-    monkeypatch.setattr("tango_runtime.cli.bench.cold_start", lambda *arguments: told)
-    _, _, err, found = run("--cold-start", "--only", "pruned")
-    assert found["cold_starts"] == [told] * 3
+def test_cold_starts_are_reported(run, monkeypatch):
+    times = {"import": 1.0, "load": 2.0, "first token": 3.0, "total": 6.0, "host_memory": 1}
+    monkeypatch.setattr("tango_runtime.cli.bench.cold_start", lambda *arguments: times)
+    _, _, err, found = run("--cold-start", "--only-pruned")
+    assert found["cold_starts"] == [times] * 3
     assert "import 1, load 2, first token 3, total 6" in err
 
 
@@ -177,7 +201,7 @@ def host(monkeypatch):
     return found
 
 
-def test_a_gpu_tells_the_upload_apart_and_its_memory(host, tiny_bundle):
+def test_a_gpu_has_an_upload_and_memory(host, tiny_bundle):
     made = Bench(Bundle.load(tiny_bundle), "ort-cuda", QUICK)
     held = []
     for case in (PRUNED, replace(PRUNED, prune=False)):
@@ -188,7 +212,7 @@ def test_a_gpu_tells_the_upload_apart_and_its_memory(host, tiny_bundle):
     assert 4 * 112 * 112 * 3 < held[0] <= held[1]
 
 
-def test_a_gpu_is_given_back_with_the_bench_even_where_the_last_case_was_refused(host, tiny_bundle):
+def test_gpu_memory_is_released_even_after_a_failed_case(host, tiny_bundle):
     made = Bench(Bundle.load(tiny_bundle), "ort-cuda", replace(QUICK, frames=128))
     with pytest.raises(TangoError, match="the bundle's context is 2048"):
         made.measure(replace(PRUNED, prune=False), ignore)
@@ -205,7 +229,7 @@ esac
 """
 
 
-def test_the_gpu_as_it_is_found(host, tmp_path, monkeypatch):
+def test_the_state_of_the_gpu(host, tmp_path, monkeypatch):
     smi = tmp_path / "nvidia-smi"
     smi.write_text(SMI.format(pid=os.getpid()))
     smi.chmod(0o755)
@@ -214,13 +238,13 @@ def test_the_gpu_as_it_is_found(host, tmp_path, monkeypatch):
     assert (found["driver"], found["sm_mhz"], found["power_limit_watts"]) == ("550.54", 1980, None)
     assert found["processes"] == ["7, other, [N/A]"]
     smi.write_text("#!/bin/sh\nexit 9\n")
-    assert "nvidia-smi cannot be asked" in conditions.gpu_state()["missing"]
+    assert "nvidia-smi failed" in conditions.gpu_state()["missing"]
 
 
-# Where it cannot
+# Errors
 
 
-def test_what_the_context_cannot_hold_is_told_and_the_rest_is_measured(run):
+def test_a_case_beyond_the_context_is_reported_and_the_rest_is_measured(run):
     code, _, err, found = run("--frames", 128)
     pruned, unpruned = found["cases"]
     assert code == 0
@@ -230,35 +254,35 @@ def test_what_the_context_cannot_hold_is_told_and_the_rest_is_measured(run):
     assert "tango, unpruned, 112x112: not measured: the prompt takes" in err
 
 
-def test_nothing_is_written_where_nothing_can_be_measured(run):
-    code, out, err, found = run("--frames", 128, "--only", "unpruned")
+def test_nothing_is_written_if_nothing_can_be_measured(run):
+    code, out, err, found = run("--frames", 128, "--no-prune")
     assert (code, out, found) == (2, "", None)
     assert "error: the prompt takes" in err
 
 
-def test_a_context_that_ends_too_early_is_refused(tiny_bundle):
+def test_a_context_that_ends_too_early_is_an_error(tiny_bundle):
     made = Bench(Bundle.load(tiny_bundle), CPU, replace(QUICK, frames=125, decode_tokens=30))
-    with pytest.raises(TangoError, match="the context ends 17 tokens behind a prompt of 2031"):
+    with pytest.raises(TangoError, match="the context ends 17 tokens after a prompt of 2031"):
         made.measure(replace(PRUNED, prune=False), ignore)
 
 
 @pytest.mark.parametrize(
     ("options", "error"),
     [
-        (["--repeats", 0], "--repeats is 0"),
-        (["--warm-up", 0], "--warm-up is 0"),
-        (["--decode-tokens", 0], "--decode-tokens is 0"),
-        (["--frames", 0], "--frames is 0"),
-        (["--seed", -1], "--seed is -1"),
-        (["--retention-ratio", 2], "retention_ratio is 2"),
+        (["--repeats", 0], "argument --repeats: '0' is not a positive integer"),
+        (["--warm-up", 0], "argument --warm-up: '0' is not a positive integer"),
+        (["--decode-tokens", 0], "argument --decode-tokens: '0' is not a positive integer"),
+        (["--frames", 0], "argument --frames: '0' is not a positive integer"),
+        (["--seed", -1], "argument --seed: '-1' is not a non-negative integer"),
+        (["--retention-ratio", 2], "argument --retention-ratio: '2' is not a number above 0 and at most 1"),
         (["--source-size", "1080p"], "'1080p' is not WIDTHxHEIGHT"),
-        (["--source-size", "0x1080"], "'0x1080' has a side out of 1 to 8192 pixels"),
+        (["--source-size", "0x1080"], "'0x1080' has a side outside 1 to 8192 pixels"),
         (["--json", "none/out.json"], "there is no folder"),
         (["--json", "."], ". is a folder"),
-        (["--only", "both"], "invalid choice: 'both'"),
+        (["--only-pruned", "--no-prune"], "--no-prune and --only-pruned are mutually exclusive"),
     ],
 )
-def test_a_bad_option_is_named_before_the_work(run, options, error, monkeypatch):
+def test_an_invalid_option_is_named_before_measuring(run, options, error, monkeypatch):
     monkeypatch.setattr("tango_runtime.cli.bench.Bench", None)
     code, out, err, _ = run(*options)
     assert (code, out) == (2, "")

@@ -24,7 +24,7 @@ def peer(responsive_checkpoint):
     return Peer(str(llava), Bundle.load(bundle).manifest, SETTING, gpu=False)
 
 
-def test_it_is_measured_beside_the_chain(tiny_bundle, tmp_path, capsys):
+def test_the_peer_is_measured_in_the_same_run(tiny_bundle, tmp_path, capsys):
     file = tmp_path / "out.json"
     quick = ["--warm-up", "1", "--repeats", "2", "--decode-tokens", "3", "--backend", "ort-cpu"]
     assert main(["bench", str(tiny_bundle), *quick, "--compare-torch", "--json", str(file)]) == 0
@@ -33,11 +33,11 @@ def test_it_is_measured_beside_the_chain(tiny_bundle, tmp_path, capsys):
     assert found["conditions"]["peer"].endswith("random weights of the shapes of llava")
     for case in found["cases"]:
         ours, theirs = (case["milliseconds"][system] for system in ("tango", "transformers"))
-        assert set(ours) - {"prune", "first token, new length"} == set(theirs) - {"upload"}
+        assert set(ours) - {"prune", "second question", "first token, new length"} == set(theirs) - {"upload"}
         assert ours["decode"]["count"] == theirs["decode"]["count"] == 6
 
 
-def test_the_prompt_has_the_shape_that_was_asked_for(peer, monkeypatch):
+def test_the_prompt_has_the_requested_shape(peer, monkeypatch):
     seen = []
     forward = peer._model.forward
     monkeypatch.setattr(peer._model, "forward", lambda **given: (seen.append(given), forward(**given))[1])
@@ -52,7 +52,7 @@ def test_the_prompt_has_the_shape_that_was_asked_for(peer, monkeypatch):
     }
 
 
-def test_a_recorded_step_finds_room_in_the_cache_and_goes_on_where_the_prompt_ends(peer, monkeypatch):
+def test_a_captured_step_continues_the_prompt_in_the_cache(peer, monkeypatch):
     caches = []
     made = tango_runtime.bench.peer.transformers.StaticCache
     monkeypatch.setattr(
@@ -66,9 +66,9 @@ def test_a_recorded_step_finds_room_in_the_cache_and_goes_on_where_the_prompt_en
     assert caches[0].get_seq_length() == 39 + 5
 
 
-def test_what_was_measured_is_kept_where_transformers_fails(tiny_bundle, tmp_path, capsys):
+def test_measurements_are_kept_if_transformers_fails(tiny_bundle, tmp_path, capsys):
     file = tmp_path / "out.json"
-    quick = ["--warm-up", "1", "--repeats", "1", "--only", "pruned", "--backend", "ort-cpu"]
+    quick = ["--warm-up", "1", "--repeats", "1", "--only-pruned", "--backend", "ort-cpu"]
     assert main(["bench", str(tiny_bundle), *quick, "--compare-torch", str(tmp_path), "--json", str(file)]) == 0
     (case,) = json.loads(file.read_text())["cases"]
     assert list(case["milliseconds"]) == ["tango"]
@@ -76,7 +76,7 @@ def test_what_was_measured_is_kept_where_transformers_fails(tiny_bundle, tmp_pat
     assert "transformers, pruned, 112x112: not measured" in capsys.readouterr().err
 
 
-def test_torch_that_runs_out_of_memory_refuses(peer, monkeypatch):
+def test_torch_without_memory_is_an_error(peer, monkeypatch):
     def full(**given):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB\nand so on")
 
@@ -85,7 +85,7 @@ def test_torch_that_runs_out_of_memory_refuses(peer, monkeypatch):
         peer.systems["transformers"](SHAPE, lambda done: None)
 
 
-def test_checkpoints_that_do_not_fit_are_refused(responsive_checkpoint, tmp_path):
+def test_checkpoints_of_other_models_are_rejected(responsive_checkpoint, tmp_path):
     llava, bundle = responsive_checkpoint()
     manifest = Bundle.load(bundle).manifest
     with pytest.raises(TangoError, match="transformers finds no configuration in"):

@@ -21,6 +21,7 @@ from tango_runtime.bundle import (
     Source,
     TensorSpec,
     VideoSpec,
+    VisionSpec,
     WeightQuantization,
     WeightSpec,
     describe,
@@ -37,7 +38,7 @@ def write_bundle(folder):
     for name in GRAPHS:
         (folder / f"{name}.onnx").write_text(f"the {name} graph")
     (folder / "tokenizer.json").write_text("{}")
-    decoder = DecoderSpec(2, 896, 2, 64, 8192, 1e-6)
+    decoder = DecoderSpec(2, 896, 4864, 14, 2, 64, 8192, 1e-6)
     cache = [TensorSpec(f"past_{i}", "float16", (2, "P", 64)) for i in range(4)]
     inputs = (TensorSpec("embeddings", "float16", ("N", 896)), TensorSpec("positions", "int64", ("N",)), *cache)
     graphs = {n: GraphSpec(f"{n}.onnx", 17, ("onnxruntime", "tensorrt"), tensors, tensors) for n in GRAPHS}
@@ -49,6 +50,7 @@ def write_bundle(folder):
         dtype="float16",
         video=VideoSpec(32, (384, 384), "bicubic", 196, 1, "floor"),
         prompt=PromptSpec("<video>", (152000,), (151645, 151643), 151648),
+        vision=VisionSpec(26, 1152, 4304, 16, 729, (1152 * 896, 896**2), "plain"),
         decoder=decoder,
         prune=op.attributes(PruneParams()),
         graphs=graphs,

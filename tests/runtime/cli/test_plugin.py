@@ -1,4 +1,4 @@
-"""`tango plugin`: what is installed, and refusals that need no compiler."""
+"""`tango plugin`: what is installed, and errors that need no compiler."""
 
 from pathlib import Path
 
@@ -7,12 +7,12 @@ import pytest
 from tango_runtime.cli.main import main
 
 
-def test_info_says_what_is_missing_and_how_to_build_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plugin", "info", "--output", str(tmp_path)]) == 1
+def test_info_shows_what_is_missing_and_how_to_build_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plugin", "info", "--folder", str(tmp_path)]) == 1
     assert "tango plugin build" in capsys.readouterr().out
 
 
-def test_build_names_what_is_not_installed(
+def test_build_names_a_missing_tool(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -23,6 +23,6 @@ def test_build_names_what_is_not_installed(
     assert not (tmp_path / "lib").exists()
 
 
-def test_build_or_info_must_be_named(capsys: pytest.CaptureFixture[str]) -> None:
+def test_build_or_info_must_be_given(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plugin"]) == 2
     assert "build" in capsys.readouterr().err

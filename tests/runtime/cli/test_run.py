@@ -1,4 +1,4 @@
-"""`tango run` as a user meets it: what they print, and what they say of bad input."""
+"""`tango run`: its output, and its errors on bad input."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def run(tiny_bundle, clip, capsys):
 
 @pytest.fixture
 def refused(run):
-    """The same for what must be refused → (what follows `error:`, what follows `hint:`)."""
+    """``refused(*options, …)`` of a command that fails: the texts after ``error:`` and ``hint:``."""
 
     def call(*options, **given):
         code, out, err = run(*options, **given)
@@ -47,18 +47,18 @@ def refused(run):
 # What it prints
 
 
-def test_the_answer_alone_is_on_standard_output(run, llm, clip):
+def test_only_the_answer_is_on_standard_output(run, llm, clip):
     code, out, err = run("--max-new-tokens", 16)
     answer = llm.generate(clip, QUESTION, max_new_tokens=16)
     assert (code, out) == (0, answer.text + "\n")
     assert f"kept {answer.kept} / 64 video tokens" in err
-    assert "answer 16 tokens (ended by length)" in err
+    assert "answer 16 tokens (finish reason: length)" in err
     assert "backend: ONNX Runtime" in err
     stages = [line.split()[0] for line in err.splitlines() if line.endswith(" ms")]
     assert stages == ["video", "vision", "prune", "prefill", "decode"]
 
 
-def test_options_reach_the_chain(run, llm, clip):
+def test_options_reach_the_pipeline(run, llm, clip):
     options = {"frames": 6, "retention_ratio": 0.5, "max_new_tokens": 8, "temperature": 2.0, "top_p": 0.9, "seed": 5}
     flags = [text for name, value in options.items() for text in (f"--{name.replace('_', '-')}", value)]
     _, out, err = run(*flags)
@@ -73,7 +73,7 @@ def test_unpruned(run, llm, clip):
     assert "kept 64 / 64 video tokens (100.0%)" in err
 
 
-def test_a_folder_of_images_and_its_rate(run, llm, colors, tmp_path):
+def test_a_folder_of_images_and_its_frame_rate(run, llm, colors, tmp_path):
     for i, frame in enumerate(colors):
         Image.fromarray(frame).save(tmp_path / f"{i}.png")
     _, out, _ = run("--fps", 2, "--max-new-tokens", 8, video=tmp_path)
@@ -98,16 +98,16 @@ def test_report_and_picture(run, tmp_path):
     ("options", "error"),
     [
         (["--frames", 97], "clip.mp4 has 96 frames, 97 were asked for"),
-        (["--frames", 0], "0 frames were asked for"),
-        (["--frames", "many"], "argument --frames: invalid int value: 'many'"),
-        (["--retention-ratio", 1.5], "retention_ratio is 1.5"),
-        (["--retention-ratio", 0], "retention_ratio is 0.0"),
-        (["--retention-ratio", "nan"], "retention_ratio is nan"),
-        (["--no-prune", "--retention-ratio", 0.1], "--no-prune and --retention-ratio exclude each other"),
-        (["--max-new-tokens", 0], "max_new_tokens is 0"),
+        (["--frames", 0], "argument --frames: '0' is not a positive integer"),
+        (["--frames", "many"], "argument --frames: 'many' is not a positive integer"),
+        (["--retention-ratio", 1.5], "argument --retention-ratio: '1.5' is not a number above 0 and at most 1"),
+        (["--retention-ratio", 0], "argument --retention-ratio: '0' is not a number above 0 and at most 1"),
+        (["--retention-ratio", "nan"], "argument --retention-ratio: 'nan' is not a number above 0 and at most 1"),
+        (["--no-prune", "--retention-ratio", 0.1], "argument --retention-ratio: not allowed with argument --no-prune"),
+        (["--max-new-tokens", 0], "argument --max-new-tokens: '0' is not a positive integer"),
         (["--temperature", -1], "temperature is -1.0"),
         (["--top-p", 0], "top_p is 0.0"),
-        (["--seed", -1], "seed is -1"),
+        (["--seed", -1], "argument --seed: '-1' is not a non-negative integer"),
         (["--fps", 2], "fps=2 was given for a source that has times of its own"),
         (["--backend", "abacus"], "argument --backend: invalid choice: 'abacus'"),
         (["--ratio", 0.1], "unrecognized arguments: --ratio 0.1"),
@@ -130,7 +130,7 @@ def test_a_bad_question_is_named(refused, question, error):
     assert error in refused(question=question)[0]
 
 
-def test_an_unpruned_video_that_the_context_cannot_hold_is_refused_with_the_figures(run, refused):
+def test_an_unpruned_video_that_exceeds_the_context_is_an_error_with_the_figures(run, refused):
     assert run("--no-prune", "--frames", 96, "--max-new-tokens", 1)[0] == 0
     error, hint = refused("--no-prune", "--frames", 96, question="why? " * 200)
     assert "1536 of them video; the bundle's context is 2048" in error
@@ -165,7 +165,7 @@ def test_a_missing_folder_for_the_report_is_named_before_the_work(refused, tmp_p
 
 
 @pytest.mark.parametrize("option", ["--report", "--picture"])
-def test_a_folder_in_the_place_of_the_report_is_named(run, tmp_path, option):
+def test_a_report_file_that_is_a_folder_is_named(run, tmp_path, option):
     code, _, err = run("--max-new-tokens", 1, option, tmp_path)
     assert code == 2
     assert str(tmp_path) in err.splitlines()[-2]
@@ -180,7 +180,7 @@ def copied(tiny_bundle, tmp_path):
     return shutil.copytree(tiny_bundle, tmp_path / "bundle")
 
 
-def test_no_bundle_is_named(refused, tmp_path):
+def test_a_missing_bundle_is_named(refused, tmp_path):
     assert f"there is no bundle at {tmp_path / 'none'}" in refused(bundle=tmp_path / "none")[0]
     assert f"{tmp_path} holds no bundle.json" in refused(bundle=tmp_path)[0]
 
@@ -223,7 +223,7 @@ def setting(value, *path):
         (setting(64, "graphs", "vision", "inputs", 0, "shape", 1), "vision.onnx"),
     ],
 )
-def test_a_wrong_bundle_json_is_named(refused, copied, edit, error):
+def test_an_invalid_bundle_json_is_named(refused, copied, edit, error):
     manifest = json.loads((copied / "bundle.json").read_text())
     edit(manifest)
     (copied / "bundle.json").write_text(json.dumps(manifest))
@@ -231,18 +231,18 @@ def test_a_wrong_bundle_json_is_named(refused, copied, edit, error):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "\xff"])
-def test_a_bundle_json_that_holds_something_else_is_named(refused, copied, text):
+def test_a_bundle_json_without_an_object_is_named(refused, copied, text):
     (copied / "bundle.json").write_bytes(text.encode("latin-1"))
     assert str(copied / "bundle.json") in refused(bundle=copied)[0]
 
 
 @pytest.mark.parametrize("name", ["decoder.onnx.data", "vision.onnx", "tokenizer.json", "chat_template.jinja"])
-def test_a_missing_and_a_cut_file_are_named(refused, copied, name):
+def test_missing_and_truncated_files_are_named(refused, copied, name):
     whole = (copied / name).read_bytes()
     (copied / name).write_bytes(whole[:-1])
     assert f"{copied / name} has {len(whole) - 1} bytes" in refused(bundle=copied)[0]
     (copied / name).unlink()
-    assert f"{copied} lacks {name}" in refused(bundle=copied)[0]
+    assert f"{copied} has no {name}" in refused(bundle=copied)[0]
 
 
 @pytest.mark.parametrize("name", ["decoder.onnx", "tokenizer.json", "chat_template.jinja"])
@@ -264,30 +264,30 @@ def test_a_changed_file_is_found_by_its_hash(copied, capsys):
 # In a process of its own
 
 
-def test_onnx_runtime_that_is_not_installed_is_named(tiny_bundle, clip):
+def test_a_missing_onnx_runtime_is_named(tiny_bundle, clip):
     blocked = "import sys; sys.modules['onnxruntime'] = None; from tango_runtime.cli.main import main; sys.exit(main())"
     command = [sys.executable, "-c", blocked, "run", tiny_bundle, clip, QUESTION]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: no engine can run ")
+    assert done.stderr.startswith("error: no backend can run ")
     assert done.stderr.endswith("no ort-cpu: ONNX Runtime is not installed\nhint: pip install 'tango-edge[cpu]'\n")
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_says_so_and_leaves_nothing(tiny_bundle, clip, tmp_path, how):
+def test_an_interrupted_run_is_an_error_and_leaves_nothing_behind(tiny_bundle, clip, tmp_path, how):
     options = ["--frames", "96", "--max-new-tokens", "1500", "--report", tmp_path / "out.html"]
     command = [sys.executable, "-m", "tango_runtime.cli.main", "run", tiny_bundle, clip, QUESTION, *options]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
-        while "vision" not in (line := process.stderr.readline()):  # so that it is at work, and not inside an import
+        while "vision" not in (line := process.stderr.readline()):  # wait until it is running, and not importing
             assert line
         process.send_signal(how)
         lines = process.stderr.read().splitlines()
     assert process.returncode == 2, lines
-    assert lines[-2:] == ["error: interrupted", "hint: nothing half-written was left behind; run it again"]
+    assert lines[-2:] == ["error: interrupted", "hint: no half-written output was left behind; run it again"]
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_reader_that_leaves_ends_the_run_quietly(tiny_bundle, clip):
+def test_a_closed_standard_output_ends_the_run_quietly(tiny_bundle, clip):
     command = [
         sys.executable,
         "-m",

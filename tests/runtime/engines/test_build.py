@@ -1,4 +1,4 @@
-"""Builds with a stand-in for TensorRT: processes, locks, files. What a real builder makes of it: tests/gpu/runtime."""
+"""Builds with a fake TensorRT: processes, locks, files. tests/gpu/runtime has builds with the real one."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ import pytest
 from tango_plugins import PruneParams, TangoError, op
 from tango_runtime.bundle import Bundle
 from tango_runtime.cli import main as cli
-from tango_runtime.engines import BuildOptions, Machine, find, plan, read_sidecar
+from tango_runtime.engines import BuildOptions, Target, find, plan_engines, read_sidecar
 from tango_runtime.engines.build import build, default_timing_cache, is_built, require_memory
 from tango_runtime.engines.worker import Phases, keep_float, plugin_fields
 from tango_runtime.system import gpu as machine
 from tango_runtime.system.gpu import Free, Gpu
 
 FAKE = Path(__file__).parents[2] / "fakes" / "tensorrt_module"
-HERE = Machine("8.6.0", "9.0", "NVIDIA H200")
+HERE = Target("8.6.0", "9.0", "NVIDIA H200")
 
 
 @pytest.fixture(scope="module")
@@ -35,14 +35,14 @@ def exported(bundle):
 
 @pytest.fixture
 def loaded(exported, tmp_path, monkeypatch):
-    """A copy of a bundle; the processes that build see the stand-in."""
-    monkeypatch.setenv("PYTHONPATH", str(FAKE))
+    """A copy of a bundle; the building processes import the fake."""
+    monkeypatch.setenv("PYTHONPATH", str(FAKE), prepend=os.pathsep)
     return Bundle.load(shutil.copytree(exported, tmp_path / "bundle"))
 
 
 @pytest.fixture
 def trt(monkeypatch):
-    """The stand-in, in this process."""
+    """The fake, in this process."""
     monkeypatch.syspath_prepend(str(FAKE))
     monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
     import tensorrt
@@ -53,7 +53,7 @@ def trt(monkeypatch):
 
 @pytest.fixture
 def h200(monkeypatch, trt):
-    """A machine with the stand-in and a GPU."""
+    """A machine with the fake and a GPU."""
     found = Gpu("NVIDIA H200", "9.0", "13.0", 139 << 30, integrated=False)
     monkeypatch.setattr(machine, "gpu", lambda: found)
     monkeypatch.setattr(machine, "free", lambda gpu: Free(100 << 30, 100 << 30))
@@ -61,14 +61,14 @@ def h200(monkeypatch, trt):
 
 
 def planned(bundle, graph="vision", **options):
-    return plan(bundle, HERE, BuildOptions(**options), [graph])[0]
+    return plan_engines(bundle, HERE, BuildOptions(**options), [graph])[0]
 
 
 def files(bundle):
     return sorted(path.name for path in (bundle.path / "engines").iterdir())
 
 
-def until(condition, seconds=20):
+def until(condition, seconds=120):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
@@ -83,12 +83,12 @@ def builds(bundle):
 def test_an_engine_and_its_sidecar(loaded):
     one = planned(loaded, "decoder", workspace=7)
     stages = []
-    assert build(loaded, one, HERE, tell=lambda stage, fraction: stages.append(stage))
+    assert build(loaded, one, HERE, on_status=lambda stage, fraction: stages.append(stage))
     assert files(loaded) == sorted([one.path.name, f"{one.path.stem}.json", default_timing_cache(loaded, HERE).name])
-    told = json.loads(one.path.read_text())
-    assert told["flags"] == ["FP16", "OBEY_PRECISION_CONSTRAINTS"]  # and not TF32
-    assert told["profiles"] == json.loads(json.dumps([dict(profile) for profile in one.profiles]))
-    assert told["WORKSPACE"] == 7 << 20
+    engine = json.loads(one.path.read_text())
+    assert engine["flags"] == ["FP16", "OBEY_PRECISION_CONSTRAINTS"]  # and not TF32
+    assert engine["profiles"] == json.loads(json.dumps([dict(profile) for profile in one.profiles]))
+    assert engine["WORKSPACE"] == 7 << 20
     assert stages == ["loading TensorRT", "reading the graph", "choosing kernels", "writing"]
     assert read_sidecar(one.path.with_suffix(".json")).peak_host > 1e6
     assert find(loaded, "decoder", HERE, verify=True).path == one.path
@@ -106,7 +106,7 @@ def test_what_is_built_is_not_built_again(loaded):
     assert builds(loaded) == ["vision"] * 3
 
 
-def test_the_timing_cache_gathers_what_every_build_learnt(loaded, tmp_path):
+def test_the_timing_cache_collects_the_times_of_every_build(loaded, tmp_path):
     cache = tmp_path / "timing.cache"
     for graph in ("vision", "embed"):
         build(loaded, planned(loaded, graph), HERE, timing_cache=cache)
@@ -114,27 +114,27 @@ def test_the_timing_cache_gathers_what_every_build_learnt(loaded, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("behaviour", "message", "hint"),
+    ("behavior", "message", "hint"),
     [
         ("fail", "no implementation for node MatMul_7", "tango doctor"),
         ("die", "killed", "--max-frames"),
         ("empty", "wrote nothing", ""),
     ],
 )
-def test_a_build_that_fails_leaves_nothing_and_says_why(loaded, behaviour, message, hint):
-    (loaded.path / "behaviour").write_text(behaviour)
+def test_a_failed_build_leaves_nothing_and_names_the_reason(loaded, behavior, message, hint):
+    (loaded.path / "behavior").write_text(behavior)
     with pytest.raises(TangoError, match=message) as error:
         build(loaded, planned(loaded), HERE)
     assert hint in error.value.hint
     assert [name for name in files(loaded) if not name.startswith("timing")] == []
-    (loaded.path / "behaviour").unlink()
+    (loaded.path / "behavior").unlink()
     assert build(loaded, planned(loaded), HERE)
 
 
 def test_a_failed_rebuild_leaves_the_engine_that_was_there(loaded):
     one = planned(loaded)
     build(loaded, one, HERE)
-    (loaded.path / "behaviour").write_text("fail")
+    (loaded.path / "behavior").write_text("fail")
     with pytest.raises(TangoError):
         build(loaded, one, HERE, rebuild=True)
     assert is_built(one)
@@ -147,32 +147,44 @@ def test_a_graph_that_tensorrt_cannot_read_is_named(loaded):
 
 
 def test_two_builds_of_one_engine_build_it_once(loaded):
-    (loaded.path / "behaviour").write_text("slow")
-    one, built, waited = planned(loaded), [], []
+    (loaded.path / "behavior").write_text("wait")
+    one, built, waiting = planned(loaded), [], []
+
+    def note(stage, fraction):
+        if stage == "waiting for another build of it":
+            waiting.append(stage)
 
     def work():
-        stages = []
-        built.append(build(loaded, one, HERE, tell=lambda stage, _: stages.append(stage)))
-        waited.append("waiting for another process that builds it" in stages)
+        built.append(build(loaded, one, HERE, on_status=note))
 
     threads = [threading.Thread(target=work) for _ in range(3)]
     for thread in threads:
         thread.start()
+    until(lambda: len(waiting) == 2)
+    (loaded.path / "go").touch()
     for thread in threads:
         thread.join()
     assert sorted(built) == [False, False, True]
     assert builds(loaded) == ["vision"]
-    assert sorted(waited) == [False, True, True]
     assert is_built(one)
 
 
-def test_builds_of_two_engines_run_side_by_side(loaded):
-    (loaded.path / "behaviour").write_text("slow")
-    threads = [
-        threading.Thread(target=build, args=(loaded, planned(loaded, graph), HERE)) for graph in ("vision", "embed")
-    ]
+def test_builds_of_two_engines_run_concurrently(loaded):
+    (loaded.path / "behavior").write_text("wait")
+    building = set()
+
+    def work(graph):
+        def note(stage, fraction):
+            if stage == "choosing kernels":
+                building.add(graph)
+
+        build(loaded, planned(loaded, graph), HERE, on_status=note)
+
+    threads = [threading.Thread(target=work, args=(graph,)) for graph in ("vision", "embed")]
     for thread in threads:
         thread.start()
+    until(lambda: building == {"vision", "embed"})
+    (loaded.path / "go").touch()
     for thread in threads:
         thread.join()
     assert sorted(builds(loaded)) == ["embed", "vision"]
@@ -183,15 +195,15 @@ SCRIPT = """
 import sys
 from tango_runtime.engines.build import build
 from tango_runtime.bundle import Bundle
-from tango_runtime.engines import BuildOptions, Machine, plan
-bundle, here = Bundle.load(sys.argv[1]), Machine("8.6.0", "9.0", "NVIDIA H200")
-build(bundle, plan(bundle, here, BuildOptions(), ["vision"])[0], here)
+from tango_runtime.engines import BuildOptions, Target, plan_engines
+bundle, here = Bundle.load(sys.argv[1]), Target("8.6.0", "9.0", "NVIDIA H200")
+build(bundle, plan_engines(bundle, here, BuildOptions(), ["vision"])[0], here)
 """
 
 
 def hanging_build(loaded):
     """A process that builds and hangs, and the process id of its child."""
-    (loaded.path / "behaviour").write_text("hang")
+    (loaded.path / "behavior").write_text("hang")
     parent = subprocess.Popen([sys.executable, "-c", SCRIPT, str(loaded.path)], stderr=subprocess.DEVNULL)
     began = loaded.path / "began"
     until(lambda: began.is_file() and began.read_text())
@@ -206,7 +218,7 @@ def alive(process):
 
 
 @pytest.mark.parametrize("signals", [signal.SIGINT, signal.SIGKILL])
-def test_a_build_that_is_ended_takes_its_process_along_and_spoils_nothing(loaded, signals):
+def test_ending_a_build_ends_its_process_and_leaves_nothing_broken(loaded, signals):
     parent, child = hanging_build(loaded)
     assert alive(child)
     parent.send_signal(signals)
@@ -214,13 +226,13 @@ def test_a_build_that_is_ended_takes_its_process_along_and_spoils_nothing(loaded
     until(lambda: not alive(child))
     if signals == signal.SIGINT:
         assert files(loaded) == []
-    (loaded.path / "behaviour").unlink()
-    assert build(loaded, planned(loaded), HERE)  # what a killed one left is in nobody's way
+    (loaded.path / "behavior").unlink()
+    assert build(loaded, planned(loaded), HERE)  # the leftovers of a killed build do not matter
     assert not [name for name in files(loaded) if name.endswith(".partial")]
 
 
-def test_a_killed_child_is_told_of(loaded):
-    (loaded.path / "behaviour").write_text("hang")
+def test_a_killed_worker_is_reported(loaded):
+    (loaded.path / "behavior").write_text("hang")
     began = loaded.path / "began"
 
     def kill():
@@ -233,8 +245,8 @@ def test_a_killed_child_is_told_of(loaded):
     assert files(loaded) == []
 
 
-@pytest.mark.parametrize(("left", "named"), [(Free(1, 1 << 40), "GPU's memory"), (Free(1 << 40, 1), "host's memory")])
-def test_too_little_memory_is_refused_before_anything_begins(loaded, left, named):
+@pytest.mark.parametrize(("left", "named"), [(Free(1, 1 << 40), "GPU memory"), (Free(1 << 40, 1), "host memory")])
+def test_too_little_memory_is_rejected_before_the_build(loaded, left, named):
     with pytest.raises(TangoError, match=named) as error:
         require_memory(planned(loaded), left)
     assert "--max-frames" in error.value.hint
@@ -246,29 +258,29 @@ def test_too_little_memory_is_refused_before_anything_begins(loaded, left, named
 
 def test_build_command(loaded, h200, capsys):
     assert cli.main(["build", str(loaded.path), "--max-frames", "4"]) == 0
-    told = capsys.readouterr().err
-    assert "without an engine for prune" in told
+    output = capsys.readouterr().err
+    assert "skipping the prune engine" in output
     assert sorted(builds(loaded)) == ["decoder", "embed", "vision"]
     assert cli.main(["build", str(loaded.path), "--max-frames", "4"]) == 0
-    assert "is there already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
     assert len(builds(loaded)) == 3
 
 
-def test_dry_run_tells_keys_profiles_and_memory_and_builds_nothing(loaded, h200, capsys):
+def test_dry_run_prints_keys_profiles_and_memory_and_builds_nothing(loaded, h200, capsys):
     assert cli.main(["build", str(loaded.path), "--graphs", "decoder", "--context", "300", "--dry-run"]) == 0
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     one = planned(loaded, "decoder", context=300)
     for expected in (one.key, "OBEY_PRECISION_CONSTRAINTS", "past_key.0", "300", "MB", "not built"):
-        assert expected in told
+        assert expected in output
     assert not (loaded.path / "engines").exists()
 
 
-def test_prune_without_its_plugin_is_refused(loaded, h200, capsys):
+def test_prune_without_its_plugin_is_rejected(loaded, h200, capsys):
     assert cli.main(["build", str(loaded.path), "--graphs", "prune"]) == 2
     assert "tango plugin build" in capsys.readouterr().err
 
 
-def test_memory_that_will_not_do_is_refused_unless_told_otherwise(loaded, h200, monkeypatch, capsys):
+def test_insufficient_memory_is_rejected_unless_the_check_is_off(loaded, h200, monkeypatch, capsys):
     monkeypatch.setattr(machine, "free", lambda gpu: Free(1 << 20, 1 << 40))
     command = ["build", str(loaded.path), "--graphs", "embed"]
     assert cli.main(command) == 2
@@ -282,7 +294,7 @@ def test_without_tensorrt_or_gpu_the_doctor_is_named(loaded, capsys):
     assert "tango doctor" in capsys.readouterr().err
 
 
-# What the builder does with TensorRT's objects.
+# The worker's use of TensorRT's objects.
 
 
 def test_plugin_fields_hold_the_attributes(trt):
@@ -302,11 +314,11 @@ def test_plugin_fields_hold_the_attributes(trt):
 
 
 def test_what_the_graph_keeps_in_fp32_stays_there(trt):
-    """x fp16 → matmul → cast to fp32 → softmax → cast to fp16 → matmul; and a mask chosen among fp32 constants."""
+    """x fp16 → matmul → cast to fp32 → softmax → cast to fp16 → matmul; and a mask selected from fp32 constants."""
     kinds, types = trt.LayerType, trt.DataType
     network, tensors = trt.Network(), {}
 
-    def add(kind, inputs, output, dtype=types.FLOAT, **attributes):  # a weakly typed network says FLOAT of most
+    def add(kind, inputs, output, dtype=types.FLOAT, **attributes):  # a weakly typed network reports FLOAT for most
         tensors[output] = trt.Tensor(output, dtype)
         layer = trt.Layer(kind, [tensors[name] for name in inputs], [tensors[output]])
         vars(layer).update(attributes)
@@ -333,10 +345,10 @@ def test_what_the_graph_keeps_in_fp32_stays_there(trt):
     half.append(add(kinds.MATRIX_MULTIPLY, ["narrow", "w"], "y"))
     add(kinds.QUANTIZE, ["wide"], "whole", types.INT8)
     add(kinds.DEQUANTIZE, ["whole"], "again")
-    half.append(add(kinds.MATRIX_MULTIPLY, ["again", "again"], "product"))  # for int8 to take
+    half.append(add(kinds.MATRIX_MULTIPLY, ["again", "again"], "product"))  # meant for int8
     single.append(add(kinds.ELEMENTWISE, ["product", "zero"], "sum"))
     assert keep_float(trt, network) == len(single) + 1
-    assert (moved.precision, moved.set) == (None, {0: types.FLOAT})  # it has a type, and computes nothing
+    assert (moved.precision, moved.set) == (None, {0: types.FLOAT})  # it has an output type, but no precision
     assert all(layer.precision == types.FLOAT and layer.set == {0: types.FLOAT} for layer in single)
     assert all(layer.precision is None and layer.set == {} for layer in [*half, whole])
 
@@ -352,12 +364,12 @@ def test_progress_of_nested_phases():
     assert phases.step("building", 9) == 1
 
 
-def test_a_job_is_what_it_was_after_its_journey(loaded):
+def test_a_job_survives_its_serialization(loaded):
     from dataclasses import asdict
 
     from tango_runtime.engines.worker import Job
     from tango_runtime.util.jsonschema import from_json
 
-    recipe = replace(planned(loaded).recipe, plugin=None)
-    job = Job(recipe, "m", loaded.manifest.graphs["vision"].inputs, None, "o", "t", 1)
+    spec = replace(planned(loaded).spec, plugin=None)
+    job = Job(spec, "m", loaded.manifest.graphs["vision"].inputs, None, "o", "t", 1)
     assert from_json(Job, json.loads(json.dumps(asdict(job))), "the job") == job

@@ -1,4 +1,4 @@
-"""Which engines are planned, what their keys depend on, and which are refused."""
+"""Which engines are planned, what their keys depend on, and which are rejected."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from dataclasses import asdict, replace
 import pytest
 
 from tango_plugins import TangoError
-from tango_runtime.backends.ort_cpu import check_engine
+from tango_runtime.backends.ort_cpu import check_runtime
 from tango_runtime.bundle import Bundle, Quantization, sha256
-from tango_runtime.engines import DECODE, FORMAT, PREFILL, BuildOptions, Machine, Sidecar, find, plan
+from tango_runtime.engines import DECODE, FORMAT, PREFILL, BuildOptions, Sidecar, Target, find, plan_engines
 
-H200 = Machine("8.6.0", "9.0", "NVIDIA H200", plugin="1")
-ORIN = Machine("10.3.0", "8.7", "Orin", plugin="1")
+H200 = Target("8.6.0", "9.0", "NVIDIA H200", plugin="1")
+ORIN = Target("10.3.0", "8.7", "Orin", plugin="1")
 
 
 @pytest.fixture(scope="module")
@@ -30,14 +30,14 @@ def loaded(exported, tmp_path):
 
 
 def planned(bundle, machine=H200, graphs=("vision", "prune", "embed", "decoder"), **options):
-    return {one.graph: one for one in plan(bundle, machine, BuildOptions(**options), graphs)}
+    return {one.graph: one for one in plan_engines(bundle, machine, BuildOptions(**options), graphs)}
 
 
 def put(one, machine=H200, content=b"engine", **changes):
-    """Writes what a build would have written."""
+    """Writes the files of a finished build."""
     one.path.parent.mkdir(exist_ok=True)
     one.path.write_bytes(content)
-    sidecar = Sidecar(FORMAT, one.recipe, machine.gpu, len(content), sha256(one.path), 1.0, 0)
+    sidecar = Sidecar(FORMAT, one.spec, machine.gpu, len(content), sha256(one.path), 1.0, 0)
     one.path.with_suffix(".json").write_text(json.dumps(asdict(replace(sidecar, **changes))))
     return one
 
@@ -46,7 +46,7 @@ def put_all(bundle, machine=H200, **options):
     return {graph: put(one, machine) for graph, one in planned(bundle, machine, **options).items()}
 
 
-def refusal(bundle, graph, machine=H200, *arguments, **options):
+def find_error(bundle, graph, machine=H200, *arguments, **options):
     with pytest.raises(TangoError) as error:
         find(bundle, graph, machine, *arguments, **options)
     return error.value
@@ -78,12 +78,12 @@ def test_frames_of_the_profiles(loaded):
         assert [shape[0] for shape in found[graph].profiles[0][tensor]] == [2, 3, 7]
 
 
-def test_plan_reads_back_as_it_was_written(loaded):
+def test_a_sidecar_reads_back_as_it_was_written(loaded):
     from tango_runtime.engines import read_sidecar
 
     for one in planned(loaded).values():
         put(one)
-        assert read_sidecar(one.path.with_suffix(".json")).recipe == one.recipe
+        assert read_sidecar(one.path.with_suffix(".json")).spec == one.spec
         assert one.path.name == f"{one.graph}-{one.key}.engine"
 
 
@@ -125,31 +125,31 @@ def test_precision_is_the_graphs_own(loaded):
     assert planned(loaded, ORIN, strip_weights=True)["prune"].flags == ("STRONGLY_TYPED",)
 
 
-def quantised(loaded, precision, *engines):
+def quantized(loaded, precision, *engines):
     quantization = Quantization(precision, 0, ())
     graph = replace(loaded.manifest.graphs["decoder"], quantization=quantization, runtimes=engines)
     return replace(loaded, manifest=replace(loaded.manifest, graphs={**loaded.manifest.graphs, "decoder": graph}))
 
 
 def test_an_int8_graph_asks_an_old_tensorrt_for_int8(loaded):
-    bundle = quantised(loaded, "int8", "onnxruntime", "tensorrt")
+    bundle = quantized(loaded, "int8", "onnxruntime", "tensorrt")
     assert "INT8" in planned(bundle)["decoder"].flags
     assert "INT8" not in planned(bundle)["vision"].flags
     assert planned(bundle, ORIN)["decoder"].flags == ("STRONGLY_TYPED",)
 
 
-def test_a_graph_that_is_not_for_tensorrt_is_refused(loaded):
+def test_a_graph_that_is_not_for_tensorrt_is_rejected(loaded):
     with pytest.raises(TangoError, match=r"decoder graph.*for onnxruntime"):
-        planned(quantised(loaded, "int4", "onnxruntime"))
+        planned(quantized(loaded, "int4", "onnxruntime"))
 
 
-def test_fp8_is_for_tensorrt_10_alone(loaded):
-    bundle = quantised(loaded, "fp8", "tensorrt")
-    with pytest.raises(TangoError, match=r"needs TensorRT 10, here is 8\.6"):
+def test_fp8_needs_tensorrt_10(loaded):
+    bundle = quantized(loaded, "fp8", "tensorrt")
+    with pytest.raises(TangoError, match=r"needs TensorRT 10; this is 8\.6"):
         planned(bundle)
     assert planned(bundle, ORIN)["decoder"].flags == ("STRONGLY_TYPED",)
     with pytest.raises(TangoError, match="ONNX Runtime cannot run the decoder graph"):
-        check_engine(bundle, "decoder")
+        check_runtime(bundle, "decoder")
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_fp8_is_for_tensorrt_10_alone(loaded):
         (H200, {"retention_ratio": 1.5}, "retention_ratio"),
     ],
 )
-def test_options_that_cannot_be_built_are_refused_by_name(loaded, machine, options, named):
+def test_options_that_cannot_be_built_are_rejected_by_name(loaded, machine, options, named):
     with pytest.raises(TangoError, match=named):
         planned(loaded, machine, **options)
 
@@ -180,11 +180,11 @@ def test_an_engine_that_fits_is_found(loaded):
     made = put_all(loaded)
     for graph, one in made.items():
         found = find(loaded, graph, H200, verify=True)
-        assert (found.path, found.profiles, found.caution) == (one.path, one.profiles, None)
+        assert (found.path, found.profiles, found.warning) == (one.path, one.profiles, None)
 
 
-def test_none_at_all_names_the_command(loaded):
-    error = refusal(loaded, "decoder")
+def test_a_missing_engine_names_the_command(loaded):
+    error = find_error(loaded, "decoder")
     assert f"tango build '{loaded.path}' --graphs decoder" in error.hint
 
 
@@ -197,54 +197,54 @@ def test_none_at_all_names_the_command(loaded):
         (replace(H200, plugin=None), "tango plugin build", "interface 1"),
     ],
 )
-def test_another_machine_is_refused_and_both_sides_named(loaded, machine, here, there):
+def test_another_machine_is_rejected_and_both_sides_named(loaded, machine, here, there):
     put_all(loaded)
-    error = refusal(loaded, "prune", machine)
+    error = find_error(loaded, "prune", machine)
     assert here in error.message
     assert there in error.message
     assert "tango build" in error.hint
 
 
-def test_another_ratio_is_refused_with_the_command_that_builds_it(loaded):
+def test_another_ratio_is_rejected_with_the_command_that_builds_it(loaded):
     put_all(loaded)
-    error = refusal(loaded, "prune", H200, loaded.manifest.params.at(0.25))
+    error = find_error(loaded, "prune", H200, loaded.manifest.params.at(0.25))
     assert "retention_ratio 1000" in error.message
     assert "2500" in error.message
     assert error.hint.endswith("--graphs prune --retention-ratio 0.25")
     put_all(loaded, retention_ratio=0.25)
     assert find(loaded, "prune", H200, loaded.manifest.params.at(0.25))
-    assert find(loaded, "prune", H200)  # the first is there still
+    assert find(loaded, "prune", H200)  # the first still exists
 
 
-def test_another_graph_is_refused(loaded):
+def test_another_graph_is_rejected(loaded):
     put_all(loaded)
     file = replace(loaded.manifest.files["decoder.onnx"], sha256="0" * 64)
     other = replace(loaded, manifest=replace(loaded.manifest, files={**loaded.manifest.files, "decoder.onnx": file}))
-    assert "another graph" in refusal(other, "decoder").message
+    assert "another graph" in find_error(other, "decoder").message
     assert find(other, "vision", H200)
 
 
-def test_a_cut_missing_or_changed_engine_is_refused(loaded):
+def test_a_truncated_missing_or_changed_engine_is_rejected(loaded):
     made = put_all(loaded)
     made["vision"].path.write_bytes(b"cut")
-    assert "3 bytes" in refusal(loaded, "vision").message
+    assert "3 bytes" in find_error(loaded, "vision").message
     made["embed"].path.unlink()
-    assert "0 bytes" in refusal(loaded, "embed").message
+    assert "0 bytes" in find_error(loaded, "embed").message
     made["decoder"].path.write_bytes(b"enginE")
-    assert "SHA-256" in refusal(loaded, "decoder", verify=True).message
+    assert "SHA-256" in find_error(loaded, "decoder", verify=True).message
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 99}', '{"format": 1}', '{"format": 1, "recipe": 3}'])
-def test_a_damaged_sidecar_is_refused(loaded, content):
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 99}', '{"format": 2}', '{"format": 2, "spec": 3}'])
+def test_a_damaged_sidecar_is_rejected(loaded, content):
     made = put_all(loaded)
     file = made["vision"].path.with_suffix(".json")
     file.write_text(content)
-    error = refusal(loaded, "vision")
+    error = find_error(loaded, "vision")
     assert file.name in error.message
     assert "rm " in error.hint
 
 
-def test_the_newest_that_fits_is_taken(loaded):
+def test_the_newest_engine_that_fits_is_used(loaded):
     made = [put(planned(loaded, max_frames=n)["vision"]) for n in (4, 8, 6)]
     other = put(planned(loaded, replace(H200, tensorrt="8.6.1"))["vision"])
     for age, one in enumerate([*made, other]):
@@ -260,24 +260,24 @@ def test_a_version_compatible_engine_runs_in_later_versions(loaded, here, fits):
     if fits:
         assert find(loaded, "vision", replace(H200, tensorrt=here)).version_compatible
     else:
-        assert here in refusal(loaded, "vision", replace(H200, tensorrt=here)).message
+        assert here in find_error(loaded, "vision", replace(H200, tensorrt=here)).message
 
 
 def test_an_ampere_plus_engine_runs_on_later_gpus(loaded):
     put(planned(loaded, hardware_compatibility="ampere+")["vision"])
-    assert find(loaded, "vision", replace(H200, compute_capability="8.7", gpu="Orin")).caution is None
-    assert "8.0+" in refusal(loaded, "vision", replace(H200, compute_capability="7.5")).message
+    assert find(loaded, "vision", replace(H200, compute_capability="8.7", gpu="Orin")).warning is None
+    assert "8.0+" in find_error(loaded, "vision", replace(H200, compute_capability="7.5")).message
 
 
-def test_another_gpu_of_the_same_kind_is_told_of(loaded):
+def test_another_gpu_of_the_same_kind_is_a_warning(loaded):
     put_all(loaded)
-    assert "H100" in find(loaded, "vision", replace(H200, gpu="NVIDIA H100")).caution
+    assert "H100" in find(loaded, "vision", replace(H200, gpu="NVIDIA H100")).warning
 
 
 def test_shapes_outside_a_profile_name_axis_bound_and_flag(loaded):
     put_all(loaded, max_frames=4, max_tokens=100, context=300)
     vision, decoder = find(loaded, "vision", H200), find(loaded, "decoder", H200)
-    assert (decoder.largest("N"), decoder.largest("P", DECODE), decoder.smallest("P")) == (100, 300, 0)
+    assert (decoder.max_size("N"), decoder.max_size("P", DECODE), decoder.min_size("P")) == (100, 300, 0)
     size = loaded.manifest.video.size[0]
     vision.check({"frames": (4, size, size, 3)})
     with pytest.raises(TangoError, match=r"5 frames.*1 to 4") as error:
@@ -293,8 +293,8 @@ def test_shapes_outside_a_profile_name_axis_bound_and_flag(loaded):
 
 def test_estimates_grow_with_what_they_depend_on(loaded):
     few, many = planned(loaded, max_frames=4), planned(loaded, max_frames=64)
-    assert few["vision"].estimate.activations < many["vision"].estimate.activations
-    short, long = (planned(loaded, max_tokens=64, context=n)["decoder"].estimate for n in (128, 1024))
+    assert few["vision"].memory.activations < many["vision"].memory.activations
+    short, long = (planned(loaded, max_tokens=64, context=n)["decoder"].memory for n in (128, 1024))
     decoder = loaded.manifest.decoder
     assert long.cache == 2 * decoder.layers * decoder.kv_heads * decoder.head_dim * 1024 * 2
     assert short.activations < long.activations

@@ -203,7 +203,7 @@ def test_a_ratio_out_of_range_is_refused(llm, frames, ratio):
 def test_frames_override_the_bundles(llm, frames, count):
     answer = greedy(llm, frames, 2, frames=count)
     chosen = np.linspace(0, 7, count, dtype=int)
-    np.testing.assert_array_equal(answer.frames, [resize(frames[i], 112) for i in chosen])
+    np.testing.assert_array_equal(answer.frames, [resize(frames[i], (112, 112)) for i in chosen])
     np.testing.assert_array_equal(answer.seconds, chosen)
     assert answer.salience.shape == (count, 16)
     assert answer.segments[0, 0] == 0

@@ -1,4 +1,4 @@
-"""The report: true to its arrays, self-contained, of a sane size, and whole or absent."""
+"""The report: it matches its arrays, is self-contained, of limited size, and written atomically."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from tango_plugins.errors import TangoError
-from tango_runtime.report.report import MERGED, REST, SALIENT, Report, _duration, _heat, _timeline
+from tango_runtime.report.report import Report, _heat, _timeline
+from tango_runtime.report.style import MERGED, REST, SALIENT, duration
 
 
 def make(F: int = 6, grid: tuple[int, int] = (4, 5), side: int = 64, **changes: Any) -> Report:
@@ -24,7 +25,7 @@ def make(F: int = 6, grid: tuple[int, int] = (4, 5), side: int = 64, **changes: 
         "question": "What happens?",
         "answer": "A ball rolls.",
         "bundle": "llava-ov-0.5b",
-        "engine": "ONNX Runtime, CPU",
+        "backend": "ONNX Runtime, CPU",
         "version": "0.1.0",
         "retention_ratio": 0.25,
         "frames": _texture(rng, F, side),
@@ -92,7 +93,7 @@ EDGES = {
 
 
 @pytest.mark.parametrize("report", EDGES.values(), ids=EDGES.keys())
-def test_every_run_gives_a_sound_page_and_sheet(report: Report, tmp_path: Path) -> None:
+def test_every_report_gives_a_valid_page_and_contact_sheet(report: Report, tmp_path: Path) -> None:
     html = page(report, tmp_path)
     assert unclosed(html) == []
     assert not re.search(r"\b(nan|inf|None|Undefined)\b", html.partition("<body>")[2].partition("<script")[0])
@@ -101,7 +102,7 @@ def test_every_run_gives_a_sound_page_and_sheet(report: Report, tmp_path: Path) 
         assert sheet.width == 1600
 
 
-def test_page_needs_nothing_else(tmp_path: Path) -> None:
+def test_page_refers_to_no_other_file(tmp_path: Path) -> None:
     html = page(make(), tmp_path)
     assert all(value.startswith("data:") for value in re.findall(r'(?:src|href)="([^"]*)"', html))
     assert not re.search(r"https?:|@import|url\(|@font-face|fetch\(", html)
@@ -110,20 +111,20 @@ def test_page_needs_nothing_else(tmp_path: Path) -> None:
 
 def test_names_and_texts_are_escaped(tmp_path: Path) -> None:
     evil = "</script><script>alert('&')</script>"
-    texts = dict.fromkeys(("video", "question", "answer", "bundle", "engine", "version"), evil)
+    texts = dict.fromkeys(("video", "question", "answer", "bundle", "backend", "version"), evil)
     html = page(make(**texts, stages=[(evil, 1.0), (evil, 2.0)]), tmp_path)
     assert "<script>alert" not in html
     assert html.count("&lt;script&gt;alert(&#39;&amp;&#39;)") >= 8
 
 
-def test_tokens_and_overlays_are_the_arrays(tmp_path: Path) -> None:
+def test_tokens_and_overlays_match_the_arrays(tmp_path: Path) -> None:
     report = make()
     html = page(report, tmp_path)
-    told = json.loads(re.findall(r'id="tokens">(.*?)</script>', html)[0])
-    kind = np.array([[int(c) for c in row] for row in told["kind"]])
+    data = json.loads(re.findall(r'id="tokens">(.*?)</script>', html)[0])
+    kind = np.array([[int(c) for c in row] for row in data["kind"]])
     np.testing.assert_array_equal(np.flatnonzero(kind), report.indices)
     np.testing.assert_array_equal(kind.ravel()[report.indices] == MERGED, report.merged)
-    np.testing.assert_allclose(told["salience"], report.salience, rtol=5e-3)
+    np.testing.assert_allclose(data["salience"], report.salience, rtol=5e-3)
     for name, which in (("s", SALIENT), ("m", MERGED)):
         paths = re.findall(rf'class="{name}" d="([^"]*)"', html)
         cells = [
@@ -135,11 +136,11 @@ def test_tokens_and_overlays_are_the_arrays(tmp_path: Path) -> None:
 def test_figures(tmp_path: Path) -> None:
     html = page(make(), tmp_path)
     text = " ".join(re.sub(r"<[^>]*>", " ", html.partition("<body>")[2]).split())
-    for said in ("30 of 120 video tokens kept", "25.0 %", "412 ms", "18.3 tokens/s", "50 tokens", "20 of them text"):
-        assert said in text
+    for figure in ("30 of 120 video tokens kept", "25.0 %", "412 ms", "18.3 tokens/s", "50 tokens", "20 of them text"):
+        assert figure in text
 
 
-def test_unpruned_page_speaks_of_no_pruning(tmp_path: Path) -> None:
+def test_unpruned_page_does_not_mention_pruning(tmp_path: Path) -> None:
     body = page(unpruned(), tmp_path).partition("<body>")[2]
     assert "all of 120 video tokens kept" in body
     assert "unpruned" in body
@@ -152,7 +153,7 @@ def test_32_frames_of_384_pixels_stay_below_2_5_mb(tmp_path: Path) -> None:
     assert (tmp_path / "report.html").stat().st_size < 2.5e6
 
 
-def test_time_line_is_to_scale() -> None:
+def test_timeline_is_to_scale() -> None:
     timeline = _timeline(make(4, seconds=np.array([1, 2, 5, 6], np.float32)))
     np.testing.assert_allclose(timeline["frames"], [(0, 1 / 6), (1 / 6, 1 / 2), (2 / 3, 1 / 6), (5 / 6, 1 / 6)])
     assert [(s["first"], s["last"], s["from"], s["to"]) for s in timeline["segments"]] == [(0, 0, 1, 2), (1, 3, 2, 7)]
@@ -161,7 +162,7 @@ def test_time_line_is_to_scale() -> None:
     assert timeline["ticks"][-1] == ("7", 1)
 
 
-def test_heat_lightens_with_salience_and_outlasts_a_sink() -> None:
+def test_heat_gets_lighter_with_salience_despite_an_attention_sink() -> None:
     salience = np.linspace(0, 1, 200, dtype=np.float32)[None]
     lightness = _heat(salience)[0, :, :3] @ [0.3, 0.6, 0.1]
     assert (np.diff(lightness) >= -1).all()
@@ -170,19 +171,19 @@ def test_heat_lightens_with_salience_and_outlasts_a_sink() -> None:
     assert np.ptp(_heat(with_sink)[0, :-1, :3] @ [0.3, 0.6, 0.1]) > 200
 
 
-def test_sheet_shows_kept_cells_in_colour_and_the_rest_grey(tmp_path: Path) -> None:
+def test_contact_sheet_shows_kept_cells_in_color_and_the_rest_in_gray(tmp_path: Path) -> None:
     one = {"indices": np.array([0, 3], np.int32), "merged": np.array([False, True])}
     report = make(1, (2, 2), aspect=1.0, **one)
     report.picture(tmp_path / "sheet.png")
     sheet = np.asarray(Image.open(tmp_path / "sheet.png")).astype(int)
-    salient, merged = (np.argwhere((sheet == colour).all(-1)) for colour in ((255, 176, 0), (64, 156, 255)))
+    salient, merged = (np.argwhere((sheet == color).all(-1)) for color in ((255, 176, 0), (64, 156, 255)))
     y, x = salient.min(0)  # the outline of token 0 begins where the frame does
     assert np.ptp(sheet[y + 10 : y + 300, x + 330 : x + 630], axis=-1).max() == 0  # token 1
     assert np.ptp(sheet[y + 10 : y + 300, x + 10 : x + 300], axis=-1).max() > 50  # token 0
     assert ((merged[:, 0] > y + 310) & (merged[:, 1] > x + 310)).any()
 
 
-def test_what_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(TangoError, match="absent"):
         make().write(tmp_path / "absent" / "report.html")
     (tmp_path / "report.html").mkdir()
@@ -221,16 +222,18 @@ def test_an_interrupted_write_keeps_the_old_file(tmp_path: Path, monkeypatch: py
         ("segments", np.array([[0, 5]], np.int32)),
     ],
 )
-def test_arrays_that_do_not_fit_are_refused_by_name(name: str, value: object) -> None:
+def test_invalid_arrays_are_named_in_the_error(name: str, value: object) -> None:
     with pytest.raises(TangoError, match=name):
         make(**{name: value})
 
 
-def test_rest_is_what_neither_list_names() -> None:
+def test_rest_is_every_token_that_was_not_kept() -> None:
     report = make()
     assert (report.kind == REST).sum() == report.total - report.kept == 90
 
 
-@pytest.mark.parametrize(("ms", "said"), [(8.44, "8.4 ms"), (412.3, "412 ms"), (8954, "8,954 ms"), (12_345, "12.3 s")])
-def test_duration(ms: float, said: str) -> None:
-    assert _duration(ms) == said
+@pytest.mark.parametrize(
+    ("ms", "expected"), [(8.44, "8.4 ms"), (412.3, "412 ms"), (8954, "8,954 ms"), (12_345, "12.3 s")]
+)
+def test_duration(ms: float, expected: str) -> None:
+    assert duration(ms) == expected

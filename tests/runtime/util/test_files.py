@@ -1,4 +1,4 @@
-"""A folder is whole or absent."""
+"""Output files and folders: complete or absent, never half-written."""
 
 from __future__ import annotations
 
@@ -6,11 +6,16 @@ import errno
 import fcntl
 import os
 import re
+import threading
+from functools import partial
+from pathlib import Path
 
 import pytest
 
 from tango_plugins import TangoError
-from tango_runtime.util.files import require_space, staged_folder
+from tango_runtime.util.files import atomic_write, require_space, staged_file, staged_folder
+
+bundle_folder = partial(staged_folder, holding="bundle.json")
 
 
 def write(folder, text):
@@ -27,8 +32,8 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_it_appears_when_it_is_whole(tmp_path):
-    with staged_folder(tmp_path / "out") as folder:
+def test_a_folder_appears_when_it_is_complete(tmp_path):
+    with bundle_folder(tmp_path / "out") as folder:
         write(folder, "new")
         assert not (tmp_path / "out").exists()
     assert (tmp_path / "out/bundle.json").read_text() == "new"
@@ -36,89 +41,95 @@ def test_it_appears_when_it_is_whole(tmp_path):
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
-def test_failure_leaves_nothing(tmp_path, error):
-    with pytest.raises(error), staged_folder(tmp_path / "a/b/out"):
+def test_a_failure_leaves_nothing_behind(tmp_path, error):
+    with pytest.raises(error), bundle_folder(tmp_path / "a/b/out"):
         raise error
     assert names(tmp_path) == []
 
 
-def test_failure_leaves_the_folders_above_that_were_there(tmp_path):
+def test_a_failure_keeps_parent_folders_that_existed(tmp_path):
     (tmp_path / "a").mkdir()
-    with pytest.raises(RuntimeError), staged_folder(tmp_path / "a/b/out"):
+    with pytest.raises(RuntimeError), bundle_folder(tmp_path / "a/b/out"):
         raise RuntimeError
     assert names(tmp_path) == ["a"]
 
 
-def test_existing_output_is_refused(tmp_path):
+def test_an_existing_folder_is_not_replaced(tmp_path):
     bundle(tmp_path / "out")
-    with pytest.raises(TangoError, match="out exists already"), staged_folder(tmp_path / "out"):
+    with pytest.raises(TangoError, match="out already exists"), bundle_folder(tmp_path / "out"):
         pass
     assert names(tmp_path) == ["out"]
 
 
-def test_overwrite_replaces_in_the_end(tmp_path):
+def test_overwrite_replaces_the_folder_at_the_end(tmp_path):
     final = bundle(tmp_path / "out")
-    with staged_folder(final, overwrite=True) as folder:
+    with bundle_folder(final, overwrite=True) as folder:
         write(folder, "new")
         assert (final / "bundle.json").read_text() == "old"
     assert (final / "bundle.json").read_text() == "new"
     assert names(tmp_path) == ["out"]
 
 
-def test_failed_overwrite_keeps_the_old(tmp_path):
+def test_a_failed_overwrite_keeps_the_old_folder(tmp_path):
     final = bundle(tmp_path / "out")
-    with pytest.raises(RuntimeError), staged_folder(final, overwrite=True):
+    with pytest.raises(RuntimeError), bundle_folder(final, overwrite=True):
         raise RuntimeError
     assert (final / "bundle.json").read_text() == "old"
     assert names(tmp_path) == ["out"]
 
 
 @pytest.mark.parametrize("kind", ["file", "folder of something else"])
-def test_overwrite_refuses_what_is_no_bundle(tmp_path, kind):
+def test_overwrite_replaces_nothing_but_a_bundle(tmp_path, kind):
     final = tmp_path / "out"
     if kind == "file":
         final.write_text("mine")
     else:
         final.mkdir()
         (final / "thesis.tex").write_text("mine")
-    with pytest.raises(TangoError, match=r"out.*bundle"), staged_folder(final, overwrite=True) as folder:
+    with (
+        pytest.raises(TangoError, match=r"out.*bundle"),
+        bundle_folder(final, overwrite=True) as folder,
+    ):
         write(folder, "new")
     assert "mine" in (final.read_text() if final.is_file() else (final / "thesis.tex").read_text())
 
 
-def test_what_a_killed_process_left_is_removed(tmp_path):
+def test_leftovers_of_a_killed_process_are_removed(tmp_path):
     (tmp_path / ".out.partial").mkdir()
     (tmp_path / ".out.partial/half").touch()
     (tmp_path / ".out.lock").touch()
-    with staged_folder(tmp_path / "out") as folder:
+    with bundle_folder(tmp_path / "out") as folder:
         assert names(folder) == []
     assert names(tmp_path) == ["out"]
 
 
 def test_a_kill_between_the_two_renames_of_an_overwrite_loses_nothing(tmp_path):
     bundle(tmp_path / ".out.old")  # the old bundle is moved aside, and then the power fails
-    with pytest.raises(RuntimeError), staged_folder(tmp_path / "out"):
+    with pytest.raises(RuntimeError), bundle_folder(tmp_path / "out"):
         raise RuntimeError
     assert "old" in [path.read_text() for path in tmp_path.rglob("bundle.json")]
 
 
-def test_what_was_set_aside_is_removed_in_the_end(tmp_path):
+def test_an_old_folder_set_aside_is_removed_at_the_end(tmp_path):
     bundle(tmp_path / ".out.old")
-    with staged_folder(tmp_path / "out") as folder:
+    with bundle_folder(tmp_path / "out") as folder:
         write(folder, "new")
     assert names(tmp_path) == ["out"]
 
 
-def test_second_writer_is_refused_and_the_first_goes_on(tmp_path):
-    with staged_folder(tmp_path / "out") as folder:
+def test_a_second_writer_is_rejected_and_the_first_continues(tmp_path):
+    with bundle_folder(tmp_path / "out") as folder:
         write(folder, "first")
-        with pytest.raises(TangoError, match="another process is writing"), staged_folder(tmp_path / "out"):
+        with (
+            pytest.raises(TangoError, match="another process is writing"),
+            bundle_folder(tmp_path / "out"),
+        ):
             pass
     assert (tmp_path / "out/bundle.json").read_text() == "first"
     assert names(tmp_path) == ["out"]
 
 
-def test_a_lock_file_that_was_removed_meanwhile_is_no_lock(tmp_path, monkeypatch):
+def test_a_lock_file_that_was_removed_meanwhile_does_not_lock(tmp_path, monkeypatch):
     flock = fcntl.flock
 
     def removed_meanwhile(descriptor, operation):
@@ -127,28 +138,116 @@ def test_a_lock_file_that_was_removed_meanwhile_is_no_lock(tmp_path, monkeypatch
         flock(descriptor, operation)
 
     monkeypatch.setattr(fcntl, "flock", removed_meanwhile)
-    with pytest.raises(TangoError, match="another process is writing"), staged_folder(tmp_path / "out"):
+    with (
+        pytest.raises(TangoError, match="another process is writing"),
+        bundle_folder(tmp_path / "out"),
+    ):
         pass
-    with staged_folder(tmp_path / "out"):
+    with bundle_folder(tmp_path / "out"):
         pass
     assert names(tmp_path) == ["out"]
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-def test_full_disk(tmp_path, number):
-    with pytest.raises(TangoError, match="no space left"), staged_folder(tmp_path / "out"):
+def test_a_full_disk_is_named(tmp_path, number):
+    with pytest.raises(TangoError, match="no space left"), bundle_folder(tmp_path / "out"):
         raise OSError(number, os.strerror(number))
     assert names(tmp_path) == []
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.EIO, errno.EFBIG])
-def test_other_faults_of_the_disk_are_told(tmp_path, number):
-    with pytest.raises(TangoError, match=re.escape(os.strerror(number))), staged_folder(tmp_path / "out"):
+def test_other_disk_errors_are_named(tmp_path, number):
+    with (
+        pytest.raises(TangoError, match=re.escape(os.strerror(number))),
+        bundle_folder(tmp_path / "out"),
+    ):
         raise OSError(number, os.strerror(number))
     assert names(tmp_path) == []
 
 
-def test_space_that_is_there_is_enough(tmp_path):
+def test_required_space(tmp_path):
     require_space(tmp_path, 1)
     with pytest.raises(TangoError, match="no space left: the bundle needs 1000000000000 MB"):
         require_space(tmp_path, 10**18)
+
+
+def test_a_file_appears_when_it_is_renamed(tmp_path):
+    final = tmp_path / "out"
+    with staged_file(final) as (aside, _):
+        aside.write_text("new")
+        assert not final.exists()
+        aside.rename(final)
+    assert names(tmp_path) == ["out"]
+    assert final.read_text() == "new"
+
+
+def test_a_file_that_is_not_renamed_is_removed(tmp_path):
+    with staged_file(tmp_path / "out") as (aside, _):
+        aside.write_text("half")
+    assert names(tmp_path) == []
+
+
+def test_a_second_writer_of_a_file_waits_and_sees_the_first_result(tmp_path):
+    final, waiting, seen = tmp_path / "out", threading.Event(), []
+
+    def second():
+        with staged_file(final, waiting.set) as (aside, _):
+            seen.append((final.read_text(), aside.read_text()))
+
+    with staged_file(final) as (aside, _):
+        thread = threading.Thread(target=second)
+        thread.start()
+        assert waiting.wait(60)
+        aside.write_text("first")
+        aside.rename(final)
+    thread.join(60)
+    assert seen == [("first", "")]
+    assert names(tmp_path) == ["out"]
+
+
+def test_atomic_write_replaces_a_file(tmp_path):
+    (tmp_path / "out").write_text("old")
+    atomic_write(tmp_path / "out", lambda file: file.write(b"new"))
+    assert (tmp_path / "out").read_text() == "new"
+    assert names(tmp_path) == ["out"]
+
+
+def test_a_failed_atomic_write_keeps_the_old_file(tmp_path):
+    (tmp_path / "out").write_text("old")
+
+    def fail(file):
+        file.write(b"half")
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        atomic_write(tmp_path / "out", fail)
+    assert (tmp_path / "out").read_text() == "old"
+    assert names(tmp_path) == ["out"]
+
+
+def test_a_pipe_is_written_to_and_not_replaced(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        atomic_write(pipe, lambda file: file.write(b"new"))
+        assert os.read(reader, 100) == b"new"
+    finally:
+        os.close(reader)
+    assert pipe.is_fifo()
+
+
+def test_a_symbolic_link_is_written_through_and_not_replaced(tmp_path):
+    (tmp_path / "target").write_text("old")
+    (tmp_path / "link").symlink_to("target")
+    atomic_write(tmp_path / "link", lambda file: file.write(b"new"))
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "target").read_text() == "new"
+
+
+@pytest.mark.parametrize("path", ["none/out", "."])
+def test_a_path_that_cannot_be_written_is_named(tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(TangoError, match=f"{re.escape(path)} cannot be written"):
+        atomic_write(Path(path), lambda file: file.write(b"new"))
+    assert names(tmp_path) == []

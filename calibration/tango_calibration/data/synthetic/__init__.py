@@ -1,17 +1,17 @@
-"""A small world of coloured shapes: clips, facts and questions from seeds, to train a tiny Video LLM and test it."""
+"""Synthetic clips of colored shapes, with facts and questions, from seeds: data to train and test a tiny Video LLM."""
 
 from tango_calibration.data.synthetic.clip import Clip, Split, make_clip
-from tango_calibration.data.synthetic.tell import ATTRIBUTES, UNSAID, phrase
-from tango_calibration.data.synthetic.words import ANSWERS, COLOURS, HELD_OUT, SHAPES, TYPES, corpus
+from tango_calibration.data.synthetic.facts import ATTRIBUTES, UNSTATED, phrase
+from tango_calibration.data.synthetic.vocabulary import ANSWERS, COLORS, HELD_OUT, SHAPES, TYPES, corpus
 
 __all__ = [
     "ANSWERS",
     "ATTRIBUTES",
-    "COLOURS",
+    "COLORS",
     "HELD_OUT",
     "SHAPES",
     "TYPES",
-    "UNSAID",
+    "UNSTATED",
     "Clip",
     "Split",
     "corpus",

@@ -1,6 +1,6 @@
-"""Scenes and figures as pixels.
+"""Renders scenes and figures.
 
-Colours keep `_MARGIN` from both ends of a byte, so that noise and flicker can be added with no overflow to look for.
+Colors keep a distance of `_MARGIN` from 0 and 255, so that adding noise and flicker cannot overflow.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from tango_calibration.data.synthetic.scene import SIDE, Appearance, Figure, Scene
 from tango_calibration.data.synthetic.shapes import mask
-from tango_calibration.data.synthetic.sight import corner
+from tango_calibration.data.synthetic.visibility import corner
 
 Image = NDArray[np.uint8]
 
@@ -25,19 +25,19 @@ PALETTE = {
     "cyan": (40, 205, 220),
     "white": (235, 235, 235),
 }
-_GROUNDS = {"grey": (108, 108, 108), "brown": (118, 96, 72), "dark": (58, 56, 60), "slate": (86, 100, 118)}
+_GROUNDS = {"gray": (108, 108, 108), "brown": (118, 96, 72), "dark": (58, 56, 60), "slate": (86, 100, 118)}
 
 _MARGIN = 17
-_NOISE_STD, _NOISE_MOST, _FLICKER_MOST = 4.0, 14, 3
-_OFFSETS = 1 << 20  # of the noise bank: a frame takes its noise from one of so many places
+_NOISE_STD, _MAX_NOISE, _MAX_FLICKER = 4.0, 14, 3
+_OFFSETS = 1 << 20  # possible offsets of a frame's noise in the noise bank
 
 
 def render(scenes: Sequence[Scene], figures: Sequence[Figure], times: NDArray[np.float64], key: int) -> Image:
-    """Draws a clip at some times.
+    """Renders a clip at some times.
 
     Args:
-        times: In sampled frames: 0 is the first, 0.5 half an interval later.
-        key: What noise and flicker depend on, next to the time.
+        times: Times in sampled frames: 0 is the first frame, 0.5 half an interval later.
+        key: Noise and flicker depend on it and on the time.
 
     Returns:
         uint8 [len(times), SIDE, SIDE, 3], RGB.
@@ -45,7 +45,7 @@ def render(scenes: Sequence[Scene], figures: Sequence[Figure], times: NDArray[np
     frames = np.empty((len(times), SIDE, SIDE, 3), np.uint8)
     number = np.searchsorted([scene.first - 0.5 for scene in scenes], times, side="right") - 1
     for s in np.unique(number):
-        _draw_scene(frames, np.flatnonzero(number == s), times, scenes[s], _casting(figures, int(s)))
+        _draw_scene(frames, np.flatnonzero(number == s), times, scenes[s], _figures_of(figures, int(s)))
     offsets, flicker = _random_by_time(times, key)
     bank = _noise_bank()
     for frame, offset, change in zip(frames, offsets, flicker, strict=True):
@@ -54,8 +54,8 @@ def render(scenes: Sequence[Scene], figures: Sequence[Figure], times: NDArray[np
     return frames
 
 
-def _casting(figures: Sequence[Figure], scene: int) -> list[tuple[Figure, Appearance]]:
-    """Who is in a scene, from the back to the front."""
+def _figures_of(figures: Sequence[Figure], scene: int) -> list[tuple[Figure, Appearance]]:
+    """Figures of a scene, from back to front."""
     here = [(figure, appearance) for figure in figures for appearance in figure.appearances]
     return sorted((f for f in here if f[1].scene == scene), key=lambda f: f[0].depth)
 
@@ -65,24 +65,24 @@ def _draw_scene(
     which: NDArray[np.intp],
     times: NDArray[np.float64],
     scene: Scene,
-    cast: Sequence[tuple[Figure, Appearance]],
+    figures: Sequence[tuple[Figure, Appearance]],
 ) -> None:
-    canvas = ground(scene)
-    sprites = {id(figure): _sprite(figure, scene.seed) for figure, _ in cast}
+    canvas = background(scene)
+    sprites = {id(figure): _sprite(figure, scene.seed) for figure, _ in figures}
     for i in which:
         at = float(times[i])
         left, top = (round(c) for c in scene.camera(at))
         frames[i] = canvas[top : top + SIDE, left : left + SIDE]
-        for figure, appearance in cast:
+        for figure, appearance in figures:
             if appearance.first - 0.5 <= at < appearance.last + 0.5:
                 _blend(frames[i], *sprites[id(figure)], *corner(scene, figure, appearance, at))
         for bar in scene.bars:
             x, y = max(0, bar.left - left), max(0, bar.top - top)
-            frames[i, y : max(0, bar.bottom - top), x : max(0, bar.right - left)] = bar.grey
+            frames[i, y : max(0, bar.bottom - top), x : max(0, bar.right - left)] = bar.gray
 
 
 def _blend(frame: Image, cover: NDArray[np.uint16], paint: NDArray[np.uint16], x: int, y: int) -> None:
-    """Lays a sprite over a frame, which it may overhang."""
+    """Blends a sprite into a frame; parts of it may be outside."""
     edge = len(cover)
     top, bottom, left, right = max(0, y), min(SIDE, y + edge), max(0, x), min(SIDE, x + edge)
     if top >= bottom or left >= right:
@@ -96,9 +96,9 @@ def _blend(frame: Image, cover: NDArray[np.uint16], paint: NDArray[np.uint16], x
 
 
 def _sprite(figure: Figure, seed: int) -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:
-    """A figure ready to be blended: what it leaves of the ground, of 256, and its own colour times what it covers.
+    """A figure ready to be blended: 256 minus its coverage, and its color times its coverage.
 
-    Both are uint16 [pixels, 3 · pixels]. The colour is shaded from the top left and slightly mottled.
+    Both are uint16 [pixels, 3 · pixels]. The color is shaded from the top left and slightly mottled.
     """
     edge = figure.pixels
     covered = np.repeat(mask(figure.shape, edge), 3, axis=1)
@@ -107,12 +107,12 @@ def _sprite(figure: Figure, seed: int) -> tuple[NDArray[np.uint16], NDArray[np.u
     row, column = (seed + edge) % (len(bank) - edge), (seed // 7) % (len(bank) - edge)
     mottle = bank[row : row + edge, column : column + edge] * np.float32(0.16 / 255)
     light = 0.94 + slope[:, None] + slope[None, :] + mottle
-    colour = np.array(PALETTE[figure.colour], np.float32)
-    paint = np.clip(light[:, :, None] * colour, _MARGIN, 255 - _MARGIN).astype(np.uint16).reshape(edge, 3 * edge)
+    color = np.array(PALETTE[figure.color], np.float32)
+    paint = np.clip(light[:, :, None] * color, _MARGIN, 255 - _MARGIN).astype(np.uint16).reshape(edge, 3 * edge)
     return 256 - covered, paint * covered + 128
 
 
-def ground(scene: Scene) -> Image:
+def background(scene: Scene) -> Image:
     """The background of a scene, as large as its pan needs: uint8 [SIDE + |pan|, SIDE + |pan|, 3]."""
     rng = np.random.default_rng(scene.seed)
     shape = SIDE + abs(scene.pan[1]), SIDE + abs(scene.pan[0])
@@ -149,8 +149,8 @@ def _checkered(rng: np.random.Generator, height: int, width: int) -> Image:
 def _cloudy(rng: np.random.Generator, height: int, width: int) -> Image:
     bank = _clouds()
     row, column = rng.integers(len(bank) - height + 1), rng.integers(len(bank) - width + 1)
-    turn = slice(None, None, -1 if rng.random() < 0.5 else 1)
-    return bank[row : row + height, column : column + width][turn]
+    flip = slice(None, None, -1 if rng.random() < 0.5 else 1)
+    return bank[row : row + height, column : column + width][flip]
 
 
 _LEVELS = {"shaded": _shaded, "striped": _striped, "checkered": _checkered, "cloudy": _cloudy}
@@ -162,17 +162,17 @@ def _ramp(height: int, width: int, x: float, y: float) -> NDArray[np.float32]:
 
 
 def _clutter(canvas: Image, rng: np.random.Generator) -> None:
-    """Strews dull specks and polygons over a ground."""
+    """Scatters dull specks over a background."""
     specks = _specks()
     number = canvas.shape[0] * canvas.shape[1] // 600
     kinds = rng.integers(len(specks), size=number)
     rows, columns = (rng.integers(0, length - 30, number) for length in canvas.shape[:2])
-    greys = rng.uniform(40, 150, (number, 1)).astype(np.float32)
-    warmth = rng.uniform(0, 0.18, (number, 1)) * np.array([1.0, 0.0, -1.0])  # from grey to brown
-    colours = np.clip(greys * (1 + warmth), _MARGIN, 165).astype(np.uint8)
-    for kind, row, column, colour in zip(kinds, rows, columns, colours, strict=True):
+    grays = rng.uniform(40, 150, (number, 1)).astype(np.float32)
+    warmth = rng.uniform(0, 0.18, (number, 1)) * np.array([1.0, 0.0, -1.0])  # from gray to brown
+    colors = np.clip(grays * (1 + warmth), _MARGIN, 165).astype(np.uint8)
+    for kind, row, column, color in zip(kinds, rows, columns, colors, strict=True):
         speck = specks[kind]
-        canvas[row : row + len(speck), column : column + len(speck)][speck] = colour
+        canvas[row : row + len(speck), column : column + len(speck)][speck] = color
 
 
 @lru_cache(maxsize=1)
@@ -213,9 +213,9 @@ def _clouds() -> Image:
 
 @lru_cache(maxsize=1)
 def _noise_bank() -> Image:
-    """Sensor noise in two's complement, so that adding it to a byte wraps to the right sum."""
+    """Sensor noise in two's complement: added to a byte, it wraps to the correct sum."""
     noise = np.random.default_rng(3).standard_normal(_OFFSETS + SIDE * SIDE * 3, np.float32) * np.float32(_NOISE_STD)
-    signed: NDArray[np.int8] = np.rint(noise).clip(-_NOISE_MOST, _NOISE_MOST).astype(np.int8)
+    signed: NDArray[np.int8] = np.rint(noise).clip(-_MAX_NOISE, _MAX_NOISE).astype(np.int8)
     return signed.view(np.uint8)
 
 
@@ -225,9 +225,9 @@ def _bytes(values: NDArray[np.floating]) -> Image:
 
 
 def _random_by_time(times: NDArray[np.float64], key: int) -> tuple[NDArray[np.int64], Image]:
-    """Offsets into the noise bank and changes of brightness, the same whenever a time is rendered."""
+    """Offsets into the noise bank and changes of brightness, which depend only on time and key."""
     mixed = np.rint(times * 1024).astype(np.int64).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(key)
     mixed = (mixed ^ (mixed >> np.uint64(31))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed ^= mixed >> np.uint64(29)
-    change = (mixed >> np.uint64(40)) % np.uint64(2 * _FLICKER_MOST + 1)
-    return (mixed % np.uint64(_OFFSETS)).astype(np.int64), (change.astype(np.int8) - _FLICKER_MOST).view(np.uint8)
+    change = (mixed >> np.uint64(40)) % np.uint64(2 * _MAX_FLICKER + 1)
+    return (mixed % np.uint64(_OFFSETS)).astype(np.int64), (change.astype(np.int8) - _MAX_FLICKER).view(np.uint8)

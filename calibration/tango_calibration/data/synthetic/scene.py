@@ -1,4 +1,4 @@
-"""What a clip holds, and how that is drawn by lot."""
+"""Scenes and figures of a clip, drawn at random."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,10 +7,14 @@ from typing import Literal
 
 import numpy as np
 
-from tango_calibration.data.synthetic.words import COLOURS, DIRECTIONS, HELD_OUT, PATTERNS, SHAPES, TONES
+from tango_calibration.data.synthetic.vocabulary import COLORS, DIRECTIONS, HELD_OUT, PATTERNS, SHAPES, TONES
 
-SIDE = 384  # pixels of a frame's edge
-PIXELS = {"small": (30, 38), "medium": (60, 76), "large": (110, 140)}  # small: little more than one token of 27 pixels
+SIDE = 384  # height and width of a frame in pixels
+PIXELS = {
+    "small": (30, 38),
+    "medium": (60, 76),
+    "large": (110, 140),
+}  # small: a little more than one token of 27 pixels
 
 Role = Literal["static", "moving", "brief", "blinking", "counted"]
 Point = tuple[float, float]
@@ -18,13 +22,13 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Bar:
-    """A thin wall in front of everything, in pixels of the scene's ground."""
+    """A thin bar in front of everything, in pixels of the scene's background."""
 
     left: int
     top: int
     right: int
     bottom: int
-    grey: int
+    gray: int
 
 
 @dataclass(frozen=True)
@@ -32,10 +36,10 @@ class Scene:
     """Frames `first` to `last` between two cuts.
 
     Attributes:
-        pattern: One of `words.PATTERNS`.
-        tone: One of `words.TONES`.
-        seed: Of the ground's details.
-        pan: Pixels that the camera travels over the scene, to the right and downwards; (0, 0) where it is still.
+        pattern: One of `vocabulary.PATTERNS`.
+        tone: One of `vocabulary.TONES`.
+        seed: Seed of the background's details.
+        pan: Pixels that the camera moves during the scene, to the right and downward; (0, 0) if it does not move.
     """
 
     first: int
@@ -47,14 +51,14 @@ class Scene:
     bars: tuple[Bar, ...]
 
     def camera(self, at: float) -> Point:
-        """Where on the ground the frame's top left corner is, at a time in frames."""
+        """The frame's top left corner on the background, at a time in frames."""
         progress = (at - self.first + 0.5) / (self.last - self.first + 1)
         return self.pan[0] * progress + max(0, -self.pan[0]), self.pan[1] * progress + max(0, -self.pan[1])
 
 
 @dataclass(frozen=True)
 class Appearance:
-    """A figure in frames `first` to `last` of a scene, its centre going from `start` to `end` on the ground."""
+    """A figure in frames `first` to `last` of a scene; its center moves from `start` to `end` on the background."""
 
     scene: int
     first: int
@@ -62,22 +66,22 @@ class Appearance:
     start: Point
     end: Point
 
-    def centre(self, at: float) -> Point:
-        """Where it is on the ground at a time in frames."""
+    def center(self, at: float) -> Point:
+        """Its center on the background at a time in frames."""
         progress = (at - self.first) / max(1, self.last - self.first)
         return tuple(a + (b - a) * progress for a, b in zip(self.start, self.end, strict=True))  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A coloured shape and when it appears.
+    """A colored shape with its appearances.
 
     Attributes:
-        pixels: Edge of the square that it fills.
-        depth: Figures of a greater depth are in front.
+        pixels: Side of the square that it fills.
+        depth: Figures with a greater depth are in front.
     """
 
-    colour: str
+    color: str
     shape: str
     size: str
     pixels: int
@@ -87,17 +91,17 @@ class Figure:
 
     @property
     def name(self) -> str:
-        """Colour and shape."""
-        return f"{self.colour} {self.shape}"
+        """Color and shape."""
+        return f"{self.color} {self.shape}"
 
     @property
     def frames(self) -> list[int]:
-        """The sampled frames that it is in, hidden or not."""
+        """Sampled frames with the figure, hidden or not."""
         return [i for appearance in self.appearances for i in range(appearance.first, appearance.last + 1)]
 
     @property
     def direction(self) -> str | None:
-        """Where it moves to."""
+        """Direction of its movement; None if it does not move."""
         (x, y), (to_x, to_y) = self.appearances[0].start, self.appearances[0].end
         if x == to_x and y == to_y:
             return None
@@ -108,18 +112,18 @@ def compose(rng: np.random.Generator, frames: int, held_out: bool) -> tuple[tupl
     """Draws the scenes and figures of a clip.
 
     Args:
-        frames: How many, F, at least 8.
-        held_out: Whether the pairs of `words.HELD_OUT` may be shown.
+        frames: Number of frames F, at least 8.
+        held_out: Whether the pairs of `vocabulary.HELD_OUT` may appear.
 
     Returns:
-        The scenes, one after the other, and the figures in order of appearance.
+        (the scenes in order, the figures in order of appearance).
     """
     scenes = _scenes(rng, frames)
     cast = _Cast(rng, scenes, frames, held_out)
     order = rng.permutation(len(scenes))
     still = [int(s) for s in order if scenes[s].pan == (0, 0)]
-    # What most clips should have, so that most kinds of question can be asked of it; then whatever there is room for.
-    if rng.random() < (0.75 if len(scenes) > 1 else 0.4):  # alone, it would leave no room for anything else
+    # First what most types of question need, then whatever there is room for.
+    if rng.random() < (0.75 if len(scenes) > 1 else 0.4):  # in a single scene it would leave no room for others
         cast.counted(int(order[0]))
     if rng.random() < 0.85:
         cast.blinking()
@@ -149,7 +153,9 @@ def _scenes(rng: np.random.Generator, frames: int) -> tuple[Scene, ...]:
     edges = [0, *cuts.tolist(), frames]
     scenes: list[Scene] = []
     for first, after in pairwise(edges):
-        others = [pattern for pattern in PATTERNS if not scenes or pattern != scenes[-1].pattern]  # cuts are seen
+        others = [
+            pattern for pattern in PATTERNS if not scenes or pattern != scenes[-1].pattern
+        ]  # so that cuts are visible
         scenes.append(_scene(rng, first, after - 1, others[rng.integers(len(others))]))
     return tuple(scenes)
 
@@ -167,55 +173,55 @@ def _scene(rng: np.random.Generator, first: int, last: int, pattern: str) -> Sce
 
 def _bar(rng: np.random.Generator, pan: tuple[int, int]) -> Bar:
     width, height = SIDE + abs(pan[0]), SIDE + abs(pan[1])
-    thick, grey = int(rng.integers(10, 20)), int(rng.integers(140, 166) if rng.random() < 0.5 else rng.integers(30, 50))
+    thick, gray = int(rng.integers(10, 20)), int(rng.integers(140, 166) if rng.random() < 0.5 else rng.integers(30, 50))
     if rng.random() < 0.5:
         left = int(rng.integers(60, width - 60))
-        return Bar(left, 0, left + thick, height, grey)
+        return Bar(left, 0, left + thick, height, gray)
     top = int(rng.integers(60, height - 60))
-    return Bar(0, top, width, top + thick, grey)
+    return Bar(0, top, width, top + thick, gray)
 
 
 class _Cast:
-    """Figures as they are drawn, each in a place of its own."""
+    """Draws figures, each at a place of its own."""
 
     def __init__(self, rng: np.random.Generator, scenes: Sequence[Scene], frames: int, held_out: bool) -> None:
         self.rng, self.scenes, self.frames, self.held_out = rng, scenes, frames, held_out
         self.figures: list[Figure] = []
         most = 4 if len(scenes) < 3 else 3
         self.room = [int(rng.integers(2, most + 1)) for _ in scenes]
-        self.taken: list[list[tuple[float, float, float]]] = [[] for _ in scenes]  # centre and half the edge
+        self.taken: list[list[tuple[float, float, float]]] = [[] for _ in scenes]  # center and half the side
         self.counted_shape = ""
 
     def lasts(self, scene: int) -> bool:
-        """Whether something is to be seen for most of a scene."""
+        """Whether a figure is present for most of a scene."""
         length = self.scenes[scene].last - self.scenes[scene].first + 1
         stays = [a for figure in self.figures for a in figure.appearances if a.scene == scene]
         return any(a.last - a.first + 1 > length / 2 for a in stays)
 
     def static(self, scene: int) -> None:
-        """Something that stays where it is, for the scene or a good part of it."""
-        self._stand(scene, "static", self._size((0.35, 0.35, 0.3)), *self._part(scene))
+        """A figure that does not move, for the scene or a large part of it."""
+        self._add_static(scene, "static", self._size((0.35, 0.35, 0.3)), *self._part(scene))
 
     def brief(self, scene: int) -> None:
-        """Something to be seen in one or two frames."""
-        self._stand(scene, "brief", self._size((0.4, 0.35, 0.25)), *self._moment(scene))
+        """A figure that is present in one or two frames."""
+        self._add_static(scene, "brief", self._size((0.4, 0.35, 0.25)), *self._moment(scene))
 
     def counted(self, scene: int) -> None:
-        """One to four of a shape that nothing else in the clip has, at the same time."""
+        """One to four figures at the same time, of a shape that no other figure of the clip has."""
         number = int(self.rng.integers(1, 5))
         size = self._size((0.5, 0.5, 0.0))
         first, last = self._moment(scene) if self.rng.random() < 0.25 else self._part(scene)
-        same_colour = self.rng.random() < 0.4
+        same_color = self.rng.random() < 0.4
         self.room[scene] = max(self.room[scene], number)
-        colour, shape = self._pair({scene})
+        color, shape = self._pair({scene})
         for i in range(number):
-            if i and not same_colour:
-                colour, shape = self._pair({scene}, shape=shape)
-            self._stand(scene, "counted", size, first, last, (colour, shape))
+            if i and not same_color:
+                color, shape = self._pair({scene}, shape=shape)
+            self._add_static(scene, "counted", size, first, last, (color, shape))
         self.counted_shape = shape
 
     def moving(self, scene: int) -> None:
-        """Something that crosses at least two fifths of the frame."""
+        """A figure that crosses at least two fifths of the frame."""
         first, last = self._part(scene)
         size = self._size((0.3, 0.45, 0.25))
         pixels = self._pixels(size)
@@ -231,7 +237,7 @@ class _Cast:
         self._add(self._pair({scene}, moving=True), size, pixels, "moving", (appearance,))
 
     def blinking(self) -> None:
-        """Something that appears one to three separate times, in one scene or over the clip."""
+        """A figure that appears one to three separate times, in one scene or over the clip."""
         times = int(self.rng.integers(1, 4))
         spans = [(s.first, s.last) for s in self.scenes if s.last - s.first + 1 >= 3 * times - 2]
         if not spans or self.rng.random() < 0.5:
@@ -254,7 +260,7 @@ class _Cast:
         self._add(self._pair(set(places)), size, pixels, "blinking", tuple(appearances))
 
     def _windows(self, times: int, low: int, high: int) -> list[tuple[int, int]]:
-        """Frames of separate appearances: one to three each, at least two between them, none over a cut."""
+        """Frames of separate appearances: one to three each, at least two between them, none across a cut."""
         starts = {s.first for s in self.scenes}
         for longest in (3, 3, 3, 2, 2, 1):
             lengths = self.rng.integers(1, longest + 1, times)
@@ -268,10 +274,10 @@ class _Cast:
                 return windows
         raise AssertionError("single frames always fit")
 
-    def _stand(
+    def _add_static(
         self, scene: int, role: Role, size: str, first: int, last: int, pair: tuple[str, str] | None = None
     ) -> None:
-        """Adds a figure that does not move, unless the scene is too full for it."""
+        """Adds a figure that does not move, unless the scene is full."""
         self.room[scene] -= 1
         pixels = self._pixels(size)
         place = self._place(scene, pixels)
@@ -282,24 +288,24 @@ class _Cast:
     def _add(
         self, pair: tuple[str, str], size: str, pixels: int, role: Role, appearances: tuple[Appearance, ...]
     ) -> None:
-        # What is small or short-lived stands in front, so that it is never lost behind something that passes.
+        # Small and short-lived figures are in front, so that nothing that passes hides them.
         in_front = size == "small" or role in ("brief", "blinking", "counted")
         depth = float(self.rng.random()) + (1 if in_front else 0)
         self.figures.append(Figure(*pair, size, pixels, role, depth, appearances))
 
     def _pair(self, scenes: set[int], moving: bool = False, shape: str = "") -> tuple[str, str]:
-        """A colour and a shape that the clip does not have yet, to appear in some scenes.
+        """A color and a shape that the clip does not have yet, for a figure of some scenes.
 
-        Where one passes in front of another, their colours differ: else the two would look like one.
+        A figure that passes another has a different color: otherwise the two would look like one.
         """
-        known = {(figure.colour, figure.shape) for figure in self.figures}
-        company = [f for f in self.figures if scenes & {a.scene for a in f.appearances}]
-        passing = {figure.colour for figure in company if moving or figure.role == "moving"}
+        known = {(figure.color, figure.shape) for figure in self.figures}
+        others = [f for f in self.figures if scenes & {a.scene for a in f.appearances}]
+        passing = {figure.color for figure in others if moving or figure.role == "moving"}
         while True:
             if self.held_out and not shape and self.rng.random() < 0.1:
                 pair = HELD_OUT[self.rng.integers(len(HELD_OUT))]
             else:
-                pair = COLOURS[self.rng.integers(len(COLOURS))], shape or SHAPES[self.rng.integers(len(SHAPES))]
+                pair = COLORS[self.rng.integers(len(COLORS))], shape or SHAPES[self.rng.integers(len(SHAPES))]
             if pair in known or pair[0] in passing or pair[1] == self.counted_shape:
                 continue
             if self.held_out or pair not in HELD_OUT:
@@ -328,7 +334,7 @@ class _Cast:
         return first, first + length - 1
 
     def _place(self, scene: int, pixels: int) -> Point | None:
-        """A free place on a scene's ground, in the frame throughout; None where none was found."""
+        """A free place on a scene's background that stays inside the frame; None if none was found."""
         half, pan = pixels / 2, self.scenes[scene].pan
         for _ in range(30):
             x, y = self._anywhere(half, pan) if any(pan) else self._in_a_region(half)
@@ -343,7 +349,7 @@ class _Cast:
         return x, y
 
     def _in_a_region(self, half: float) -> Point:
-        """In a corner, in the center, or now and then at the middle of an edge."""
+        """A place in a corner, in the center, or sometimes at the middle of an edge."""
         region = self.rng.integers(14)
         column, row = ((0, 2, 0, 2, 1)[region % 5], (0, 0, 2, 2, 1)[region % 5]) if region < 10 else _EDGES[region - 10]
         return self._coordinate(column, half), self._coordinate(row, half)

@@ -1,4 +1,4 @@
-"""The outlines of figures."""
+"""Outlines of figures."""
 
 from functools import cache
 
@@ -13,11 +13,11 @@ def mask(shape: str, pixels: int) -> NDArray[np.uint16]:
     """How much of each pixel a shape covers, 0 to 256.
 
     Args:
-        shape: One of `words.SHAPES`.
-        pixels: Edge of the square that it fills.
+        shape: One of `vocabulary.SHAPES`.
+        pixels: Side of the square that it fills.
 
     Returns:
-        uint16 [pixels, pixels], not to be written to.
+        uint16 [pixels, pixels], read-only.
     """
     fine = pixels * _SUPERSAMPLING
     axis = (np.arange(fine) + 0.5) / fine * 2 - 1
@@ -29,7 +29,7 @@ def mask(shape: str, pixels: int) -> NDArray[np.uint16]:
 
 
 def _inside(shape: str, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which points of the square [-1, 1]², y downwards, belong to the shape."""
+    """Which points of the square [-1, 1]², with y downward, are inside the shape."""
     if shape == "circle":
         return np.asarray(x**2 + y**2 < 1)
     if shape == "ring":
@@ -44,10 +44,10 @@ def _inside(shape: str, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArr
 
 
 def _star(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Five points: each fifth of the circle is folded onto one half-point, bounded by a line from tip to notch."""
-    turn = np.abs((np.arctan2(x, -y) + np.pi / 5) % (2 * np.pi / 5) - np.pi / 5)
+    """A five-pointed star: fifths of the circle are folded onto half a point, bounded by a line from tip to notch."""
+    angle = np.abs((np.arctan2(x, -y) + np.pi / 5) % (2 * np.pi / 5) - np.pi / 5)
     radius = np.hypot(x, y)
     notch = 0.45
-    along, across = radius * np.cos(turn), radius * np.sin(turn)
+    along, across = radius * np.cos(angle), radius * np.sin(angle)
     tip_to_notch = np.array([notch * np.cos(np.pi / 5) - 1, notch * np.sin(np.pi / 5)])
     return np.asarray((along - 1) * tip_to_notch[1] - across * tip_to_notch[0] < 0)

@@ -15,7 +15,7 @@ from tango_export.graph import PORTABLE, Definition, build
 from tango_export.models.projector import pooled_side
 from tango_export.tokenizer import read_chat_template, read_tokenizer, stop_ids, vocabulary_size
 from tango_plugins import PruneParams, TangoError
-from tango_runtime.bundle import DecoderSpec, PromptSpec, VideoSpec
+from tango_runtime.bundle import DecoderSpec, PromptSpec, VideoSpec, VisionSpec
 from tango_runtime.util.console import status
 
 #: Both of Qwen2's ends; checkpoints name one or the other.
@@ -82,9 +82,12 @@ def load(variant: Variant, folders: Mapping[str, Path], context: int) -> Model:
             stop=stop_ids(folder, tokenizer, config.eos, _STOP_TOKENS),
             vocabulary=vocabulary,
         ),
+        vision=_vision_spec(config),
         decoder=DecoderSpec(
             layers=text.num_hidden_layers,
             hidden_size=text.hidden_size,
+            intermediate_size=text.intermediate_size,
+            heads=text.num_attention_heads,
             kv_heads=text.num_key_value_heads,
             head_dim=text.head_dim,
             context=context,
@@ -93,6 +96,19 @@ def load(variant: Variant, folders: Mapping[str, Path], context: int) -> Model:
         chat_template=variant.lmms_lab_template if config.lmms_lab else _hf_template(folder, variant),
         tokenizer=tokenizer_json,
         reference=_reference(config, checkpoint, head),
+    )
+
+
+def _vision_spec(config: LlavaConfig) -> VisionSpec:
+    tower, width = config.vision, config.text.hidden_size
+    return VisionSpec(
+        layers=tower.num_hidden_layers,
+        hidden_size=tower.hidden_size,
+        intermediate_size=tower.intermediate_size,
+        heads=tower.num_attention_heads,
+        patches=tower.patches,
+        projector=(tower.hidden_size * width, width**2),
+        mlp="plain",
     )
 
 

@@ -172,7 +172,7 @@ class Decoder:
     def _new_logits(self) -> DeviceLogits:
         (vocabulary,) = self._spec.outputs[0].shape
         logits = self._pool.take("logits", (int(vocabulary),), np.float32)
-        return DeviceLogits(logits, self._pool.take("greatest", (8,), np.uint8), self._stream)
+        return DeviceLogits(logits, self._pool.take("argmax", (8,), np.uint8), self._stream)
 
 
 def _too_small(positions: int, capacity: int) -> TangoError:

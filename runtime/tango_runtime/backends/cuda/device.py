@@ -1,7 +1,7 @@
 """CUDA for the stages: memory, one stream whose copies are counted, and graphs; thin over cuda-bindings 12 and 13.
 
 Tensors on the device are :class:`tango_plugins.device_array.DeviceArray`: an address, a shape and a dtype. A
-:class:`Buffer` owns the bytes behind them.
+:class:`Buffer` owns their bytes.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ ALIGNMENT = 256
 
 #: Bytes of a file that a thread reads and copies to the device at a time, and threads: four copied twice as fast as one
 #: on an H200's host.
-_PIECE, _READERS = 1 << 22, 4
+_CHUNK_BYTES, _READERS = 1 << 22, 4
 
-#: Pieces of page-locked memory that a pool keeps while nobody uses them: no answer takes more at a time.
-_SPARE = 4
+#: Unused blocks of pinned memory that a pool keeps: no answer takes more at a time.
+_MAX_FREE_BLOCKS = 4
 
-#: Bytes of page-locked memory that small downloads come by: into other memory, each takes a few microseconds longer.
-_LANDING = 1 << 12
+#: Bytes of pinned memory for small device-to-host copies: into pageable memory, each takes a few microseconds longer.
+_STAGING_BYTES = 1 << 12
 
 #: Most uploads that are kept alive without a wait; an answer that ends in a token waits after about four.
 _UPLOADS = 16
@@ -62,7 +62,7 @@ def cudart() -> Any:
 
 
 def check(result: tuple[Any, ...]) -> Any:
-    """What a call of the CUDA runtime gives behind its status: nothing, a value, or a tuple of several.
+    """The results of a call of the CUDA runtime after its status: nothing, a value, or a tuple of several.
 
     Raises:
         TangoError: The status is an error.
@@ -126,18 +126,18 @@ def upload_file(file: Path, given_up: threading.Event) -> Buffer:
 
     Args:
         file: The file.
-        given_up: Ends the copy early when it is set: nobody wants it any more.
+        given_up: Ends the copy early when it is set.
 
     Raises:
         TangoError: The device has not enough memory left, the host none that can be locked, or the file became shorter.
     """
     runtime, size = cudart(), file.stat().st_size
     buffer, kind = Buffer(size), runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
-    begins = deque(range(0, size, _PIECE))
+    begins = deque(range(0, size, _CHUNK_BYTES))
 
     def read(_: int) -> None:
-        locked = _PageLocked(_PIECE)  # from other memory, a driver would copy it once more
-        window = memoryview((ctypes.c_uint8 * _PIECE).from_address(locked.address)).cast("B")
+        locked = PinnedBlock(_CHUNK_BYTES)  # from other memory, a driver would copy it once more
+        window = memoryview((ctypes.c_uint8 * _CHUNK_BYTES).from_address(locked.address)).cast("B")
         with file.open("rb") as source:
             while not given_up.is_set():
                 try:
@@ -195,10 +195,10 @@ class HostPool:
 
     def __init__(self, least: int = 0) -> None:
         self._least = least
-        self._free: deque[_PageLocked] = deque(maxlen=_SPARE)
+        self._free: deque[PinnedBlock] = deque(maxlen=_MAX_FREE_BLOCKS)
 
     def take(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-        """An array of whatever stands there.
+        """An array that is not initialized.
 
         Raises:
             TangoError: The host has not enough memory left.
@@ -206,13 +206,15 @@ class HostPool:
         size = math.prod(shape) * np.dtype(dtype).itemsize
         piece = self._free.pop() if self._free else None
         if piece is None or piece.size < size:
-            piece = _PageLocked(max(size, self._least))
+            piece = PinnedBlock(max(size, self._least))
         window = (ctypes.c_uint8 * size).from_address(piece.address)  # every view of the array holds it
         _when_gone(window, self._free.append, piece)
         return np.frombuffer(memoryview(window), dtype).reshape(shape)
 
 
-class _PageLocked:
+class PinnedBlock:
+    """Pinned memory of the host, freed when nothing refers to it."""
+
     def __init__(self, size: int) -> None:
         runtime = cudart()
         status, address = runtime.cudaMallocHost(size)
@@ -273,17 +275,17 @@ class Stream:
         self.handle = int(check(runtime.cudaStreamCreateWithFlags(runtime.cudaStreamNonBlocking)))
         self.traffic = TransferStats()
         self._uploading: list[NDArray[Any]] = []
-        self._landing = _PageLocked(_LANDING)
+        self._staging = PinnedBlock(_STAGING_BYTES)
         # Its work ends first: ONNX Runtime frees memory in callbacks of the stream, where the last of it must not go.
         self._before_end: list[Callable[[], object]] = [partial(runtime.cudaStreamSynchronize, self.handle)]
         _when_gone(self, runtime.cudaStreamDestroy, self.handle)
         weakref.finalize(self, _call_all, self._before_end)  # of an object's finalizers the last made is called first
 
     def before_end(self, release: Callable[[], object]) -> None:
-        """Has a function called before the stream goes, at the latest when the process ends.
+        """Has a function called before the stream is destroyed, at the latest when the process ends.
 
-        For what an engine made on this stream, which must go first: garbage collection finalizes in any order, and an
-        engine that finds its stream destroyed may end the process (ONNX Runtime does).
+        For what a library made on this stream, which must go first: garbage collection finalizes in any order, and a
+        library that finds its stream destroyed may end the process (ONNX Runtime does).
 
         Args:
             release: The function. It must not refer to the stream, which then would never go.
@@ -298,7 +300,7 @@ class Stream:
         """
         array = np.ascontiguousarray(array, to.dtype)
         _require_same(array.shape, to.shape)
-        if len(self._uploading) >= _UPLOADS:  # as answers leave behind that fail before anything is read back
+        if len(self._uploading) >= _UPLOADS:  # answers that fail before anything is read back leave some
             self.synchronize()
         self._copy(to.address, array.ctypes.data, array.nbytes, "cudaMemcpyHostToDevice")
         self._uploading.append(array)  # must live, and not be taken from a HostPool again, until it has been read
@@ -308,12 +310,12 @@ class Stream:
     def download(self, memory: DeviceArray) -> NDArray[Any]:
         """A copy on the host; waits for all work before it."""
         array = np.empty(memory.shape, memory.dtype)
-        small = array.nbytes <= self._landing.size
-        landing = self._landing.address if small else array.ctypes.data
-        self._copy(landing, memory.address, array.nbytes, "cudaMemcpyDeviceToHost")
+        small = array.nbytes <= self._staging.size
+        target = self._staging.address if small else array.ctypes.data
+        self._copy(target, memory.address, array.nbytes, "cudaMemcpyDeviceToHost")
         self.synchronize()
         if small:
-            ctypes.memmove(array.ctypes.data, landing, array.nbytes)
+            ctypes.memmove(array.ctypes.data, target, array.nbytes)
         self.traffic.downloads += 1
         self.traffic.downloaded += array.nbytes
         return array

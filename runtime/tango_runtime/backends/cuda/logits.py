@@ -1,4 +1,4 @@
-"""Logits that stay on the device: greedy sampling takes eight bytes of them, sampling by chance all."""
+"""Logits that stay on the device: greedy sampling takes eight bytes of them, random sampling all."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from tango_plugins.device_array import DeviceArray
 from tango_runtime.backends.cuda.device import Stream, cudart
 
 #: TangoGreatest of tango/argmax.h.
-GREATEST = np.dtype([("index", np.int32), ("value", np.float32)])
+ARGMAX = np.dtype([("index", np.int32), ("value", np.float32)])
 
 
 class DeviceLogits:
-    """The logits of one position, until the engine's next pass overwrites them.
+    """The logits of one position, until the next pass overwrites them.
 
     Args:
         memory: fp32 [V].
-        greatest: Room for the greatest of them, 8 bytes.
+        best: 8 bytes for the greatest of them.
         stream: The stream that computes them.
 
     Attributes:
@@ -30,27 +30,27 @@ class DeviceLogits:
         shape: Its shape.
     """
 
-    def __init__(self, memory: DeviceArray, greatest: DeviceArray, stream: Stream) -> None:
-        self.memory, self._greatest, self._stream = memory, greatest, stream
+    def __init__(self, memory: DeviceArray, best: DeviceArray, stream: Stream) -> None:
+        self.memory, self._best, self._stream = memory, best, stream
         self.shape = memory.shape
 
-    def greatest(self) -> tuple[int, float]:
+    def argmax(self) -> tuple[int, float]:
         """The greatest logit's index and value, found on the device; NaN is above all, ties go to the lower index."""
-        enqueue_argmax(self.memory, self._greatest, self._stream)
-        (found,) = self._stream.download(self._greatest).view(GREATEST)
+        enqueue_argmax(self.memory, self._best, self._stream)
+        (found,) = self._stream.download(self._best).view(ARGMAX)
         return int(found["index"]), float(found["value"])
 
     def __array__(self, dtype: DTypeLike = None, copy: bool | None = None) -> NDArray[Any]:
         return np.asarray(self._stream.download(self.memory), dtype)
 
 
-def enqueue_argmax(values: DeviceArray, greatest: DeviceArray, stream: Stream) -> None:
-    """Finds the greatest of fp32 ``values`` [V] on the device, into 8 bytes that are as ``GREATEST`` says.
+def enqueue_argmax(values: DeviceArray, best: DeviceArray, stream: Stream) -> None:
+    """Finds the greatest of fp32 ``values`` [V] on the device, into 8 bytes that are as ``ARGMAX`` says.
 
     Raises:
         TangoError: There is no CUDA library, or CUDA failed.
     """
-    status = _function()(values.address, values.shape[0], greatest.address, stream.handle)
+    status = _function()(values.address, values.shape[0], best.address, stream.handle)
     if status:
         name = cudart().cudaError_t(status).name
         raise TangoError(f"CUDA failed while looking for the greatest logit: {name}", "see: tango doctor")

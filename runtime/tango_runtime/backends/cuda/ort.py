@@ -39,6 +39,6 @@ def _onnxruntime() -> Any:
             "pip uninstall onnxruntime, then pip install 'tango-edge[gpu]': the two overwrite each other",
         )
     if hasattr(onnxruntime, "preload_dlls"):  # finds CUDA's libraries in the nvidia-* packages
-        with redirect_stdout(sys.stderr):  # what it has to say is no part of an answer
+        with redirect_stdout(sys.stderr):  # its messages are no part of an answer
             onnxruntime.preload_dlls()
     return onnxruntime

@@ -24,7 +24,7 @@ from tango_runtime.backends.cuda.runner import Run, Step
 from tango_runtime.backends.cuda.weights import Weights
 from tango_runtime.bundle import Bundle, GraphName, Manifest
 
-#: Provider options. The norms sum in fp32: before microsoft/onnxruntime#28682 they did so only if they were told.
+#: Provider options. The norms sum in fp32: before microsoft/onnxruntime#28682 only with this option.
 _EXACT_NORMS = {"enable_skip_layer_norm_strict_mode": "1"}
 
 
@@ -94,8 +94,8 @@ class FusedOrtRunner(OrtRunner):
     def _in_place(self, tensors: Mapping[str, DeviceArray]) -> dict[str, Tensor]:
         """The plain decoder's tensors as those of the fused one.
 
-        How long the sequence is after a pass, the device tells. What the host tells is a bound: of a first pass, whose
-        tokens attend to nothing but one another, their number.
+        The length after a pass is on the device; the host gives a bound. For a first pass, whose tokens attend only to
+        one another, that is their number.
         """
         spec, positions = self._specs["decoder"], tensors["positions"]
         tokens = positions.shape[0]
@@ -122,7 +122,7 @@ def _fused(bundle: Bundle) -> Bundle:
 
 
 def _shape(manifest: Manifest, weights: Weights, capacity: int) -> DecoderShape:
-    """The decoder's dimensions, as the weights tell them where bundle.json does not."""
+    """The decoder's dimensions; the shapes of the weights have those that bundle.json has not."""
     spec, layer = manifest.decoder, "layers.0"
     return DecoderShape(
         layers=spec.layers,

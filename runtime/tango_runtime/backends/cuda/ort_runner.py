@@ -19,7 +19,8 @@ from tango_plugins import TangoError
 from tango_plugins.device_array import DeviceArray
 from tango_runtime.backends.cuda.device import Pool, Stream
 from tango_runtime.backends.cuda.runner import Run, Step
-from tango_runtime.backends.ort_cpu import check_engine, check_tensors, refusing
+from tango_runtime.backends.ort_cpu import check_runtime, check_tensors, ort_errors
+from tango_runtime.backends.ort_options import session_options
 from tango_runtime.bundle import Bundle, GraphName
 
 PROVIDER = "CUDAExecutionProvider"
@@ -39,8 +40,8 @@ class OrtRunner:
         bundle: The bundle.
         stream: What they run on.
         provider: The provider, with the device that its tensors are bound on. Another than CUDA's is for tests.
-        operators: The library of the operators that graphs have beside ONNX Runtime's; without it, what the graphs
-            themselves say of these operators is run.
+        operators: The library of the operators that graphs have beside ONNX Runtime's; without it, the graphs' own
+            function bodies of these operators run.
 
     Raises:
         TangoError: The library cannot be registered, or a graph cannot be loaded on the provider.
@@ -69,7 +70,7 @@ class OrtRunner:
         operators: Path | None = None,
     ) -> None:
         name, self._place = provider
-        options = _options(onnxruntime, operators)
+        options = _options(operators)
         self._specs = bundle.manifest.graphs
         # No doubling of the arena: what one frame more needs is not worth twice the memory.
         common = {
@@ -126,17 +127,16 @@ class OrtRunner:
             bind(name, self._place, 0, np.dtype(memory.dtype).type, memory.shape, memory.address)
 
         def run() -> None:
-            with refusing(f"run {graph}", "use fewer frames, or end other programs on the GPU; see: tango doctor"):
+            with ort_errors(f"run {graph}", "use fewer frames, or end other programs on the GPU; see: tango doctor"):
                 self._sessions[graph].run_with_iobinding(self._bindings[graph, replay], options)
 
         return run
 
 
-def _options(onnxruntime: Any, operators: Path | None) -> Any:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+def _options(operators: Path | None) -> Any:
+    options = session_options()
     if operators is not None:
-        with refusing(f"take the operators of {operators}", "build it: tango plugin build"):
+        with ort_errors(f"take the operators of {operators}", "build it: tango plugin build"):
             options.register_custom_ops_library(str(operators))
     return options
 
@@ -144,13 +144,13 @@ def _options(onnxruntime: Any, operators: Path | None) -> Any:
 def _open(
     onnxruntime: Any, bundle: Bundle, graph: GraphName, options: Any, provider: str, settings: dict[str, str]
 ) -> Any:
-    check_engine(bundle, graph)
+    check_runtime(bundle, graph)
     file = bundle.graph(graph)
     chosen = (provider, settings) if provider == PROVIDER else provider
     hint = "check the bundle with: tango inspect BUNDLE --verify, and the GPU with: tango doctor"
-    with refusing(f"load {file} on the GPU", hint):
+    with ort_errors(f"load {file} on the GPU", hint):
         session = onnxruntime.InferenceSession(str(file), options, providers=[chosen])
-    if session.get_providers()[0] != provider:  # it would run on the CPU and say nothing
+    if session.get_providers()[0] != provider:  # it would run on the CPU in silence
         raise TangoError(
             f"ONNX Runtime cannot use {provider}: its CUDA or cuDNN libraries are missing or of another version",
             "see: tango doctor",

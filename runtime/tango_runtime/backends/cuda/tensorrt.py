@@ -19,8 +19,9 @@ from tango_runtime.backends.cuda.backend import CudaBackend, open_stream
 from tango_runtime.backends.cuda.device import Buffer, Pool, Stream
 from tango_runtime.backends.cuda.runner import Run
 from tango_runtime.bundle import Bundle, GraphName
-from tango_runtime.engines import DECODE, PREFILL, Found
-from tango_runtime.system.gpu import here
+from tango_runtime.engines import DECODE, PREFILL, BuiltEngine
+from tango_runtime.engines.target import current_target
+from tango_runtime.system.packages import import_tensorrt
 
 #: Prune is the CUDA library's: see :mod:`tango_runtime.backends.cuda.backend`.
 _GRAPHS: tuple[GraphName, ...] = ("vision", "embed", "decoder")
@@ -35,9 +36,9 @@ def open_backend(bundle: Bundle, threads: int = 0) -> CudaBackend:
         TangoError: TensorRT is not installed, there is no GPU, an engine is missing or does not fit this machine, or
             the CUDA library is not built.
     """
-    trt = _tensorrt()
+    trt = import_tensorrt()
     stream = open_stream()  # first: TensorRT crashes where there is no GPU
-    machine = here(trt.__version__)
+    machine = current_target(trt.__version__)
     found = {graph: engines.find(bundle, graph, machine) for graph in _GRAPHS}  # all, before the first is loaded
     return CudaBackend(bundle, TensorRTRunner(trt, bundle, found, stream, machine.gpu), stream)
 
@@ -62,7 +63,9 @@ class TensorRTRunner:
     frames_at_once = None
     in_place = False
 
-    def __init__(self, trt: Any, bundle: Bundle, found: Mapping[GraphName, Found], stream: Stream, gpu: str) -> None:
+    def __init__(
+        self, trt: Any, bundle: Bundle, found: Mapping[GraphName, BuiltEngine], stream: Stream, gpu: str
+    ) -> None:
         self._trt, self._found, self._stream = trt, found, stream
         self._logger = _logger(trt)
         self._runtime = trt.Runtime(self._logger)
@@ -71,10 +74,10 @@ class TensorRTRunner:
         self._contexts = {graph: self._context(graph, PREFILL) for graph in found}
         self._replaying: dict[GraphName, Any] = {}  # contexts that a CUDA graph was recorded from
         decoder = found["decoder"]
-        self.tokens_at_once = min(decoder.largest("N", PREFILL), found["embed"].largest("N"))
-        self.capacity = decoder.largest("P", DECODE)
+        self.tokens_at_once = min(decoder.max_size("N", PREFILL), found["embed"].max_size("N"))
+        self.capacity = decoder.max_size("P", DECODE)
         self.description = f"TensorRT {trt.__version__}, {gpu}"
-        if cautions := [each.caution for each in found.values() if each.caution]:
+        if cautions := [each.warning for each in found.values() if each.warning]:
             self.description += f" ({'; '.join(cautions)})"
 
     def dtype(self, graph: GraphName, tensor: str) -> str:
@@ -84,7 +87,7 @@ class TensorRTRunner:
     def bind(self, graph: GraphName, tensors: Mapping[str, DeviceArray], *, replay: bool = False) -> Run:
         """Prepares an engine to read and write these tensors; gives the function that runs it."""
         found = self._found[graph]
-        # TensorRT 8 has no two contexts share a profile, so what replays has the engine's last one to itself.
+        # TensorRT 8 lets no two contexts share a profile, so replays have the engine's last one to themselves.
         profile = len(found.profiles) - 1 if replay else PREFILL
         inputs = {tensor.name: tensors[tensor.name].shape for tensor in found.inputs}
         found.check(inputs, profile)
@@ -129,7 +132,7 @@ class TensorRTRunner:
         self._check_tensors(bundle, graph, engine)
         return engine
 
-    def _refit(self, engine: Any, found: Found, model: Path) -> None:
+    def _refit(self, engine: Any, found: BuiltEngine, model: Path) -> None:
         """Gives an engine that was built without weights those of the bundle's graph."""
         refitter = self._trt.Refitter(engine, self._logger)
         parser = self._trt.OnnxParserRefitter(refitter, self._logger)
@@ -139,11 +142,13 @@ class TensorRTRunner:
     def _check_tensors(self, bundle: Bundle, graph: GraphName, engine: Any) -> None:
         spec, narrowed = bundle.manifest.graphs[graph], {"int64": ("int64", "int32")}
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
-        told = {t.name: narrowed.get(t.dtype, (t.dtype,)) for t in (*spec.inputs, *spec.outputs)}
-        if set(names) != set(told) or any(_TYPES.get(engine.get_tensor_dtype(n).name) not in told[n] for n in names):
+        listed = {t.name: narrowed.get(t.dtype, (t.dtype,)) for t in (*spec.inputs, *spec.outputs)}
+        if set(names) != set(listed) or any(
+            _TYPES.get(engine.get_tensor_dtype(n).name) not in listed[n] for n in names
+        ):
             found = self._found[graph]
             raise TangoError(
-                f"the tensors of {found.path} are not those that bundle.json tells of", f"build it: {found.rebuild}"
+                f"the tensors of {found.path} are not those that bundle.json lists", f"build it: {found.rebuild}"
             )
 
     def _context(self, graph: GraphName, profile: int) -> Any:
@@ -157,19 +162,9 @@ class TensorRTRunner:
         return context
 
     def _failed(self, what: str, hint: str = "see: tango doctor BUNDLE") -> TangoError:
-        said = "; ".join(self._logger.errors)
+        errors = "; ".join(self._logger.errors)
         self._logger.errors.clear()
-        return TangoError(f"{what}: {said or 'TensorRT does not say why'}", hint)
-
-
-def _tensorrt() -> Any:
-    try:
-        import tensorrt
-    except ImportError as error:
-        raise TangoError(
-            f"TensorRT cannot be imported: {error}", "pip install 'tango-edge[tensorrt]'; on a Jetson see: tango doctor"
-        ) from error
-    return tensorrt
+        return TangoError(f"{what}: {errors or 'TensorRT gives no reason'}", hint)
 
 
 def _logger(trt: Any) -> Any:
@@ -198,7 +193,7 @@ def _new_context(trt: Any, engine: Any) -> Any:
 
 
 def _scratch_bytes(engine: Any) -> int:
-    """What the neediest profile of an engine wants."""
+    """Bytes for the most demanding profile of an engine."""
     size: int = engine.device_memory_size_v2 if hasattr(engine, "device_memory_size_v2") else engine.device_memory_size
     return size
 

@@ -1,4 +1,4 @@
-"""A graph's weights in device memory, once: whoever computes with them is given their addresses."""
+"""A graph's weights in device memory, once: graphs and kernels get their addresses."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Weights(dict[str, DeviceArray]):
 
     Args:
         folder: The bundle.
-        spec: The graph; it tells where its weights lie.
+        spec: The graph, with the offsets of its weights.
         given_up: Set by whoever no longer waits for them.
 
     Raises:

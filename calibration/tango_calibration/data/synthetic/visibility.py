@@ -1,4 +1,4 @@
-"""What of each figure can be seen."""
+"""Which part of each figure is visible."""
 
 from collections.abc import Sequence
 
@@ -10,23 +10,23 @@ from tango_calibration.data.synthetic.shapes import mask
 
 
 def corner(scene: Scene, figure: Figure, appearance: Appearance, at: float) -> tuple[int, int]:
-    """The figure's left and top pixel in the frame at a time in frames; may lie outside."""
-    (x, y), (left, top) = appearance.centre(at), scene.camera(at)
+    """The figure's left and top pixel at a time in frames; may be outside the frame."""
+    (x, y), (left, top) = appearance.center(at), scene.camera(at)
     return round(x - figure.pixels / 2 - left), round(y - figure.pixels / 2 - top)
 
 
 def place(scene: Scene, appearance: Appearance, at: float) -> tuple[int, int]:
-    """The row and the column of the frame's nine fields in which the figure's centre is."""
-    (x, y), (left, top) = appearance.centre(at), scene.camera(at)
+    """Row and column of the figure's center in a 3×3 grid over the frame."""
+    (x, y), (left, top) = appearance.center(at), scene.camera(at)
     return _third(y - top), _third(x - left)
 
 
-def shown(scenes: Sequence[Scene], figures: Sequence[Figure], frames: int) -> NDArray[np.float32]:
-    """How much of each figure is seen in each sampled frame.
+def visible_shares(scenes: Sequence[Scene], figures: Sequence[Figure], frames: int) -> NDArray[np.float32]:
+    """How much of each figure is visible in each sampled frame.
 
     Returns:
-        fp32 [figures, F]: the part of its area that is in the frame and not behind anything; 0 where it is absent.
-        What two others hide of it counts twice where they overlap.
+        fp32 [figures, F]: the share of its area that is in the frame and not hidden; 0 if it is absent. An area hidden
+        by two others counts twice.
     """
     seen = np.zeros((len(figures), frames), np.float32)
     for s, scene in enumerate(scenes):

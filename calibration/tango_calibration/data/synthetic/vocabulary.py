@@ -1,9 +1,9 @@
-"""The names of things, and the sentences they stand in."""
+"""Words for figures and places, and templates of questions."""
 
-COLOURS = ("red", "green", "blue", "yellow", "orange", "purple", "cyan", "white")
+COLORS = ("red", "green", "blue", "yellow", "orange", "purple", "cyan", "white")
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
 SIZES = ("small", "medium", "large")
-PLACES = (  # the nine fields of a frame, row by row
+PLACES = (  # the cells of a 3×3 grid over the frame, row by row
     "at the top left",
     "at the top",
     "at the top right",
@@ -17,17 +17,17 @@ PLACES = (  # the nine fields of a frame, row by row
 DIRECTIONS = ("left", "right", "up", "down")
 NUMBERS = ("one", "two", "three", "four")
 PATTERNS = ("plain", "shaded", "cloudy", "striped", "checkered", "cluttered")
-TONES = ("grey", "brown", "dark", "slate")
+TONES = ("gray", "brown", "dark", "slate")
 
-# Pairs that only the test split shows or speaks of: does a model that knows green and knows crosses know a green cross?
+# Pairs that only the test split has: does a model that knows green and knows crosses know a green cross?
 HELD_OUT = (("green", "cross"), ("red", "ring"), ("blue", "star"), ("yellow", "triangle"), ("purple", "circle"))
 
 REGIONS = ("top left", "top right", "bottom left", "bottom right", "center")
-_PAIRS = tuple(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES)
+_PAIRS = tuple(f"{color} {shape}" for color in COLORS for shape in SHAPES)
 
-# What may be answered, by type of question.
+# Possible answers, by type of question.
 ANSWERS: dict[str, tuple[str, ...]] = {
-    "colour": COLOURS,
+    "color": COLORS,
     "shape": SHAPES,
     "count": NUMBERS,
     "where": REGIONS,
@@ -39,8 +39,9 @@ ANSWERS: dict[str, tuple[str, ...]] = {
 }
 TYPES = tuple(ANSWERS)
 
+# The trained checkpoint in models/tiny knows these texts, so their spelling stays.
 QUESTIONS: dict[str, tuple[str, ...]] = {
-    "colour": ("What colour is the {a}?", "Which colour does the {a} have?", "What is the colour of the {a}?"),
+    "color": ("What colour is the {a}?", "Which colour does the {a} have?", "What is the colour of the {a}?"),
     "shape": ("What shape is the {a}?", "Which shape does the {a} have?", "What is the shape of the {a}?"),
     "count": ("How many {a} are there?", "How many {a} can be seen?", "What is the number of {a}?"),
     "where": ("Where is the {a}?", "In which part of the picture is the {a}?", "Where can the {a} be seen?"),
@@ -65,25 +66,22 @@ QUESTIONS: dict[str, tuple[str, ...]] = {
 
 
 def with_article(name: str) -> str:
-    """The name after "a" or "an"."""
+    """The name, preceded by "a" or "an"."""
     return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
 def plural(shape: str) -> str:
-    """More than one of a shape."""
+    """The plural of a shape."""
     return f"{shape}es" if shape.endswith("s") else f"{shape}s"
 
 
 def corpus() -> list[str]:
-    """Sentences with every word that phrases, questions and answers can hold.
-
-    A tokenizer trained on them knows each word about as often as it is used.
-    """
+    """Sentences with every word of phrases, questions and answers, about as often as they use it."""
     sizes = [*SIZES, ""]
     sentences = [
         f"{with_article(f'{sizes[i % 4]} {pair}'.strip())} {PLACES[i % 9]}" for i, pair in enumerate(_PAIRS * 3)
     ]
-    sentences += [with_article(f"{word} object") for word in SIZES + COLOURS]
+    sentences += [with_article(f"{word} object") for word in SIZES + COLORS]
     for asked, templates in QUESTIONS.items():
         for i, template in enumerate(templates * 8):
             sentences.append(template.format(a=_example(asked, i), b=_PAIRS[-1 - i]))
@@ -92,10 +90,10 @@ def corpus() -> list[str]:
 
 
 def _example(asked: str, i: int) -> str:
-    colour, shape, size = COLOURS[i // 3 % len(COLOURS)], SHAPES[i // 3 % len(SHAPES)], SIZES[i % 3]
+    color, shape, size = COLORS[i // 3 % len(COLORS)], SHAPES[i // 3 % len(SHAPES)], SIZES[i % 3]
     return {
-        "colour": f"{size} {shape}",
-        "shape": f"{size} {colour} object",
+        "color": f"{size} {shape}",
+        "shape": f"{size} {color} object",
         "count": plural(shape),
-        "appear": with_article(f"{colour} {shape}"),
-    }.get(asked, f"{colour} {shape}")
+        "appear": with_article(f"{color} {shape}"),
+    }.get(asked, f"{color} {shape}")

@@ -1,0 +1,156 @@
+"""Numbers of quantization: 8-bit grids with scales, 4-bit blocks, smoothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from tango_calibration.quantization.ranges import Array
+
+#: Weights of a column that share a scale.
+BLOCK = 32
+
+#: Scales tried for a block of 4-bit weights, relative to the scale that its largest weight needs.
+_TRIED_SCALES = (1.0, 1.14, 1.07, 0.95, 0.9, 0.85, 0.8)
+
+#: The smallest normal number of fp16: no scale may be zero.
+_MIN_SCALE = 2.0**-14
+
+#: Weights converted to fp32 at a time, so that no fp32 copy of a whole vocabulary head is in memory.
+_PART_WEIGHTS = 1 << 24
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The values that 8 bits can hold, before they are scaled.
+
+    Attributes:
+        name: Suffix of the tensors that hold them.
+        dtype: Their type in the graph.
+        max: The largest value; the smallest used is its negative.
+    """
+
+    name: str
+    dtype: Any
+    max: float
+
+
+INT8 = Grid("int8", np.dtype(np.int8), 127)
+FP8 = Grid("fp8", helper.tensor_dtype_to_np_dtype(TensorProto.FLOAT8E4M3FN), 448)
+
+
+def scales(amax: Array, grid: Grid, dtype: Any) -> Array:
+    """Scales that map the largest value of a grid to the largest magnitude: max|x| / 127 or 448.
+
+    Args:
+        amax: The largest magnitudes, of any shape.
+        grid: The values.
+        dtype: Type of the scales; none is below its smallest normal number.
+    """
+    steps: Array = np.maximum(np.asarray(amax, np.float32) / grid.max, np.finfo(dtype).tiny)
+    return steps.astype(dtype)
+
+
+def quantize_columns(weight: Array, grid: Grid = INT8, dtype: Any = np.float32) -> tuple[Array, Array]:
+    """Quantizes a weight to 8 bits, symmetrically, with a scale for each column.
+
+    Args:
+        weight: [in, out].
+        grid: The 8-bit values.
+        dtype: Type of the scales.
+
+    Returns:
+        (values [in, out], scales [out], all positive).
+    """
+    values = np.empty(weight.shape, grid.dtype)
+    steps = np.empty(weight.shape[1], dtype)
+    for part in _column_parts(weight.shape[1], weight.shape[0]):
+        wide = weight[:, part].astype(np.float32)
+        steps[part] = scales(np.abs(wide).max(0), grid, dtype)
+        wide /= steps[part].astype(np.float32)
+        values[:, part] = np.rint(wide) if grid is INT8 else wide  # a cast to fp8 rounds
+    return values, steps
+
+
+def quantize_blocks(
+    weight: Array, bits: int, mean_squares: Array | None = None
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Quantizes a weight to 4 or 8 bits in blocks of ``BLOCK`` along a column, as MatMulNBits takes them.
+
+    The weights of a block are (q − 2^(bits−1)) · scale with an unsigned q, so they reach one step further down than up.
+    The sign of the scale gives the largest weight the longer side. With 4 bits, the scale with the least squared error
+    of a few candidates is taken; each row's error is weighted with the mean square of its input channel.
+
+    Args:
+        weight: [in, out].
+        bits: 4 or 8.
+        mean_squares: Mean square of each input channel [in]; equal by default.
+
+    Returns:
+        (values [out, blocks, BLOCK · bits / 8], with two 4-bit values in a byte, the first in the low half;
+        scales [out, blocks]). Rows that pad the last block are zero.
+    """
+    K, N = weight.shape
+    count = -(-K // BLOCK)
+    importance = np.ones((count, BLOCK), np.float32)
+    if mean_squares is not None:
+        importance.reshape(-1)[:K] = mean_squares
+    packed = np.empty((N, count, BLOCK * bits // 8), np.uint8)
+    scales = np.empty((N, count), np.float32)
+    for part in _column_parts(N, K):
+        wide = np.zeros((part.stop - part.start, count * BLOCK), np.float32)
+        wide[:, :K] = weight[:, part].T
+        values, scales[part] = _fit_blocks(wide.reshape(-1, count, BLOCK), bits, importance)
+        packed[part] = values if bits == 8 else values[..., ::2] | (values[..., 1::2] << 4)
+    return packed, scales
+
+
+def _fit_blocks(wide: Array, bits: int, importance: Array) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Blocks [n, blocks, BLOCK] fp32 → unsigned values and scales, the best of those tried."""
+    half = 1 << (bits - 1)
+    place = np.abs(wide).argmax(-1)[..., None]
+    largest = np.take_along_axis(wide, place, -1)[..., 0]
+    full = np.where(largest != 0, largest, 1) / -half
+    least = np.full(full.shape, np.inf, np.float32)
+    best, scales = np.empty(wide.shape, np.uint8), np.empty(full.shape, np.float32)
+    for factor in _TRIED_SCALES if bits == 4 else (1.0,):
+        # The scale is stored in fp16, so the values are fitted to the rounded scale.
+        scale = (full * factor).astype(np.float16).astype(np.float32)
+        scale = np.where(scale != 0, scale, np.float32(_MIN_SCALE))
+        steps = np.clip(np.rint(wide / scale[..., None]), -half, half - 1)
+        error = ((steps * scale[..., None] - wide) ** 2 * importance).sum(-1)
+        better = error < least
+        best[better] = (steps[better] + half).astype(np.uint8)
+        least[better], scales[better] = error[better], scale[better]
+    return best, scales
+
+
+def _column_parts(columns: int, rows: int) -> Iterator[slice]:
+    step = max(_PART_WEIGHTS // max(rows, 1), 1)
+    for begin in range(0, columns, step):
+        yield slice(begin, min(begin + step, columns))
+
+
+def smoothing(channel_amax: Array, row_amax: Array) -> NDArray[np.float32]:
+    """SmoothQuant's migration of outliers from activations to weights, Xiao et al. 2023 (arXiv:2211.10438), α = 0.5.
+
+    s = √(max|X_j| / max|W_j|), rounded to a power of two: then scaling is exact, and a layer that stays in fp16
+    computes what it did before. s is limited to 2^±8, so that scaled values fit into fp16.
+
+    Args:
+        channel_amax: max|X_j| of each channel [in].
+        row_amax: max|W_j| of each row over all layers that take X [in].
+
+    Returns:
+        s [in].
+    """
+    known = (channel_amax > 0) & (row_amax > 0)
+    exponents = np.zeros(len(channel_amax))
+    exponents[known] = np.log2(channel_amax[known] / row_amax[known]) / 2
+    exponents -= np.rint(np.median(exponents))  # a common factor changes nothing
+    return np.asarray(np.exp2(np.clip(np.rint(exponents), -8, 8)), np.float32)

@@ -1,0 +1,94 @@
+"""Results of calibration's passes over each clip, kept on disk.
+
+A file is named by a hash of the bundle, the clip and the question. So an interrupted calibration resumes, and another
+precision of the same bundle reuses what was captured.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from tango_calibration.data.dataset import Rendered, Video
+from tango_calibration.quantization.capture import Capture, DecoderInput
+from tango_calibration.quantization.ranges import Array, ChannelStats
+from tango_plugins import TangoError
+from tango_runtime.bundle import MANIFEST, Bundle, GraphName, sha256
+from tango_runtime.util.files import atomic_write
+
+
+class ObservationCache:
+    """Captures, statistics and losses of one bundle.
+
+    Args:
+        folder: Where the files are.
+        bundle: The bundle.
+        max_new_tokens: Maximum length of an answer.
+    """
+
+    def __init__(self, folder: Path, bundle: Bundle, max_new_tokens: int) -> None:
+        self.folder = folder
+        self._bundle = f"{sha256(bundle.path / MANIFEST)} {max_new_tokens}"
+
+    def key(self, video: Video, kind: str) -> str:
+        """Key of a result of this kind: a hash of everything it depends on."""
+        source = video.source
+        clip = repr(source) if isinstance(source, Rendered) else _content_hash(Path(str(source)))
+        text = "\n".join([self._bundle, clip, str(video.frames), video.questions[0].text, kind])
+        return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+    def arrays(self, key: str, make: Callable[[], dict[str, Array]]) -> dict[str, Array]:
+        """Reads the arrays of a key, or makes and stores them. A file appears complete or not at all.
+
+        Raises:
+            TangoError: The file is damaged.
+        """
+        file = self.folder / f"{key}.npz"
+        if not file.is_file():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            made = make()
+            atomic_write(file, lambda stream: np.savez(stream, **made))  # type: ignore[arg-type]
+            return made
+        try:
+            with np.load(file) as found:
+                return dict(found)
+        except Exception as error:  # the errors of zipfile, NumPy and the system have no common class
+            raise TangoError(f"{file} is damaged: {error}", f"remove it: rm {file}") from error
+
+    def capture(self, video: Video, make: Callable[[], Capture]) -> Capture:
+        """What the pipeline computed for a clip."""
+
+        def arrays() -> dict[str, Array]:
+            made = make()
+            return {
+                "indices": made.indices,
+                "merged": made.merged,
+                "prompt": made.decoder_input.prompt,
+                "answer": made.decoder_input.answer,
+            }
+
+        found = self.arrays(self.key(video, "capture"), arrays)
+        return Capture(found["indices"], found["merged"], DecoderInput(found["prompt"], found["answer"]))
+
+    def channel_stats(self, video: Video, graph: GraphName, make: Callable[[], ChannelStats]) -> ChannelStats:
+        """Statistics of the inputs of a graph's linear layers."""
+
+        def arrays() -> dict[str, Array]:
+            made = make()
+            channels = np.array([len(amax) for amax in made.amax])
+            flat = np.concatenate(made.amax), np.concatenate(made.square_sums)
+            return {"channels": channels, "rows": np.array(made.rows), "amax": flat[0], "square_sums": flat[1]}
+
+        found = self.arrays(self.key(video, f"channels {graph}"), arrays)
+        ends = np.cumsum(found["channels"])[:-1]
+        amax, square_sums = (np.split(found[name], ends) for name in ("amax", "square_sums"))
+        return ChannelStats(amax, square_sums, found["rows"].tolist())
+
+
+def _content_hash(path: Path) -> str:
+    """Hash of a file, or of the files in a folder."""
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    return " ".join(map(sha256, files))

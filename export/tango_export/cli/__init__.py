@@ -1,0 +1,1 @@
+"""`tango export` and `tango validate`."""

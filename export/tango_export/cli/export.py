@@ -1,0 +1,93 @@
+"""`tango export`, also `tango-export`: a checkpoint becomes a bundle."""
+
+from __future__ import annotations
+
+import argparse
+from typing import get_args
+
+from tango_export.cli.args import add_checkpoints
+from tango_export.cli.validate import print_comparisons
+from tango_export.export import DTYPES, Request, export, known_models
+from tango_export.validate import missing_packages, validate
+from tango_plugins import TangoError
+from tango_plugins.params import Budget
+from tango_runtime.cli.args import (
+    add_context,
+    add_frames,
+    add_output,
+    add_overwrite,
+    add_retention_ratio,
+    non_negative_int,
+)
+from tango_runtime.cli.command import Command
+from tango_runtime.util.console import status
+
+
+def _configure(parser: argparse.ArgumentParser) -> None:
+    default = Request()
+    parser.add_argument(
+        "--model",
+        default=default.model,
+        help=f"family or published checkpoint ({', '.join(known_models())}; default: %(default)s)",
+    )
+    add_checkpoints(parser, "the published one")
+    add_output(parser, "BUNDLE", "default: named after the checkpoint")
+    add_overwrite(parser)
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default=default.dtype, help="precision of the weights (default: %(default)s)"
+    )
+    add_retention_ratio(parser, "%(default)s", default=default.retention_ratio)
+    parser.add_argument(
+        "--budget",
+        choices=get_args(Budget),
+        default=default.budget,
+        help="how many tokens are kept: as many as the steps of the paper give, or exactly the retention ratio, "
+        "so that a GPU need not wait for their number (default: %(default)s)",
+    )
+    add_frames(parser, note="the family's number")
+    add_context(parser, default.context)
+    parser.add_argument(
+        "--sink-positions",
+        type=non_negative_int,
+        nargs="*",
+        metavar="P",
+        help="row-major grid positions of attention sinks, whose salience is ignored; give none if there are none "
+        "(default: the family's for the grid)",
+    )
+    parser.add_argument("--no-validate", action="store_true", help="do not compare the graphs with the original model")
+
+
+def _run(args: argparse.Namespace) -> int:
+    output = export(
+        Request(
+            model=args.model,
+            checkpoint=args.checkpoint,
+            salience=args.salience_checkpoint,
+            output=args.output,
+            dtype=args.dtype,
+            retention_ratio=args.retention_ratio,
+            budget=args.budget,
+            frames=args.frames,
+            context=args.context,
+            sink_positions=None if args.sink_positions is None else tuple(args.sink_positions),
+            overwrite=args.overwrite,
+        )
+    )
+    status(f"bundle: {output}")
+    if args.no_validate:
+        return 0
+    if missing := missing_packages():
+        status(
+            f"the comparison with the original model was left out: it needs {' and '.join(missing)}; to make it: "
+            f"pip install 'tango-edge[validate]', tango validate {output}"
+        )
+        return 0
+    try:
+        return print_comparisons(validate(output))
+    except KeyboardInterrupt as error:
+        raise TangoError(
+            "interrupted while validating", f"the bundle {output} is complete; to validate it: tango validate {output}"
+        ) from error
+
+
+EXPORT = Command(_configure, _run)

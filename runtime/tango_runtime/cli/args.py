@@ -1,0 +1,243 @@
+"""Options that several commands share: each has one name, one type and one help text everywhere.
+
+Only what is in the parentheses of a help text, its default, may differ between commands.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from tango_plugins import TangoError
+from tango_runtime.backends.registry import BACKENDS
+from tango_runtime.util.files import atomic_write
+
+#: The value of an output option that stands for standard output.
+STDOUT = Path("-")
+
+#: Precisions of a graph, and what each graph is called in help texts.
+PRECISIONS = {"vision": ("fp16", "int8", "fp8"), "decoder": ("fp16", "int8", "fp8", "int4")}
+_GRAPHS = {"vision": "vision tower", "decoder": "decoder"}
+
+
+# Types.
+
+
+def positive_int(text: str) -> int:
+    """An integer of at least 1."""
+    return _int(text, 1, "a positive integer")
+
+
+def non_negative_int(text: str) -> int:
+    """An integer of at least 0."""
+    return _int(text, 0, "a non-negative integer")
+
+
+def ratio(text: str) -> float:
+    """A number above 0 and at most 1."""
+    return _float(text, 1, "a number above 0 and at most 1")
+
+
+def percent(text: str) -> float:
+    """A number above 0 and at most 100."""
+    return _float(text, 100, "a percentage above 0 and at most 100")
+
+
+def new_file(text: str) -> Path:
+    """A file that can be created: its folder exists, and it is no folder itself."""
+    path = Path(text)
+    if not path.resolve().parent.is_dir():
+        raise TangoError(f"there is no folder {path.resolve().parent}", "create it, or choose another file")
+    if path.is_dir():
+        raise TangoError(f"{path} is a folder", "give a file in it")
+    return path
+
+
+def _int(text: str, minimum: int, what: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = minimum - 1
+    if value < minimum:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
+    return value
+
+
+def _float(text: str, maximum: float, what: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= maximum:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
+    return value
+
+
+# Options.
+
+
+def add_bundle(parser: argparse.ArgumentParser, **options: Any) -> None:
+    """``BUNDLE``."""
+    parser.add_argument("bundle", type=Path, help="bundle folder written by tango-export", **options)
+
+
+def add_frames(parser: argparse.ArgumentParser, default: int | None = None, note: str = "the bundle's") -> None:
+    """``--frames``."""
+    shown = default if default is not None else note
+    parser.add_argument(
+        "--frames",
+        type=positive_int,
+        default=default,
+        metavar="N",
+        help=f"number of frames sampled from a video (default: {shown})",
+    )
+
+
+def add_video(parser: argparse.ArgumentParser) -> None:
+    """``VIDEO``, ``--frames`` and ``--fps``."""
+    parser.add_argument("video", help="video file, or folder of images")
+    add_frames(parser)
+    parser.add_argument("--fps", type=float, help="frame rate of a folder of images (default: 1)")
+
+
+def add_retention_ratio(parser: argparse._ActionsContainer, note: str = "the bundle's", **options: Any) -> None:
+    """``--retention-ratio``."""
+    parser.add_argument(
+        "--retention-ratio",
+        type=ratio,
+        metavar="RATIO",
+        help=f"fraction of video tokens that pruning keeps (default: {note})",
+        **options,
+    )
+
+
+def add_pruning(parser: argparse.ArgumentParser, note: str = "the bundle's") -> None:
+    """``--retention-ratio`` or ``--no-prune``."""
+    group = parser.add_mutually_exclusive_group()
+    add_retention_ratio(group, note)
+    group.add_argument(
+        "--no-prune",
+        action="store_true",
+        help="run unpruned, with all video tokens; a retention ratio of 1 still merges tokens of static content",
+    )
+
+
+def add_max_new_tokens(parser: argparse.ArgumentParser, default: int) -> None:
+    """``--max-new-tokens``."""
+    parser.add_argument(
+        "--max-new-tokens",
+        type=positive_int,
+        default=default,
+        metavar="N",
+        help="maximum number of tokens in an answer (default: %(default)s)",
+    )
+
+
+def add_seed(parser: argparse.ArgumentParser, default: int | None = None) -> None:
+    """``--seed``."""
+    shown = "%(default)s" if default is not None else "a different one each time"
+    parser.add_argument(
+        "--seed",
+        type=non_negative_int,
+        default=default,
+        metavar="N",
+        help=f"seed of the random numbers (default: {shown})",
+    )
+
+
+def add_sampling(parser: argparse.ArgumentParser, max_new_tokens: int = 128) -> None:
+    """``--max-new-tokens``, ``--temperature``, ``--top-p`` and ``--seed``."""
+    add_max_new_tokens(parser, max_new_tokens)
+    parser.add_argument(
+        "--temperature", type=float, default=0.0, help="sampling temperature; 0 is greedy (default: %(default)s)"
+    )
+    parser.add_argument("--top-p", type=float, default=1.0, help="nucleus sampling threshold (default: %(default)s)")
+    add_seed(parser)
+
+
+def add_context(parser: argparse._ActionsContainer, default: int | None = None, note: str = "") -> None:
+    """``--context``."""
+    shown = default if default is not None else note
+    parser.add_argument(
+        "--context",
+        type=positive_int,
+        default=default,
+        metavar="TOKENS",
+        help=f"context length in tokens, prompt and answer together (default: {shown})",
+    )
+
+
+def add_precisions(parser: argparse.ArgumentParser, **defaults: str) -> None:
+    """``--vision`` and ``--decoder``, by default as the model is."""
+    for graph, choices in PRECISIONS.items():
+        default = defaults.get(graph)
+        parser.add_argument(
+            f"--{graph}",
+            default=default,
+            choices=choices,
+            help=f"precision of the {_GRAPHS[graph]} (default: {default or 'the precision it has'})",
+        )
+
+
+def add_backend(parser: argparse.ArgumentParser) -> None:
+    """``--backend``."""
+    parser.add_argument(
+        "--backend",
+        default="auto",
+        choices=["auto", *BACKENDS],
+        help="what runs the graphs; auto is the fastest that is available (default: %(default)s)",
+    )
+
+
+def add_output(parser: argparse.ArgumentParser, metavar: str, note: str = "", *, required: bool = False) -> None:
+    """``--output``."""
+    default = f" ({note})" if note else ""
+    parser.add_argument(
+        "--output", type=Path, required=required, metavar=metavar, help=f"output folder to write{default}"
+    )
+
+
+def add_overwrite(parser: argparse.ArgumentParser) -> None:
+    """``--overwrite``."""
+    parser.add_argument("--overwrite", action="store_true", help="replace output that already exists")
+
+
+def add_jobs(parser: argparse.ArgumentParser, default: int) -> None:
+    """``--jobs``."""
+    parser.add_argument(
+        "--jobs",
+        type=positive_int,
+        default=default,
+        metavar="N",
+        help="number of parallel processes (default: %(default)s)",
+    )
+
+
+def add_verify(parser: argparse.ArgumentParser) -> None:
+    """``--verify``."""
+    parser.add_argument("--verify", action="store_true", help="also compare the SHA-256 of every file and engine")
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """``--json FILE``; see :func:`write_json`."""
+    parser.add_argument(
+        "--json",
+        type=new_file,
+        metavar="FILE",
+        help="also write the results as JSON; - writes them to standard output in place of the text",
+    )
+
+
+def write_json(file: Path, data: object) -> None:
+    """Writes results to the value of ``--json``.
+
+    Raises:
+        TangoError: The file cannot be written.
+    """
+    text = json.dumps(data, indent=2, ensure_ascii=False)
+    if file == STDOUT:
+        print(text)
+    else:
+        atomic_write(file, lambda stream: stream.write(f"{text}\n".encode()))

@@ -1,0 +1,93 @@
+"""Checks of a bundle and its TensorRT engines."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+from tango_plugins import TangoError
+from tango_runtime.backends.registry import BACKENDS
+from tango_runtime.bundle import GRAPHS, Bundle
+from tango_runtime.doctor.check import Check
+from tango_runtime.doctor.machine import Machine
+from tango_runtime.engines import FOLDER, BuiltEngine, Target, find, read_sidecar, sidecars
+from tango_runtime.system import gpu as system
+from tango_runtime.util.units import megabytes
+
+#: The axis that limits each graph's engines, and what it counts.
+_AXES = {"vision": ("F", "frames"), "prune": ("F", "frames"), "embed": ("N", "tokens"), "decoder": ("N", "tokens")}
+
+
+def check_bundle(path: Path, machine: Machine, *, verify: bool) -> list[Check]:
+    """Checks a bundle's files, and its engines against this machine.
+
+    Args:
+        path: Folder of the bundle.
+        machine: This machine.
+        verify: Compare the SHA-256 of the files and engines.
+    """
+    try:
+        bundle = Bundle.load(path, verify=verify)
+    except TangoError as error:
+        return [Check("bundle", "missing", error.message, error.hint, tuple(BACKENDS))]
+    manifest = bundle.manifest
+    verified = ", every SHA-256 matches bundle.json" if verify else ""
+    checks = [Check("bundle", "ok", f"{path}: {manifest.family}, {manifest.dtype}{verified}")]
+    gpu, tensorrt = machine.gpu, machine.tensorrt
+    if gpu is None or tensorrt is None:
+        count = sum(len(sidecars(bundle, graph)) for graph in GRAPHS)
+        needed = "a GPU" if gpu is None else "TensorRT"
+        return [*checks, Check("engines", "warning", f"{count} built; none can run here without {needed}", "see above")]
+    try:
+        plugin = system.plugin()
+    except TangoError:  # check_machine has reported it
+        plugin = None
+    target = Target(tensorrt, gpu.compute_capability, gpu.name, plugin.interface if plugin else None)
+    return [*checks, *_engines(bundle, target, verify), *_unused_engines(bundle)]
+
+
+def _engines(bundle: Bundle, target: Target, verify: bool) -> Iterator[Check]:
+    for graph in GRAPHS:
+        try:
+            engine = find(bundle, graph, target, verify=verify)
+        except TangoError as error:
+            # The CUDA library does what a missing prune engine would.
+            required = graph != "prune"
+            backends = ("tensorrt",) if required else ()
+            yield Check(f"{graph} engine", "missing" if required else "warning", error.message, error.hint, backends)
+            continue
+        if engine.warning:
+            text, fix = f"{_describe(engine)}; {engine.warning}", f"{engine.rebuild} --rebuild"
+            yield Check(f"{graph} engine", "warning", text, fix)
+        else:
+            yield Check(f"{graph} engine", "ok", _describe(engine))
+
+
+def _describe(engine: BuiltEngine) -> str:
+    sidecar = engine.sidecar
+    axis, what = _AXES[sidecar.spec.graph]
+    size = f"{megabytes(sidecar.size, 1)}, {engine.min_size(axis)} to {engine.max_size(axis)} {what}"
+    context = f", context {engine.max_size('P', 1)}" if sidecar.spec.graph == "decoder" else ""
+    return f"{engine.path.name}, {size}{context}"
+
+
+def _unused_engines(bundle: Bundle) -> Iterator[Check]:
+    """Engines of graphs that have changed since: nothing will ever load them."""
+    unused = [file for graph in GRAPHS for file in sidecars(bundle, graph) if _is_unused(bundle, file)]
+    if not unused:
+        return
+    engines = [file.with_suffix(".engine") for file in unused]
+    size = sum(file.stat().st_size for file in engines if file.is_file())
+    files = " ".join(shlex.quote(str(file)) for file in [*unused, *engines])
+    text = f"{len(unused)} of graphs that this bundle no longer has, {megabytes(size, 1)}"
+    yield Check(f"{FOLDER}/", "warning", text, f"rm {files}")
+
+
+def _is_unused(bundle: Bundle, sidecar: Path) -> bool:
+    try:
+        spec = read_sidecar(sidecar).spec
+    except TangoError:
+        return True
+    hashes = {name: file.sha256 for name, file in bundle.manifest.files.items()}
+    return any(hashes.get(name) != digest for name, digest in spec.files.items())

@@ -1,0 +1,290 @@
+"""Whether a model fits a device, and about how fast it runs there. Arithmetic only; nothing is measured or loaded.
+
+Memory, in bytes, for one video at a time:
+
+- weights: number of weights times bytes of one. fp16 has 2, int8 and fp8 have 1, int4 has 0.5 and an fp16 scale for
+  every 32 weights. The embedding table and the head stay fp16 in every precision of the decoder;
+- cache, activations and workspace: see memory.py. Engines run one after another in one scratch memory, so only the
+  largest activations count;
+- tensors: frames and features of the video;
+- build: the most that building one graph takes: weights and activations on the device, and the weights twice on the
+  host, which on a Jetson is the same memory. Libraries are not part of it: they are not part of the usable memory.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from tango_plugins import TangoError
+from tango_runtime.bundle import GraphName
+from tango_runtime.sizing import memory as rules
+from tango_runtime.sizing.devices import DEVICES, PRECISIONS, Device, Precision
+from tango_runtime.sizing.memory import MAX_FRAMES, TYPICAL_TEXT_TOKENS, MaxShapes
+from tango_runtime.sizing.models import BYTES, ModelDimensions
+from tango_runtime.sizing.times import StageTimes, prefill_time, prune_time, token_time, vision_time
+from tango_runtime.util.versions import release
+
+#: Precisions of each graph, as in `tango calibrate`.
+VISION: tuple[Precision, ...] = ("fp16", "int8", "fp8")
+DECODER: tuple[Precision, ...] = PRECISIONS
+#: The operator's kernels need at least this compute capability (plugins/README.md).
+_OPERATOR = "7.5"
+#: Bytes of an element of the graphs' tensors.
+_ITEM = 2
+#: Numbers of frames that :func:`nearest_fit` tries.
+_FEWER_FRAMES = (24, 16, 12, 8, 4, 2, 1)
+
+
+@dataclass(frozen=True)
+class SizingOptions:
+    """A user's choices; None takes the model's.
+
+    Attributes:
+        frames: Frames of the video.
+        retention_ratio: Fraction of the video tokens kept.
+        prune: Whether to prune at all.
+        vision: Precision of the vision graph.
+        decoder: Precision of the decoder.
+        context: Positions of the cache; None takes the longest prompt and room for an answer.
+    """
+
+    frames: int | None = None
+    retention_ratio: float | None = None
+    prune: bool = True
+    vision: Precision | None = None
+    decoder: Precision | None = None
+    context: int | None = None
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The options with every choice made.
+
+    Attributes:
+        frames: Frames of the video.
+        tokens: Video tokens before pruning.
+        kept: Video tokens after pruning.
+        prompt: Tokens that are prefilled.
+        pass_tokens: Most tokens of one prefill pass.
+        context: Positions of the cache.
+        vision: Precision of the vision graph.
+        decoder: Precision of the decoder.
+    """
+
+    frames: int
+    tokens: int
+    kept: int
+    prompt: int
+    pass_tokens: int
+    context: int
+    vision: Precision
+    decoder: Precision
+
+
+@dataclass(frozen=True)
+class MemoryUse:
+    """Bytes that running takes; the rules are at the top of this file."""
+
+    vision: int
+    embed: int
+    decoder: int
+    cache: int
+    activations: int
+    workspace: int
+    tensors: int
+
+    @property
+    def total(self) -> int:
+        """Sum of all parts."""
+        return sum(vars(self).values())
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A model on a device.
+
+    Attributes:
+        model: The model.
+        device: The device.
+        workload: What is run.
+        memory: Memory for running it.
+        build: Most memory for building an engine: the shared memory of a Jetson, or a GPU's own.
+        times: Durations.
+    """
+
+    model: ModelDimensions
+    device: Device
+    workload: Workload
+    memory: MemoryUse
+    build: int
+    times: StageTimes
+
+    @property
+    def fits(self) -> bool:
+        """Whether it can run there."""
+        return self.memory.total <= self.device.usable
+
+    @property
+    def builds(self) -> bool:
+        """Whether its engines can be built there."""
+        return self.build <= self.device.usable
+
+
+def estimate(model: ModelDimensions, device: Device, options: SizingOptions) -> Estimate:
+    """Memory and times of a model on a device.
+
+    Raises:
+        TangoError: An option is out of range, or the device cannot run a precision or the operator.
+    """
+    workload = _workload(model, options)
+    for graph, precision in (("vision", workload.vision), ("decoder", workload.decoder)):
+        if precision not in device.precisions:
+            raise TangoError(
+                f"{device.title} cannot run {precision} ({graph})", f"it can run {', '.join(device.precisions)}"
+            )
+    if options.prune and not _runs_operator(device):
+        raise TangoError(
+            f"the Tango operator needs compute capability {_OPERATOR}, {device.title} has {device.compute_capability}",
+            "plan without it: --no-prune",
+        )
+    weights = _weights(model, workload)
+    shapes = MaxShapes(workload.frames, workload.pass_tokens, workload.context)
+    activations = {graph: rules.activation_bytes(graph, model, shapes, _ITEM) for graph in weights}
+    memory = MemoryUse(
+        **{str(graph): size for graph, size in weights.items()},
+        cache=rules.cache_bytes(model.decoder, workload.context, _ITEM),
+        activations=max(activations.values()),
+        workspace=rules.workspace_bytes(workload.tokens, model.decoder.hidden_size) if options.prune else 0,
+        tensors=_frame_bytes(model, workload.frames) + _ITEM * workload.tokens * model.decoder.hidden_size,
+    )
+    copies = 3 if device.jetson else 1
+    build = max(copies * weights[graph] + activations[graph] for graph in weights)
+    return Estimate(model, device, workload, memory, build, _times(model, device, workload, memory, options.prune))
+
+
+def nearest_fit(found: Estimate, options: SizingOptions) -> SizingOptions | None:
+    """The options closest to the given ones with which the model fits; None if there are none.
+
+    Tried in this order: lower precision of the vision graph, of the decoder, pruning, fewer frames.
+    """
+    alternatives = _alternatives(found, options)
+    return next((each for each in alternatives if estimate(found.model, found.device, each).fits), None)
+
+
+def smallest_device(found: Estimate, options: SizingOptions) -> str | None:
+    """The device with the least memory that holds the model with these options; Jetsons come first."""
+    names = sorted(DEVICES, key=lambda name: (not DEVICES[name].jetson, DEVICES[name].memory))
+    for name in names:
+        try:
+            if estimate(found.model, DEVICES[name], options).fits:
+                return name
+        except TangoError:  # the device cannot run this at all
+            continue
+    return None
+
+
+def _alternatives(found: Estimate, options: SizingOptions) -> Iterator[SizingOptions]:
+    model, device, workload = found.model, found.device, found.workload
+    visions = _lighter(workload.vision, VISION, device, model.vision_precision)
+    decoders = _lighter(workload.decoder, DECODER, device, model.decoder_precision)
+    frames = [workload.frames, *(n for n in _FEWER_FRAMES if n < workload.frames)]
+    prunes = [True] if options.prune else [False, *([True] if _runs_operator(device) else [])]
+    for count, prune, decoder, vision in itertools.product(frames, prunes, decoders, visions):
+        yield replace(options, frames=count, prune=prune, decoder=decoder, vision=vision)
+
+
+def _lighter(chosen: Precision, known: Sequence[Precision], device: Device, current: Precision) -> list[Precision]:
+    """A precision and those that take less memory; a graph that is already quantized stays as it is."""
+    lighter = [each for each in known if each in device.precisions and BYTES[each] < BYTES[chosen]]
+    return [chosen, *(lighter if current == "fp16" else [])]
+
+
+def _runs_operator(device: Device) -> bool:
+    return release(device.compute_capability) >= release(_OPERATOR)
+
+
+def _workload(model: ModelDimensions, options: SizingOptions) -> Workload:
+    frames = model.video.frames if options.frames is None else options.frames
+    if not 1 <= frames <= MAX_FRAMES:
+        raise TangoError(f"--frames is {frames}", f"it must be from 1 to {MAX_FRAMES}")
+    kept, most = _video_tokens(model, options, frames)
+    limit, prompt = model.decoder.context, kept + TYPICAL_TEXT_TOKENS
+    if prompt > limit:
+        raise TangoError(
+            f"a prompt of {prompt} tokens is longer than {model.name}'s {limit} positions",
+            "use fewer --frames, or a lower --retention-ratio",
+        )
+    pass_tokens = rules.default_pass_tokens(most, limit)
+    context = rules.default_context(pass_tokens, limit) if options.context is None else options.context
+    if not prompt <= context <= limit:
+        raise TangoError(
+            f"a prompt of {prompt} tokens needs as many positions, --context is {context}",
+            f"give one from {prompt} to {limit}, or fewer --frames",
+        )
+    return Workload(
+        frames=frames,
+        tokens=model.video.total_tokens(frames),
+        kept=kept,
+        prompt=prompt,
+        pass_tokens=min(pass_tokens, context),
+        context=context,
+        vision=_precision("--vision", options.vision, VISION, model.vision_precision),
+        decoder=_precision("--decoder", options.decoder, DECODER, model.decoder_precision),
+    )
+
+
+def _video_tokens(model: ModelDimensions, options: SizingOptions, frames: int) -> tuple[int, int]:
+    """Video tokens in the prompt: typical number and maximum."""
+    if options.prune:
+        ratio = model.params.retention_ratio if options.retention_ratio is None else options.retention_ratio
+        params = model.params.at(ratio)
+        typical = rules.typical_video_tokens(model.video, params, frames, row_ends=model.row_ends)
+        return typical, rules.max_video_tokens(model.video, params, frames, row_ends=model.row_ends)
+    if options.retention_ratio is not None:
+        raise TangoError("--no-prune and --retention-ratio are mutually exclusive", "drop one of them")
+    grids, tokens = rules.steps(model.video, frames), model.video.total_tokens(frames)
+    whole = rules.with_row_ends(tokens, grids, model.params, model.row_ends)
+    return whole, whole
+
+
+def _precision(flag: str, chosen: Precision | None, known: Sequence[Precision], current: Precision) -> Precision:
+    if chosen is not None and chosen not in known:
+        raise TangoError(f"{flag} is {chosen!r}", f"known are {', '.join(known)}")
+    if current != "fp16" and chosen not in (None, current):
+        raise TangoError(f"{flag} is {chosen}, and the bundle is already {current}", "name the fp16 bundle")
+    return chosen or current
+
+
+def _frame_bytes(model: ModelDimensions, frames: int) -> int:
+    height, width = model.video.size
+    return frames * height * width * 3
+
+
+def _weights(model: ModelDimensions, workload: Workload) -> dict[GraphName, int]:
+    vision, decoder = BYTES[workload.vision], BYTES[workload.decoder]
+    computed: dict[GraphName, float] = {
+        "vision": (model.tower.weights + sum(model.vision.projector)) * vision,
+        "embed": model.embedding_rows * model.decoder.hidden_size * _ITEM,
+        "decoder": model.decoder_layers.weights * decoder + model.head_weights * _ITEM,
+    }
+    unchanged: dict[GraphName, bool] = {
+        "vision": model.vision_precision == workload.vision,
+        "embed": True,
+        "decoder": model.decoder_precision == workload.decoder,
+    }
+    stored = dict(model.stored)
+    return {
+        graph: stored[graph] if graph in stored and unchanged[graph] else round(size)
+        for graph, size in computed.items()
+    }
+
+
+def _times(model: ModelDimensions, device: Device, workload: Workload, memory: MemoryUse, prune: bool) -> StageTimes:
+    return StageTimes(
+        vision=vision_time(model, device, workload.frames, workload.vision),
+        prune=prune_time(model, device, workload.frames) if prune else 0.0,
+        prefill=prefill_time(model, device, workload.prompt, workload.decoder, memory.decoder),
+        token=token_time(model, device, workload.context, memory.decoder, workload.decoder),
+    )

@@ -1,0 +1,87 @@
+"""Any source → a FrameSource: the one place that distinguishes files, folders, arrays and iterables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+
+from tango_plugins import TangoError
+from tango_runtime.video.file import VideoFile
+from tango_runtime.video.frames import from_array, from_folder, from_pairs
+from tango_runtime.video.source import FrameSource, Source, TimedFrame, check_count
+
+
+def open_source(source: Source, fps: float | None = None) -> FrameSource:
+    """Opens a source and learns its times.
+
+    A video file is decoded for that only where its packets do not determine its frames; a warning says so.
+
+    Args:
+        source: What to open:
+
+            - the path of a video file;
+            - the path of a folder of images, taken in natural order (``frame2`` before ``frame10``);
+            - a uint8 array [N, H, W, 3] of RGB frames;
+            - a finite iterable of (seconds, uint8 RGB frame [H, W, 3]), times ascending. Its length must be known, so
+              whatever is not a sequence is first copied into memory to its end: 6 MB a frame at 1920×1080. Seconds may
+              be any real number, a fraction or a ``datetime.timedelta``;
+            - a FrameSource, which is returned as it is.
+        fps: Frames per second of a folder or an array, which have no times: frame i is at i / fps seconds. 1.0 where
+            not given.
+
+    Raises:
+        TangoError: The source cannot be read, is truncated, its times do not ascend, or `fps` is given for a source
+            that has times of its own.
+    """
+    if fps is not None and not (math.isfinite(fps) and fps > 0):
+        raise TangoError(f"fps is {fps}", "it must be a positive number of frames per second")
+    if isinstance(source, str) and not source:
+        raise TangoError("the path of the video is empty", "give the path of a video file or of a folder of images")
+    if isinstance(source, np.ndarray):
+        return from_array(source, fps or 1.0)
+    if isinstance(source, (str, Path)) and Path(source).is_dir():
+        return from_folder(Path(source), fps or 1.0)
+    if fps is not None:
+        raise TangoError(
+            f"fps={fps:g} was given for a source that has times of its own",
+            "omit fps; it is for folders of images and arrays",
+        )
+    if isinstance(source, (str, Path)):
+        return VideoFile(Path(source))
+    if hasattr(source, "sample") and hasattr(source, "read"):
+        return cast(FrameSource, source)
+    if isinstance(source, Iterable):
+        return from_pairs(source)
+    raise TangoError(
+        f"the source is of type {type(source).__name__}",
+        "give the path of a video or a folder of images, an array, or an iterable of (seconds, frame) pairs",
+    )
+
+
+def sample(source: Source, count: int, *, fps: float | None = None) -> Iterator[TimedFrame]:
+    """Samples exactly `count` frames at the indices ``linspace(0, n - 1, count)`` of the n frames of `source`.
+
+    The indices are those of the LLaVA-OneVision evaluation (LLaVA-NeXT, ``np.linspace(0, n - 1, F, dtype=int)``).
+    Seconds count from the first frame. A video is read twice: its packets first, without decoding, for the number of
+    frames and their times; then only what the chosen frames depend on is decoded, one frame in memory at a time. The
+    frames are those that decoding the whole video gives; damage in a part that no chosen frame needs stays unnoticed.
+
+    Args:
+        source: What to sample; see :func:`open_source`.
+        count: Number of frames, at least 1.
+        fps: Frames per second of a folder or an array.
+
+    Returns:
+        An iterator of (seconds, uint8 RGB frame [H, W, 3]) in order of time; rotation metadata is applied.
+
+    Raises:
+        TangoError: As :func:`open_source`, or there are fewer frames than `count`. A frame that cannot be read raises
+            when it is reached; everything else before the first frame.
+    """
+    check_count(count)
+    opened = open_source(source, fps)
+    return opened.read(opened.sample(count))

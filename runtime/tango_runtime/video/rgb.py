@@ -1,0 +1,49 @@
+"""A decoded PyAV frame → RGB pixels as a player shows them: colors converted, the display matrix applied."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tango_plugins import TangoError
+from tango_runtime.video.source import Frame
+
+
+def to_rgb(frame: Any, name: str) -> Frame:
+    """Converts a frame to uint8 RGB [H, W, 3]; `name` is what messages call the file.
+
+    Raises:
+        TangoError: FFmpeg cannot convert the frame's colors.
+    """
+    try:
+        rgb: Frame = frame.to_ndarray(format="rgb24")
+    except OSError as error:
+        raise TangoError(
+            f"the colors of {name} cannot be converted (pixel format {frame.format.name}, color space "
+            f"{int(frame.colorspace)}): {error.strerror}",
+            "convert the file: ffmpeg -i IN -vf scale=out_color_matrix=bt709 -colorspace bt709 OUT.mp4",
+        ) from error
+    (a, b), (c, d) = _display_matrix(frame)
+    if _is_transposed(frame):
+        rgb, a, d = rgb.transpose(1, 0, 2), c, b
+    return np.ascontiguousarray(rgb[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
+
+
+def shown_size(frame: Any) -> tuple[int, int]:
+    """(height, width) in pixels of what :func:`to_rgb` gives."""
+    return (frame.width, frame.height) if _is_transposed(frame) else (frame.height, frame.width)
+
+
+def _is_transposed(frame: Any) -> bool:
+    (a, b), (c, d) = _display_matrix(frame)
+    return abs(b) + abs(c) > abs(a) + abs(d)
+
+
+def _display_matrix(frame: Any) -> tuple[tuple[int, int], tuple[int, int]]:
+    """((a, b), (c, d)): pixel (x, y) is shown at (a·x + c·y, b·x + d·y), up to a shift (ISO/IEC 14496-12)."""
+    data = frame.side_data.get("DISPLAYMATRIX")
+    if data is None:
+        return (1, 0), (0, 1)
+    a, b, _, c, d, *_ = np.frombuffer(data, np.int32).tolist()
+    return (a, b), (c, d)

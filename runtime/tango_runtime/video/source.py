@@ -1,0 +1,118 @@
+"""The contract of everything that gives frames: times first, pixels when they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tango_plugins import TangoError
+
+Frame: TypeAlias = NDArray[np.uint8]
+TimedFrame: TypeAlias = tuple[float, Frame]
+
+#: How the indices ``linspace(0, n - 1, F)`` become integers: LLaVA takes the floor; Qwen rounds, halves to even.
+Rounding = Literal["floor", "nearest"]
+
+
+@dataclass(frozen=True, eq=False)
+class Sampled:
+    """The frames that sampling chose.
+
+    Attributes:
+        indices: int64 [F], index of each frame among the n frames of the source, strictly ascending.
+        seconds: float64 [F], time of each frame since the first frame of the source.
+        rounding: How the indices were rounded.
+    """
+
+    indices: NDArray[np.int64]
+    seconds: NDArray[np.float64]
+    rounding: Rounding
+
+    def __len__(self) -> int:
+        """Number of frames, F."""
+        return len(self.indices)
+
+
+class FrameSource(Protocol):
+    """A finite sequence of frames whose times are known before their pixels.
+
+    A camera has no end, so it is not a source by itself. It fills a bounded buffer with copies of its frames; what the
+    buffer holds at one moment is a source: ``open_source(list(buffer))``. The buffer may drop those frames meanwhile.
+    examples/camera.py shows it.
+    """
+
+    @property
+    def name(self) -> str:
+        """What messages call the source."""
+
+    @property
+    def duration(self) -> float | None:
+        """Seconds from the first frame to the end of the last; None where unknown."""
+
+    @property
+    def frame_size(self) -> tuple[int, int] | None:
+        """(height, width) in pixels of the first frame as it is read, rotation applied; None where unknown."""
+
+    def sample(self, count: int, *, rounding: Rounding = "floor") -> Sampled:
+        """Chooses the frames ``linspace(0, n - 1, count)`` of n.
+
+        Raises:
+            TangoError: The source has fewer frames, or ``count`` is below 1.
+        """
+
+    def read(self, chosen: Sampled) -> Iterator[TimedFrame]:
+        """Decodes the chosen frames, one at a time → (seconds, uint8 RGB [H, W, 3]).
+
+        Nobody else writes to the arrays. Their seconds are those of ``chosen``, unless decoding shows that a damaged
+        file has other frames than it announced: the seconds given here are then the right ones.
+
+        Raises:
+            TangoError: A frame cannot be read; raised when it is reached.
+        """
+
+
+Source: TypeAlias = str | Path | NDArray[np.uint8] | Iterable[TimedFrame] | FrameSource
+
+
+def choose(seconds: NDArray[np.float64], count: int, rounding: Rounding, name: str) -> Sampled:
+    """Chooses `count` frames of a source whose frames all have known times.
+
+    The indices for ``floor`` are those of the LLaVA-OneVision evaluation (LLaVA-NeXT, ``np.linspace(0, n - 1, F,
+    dtype=int)``), those for ``nearest`` the ones of qwen-vl-utils in float64.
+
+    Args:
+        seconds: [n], time of each frame since the first.
+        count: Number of frames.
+        rounding: How indices are rounded.
+        name: What messages call the source.
+
+    Raises:
+        TangoError: There are fewer frames than `count`, or `count` is below 1.
+    """
+    n = len(seconds)
+    check_count(count)
+    if n == 0:
+        raise TangoError(f"{name} has no frames", "give a source with at least one frame")
+    if n < count:
+        frames = "1 frame" if n == 1 else f"{n} frames"
+        raise TangoError(f"{name} has {frames}, {count} were asked for", f"ask for fewer: --frames {n}")
+    even = np.linspace(0, n - 1, count)
+    indices = (np.floor(even) if rounding == "floor" else np.rint(even)).astype(np.int64)
+    return Sampled(indices, seconds[indices], rounding)
+
+
+def check_count(count: int) -> None:
+    """Rejects a number of frames below 1."""
+    if count < 1:
+        raise TangoError(f"{count} frames were asked for", "ask for at least one, for example --frames 32")
+
+
+def duration_of(seconds: NDArray[np.float64]) -> float:
+    """Seconds from the first frame to the end of the last, which is taken to last as long as the others on average."""
+    n = len(seconds)
+    return float(seconds[-1]) * n / (n - 1) if n > 1 else 0.0

@@ -1,0 +1,204 @@
+"""`tango doctor` on this machine and on simulated ones."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+from dataclasses import replace
+
+import pytest
+
+from tango_plugins import TangoError
+from tango_runtime.bundle import Bundle
+from tango_runtime.cli.main import main
+from tango_runtime.doctor import diagnose, machine
+from tango_runtime.engines import BuildOptions, Target, plan_engines
+from tango_runtime.system import gpu as system
+from tango_runtime.system.gpu import Free, Gpu, Plugin
+
+CPU = ("ort-cpu",)
+H200 = Gpu("NVIDIA H200", "9.0", "13.0", 139 << 30, integrated=False)
+without_gpu = pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="for machines without a GPU")
+
+
+@pytest.fixture
+def gpu_machine(monkeypatch, tmp_path):
+    """Simulates a machine with a GPU and everything installed; edit the returned state to remove parts."""
+    module = type("module", (), {"__version__": "8.6.0", "__file__": "here"})
+    module.get_available_providers = staticmethod(lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    state = {
+        "gpu": H200,
+        "plugin": Plugin(tmp_path / "libtango_tensorrt.so", "1", "V2", "0.1.0 sm_90a"),
+        "modules": {"tensorrt": module, "onnxruntime": module},
+        "versions": {"cuda-bindings": "12.9.0", "onnxruntime-gpu": "1.23.0"},
+    }
+    built = type("Info", (), {"library": tmp_path / "lib.so", "version": "0.1.0 sm_90a"})
+
+    def gpu():
+        if state["gpu"] is None:
+            raise TangoError("CUDA sees no GPU", "check nvidia-smi")
+        return state["gpu"]
+
+    monkeypatch.setattr(system, "gpu", gpu)
+    monkeypatch.setattr(system, "free", lambda gpu: Free(100 << 30, 50 << 30))
+    monkeypatch.setattr(system, "plugin", lambda: state["plugin"])
+    monkeypatch.setattr(machine, "info", lambda: built)
+    monkeypatch.setattr(machine, "_import", lambda name: (state["modules"].get(name), "not installed in this Python"))
+    monkeypatch.setattr(machine, "installed_version", lambda name: state["versions"].get(name))
+    monkeypatch.setattr(machine, "_other_interpreters", lambda: iter(state.get("others", [])))
+    return state
+
+
+def checks(*arguments):
+    """The checks by name."""
+    return {check.name: check for check in diagnose(*arguments).checks}
+
+
+@without_gpu
+def test_this_machine_runs_on_the_cpu_and_everything_missing_has_a_fix(capsys, tmp_path):
+    assert main(["doctor", "--json", str(tmp_path / "out.json")]) == 0
+    text = capsys.readouterr().out
+    assert "ready: ort-cpu" in text
+    data = json.loads((tmp_path / "out.json").read_text())
+    assert data["ready"] == ["ort-cpu"]
+    missing = [check["name"] for check in data["checks"] if check["status"] == "missing"]
+    assert {"GPU", "TensorRT"} <= set(missing)
+    assert all(check["fix"] and check["fix"] in text for check in data["checks"] if check["status"] != "ok")
+
+
+def test_a_cpu_without_vnni_is_named(gpu_machine, monkeypatch, tmp_path):
+    file = tmp_path / "cpuinfo"
+    file.write_text("processor\t: 0\nmodel name\t: AMD EPYC 7763 64-Core Processor\nflags\t\t: fpu avx2\n\n" * 2)
+    monkeypatch.setattr(machine, "int8_saturates", lambda: True)
+    assert "no VNNI: INT8 bundles run on exact kernels" in checks()["CPU"].text
+    assert machine._cpu(file).text.startswith("AMD EPYC 7763 64-Core Processor, no VNNI")
+    gpu_machine["modules"] = {}  # without ONNX Runtime there is no product to speak of
+    assert machine._cpu(file).text == "AMD EPYC 7763 64-Core Processor"
+
+
+def test_a_cpu_whose_products_are_exact(gpu_machine, monkeypatch, tmp_path):
+    monkeypatch.setattr(machine, "int8_saturates", lambda: False)
+    assert machine._cpu(tmp_path / "none").text == platform.machine()
+
+
+def test_json_on_standard_output_replaces_the_text(gpu_machine, capsys):
+    assert main(["doctor", "--json", "-"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["ready"] == ["tensorrt", "ort-cuda", "ort-cpu"]
+    gpu = next(check for check in data["checks"] if check["name"] == "GPU")
+    assert gpu == {
+        "name": "GPU",
+        "status": "ok",
+        "text": "NVIDIA H200, compute capability 9.0, 149.3 GB",
+        "fix": "",
+        "backends": [],
+    }
+
+
+def test_a_complete_machine_runs_every_backend(gpu_machine):
+    diagnosis = diagnose()
+    assert diagnosis.ready == ("tensorrt", "ort-cuda", "ort-cpu")
+    assert {check.status for check in diagnosis.checks if check.name != "CUDA toolkit"} == {"ok"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "missing", "fix", "ready"),
+    [
+        ({"gpu": None}, "GPU", "nvidia-smi", CPU),
+        ({"modules": {}}, "TensorRT", "tango-edge[tensorrt]", ()),
+        ({"versions": {}}, "cuda-bindings", "cuda-bindings==13.*", CPU),
+        ({"gpu": replace(H200, cuda="11.4")}, "cuda-bindings", "update the driver", CPU),
+        ({"gpu": replace(H200, cuda="12.4"), "versions": {"cuda-bindings": "13.0"}}, "cuda-bindings", "==12.*", CPU),
+        (
+            {"versions": {"cuda-bindings": "12.9", "onnxruntime": "1.20", "onnxruntime-gpu": "1.23"}},
+            "ONNX Runtime",
+            "pip uninstall -y onnxruntime onnxruntime-gpu",
+            ("tensorrt",),
+        ),
+    ],
+)
+def test_what_is_missing_and_its_fix(gpu_machine, changes, missing, fix, ready):
+    gpu_machine.update(changes)
+    check = checks()[missing]
+    assert check.status == "missing"
+    assert fix in check.fix
+    assert diagnose().ready == ready
+
+
+def test_tensorrt_in_another_interpreter(gpu_machine):
+    del gpu_machine["modules"]["tensorrt"]
+    gpu_machine["others"] = [("/usr/bin/python3", "8.6.2")]
+    found = checks()["TensorRT"]
+    assert "8.6.2 in /usr/bin/python3" in found.text
+    assert "--system-site-packages" in found.fix
+
+
+def test_a_plugin_for_another_tensorrt(gpu_machine):
+    gpu_machine["plugin"] = replace(gpu_machine["plugin"], api="V3")
+    found = checks()["TensorRT plugin"]
+    assert found.status == "warning"
+    assert "--tensorrt-include" in found.fix
+
+
+def test_a_library_for_another_gpu(gpu_machine):
+    gpu_machine["gpu"] = replace(H200, compute_capability="8.7")
+    assert "not for this GPU, sm_87" in checks()["CUDA library"].text
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("# R36 (release), REVISION: 4.3, GCID: 1, BOARD: generic, EABI: aarch64", "JetPack 6.1 or 6.2"),
+        ("# R35 (release), REVISION: 4.1, GCID: 1", "JetPack 5.1.2"),
+        ("# R36 (release), REVISION: 9.0, GCID: 1", "JetPack 6.2.2 or later"),
+        ("# R34 (release), REVISION: 1.0", "unknown JetPack"),
+        ("", "unknown JetPack"),
+    ],
+)
+def test_jetpack(tmp_path, text, expected):
+    file = tmp_path / "nv_tegra_release"
+    file.write_text(text)
+    (found,) = machine._jetpack(file)
+    assert found.text.startswith(expected)
+
+
+def test_driver_version(tmp_path):
+    file = tmp_path / "version"
+    file.write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.82.07  Wed Aug 27\nGCC version: 12\n")
+    assert machine._driver_version(file) == "580.82.07"
+
+
+def test_engines_of_a_bundle(gpu_machine, bundle, tmp_path):
+    from tests.runtime.engines.test_engines import put
+
+    loaded = Bundle.load(shutil.copytree(bundle(), tmp_path / "bundle"))
+    assert diagnose(loaded.path).ready == ("ort-cuda", "ort-cpu")
+    this = Target("8.6.0", "9.0", "NVIDIA H200", "1")
+    for one in plan_engines(loaded, this, BuildOptions(max_frames=9)):
+        put(one, this)
+    found = checks(loaded.path)
+    assert "1 to 9 frames" in found["vision engine"].text
+    assert diagnose(loaded.path, verify=True).ready[0] == "tensorrt"
+    gpu_machine["gpu"] = replace(H200, compute_capability="8.7", name="Orin")
+    found = checks(loaded.path)["decoder engine"]
+    assert found.status == "missing"
+    assert "9.0" in found.text
+    assert "tango build" in found.fix
+
+
+def test_engines_of_a_changed_graph_are_listed_for_removal(gpu_machine, bundle, tmp_path):
+    from tests.runtime.engines.test_engines import put
+
+    loaded = Bundle.load(shutil.copytree(bundle(), tmp_path / "bundle"))
+    this = Target("8.6.0", "9.0", "NVIDIA H200", "1")
+    one = put(plan_engines(loaded, this, BuildOptions(), ["vision"])[0], this)
+    manifest = loaded.path / "bundle.json"
+    digest = loaded.manifest.files["vision.onnx"].sha256
+    manifest.write_text(manifest.read_text().replace(digest, "0" * 64))
+    assert str(one.path) in checks(loaded.path)["engines/"].fix
+
+
+def test_a_missing_bundle(gpu_machine, tmp_path, capsys):
+    assert main(["doctor", str(tmp_path / "none")]) == 1
+    assert "there is no bundle" in capsys.readouterr().out

@@ -1,0 +1,414 @@
+from __future__ import annotations
+
+import io
+import logging
+import struct
+from types import SimpleNamespace
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from tango_runtime.video import file as video
+from tango_runtime.video import open_source, sample
+from tests.runtime.video.clips import H264, OPEN_GOP, decode_all, number_in, picture, rejected, write
+
+# Name → file suffix, encoder, encoder options. B-frames wherever the codec has them.
+KINDS = {
+    "h264": (".mp4", "libx264", H264),
+    "h264 in matroska": (".mkv", "libx264", H264),
+    "h264 in a transport stream": (".ts", "libx264", H264),
+    "h264 open gop": (".mp4", "libx264", {"x264-params": OPEN_GOP}),
+    "h264 without keyframes": (".mp4", "libx264", {"x264-params": "intra-refresh=1:keyint=12"}),
+    "h264 without times": (".h264", "libx264", H264),
+    "hevc open gop": (".mp4", "libx265", {"x265-params": OPEN_GOP + ":log-level=none"}),
+    "mpeg4": (".avi", "mpeg4", {"bf": "2", "g": "12"}),
+    "mpeg2": (".mpg", "mpeg2video", {"bf": "2", "g": "12"}),
+    "vp8, frames never shown": (".webm", "libvpx", {"auto-alt-ref": "1", "lag-in-frames": "16", "g": "12"}),
+    "vp9": (".webm", "libvpx-vp9", {"g": "12", "deadline": "realtime", "cpu-used": "8"}),
+}
+
+
+def assert_as_decoded(path, counts=(1, 2, 3, 7, 16)):
+    frames = decode_all(path)
+    for count in (*counts, len(frames)):
+        sampled = list(sample(path, count))
+        indices = np.linspace(0, len(frames) - 1, count, dtype=int)
+        assert len(sampled) == count
+        for (_, rgb), i in zip(sampled, indices, strict=True):
+            np.testing.assert_array_equal(rgb, frames[i], err_msg=f"frame {i} of {count}")
+    return frames
+
+
+def damage(path, place):
+    """Overwrites a packet of an MP4, so that it does not decode."""
+    with av.open(str(path)) as container:
+        packet = [p for p in container.demux(video=0) if p.size][place]
+        start, size = packet.pos, packet.size
+    data = bytearray(path.read_bytes())
+    data[start + 4 : start + size] = b"\xff" * (size - 4)
+    path.write_bytes(data)
+    return path
+
+
+def show(path, a, b, c, d):
+    """Gives an MP4 a display matrix: its pixel (x, y) is shown at (a·x + c·y, b·x + d·y)."""
+    data = bytearray(path.read_bytes())
+    at = data.index(b"tkhd") + 44  # past version, times, track, duration, layer, group, volume
+    one = 1 << 16
+    data[at : at + 36] = np.array([a * one, b * one, 0, c * one, d * one, 0, 0, 0, 1 << 30], ">i4").tobytes()
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_frames_are_those_of_a_full_decode(tmp_path, kind):
+    suffix, encoder, options = KINDS[kind]
+    path = write(tmp_path / f"clip{suffix}", encoder, options)
+    frames = assert_as_decoded(path)
+    assert [number_in(f) for f in frames] == list(range(60))
+
+
+def test_times_are_the_files_own_from_the_first_frame(tmp_path):
+    times = [*range(5, 25), *range(40, 80, 3), 200]  # a late start and a variable rate
+    path = write(tmp_path / "clip.mkv", times=times)
+    sampled = list(sample(path, len(times)))
+    assert [number_in(rgb) for _, rgb in sampled] == list(range(len(times)))
+    np.testing.assert_allclose([s for s, _ in sampled], (np.array(times) - 5) / 24, atol=1e-3)  # Matroska counts ms
+    assert sampled[0][0] == 0.0
+
+
+def test_a_stream_without_times_takes_them_from_its_rate(tmp_path):
+    seconds = [s for s, _ in sample(write(tmp_path / "clip.h264"), 60)]
+    np.testing.assert_allclose(np.diff(seconds), seconds[1])
+
+
+def test_only_what_the_wanted_frames_depend_on_is_decoded(tmp_path):
+    timeline = video._read_timeline(write(tmp_path / "clip.mp4"))
+    runs = video._plan_runs(timeline, [0, 30, 59])
+    assert [run.start for run in runs] == [0, 24, 48]
+    assert sum(run.stop - run.start for run in runs) < 30
+
+
+def test_a_leading_picture_of_an_open_gop_needs_the_keyframe_before(tmp_path):
+    timeline = video._read_timeline(write(tmp_path / "clip.mp4", options={"x264-params": OPEN_GOP}))
+    places, times = timeline.keys
+    leading = timeline.times.index(times[2]) - 1
+    assert timeline.packets[leading] > places[2]
+    assert video._plan_runs(timeline, [leading])[0].start == places[1]
+
+
+@pytest.mark.parametrize(("encoder", "key"), [("libx264", "x264-params"), ("libx265", "x265-params")])
+def test_a_cut_that_begins_with_an_open_gop(tmp_path, encoder, key):
+    params = OPEN_GOP + (":log-level=none" if encoder == "libx265" else "")
+    whole = write(tmp_path / "whole.ts", encoder, {key: params})
+    with av.open(str(whole)) as source, av.open(str(tmp_path / "cut.ts"), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        packets = [p for p in source.demux(video=0) if p.size]
+        second = [i for i, p in enumerate(packets) if p.is_keyframe][1]
+        for packet in packets[second:]:
+            packet.stream = stream
+            target.mux(packet)
+    assert_as_decoded(tmp_path / "cut.ts")
+
+
+def test_an_edit_list_hides_frames(tmp_path):
+    whole = write(tmp_path / "whole.mp4")
+    path = tmp_path / "edited.mp4"
+    with av.open(str(whole)) as source, av.open(str(path), "w", options={"avoid_negative_ts": "disabled"}) as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.size:
+                shift = int(7 / 24 / packet.time_base)
+                packet.pts, packet.dts, packet.stream = packet.pts - shift, packet.dts - shift, stream
+                target.mux(packet)
+    frames = assert_as_decoded(path)
+    assert [number_in(f) for f in frames] == list(range(7, 60))
+    assert next(sample(path, 2))[0] == 0.0
+
+
+@pytest.mark.parametrize("place", [20, 59])
+def test_a_packet_that_does_not_decode(tmp_path, place):
+    path = damage(write(tmp_path / "clip.mp4"), place)
+    frames = decode_all(path)
+    assert len(frames) == 59
+    for (_, rgb), i in zip(sample(path, 2), (0, 58), strict=True):
+        np.testing.assert_array_equal(rgb, frames[i])
+    rejected(path, 60, "has 59 frames")
+
+
+@pytest.mark.parametrize(
+    ("matrix", "shown"),
+    [
+        ((0, -1, 1, 0), lambda rgb: np.rot90(rgb, 1)),
+        ((-1, 0, 0, -1), lambda rgb: np.rot90(rgb, 2)),
+        ((0, 1, -1, 0), lambda rgb: np.rot90(rgb, 3)),
+        ((-1, 0, 0, 1), lambda rgb: rgb[:, ::-1]),
+        ((1, 0, 0, -1), lambda rgb: rgb[::-1]),
+        ((0, 1, 1, 0), lambda rgb: rgb.transpose(1, 0, 2)),
+        ((0, -1, -1, 0), lambda rgb: np.rot90(rgb, 2).transpose(1, 0, 2)),
+    ],
+)
+def test_the_display_matrix_turns_and_mirrors(tmp_path, matrix, shown):
+    def corner(number):
+        rgb = picture(number).copy()
+        rgb[:20, :12] = 200
+        return rgb
+
+    path = write(tmp_path / "clip.mp4", draw=corner)
+    plain = sample(path, 2)
+    expected = [shown(rgb) for _, rgb in plain]
+    show(path, *matrix)
+    for (_, rgb), right in zip(sample(path, 2), expected, strict=True):
+        np.testing.assert_array_equal(rgb, right)
+    assert open_source(path).frame_size == expected[0].shape[:2]
+
+
+@pytest.mark.parametrize("share", [0.5, 0.8, 0.98])
+@pytest.mark.parametrize(
+    ("suffix", "muxer"),
+    [(".mp4", {}), (".mp4", {"movflags": "faststart"}), (".mp4", {"movflags": "frag_keyframe+empty_moov"}),
+     (".mkv", {}), (".avi", {})],
+)  # fmt: skip
+def test_a_truncated_file_is_rejected(tmp_path, suffix, muxer, share):
+    path = write(tmp_path / f"clip{suffix}", "mpeg4" if suffix == ".avi" else "libx264", muxer=muxer)
+    assert len(list(sample(path, 60))) == 60
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    rejected(path, 4, "clip", "truncated")
+
+
+@pytest.mark.parametrize(("suffix", "beyond"), [(".mp4", 0), (".mp4", 9), (".flv", 9)])
+def test_a_file_cut_at_or_in_a_packet_is_rejected(tmp_path, suffix, beyond):
+    path = write(tmp_path / f"clip{suffix}", muxer={"movflags": "faststart"} if suffix == ".mp4" else {})
+    with av.open(str(path)) as container:
+        packet = [p for p in container.demux(video=0) if p.size][40]
+        cut = packet.pos + (packet.size if suffix == ".flv" else 0) + beyond
+    path.write_bytes(path.read_bytes()[:cut])
+    rejected(path, 4, "truncated")
+
+
+def test_what_is_no_video_is_rejected(tmp_path):
+    rejected(tmp_path / "gone.mp4", 4, "gone.mp4", "does not exist")
+    (tmp_path / "empty.mp4").touch()
+    rejected(tmp_path / "empty.mp4", 4, "empty.mp4 is empty")
+    (tmp_path / "notes.mp4").write_text("The door opens at nine.\n" * 100)
+    rejected(tmp_path / "notes.mp4", 4, "notes.mp4", "cannot be read as a video")
+    rejected("/dev/null", 4, "/dev/null", "camera")
+    with av.open(str(tmp_path / "song.wav"), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=8000)
+        sound = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.int16), format="s16", layout="mono")
+        sound.rate = 8000
+        container.mux(stream.encode(sound))
+    rejected(tmp_path / "song.wav", 4, "song.wav", "no video stream")
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [("vp8, frames never shown", "vp8 is not always one frame"), ("h264 without times", "no times"), ("h264", None)],
+)
+def test_one_warning_where_the_whole_file_is_decoded(tmp_path, caplog, kind, reason):
+    suffix, encoder, options = KINDS[kind]
+    source = open_source(write(tmp_path / f"clip{suffix}", encoder, options))
+    for count in (2, 60):
+        assert len(list(source.read(source.sample(count)))) == count
+    warnings = [record for record in caplog.records if record.name == "tango_runtime.video"]
+    assert len(warnings) == (reason is not None)
+    for warning in warnings:
+        assert warning.levelno == logging.WARNING
+        text = warning.getMessage()
+        assert f"clip{suffix}" in text
+        assert reason in text
+        assert "60 frames" in text or "6 frames" in text  # VP8 has packets that are not shown
+        assert "2.5 s" in text or "2.4 s" in text or "2.6 s" in text
+
+
+def test_one_warning_where_the_decoder_gives_other_frames_than_the_packets(tmp_path, caplog):
+    source = open_source(damage(write(tmp_path / "clip.mp4"), 50))
+    assert not caplog.records
+    chosen = source.sample(2)
+    for _ in range(2):
+        assert [number_in(rgb) for _, rgb in source.read(chosen)] == [0, 59]
+    (warning,) = caplog.records
+    assert (warning.name, warning.levelno) == ("tango_runtime.video", logging.WARNING)
+    assert "clip.mp4: the frame at 2.125 s comes out of the decoder unexpectedly" in warning.getMessage()
+    assert "60 frames, 2.5 s" in warning.getMessage()
+    assert len(source.sample(59)) == 59
+
+
+def test_times_are_known_before_pixels(tmp_path, monkeypatch):
+    path = write(tmp_path / "clip.mp4")
+
+    def decode(*_):
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr(video, "_decode", decode)
+    source = open_source(path)
+    chosen = source.sample(4)
+    assert chosen.indices.tolist() == [0, 19, 39, 59]
+    np.testing.assert_allclose(chosen.seconds, np.array([0, 19, 39, 59]) / 24)
+    assert source.name == str(path)
+    assert source.duration == pytest.approx(2.5)
+    with pytest.raises(AssertionError, match="decoded"):
+        next(source.read(chosen))
+
+
+def test_the_frame_size_is_that_of_the_frames(tmp_path):
+    path = write(tmp_path / "clip.mp4")
+    assert open_source(path).frame_size == (48, 64)
+    show(path, 0, -1, 1, 0)
+    source = open_source(path)
+    assert source.frame_size == next(source.read(source.sample(1)))[1].shape[:2] == (64, 48)
+
+
+def test_a_source_is_read_again(tmp_path):
+    source = open_source(write(tmp_path / "clip.mp4"))
+    for count in (3, 5, 3):
+        indices = np.linspace(0, 59, count, dtype=int).tolist()
+        assert [number_in(rgb) for _, rgb in source.read(source.sample(count))] == indices
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi", ".flv", ".ts"])
+@pytest.mark.parametrize("trailing", [bytes(1000), b"recorded by a camera" * 9, b"\xff" * 7])
+def test_trailing_data_is_no_truncation(tmp_path, suffix, trailing):
+    path = write(tmp_path / f"clip{suffix}", "mpeg4" if suffix == ".avi" else "libx264")
+    path.write_bytes(path.read_bytes() + trailing)
+    assert [number_in(rgb) for _, rgb in sample(path, 60)] == list(range(60))
+
+
+def test_sound_that_lasts_longer_is_no_truncation(tmp_path):
+    path = tmp_path / "clip.mkv"
+    with av.open(str(path), "w") as container:
+        pictures, sound = container.add_stream("libx264", rate=24), container.add_stream("pcm_s16le", rate=8000)
+        pictures.width, pictures.height, pictures.pix_fmt, sound.layout = 64, 48, "yuv420p", "mono"
+        for i in range(24):
+            container.mux(pictures.encode(av.VideoFrame.from_ndarray(picture(i), format="rgb24")))
+        container.mux(pictures.encode(None))
+        for i in range(5):
+            second = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.int16), format="s16", layout="mono")
+            second.rate, second.pts = 8000, 8000 * i
+            container.mux(sound.encode(second))
+    with av.open(str(path)) as container:
+        assert container.duration == pytest.approx(5e6, rel=0.01)
+    source = open_source(path)
+    assert source.duration == pytest.approx(1, rel=0.01)
+    assert [number_in(rgb) for _, rgb in source.read(source.sample(24))] == list(range(24))
+
+
+def test_a_recording_to_a_pipe_and_a_wrong_riff_size_are_no_truncation(tmp_path):
+    path = write(tmp_path / "clip.avi", "mpeg4")
+    data = bytearray(path.read_bytes())
+    for size in (len(data) + 1000, 0xFFFFFFFF, 0):
+        data[4:8] = size.to_bytes(4, "little")
+        path.write_bytes(data)
+        assert [number_in(rgb) for _, rgb in sample(path, 60)] == list(range(60))
+    data[4:8] = (len(data) + 1000).to_bytes(4, "little")
+    path.write_bytes(data[: data.rindex(b"idx1") + 100])
+    rejected(path, 4, "truncated")
+
+
+def test_a_title_that_is_not_utf_8(tmp_path):
+    path = write(tmp_path / "clip.avi", "mpeg4")
+    data = bytearray(path.read_bytes())
+    at = data.index(b"ISFT") + 8  # the software's name
+    data[at : at + 4] = "\u52d5\u753b".encode("shift_jis")
+    path.write_bytes(data)
+    assert [number_in(rgb) for _, rgb in sample(path, 60)] == list(range(60))
+
+
+def test_a_stream_that_is_found_late_does_not_end_the_video():
+    class Container:
+        packets = iter(range(1, 6))
+
+        def demux(self, stream):
+            for number in self.packets:
+                if number == 3:
+                    raise IndexError("list index out of range")  # as PyAV does; the packet of the new stream is lost
+                yield SimpleNamespace(size=number)
+
+    assert [packet.size for packet in video._demux(Container(), None)] == [1, 2, 4, 5]
+
+
+@pytest.mark.parametrize("name", ["10:30:15.mp4", "C:clip.mp4", "concat:clip.mp4", "-.mp4", "%03d.mp4"])
+def test_a_path_is_a_path(tmp_path, monkeypatch, name):
+    write(tmp_path / "whole.mp4").rename(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    assert [number_in(rgb) for _, rgb in sample(name, 60)] == list(range(60))
+
+
+def test_lists_and_texts_are_no_videos(tmp_path):
+    write(tmp_path / "other.mp4")
+    (tmp_path / "clip.mp4").write_text("ffconcat version 1.0\nfile other.mp4\n")
+    rejected(tmp_path / "clip.mp4", 2, "clip.mp4 is a list of other files")
+    (tmp_path / "notes.txt").write_text("The door opens at nine.\n" * 1500)
+    rejected(tmp_path / "notes.txt", 2, "notes.txt is a text")
+    (tmp_path / "live.m3u8").write_text("#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nother.mp4\n")
+    rejected(tmp_path / "live.m3u8", 2, "playlist that has no end", "#EXT-X-ENDLIST")
+
+
+def test_what_does_not_decode_is_said(tmp_path):
+    Image.fromarray(picture(0)).save(
+        tmp_path / "clip.webp", save_all=True, append_images=[Image.fromarray(picture(1))], duration=100
+    )
+    rejected(tmp_path / "clip.webp", 2, "no frame of", "(webp_pipe)")
+    key = {"encryption_scheme": "cenc-aes-ctr", "encryption_key": "76a6c65c5ea762046bd749a2e632ccbb"}
+    write(tmp_path / "clip.mp4", muxer={**key, "encryption_kid": "a7e61c373e219033c21091fa607bf3b8"})
+    rejected(tmp_path / "clip.mp4", 2, "can be decoded", "is it encrypted?")
+
+
+def test_a_cover_picture_is_no_video(tmp_path):
+    path = tmp_path / "song.mp3"
+    cover = io.BytesIO()
+    Image.fromarray(picture(0)).save(cover, "JPEG")
+    body = b"\0image/jpeg\0\3\0" + cover.getvalue()
+    tag = b"APIC" + len(body).to_bytes(4, "big") + b"\0\0" + body
+    size = bytes(len(tag) >> shift & 127 for shift in (21, 14, 7, 0))
+    with av.open(str(path), "w", options={"id3v2_version": "0", "write_xing": "0"}) as container:
+        sound = container.add_stream("libmp3lame", rate=44100, layout="mono")
+        for i in range(10):
+            block = av.AudioFrame.from_ndarray(np.zeros((1, 1152), np.int16), format="s16p", layout="mono")
+            block.sample_rate, block.pts = 44100, 1152 * i
+            container.mux(sound.encode(block))
+        container.mux(sound.encode(None))
+    path.write_bytes(b"ID3\3\0\0" + size + tag + path.read_bytes())
+    rejected(path, 1, "song.mp3", "no video stream", "cover picture")
+
+
+def test_h264_with_b_frames_in_avi(tmp_path, caplog):
+    """AVI has no presentation times: FFmpeg makes them up in decoding order."""
+    frames = list(sample(write(tmp_path / "clip.avi"), 60))
+    assert [number_in(rgb) for _, rgb in frames] == list(range(60))
+    np.testing.assert_allclose([seconds for seconds, _ in frames], np.arange(60) / 24, atol=1e-9)
+    assert any("step back" in record.getMessage() for record in caplog.records)
+
+
+@pytest.mark.parametrize(
+    ("times", "right"),
+    [
+        ([0, 40, 80, 80, 120], [0, 40, 80, 80, 120]),
+        ([0, 3, 1, 2, 7, 5, 6, 4], [0, 1, 2, 3, 4, 5, 6, 7]),
+        ([0, 10, 20, 30, 0, 10, 20], [0, 10, 20, 30, 30, 40, 50]),
+        ([*range(100), *range(50, 60)], [*range(100), *range(99, 109)]),
+    ],
+)
+def test_times_that_repeat_or_step_back(times, right):
+    assert video._ascending(times) == right
+
+
+def test_a_bad_packet_late_in_a_file(tmp_path):
+    path = damage(write(tmp_path / "clip.mp4", times=range(120)), 100)
+    frames = [number_in(rgb) for rgb in decode_all(path)]
+    assert len(frames) == 119
+    for count in (4, 8, 32):
+        sampled = list(sample(path, count))
+        assert len(sampled) == count
+        for (seconds, rgb), i in zip(sampled, np.linspace(0, 118, count, dtype=int), strict=True):
+            assert number_in(rgb) in frames[max(i - 1, 0) : i + 2]
+            assert seconds == pytest.approx(number_in(rgb) / 24)
+
+
+def test_a_small_file_of_huge_frames_is_rejected(tmp_path):
+    frame = b"\x21\xf9\4\0\x0a\0\0\0\x2c" + struct.pack("<HHHH", 0, 0, 1, 1) + b"\0\2\2\x44\1\0"
+    canvas = struct.pack("<HH", 15000, 15000) + b"\x80\0\0\0\0\0\xff\xff\xff"
+    (tmp_path / "clip.gif").write_bytes(b"GIF89a" + canvas + 4 * frame + b"\x3b")
+    rejected(tmp_path / "clip.gif", 2, "clip.gif", "15000×15000")
