@@ -1,6 +1,6 @@
 """A decode step by the CUDA library: :class:`CudaDecoder`, on weights and a KV cache that the caller owns.
 
-The weights have the names of the bundle's decoder graph. A step computes ``tango_export.modules.qwen2.Decoder`` for one
+The weights have the names of the bundle's decoder graph. A step computes ``tango_export.models.qwen2.decoder`` for one
 token, with accumulators and everything between two matrix products in fp32.
 """
 

@@ -231,7 +231,7 @@ class HostPruner:
 
 
 class HostDecoder:
-    """A step as tango_export.modules.qwen2 computes it, in the place of tango_plugins.decoder.CudaDecoder.
+    """A step as tango_export.models.qwen2 computes it, in the place of tango_plugins.decoder.CudaDecoder.
 
     It takes any floating-point type. A workspace that was not zero at first, or that another has written into, is an
     error here.

@@ -13,7 +13,7 @@ import pytest
 import torch
 from onnx import helper
 
-from tango_export.fused import MEANINGS
+from tango_export.graph.device import OP_FUNCTIONS
 from tango_plugins.native_library import NATIVE
 from tests.plugins.attentions import Pass, Shape
 from tests.plugins.cuda_emulator import compiled
@@ -38,7 +38,7 @@ def open_graph(op, inputs, outputs, library=None, profile=None, **attributes):
     node = helper.make_node(op, list(inputs), list(outputs), "node", domain="tango", **attributes)
     graph = helper.make_graph([node], "graph", value_infos(inputs), value_infos(outputs))
     opsets = [helper.make_opsetid(domain, version) for domain, version in (("", 17), ("tango", 1))]
-    model = helper.make_model(graph, opset_imports=opsets, functions=[MEANINGS[op]], ir_version=8)
+    model = helper.make_model(graph, opset_imports=opsets, functions=[OP_FUNCTIONS[op]], ir_version=8)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     if profile is not None:

@@ -25,7 +25,7 @@ def request_of(bundle, tmp_path_factory):
     folder = tmp_path_factory.mktemp("calibrated")
 
     def made(name, **changes):
-        made = CalibrationRequest(bundle(fused=True), folder / name, "synthetic", videos=4, frames=8, max_new_tokens=3)
+        made = CalibrationRequest(bundle(), folder / name, "synthetic", videos=4, frames=8, max_new_tokens=3)
         return replace(made, **{"cache": folder / "cache", **changes})
 
     return made

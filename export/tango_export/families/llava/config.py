@@ -1,19 +1,35 @@
-"""config.json of LLaVA-OneVision, in the format of Hugging Face (llava-hf) or of lmms-lab."""
+"""config.json of a LLaVA checkpoint, in the format of Hugging Face (llava-hf) or of lmms-lab."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 from tango_export.checkpoint import read_json
-from tango_export.modules.qwen2 import Qwen2Config
-from tango_export.modules.siglip import SiglipConfig
+from tango_export.models.qwen2 import Qwen2Config
+from tango_export.models.siglip import SiglipConfig
 from tango_plugins import TangoError
 
 
 @dataclass(frozen=True)
-class LlavaOvConfig:
+class Formats:
+    """What tells a family's config.json from those of other models.
+
+    Attributes:
+        title: Name of the family.
+        hf: ``model_type`` in Hugging Face's format; None where there is no such format.
+        lmms_lab: Settings in lmms-lab's format, and the values that the graphs are written for.
+    """
+
+    title: str
+    hf: str | None
+    lmms_lab: Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class LlavaConfig:
     """What config.json says that matters here.
 
     Attributes:
@@ -31,28 +47,29 @@ class LlavaOvConfig:
     eos: object
 
 
-def read_config(checkpoint: Path, siglip: Path) -> LlavaOvConfig:
+def read_config(checkpoint: Path, siglip: Path, formats: Formats) -> LlavaConfig:
     """Reads config.json in either format.
 
     Args:
         checkpoint: The checkpoint's folder.
         siglip: SigLIP's folder; lmms-lab's format leaves the tower's dimensions to it.
+        formats: The family's.
 
     Raises:
-        TangoError: The model is of another kind, or asks for something that the graphs do not do.
+        TangoError: The model is of another kind, or needs something that the graphs do not do.
     """
     data = read_json(checkpoint / "config.json")
     if "mm_vision_tower" in data:
-        return _lmms_lab_config(data, siglip)
-    if data.get("model_type") == "llava_onevision":
+        return _lmms_lab_config(data, siglip, formats)
+    if formats.hf is not None and data.get("model_type") == formats.hf:
         return _hf_config(data)
     raise TangoError(
-        f"{checkpoint} is a {data.get('model_type', 'nameless')} model, not LLaVA-OneVision",
-        "name a llava-hf or lmms-lab checkpoint of LLaVA-OneVision",
+        f"{checkpoint} is a {data.get('model_type', 'nameless')} model, not {formats.title}",
+        f"name a checkpoint of {formats.title}",
     )
 
 
-def _hf_config(data: dict[str, Any]) -> LlavaOvConfig:
+def _hf_config(data: dict[str, Any]) -> LlavaConfig:
     text, vision = _part(data, "text_config"), _part(data, "vision_config")
     _only(text, "model_type", "qwen2")
     _only(vision, "model_type", "siglip_vision_model")
@@ -61,20 +78,18 @@ def _hf_config(data: dict[str, Any]) -> LlavaOvConfig:
     _only(data, "projector_hidden_act", "gelu")
     _only(data, "multimodal_projector_bias", True)
     tied = bool(data.get("tie_word_embeddings") or text.get("tie_word_embeddings"))
-    return LlavaOvConfig(_siglip_config(vision), _qwen2_config(text), tied, False, text.get("eos_token_id"))
+    return LlavaConfig(_siglip_config(vision), _qwen2_config(text), tied, False, text.get("eos_token_id"))
 
 
-def _lmms_lab_config(data: dict[str, Any], siglip: Path) -> LlavaOvConfig:
+def _lmms_lab_config(data: dict[str, Any], siglip: Path, formats: Formats) -> LlavaConfig:
     _only(data, "architectures", ["LlavaQwenForCausalLM"])
     _only(data, "mm_projector_type", "mlp2x_gelu")
-    _only(data, "mm_spatial_pool_mode", "bilinear")
-    _only(data, "mm_newline_position", "one_token")
-    _only(data, "mm_spatial_pool_stride", 2)
-    _only(data, "mm_patch_merge_type", "spatial_unpad")  # any other takes no newline
+    for key, value in formats.lmms_lab.items():
+        _only(data, key, value)
     source = read_json(siglip / "config.json")
     tower = _siglip_config(_part(source, "vision_config") or source, dropped_layers=1)
     # The head's absence is what ties it: some of these files lack tie_word_embeddings or deny it.
-    return LlavaOvConfig(tower, _qwen2_config(data), True, True, data.get("eos_token_id"))
+    return LlavaConfig(tower, _qwen2_config(data), True, True, data.get("eos_token_id"))
 
 
 def _siglip_config(data: dict[str, Any], dropped_layers: int = 0) -> SiglipConfig:
@@ -110,7 +125,7 @@ def _filled(defaults: _Config, data: dict[str, Any]) -> _Config:
     for name in (f.name for f in fields(defaults) if f.name in data):
         kind, value = type(values[name]), data[name]
         if isinstance(value, bool) or not isinstance(value, (int, kind)) or value <= 0:
-            raise TangoError(f"config.json: {name} is {value!r}, not a positive {kind.__name__}", "mend config.json")
+            raise TangoError(f"config.json: {name} is {value!r}, not a positive {kind.__name__}", "edit config.json")
         values[name] = kind(value)
     return type(defaults)(**values)
 
@@ -118,13 +133,13 @@ def _filled(defaults: _Config, data: dict[str, Any]) -> _Config:
 def _part(data: dict[str, Any], key: str) -> dict[str, Any]:
     part = data.get(key) or {}
     if not isinstance(part, dict):
-        raise TangoError(f"config.json: {key} is {part!r}, not an object", "mend config.json")
+        raise TangoError(f"config.json: {key} is {part!r}, not an object", "edit config.json")
     return part
 
 
 def _divides(heads: int, whole: int, key: str) -> None:
     if whole % heads:
-        raise TangoError(f"config.json: {key} is {heads}, which does not divide {whole}", "mend config.json")
+        raise TangoError(f"config.json: {key} is {heads}, which does not divide {whole}", "edit config.json")
 
 
 def _only(data: dict[str, Any], key: str, value: object) -> None:
@@ -132,5 +147,5 @@ def _only(data: dict[str, Any], key: str, value: object) -> None:
     if data.get(key, value) not in (value, None):
         raise TangoError(
             f"config.json: {key} is {data[key]!r}, and only {value!r} is supported",
-            "LLaVA-OneVision's released checkpoints have it so; is this another model?",
+            "the released checkpoints have that; is this another model?",
         )

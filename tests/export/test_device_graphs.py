@@ -1,4 +1,4 @@
-"""The fused graphs against the plain ones, on ONNX Runtime's CPU kernels of the same operators."""
+"""The device graphs against the portable ones, on ONNX Runtime's CPU kernels of the same operators."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ import numpy as np
 import onnx
 import pytest
 
-from tango_export.export import DTYPES, Request, export, find_preset, open_model
-from tango_export.fused import write_fused_graph
-from tango_plugins import TangoError
+from tango_export.export import DTYPES, Request, export, find_preset, open_model, write_device_graphs
 from tango_runtime.bundle import Bundle, describe, write_manifest
 from tango_runtime.cli.main import main
 from tests.export.edits import Decoder, assert_close, embed, frames, run, session
@@ -26,30 +24,29 @@ TOLERANCE = {"fp32": 1e-5, "fp16": 1e-2}
 
 @pytest.fixture(scope="module", params=["fp32", "fp16"])
 def written(request, checkpoint, bundle, tmp_path_factory):
-    """A bundle with its fused graphs, and the precision; ``--fused`` itself is for fp16 only."""
+    """A bundle with device graphs, and the precision; an export writes them in fp16 only."""
     precision, outliers = request.param, request.param == "fp16"
     llava, siglip = checkpoint(outliers=outliers)
     folder = shutil.copytree(
-        bundle(precision=precision, outliers=outliers), tmp_path_factory.mktemp("fused") / precision
+        bundle(precision=precision, outliers=outliers), tmp_path_factory.mktemp("device") / precision
     )
-    model = open_model(find_preset("llava-ov")[0], str(llava), str(siglip), DTYPES[precision], CONTEXT)
+    model = open_model(find_preset("llava-ov")[0], str(llava), str(siglip), CONTEXT)
     manifest = Bundle.load(folder).manifest
-    graphs, files = dict(manifest.graphs), dict(manifest.files)
-    for graph in model.graphs:
-        graphs[graph.name] = spec = write_fused_graph(graph, folder, CONTEXT)
-        files[spec.device.file] = describe(folder / spec.device.file)
+    graphs = manifest.graphs | write_device_graphs(folder, model, manifest.graphs, DTYPES[precision])
+    devices = [spec.device.file for spec in graphs.values() if spec.device]
+    files = manifest.files | {file: describe(folder / file) for file in devices}
     write_manifest(folder, replace(manifest, graphs=graphs, files=files))
     return folder, precision
 
 
 def weights(folder, graph):
-    """What the fused graph takes of the plain one's data file."""
+    """What the device graph takes of the portable one's data file."""
     spec = Bundle.load(folder).manifest.graphs[graph]
     return {n: np.memmap(folder / spec.data, w.dtype, "r", w.offset, w.shape) for n, w in spec.device_weights.items()}
 
 
-class FusedDecoder:
-    """The fused decoder and its cache, which holds garbage where it is not filled."""
+class DeviceDecoder:
+    """The device decoder and its cache, which holds garbage where it is not filled."""
 
     def __init__(self, bundle, capacity=CAPACITY):
         self.session, self.length = session(bundle / "decoder.device.onnx"), 0
@@ -64,9 +61,9 @@ class FusedDecoder:
     def step(self, embeddings):
         self.length += len(embeddings)
         bound = self.length if self.length == len(embeddings) else self.capacity
-        told = {"seqlens_k": [self.length - 1], "total_sequence_length": [bound]}
-        told = {name: np.array(value, np.int32) for name, value in told.items()}
-        logits, *present = self.session.run(None, {"embeddings": embeddings, **told, **self.cache, **self.weights})
+        lengths = {"seqlens_k": [self.length - 1], "total_sequence_length": [bound]}
+        lengths = {name: np.array(value, np.int32) for name, value in lengths.items()}
+        logits, *present = self.session.run(None, {"embeddings": embeddings, **lengths, **self.cache, **self.weights})
         self.cache = dict(zip(self.cache, present, strict=True))
         return logits
 
@@ -75,7 +72,7 @@ class FusedDecoder:
         return next(iter(self.cache.values())).shape[2]
 
 
-def test_vision_is_the_plain_graphs(written):
+def test_vision_is_the_portable_graphs(written):
     folder, precision = written
     feeds = {"frames": frames(3), **weights(folder, "vision")}
     for found, wanted in zip(
@@ -84,25 +81,25 @@ def test_vision_is_the_plain_graphs(written):
         assert_close(found.astype(np.float64), wanted, TOLERANCE[precision])
 
 
-def test_embedding_is_the_plain_graphs(written):
+def test_embedding_is_the_portable_graphs(written):
     folder, _ = written
     (found,) = run(folder, "embed.device", ids=IDS, **weights(folder, "embed"))
     np.testing.assert_array_equal(found, embed(folder, IDS))
 
 
 @pytest.mark.parametrize("chunks", [(12,), (1,) * 12, (7, 5), (2, 3, 7), (11, 1)])
-def test_logits_are_the_plain_graphs(written, chunks):
+def test_logits_are_the_portable_graphs(written, chunks):
     folder, precision = written
-    plain, fused, begin = Decoder(folder, 0), FusedDecoder(folder), 0
-    wanted = plain.step(embed(folder, IDS))
+    portable, device, begin = Decoder(folder, 0), DeviceDecoder(folder), 0
+    wanted = portable.step(embed(folder, IDS))
     for n in chunks:
-        found, begin = fused.step(embed(folder, IDS[begin : begin + n])), begin + n
+        found, begin = device.step(embed(folder, IDS[begin : begin + n])), begin + n
     assert_close(found, wanted, TOLERANCE[precision])
 
 
 def test_what_was_rewound_does_not_count(written):
     folder, _ = written
-    decoder = FusedDecoder(folder)
+    decoder = DeviceDecoder(folder)
     decoder.step(embed(folder, IDS[:6]))
     first = decoder.step(embed(folder, IDS[6:9]))
     decoder.step(embed(folder, IDS[9:]))
@@ -110,14 +107,14 @@ def test_what_was_rewound_does_not_count(written):
     np.testing.assert_array_equal(decoder.step(embed(folder, IDS[6:9])), first)
 
 
-def test_sixty_four_tokens_are_the_plain_graphs(written):
+def test_sixty_four_tokens_are_the_portable_graphs(written):
     folder, precision = written
-    plain, fused = Decoder(folder, CAPACITY), FusedDecoder(folder)
-    rows, found = plain.step(embed(folder, IDS)), fused.step(embed(folder, IDS))
+    portable, device = Decoder(folder, CAPACITY), DeviceDecoder(folder)
+    rows, found = portable.step(embed(folder, IDS)), device.step(embed(folder, IDS))
     for _ in range(64):
         assert_close(found, rows, 3 * TOLERANCE[precision])
         token = embed(folder, np.array([rows.argmax()]))
-        rows, found = plain.step(token), fused.step(token)
+        rows, found = portable.step(token), device.step(token)
 
 
 def test_every_layer_is_fused_and_nothing_is_left(written):
@@ -127,7 +124,7 @@ def test_every_layer_is_fused_and_nothing_is_left(written):
         ("decoder", "CachedAttention", "SkipSimplifiedLayerNormalization"),
         ("vision", "MultiHeadAttention", "SkipLayerNormalization"),
     ):
-        model = onnx.load(folder / f"{name}.fused.onnx", load_external_data=False)
+        model = onnx.load(folder / f"{name}.device.onnx", load_external_data=False)
         kinds = Counter(node.op_type for node in model.graph.node)
         assert kinds[attention] == 2
         assert kinds[norm] == 2 * decoder.layers
@@ -165,41 +162,39 @@ def test_of_the_towers_biases_attention_adds_the_querys_only(written):
 @pytest.mark.parametrize("name", ["vision", "embed", "decoder"])
 def test_they_take_their_weights_as_inputs_behind_the_others(written, name):
     folder, _ = written
-    plain, fused = (onnx.load(folder / f"{name}{form}.onnx", load_external_data=False) for form in ("", ".fused"))
+    files = folder / f"{name}.onnx", folder / f"{name}.device.onnx"
+    portable, device = (onnx.load(file, load_external_data=False) for file in files)
     spec = Bundle.load(folder).manifest.graphs[name]
-    told = [t.name for t in spec.device.inputs]
-    assert [value.name for value in fused.graph.input] == told
-    assert told[-len(spec.device_weights) :] == list(spec.device_weights)
-    stored = {t.name: (tuple(t.dims), t.external_data[1].value) for t in plain.graph.initializer if t.external_data}
+    inputs = [t.name for t in spec.device.inputs]
+    assert [value.name for value in device.graph.input] == inputs
+    assert inputs[-len(spec.device_weights) :] == list(spec.device_weights)
+    stored = {t.name: (tuple(t.dims), t.external_data[1].value) for t in portable.graph.initializer if t.external_data}
     assert stored == {weight: (at.shape, str(at.offset)) for weight, at in spec.weights.items()}
     # What the device graph has in another form; the decode kernel takes some of it.
     left = spec.weights.keys() - spec.device_weights.keys()
     assert not [weight for weight in left if spec.weights[weight].shape[1:]]
-    kept = {t.name for t in fused.graph.initializer if np.prod(t.dims) > 1000}
+    kept = {t.name for t in device.graph.initializer if np.prod(t.dims) > 1000}
     assert kept == ({"rotary.cos", "rotary.sin"} if name == "decoder" else set())
-    assert not any(t.external_data for t in fused.graph.initializer)
+    assert not any(t.external_data for t in device.graph.initializer)
 
 
-def test_export_writes_them_when_asked(checkpoint, tmp_path):
-    llava, siglip = checkpoint()
-    named = {"checkpoint": str(llava), "siglip": str(siglip)}
-    manifest = Bundle.load(export(Request(**named, output=tmp_path / "fused", fused=True)), verify=True).manifest
-    assert {name for name, spec in manifest.graphs.items() if spec.device} == {"vision", "embed", "decoder"}
-    assert {name for name, spec in manifest.graphs.items() if spec.weights} == {"vision", "embed", "decoder"}
-    with pytest.raises(TangoError, match="--fused with --dtype fp32"):
-        export(Request(**named, output=tmp_path / "none", fused=True, dtype="fp32"))
+def test_fp16_bundles_have_them_and_fp32_bundles_do_not(bundle):
+    sixteen, thirty_two = (Bundle.load(bundle(precision=precision)).manifest.graphs for precision in ("fp16", "fp32"))
+    assert {name for name, spec in sixteen.items() if spec.device} == {"vision", "embed", "decoder"}
+    assert not any(spec.device for spec in thirty_two.values())
+    for graphs in (sixteen, thirty_two):
+        assert {name for name, spec in graphs.items() if spec.weights} == {"vision", "embed", "decoder"}
 
 
-def test_validate_compares_them_with_the_original(checkpoint, tmp_path, capsys):
-    llava, siglip = checkpoint()
-    path = export(Request(checkpoint=str(llava), siglip=str(siglip), output=tmp_path / "fused", fused=True))
+def test_validate_compares_them_with_the_original(bundle, tmp_path, capsys):
+    path = shutil.copytree(bundle(), tmp_path / "bundle")
     assert main(["validate", str(path)]) == 0
     assert "17 of 17 within the limits" in capsys.readouterr().out
     for graph, constant in (
         ("decoder", "rotary.sin"),
-        ("vision", "tower.encoder.layers.0.self_attn.out_proj.bias.fused"),
+        ("vision", "tower.encoder.layers.0.self_attn.out_proj.bias.folded"),
     ):
-        file = path / f"{graph}.fused.onnx"
+        file = path / f"{graph}.device.onnx"
         sound, model = file.read_bytes(), onnx.load(file, load_external_data=False)
         tensor = next(t for t in model.graph.initializer if t.name == constant)
         tensor.CopyFrom(onnx.numpy_helper.from_array(-onnx.numpy_helper.to_array(tensor), constant))
@@ -207,13 +202,14 @@ def test_validate_compares_them_with_the_original(checkpoint, tmp_path, capsys):
         assert main(["validate", str(path)]) == 1
         failed = [line for line in capsys.readouterr().out.splitlines() if line.endswith("FAILED")]
         assert failed
-        assert all(line.startswith(f"{graph}, fused") for line in failed)
+        assert all(line.startswith(f"{graph} (device)") for line in failed)
         file.write_bytes(sound)
 
 
 @pytest.mark.parametrize("shape", [{"heads": 8, "kv_heads": 2}, {"intermediate": 104}])
-def test_widths_that_cannot_be_taken_are_refused(checkpoint, tmp_path, shape):
+def test_a_decoder_whose_widths_the_kernel_cannot_take_has_none(checkpoint, tmp_path, capsys, shape):
     llava, siglip = checkpoint(**shape)
-    with pytest.raises(TangoError, match="decoder cannot be fused"):
-        export(Request(checkpoint=str(llava), siglip=str(siglip), output=tmp_path / "none", fused=True))
-    assert not (tmp_path / "none").exists()
+    output = export(Request(checkpoint=str(llava), salience=str(siglip), output=tmp_path / "out"))
+    graphs = Bundle.load(output, verify=True).manifest.graphs
+    assert "decoder has no device graph: a width is no multiple of 16" in capsys.readouterr().err
+    assert {name for name, spec in graphs.items() if spec.device} == {"vision", "embed"}
