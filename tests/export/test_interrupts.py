@@ -15,7 +15,7 @@ from tango_runtime.cli.main import main
 @pytest.fixture
 def arguments(checkpoint, tmp_path):
     llava, siglip = checkpoint(layers=16)  # enough of them to be caught in the middle
-    named = ["--checkpoint", str(llava), "--siglip", str(siglip), "--output", str(tmp_path / "out")]
+    named = ["--checkpoint", str(llava), "--salience-checkpoint", str(siglip), "--output", str(tmp_path / "out")]
     return ["export", *named, "--no-validate"]
 
 

@@ -15,6 +15,7 @@ from tango_calibration.quantization.capture import DecoderInput
 from tango_calibration.quantization.ranges import Array
 from tango_plugins import TangoError
 from tango_runtime.backends.ort_cpu import empty_cache
+from tango_runtime.backends.ort_options import session_options
 from tango_runtime.bundle import TensorSpec
 from tango_runtime.util.errors import first_line
 
@@ -36,8 +37,7 @@ def open_graph(model: ModelProto, folder: Path, more: Sequence[str] = ()) -> onn
     extended = ModelProto()
     extended.CopyFrom(model)
     extended.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in more)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options = session_options()
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder.resolve()))
     if any(proto.data_type == TensorProto.FLOAT8E4M3FN for proto in model.graph.initializer):
         # It would move fp8 Q/DQ pairs across operators without fp8 kernels, and then reject its own graph.

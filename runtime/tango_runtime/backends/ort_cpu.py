@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from tango_plugins import PruneParams, TangoError, reference
 from tango_runtime.backends.base import HostEvent, PrunedTokens, Trace, require_context
+from tango_runtime.backends.ort_options import session_options
 from tango_runtime.bundle import Bundle, GraphName, TensorSpec
 from tango_runtime.util.console import OnProgress
 from tango_runtime.util.errors import first_line
@@ -45,9 +46,7 @@ def open_session(graph: Path, *, threads: int = 0) -> Any:
         import onnxruntime
     except ImportError as error:
         raise TangoError("ONNX Runtime is not installed", "pip install 'tango-edge[cpu]'") from error
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = threads
+    options = session_options(threads=threads)
     with ort_errors(f"load {graph}", _VERIFY):
         return onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
 

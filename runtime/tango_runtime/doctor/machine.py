@@ -14,9 +14,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from tango_plugins import TangoError
+from tango_plugins import TangoError, native_library
 from tango_plugins.build import info
-from tango_plugins.native_library import install_directory
+from tango_runtime.backends.ort_options import int8_saturates
 from tango_runtime.doctor.check import GPU_BACKENDS, ORT_BACKENDS, Check
 from tango_runtime.system import gpu as system
 from tango_runtime.system.packages import installed_version
@@ -69,6 +69,7 @@ def check_machine() -> Machine:
     tensorrt, tensorrt_check = _tensorrt()
     checks = (
         Check("Python", "ok", f"{sys.version.split()[0]}, {sys.executable}"),
+        _cpu(),
         *gpu_checks,
         *_jetpack(),
         *_memory(gpu),
@@ -78,6 +79,16 @@ def check_machine() -> Machine:
         *_onnxruntime(),
     )
     return Machine(gpu, tensorrt, checks)
+
+
+def _cpu(file: Path = Path("/proc/cpuinfo")) -> Check:
+    """The CPU, and whether INT8 products need ONNX Runtime's exact kernels on it."""
+    lines = file.read_text().split("\n") if file.is_file() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    text = next(names, "") or platform.machine()
+    if _import("onnxruntime")[0] is not None and int8_saturates():
+        text += ", no VNNI: INT8 bundles run on exact kernels, slower than with VNNI"
+    return Check("CPU", "ok", text)
 
 
 # The GPU and its driver.
@@ -201,7 +212,7 @@ def _libraries(tensorrt: str | None, gpu: system.Gpu | None) -> list[Check]:
     except TangoError as error:
         return [Check("CUDA library", "missing", error.message, error.hint, GPU_BACKENDS)]
     if installed.library is None:
-        text = f"not built: it is not in {install_directory()}"
+        text = f"not built: {native_library.installed()} does not exist"
         return [Check("CUDA library", "missing", text, fix, GPU_BACKENDS)]
     text = f"{installed.library}, {installed.version}"
     own = f"sm_{gpu.compute_capability.replace('.', '')}" if gpu else ""

@@ -24,7 +24,7 @@ from tango_runtime.video.truncation import check_complete
 _log = logging.getLogger("tango_runtime.video")
 
 #: Codecs whose every packet is one shown frame. VP8 is not among them: its alternate reference frames are packets of
-#: their own that are never shown, so only decoding tells how many frames a VP8 file has.
+#: their own that are never shown, so only decoding shows how many frames a VP8 file has.
 _FRAME_PER_PACKET = {"h264", "hevc", "av1", "vp9", "mpeg4", "mpeg2video", "mpeg1video", "mjpeg", "prores", "ffv1"}
 
 #: Threads within a frame only: with several frames under way, how many of them a damaged packet takes along depends on
@@ -33,6 +33,9 @@ _EXACT = "SLICE"
 
 #: Most frames by which decoding and presentation order differ (H.264, H.265).
 _REORDERING = 16
+
+#: Most pixels of a frame: 16384×8192, four times an 8K video.
+_MAX_PIXELS = 1 << 27
 
 #: Formats that FFmpeg recognizes by content and that are no video of their own.
 _NOT_VIDEO = {"concat": "a list of other files", "tty": "a text"}
@@ -45,7 +48,7 @@ class VideoFile:
         path: The file.
 
     Raises:
-        TangoError: The file cannot be read or is truncated, or its times do not ascend.
+        TangoError: The file cannot be read or is truncated, or is not a video.
     """
 
     def __init__(self, path: Path) -> None:
@@ -162,7 +165,7 @@ class _Run:
 
 
 class _DisagreementError(Exception):
-    """The decoder gives other frames than the packets promised."""
+    """The decoder gives other frames than the packets announced."""
 
 
 def _check_file(path: Path) -> None:
@@ -198,6 +201,9 @@ def _open(path: Path, threads: str = "AUTO") -> Iterator[tuple[Any, Any]]:
                 )
             if stream.codec_context is None:
                 raise TangoError(f"the video stream of {path} has no decoder here", _repair(path))
+            width, height = stream.codec_context.width, stream.codec_context.height
+            if width * height > _MAX_PIXELS:  # a GIF of 100 bytes may claim gigabytes
+                raise TangoError(f"the frames of {path} have {width}×{height} pixels", "scale the video down")
             stream.thread_type = threads
             yield container, stream
     except av.FFmpegError as error:
@@ -209,7 +215,7 @@ def _repair(path: Path) -> str:
 
 
 def _read_timeline(path: Path) -> _Timeline:
-    """The timeline that the packets tell; where they do not, the one that decoding everything gives."""
+    """The timeline of the packets or, where they do not determine the frames, of decoding everything."""
     with _open(path) as (container, stream):
         packets = [_Packet(p.pts, p.dts, p.is_keyframe, p.is_discard, p.is_corrupt) for p in _demux(container, stream)]
         tick, codec, rate = Fraction(stream.time_base), stream.codec_context.name, stream.guessed_rate
@@ -226,7 +232,7 @@ def _read_timeline(path: Path) -> _Timeline:
 
 
 def _reason_to_decode(codec: str, packets: list[_Packet], times: list[int]) -> str:
-    """Why the packets do not tell the frames; empty where they do."""
+    """Why the packets do not determine the frames; empty where they do."""
     if codec not in _FRAME_PER_PACKET:
         return f"a packet of {codec} is not always one frame"
     if any(p.pts is None for p in packets):
@@ -319,7 +325,7 @@ def _in_order(
     for frame in frames:
         i = index_of.get(frame.pts)
         if i is None:
-            raise _DisagreementError("the decoder gives a frame that no packet tells of")
+            raise _DisagreementError("the decoder gives a frame that no packet announced")
         if i < run.first or i > run.last:
             continue  # before: a leading picture, of another run; after: not needed
         if frame.is_corrupt:  # what is made up for the missing part depends on where decoding began

@@ -1,4 +1,4 @@
-"""Any source → a FrameSource: the one place that tells a file, a folder, an array and an iterable apart."""
+"""Any source → a FrameSource: the one place that distinguishes files, folders, arrays and iterables."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from tango_runtime.video.source import FrameSource, Source, TimedFrame, check_co
 
 
 def open_source(source: Source, fps: float | None = None) -> FrameSource:
-    """Opens a source and learns its times. Of a video file only packets are read, unless they do not tell the frames.
+    """Opens a source and learns its times.
+
+    A video file is decoded for that only where its packets do not determine its frames; a warning says so.
 
     Args:
         source: What to open:

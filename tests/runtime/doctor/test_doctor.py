@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import shutil
 from dataclasses import replace
 
@@ -64,6 +65,21 @@ def test_this_machine_runs_on_the_cpu_and_everything_missing_has_a_fix(capsys, t
     missing = [check["name"] for check in data["checks"] if check["status"] == "missing"]
     assert {"GPU", "TensorRT"} <= set(missing)
     assert all(check["fix"] and check["fix"] in text for check in data["checks"] if check["status"] != "ok")
+
+
+def test_a_cpu_without_vnni_is_named(gpu_machine, monkeypatch, tmp_path):
+    file = tmp_path / "cpuinfo"
+    file.write_text("processor\t: 0\nmodel name\t: AMD EPYC 7763 64-Core Processor\nflags\t\t: fpu avx2\n\n" * 2)
+    monkeypatch.setattr(machine, "int8_saturates", lambda: True)
+    assert "no VNNI: INT8 bundles run on exact kernels" in checks()["CPU"].text
+    assert machine._cpu(file).text.startswith("AMD EPYC 7763 64-Core Processor, no VNNI")
+    gpu_machine["modules"] = {}  # without ONNX Runtime there is no product to speak of
+    assert machine._cpu(file).text == "AMD EPYC 7763 64-Core Processor"
+
+
+def test_a_cpu_whose_products_are_exact(gpu_machine, monkeypatch, tmp_path):
+    monkeypatch.setattr(machine, "int8_saturates", lambda: False)
+    assert machine._cpu(tmp_path / "none").text == platform.machine()
 
 
 def test_json_on_standard_output_replaces_the_text(gpu_machine, capsys):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import logging
+import struct
 from types import SimpleNamespace
 
 import av
@@ -404,3 +405,10 @@ def test_a_bad_packet_late_in_a_file(tmp_path):
         for (seconds, rgb), i in zip(sampled, np.linspace(0, 118, count, dtype=int), strict=True):
             assert number_in(rgb) in frames[max(i - 1, 0) : i + 2]
             assert seconds == pytest.approx(number_in(rgb) / 24)
+
+
+def test_a_small_file_of_huge_frames_is_rejected(tmp_path):
+    frame = b"\x21\xf9\4\0\x0a\0\0\0\x2c" + struct.pack("<HHHH", 0, 0, 1, 1) + b"\0\2\2\x44\1\0"
+    canvas = struct.pack("<HH", 15000, 15000) + b"\x80\0\0\0\0\0\xff\xff\xff"
+    (tmp_path / "clip.gif").write_bytes(b"GIF89a" + canvas + 4 * frame + b"\x3b")
+    rejected(tmp_path / "clip.gif", 2, "clip.gif", "15000×15000")

@@ -20,6 +20,7 @@ from tango_plugins.device_array import DeviceArray
 from tango_runtime.backends.cuda.device import Pool, Stream
 from tango_runtime.backends.cuda.runner import Run, Step
 from tango_runtime.backends.ort_cpu import check_runtime, check_tensors, ort_errors
+from tango_runtime.backends.ort_options import session_options
 from tango_runtime.bundle import Bundle, GraphName
 
 PROVIDER = "CUDAExecutionProvider"
@@ -69,7 +70,7 @@ class OrtRunner:
         operators: Path | None = None,
     ) -> None:
         name, self._place = provider
-        options = _options(onnxruntime, operators)
+        options = _options(operators)
         self._specs = bundle.manifest.graphs
         # No doubling of the arena: what one frame more needs is not worth twice the memory.
         common = {
@@ -132,9 +133,8 @@ class OrtRunner:
         return run
 
 
-def _options(onnxruntime: Any, operators: Path | None) -> Any:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+def _options(operators: Path | None) -> Any:
+    options = session_options()
     if operators is not None:
         with ort_errors(f"take the operators of {operators}", "build it: tango plugin build"):
             options.register_custom_ops_library(str(operators))
