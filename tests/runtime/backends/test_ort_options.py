@@ -14,8 +14,8 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from tango_calibration.quantization.replay import open_graph
 
+from tango_calibration.quantization.replay import open_graph
 from tango_runtime.backends import ort_options
 from tango_runtime.backends.cuda.ort_runner import OrtRunner
 from tango_runtime.backends.ort_cpu import open_session
