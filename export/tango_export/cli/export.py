@@ -28,7 +28,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         default=default.model,
-        help=f"family or published checkpoint ({', '.join(known_models())}; default: %(default)s)",
+        help=f"model (a family or a published checkpoint: {', '.join(known_models())}; default: %(default)s)",
     )
     add_checkpoints(parser, "the published one")
     add_output(parser, "BUNDLE", "default: named after the checkpoint")

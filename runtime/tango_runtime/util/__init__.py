@@ -1,1 +1,1 @@
-"""Small things that every package uses: files written aside, the console, checked JSON."""
+"""Helpers for all packages: output files, the console, checked JSON, errors, units and versions."""

@@ -1,4 +1,4 @@
-"""Parsed JSON → dataclasses, checked: a field is a key, its annotation is its type."""
+"""Converts parsed JSON to dataclasses, and checks it: fields are keys, annotations are types."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ _T = TypeVar("_T")
 
 
 def from_json(kind: type[_T], data: object, where: str) -> _T:
-    """Builds a value of an annotated type out of parsed JSON.
+    """Converts parsed JSON to a value of an annotated type.
 
     Args:
-        kind: A dataclass, whose fields are the keys, those with a default may be missing; a dict, which has all keys if
-            they are a Literal; int, str, bool, Literal, tuple, list, and unions of these.
-        data: What ``json.loads`` gave.
-        where: What to call it in an error, such as ``bundle.json: decoder``.
+        kind: A dataclass: its fields are the keys, and those with a default are optional. A dict: if its keys are a
+            Literal, all of them are required. Or int, str, bool, Literal, tuple, list, and unions of these.
+        data: The result of ``json.loads``.
+        where: Its name in errors, such as ``bundle.json: decoder``.
 
     Raises:
-        TangoError: A key is missing or unknown, or a value has another type; the message names the place.
+        TangoError: A key is missing or unknown, or a value has the wrong type; the message says where.
     """
     value: _T = _convert(kind, data, where)
     return value
@@ -52,12 +52,12 @@ def _convert(kind: Any, data: object, where: str) -> Any:
         return {key: _convert(arguments[1], item, f"{where}: {key}") for key, item in data.items()}
     elif type(data) is kind:
         return data
-    raise _wrong(kind, data, where)
+    raise _wrong_type(kind, data, where)
 
 
 def _convert_dataclass(kind: type, data: object, where: str) -> object:
     if not isinstance(data, dict):
-        raise _wrong(kind, data, where)
+        raise _wrong_type(kind, data, where)
     hints = get_type_hints(kind)
     known = fields(kind)
     _check_keys(data, [f.name for f in known], where, [f.name for f in known if f.default is not MISSING])
@@ -70,23 +70,23 @@ def _check_keys(data: Collection[str], names: Collection[str], where: str, optio
             raise TangoError(f"{where} has an unknown key {key!r}", "export the bundle again with this tango-edge")
     for name in names:
         if name not in data and name not in optional:
-            raise TangoError(f"{where} lacks {name!r}", "export the bundle again with this tango-edge")
+            raise TangoError(f"{where} has no {name!r}", "export the bundle again with this tango-edge")
 
 
 def _convert_union(kinds: tuple[Any, ...], data: object, where: str) -> object:
     for kind in kinds:
-        if _takes(kind, data):
+        if _accepts(kind, data):
             return _convert(kind, data, where)
-    raise _wrong(" or ".join(map(_name, kinds)), data, where)
+    raise _wrong_type(" or ".join(map(_name, kinds)), data, where)
 
 
-def _takes(kind: Any, data: object) -> bool:
+def _accepts(kind: Any, data: object) -> bool:
     if get_origin(kind) is Literal:
         return data in get_args(kind)
     return type(data) is (dict if is_dataclass(kind) else get_origin(kind) or kind)
 
 
-def _wrong(kind: Any, data: object, where: str) -> TangoError:
+def _wrong_type(kind: Any, data: object, where: str) -> TangoError:
     shown = json.dumps(data)
     shown = shown if len(shown) <= 60 else shown[:57] + "..."
     return TangoError(f"{where} is {shown}, not {_name(kind)}", "export the bundle again, or undo the edit")

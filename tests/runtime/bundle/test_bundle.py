@@ -117,7 +117,7 @@ def test_every_missing_key_is_named(folder, sound):
         del at(data, path[:-1])[path[-1]]
         (folder / "bundle.json").write_text(json.dumps(data))
         message = load_error(folder)
-        assert f"lacks {path[-1]!r}" in message, path
+        assert f"has no {path[-1]!r}" in message, path
         assert all(str(key) in message for key in path), (path, message)
 
 

@@ -29,8 +29,8 @@ def run(tiny_bundle, clip, capsys):
 
 
 @pytest.fixture
-def refused(run):
-    """``refused(*options, …)`` of a command that fails: the texts after ``error:`` and ``hint:``."""
+def rejected(run):
+    """``rejected(*options, …)`` of a command that fails: the texts after ``error:`` and ``hint:``."""
 
     def call(*options, **given):
         code, out, err = run(*options, **given)
@@ -44,7 +44,7 @@ def refused(run):
     return call
 
 
-# What it prints
+# Output.
 
 
 def test_only_the_answer_is_on_standard_output(run, llm, clip):
@@ -96,7 +96,7 @@ def test_report_and_picture(run, tmp_path):
     assert sorted(tmp_path.iterdir()) == [page, sheet]
 
 
-# Bad input
+# Invalid input.
 
 
 @pytest.mark.parametrize(
@@ -118,8 +118,8 @@ def test_report_and_picture(run, tmp_path):
         (["--ratio", 0.1], "unrecognized arguments: --ratio 0.1"),
     ],
 )
-def test_a_bad_option_is_named(refused, options, error):
-    assert error in refused(*options)[0]
+def test_a_bad_option_is_named(rejected, options, error):
+    assert error in rejected(*options)[0]
 
 
 @pytest.mark.parametrize(
@@ -131,13 +131,13 @@ def test_a_bad_option_is_named(refused, options, error):
         ("what is \udcff", "the question"),
     ],
 )
-def test_a_bad_question_is_named(refused, question, error):
-    assert error in refused(question=question)[0]
+def test_a_bad_question_is_named(rejected, question, error):
+    assert error in rejected(question=question)[0]
 
 
-def test_an_unpruned_video_that_exceeds_the_context_is_an_error_with_the_figures(run, refused):
+def test_an_unpruned_video_that_exceeds_the_context_is_an_error_with_figures(run, rejected):
     assert run("--no-prune", "--frames", 96, "--max-new-tokens", 1)[0] == 0
-    error, hint = refused("--no-prune", "--frames", 96, question="why? " * 200)
+    error, hint = rejected("--no-prune", "--frames", 96, question="why? " * 200)
     assert "1536 of them video; the bundle's context is 2048" in error
     assert "--frames" in hint
 
@@ -152,21 +152,21 @@ def test_an_unpruned_video_that_exceeds_the_context_is_an_error_with_the_figures
         ("one.mp4", lambda whole: whole[:100], "one.mp4"),
     ],
 )
-def test_a_bad_video_is_named(refused, clip, tmp_path, name, content, error):
+def test_a_bad_video_is_named(rejected, clip, tmp_path, name, content, error):
     if content:
         (tmp_path / name).write_bytes(content(clip.read_bytes()))
-    found, _ = refused(video=tmp_path / name)
+    found, _ = rejected(video=tmp_path / name)
     assert str(tmp_path / name) in found
     assert error in found
 
 
-def test_a_folder_without_images_is_named(refused, tmp_path):
-    assert f"{tmp_path} holds no images" in refused(video=tmp_path)[0]
+def test_a_folder_without_images_is_named(rejected, tmp_path):
+    assert f"{tmp_path} holds no images" in rejected(video=tmp_path)[0]
 
 
 @pytest.mark.parametrize("option", ["--report", "--picture"])
-def test_a_missing_folder_for_the_report_is_named_before_the_work(refused, tmp_path, option):
-    assert f"there is no folder {tmp_path / 'none'}" in refused(option, tmp_path / "none" / "out")[0]
+def test_a_missing_folder_for_the_report_is_named_before_the_work(rejected, tmp_path, option):
+    assert f"there is no folder {tmp_path / 'none'}" in rejected(option, tmp_path / "none" / "out")[0]
 
 
 @pytest.mark.parametrize("option", ["--report", "--picture"])
@@ -177,7 +177,7 @@ def test_a_report_file_that_is_a_folder_is_named(run, tmp_path, option):
     assert list(tmp_path.iterdir()) == []
 
 
-# Damaged bundles
+# Damaged bundles.
 
 
 @pytest.fixture
@@ -185,9 +185,9 @@ def copied(tiny_bundle, tmp_path):
     return shutil.copytree(tiny_bundle, tmp_path / "bundle")
 
 
-def test_a_missing_bundle_is_named(refused, tmp_path):
-    assert f"there is no bundle at {tmp_path / 'none'}" in refused(bundle=tmp_path / "none")[0]
-    assert f"{tmp_path} holds no bundle.json" in refused(bundle=tmp_path)[0]
+def test_a_missing_bundle_is_named(rejected, tmp_path):
+    assert f"there is no bundle at {tmp_path / 'none'}" in rejected(bundle=tmp_path / "none")[0]
+    assert f"{tmp_path} holds no bundle.json" in rejected(bundle=tmp_path)[0]
 
 
 def without(*path):
@@ -215,7 +215,7 @@ def setting(value, *path):
         (setting(2.5, "video", "frames"), "video: frames"),
         (setting(None, "prompt", "stop"), "prompt: stop"),
         (setting(7, "format"), "format 7"),
-        (setting(1, "colour"), "'colour'"),
+        (setting(1, "color"), "'color'"),
         (setting("int8", "dtype"), "dtype"),
         (setting("half", "prune", "retention_ratio"), "retention_ratio"),
         (setting(20000, "prune", "retention_ratio"), "retention_ratio"),
@@ -228,33 +228,33 @@ def setting(value, *path):
         (setting(64, "graphs", "vision", "inputs", 0, "shape", 1), "vision.onnx"),
     ],
 )
-def test_an_invalid_bundle_json_is_named(refused, copied, edit, error):
+def test_an_invalid_bundle_json_is_named(rejected, copied, edit, error):
     manifest = json.loads((copied / "bundle.json").read_text())
     edit(manifest)
     (copied / "bundle.json").write_text(json.dumps(manifest))
-    assert error in refused(bundle=copied)[0]
+    assert error in rejected(bundle=copied)[0]
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "\xff"])
-def test_a_bundle_json_without_an_object_is_named(refused, copied, text):
+def test_a_bundle_json_without_an_object_is_named(rejected, copied, text):
     (copied / "bundle.json").write_bytes(text.encode("latin-1"))
-    assert str(copied / "bundle.json") in refused(bundle=copied)[0]
+    assert str(copied / "bundle.json") in rejected(bundle=copied)[0]
 
 
 @pytest.mark.parametrize("name", ["decoder.onnx.data", "vision.onnx", "tokenizer.json", "chat_template.jinja"])
-def test_missing_and_truncated_files_are_named(refused, copied, name):
+def test_missing_and_truncated_files_are_named(rejected, copied, name):
     whole = (copied / name).read_bytes()
     (copied / name).write_bytes(whole[:-1])
-    assert f"{copied / name} has {len(whole) - 1} bytes" in refused(bundle=copied)[0]
+    assert f"{copied / name} has {len(whole) - 1} bytes" in rejected(bundle=copied)[0]
     (copied / name).unlink()
-    assert f"{copied} has no {name}" in refused(bundle=copied)[0]
+    assert f"{copied} has no {name}" in rejected(bundle=copied)[0]
 
 
 @pytest.mark.parametrize("name", ["decoder.onnx", "tokenizer.json", "chat_template.jinja"])
-def test_a_changed_file_is_named_where_it_is_read(refused, copied, name):
+def test_a_changed_file_is_named_where_it_is_read(rejected, copied, name):
     whole = (copied / name).read_bytes()
     (copied / name).write_bytes(b"\xff" * len(whole))
-    assert name in refused(bundle=copied)[0].replace("chat template", "chat_template.jinja")
+    assert name in rejected(bundle=copied)[0].replace("chat template", "chat_template.jinja")
 
 
 def test_a_changed_file_is_found_by_its_hash(copied, capsys):
@@ -266,7 +266,7 @@ def test_a_changed_file_is_found_by_its_hash(copied, capsys):
     assert f"error: {copied / 'decoder.onnx.data'} has changed" in capsys.readouterr().err
 
 
-# In a process of its own
+# In a separate process.
 
 
 def test_a_missing_onnx_runtime_is_named(tiny_bundle, clip):
