@@ -1,7 +1,6 @@
 """The synthetic world: what is asked and told is true, by the pixels where they tell, and cannot be guessed."""
 
 import re
-import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -394,11 +393,3 @@ def test_the_corpus_has_every_word():
     said = [f"{q.text} {q.answer}" for _, q in asked("test")]
     said += [phrase([rng.integers(UNSTATED, len(values)) for values in ATTRIBUTES.values()]) for _ in range(2000)]
     assert {word for text in said for word in WORDS.findall(text.lower())} == known
-
-
-def test_rendering_is_fast():
-    make_clip(0, "train", 16).render()
-    begin = time.process_time()
-    for seed in range(10):
-        make_clip(seed, "train", 16).render()
-    assert 160 / (time.process_time() - begin) > 150

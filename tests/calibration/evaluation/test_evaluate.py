@@ -12,6 +12,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -40,6 +41,7 @@ from tango_runtime.bundle import Bundle
 from tango_runtime.cli.main import main
 from tests.fakes.sequence import OneSequence
 
+ROOT = Path(__file__).parents[3]
 PARAMS = PruneParams(grid=(4, 4), sink_positions=())
 TRIALS = trials_of(METHODS, (0.1, 0.3))
 HOW_MANY = "How many tokens?"
@@ -409,20 +411,21 @@ def test_an_interrupt_leaves_nothing(tiny_bundle, tmp_path, jobs):
     command = [
         sys.executable,
         "-m",
-        "tango_runtime.cli.main",
+        "tests.fakes.paused_cli",
+        "videos 25%",
         "evaluate",
         tiny_bundle,
         "--videos",
-        60,
+        8,
         "--questions",
         1,
     ]
     command += ["--frames", 8, "--method", "topk", "--retention-ratio", 0.1, "--jobs", jobs, "--output", out]
-    with subprocess.Popen(
-        list(map(str, command)), stderr=subprocess.PIPE, text=True, start_new_session=True
-    ) as process:
+    pipes = {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(list(map(str, command)), cwd=ROOT, start_new_session=True, **pipes) as process:
         assert process.stderr.readline() == "videos 25%\n"
         os.killpg(process.pid, signal.SIGINT)
+        process.stdin.close()  # so that it ends, whether or not it heeds the signal
         rest = process.stderr.read()  # ends when the last process that holds it has ended
     assert process.returncode == 2
     assert rest.splitlines()[-2] == "error: interrupted"

@@ -14,8 +14,8 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from tango_calibration.quantization.observe import open_graph
 
+from tango_calibration.quantization.replay import open_graph
 from tango_runtime.backends import ort_options
 from tango_runtime.backends.cuda.ort_runner import OrtRunner
 from tango_runtime.backends.ort_cpu import open_session
@@ -143,7 +143,7 @@ def test_the_option_is_there_if_products_saturate(monkeypatch, threads):
         session_options().get_session_config_entry(KEY)
 
 
-def test_every_session_has_the_option(weights, spoken, tmp_path, monkeypatch):
+def test_every_session_has_the_option(weights, tiny_bundle, tmp_path, monkeypatch):
     given = []
 
     class Session(onnxruntime.InferenceSession):
@@ -158,7 +158,7 @@ def test_every_session_has_the_option(weights, spoken, tmp_path, monkeypatch):
     open_graph(static(weights), tmp_path)
     OrtRunner(
         onnxruntime,
-        Bundle.load(spoken),
+        Bundle.load(tiny_bundle),
         SimpleNamespace(handle=0, before_end=lambda end: None),
         ("CPUExecutionProvider", "cpu"),
     )
