@@ -7,14 +7,19 @@ CHECKPOINT := models/tiny
 
 .PHONY: demo test lint clean
 
-.venv/installed: pyproject.toml constraints.txt
+# The demo needs no torch; the tests compare with transformers. Both live in one environment.
+.venv/demo: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[export,cpu,calibration,test]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[export,cpu]'
 	touch $@
 
-demo: .venv/installed
+.venv/installed: .venv/demo
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[validate,cpu,calibration,test]'
+	touch $@
+
+demo: .venv/demo
 	rm -rf $(DEMO)
-	$(BIN)/tango-export --checkpoint $(CHECKPOINT)/llava --siglip $(CHECKPOINT)/siglip --sink-positions --context 12800 \
+	$(BIN)/tango-export --checkpoint $(CHECKPOINT)/llava --salience-checkpoint $(CHECKPOINT)/siglip --sink-positions --context 12800 \
 	    --output $(DEMO)/bundle
 	$(BIN)/python examples/make_clip.py $(DEMO)/videos --frames 16
 	$(BIN)/python examples/quiz.py $(DEMO)/bundle $(DEMO)/videos --frames 16 \

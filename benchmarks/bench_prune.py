@@ -1,9 +1,9 @@
-"""Times the CUDA library on a GPU, beside a straightforward PyTorch implementation and the limits of the machine.
+"""Times the pruning operator on a GPU, next to a straightforward PyTorch implementation and the machine's limits.
 
     python benchmarks/bench_prune.py --output benchmarks/results/prune-h200.json
 
-Every figure is the median of device events over rotating inputs, with the 10th and 90th percentile; the library runs
-as a replayed CUDA graph, the peer as PyTorch runs it. A table for plugins/README.md is printed at the end.
+Each figure is the median of device events over rotating inputs, with the 10th and 90th percentile. The library runs as
+a replayed CUDA graph, the PyTorch peer eagerly. At the end it prints the table of plugins/README.md.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from tango_plugins.reference import segment, split_budget
 
 SHAPES = [(32, (14, 14), 3584), (32, (14, 14), 896), (64, (13, 13), 3584), (128, (14, 14), 3584)]
 RATIOS = [0.05, 0.10, 0.15, 0.25]
-#: Noise between frames, at moving and at still positions, and the share that moves. Cosines are 1 / (1 + noise²):
-#: ``dynamic`` keeps its frames in one segment at r ≤ 0.1 with no position static, the most work there is.
+#: Noise between frames at moving and at static positions, and the share of moving ones. Cosines are 1 / (1 + noise²).
+#: ``dynamic`` has all frames in one segment at r ≤ 0.1 and no static position, which is the most work.
 CONTENTS = {"dynamic": (0.62, 0.62, 1.0), "mixed": (0.62, 0.2, 0.5), "static": (0.2, 0.2, 0.0)}
 INPUTS = 4
 
@@ -43,7 +43,7 @@ def make_video(frames, tokens, width, content, seed):
     return X, A, torch.arange(frames, device="cuda") * 0.5
 
 
-# The peer: the same steps as PyTorch offers them, segment by segment from the host, inner products in fp16.
+# The peer: the same steps in PyTorch, segment by segment from the host, with inner products in fp16.
 
 
 def peer(X, A, t, params):
@@ -150,7 +150,7 @@ def _peer_peaks(D2, b, k):
 
 
 def measure(calls, repeats):
-    """Median, 10th and 90th percentile, in microseconds, of calls that take turns."""
+    """Median, 10th and 90th percentile, in microseconds, of calls in rotation."""
     for call in calls:
         call()
     events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(repeats)]
@@ -189,7 +189,7 @@ def make_graph(video, params, precision):
 
 
 def limits():
-    """What this GPU does at best: fp16 products in TFLOP/s, copies in TB/s (read and written)."""
+    """This GPU's peak: fp16 matrix products in TFLOP/s, copies in TB/s (read plus written)."""
     a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.float16) for _ in range(2))
     product = measure([lambda: a @ b], 30)[0]
     source = torch.empty(2**31, dtype=torch.uint8, device="cuda")
@@ -253,9 +253,11 @@ def table(records):
 def main():
     """Measures everything; see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, help="JSON to write; none by default")
-    parser.add_argument("--repeats", type=int, default=60, help="of the library (default: %(default)s)")
-    parser.add_argument("--peer-repeats", type=int, default=8, help="of the PyTorch peer (default: %(default)s)")
+    parser.add_argument("--output", type=Path, help="JSON file to write (default: none)")
+    parser.add_argument("--repeats", type=int, default=60, help="repeats of the library (default: %(default)s)")
+    parser.add_argument(
+        "--peer-repeats", type=int, default=8, help="repeats of the PyTorch peer (default: %(default)s)"
+    )
     options = parser.parse_args()
     conditions = {
         "gpu": torch.cuda.get_device_name(),

@@ -43,15 +43,14 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[
 def bundle(
     tmp_path_factory: pytest.TempPathFactory, checkpoint: Callable[..., tuple[Path, Path]]
 ) -> Callable[..., Path]:
-    """``bundle(layout="llava-hf", precision="fp16", fused=…, **checkpoint options)``: the folder of the bundle."""
+    """``bundle(layout="llava-hf", precision="fp16", **checkpoint options)``: the folder of the bundle."""
     from tango_export.export import Request, export
 
     @cache
-    def made(layout: str = "llava-hf", precision: str = "fp16", fused: bool = False, **options: Any) -> Path:
+    def made(layout: str = "llava-hf", precision: str = "fp16", **options: Any) -> Path:
         llava, siglip = checkpoint(layout, **options)
         output = tmp_path_factory.mktemp("bundle") / f"{layout}-{precision}"
-        named = {"checkpoint": str(llava), "siglip": str(siglip)}
-        return export(Request(**named, output=output, dtype=precision, fused=fused))
+        return export(Request(checkpoint=str(llava), salience=str(siglip), output=output, dtype=precision))
 
     return made
 
@@ -76,7 +75,9 @@ def responsive_checkpoint(tmp_path_factory):
     def made(layout="llava-hf", tied=True, outliers=False, seed=0, image=112, dtype="fp32"):
         llava, siglip = checkpoint(layout, tied, outliers, seed, image)
         bundle = llava.parent / dtype
-        request = Request(checkpoint=str(llava), siglip=str(siglip), output=bundle, dtype=dtype, frames=4, context=2048)
+        request = Request(
+            checkpoint=str(llava), salience=str(siglip), output=bundle, dtype=dtype, frames=4, context=2048
+        )
         return llava, bundle if bundle.exists() else export(request)
 
     return made

@@ -1,4 +1,4 @@
-// A TensorRT engine, of 8.5 to 11, and the memory that it works on.
+// A TensorRT engine (8.5 to 11), and device memory.
 #pragma once
 
 #include <NvInfer.h>
@@ -12,9 +12,9 @@
 
 // Token ids and positions: TensorRT before 10 takes int32 where the graphs have int64.
 #if NV_TENSORRT_MAJOR >= 10
-using Whole = int64_t;
+using Integer = int64_t;
 #else
-using Whole = int32_t;
+using Integer = int32_t;
 #endif
 
 struct Error : std::runtime_error {
@@ -28,16 +28,16 @@ inline void require(bool holds, const std::string& message, const std::string& h
 
 inline void check(cudaError_t status, const std::string& doing) {
     require(status == cudaSuccess, "CUDA failed " + doing + ": " + cudaGetErrorString(status),
-            "see that nvidia-smi shows the GPU, and that enough of its memory is free");
+            "check that nvidia-smi shows the GPU, and that enough of its memory is free");
 }
 
-// Bytes on the device. Copies are put on a stream, where they run in order with all else.
+// Bytes on the device. Copies are enqueued on a stream.
 struct Memory {
     Memory() = default;
 
     explicit Memory(size_t size) : bytes(size) {
         void* found = nullptr;
-        check(cudaMalloc(&found, size > 0 ? size : 1), "taking " + std::to_string(size) + " bytes");
+        check(cudaMalloc(&found, size > 0 ? size : 1), "allocating " + std::to_string(size) + " bytes");
         owned.reset(static_cast<char*>(found));
     }
 
@@ -45,15 +45,15 @@ struct Memory {
 
     template <typename T>
     void upload(const std::vector<T>& values, cudaStream_t stream) {
-        check(cudaMemcpyAsync(at(), values.data(), bytes, cudaMemcpyHostToDevice, stream), "uploading");
-        check(cudaStreamSynchronize(stream), "uploading");  // the caller may let go of the values
+        check(cudaMemcpyAsync(at(), values.data(), bytes, cudaMemcpyHostToDevice, stream), "copying to the device");
+        check(cudaStreamSynchronize(stream), "copying to the device");  // the caller may free the values
     }
 
     template <typename T>
     T download(cudaStream_t stream) const {
         T value;
-        check(cudaMemcpyAsync(&value, at(), sizeof value, cudaMemcpyDeviceToHost, stream), "downloading");
-        check(cudaStreamSynchronize(stream), "running what was enqueued");
+        check(cudaMemcpyAsync(&value, at(), sizeof value, cudaMemcpyDeviceToHost, stream), "copying to the host");
+        check(cudaStreamSynchronize(stream), "running the enqueued work");
         return value;
     }
 
@@ -68,11 +68,11 @@ inline std::vector<char> read_file(const std::string& path) {
     std::ifstream file(path, std::ios::binary | std::ios::ate);
     std::vector<char> data(file ? static_cast<size_t>(file.tellg()) : 0);
     require(file.seekg(0).read(data.data(), data.size()).good(), path + " cannot be read",
-            "write the clip anew with prepare.py");
+            "write the clip again with prepare.py");
     return data;
 }
 
-// Tensors are bound by name; an address is a multiple of 256 bytes, as cudaMalloc gives them.
+// Tensors are bound by name. Addresses are multiples of 256 bytes, as cudaMalloc returns them.
 class Engine {
   public:
     Engine(nvinfer1::IRuntime& runtime, const std::string& path) : path_(path) {
@@ -84,7 +84,7 @@ class Engine {
     }
 
     void use(int profile, cudaStream_t stream) {
-        require(context_->setOptimizationProfileAsync(profile, stream), path_ + " lacks a profile", kRebuild);
+        require(context_->setOptimizationProfileAsync(profile, stream), path_ + " has no such profile", kRebuild);
     }
 
     void input(const std::string& name, const std::vector<int>& shape, const Memory& memory) {
@@ -95,7 +95,7 @@ class Engine {
         bind(name, memory);
     }
 
-    // Memory for an output; its shape is known once all inputs are bound.
+    // Allocates an output; its shape is known once all inputs are bound.
     Memory output(const std::string& name) {
         const nvinfer1::Dims shape = context_->getTensorShape(name.c_str());
         size_t bytes = item(name);
@@ -106,15 +106,15 @@ class Engine {
     }
 
     void run(cudaStream_t stream) {
-        require(context_->enqueueV3(stream), path_ + " cannot run", "see what TensorRT says above");
+        require(context_->enqueueV3(stream), path_ + " cannot run", "see TensorRT's message above");
     }
 
-    // Bytes of an element: of features, keys, values and logits (fp16 or fp32), or of counts (int32).
+    // Bytes of an element: fp16 or fp32 for features, keys, values and logits, int32 for counts.
     size_t item(const std::string& name) const {
         return engine_->getTensorDataType(name.c_str()) == nvinfer1::DataType::kHALF ? 2 : 4;
     }
 
-    // The length of an input's axis, the greatest that a profile allows.
+    // The largest length of an input's axis in a profile.
     int length(const std::string& name, int axis, int profile = 0) const {
         const auto shape = engine_->getProfileShape(name.c_str(), profile, nvinfer1::OptProfileSelector::kMAX);
         require(axis < shape.nbDims, path_ + " is not the engine that takes " + name, kRebuild);

@@ -9,7 +9,7 @@
 #include "decoder.h"
 #include "engine.h"
 
-// Of libtango_tensorrt: it has the plugin that the prune engine consists of.
+// From libtango_tensorrt.so, which has the plugin of the prune engine.
 extern "C" bool tango_register_plugins(nvinfer1::IPluginRegistry* registry);
 
 namespace {
@@ -20,16 +20,16 @@ struct Log final : nvinfer1::ILogger {
     }
 };
 
-// clip.txt: in each line a name, a space and what it stands for.
+// clip.txt: each line has a name, a space and a value.
 struct Clip {
     explicit Clip(const std::string& path) {
         std::ifstream file(path);
-        require(file.good(), path + " cannot be read", "name the clip.txt that prepare.py wrote");
+        require(file.good(), path + " cannot be read", "pass the clip.txt that prepare.py wrote");
         for (std::string name, value; std::getline(file, name, ' ') && std::getline(file, value);) values[name] = value;
     }
 
     const std::string& text(const std::string& name) const {
-        require(values.count(name), "the clip does not tell " + name, "write it anew with prepare.py");
+        require(values.count(name), "the clip has no " + name, "write it again with prepare.py");
         return values.at(name);
     }
 
@@ -38,28 +38,30 @@ struct Clip {
         std::istringstream words(text(name));
         std::vector<T> found;
         for (T number; words >> number;) found.push_back(number);
-        require(words.eof() && !found.empty(), name + " of the clip: no numbers", "write it anew with prepare.py");
+        require(words.eof() && !found.empty(), name + " of the clip is not a list of numbers",
+                "write it again with prepare.py");
         return found;
     }
 
     std::map<std::string, std::string> values;
 };
 
-// Embeddings [tokens, D], whose memory may be larger.
+// Embeddings [tokens, D]; the memory may be larger.
 struct Piece {
     Memory embeddings;
     int tokens;
 };
 
-// Frames [F, size, size, 3] and their seconds [F] → the tokens that are kept.
-Piece see(const Clip& clip, Engine& vision, Engine& prune, cudaStream_t stream) {
+// Frames [F, size, size, 3] and their seconds [F] → the kept tokens.
+Piece encode_video(const Clip& clip, Engine& vision, Engine& prune, cudaStream_t stream) {
     const auto seconds = clip.numbers<float>("seconds");
     const int F = static_cast<int>(seconds.size()), size = vision.length("frames", 1);
     const int L = prune.length("features", 1), D = prune.length("features", 2);
     Memory frames(size_t{3} * F * size * size), times(F * sizeof(float));
     const auto pixels = read_file(clip.text("frames"));
-    require(pixels.size() == frames.bytes, clip.text("frames") + " has not " + std::to_string(frames.bytes) + " bytes",
-            "write the clip anew with prepare.py, with the engines' bundle");
+    require(pixels.size() == frames.bytes,
+            clip.text("frames") + " does not have " + std::to_string(frames.bytes) + " bytes",
+            "write the clip again with prepare.py and the engines' bundle");
     frames.upload(pixels, stream);
     times.upload(seconds, stream);
     vision.input("frames", {F, size, size, 3}, frames);
@@ -75,9 +77,9 @@ Piece see(const Clip& clip, Engine& vision, Engine& prune, cudaStream_t stream) 
     return {std::move(tokens), kept};
 }
 
-Piece say(const std::vector<Whole>& ids, Engine& embed, cudaStream_t stream) {
+Piece embed_text(const std::vector<Integer>& ids, Engine& embed, cudaStream_t stream) {
     const int tokens = static_cast<int>(ids.size());
-    Memory on_device(tokens * sizeof(Whole));
+    Memory on_device(tokens * sizeof(Integer));
     on_device.upload(ids, stream);
     embed.input("ids", {tokens}, on_device);
     Memory embeddings = embed.output("embeddings");
@@ -89,7 +91,8 @@ Piece splice(const Piece& before, const Piece& video, const Piece& after, size_t
     Piece whole = {Memory((before.tokens + video.tokens + after.tokens) * row), 0};
     for (const Piece* piece : {&before, &video, &after}) {
         check(cudaMemcpyAsync(whole.embeddings.at(whole.tokens * row), piece->embeddings.at(), piece->tokens * row,
-                              cudaMemcpyDeviceToDevice, stream), "splicing");
+                              cudaMemcpyDeviceToDevice, stream),
+              "splicing");
         whole.tokens += piece->tokens;
     }
     return whole;
@@ -97,23 +100,25 @@ Piece splice(const Piece& before, const Piece& video, const Piece& after, size_t
 
 // Greedy decoding, to a stop token or the number of tokens that the clip asks for.
 void answer(const Clip& clip, const Piece& prompt, Engine& embed, Decoder& decoder, cudaStream_t stream) {
-    const auto stop = clip.numbers<Whole>("stop");
-    const int most = clip.numbers<int>("tokens").front();
-    require(most >= 1, "tokens of the clip: " + std::to_string(most), "write it anew with --max-new-tokens 1 or more");
-    require(prompt.tokens + most <= decoder.capacity, "prompt and answer may take " +
-            std::to_string(prompt.tokens + most) + " positions, the decoder holds " + std::to_string(decoder.capacity),
+    const auto stop = clip.numbers<Integer>("stop");
+    const int max_tokens = clip.numbers<int>("tokens").front();
+    require(max_tokens >= 1, "tokens of the clip: " + std::to_string(max_tokens),
+            "write it again with --max-new-tokens 1 or more");
+    require(prompt.tokens + max_tokens <= decoder.capacity,
+            "prompt and answer may take " + std::to_string(prompt.tokens + max_tokens) +
+                " positions, the decoder holds " + std::to_string(decoder.capacity),
             "write the clip with a smaller --max-new-tokens, or: tango build BUNDLE with --context");
     decoder.bind(Decoder::kPrefill, prompt.embeddings, prompt.tokens);
-    Whole token = decoder.pass();
+    Integer token = decoder.pass();
     Memory id(sizeof token);
     embed.input("ids", {1}, id);
     const Memory embedding = embed.output("embeddings");
     decoder.bind(Decoder::kDecode, embedding, 1);
-    for (int said = 0; !std::count(stop.begin(), stop.end(), token);) {
+    for (int tokens = 0; !std::count(stop.begin(), stop.end(), token);) {
         std::printf("%d ", static_cast<int>(token));
         std::fflush(stdout);
-        if (++said == most) return;
-        id.upload(std::vector<Whole>{token}, stream);
+        if (++tokens == max_tokens) return;
+        id.upload(std::vector<Integer>{token}, stream);
         embed.run(stream);
         token = decoder.pass();
     }
@@ -121,32 +126,33 @@ void answer(const Clip& clip, const Piece& prompt, Engine& embed, Decoder& decod
 
 void run(const Clip& clip) {
     cudaStream_t stream;
-    // First: without a GPU, TensorRT would crash.
-    check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "opening a stream");
+    // Before TensorRT, which would crash without a GPU.
+    check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "creating a stream");
     Log log;
-    require(tango_register_plugins(getPluginRegistry()), "TensorRT refuses the plugin",
+    require(tango_register_plugins(getPluginRegistry()), "TensorRT rejects the plugin",
             "build it with this TensorRT's headers: tango plugin build --tensorrt-include FOLDER");
     const std::unique_ptr<nvinfer1::IRuntime> runtime(nvinfer1::createInferRuntime(log));
-    require(runtime != nullptr, "TensorRT does not start", "see what it says above");
+    require(runtime != nullptr, "TensorRT does not start", "see its message above");
     Engine vision(*runtime, clip.text("vision")), prune(*runtime, clip.text("prune"));
     Engine embed(*runtime, clip.text("embed")), language(*runtime, clip.text("decoder"));
     const size_t item = language.item("embeddings");
     require(vision.item("features") == item && prune.item("features") == item && prune.item("tokens") == item &&
                 embed.item("embeddings") == item,
             "the engines differ in the type of features, tokens and embeddings",
-            "delete the bundle's engines and build them anew: tango build BUNDLE");
+            "delete the bundle's engines and build them again: tango build BUNDLE");
     Decoder decoder(language, stream);
-    const Piece before = say(clip.numbers<Whole>("before"), embed, stream), video = see(clip, vision, prune, stream);
-    const Piece after = say(clip.numbers<Whole>("after"), embed, stream);
+    const Piece before = embed_text(clip.numbers<Integer>("before"), embed, stream),
+                video = encode_video(clip, vision, prune, stream);
+    const Piece after = embed_text(clip.numbers<Integer>("after"), embed, stream);
     const size_t row = language.length("embeddings", 1) * item;
     answer(clip, splice(before, video, after, row, stream), embed, decoder, stream);
-    check(cudaStreamDestroy(stream), "closing the stream");
+    check(cudaStreamDestroy(stream), "destroying the stream");
 }
 
 }  // namespace
 
 int main(int count, char** arguments) try {
-    require(count == 2, "no clip is named", "tango_clip CLIP/clip.txt");
+    require(count == 2, "no clip was given", "tango_clip CLIP/clip.txt");
     run(Clip(arguments[1]));
     std::printf("\n");
     return 0;
@@ -154,6 +160,6 @@ int main(int count, char** arguments) try {
     std::fprintf(stderr, "error: %s\nhint: %s\n", error.what(), error.hint.c_str());
     return 2;
 } catch (const std::exception& error) {
-    std::fprintf(stderr, "error: %s\nhint: free memory on the host, or write the clip anew\n", error.what());
+    std::fprintf(stderr, "error: %s\nhint: free memory on the host, or write the clip again\n", error.what());
     return 2;
 }

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+import ml_dtypes  # noqa: F401  # gives NumPy the bfloat16 that safetensors asks for
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from tango_plugins import TangoError
@@ -18,30 +19,31 @@ Rename = Callable[[str], str | None]
 
 _DOWNLOAD_AGAIN = "download the checkpoint again"
 
-#: What unquantised weights are stored in; 8-bit floats would need their scales.
-_READ = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+#: What unquantized weights are stored in; 8-bit floats would need their scales.
+_READ = ("F16", "BF16", "F32", "F64")
 
 
 @dataclass(frozen=True)
 class _Stored:
-    """Where a tensor is, what it is called there, and its shape."""
+    """Where a tensor is, and what its file says of it."""
 
     file: Path
     name: str
     shape: tuple[int, ...]
+    dtype: str
 
 
 class Checkpoint:
     """The tensors of a folder of safetensors files, under canonical names.
 
-    Nothing is read before :meth:`tensor` asks for it.
+    Nothing is read before :meth:`read` asks for it.
 
     Args:
         folder: A folder with ``model.safetensors``, or shards with their index.
         rename: The canonical name of a tensor on disk, or None to leave it out.
 
     Raises:
-        TangoError: The folder, a file or a shard is missing or cut, or two tensors bear one canonical name.
+        TangoError: The folder, a file or a shard is missing or cut, or two tensors have one canonical name.
     """
 
     def __init__(self, folder: Path, rename: Rename) -> None:
@@ -75,53 +77,49 @@ class Checkpoint:
                 return stored.name.removesuffix(leaf) + name.removeprefix(prefix)
         return name
 
-    def tensor(self, name: str) -> torch.Tensor:
-        """Reads one tensor, in the dtype that it is stored in.
-
-        Raises:
-            TangoError: It is stored in a dtype that weights are quantised to.
-        """
+    def read(self, name: str) -> NDArray[Any]:
+        """Reads one tensor, in the dtype that it is stored in."""
         stored = self._where[name]
         # Opened anew each time: pages of a file that stays mapped would add up to a copy of the checkpoint.
         with _open(stored.file) as shard:
-            tensor: torch.Tensor = shard.get_tensor(stored.name)
-        if tensor.dtype not in _READ:
-            raise TangoError(
-                f"{stored.file}: {stored.name} is stored as {tensor.dtype}",
-                "quantised checkpoints are not read: give the original",
-            )
+            tensor: NDArray[Any] = shard.get_tensor(stored.name)
         return tensor
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor, without reading it."""
         return self._where[name].shape
 
-    def check(self, expected: Mapping[str, tuple[int, ...]], optional: Iterable[str] = ()) -> None:
-        """Compares names and shapes with what a family's modules need.
+    def check(self, expected: Mapping[str, tuple[int, ...]]) -> None:
+        """Compares names, shapes and dtypes with what a family's graphs need.
 
         Args:
             expected: Shape of every tensor by canonical name.
-            optional: Names that may be absent.
 
         Raises:
-            TangoError: A tensor is missing, misshapen or unknown; the message names it as the file does.
+            TangoError: A tensor is missing, misshapen, quantized or unknown; the message names it as the file does.
         """
         for name in self._where:
             if name not in expected:
                 raise TangoError(
-                    f"{self.folder} holds a tensor that this family does not know: {self.stored_name(name)}",
-                    "is it a fine-tune that adds modules? tango-export refuses rather than leave weights out",
+                    f"{self.folder} has a tensor that this family does not know: {self.stored_name(name)}",
+                    "is it a fine-tune that adds modules? tango-export leaves no weights out",
                 )
-        absent = [name for name in expected if name not in self._where and name not in set(optional)]
+        absent = [name for name in expected if name not in self._where]
         if absent:
             more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
-            raise TangoError(f"{self.folder} lacks the weight {self.stored_name(absent[0])}{more}", _DOWNLOAD_AGAIN)
-        for name in self._where:
-            if self.shape(name) != expected[name]:
+            first = self.stored_name(absent[0])
+            raise TangoError(f"{self.folder} is missing the weight {first}{more}", _DOWNLOAD_AGAIN)
+        for name, stored in self._where.items():
+            if stored.shape != expected[name]:
                 raise TangoError(
-                    f"{self.folder}: {self.stored_name(name)} has shape {list(self.shape(name))}, "
-                    f"its config.json asks for {list(expected[name])}",
+                    f"{self.folder}: {stored.name} has shape {list(stored.shape)}, "
+                    f"its config.json says {list(expected[name])}",
                     "config.json and weights are not of the same checkpoint; " + _DOWNLOAD_AGAIN,
+                )
+            if stored.dtype not in _READ:
+                raise TangoError(
+                    f"{stored.file}: {stored.name} is stored as {stored.dtype}",
+                    "quantized checkpoints are not read: give the original",
                 )
 
 
@@ -132,7 +130,7 @@ def read_json(file: Path) -> dict[str, Any]:
         TangoError: The file is missing or no JSON object.
     """
     if not file.is_file():
-        raise TangoError(f"{file.parent} holds no {file.name}", "name a folder in the format of the Hugging Face hub")
+        raise TangoError(f"{file.parent} has no {file.name}", "name a folder in the format of the Hugging Face hub")
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
@@ -154,20 +152,21 @@ def _shard_files(folder: Path) -> list[Path]:
     else:
         files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise TangoError(f"{folder} holds no safetensors file", "checkpoints in other formats are not read")
+        raise TangoError(f"{folder} has no safetensors file", "checkpoints in other formats are not read")
     for file in files:
         if not file.is_file():
-            raise TangoError(f"{folder} lacks the shard {file.name}, which its index lists", _DOWNLOAD_AGAIN)
+            raise TangoError(f"{folder} is missing the shard {file.name}, which its index lists", _DOWNLOAD_AGAIN)
     return files
 
 
 def _list(file: Path) -> list[_Stored]:
     with _open(file) as shard:
-        return [_Stored(file, name, tuple(shard.get_slice(name).get_shape())) for name in shard.keys()]  # noqa: SIM118
+        slices = {name: shard.get_slice(name) for name in shard.keys()}  # noqa: SIM118
+        return [_Stored(file, name, tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()]
 
 
 def _open(file: Path) -> Any:
     try:
-        return safe_open(file, framework="pt")
+        return safe_open(file, framework="np")
     except (SafetensorError, OSError) as error:
         raise TangoError(f"{file} is cut or no safetensors file: {error}", _DOWNLOAD_AGAIN) from error

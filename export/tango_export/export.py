@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
-import torch
-
 from tango_export.families import FAMILIES, Family, Model, Preset
-from tango_export.fused import is_fusible, write_fused_graph
-from tango_export.graphs import write_graph, write_prune_graph
+from tango_export.graph import DEVICE, PORTABLE, build
+from tango_export.graph.builder import Float
+from tango_export.graph.files import write_device, write_portable, write_prune
 from tango_plugins import PruneParams, TangoError, op
 from tango_plugins.params import Budget
 from tango_runtime.bundle import (
@@ -20,18 +20,16 @@ from tango_runtime.bundle import (
     GraphName,
     GraphSpec,
     Manifest,
-    PromptSpec,
     Source,
-    VideoSpec,
     describe,
     write_manifest,
 )
 from tango_runtime.pipeline.prompt import Prompt
-from tango_runtime.util.console import progress
+from tango_runtime.util.console import progress, status
 from tango_runtime.util.errors import first_line
 from tango_runtime.util.files import check_output, require_space, staged_folder
 
-DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
+DTYPES: dict[str, Float] = {"fp16": "float16", "fp32": "float32"}
 
 
 @dataclass(frozen=True)
@@ -41,30 +39,27 @@ class Request:
     Attributes:
         model: A family, or one of its published checkpoints.
         checkpoint: Folder or hub id in place of the published one.
-        siglip: Folder or hub id of the SigLIP with the pooling head, in place of the published one.
-        output: Where the bundle will stand; by default a folder named after the checkpoint.
-        dtype: ``fp16`` or ``fp32``.
+        salience: Folder or hub id of the checkpoint whose pooling head gives the salience, in place of the published.
+        output: Folder of the bundle; by default one named after the checkpoint.
+        dtype: ``fp16`` or ``fp32``. fp16 bundles also have device graphs.
         retention_ratio: Fraction of the video's tokens kept, r.
         budget: How many tokens that is; see :class:`tango_plugins.PruneParams`.
-        frames: Frames sampled from a video.
+        frames: Frames sampled from a video; None takes the family's number.
         context: Most positions, prompt and answer together.
-        sink_positions: Grid positions whose salience is an artefact of the tower; None leaves it to the operator's
-            rule, which knows the released SigLIP's.
-        fused: Also write the graphs in ONNX Runtime's fused operators, for its CUDA provider.
+        sink_positions: Grid positions whose salience is an artifact of the tower; None takes the family's.
         overwrite: Replace an output that exists.
     """
 
     model: str = "llava-ov"
     checkpoint: str | None = None
-    siglip: str | None = None
+    salience: str | None = None
     output: Path | None = None
     dtype: str = "fp16"
     retention_ratio: float = 0.10
     budget: Budget = "paper"
-    frames: int = 32
+    frames: int | None = None
     context: int = 8192
     sink_positions: tuple[int, ...] | None = None
-    fused: bool = False
     overwrite: bool = False
 
 
@@ -75,24 +70,38 @@ def export(request: Request) -> Path:
         The bundle's folder.
 
     Raises:
-        TangoError: The request or the checkpoint is at fault, or the disk; nothing is left half-written.
+        TangoError: The request, the checkpoint or the disk is at fault; nothing is left half-written.
     """
     family, preset = find_preset(request.model)
+    salience = request.salience if request.salience is not None else preset.salience
     source = Source(
         checkpoint=_lasting(preset.checkpoint if request.checkpoint is None else request.checkpoint),
         exporter=f"tango-edge {version('tango-edge')}",
-        salience=_lasting(preset.siglip if request.siglip is None else request.siglip),
+        salience=None if salience is None else _lasting(salience),
     )
     output = request.output or Path(Path(request.checkpoint).name if request.checkpoint else preset.bundle)
     _check(request, output)
-    model = open_model(family, source.checkpoint, source.salience or "", DTYPES[request.dtype], request.context)
+    model = open_model(family, source.checkpoint, source.salience, request.context)
     params = _params(request, model)
     with staged_folder(output, holding=MANIFEST, overwrite=request.overwrite) as folder:
-        graphs = _write_graphs(folder, model, params, request.fused)
+        graphs = _write_graphs(folder, model, params, DTYPES[request.dtype])
         (folder / "tokenizer.json").write_text(model.tokenizer, encoding="utf-8")
         (folder / "chat_template.jinja").write_text(model.chat_template, encoding="utf-8")
-        Prompt(folder / "tokenizer.json", model.chat_template, model.placeholder)  # refuses a template that is broken
-        write_manifest(folder, _manifest(request, family, model, source, graphs, _describe_files(folder)))
+        Prompt(folder / "tokenizer.json", model.chat_template, model.prompt.placeholder)  # rejects a broken template
+        manifest = Manifest(
+            format=FORMAT,
+            family=family.name,
+            dtype=DTYPES[request.dtype],
+            video=model.video if request.frames is None else replace(model.video, frames=request.frames),
+            prompt=model.prompt,
+            vision=model.vision,
+            decoder=model.decoder,
+            prune=op.attributes(params),
+            graphs=graphs,
+            files=_describe_files(folder),
+            source=source,
+        )
+        write_manifest(folder, manifest)
     return output
 
 
@@ -105,13 +114,18 @@ def find_preset(name: str) -> tuple[Family, Preset]:
     for family in FAMILIES.values():
         if name in family.presets:
             return family, family.presets[name]
-    known = ", ".join(name for family in FAMILIES.values() for name in family.presets)
-    raise TangoError(f"there is no model {name!r}", f"known are {known}")
+    raise TangoError(f"there is no model {name!r}", f"known are {', '.join(known_models())}")
 
 
-def open_model(family: Family, checkpoint: str, siglip: str, dtype: torch.dtype, context: int) -> Model:
-    """Opens a checkpoint and its SigLIP, from folders or from the hub."""
-    return family.load(fetch(checkpoint), fetch(siglip), dtype, context)
+def known_models() -> list[str]:
+    """What ``--model`` may name: every family and its published checkpoints."""
+    return [name for family in FAMILIES.values() for name in family.presets]
+
+
+def open_model(family: Family, checkpoint: str, salience: str | None, context: int) -> Model:
+    """Opens a checkpoint and the source of its salience, from folders or from the hub."""
+    named = {"checkpoint": checkpoint, "salience": salience}
+    return family.load({role: fetch(where) for role, where in named.items() if where is not None}, context)
 
 
 def fetch(where: str) -> Path:
@@ -138,7 +152,7 @@ def fetch(where: str) -> Path:
     except Exception as error:  # the hub's and its transport's have no common class
         raise TangoError(
             f"the hub did not give {where}: {first_line(error)}",
-            "check the id and the network, or download it elsewhere and name the folder (--checkpoint, --siglip)",
+            "check the id and the network, or download it and name the folder (--checkpoint, --salience-checkpoint)",
         ) from error
 
 
@@ -154,12 +168,10 @@ def _is_hub_id(where: str) -> bool:
 
 
 def _check(request: Request, output: Path) -> None:
-    """Refuses what can be refused before anything is downloaded."""
+    """Rejects what can be rejected before anything is downloaded."""
     check_output(output, holding=MANIFEST, overwrite=request.overwrite)
-    if request.frames < 1:
+    if request.frames is not None and request.frames < 1:
         raise TangoError(f"--frames is {request.frames}", "a video needs at least one frame")
-    if request.fused and request.dtype != "fp16":
-        raise TangoError(f"--fused with --dtype {request.dtype}", "ONNX Runtime's fused attention is for fp16")
     PruneParams(retention_ratio=request.retention_ratio, budget=request.budget)
 
 
@@ -169,20 +181,31 @@ def _params(request: Request, model: Model) -> PruneParams:
     return params if request.sink_positions is None else replace(params, sink_positions=request.sink_positions)
 
 
-def _write_graphs(folder: Path, model: Model, params: PruneParams, fused: bool) -> dict[GraphName, GraphSpec]:
-    fusing = model.graphs if fused else ()
-    for graph in fusing:
-        if not is_fusible(graph):
-            raise TangoError(f"{graph.name} cannot be fused: a width is no multiple of 16", "leave --fused out")
-    total = sum(graph.weight_bytes for graph in model.graphs)
+def _write_graphs(folder: Path, model: Model, params: PruneParams, dtype: Float) -> dict[GraphName, GraphSpec]:
+    portable = [build(definition, PORTABLE, dtype) for definition in model.definitions]
+    total = sum(weight.bytes for graph in portable for weight in graph.weights)
     require_space(folder, total)
+    specs: dict[GraphName, GraphSpec] = {}
     with progress("export", total, size=True) as on_progress:
-        for graph in model.graphs:
-            write_graph(graph, folder, on_progress)
-    specs: dict[GraphName, GraphSpec] = {graph.name: graph.spec for graph in model.graphs}
-    for graph in fusing:
-        specs[graph.name] = write_fused_graph(graph, folder, model.decoder.context)
-    return specs | {"prune": write_prune_graph(params, specs["vision"].outputs[0], folder)}
+        for graph in portable:
+            specs[graph.name] = write_portable(graph, model.read, folder, on_progress)
+    if dtype == "float16":
+        specs |= write_device_graphs(folder, model, specs, dtype)
+    return specs | {"prune": write_prune(params, specs["vision"].outputs[0], folder)}
+
+
+def write_device_graphs(
+    folder: Path, model: Model, specs: Mapping[GraphName, GraphSpec], dtype: Float
+) -> dict[GraphName, GraphSpec]:
+    """Writes the device form of every graph that has one; returns the graphs' entries in bundle.json."""
+    found = {}
+    for definition in model.definitions:
+        if definition.no_device_form is None:
+            graph = build(definition, DEVICE, dtype)
+            found[definition.name] = write_device(graph, specs[definition.name], model.read, folder)
+        else:
+            status(f"{definition.name} has no device graph: {definition.no_device_form}")
+    return found
 
 
 def _describe_files(folder: Path) -> dict[str, FileSpec]:
@@ -193,26 +216,3 @@ def _describe_files(folder: Path) -> dict[str, FileSpec]:
             described[file.name] = describe(file)
             on_progress(described[file.name].size)
     return described
-
-
-def _manifest(
-    request: Request,
-    family: Family,
-    model: Model,
-    source: Source,
-    graphs: dict[GraphName, GraphSpec],
-    files: dict[str, FileSpec],
-) -> Manifest:
-    return Manifest(
-        format=FORMAT,
-        family=family.name,
-        dtype="float16" if request.dtype == "fp16" else "float32",
-        video=VideoSpec(request.frames, (model.size, model.size), "bicubic", model.tokens_per_frame, 1, "floor"),
-        prompt=PromptSpec(model.placeholder, model.after_video, model.stop, model.vocabulary),
-        vision=model.vision,
-        decoder=model.decoder,
-        prune=op.attributes(_params(request, model)),
-        graphs=graphs,
-        files=files,
-        source=source,
-    )

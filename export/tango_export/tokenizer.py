@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -9,9 +10,6 @@ from tokenizers import Tokenizer
 from tango_export.checkpoint import read_json
 from tango_plugins import TangoError
 from tango_runtime.util.errors import first_line
-
-#: Both of Qwen2's ends; checkpoints name one or the other.
-_STOP_TOKENS = ("<|im_end|>", "<|endoftext|>")
 
 
 def read_tokenizer(folder: Path) -> tuple[str, Tokenizer]:
@@ -30,16 +28,24 @@ def read_tokenizer(folder: Path) -> tuple[str, Tokenizer]:
     download = "download tokenizer.json with the checkpoint"
     # transformers makes an empty tokenizer of no files at all
     if not file.is_file() and not all((folder / name).is_file() for name in ("vocab.json", "merges.txt")):
-        raise TangoError(f"{folder} holds no tokenizer.json", download)
+        raise TangoError(f"{folder} has no tokenizer.json", download)
     try:
         text = file.read_text(encoding="utf-8") if file.is_file() else _converted(folder)
         return text, Tokenizer.from_str(text)
+    except TangoError:
+        raise
     except Exception as error:  # tokenizers and transformers raise bare Exceptions
         raise TangoError(f"{folder} has no readable tokenizer: {first_line(error)}", download) from error
 
 
 def _converted(folder: Path) -> str:
-    from transformers import AutoTokenizer
+    try:
+        from transformers import AutoTokenizer
+    except ImportError as error:
+        raise TangoError(
+            f"{folder} has no tokenizer.json; only transformers makes one of vocab.json and merges.txt",
+            "download tokenizer.json, or pip install 'tango-edge[validate]'",
+        ) from error
 
     text: str = AutoTokenizer.from_pretrained(folder, local_files_only=True).backend_tokenizer.to_str()
     return text
@@ -50,17 +56,18 @@ def vocabulary_size(tokenizer: Tokenizer) -> int:
     return 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
 
 
-def stop_ids(folder: Path, tokenizer: Tokenizer, configured: object) -> tuple[int, ...]:
-    """Ids that end an answer: those of generation_config.json and config.json, and both of Qwen2's ends.
+def stop_ids(folder: Path, tokenizer: Tokenizer, configured: object, tokens: Iterable[str]) -> tuple[int, ...]:
+    """Ids that end an answer: those of generation_config.json and config.json, and the family's.
 
     Args:
         folder: The checkpoint.
         tokenizer: Its tokenizer.
         configured: ``eos_token_id`` of its config.json.
+        tokens: The family's stop tokens.
     """
     generation = folder / "generation_config.json"
     named = read_json(generation).get("eos_token_id") if generation.is_file() else None
-    found: set[object] = {tokenizer.token_to_id(token) for token in _STOP_TOKENS}
+    found: set[object] = {tokenizer.token_to_id(token) for token in tokens}
     for ids in (named, configured):
         found.update(ids if isinstance(ids, list) else [ids])
     return tuple(sorted(id_ for id_ in found if isinstance(id_, int)))

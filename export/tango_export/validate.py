@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-import torch
 from numpy.typing import NDArray
 
-from tango_export.export import DTYPES, find_preset, open_model
+from tango_export.export import find_preset, open_model
 from tango_export.families.base import Model, Reference
 from tango_plugins import TangoError, op
 from tango_runtime.backends.ort_cpu import empty_cache, open_session
@@ -28,7 +28,7 @@ MIN_COSINE, MAX_NORM_ERROR = 0.999, 0.01
 
 _FRAMES, _PROMPT, _STEPS = 3, 48, 4
 
-#: Positions of the cache behind the last.
+#: Positions of the cache after the last.
 _SPARE = 5
 
 Array = NDArray[Any]
@@ -56,24 +56,31 @@ class Comparison:
         return self.cosine >= MIN_COSINE and abs(self.norm_ratio - 1) <= MAX_NORM_ERROR
 
 
-def validate(path: Path, checkpoint: str | None = None, siglip: str | None = None) -> list[Comparison]:
+def missing_packages() -> list[str]:
+    """What is not installed of the packages that a comparison needs."""
+    return [name for name in ("torch", "transformers", "onnxruntime") if find_spec(name) is None]
+
+
+def validate(path: Path, checkpoint: str | None = None, salience: str | None = None) -> list[Comparison]:
     """Compares every graph of a bundle with the original model.
 
     Args:
         path: The bundle.
         checkpoint: Folder or hub id of the original; by default the one that the bundle names.
-        siglip: Likewise of its SigLIP.
+        salience: Folder or hub id of the source of its salience; by default the one that the bundle names.
 
     Raises:
-        TangoError: The bundle or the original cannot be read.
+        TangoError: The bundle or the original cannot be read, or a package is not installed.
     """
+    if missing := missing_packages():
+        raise TangoError(
+            f"the comparison needs {' and '.join(missing)}, not installed here", "pip install 'tango-edge[validate]'"
+        )
     bundle = Bundle.load(path)
     source, family = bundle.manifest.source, find_preset(bundle.manifest.family)[0]
-    dtype = DTYPES["fp16" if bundle.manifest.dtype == "float16" else "fp32"]
-    model = open_model(
-        family, checkpoint or source.checkpoint, siglip or source.salience or "", dtype, bundle.manifest.decoder.context
-    )
-    _check_origin(bundle, model, checkpoint or source.checkpoint)
+    origin, context = (checkpoint or source.checkpoint, salience or source.salience), bundle.manifest.decoder.context
+    model = open_model(family, *origin, context)
+    _check_origin(bundle, model, origin[0])
     vision, embed, decoder = (len(list(_forms(bundle, graph))) for graph in ("vision", "embed", "decoder"))
     with progress("validate", 2 + vision + embed + decoder * (1 + _STEPS)) as on_progress:
         reference = model.reference()
@@ -88,31 +95,32 @@ def validate(path: Path, checkpoint: str | None = None, siglip: str | None = Non
 def _check_origin(bundle: Bundle, model: Model, checkpoint: str) -> None:
     """Refuses an original whose dimensions are others: there is nothing to compare."""
     video, prompt = bundle.manifest.video, bundle.manifest.prompt
-    said = (bundle.manifest.decoder, video.size, video.tokens_per_frame, prompt.vocabulary)
-    if said != (model.decoder, (model.size, model.size), model.tokens_per_frame, model.vocabulary):
+    found = (bundle.manifest.decoder, video.size, video.tokens_per_frame, prompt.vocabulary)
+    wanted = (model.decoder, model.video.size, model.video.tokens_per_frame, model.prompt.vocabulary)
+    if found != wanted:
         raise TangoError(
             f"{bundle.path} was not made from {checkpoint}: its dimensions are others",
-            "name what it was made from with --checkpoint and --siglip",
+            "name what it was made from with --checkpoint and --salience-checkpoint",
         )
 
 
 def _compare(bundle: Bundle, reference: Reference) -> Iterator[Comparison]:
-    frames = _frames(bundle.manifest.video.size[0])
-    expected = reference.vision(torch.from_numpy(frames))
+    frames = _frames(*bundle.manifest.video.size)
+    expected = reference.vision(frames)
     for title, spec in _forms(bundle, "vision"):
         feeds = {"frames": frames, **_weights(bundle, "vision", spec)}
         features, salience = open_session(bundle.path / spec.file).run(None, feeds)
         yield _comparison(title, "features", features, expected[0])
         yield _comparison(title, "salience", salience, expected[1])
     ids = _ids(bundle)
-    wanted = reference.embed(torch.from_numpy(ids))
+    wanted = reference.embed(ids)
     for title, spec in _forms(bundle, "embed"):
         feeds = {"ids": ids, **_weights(bundle, "embed", spec)}
         embeddings = open_session(bundle.path / spec.file).run(None, feeds)[0]
         yield _comparison(title, "embeddings", embeddings, wanted)
-    logits = reference.logits(torch.from_numpy(embeddings).float())[:, : bundle.manifest.prompt.vocabulary]
+    logits = reference.logits(embeddings)[:, : bundle.manifest.prompt.vocabulary]
     for title, spec in _forms(bundle, "decoder"):
-        steps = _plain_steps if spec is bundle.manifest.graphs["decoder"] else _fused_steps
+        steps = _portable_steps if spec is bundle.manifest.graphs["decoder"] else _device_steps
         weights = _weights(bundle, "decoder", spec)
         for end, found in steps(open_session(bundle.path / spec.file), spec, embeddings, weights):
             yield _comparison(title, f"logits at {end - 1}", found, logits[end - 1])
@@ -120,11 +128,11 @@ def _compare(bundle: Bundle, reference: Reference) -> Iterator[Comparison]:
 
 
 def _forms(bundle: Bundle, graph: GraphName) -> Iterator[tuple[str, GraphSpec]]:
-    """A graph, and its fused form where there is one, with what to call them."""
+    """A graph, and its device form where there is one, with what to call them."""
     spec = bundle.manifest.graphs[graph]
     yield graph, spec
     if spec.device:
-        yield f"{graph}, fused", spec.device
+        yield f"{graph} (device)", spec.device
 
 
 def _weights(bundle: Bundle, graph: GraphName, form: GraphSpec) -> dict[str, Array]:
@@ -141,31 +149,31 @@ def _passes(positions: int) -> list[tuple[int, int]]:
     return [(0, _PROMPT), *((i, i + 1) for i in range(_PROMPT, positions))]
 
 
-def _plain_steps(
+def _portable_steps(
     session: Any, spec: GraphSpec, embeddings: Array, weights: dict[str, Array]
 ) -> Iterator[tuple[int, Array]]:
-    """The plain decoder over a cache with room to spare, given the true tokens: each pass's end, and its logits."""
+    """The portable decoder over a cache with spare rows, given the true tokens: each pass's end, and its logits."""
     capacity = len(embeddings) + _SPARE
     cache = empty_cache(spec.inputs[2:], capacity)
     for begin, end in _passes(len(embeddings)):
         held = {name: rows[:, : capacity if begin else 0] for name, rows in cache.items()}
         positions = np.arange(begin, end, dtype=np.int64)
-        told = {"embeddings": embeddings[begin:end], "positions": positions}
-        logits, *rows = session.run(None, {**told, **held, **weights})
+        feeds = {"embeddings": embeddings[begin:end], "positions": positions}
+        logits, *rows = session.run(None, {**feeds, **held, **weights})
         for name, new in zip(cache, rows, strict=True):
             cache[name][:, begin:end] = new
         yield end, logits
 
 
-def _fused_steps(
+def _device_steps(
     session: Any, spec: GraphSpec, embeddings: Array, weights: dict[str, Array]
 ) -> Iterator[tuple[int, Array]]:
-    """Likewise of the fused decoder, which gives back the whole cache."""
+    """The same for the device decoder, which returns the whole cache."""
     _, last, bound, *past = (tensor for tensor in spec.inputs if tensor.name not in weights)
     cache = empty_cache(past, len(embeddings) + _SPARE)
     for begin, end in _passes(len(embeddings)):
-        told = {last.name: np.array([end - 1], np.int32), bound.name: np.array([end], np.int32)}
-        logits, *present = session.run(None, {"embeddings": embeddings[begin:end], **told, **cache, **weights})
+        lengths = {last.name: np.array([end - 1], np.int32), bound.name: np.array([end], np.int32)}
+        logits, *present = session.run(None, {"embeddings": embeddings[begin:end], **lengths, **cache, **weights})
         cache = dict(zip(cache, present, strict=True))
         yield end, logits
 
@@ -185,17 +193,17 @@ def _compare_prune(bundle: Bundle) -> Comparison:
     return Comparison("prune", "attributes", same, same)
 
 
-def _comparison(graph: str, output: str, found: Array, expected: torch.Tensor) -> Comparison:
-    a, b = found.astype(np.float64).ravel(), expected.double().numpy().ravel()
+def _comparison(graph: str, output: str, found: Array, expected: Array) -> Comparison:
+    a, b = (values.astype(np.float64).ravel() for values in (found, expected))
     with np.errstate(invalid="ignore", divide="ignore"):  # what is not finite fails the gates
         ratio = np.linalg.norm(a) / np.linalg.norm(b)
         return Comparison(graph, output, float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b))), float(ratio))
 
 
-def _frames(size: int) -> Array:
-    """Frames with edges, gradients and noise: [F, size, size, 3] uint8."""
+def _frames(height: int, width: int) -> Array:
+    """Frames with edges, gradients and noise: [F, height, width, 3] uint8."""
     generator = np.random.default_rng(0)
-    y, x = np.mgrid[0:size, 0:size] / size
+    y, x = np.mgrid[0:height, 0:width] / max(height, width)
     frames = []
     for i in range(_FRAMES):
         waves = np.stack([np.sin(x * (3 + i) + c) * np.cos(y * (5 - i) - c) for c in range(3)], -1)

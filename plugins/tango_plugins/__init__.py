@@ -1,4 +1,4 @@
-"""The Tango operator: prune the visual tokens of a video to the tenth that matters (arXiv 2604.09547)."""
+"""The Tango operator, which prunes the visual tokens of a video (arXiv 2604.09547), and CUDA kernels for a decoder."""
 
 from tango_plugins.errors import TangoError
 from tango_plugins.params import PruneParams

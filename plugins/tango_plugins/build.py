@@ -1,4 +1,4 @@
-"""Builds the CUDA library and the TensorRT plugin on the machine that will run them, and tells what is installed."""
+"""Builds the CUDA library and the TensorRT plugin on the machine that will run them, and reports what is installed."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 from tango_plugins import native_library
@@ -20,10 +21,10 @@ class Info:
     """What is installed.
 
     Attributes:
-        directory: Where the libraries of these sources belong.
-        library: The CUDA library, None where it has not been built.
-        version: Its version and the GPU architectures that it was built for, None likewise.
-        plugin: The TensorRT plugin, None where it has not been built.
+        directory: The folder that was searched.
+        library: The CUDA library, or None.
+        version: The library's version and the GPU architectures that it was built for, or None.
+        plugin: The TensorRT plugin, or None.
     """
 
     directory: Path
@@ -41,25 +42,25 @@ def build(
     """Builds the libraries with CMake and nvcc and installs them.
 
     Args:
-        architectures: GPU architectures as ``87`` or ``90``; none named builds for the GPU at hand or, without one,
-            for every architecture that this nvcc knows.
-        tensorrt_include: Folder of NvInfer.h; None looks where JetPack and NVIDIA's packages put it, and builds the
-            CUDA library alone if it is not there.
-        output: Where to install; None takes the place where ``tango_plugins.native_library`` looks.
-        jobs: Compilations at a time; each takes up to 1 GB of memory.
+        architectures: GPU architectures such as ``87`` or ``90``. The default is this machine's GPU, or without a GPU
+            every architecture that nvcc knows.
+        tensorrt_include: Folder of NvInfer.h. None searches where JetPack and NVIDIA's packages install it; if it is
+            not there, only the CUDA library is built.
+        output: Where to install; None takes ``tango_plugins.native_library.install_directory``.
+        jobs: Parallel compilations; each takes up to 1 GB of memory.
 
     Raises:
-        TangoError: CMake or nvcc is missing or fails, or a named header folder has no NvInfer.h.
+        TangoError: CMake or nvcc is missing or fails, or ``tensorrt_include`` has no NvInfer.h.
     """
     output = output if output is not None else native_library.install_directory()
     cmake = _tool("cmake", "install it: pip install cmake, or apt install cmake")
     _tool("nvcc", "install the CUDA toolkit and put its bin folder on the PATH (/usr/local/cuda/bin)")
-    options = []
+    options = [f"-DTANGO_VERSION={_version()}"]
     if architectures:
         options.append(f"-DCMAKE_CUDA_ARCHITECTURES={';'.join(architectures)}")
     if tensorrt_include is not None:
         if not (tensorrt_include / "NvInfer.h").is_file():
-            raise TangoError(f"{tensorrt_include} has no NvInfer.h", "name the folder of TensorRT's headers")
+            raise TangoError(f"{tensorrt_include} has no NvInfer.h", "pass the folder of TensorRT's headers")
         options.append(f"-DTENSORRT_INCLUDE_DIR={tensorrt_include.resolve()}")
     with tempfile.TemporaryDirectory() as folder:
         _run(cmake, "-S", str(native_library.NATIVE), "-B", folder, *options)
@@ -70,19 +71,26 @@ def build(
 
 
 def info(directory: Path | None = None) -> Info:
-    """What is installed in a folder; None takes the place where ``tango_plugins.native_library`` looks.
+    """What is installed in a folder; None takes the library in use (``tango_plugins.native_library.installed``).
 
     Raises:
-        TangoError: The CUDA library is there and cannot be loaded.
+        TangoError: There is a CUDA library that cannot be loaded.
     """
-    directory = directory if directory is not None else native_library.install_directory()
-    core, plugin = directory / native_library.LIBRARY, directory / TENSORRT_LIBRARY
+    library = native_library.installed() if directory is None else directory / native_library.LIBRARY
+    plugin = library.parent / TENSORRT_LIBRARY
     return Info(
-        directory=directory,
-        library=core if core.is_file() else None,
-        version=native_library.load(core).tango_version().decode() if core.is_file() else None,
+        directory=library.parent,
+        library=library if library.is_file() else None,
+        version=native_library.load(library).tango_version().decode() if library.is_file() else None,
         plugin=plugin if plugin.is_file() else None,
     )
+
+
+def _version() -> str:
+    try:
+        return metadata.version("tango-edge")
+    except metadata.PackageNotFoundError:  # the sources on PYTHONPATH
+        return "unknown"
 
 
 def _tool(name: str, hint: str) -> str:
@@ -96,4 +104,4 @@ def _run(*command: str) -> None:
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode != 0:
         last = "\n".join(done.stdout.strip().splitlines()[-20:])
-        raise TangoError(f"`{' '.join(command)}` failed:\n{last}", "mend what its last lines name, then build again")
+        raise TangoError(f"`{' '.join(command)}` failed:\n{last}", "fix the error above, then build again")

@@ -1,4 +1,4 @@
-"""Device memory that somebody else owns, as address, shape and dtype."""
+"""Device memory that the caller owns, as address, shape and dtype."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class DeviceArray:
 
     @classmethod
     def of(cls, array: Any, name: str = "array") -> DeviceArray:
-        """The device memory behind an object with ``__cuda_array_interface__``.
+        """The device memory of an object with ``__cuda_array_interface__``.
 
         Raises:
             TangoError: It has none, or is not contiguous.
@@ -31,11 +31,11 @@ class DeviceArray:
             shape, strides = tuple(described["shape"]), described.get("strides")
             code, size = described["typestr"][1], int(described["typestr"][2:])
             if strides is not None and not _contiguous(shape, [stride // size for stride in strides]):
-                raise TangoError(f"{name} is not contiguous", "make a contiguous copy of it first")
+                raise TangoError(f"{name} is not contiguous", "pass a contiguous copy")
             dtypes = {"f": "float", "i": "int", "u": "uint", "b": "bool"}
             return cls(int(described["data"][0]), shape, f"{dtypes.get(code, code)}{size * 8}")
         hint = "it must have __cuda_array_interface__: a torch tensor or a CuPy array on the GPU"
-        raise TangoError(f"{name} is a {type(array).__name__}, which tells no device pointer", hint)
+        raise TangoError(f"{name} is a {type(array).__name__}, which has no device pointer", hint)
 
 
 def _contiguous(shape: Sequence[int], strides: Sequence[int]) -> bool:
@@ -48,5 +48,5 @@ def _contiguous(shape: Sequence[int], strides: Sequence[int]) -> bool:
 
 
 def item_bytes(dtype: str) -> int:
-    """Bytes of an element of a dtype, by NumPy's name."""
+    """Bytes per element of a dtype, by its NumPy name."""
     return int(dtype.lstrip("abcdefghijklmnopqrstuvwxyz")) // 8

@@ -1,16 +1,16 @@
-"""The one exception that the project's own checks raise."""
+"""The exception that all checks of this project raise."""
 
 from __future__ import annotations
 
 
 class TangoError(Exception):
-    """Something that the user can mend.
+    """An error that the user can fix.
 
     The command line prints ``error: message`` and ``hint: hint`` and exits with 2.
 
     Args:
         message: What is wrong, naming the file, tensor or value.
-        hint: What to do about it, a command where there is one.
+        hint: How to fix it, with a command if there is one.
     """
 
     def __init__(self, message: str, hint: str) -> None:

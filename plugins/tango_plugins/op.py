@@ -1,7 +1,7 @@
 """The operator as plain data: its name, its attributes, its capacity.
 
-Hosts (an ONNX node, a TensorRT plugin, the C interface, bundle.json) all carry the parameters in this one form. Each
-attribute bears the name of the field of :class:`PruneParams` that it holds:
+ONNX nodes, TensorRT plugins, the C interface and bundle.json hold the parameters in this form. Each attribute has the
+name of a field of :class:`PruneParams`:
 
 ====================  ===========  =========================================
 attribute             type         unit
@@ -35,11 +35,11 @@ NAME = "TangoPrune"
 DOMAIN = "tango"
 VERSION = "1"
 
-#: Order is that of the ONNX node and of the plugin.
+#: In the order of the ONNX node and the plugin.
 INPUTS = ("features", "salience", "timestamps")
 OUTPUTS = ("tokens", "indices", "count")
 
-#: How the CUDA library takes inner products of rotated features: rounded to fp16, or split in two.
+#: Inner products of rotated features in the CUDA library: ``fast`` rounds features to fp16, ``exact`` splits them.
 Precision = Literal["fast", "exact"]
 
 Attribute = Union[int, "list[int]", str]
@@ -50,7 +50,7 @@ _NAMES = ("merge_order", "budget")
 
 
 def attributes(params: PruneParams) -> dict[str, Attribute]:
-    """The parameters as attributes; one that goes by its rule (None) is left out."""
+    """The parameters as attributes; a parameter that is None, and so follows its rule, is left out."""
     ratios = {name: getattr(params, name) for name in RATIOS}
     found: dict[str, Attribute] = {n: round(value * RATIO_SCALE) for n, value in ratios.items() if value is not None}
     found |= {name: int(getattr(params, name)) for name in _WHOLES}
@@ -60,20 +60,21 @@ def attributes(params: PruneParams) -> dict[str, Attribute]:
 
 
 def node_attributes(params: PruneParams, precision: Precision = "fast") -> dict[str, Attribute]:
-    """All attributes of an ONNX node: nothing goes by a rule, and TensorRT is told where the plugin is.
+    """All attributes of an ONNX node, for a host that knows no rules and no model.
 
-    TensorRT's parser reads the namespace from the attribute, and from the node's domain only since 10.10.
+    The segment threshold and the sink positions are always written out. The plugin's namespace is an attribute too:
+    TensorRT's parser takes it from the node's domain only since 10.10.
 
     Args:
         params: Parameters of the operator.
-        precision: How the CUDA library takes inner products, ``fast`` or ``exact``.
+        precision: Inner products of the CUDA library, ``fast`` or ``exact``.
     """
     host = {"precision": precision, "plugin_namespace": DOMAIN, "plugin_version": VERSION}
     return attributes(params.resolved()) | host
 
 
 def params_from(found: Mapping[str, Attribute]) -> PruneParams:
-    """The parameters that attributes hold; a missing attribute takes the default of its field.
+    """The parameters of some attributes; a missing attribute has the default of its field.
 
     Raises:
         TangoError: An attribute is unknown, of the wrong type, or holds a value out of range.
@@ -82,10 +83,10 @@ def params_from(found: Mapping[str, Attribute]) -> PruneParams:
 
 
 def capacity(frames: int, tokens_per_frame: int, params: PruneParams) -> int:
-    """The most tokens that the operator can keep of a video, the size of every fixed-size buffer.
+    """The largest number of tokens that the operator can keep of a video, which is the size of its outputs.
 
-    Integers only, so that every host agrees: min(F·L, F·L·p div q + 2·F), r = p/q. The bound is that of the paper's
-    selection and the same for either budget: ``exact`` needs the room before it drops down to :func:`exact_count`.
+    In integers, so that every host agrees: min(F·L, F·L·p div q + 2·F), r = p/q. It is the bound of the paper's
+    selection for either budget, because ``exact`` starts from that selection.
 
     Args:
         frames: F.
@@ -113,5 +114,5 @@ def _field(name: str, value: Attribute) -> Any:
     if name in _NAMES:
         return value
     raise TangoError(
-        f"attribute {name} is unknown to {NAME}", f"known are {', '.join(RATIOS + _WHOLES + _LISTS + _NAMES)}"
+        f"{NAME} has no attribute {name}", f"its attributes are {', '.join(RATIOS + _WHOLES + _LISTS + _NAMES)}"
     )

@@ -1,4 +1,4 @@
-"""Every parameter of the Tango operator, its default, and where that default comes from."""
+"""The parameters of the Tango operator, with their defaults and the sources of these."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from tango_plugins.errors import TangoError
 MergeOrder = Literal["anchor", "density"]
 Budget = Literal["paper", "exact"]
 
-#: Ratios travel between hosts as integers of this many parts (ONNX attributes, plugin fields, the C interface):
-#: as fp32 attributes even the default budgets would come out wrong (floor(20·(1−0.4)) = 11 instead of 12).
+#: ONNX attributes, plugin fields and the C interface hold ratios as integers in ten-thousandths. With fp32 attributes
+#: even the default budgets would be wrong: floor(20·(1−0.4)) would be 11, not 12.
 RATIO_SCALE = 10_000
 
-#: SigLIP's attention sinks on LLaVA-OneVision's 14×14 grid (the authors' code).
+#: Attention sinks of SigLIP on LLaVA-OneVision's 14×14 grid (the authors' code).
 LLAVA_OV_GRID = (14, 14)
 LLAVA_OV_SINKS = (28, 27, 41, 169, 11, 12)
 
@@ -36,16 +36,16 @@ class PruneParams:
         anchor_weight: Least weight of the anchor in a merge, β in [0, 1].
         neighbors: k of DPC-KNN, at least 1.
         segment_threshold: Cosine above which a position counts as unchanged when frames are grouped into segments.
-            None takes what the authors evaluate with: 0.65 at r ≤ 0.1, else 0.8.
+            None takes the value that the authors evaluate with: 0.65 at r ≤ 0.1, else 0.8.
         static_threshold: Cosine above which a position of a segment is static.
-        sink_positions: Grid positions whose salience is set to 0. None takes LLaVA-OneVision's six on its 14×14
-            grid and none on any other.
+        sink_positions: Grid positions whose salience is set to 0. None is the paper's setting for LLaVA-OneVision:
+            its six sinks on its 14×14 grid, and no sinks on any other grid. Other models pass their own, or ().
         time_base: Base of the rotary angles over seconds, a whole number.
         space_base: Base of the rotary angles over grid rows and columns, a whole number.
         grid: (H, W) of the token grid of one frame; a frame has L = H·W tokens.
-        merge_order: ``anchor`` writes each merged token to its own anchor's place; ``density`` reproduces the authors'
-            code, which lands it at some other anchor's.
-        budget: ``paper`` keeps what the steps give; ``exact`` always keeps ceil(r·F·L).
+        merge_order: ``anchor`` writes each merged token at its own anchor's index. ``density`` reproduces the authors'
+            code, which writes it at another anchor's index.
+        budget: ``paper`` keeps the tokens that the steps select; ``exact`` always keeps ceil(r·F·L).
 
     Raises:
         TangoError: A value is outside its range or a ratio has more than four decimals.
@@ -72,7 +72,7 @@ class PruneParams:
         for name in RATIOS:
             value = getattr(self, name)
             _require(value is None or _is_ratio(value), name, value, "a number of at most four decimals")
-            if value is not None:  # bit for bit what another host gets from the attribute
+            if value is not None:  # the same bits as in a host that reads the attribute
                 object.__setattr__(self, name, round(value * RATIO_SCALE) / RATIO_SCALE)
         _require(0 < self.retention_ratio <= 1, "retention_ratio", self.retention_ratio, "above 0 and at most 1")
         _require(0 <= self.context_ratio <= 1, "context_ratio", self.context_ratio, "from 0 to 1")
@@ -94,25 +94,33 @@ class PruneParams:
 
     @property
     def tau_segment(self) -> float:
-        """The segment threshold in force: the given one, or the authors' for this retention ratio."""
+        """The segment threshold in use: the given one, or the authors' value for this retention ratio."""
         if self.segment_threshold is not None:
             return self.segment_threshold
         return 0.65 if self.retention_ratio <= 0.1 else 0.8
 
     @property
     def sinks(self) -> tuple[int, ...]:
-        """The sink positions in force: the given ones, or those known for this grid."""
+        """The sink positions in use: the given ones, or LLaVA-OneVision's on its grid."""
         if self.sink_positions is not None:
             return self.sink_positions
         return LLAVA_OV_SINKS if self.grid == LLAVA_OV_GRID else ()
 
     def resolved(self) -> PruneParams:
-        """The same parameters with the thresholds and sinks in force written out, for a host that is built once."""
+        """The same parameters, with the segment threshold and sinks in use written out."""
         return replace(self, segment_threshold=self.tau_segment, sink_positions=self.sinks)
 
     def at(self, retention_ratio: float) -> PruneParams:
         """The same parameters at another retention ratio."""
         return replace(self, retention_ratio=retention_ratio)
+
+    def on(self, grid: tuple[int, int]) -> PruneParams:
+        """The same parameters on another token grid.
+
+        Raises:
+            TangoError: A sink position is outside the grid.
+        """
+        return replace(self, grid=grid)
 
 
 def _is_int(value: object) -> bool:

@@ -1,6 +1,6 @@
-"""The operator on the GPU: :class:`CudaPruner` over device memory that somebody else owns.
+"""The operator on the GPU: :class:`CudaPruner`, on device memory that the caller owns.
 
-Neither torch nor TensorRT is needed: any array with ``__cuda_array_interface__`` will do.
+It needs neither torch nor TensorRT: it takes any array with ``__cuda_array_interface__``.
 """
 
 from __future__ import annotations
@@ -16,33 +16,13 @@ from tango_plugins.errors import TangoError
 from tango_plugins.native_library import load
 from tango_plugins.op import Precision
 from tango_plugins.params import PruneParams
+from tango_plugins.structs import TangoPruneParams, TangoPruneShape, TangoPruneTensors
 
 Dtype = Literal["float16", "float32"]
 
 _STEPS = 10
 _MERGE_ORDERS = ("anchor", "density")
 _BUDGETS = ("paper", "exact")
-
-
-class _Params(ctypes.Structure):
-    _fields_ = (
-        *((name, ctypes.c_int32) for name in ("retention_ratio", "context_ratio", "expansion", "anchor_weight")),
-        *((name, ctypes.c_int32) for name in ("segment_threshold", "static_threshold", "neighbors")),
-        *((name, ctypes.c_int32) for name in ("time_base", "space_base", "grid_rows", "grid_columns")),
-        *((name, ctypes.c_int32) for name in ("merge_order", "budget", "precision", "sink_count")),
-        ("sink_positions", ctypes.POINTER(ctypes.c_int32)),
-    )
-
-
-class _Shape(ctypes.Structure):
-    _fields_ = tuple((name, ctypes.c_int32) for name in ("frames", "tokens_per_frame", "width", "dtype"))
-
-
-class _Tensors(ctypes.Structure):
-    _fields_ = tuple(
-        (name, ctypes.c_void_p)
-        for name in ("features", "salience", "timestamps", "tokens", "indices", "count", "merged", "segments")
-    )
 
 
 class CudaPruner:
@@ -52,17 +32,17 @@ class CudaPruner:
         params: Parameters of the operator; the grid gives L.
         frames: F, at most 256.
         width: D, even.
-        dtype: Of the features and tokens.
+        dtype: Dtype of the features and tokens.
         precision: ``fast`` rounds rotated features to fp16 for inner products, ``exact`` keeps squared distances to
             1e-6.
-        library: The CUDA library; None takes the one that ``tango plugin build`` installed.
+        library: The CUDA library; None takes :func:`tango_plugins.native_library.installed`.
 
     Attributes:
         capacity: Rows of ``tokens``, ``indices`` and ``merged``.
-        workspace_bytes: Device memory to provide beside the outputs, aligned to 256 bytes.
+        workspace_bytes: Scratch memory to provide on the device, aligned to 256 bytes.
 
     Raises:
-        TangoError: No library, or a shape or parameter that it cannot take.
+        TangoError: There is no library, or it does not support the shape or a parameter.
     """
 
     def __init__(
@@ -83,10 +63,10 @@ class CudaPruner:
         self._frames, self._width, self._dtype = frames, width, dtype
         self._sinks = (ctypes.c_int32 * len(params.sinks))(*params.sinks)
         self._params = _c_params(params, precision, self._sinks)
-        self._shape = _Shape(frames, self._tokens_per_frame, width, get_args(Dtype).index(dtype))
+        self._shape = TangoPruneShape(frames, self._tokens_per_frame, width, get_args(Dtype).index(dtype))
         capacity, size = ctypes.c_int32(), ctypes.c_size_t()
-        self._check(self._library.tango_prune_capacity(*self._what, ctypes.byref(capacity)))
-        self._check(self._library.tango_prune_workspace(*self._what, ctypes.byref(size)))
+        self._check(self._library.tango_prune_capacity(*self._call, ctypes.byref(capacity)))
+        self._check(self._library.tango_prune_workspace(*self._call, ctypes.byref(size)))
         self.capacity, self.workspace_bytes = capacity.value, size.value
 
     def enqueue(
@@ -104,29 +84,29 @@ class CudaPruner:
         stream: int = 0,
         steps: tuple[int, int] = (0, _STEPS - 1),
     ) -> None:
-        """Enqueues the operator on a stream; neither allocates nor waits, so a CUDA graph can capture it.
+        """Enqueues the operator on a stream. It neither allocates nor waits, so a CUDA graph can capture it.
 
-        All arrays are device memory, contiguous, features and tokens aligned to 16 bytes. They must live until the
+        All arrays are contiguous device memory, features and tokens aligned to 16 bytes. They must exist until the
         stream has run.
 
         Args:
             features: X [F, L, D].
             salience: A [F, L] fp32.
             timestamps: t [F] fp32, seconds.
-            tokens: Written: [capacity, D], zero past the count.
-            indices: Written: [capacity] int32, ascending, −1 past the count.
-            count: Written: [1] int32.
+            tokens: Output [capacity, D], zero past the count.
+            indices: Output [capacity] int32, ascending, −1 past the count.
+            count: Output [1] int32.
             workspace: ``workspace_bytes`` of scratch memory.
-            merged: Written unless None: [capacity] uint8, 1 for context tokens.
-            segments: Written unless None: [F, 2] int32, first frame and one past the last; −1 past the last segment.
+            merged: Output [capacity] uint8 or None: 1 for context tokens.
+            segments: Output [F, 2] int32 or None: first frame and one past the last; −1 past the last segment.
             stream: A ``cudaStream_t`` as an integer.
-            steps: For tests: first and last step of tango/steps.h.
+            steps: First and last step of tango/steps.h, for tests.
 
         Raises:
-            TangoError: An array has the wrong shape, dtype or place, or CUDA reported an error.
+            TangoError: An array has the wrong shape or dtype, is not on the device, or CUDA failed.
         """
         F, L, D, K = self._frames, self._tokens_per_frame, self._width, self.capacity
-        tensors = _Tensors(
+        tensors = TangoPruneTensors(
             _pointer(features, "features", (F, L, D), self._dtype),
             _pointer(salience, "salience", (F, L), "float32"),
             _pointer(timestamps, "timestamps", (F,), "float32"),
@@ -139,31 +119,31 @@ class CudaPruner:
         scratch = DeviceArray.of(workspace, "workspace")
         size = math.prod(scratch.shape) * item_bytes(scratch.dtype)
         status = self._library.tango_prune_enqueue_steps(
-            *self._what, ctypes.byref(tensors), scratch.address, size, stream, *steps
+            *self._call, ctypes.byref(tensors), scratch.address, size, stream, *steps
         )
         self._check(status)
 
     def region(self, name: str) -> slice:
-        """For tests: the bytes of an intermediate result in the workspace, by its name (native/src/prune/job.cuh)."""
+        """The bytes of an intermediate result in the workspace, by its name in native/src/prune/job.cuh; for tests."""
         offset, size = ctypes.c_size_t(), ctypes.c_size_t()
         where = (name.encode(), ctypes.byref(offset), ctypes.byref(size))
-        self._check(self._library.tango_prune_region(*self._what, *where))
+        self._check(self._library.tango_prune_region(*self._call, *where))
         return slice(offset.value, offset.value + size.value)
 
     @property
-    def _what(self) -> tuple[Any, Any]:
+    def _call(self) -> tuple[Any, Any]:
         return ctypes.byref(self._shape), ctypes.byref(self._params)
 
     def _check(self, status: int) -> None:
         if status != 0:
             message = self._library.tango_last_error().decode()
-            raise TangoError(f"the CUDA library refused: {message}", "see the limits in plugins/README.md")
+            raise TangoError(f"the CUDA library rejected the call: {message}", "see the limits in plugins/README.md")
 
 
-def _c_params(params: PruneParams, precision: Precision, sinks: ctypes.Array[ctypes.c_int32]) -> _Params:
+def _c_params(params: PruneParams, precision: Precision, sinks: ctypes.Array[ctypes.c_int32]) -> TangoPruneParams:
     found = cast("dict[str, Any]", op.attributes(params.resolved()))
     numbers = {name: value for name, value in found.items() if isinstance(value, int)}
-    return _Params(
+    return TangoPruneParams(
         **numbers,
         grid_rows=params.grid[0],
         grid_columns=params.grid[1],
@@ -179,5 +159,5 @@ def _pointer(array: Any, name: str, shape: tuple[int, ...], dtype: str) -> int:
     memory = DeviceArray.of(array, name)
     if memory.shape != shape or memory.dtype != dtype:
         found = f"{name} is {memory.dtype} {list(memory.shape)}"
-        raise TangoError(found, f"this pruner was made for {dtype} {list(shape)}")
+        raise TangoError(found, f"this pruner takes {dtype} {list(shape)}")
     return memory.address

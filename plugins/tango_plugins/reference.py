@@ -1,10 +1,10 @@
-"""The Tango operator in NumPy: the oracle of every other form, and what runs on a CPU.
+"""The Tango operator in NumPy: the reference for all other implementations, and the implementation on a CPU.
 
-Reads beside the operator's page, operator.md: one function per step, named as there. All arithmetic is fp64, angles
-included; whatever ties goes to the lower index, which is why every sort is stable and every minimum the first one.
+docs/operator.md describes the steps; there is one function per step, with the same name. All arithmetic is fp64, angles
+included. Ties go to the lower index, so every sort is stable and every minimum the first one.
 
-Letters are the page's: F frames, L = H·W tokens per frame, D width, N tokens of whatever a step is given, X features
-[N, D], A salience [N], R rotated features [N, D] (fp64), ``D2`` squared distances [N, N].
+Letters: F frames, L = H·W tokens per frame, D width, N tokens of a step's input, X features [N, D], A salience [N],
+R rotated features [N, D] (fp64), ``D2`` squared distances [N, N].
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
-#: Least norm that features are divided by.
+#: Smallest norm that features are divided by.
 EPSILON = 1e-12
 
-#: Frames of the longest segment.
+#: Largest number of frames of a segment.
 MAX_WINDOW = 1024
 
-#: Rows of an N × N matrix worked on at a time: 12 MB at N = 6272.
+#: Rows of an N × N matrix that are processed at a time: 12 MB at N = 6272.
 _ROWS = 256
 
 
 @dataclass(frozen=True)
 class Pruned:
-    """What is left of a video.
+    """The tokens that are kept of a video.
 
     Attributes:
         tokens: [K, D] in the dtype of the features.
@@ -61,10 +61,10 @@ class Kept:
     """M tokens that a step keeps.
 
     Attributes:
-        indices: [M], among the tokens that the step was given.
-        tokens: [M, D], what stands there now.
+        indices: [M], indices into the step's input.
+        tokens: [M, D], their values.
         merged: [M] bool, as in :class:`Pruned`.
-        score: [M], density·delta of a merged token, infinite where none was computed.
+        score: [M], density·delta of a merged token, infinite if none was computed.
     """
 
     indices: Ints
@@ -73,11 +73,11 @@ class Kept:
     score: Floats
 
     def at(self, places: Ints) -> Kept:
-        """The same tokens, told by ``places`` [N] where the step's own tokens lie in a larger whole."""
+        """The same tokens in a larger input, where ``places`` [N] are the indices of the step's input."""
         return replace(self, indices=places[self.indices])
 
     def only(self, which: Ints) -> Kept:
-        """These of the tokens, in this order."""
+        """A selection of the tokens, in this order."""
         return Kept(self.indices[which], self.tokens[which], self.merged[which], self.score[which])
 
 
@@ -86,8 +86,8 @@ def prune(features: Reals, salience: Reals, timestamps: Reals, params: PrunePara
 
     Args:
         features: X [F, L, D] fp16, fp32 or fp64, visual tokens after projector and pooling, row-major on the grid.
-        salience: A [F, L] fp32 (or fp64), attention that each token receives.
-        timestamps: t [F] fp32 (or fp64), seconds of each frame in the source video.
+        salience: A [F, L] fp32 or fp64, attention that each token receives.
+        timestamps: t [F] fp32 or fp64, seconds of each frame in the source video.
         params: Parameters of the operator; its grid must have L positions.
 
     Raises:
@@ -103,11 +103,11 @@ def prune(features: Reals, salience: Reals, timestamps: Reals, params: PrunePara
 
 
 def compress_video(X: Reals, A: Floats, R: Floats, cosines: Floats, params: PruneParams) -> Pruned:
-    """Steps 3 to 7: what is left of a video whose tokens differ by the distances on R.
+    """Steps 3 to 7, given the rotated features and the cosines between frames.
 
     Args:
         X: Features [F, L, D].
-        A: Salience [F, L], sinks silenced.
+        A: Salience [F, L], 0 at the sinks.
         R: Rotated features [F, L, D].
         cosines: s [F − 1, L].
         params: Parameters of the operator.
@@ -132,7 +132,7 @@ def compress_video(X: Reals, A: Floats, R: Floats, cosines: Floats, params: Prun
 
 
 def check(features: Reals, salience: Reals, timestamps: Reals, params: PruneParams) -> None:
-    """Refuses arrays that the operator cannot take, by name."""
+    """Rejects arrays that the operator cannot process, by name."""
     wide, single = (np.float16, np.float32, np.float64), (np.float32, np.float64)
     for name, array, dtypes in (
         ("features", features, wide),
@@ -155,7 +155,9 @@ def check(features: Reals, salience: Reals, timestamps: Reals, params: PrunePara
         if not finite.all():
             first = tuple(int(i) for i in np.unravel_index(finite.argmin(), array.shape))
             place = f"{name}[{', '.join(map(str, first))}]"
-            raise TangoError(f"{place} is {array[first]}", f"every value of {name} must be finite: look upstream")
+            raise TangoError(
+                f"{place} is {array[first]}", f"every value of {name} must be finite; check the stage that computes it"
+            )
 
 
 # Step 1: sinks
@@ -172,16 +174,16 @@ def silence_sinks(salience: Reals, sinks: tuple[int, ...]) -> Floats:
 
 
 def normalize(features: Reals) -> Floats:
-    """X̂ = X / max(‖X‖₂, 1e-12): rows of norm 1, and of norm 0 where a token is all zeros."""
+    """X̂ = X / max(‖X‖₂, 1e-12): rows of norm 1, or of norm 0 if a token is all zeros."""
     unit = features.astype(np.float64)
     unit /= np.maximum(np.linalg.norm(unit, axis=-1, keepdims=True), EPSILON)
     return unit
 
 
 def rope(unit: Floats, timestamps: Floats, params: PruneParams) -> Floats:
-    """R [F, L, D]: unit features with time, grid row and grid column turned into their three sections.
+    """R [F, L, D]: unit features whose three sections are rotated by time, grid row and grid column.
 
-    The sections are D − 4·floor(D/6), 2·floor(D/6) and 2·floor(D/6) wide; those of a D below 6 hold time alone.
+    The sections are D − 4·floor(D/6), 2·floor(D/6) and 2·floor(D/6) wide. With D < 6 there is only the time section.
     """
     D = unit.shape[-1]
     d = 2 * (D // 6)
@@ -199,36 +201,36 @@ def rotate(section: Floats, position: NDArray[Any], base: float) -> Floats:
     """Half-split rotation of the last axis: component j with component j + d/2, by position · base^(−2j/d).
 
     Args:
-        section: [..., d]. The last component of an odd d stays as it is.
+        section: [..., d]. The last component of an odd d is not rotated.
         position: Broadcasts against the leading axes.
-        base: Base of the geometric row of angles.
+        base: Base of the geometric sequence of angles.
     """
     d = section.shape[-1]
     half = d // 2
     angle = position[..., None] * base ** (-2 * np.arange(half) / d)
     cos, sin = np.cos(angle), np.sin(angle)
     first, second = section[..., :half], section[..., half : 2 * half]
-    turned = section.copy()
-    turned[..., :half] = first * cos - second * sin
-    turned[..., half : 2 * half] = second * cos + first * sin
-    return turned
+    rotated = section.copy()
+    rotated[..., :half] = first * cos - second * sin
+    rotated[..., half : 2 * half] = second * cos + first * sin
+    return rotated
 
 
 # Step 3: segments
 
 
 def similarity(unit: Floats) -> Floats:
-    """s [F − 1, L]: cosine of each position's features between a frame and the next."""
-    # Rounding may lift the cosine of equal features above 1, where no threshold expects it.
+    """s [F − 1, L]: cosine between each position's features in a frame and in the next."""
+    # Rounding can make the cosine of equal features exceed 1, above every threshold.
     cosines: Floats = np.einsum("fld,fld->fl", unit[:-1], unit[1:])
     return np.minimum(cosines, 1)
 
 
 def segment(cosines: Floats, threshold: float) -> list[tuple[int, int]]:
-    """Partitions the frames to the largest total gain.
+    """Partitions the frames so that the total gain is largest.
 
-    gain(i, j) = static(i, j)·(j − i), where static counts the positions whose cosines all exceed the threshold from
-    frame i to frame j. Ties go to the shortest last segment.
+    gain(i, j) = static(i, j)·(j − i), where static(i, j) counts the positions whose cosines all exceed the threshold
+    from frame i to frame j. Ties go to the shortest last segment.
 
     Args:
         cosines: s [F − 1, L].
@@ -239,8 +241,8 @@ def segment(cosines: Floats, threshold: float) -> list[tuple[int, int]]:
     """
     F, L = cosines.shape[0] + 1, cosines.shape[1]
     best = np.zeros(F + 1, dtype=np.int64)  # best[e]: largest gain of the first e frames
-    length = np.zeros(F + 1, dtype=np.int64)  # length[e]: how long the last segment of that partition is
-    run = np.zeros(L, dtype=np.int64)  # how many steps each position has been unchanged
+    length = np.zeros(F + 1, dtype=np.int64)  # length[e]: length of the last segment of that partition
+    run = np.zeros(L, dtype=np.int64)  # for how many frames each position has been unchanged
     for end in range(1, F + 1):
         if end > 1:
             run = (run + 1) * (cosines[end - 2] > threshold)
@@ -261,11 +263,11 @@ def segment(cosines: Floats, threshold: float) -> list[tuple[int, int]]:
 
 
 def compress_segment(X: Reals, A: Floats, R: Floats, cosines: Floats, params: PruneParams) -> Kept:
-    """Step 4 on a segment of n frames.
+    """Step 4 for a segment of n frames.
 
     Args:
         X: Features [n, L, D].
-        A: Salience [n, L], sinks silenced.
+        A: Salience [n, L], 0 at the sinks.
         R: Rotated features [n, L, D].
         cosines: s [n − 1, L] between the frames of the segment.
         params: Parameters of the operator.
@@ -287,7 +289,7 @@ def compress_segment(X: Reals, A: Floats, R: Floats, cosines: Floats, params: Pr
 
 
 def compress_dynamic(X: Reals, A: Floats, R: Floats, ratio: float, params: PruneParams) -> Kept:
-    """The dynamic part of a segment [n, L_d, …]: selects in each frame, merges over all of them."""
+    """The dynamic part of a segment [n, L_d, …]: selects in each frame, and merges over all frames."""
     n, L_d, D = X.shape
     m_s, m_c = split_budget(math.ceil(L_d * ratio), params)
     chosen = np.concatenate([f * L_d + select(A[f], R[f], m_s, params) for f in range(n)])
@@ -298,14 +300,14 @@ def compress_dynamic(X: Reals, A: Floats, R: Floats, ratio: float, params: Prune
 
 
 def compress(X: Reals, A: Floats, R: Floats, ratio: float, params: PruneParams) -> Kept:
-    """Compresses N tokens to max(1, ceil(N·ratio)), no tokens to none."""
+    """Compresses N tokens to max(1, ceil(N·ratio)), and no tokens to none."""
     m = max(1, math.ceil(len(X) * ratio)) if len(X) else 0
     m_s, m_c = split_budget(m, params)
     return _select_and_merge(X, R, select(A, R, m_s, params), m_c, params)
 
 
 def split_budget(m: int, params: PruneParams) -> tuple[int, int]:
-    """m_s salient and m_c context tokens of a budget of m."""
+    """Splits a budget of m into m_s salient and m_c context tokens."""
     m_s = math.floor(m * (1 - params.context_ratio))
     return m_s, m - m_s
 
@@ -319,17 +321,17 @@ def _select_and_merge(X: Reals, R: Floats, chosen: Ints, b: int, params: PrunePa
 
 
 def select(A: Floats, R: Floats, m_s: int, params: PruneParams) -> Ints:
-    """Selects at most m_s of N tokens: salient ones, and of those the ones that differ.
+    """Selects at most m_s of N tokens that are salient and differ from each other.
 
     Returns:
-        Indices, ascending. Fewer than m_s where two clusters give the same token.
+        Indices, ascending. Fewer than m_s if two clusters give the same token.
     """
     candidates = np.argsort(-A, kind="stable")[: math.floor(params.expansion * m_s)]
     if len(candidates) <= max(m_s, 1):
         return np.sort(candidates)
     D2 = squared_distances(R[candidates])
     centers = np.sort(density_peaks(D2, m_s, params.neighbors)[0])
-    # Candidates come in order of salience: the first of a cluster is its most salient.
+    # Candidates are in order of salience, so the first one of a cluster is its most salient.
     clusters, first = np.unique(nearest(D2, centers), return_index=True)
     empty = np.delete(centers, clusters)
     chosen: Ints = np.unique(candidates[np.concatenate([first, empty])])
@@ -340,9 +342,10 @@ def select(A: Floats, R: Floats, m_s: int, params: PruneParams) -> Ints:
 
 
 def merge(X: Reals, R: Floats, b: int, params: PruneParams) -> Kept:
-    """Merges N tokens into b anchors; no more than b tokens stay as they are.
+    """Merges N tokens into b anchors; if N ≤ b, all tokens stay as they are.
 
-    An anchor that no token joins, not even itself (an equal anchor of lower index took it), keeps its own features.
+    An anchor that no token joins keeps its own features. It happens where the anchor itself joins an equal anchor of
+    lower index.
     """
     if len(X) <= b or b == 0:
         return _as_is(np.arange(min(len(X), b)), X, merged=True)
@@ -367,7 +370,7 @@ def _merged(X: Reals, anchor: np.int64, members: Ints, params: PruneParams) -> F
 
 
 def _groups(owner: Ints, b: int) -> list[Ints]:
-    """The members [·] of each of b groups, ascending, given each token's group [N]."""
+    """The members of each of b groups, ascending, given each token's group [N]."""
     ends = np.bincount(owner, minlength=b).cumsum()
     return np.split(np.argsort(owner, kind="stable"), ends[:-1])
 
@@ -376,9 +379,9 @@ def _groups(owner: Ints, b: int) -> list[Ints]:
 
 
 def squared_distances(R: Floats) -> Floats:
-    """Squared Euclidean distances [N, N], symmetric bit by bit and 0 on the diagonal: ties must not hang on rounding.
+    """Squared Euclidean distances [N, N], bitwise symmetric and 0 on the diagonal: ties must not depend on rounding.
 
-    2 − 2⟨R_i, R_j⟩ for rows of norm 1; all-zero rows (a black frame) lie at distance 0 of each other.
+    2 − 2⟨R_i, R_j⟩ for rows of norm 1. All-zero rows, as of a black frame, have distance 0 from each other.
     """
     D2: Floats = R @ R.T
     norm = D2.diagonal().copy()
@@ -388,14 +391,14 @@ def squared_distances(R: Floats) -> Floats:
 
 
 def density_peaks(D2: Floats, b: int, k: int) -> tuple[Ints, Floats]:
-    """DPC-KNN: the b tokens of highest density·delta, in that order, and density·delta of all [N]."""
+    """DPC-KNN: the b tokens of highest density·delta, in that order, and density·delta of all tokens [N]."""
     density = densities(D2, k)
     score = density * deltas(D2, density)
     return np.argsort(-score, kind="stable")[:b], score
 
 
 def densities(D2: Floats, k: int) -> Floats:
-    """density_i = exp(−mean of the k smallest squares of row i), its very smallest (itself) left out."""
+    """density_i = exp(−mean of the k smallest squares of row i), without the smallest one, which is i itself."""
     N = len(D2)
     k = min(k, N - 1)
     if k == 0:
@@ -406,7 +409,7 @@ def densities(D2: Floats, k: int) -> Floats:
 
 
 def deltas(D2: Floats, density: Floats) -> Floats:
-    """delta_i: distance to the nearest denser token; of the densest, the largest distance of the whole matrix."""
+    """delta_i: distance to the nearest denser token; for the densest token the largest distance of the matrix."""
     N = len(D2)
     order = np.argsort(-density, kind="stable")
     nearest_denser = np.empty(N)
@@ -419,7 +422,7 @@ def deltas(D2: Floats, density: Floats) -> Floats:
 
 
 def nearest(D2: Floats, centers: Ints) -> Ints:
-    """For each token [N], which of the centers (ascending) is nearest to it."""
+    """The index of each token's nearest center [N]; ``centers`` is ascending."""
     return np.concatenate([D2[rows][:, centers].argmin(axis=1) for rows in _blocks(len(D2))])
 
 
@@ -433,13 +436,13 @@ def _blocks(N: int) -> Iterator[slice]:
 def make_exact(kept: Kept, X: Reals, A: Floats, count: int) -> Kept:
     """Drops or adds tokens until ``count`` are kept.
 
-    Dropped first are merged context tokens, of lowest density·delta (each anchor's own, in its own ``merge``); should
-    they not suffice, context tokens that were kept unmerged, then selected ones, of lowest salience. Added are the
-    unkept tokens of highest salience, as they were: not averaged, not merged. Salience is that of the token's own
-    frame after step 1. Of equals the lower index stays or comes.
+    It drops merged context tokens first, by lowest density·delta of the anchor in its own ``merge``. If they do not
+    suffice, it drops unmerged context tokens, then selected ones, by lowest salience. It adds unkept tokens of highest
+    salience, neither averaged nor merged. Salience is that of the token's own frame after step 1. Of equal tokens the
+    lower index is kept or added.
 
     Args:
-        kept: What the paper's selection keeps, flat indices.
+        kept: The paper's selection, with flat indices.
         X: Features [F·L, D].
         A: Salience [F·L].
         count: K.
@@ -451,8 +454,8 @@ def make_exact(kept: Kept, X: Reals, A: Floats, count: int) -> Kept:
         return join(kept, _as_is(added, X, merged=False))
     scored = np.isfinite(kept.score)
     stage = np.where(scored, 2, np.where(kept.merged, 1, 0))
-    worth = np.where(scored, kept.score, A[kept.indices])
-    return kept.only(np.lexsort((kept.indices, -worth, stage))[:count])
+    priority = np.where(scored, kept.score, A[kept.indices])
+    return kept.only(np.lexsort((kept.indices, -priority, stage))[:count])
 
 
 def join(*parts: Kept) -> Kept:

@@ -30,7 +30,7 @@ class Desk:
 
     def export(self, *arguments: str) -> int:
         """`tango export` into ``out``, unless an argument says otherwise: the last one wins."""
-        named = ["--checkpoint", "llava", "--siglip", "siglip", "--output", "out", "--no-validate"]
+        named = ["--checkpoint", "llava", "--salience-checkpoint", "siglip", "--output", "out", "--no-validate"]
         return main(["export", *named, *arguments])
 
     def refused(self, *arguments: str) -> tuple[str, str]:

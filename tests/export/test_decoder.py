@@ -55,10 +55,10 @@ def test_of_the_last_layer_only_the_last_position_is_computed(decoder_bundle):
     ).graph
     shapes = {value.name: [size.dim_value for size in value.type.tensor_type.shape.dim] for value in graph.value_info}
     last = Bundle.load(decoder_bundle).manifest.decoder.layers - 1
-    rows = [shape[0] for name, shape in shapes.items() if f"/layers.{last}/mlp/" in name and len(shape) == 2]
+    rows = [shape[0] for name, shape in shapes.items() if f"layers.{last}.mlp." in name and len(shape) == 2]
     assert rows
     assert set(rows) == {1}
-    rows = [shape[0] for name, shape in shapes.items() if "/layers.0/mlp/" in name and len(shape) == 2]
+    rows = [shape[0] for name, shape in shapes.items() if "layers.0.mlp." in name and len(shape) == 2]
     assert set(rows) == {0}  # of any number
 
 
@@ -81,7 +81,7 @@ def test_padding_rows_of_the_vocabulary_give_no_logit(checkpoint, bundle, tmp_pa
         head[known:] = 1000.0
 
     edit_weights(llava, loud)
-    output = export(Request(checkpoint=str(llava), siglip=str(siglip), output=tmp_path / "out"))
+    output = export(Request(checkpoint=str(llava), salience=str(siglip), output=tmp_path / "out"))
     assert Bundle.load(output).manifest.prompt.vocabulary == known
     found = logits(output, IDS)
     assert found.shape == (known,)

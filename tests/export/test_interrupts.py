@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def arguments(checkpoint, tmp_path):
     llava, siglip = checkpoint()
-    named = ["--checkpoint", str(llava), "--siglip", str(siglip), "--output", str(tmp_path / "out")]
+    named = ["--checkpoint", str(llava), "--salience-checkpoint", str(siglip), "--output", str(tmp_path / "out")]
     return ["export", *named, "--no-validate"]
 
 

@@ -21,7 +21,7 @@ DATA = ("vision.onnx.data", "embed.onnx.data", "decoder.onnx.data")
 
 
 def export_to(folder, llava, siglip, dtype="fp32"):
-    return export(Request(checkpoint=str(llava), siglip=str(siglip), output=folder, dtype=dtype))
+    return export(Request(checkpoint=str(llava), salience=str(siglip), output=folder, dtype=dtype))
 
 
 @torch.no_grad()
@@ -146,7 +146,7 @@ def test_either_flag_ties_an_absent_head(checkpoint, bundle, tmp_path, top, text
 def test_absent_head_that_is_not_tied_is_refused(checkpoint, tmp_path, top, text):
     llava, siglip = copied(checkpoint(), tmp_path)
     set_ties(llava, top, text)
-    with pytest.raises(TangoError, match=r"lacks the weight .*head\.weight"):
+    with pytest.raises(TangoError, match=r"is missing the weight .*head\.weight"):
         export_to(tmp_path / "out", llava, siglip)
 
 

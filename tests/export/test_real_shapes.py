@@ -7,11 +7,10 @@ import math
 import struct
 
 import pytest
-import torch
 
 from examples.make_checkpoint import make_tokenizer
-from tango_export import graphs
 from tango_export.families import FAMILIES
+from tango_export.graph import DEVICE, PORTABLE, build
 
 SIGLIP = {
     "hidden_size": 1152,
@@ -207,7 +206,7 @@ def load(tmp_path, layout, size, context=8192):
     write_sparse(tmp_path / "siglip/model.safetensors", siglip(), "F32", 4)
     vision = {**SIGLIP, "num_hidden_layers": 27}
     (tmp_path / "siglip/config.json").write_text(json.dumps({"model_type": "siglip", "vision_config": vision}))
-    return FAMILIES["llava-ov"].load(tmp_path / "llava", tmp_path / "siglip", torch.float16, context)
+    return FAMILIES["llava-ov"].load({"checkpoint": tmp_path / "llava", "salience": tmp_path / "siglip"}, context)
 
 
 @pytest.mark.parametrize(("layout", "size"), ROWS)
@@ -216,20 +215,23 @@ def test_released_checkpoints_are_accepted(tmp_path, layout, size):
     assert len(shapes) == TENSORS[size]
     assert sum(map(math.prod, shapes.values())) == PARAMETERS[layout, size]
     model = load(tmp_path, layout, size)
-    assert (model.size, model.tokens_per_frame, model.params.grid) == (384, 196, (14, 14))
-    assert model.after_video == (ROWS[layout, size],)
+    assert (model.video.size, model.video.tokens_per_frame, model.params.grid) == ((384, 384), 196, (14, 14))
+    assert model.prompt.after_video == (ROWS[layout, size],)
     wanted = (24, 896, 2, 64) if size == "0.5b" else (28, 3584, 4, 128)
     decoder = model.decoder
     assert (decoder.layers, decoder.hidden_size, decoder.kv_heads, decoder.head_dim) == wanted
     # fp16, but for norms, the folded probe, angles and the salience's pooling; a tied head is written twice
-    written = sum(graph.weight_bytes for graph in model.graphs) / 2
+    graphs = [build(definition, PORTABLE, "float16") for definition in model.definitions]
+    written = sum(weight.bytes for graph in graphs for weight in graph.weights) / 2
     rows = math.prod(shapes[next(name for name in shapes if name.endswith("embed_tokens.weight"))])
     assert written == pytest.approx(PARAMETERS[layout, size] + (rows if size == "0.5b" else 0), rel=1e-3)
 
 
-def test_real_shapes_trace_without_weights(tmp_path):
-    for graph in load(tmp_path, "llava-hf", "0.5b").graphs:
-        assert all(parameter.is_meta for parameter in graph.module.parameters())
-        traced = graphs._trace(graph).graph
-        assert not traced.initializer
-        assert {v.name for v in traced.input} == {t.name for t in graph.inputs} | set(graph.weights)
+@pytest.mark.parametrize("size", ["0.5b", "7b"])
+def test_released_checkpoints_have_a_device_form_on_the_same_matrices(tmp_path, size):
+    for definition in load(tmp_path, "llava-hf", size).definitions:
+        assert definition.no_device_form is None
+        graphs = (build(definition, form, "float16") for form in (PORTABLE, DEVICE))
+        portable, device = ({weight.name: weight for weight in graph.weights} for graph in graphs)
+        matrices = {name for name, weight in portable.items() if len(weight.shape) > 1}
+        assert matrices <= device.keys()

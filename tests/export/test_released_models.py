@@ -7,10 +7,8 @@ from importlib.resources import files
 
 import pytest
 
-from tango_export.export import Request
 from tango_export.families import FAMILIES
 from tango_plugins import op
-from tango_runtime.bundle import VideoSpec
 from tango_runtime.sizing.models import RELEASED_MODELS, ReleasedModel, released_models
 from tango_runtime.util.jsonschema import from_json
 from tests.export.test_real_shapes import PARAMETERS, ROWS, load
@@ -40,11 +38,11 @@ def test_an_entry_equals_what_the_family_reads(entries, name, tmp_path):
     model = load(tmp_path, LAYOUT, SIZES[name], MAX_CONTEXT)
     assert entries[name] == ReleasedModel(
         family=entries[name].family,
-        video=VideoSpec(Request.frames, (model.size, model.size), "bicubic", model.tokens_per_frame, 1, "floor"),
+        video=model.video,
         vision=model.vision,
         decoder=model.decoder,
         vocabulary=VOCABULARY,
-        embedding_rows=ROWS[LAYOUT, SIZES[name]] + len(model.after_video),
+        embedding_rows=ROWS[LAYOUT, SIZES[name]] + len(model.prompt.after_video),
         prune=op.attributes(model.params),
     )
 

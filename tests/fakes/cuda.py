@@ -231,7 +231,7 @@ class HostPruner:
 
 
 class HostDecoder:
-    """A step as tango_export.modules.qwen2 computes it, in the place of tango_plugins.decoder.CudaDecoder.
+    """A step as tango_export.models.qwen2 computes it, in the place of tango_plugins.decoder.CudaDecoder.
 
     It takes any floating-point type. A workspace that was not zero at first, or that another has written into, is an
     error here.
@@ -250,7 +250,7 @@ class HostDecoder:
         assert (array(table) == self.table).all()
         assert 0 <= position < self.shape.capacity
         self.left = array(workspace)[:] = 170
-        x = array(embedding).reshape(self.shape.width)
+        x = array(embedding).reshape(self.shape.hidden_size)
         for i in range(self.shape.layers):
             x = x + self.attend(f"layers.{i}.self_attn", self.norm(f"layers.{i}.input_layernorm", x), i, position)
             x = x + self.mlp(f"layers.{i}.mlp", self.norm(f"layers.{i}.post_attention_layernorm", x))
@@ -268,7 +268,7 @@ class HostDecoder:
         scores = rotated[:heads].reshape(kv_heads, -1, width) * width**-0.5 @ keys.transpose(0, 2, 1)
         shares = np.exp(scores - scores.max(-1, keepdims=True))
         shares = (shares / shares.sum(-1, keepdims=True)).astype(x.dtype)
-        return self.linear(f"{name}.o_proj", (shares @ values).astype(x.dtype).reshape(-1), self.shape.width)
+        return self.linear(f"{name}.o_proj", (shares @ values).astype(x.dtype).reshape(-1), self.shape.hidden_size)
 
     def rotate(self, x, position):
         angles = np.float32(position) * array(self.weights["rotary.inv_freq"])
@@ -279,7 +279,7 @@ class HostDecoder:
     def mlp(self, name, x):
         gate, up = (self.linear(f"{name}.{kind}_proj", x, self.shape.intermediate) for kind in ("gate", "up"))
         silu = gate / (1 + np.exp(-gate.astype(np.float32)))
-        return self.linear(f"{name}.down_proj", (silu * up).astype(x.dtype), self.shape.width)
+        return self.linear(f"{name}.down_proj", (silu * up).astype(x.dtype), self.shape.hidden_size)
 
     def norm(self, name, x):
         wide = x.astype(np.float32)

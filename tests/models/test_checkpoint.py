@@ -24,7 +24,16 @@ TOLERANCE = 0.05
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny") / "bundle"
-    named = ["--checkpoint", TINY / "llava", "--siglip", TINY / "siglip", "--output", folder, "--context", 12800]
+    named = [
+        "--checkpoint",
+        TINY / "llava",
+        "--salience-checkpoint",
+        TINY / "siglip",
+        "--output",
+        folder,
+        "--context",
+        12800,
+    ]
     assert main(["export", *map(str, named), "--sink-positions", "--no-validate"]) == 0
     return folder
 

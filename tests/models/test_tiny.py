@@ -26,7 +26,7 @@ def trained(tmp_path_factory):
         import train
 
         train.main()
-    named = ["--checkpoint", folder / "made" / "llava", "--siglip", folder / "made" / "siglip"]
+    named = ["--checkpoint", folder / "made" / "llava", "--salience-checkpoint", folder / "made" / "siglip"]
     assert main(["export", *map(str, named), "--output", str(folder / "bundle"), "--sink-positions"]) == 0
     return folder
 

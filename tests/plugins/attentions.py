@@ -1,13 +1,12 @@
-"""Random passes of tokens for the CUDA library's attention, and the same arithmetic in fp64."""
+"""Random inputs for the CUDA library's attention of a prefill, and the same attention in fp64."""
 
 from __future__ import annotations
 
-import ctypes
 from dataclasses import dataclass
 
 import torch
 
-from tango_plugins import native_library
+from tango_plugins import native_library, structs
 
 
 @dataclass(frozen=True)
@@ -21,19 +20,8 @@ class Shape:
     capacity: int
 
 
-class _Shape(ctypes.Structure):
-    _fields_ = tuple((name, ctypes.c_int32) for name in Shape.__dataclass_fields__)
-
-
-NAMES = ("packed", "bias", "last", "cosines", "sines", "keys", "values", "mixed")
-
-
-class _Tensors(ctypes.Structure):
-    _fields_ = tuple((name, ctypes.c_void_p) for name in NAMES)
-
-
 class Pass:
-    """A random pass behind ``begin`` positions of a random cache; what lies behind it is NaN, and so is the result."""
+    """Random tokens after ``begin`` positions of a random cache; the rest of the cache and the output are NaN."""
 
     def __init__(self, shape, begin=0, seed=0, path=None, device="cuda", scale=1.0):
         self.shape, self.begin, self.library = shape, begin, native_library.load(path)
@@ -46,34 +34,32 @@ class Pass:
         T, H, G, d, P = vars(shape).values()
         angles = torch.arange(P, device=device).unsqueeze(1) * 1e4 ** (-torch.arange(0, d, 2, device=device) / d)
         self.tensors = {
-            "packed": random(T, (H + 2 * G) * d).half(),
+            "qkv": random(T, (H + 2 * G) * d).half(),
             "bias": random((H + 2 * G) * d).half(),
             "last": torch.tensor([begin + T - 1], dtype=torch.int32, device=device),
             "cosines": angles.cos().half(),
             "sines": angles.sin().half(),
             "keys": random(G, P, d).half(),
             "values": random(G, P, d).half(),
-            "mixed": torch.full((T, H * d), torch.nan, dtype=torch.half, device=device),
+            "attn_out": torch.full((T, H * d), torch.nan, dtype=torch.half, device=device),
         }
         for name in ("keys", "values"):
             self.tensors[name][:, begin:] = torch.nan
 
     def enqueue(self, **tensors):
-        """Runs it on the current stream; gives the status."""
-        shape = _Shape(*vars(self.shape).values())
-        addresses = {name: tensor.data_ptr() for name, tensor in (self.tensors | tensors).items()}
-        pointers = _Tensors(*(addresses[name] for name in NAMES))
-        stream = ctypes.c_void_p(self.stream)
-        return self.library.tango_attention_enqueue(ctypes.byref(shape), ctypes.byref(pointers), stream)
+        """Runs it on the current stream; returns the status."""
+        pointers = {name: tensor.data_ptr() for name, tensor in (self.tensors | tensors).items()}
+        shape = structs.TangoAttentionShape(**vars(self.shape))
+        return self.library.tango_attention_enqueue(shape, structs.TangoAttentionTensors(**pointers), self.stream)
 
     def expected(self):
-        """Mixed values [T, H·d], and the keys and values that the pass appends, [G, T, d] each, fp64."""
+        """Attention's output [T, H·d], and the appended keys and values [G, T, d], in fp64."""
         T, H, G, d, _ = vars(self.shape).values()
-        sums = self.tensors["packed"].double() + self.tensors["bias"].double()
+        sums = self.tensors["qkv"].double() + self.tensors["bias"].double()
         queries, keys, values = (part.view(T, -1, d).transpose(0, 1) for part in sums.split([H * d, G * d, G * d], 1))
         turns = [self.tensors[name][self.begin : self.begin + T].double() for name in ("cosines", "sines")]
         queries, keys = (rotate(rows, *turns) for rows in (queries, keys))
-        # What the cache holds is rounded: that is what the pass attends to.
+        # The cache is fp16, so attention sees rounded keys and values.
         held = [self.tensors[name][:, : self.begin].double() for name in ("keys", "values")]
         every = [torch.cat((old, new.half().double()), 1) for old, new in zip(held, (keys, values), strict=True)]
         k, v = (rows.repeat_interleave(H // G, 0) for rows in every)
@@ -89,12 +75,12 @@ def rotate(rows, cosines, sines):
 
 
 def check(found):
-    """Runs a pass and compares: the result, the new rows, and that nothing else was written."""
+    """Runs attention and compares the output and the new rows; no other row may be written."""
     T, _, _, _, P = vars(found.shape).values()
     before = {name: found.tensors[name].clone() for name in ("keys", "values")}
-    mixed, *new = found.expected()
+    attn_out, *new = found.expected()
     assert found.enqueue() == 0, found.library.tango_last_error()
-    close(found.tensors["mixed"], mixed, 3e-3)
+    close(found.tensors["attn_out"], attn_out, 3e-3)
     for name, rows in zip(("keys", "values"), new, strict=True):
         cache = found.tensors[name]
         close(cache[:, found.begin : found.begin + T], rows, 6e-4)

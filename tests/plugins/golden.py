@@ -1,6 +1,6 @@
-"""What the oracle gave for a few small videos: ``python -m tests.plugins.golden`` writes golden.npz anew.
+"""The reference's results for a few small videos. ``python -m tests.plugins.golden`` writes golden.npz again.
 
-The file keeps the inputs, too, so that any other form of the operator can be held against it.
+The file also has the inputs, so that any other implementation of the operator can be compared with it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The operator once more, slowly: Python numbers and loops, every partition tried. Shares no code with the oracle."""
+"""The operator restated naively, with Python numbers and loops. It shares no code with the reference."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def unit(x):
     return [v / norm for v in x]
 
 
-def turn(x, position, base):
+def rotate(x, position, base):
     d, y = len(x), list(x)
     for j in range(d // 2):
         angle = position * base ** (-2 * j / d)
@@ -24,8 +24,8 @@ def rope(x, t, position, p):
     d = len(x) // 6 * 2
     x, at = unit(x), len(x) - 2 * d
     row, column = divmod(position, p.grid[1])
-    time = turn(x[:at], t, p.time_base)
-    return time + turn(x[at : at + d], row, p.space_base) + turn(x[at + d :], column, p.space_base)
+    time = rotate(x[:at], t, p.time_base)
+    return time + rotate(x[at : at + d], row, p.space_base) + rotate(x[at + d :], column, p.space_base)
 
 
 def gain(s, i, j, threshold):

@@ -1,4 +1,4 @@
-"""What a step of decoding refuses before a GPU is needed; what it computes is in test_decode_on_threads.py."""
+"""Arguments that CudaDecoder rejects before it needs a GPU. test_cuda_emulator.py tests what a step computes."""
 
 from __future__ import annotations
 
@@ -11,30 +11,34 @@ from tango_plugins.decoder import CudaDecoder, DecoderShape
 from tango_plugins.device_array import DeviceArray
 
 SHAPE = DecoderShape(
-    layers=2, width=64, heads=4, kv_heads=2, head_dim=16, intermediate=128, vocabulary=420, head_columns=448,
+    layers=2, hidden_size=64, heads=4, kv_heads=2, head_dim=16, intermediate=128, vocabulary=420, head_columns=448,
     capacity=512, norm_eps=1e-6,
 )  # fmt: skip
 
 
-class Refusing:
-    """The CUDA library, where a call would come to it."""
+class RejectingLibrary:
+    """A CUDA library that rejects every call."""
 
     def tango_decode_workspace(self, *arguments):
         return 1
 
     def tango_last_error(self):
-        return b"width is 72: it must be a multiple of 16"
+        return b"hidden_size is 72: it must be a multiple of 16"
 
 
 @pytest.fixture(autouse=True)
 def library(monkeypatch):
-    monkeypatch.setattr(decoder, "load", lambda path: Refusing())
+    monkeypatch.setattr(decoder, "load", lambda path: RejectingLibrary())
 
 
 def weights(shape=SHAPE):
-    """DeviceArray of the right shapes, somewhere."""
-    layers = [(f"layers.{i}.{name}", like) for i in range(shape.layers) for name, like in decoder._layer(shape).items()]
-    named = dict(layers) | decoder._rest(shape)
+    """Weights of the right shapes, at an arbitrary address."""
+    layers = [
+        (f"layers.{i}.{name}", like)
+        for i in range(shape.layers)
+        for name, like in decoder._layer_weights(shape).items()
+    ]
+    named = dict(layers) | decoder._other_weights(shape)
     return {name: DeviceArray(4096, *like) for name, like in named.items()}
 
 
@@ -42,8 +46,8 @@ def cache(shape=SHAPE):
     return [DeviceArray(4096, (shape.kv_heads, shape.capacity, shape.head_dim), "float16")] * (2 * shape.layers)
 
 
-def test_what_the_library_says_is_handed_on():
-    with pytest.raises(TangoError, match="width is 72: it must be a multiple of 16"):
+def test_the_message_of_the_library_is_reported():
+    with pytest.raises(TangoError, match="hidden_size is 72: it must be a multiple of 16"):
         CudaDecoder(SHAPE, weights(), cache())
 
 
@@ -57,7 +61,7 @@ def test_what_the_library_says_is_handed_on():
         ("layers.0.self_attn.qkv_proj.weight", DeviceArray(0, (64, 128), "float32"), "qkv_proj.weight is float32"),
     ],
 )
-def test_a_weight_that_is_missing_or_another_is_named(name, memory, message):
+def test_a_missing_or_wrong_weight_is_named(name, memory, message):
     given = weights() | {name: memory}
     if memory is None:
         del given[name]
@@ -65,7 +69,7 @@ def test_a_weight_that_is_missing_or_another_is_named(name, memory, message):
         CudaDecoder(SHAPE, given, cache())
 
 
-def test_a_cache_of_another_model_is_refused():
+def test_a_cache_of_another_model_is_rejected():
     with pytest.raises(TangoError, match="the cache has 3 tensors"):
         CudaDecoder(SHAPE, weights(), cache()[:3])
     with pytest.raises(TangoError, match=r"key 0 is float16 \[2, 256, 16\]"):

@@ -1,24 +1,35 @@
-"""Kernels on a CPU, a thread for each of the GPU's: what they compute, and that they wait for all they read. Copies
-arrive as late as they may, and shared memory is NaN until then.
-"""
+"""Kernels in the CUDA emulator: what they compute, and that they wait for all that they read."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import subprocess
 import sys
 from functools import cache
+from math import isnan
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
+from tango_plugins import TangoError, native_library, structs
 from tango_plugins.decoder import DecoderShape
 from tests.plugins.attentions import Pass, Shape, check
 from tests.plugins.cuda_emulator import compiled
 from tests.plugins.decoders import EPS, Decoder, check_step
 
+pytestmark = pytest.mark.nvcc
+
 ROOT = Path(__file__).parents[2]
+
+#: TANGO_BAD_ARGUMENT of tango/common.h, and an address that no test reads.
+BAD_ARGUMENT, HERE = 1, 4096
+
+#: With one SM, attention takes large tiles for few rows.
+GPUS = {"attention": {"sms": 1, "shared_bytes": 100 << 10}}
 SHAPES = {
     "tests": DecoderShape(2, 64, 4, 2, 16, 128, 420, 448, 512, EPS),
     "odd": DecoderShape(2, 144, 3, 1, 48, 208, 300, 304, 700, EPS),
@@ -28,8 +39,8 @@ SHAPES = {
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
-    """``library("decode")``."""
-    return cache(lambda name: compiled(tmp_path_factory.mktemp(name), name))
+    """``library("decode")``: the kernels of a name, compiled once."""
+    return cache(lambda name: compiled(tmp_path_factory.mktemp(name), name, **GPUS.get(name, {})))
 
 
 @pytest.mark.parametrize(
@@ -41,10 +52,27 @@ def library(tmp_path_factory):
         ("blocks with nothing to do", 3, (0, 70)),
     ],
 )
-def test_logits_and_new_rows_are_those_of_fp64(library, name, blocks, positions):
+def test_logits_and_new_rows_equal_fp64(library, name, blocks, positions):
     decoder = Decoder(SHAPES[name], library=library("decode"), blocks=blocks, device="cpu")
     for position in positions:
         check_step(decoder, position)
+
+
+@pytest.mark.parametrize("rotation", [0, 33, 70_000])
+def test_rotary_angles_follow_the_rotation_and_not_the_cache_row(library, rotation):
+    check_step(Decoder(SHAPES["tests"], library=library("decode"), blocks=3, device="cpu"), 70, rotation)
+
+
+def test_the_rotation_is_the_position_by_default(library):
+    decoder = Decoder(SHAPES["tests"], library=library("decode"), blocks=3, device="cpu")
+    embedding = decoder.embedding()
+    assert torch.equal(decoder.step(embedding, 70), decoder.step(embedding, 70, 70))
+
+
+def test_a_negative_rotation_is_rejected(library):
+    decoder = Decoder(SHAPES["tests"], library=library("decode"), blocks=3, device="cpu")
+    with pytest.raises(TangoError, match="rotation is -1: it must be from 0 to 16777216"):
+        decoder.enqueue(decoder.embedding(), 70, -1)
 
 
 @pytest.mark.parametrize(
@@ -60,13 +88,86 @@ def test_logits_and_new_rows_are_those_of_fp64(library, name, blocks, positions)
         (Shape(70, 4, 2, 96, 170), 90),
     ],
 )
-def test_attention_is_that_of_fp64(library, shape, begin):
+def test_attention_equals_fp64(library, shape, begin):
     check(Pass(shape, begin, path=library("attention"), device="cpu"))
+
+
+@pytest.mark.parametrize("missing", ["shape", "tensors"])
+def test_attention_rejects_null_arguments(library, missing):
+    given = {"shape": structs.TangoAttentionShape(1, 1, 1, 16, 1), "tensors": structs.TangoAttentionTensors()}
+    attention = native_library.load(library("attention"))
+    assert attention.tango_attention_enqueue(*(given | {missing: None}).values(), None) == BAD_ARGUMENT
+    assert attention.tango_last_error() == f"{missing} is null".encode()
+
+
+@pytest.mark.parametrize("name", [name for name, _ in structs.TangoAttentionTensors._fields_])
+def test_attention_rejects_a_null_tensor(library, name):
+    found = Pass(Shape(2, 2, 1, 16, 4), path=library("attention"), device="cpu")
+    found.tensors[name] = SimpleNamespace(data_ptr=lambda: None)
+    assert found.enqueue() == BAD_ARGUMENT
+    assert found.library.tango_last_error() == f"{name} is null".encode()
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("tango_bias_enqueue", (0, None, HERE, 1, 8, HERE), "x is null"),
+        ("tango_bias_enqueue", (0, HERE, None, 1, 8, HERE), "bias is null"),
+        ("tango_bias_gelu_enqueue", (0, HERE, HERE, 1, 8, None), "y is null"),
+        ("tango_bias_gelu_enqueue", (2, HERE, HERE, 1, 8, HERE), "dtype is 2: it must be from 0 to 1"),
+        ("tango_swiglu_enqueue", (0, None, HERE, 8, HERE), "gate is null"),
+        ("tango_swiglu_enqueue", (0, HERE, None, 8, HERE), "up is null"),
+        ("tango_swiglu_enqueue", (0, HERE, HERE, -1, HERE), "size is -1"),
+    ],
+)
+def test_activations_reject_bad_arguments(library, name, arguments, message):
+    activation = native_library.load(library("activation"))
+    assert getattr(activation, name)(*arguments, None) == BAD_ARGUMENT
+    assert activation.tango_last_error().decode().startswith(message)
+
+
+@pytest.mark.parametrize("size", [1, 31, 1024, 5000])
+def test_argmax_finds_the_first_largest_value(library, size):
+    values = torch.randint(-9, 10, (size,), generator=torch.Generator().manual_seed(size)).float()
+    assert argmax(library, values) == (int(values.numpy().argmax()), float(values.max()))
+
+
+def test_nan_is_larger_than_infinity_and_zeros_are_equal(library):
+    index, value = argmax(library, torch.tensor([1.0, torch.inf, torch.nan, 3.0, torch.nan]))
+    assert index == 2
+    assert isnan(value)
+    assert argmax(library, torch.tensor([-1.0, -0.0, 0.0]))[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [((None, 1, HERE), "values is null"), ((HERE, 0, HERE), "size is 0"), ((HERE, 1, None), "argmax is null")],
+)
+def test_argmax_rejects_bad_arguments(library, arguments, message):
+    loaded = native_library.load(library("argmax"))
+    assert loaded.tango_argmax_enqueue(*arguments, None) == BAD_ARGUMENT
+    assert loaded.tango_last_error().decode().startswith(message)
+
+
+def argmax(library, values):
+    found = structs.TangoArgmax()
+    loaded = native_library.load(library("argmax"))
+    assert loaded.tango_argmax_enqueue(values.data_ptr(), len(values), ctypes.byref(found), None) == 0
+    return found.index, found.value
+
+
+@pytest.mark.parametrize(("fault", "found"), [(0, False), (1, True)])
+def test_the_emulator_finds_a_copy_that_nobody_waits_for(library, fault, found):
+    numbers, reversed_numbers = torch.arange(256.0), torch.zeros(256)
+    reverse = ctypes.CDLL(str(library("faults"))).emulator_reverse
+    assert reverse(*(ctypes.c_void_p(tensor.data_ptr()) for tensor in (numbers, reversed_numbers)), fault) == 0
+    assert reversed_numbers.isnan().all() == found
+    assert torch.equal(reversed_numbers, numbers.flip(0)) != found
 
 
 @pytest.fixture
 def sanitizer():
-    """The environment in which ThreadSanitizer watches a process from its start."""
+    """The environment of a process under ThreadSanitizer."""
     if shutil.which("g++") is None:
         pytest.skip("g++ is not on the PATH")
     found = subprocess.run(["g++", "-print-file-name=libtsan.so"], capture_output=True, text=True, check=True)
@@ -77,9 +178,21 @@ def sanitizer():
     return environment
 
 
+def under_sanitizer(folder, environment, kernel, case):
+    flags = ("-fsanitize=thread", "-g", "-DTANGO_EARLY_COPIES")
+    library = compiled(folder, kernel, **GPUS.get(kernel, {}), flags=flags)
+    command = [sys.executable, "-m", "tests.plugins.cuda_emulator.races", case, str(library)]
+    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+
+
 @pytest.mark.parametrize("name", ["decode", "attention"])
 def test_no_two_threads_race(tmp_path, sanitizer, name):
-    library = compiled(tmp_path, name, flags=("-fsanitize=thread", "-g", "-DTANGO_EARLY_COPIES"))
-    command = [sys.executable, "-m", "tests.plugins.cuda_emulator.races", name, str(library)]
-    ran = subprocess.run(command, env=sanitizer, cwd=ROOT, capture_output=True, text=True)
+    ran = under_sanitizer(tmp_path, sanitizer, name, name)
     assert ran.returncode == 0, ran.stderr
+
+
+@pytest.mark.parametrize(("case", "code"), [("no fault", 0), ("no barrier", 66)])
+def test_the_sanitizer_finds_a_missing_barrier(tmp_path, sanitizer, case, code):
+    ran = under_sanitizer(tmp_path, sanitizer, "faults", case)
+    assert ran.returncode == code, ran.stderr
+    assert ("data race" in ran.stderr) == (code == 66)

@@ -3,7 +3,7 @@ import numpy as np
 from tests.plugins import golden
 
 
-def test_the_oracle_still_gives_what_it_gave():
+def test_the_reference_still_gives_the_golden_results():
     with np.load(golden.PATH) as file:
         stored = dict(file)
     found = golden.outputs(stored)

@@ -3,27 +3,27 @@ import pytest
 from hypothesis import given, settings
 
 from tango_plugins.reference import normalize, prune, segment, similarity
-from tests.plugins import naive_prune as restated
+from tests.plugins import naive_prune
 from tests.plugins.videos import cases
 
 
 @given(cases(budget="paper"))
 @settings(max_examples=150)
-def test_the_oracle_agrees_with_the_slow_restatement(case):
+def test_the_reference_agrees_with_the_naive_restatement(case):
     (X, A, t), params = case
     X, A, t = X.astype(np.float64), A.astype(np.float64), t.astype(np.float64)
     pruned = prune(X, A, t, params)
-    expected = restated.prune(X.tolist(), A.tolist(), t.tolist(), pruned.segments.tolist(), params)
+    expected = naive_prune.prune(X.tolist(), A.tolist(), t.tolist(), pruned.segments.tolist(), params)
     assert pruned.indices.tolist() == sorted(expected)
     assert pruned.tokens == pytest.approx(np.array([expected[i] for i in sorted(expected)]), abs=1e-9)
 
 
 @given(cases())
 @settings(max_examples=100)
-def test_no_partition_of_the_frames_gains_more(case):
+def test_no_partition_of_the_frames_has_a_larger_gain(case):
     (X, _, _), params = case
     s = similarity(normalize(X))
     found = segment(s, params.tau_segment)
     assert [a for a, _ in found] + [len(X)] == [0] + [b for _, b in found]
-    gains = sum(restated.gain(s.tolist(), a, b - 1, params.tau_segment) for a, b in found)
-    assert gains == restated.largest_gain(s.tolist(), len(X), params.tau_segment)
+    gains = sum(naive_prune.gain(s.tolist(), a, b - 1, params.tau_segment) for a, b in found)
+    assert gains == naive_prune.largest_gain(s.tolist(), len(X), params.tau_segment)

@@ -1,4 +1,4 @@
-"""Our operators in ONNX Runtime, in a session on a CPU, which has a thread for each of the GPU's."""
+"""The custom operators in ONNX Runtime, with their kernels in the CUDA emulator."""
 
 from __future__ import annotations
 
@@ -13,30 +13,32 @@ import pytest
 import torch
 from onnx import helper
 
-from tango_export.fused import MEANINGS
+from tango_export.graph.device import OP_FUNCTIONS
 from tango_plugins.native_library import NATIVE
 from tests.plugins.attentions import Pass, Shape
 from tests.plugins.cuda_emulator import compiled
+
+pytestmark = pytest.mark.nvcc
 
 OPERATORS = ("Bias", "BiasFastGelu", "SwiGLU")
 
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
-    return compiled(tmp_path_factory.mktemp("operators"), "attention", "activate", "operators")
+    return compiled(tmp_path_factory.mktemp("operators"), "attention", "activation", "operators")
 
 
 def open_graph(op, inputs, outputs, library=None, profile=None, **attributes):
-    """A session of a graph of the operator alone; without the library, it does what the graph says."""
+    """A session of a graph with the operator alone; without the library it runs the operator's ONNX function."""
 
-    def told(tensors):
+    def value_infos(tensors):
         kinds = {name: helper.np_dtype_to_tensor_dtype(array.dtype) for name, array in tensors.items()}
         return [helper.make_tensor_value_info(name, kinds[name], [None] * tensors[name].ndim) for name in tensors]
 
     node = helper.make_node(op, list(inputs), list(outputs), "node", domain="tango", **attributes)
-    graph = helper.make_graph([node], "graph", told(inputs), told(outputs))
+    graph = helper.make_graph([node], "graph", value_infos(inputs), value_infos(outputs))
     opsets = [helper.make_opsetid(domain, version) for domain, version in (("", 17), ("tango", 1))]
-    model = helper.make_model(graph, opset_imports=opsets, functions=[MEANINGS[op]], ir_version=8)
+    model = helper.make_model(graph, opset_imports=opsets, functions=[OP_FUNCTIONS[op]], ir_version=8)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     if profile is not None:
@@ -59,7 +61,7 @@ def tensors(op, shape, dtype=np.float32):
 @pytest.mark.parametrize("op", OPERATORS)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 2e-6), (np.float16, 4e-3)])
 @pytest.mark.parametrize("shape", [(5,), (3, 8), (2, 3, 17), (0, 4), (2, 0)])
-def test_it_is_what_the_graph_says_of_it(library, op, shape, dtype, tolerance):
+def test_it_equals_its_onnx_function(library, op, shape, dtype, tolerance):
     a, b = tensors(op, shape, dtype)
     found, wanted = run(op, a, b, library), run(op, a, b)
     assert (found.shape, found.dtype) == (shape, dtype)
@@ -79,25 +81,25 @@ def test_a_session_takes_it_where_the_library_is(library, op, tmp_path):
 @pytest.mark.parametrize(
     ("op", "shapes", "words"),
     [
-        ("Bias", ((2, 8), (4,)), "tango.Bias: the shapes of the inputs do not fit"),
-        ("BiasFastGelu", ((2, 8), (2, 8)), "tango.BiasFastGelu: the shapes of the inputs do not fit"),
-        ("SwiGLU", ((2, 8), (8,)), "tango.SwiGLU: the shapes of the inputs do not fit"),
+        ("Bias", ((2, 8), (4,)), "tango.Bias: the shapes of the inputs do not match"),
+        ("BiasFastGelu", ((2, 8), (2, 8)), "tango.BiasFastGelu: the shapes of the inputs do not match"),
+        ("SwiGLU", ((2, 8), (8,)), "tango.SwiGLU: the shapes of the inputs do not match"),
     ],
 )
-def test_what_it_cannot_take_is_refused_by_name(library, op, shapes, words):
+def test_wrong_shapes_are_rejected_by_name(library, op, shapes, words):
     with pytest.raises(Exception, match=words):
         run(op, *(np.ones(shape, np.float32) for shape in shapes), library)
 
 
 def attend(found, library=None, aliased=True):
-    """A pass through a graph of the operator alone: the result, and the rows of the cache."""
+    """Runs a graph with the operator alone: its output, and the rows of the cache."""
     shape = found.shape
     arrays = {name: tensor.numpy() for name, tensor in found.tensors.items()}
     cache = {name: arrays[name][None].copy() for name in ("keys", "values")}
     for rows in cache.values():
-        np.nan_to_num(rows, copy=False)  # ONNX Runtime's own adds up all rows
+        np.nan_to_num(rows, copy=False)  # ONNX Runtime's own operator reads all rows
     feeds = {
-        "packed": arrays["packed"][None],
+        "qkv": arrays["qkv"][None],
         "bias": arrays["bias"],
         "past_key": cache["keys"],
         "past_value": cache["values"],
@@ -106,9 +108,9 @@ def attend(found, library=None, aliased=True):
         "cosines": arrays["cosines"],
         "sines": arrays["sines"],
     }
-    mixed = np.full((1, *arrays["mixed"].shape), np.nan, np.float16)
+    attn_out = np.full((1, *arrays["attn_out"].shape), np.nan, np.float16)
     present = [rows if aliased else rows.copy() for rows in cache.values()]
-    outputs = dict(zip(("mixed", "present_key", "present_value"), (mixed, *present), strict=True))
+    outputs = dict(zip(("attn_out", "present_key", "present_value"), (attn_out, *present), strict=True))
     heads = {"num_heads": shape.heads, "kv_num_heads": shape.kv_heads}
     session = open_graph("CachedAttention", feeds, outputs, library, **heads)
     binding = session.io_binding()
@@ -116,16 +118,16 @@ def attend(found, library=None, aliased=True):
         for name, array in tensors.items():
             bind(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
     session.run_with_iobinding(binding)
-    return mixed[0], *(rows[0] for rows in present)
+    return attn_out[0], *(rows[0] for rows in present)
 
 
 @pytest.mark.parametrize(
     ("shape", "begin"), [(Shape(9, 4, 2, 16, 40), 0), (Shape(5, 6, 2, 32, 64), 20), (Shape(1, 3, 1, 64, 96), 90)]
 )
-def test_attention_is_what_the_graph_says_of_it(library, shape, begin):
+def test_attention_equals_its_onnx_function(library, shape, begin):
     found = Pass(shape, begin, path=library, device="cpu")
-    (mixed, *cache), (wanted, *held) = attend(found, library), attend(found)
-    np.testing.assert_allclose(mixed, wanted, rtol=1e-2, atol=1e-2)
+    (attn_out, *cache), (wanted, *held) = attend(found, library), attend(found)
+    np.testing.assert_allclose(attn_out, wanted, rtol=1e-2, atol=1e-2)
     for rows, expected in zip(cache, held, strict=True):
         np.testing.assert_allclose(rows[:, : begin + shape.tokens], expected[:, : begin + shape.tokens], atol=4e-3)
 
@@ -133,12 +135,12 @@ def test_attention_is_what_the_graph_says_of_it(library, shape, begin):
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"bias": (3,)}, "the shapes of the inputs do not fit"),
-        ({"cosines": (64, 4), "sines": (64, 4)}, "the shapes of the inputs do not fit"),
-        ({"cosines": (20, 8), "sines": (20, 8)}, "the shapes of the inputs do not fit"),
+        ({"bias": (3,)}, "the shapes of the inputs do not match"),
+        ({"cosines": (64, 4), "sines": (64, 4)}, "the shapes of the inputs do not match"),
+        ({"cosines": (20, 8), "sines": (20, 8)}, "the shapes of the inputs do not match"),
     ],
 )
-def test_attention_refuses_what_does_not_fit(library, changed, words):
+def test_attention_rejects_wrong_shapes(library, changed, words):
     found = Pass(Shape(9, 4, 2, 16, 40), path=library, device="cpu")
     for name, size in changed.items():
         found.tensors[name] = torch.zeros(size, dtype=torch.half)
@@ -146,17 +148,17 @@ def test_attention_refuses_what_does_not_fit(library, changed, words):
         attend(found, library)
 
 
-def test_attention_refuses_a_cache_that_would_have_to_be_copied(library):
+def test_attention_rejects_a_cache_that_it_would_have_to_copy(library):
     found = Pass(Shape(9, 4, 2, 16, 40), path=library, device="cpu")
     with pytest.raises(Exception, match="past and present must be the same memory"):
         attend(found, library, aliased=False)
 
 
-def test_an_older_onnx_runtime_is_told_which_it_takes(library, tmp_path):
-    """It has no 16th version of the interface."""
+def test_an_older_onnx_runtime_gets_an_error(library, tmp_path):
+    """It has no version 16 of the interface."""
     (tmp_path / "old.cpp").write_text("""
         #include <cstring>
-        #include "onnxruntime_interface.h"
+        #include "interface.h"
         extern "C" OrtStatus* RegisterCustomOps(OrtSessionOptions*, const OrtApiBase*);
         static OrtStatus* keep(OrtErrorCode, const char* message) { return (OrtStatus*)strdup(message); }
         static OrtApi first = [] { OrtApi api = {}; api.CreateStatus = keep; return api; }();
@@ -165,7 +167,15 @@ def test_an_older_onnx_runtime_is_told_which_it_takes(library, tmp_path):
         extern "C" const char* ask() { return (const char*)RegisterCustomOps(nullptr, &old); }
     """)
     asking = tmp_path / "old.so"
-    command = ["g++", "-std=c++17", "-shared", "-fPIC", f"-I{NATIVE / 'adapters'}", tmp_path / "old.cpp", library]
+    command = [
+        "g++",
+        "-std=c++17",
+        "-shared",
+        "-fPIC",
+        f"-I{NATIVE / 'adapters' / 'onnxruntime'}",
+        tmp_path / "old.cpp",
+        library,
+    ]
     subprocess.run([*map(str, command), "-o", str(asking)], check=True)
     ask = ctypes.CDLL(str(asking)).ask
     ask.restype = ctypes.c_char_p

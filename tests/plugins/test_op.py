@@ -36,7 +36,14 @@ def test_attributes_hold_every_parameter(params):
     assert [getattr(back, name) for name in same] == [getattr(params, name) for name in same]
 
 
-def test_what_goes_by_its_rule_is_left_out_until_a_node_is_built():
+@pytest.mark.parametrize("params", [PruneParams(), PruneParams(0.25, grid=(13, 13)), PruneParams(sink_positions=())])
+def test_a_node_always_has_sinks_and_a_segment_threshold(params):
+    node = node_attributes(params)
+    assert node["sink_positions"] == list(params.sinks)
+    assert node["segment_threshold"] == round(10_000 * params.tau_segment)
+
+
+def test_parameters_that_follow_a_rule_are_written_out_in_a_node_only():
     given = attributes(PruneParams())
     assert "segment_threshold" not in given
     assert "sink_positions" not in given
@@ -83,7 +90,7 @@ def test_missing_attributes_take_defaults():
         ("expansion", 9),
     ],
 )
-def test_a_wrong_attribute_is_refused_by_name(name, value):
+def test_a_wrong_attribute_is_rejected_by_name(name, value):
     with pytest.raises(TangoError, match=name):
         params_from({name: value})
 

@@ -39,6 +39,20 @@ def test_a_ratio_is_what_its_ten_thousandths_give():
         ("budget", "loose"),
     ],
 )
-def test_a_value_out_of_range_is_refused_by_name(name, value):
+def test_a_value_out_of_range_is_rejected_by_name(name, value):
     with pytest.raises(TangoError, match=name):
         PruneParams(**{name: value})
+
+
+def test_another_grid_keeps_all_other_parameters():
+    params = PruneParams(0.2, segment_threshold=0.65, sink_positions=(26, 157, 11))
+    moved = params.on((13, 13))
+    assert moved.grid == (13, 13)
+    assert moved.on(params.grid) == params
+    assert moved.tau_segment == 0.65
+
+
+def test_another_grid_must_contain_the_sinks():
+    with pytest.raises(TangoError, match="sink_positions is 169"):
+        PruneParams().resolved().on((13, 13))
+    assert PruneParams().on((13, 13)).sinks == ()  # the paper's setting belongs to the 14×14 grid

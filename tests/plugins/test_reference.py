@@ -1,4 +1,4 @@
-"""What holds of the whole operator, on any video."""
+"""Properties of the whole operator on any video."""
 
 import numpy as np
 import pytest
@@ -114,7 +114,7 @@ def test_sinks_are_not_selected_for_their_salience():
 @pytest.mark.parametrize(
     ("name", "index"), [("features", (1, 2, 3)), ("salience", (1, 2)), ("timestamps", (1,))], ids=lambda v: str(v)
 )
-def test_a_value_that_is_not_finite_is_refused_by_place(name, index, bad):
+def test_a_value_that_is_not_finite_is_rejected_by_place(name, index, bad):
     inputs = dict(zip(("features", "salience", "timestamps"), video(2, (2, 2), 8), strict=True))
     inputs[name][index] = bad
     with pytest.raises(TangoError, match=rf"{name}\[{', '.join(map(str, index))}\] is {bad}"):
@@ -134,7 +134,7 @@ def test_a_value_that_is_not_finite_is_refused_by_place(name, index, bad):
         ("timestamps", np.ones(3), r"timestamps has shape \[3\]"),
     ],
 )
-def test_wrong_arrays_are_refused_by_name(name, value, message):
+def test_wrong_arrays_are_rejected_by_name(name, value, message):
     inputs = dict(zip(("features", "salience", "timestamps"), video(2, (2, 2), 8), strict=True))
     with pytest.raises(TangoError, match=message):
         prune(**inputs | {name: value}, params=PruneParams(grid=(2, 2)))

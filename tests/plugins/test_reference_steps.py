@@ -1,4 +1,4 @@
-"""Each step of the operator on a case small enough to be worked by hand."""
+"""Each step of the operator on cases that are small enough to compute by hand."""
 
 from math import cos, exp, pi, sin, sqrt
 
@@ -8,7 +8,7 @@ import pytest
 from tango_plugins import PruneParams
 from tango_plugins import reference as ref
 
-# Points on a line stand in for rotated features: the steps only look at distances.
+# Points on a line replace rotated features, because the steps use only their distances.
 LINE = np.array([[0.0], [1.0], [3.0]])
 
 
@@ -23,7 +23,7 @@ def test_sinks_are_silenced_on_a_copy():
 
 
 def test_rotate_pairs_the_halves():
-    # d = 4, base 100, position 1: angles 1 and 100^(−2/4) = 0.1; components 0 and 2 turn, 1 and 3 turn.
+    # d = 4, base 100, position 1: angles 1 and 100^(−2/4) = 0.1; components 0 and 2 rotate, 1 and 3 rotate.
     turned = ref.rotate(np.array([[1.0, 1.0, 0.0, 0.0]]), np.array([1.0]), 100)
     assert turned[0] == pytest.approx([cos(1), cos(0.1), sin(1), sin(0.1)])
 
@@ -34,7 +34,7 @@ def test_rotate_leaves_the_last_of_an_odd_section():
 
 
 def test_rope_gives_each_section_its_coordinate():
-    # D = 7: 3 of time (the third never turns), 2 of rows, 2 of columns. Position 5 of a 2×3 grid is row 1, column 2.
+    # D = 7: 3 of time (the third never rotates), 2 of rows, 2 of columns. Position 5 of a 2×3 grid is row 1, column 2.
     unit = np.zeros((1, 6, 7))
     unit[..., [0, 3, 5]] = 1
     R = ref.rope(unit, np.array([0.5]), params(grid=(2, 3)))
@@ -42,14 +42,14 @@ def test_rope_gives_each_section_its_coordinate():
 
 
 def test_rope_of_the_width_of_a_7b_model():
-    # 3584: 1196 of time, 1194 of rows, 1194 of columns. At time 0, row 0, column 1 only the last 1194 turn.
+    # 3584: 1196 of time, 1194 of rows, 1194 of columns. At time 0, row 0, column 1 only the last 1194 rotate.
     unit = np.random.default_rng(0).standard_normal((1, 2, 3584))
     R = ref.rope(unit, np.array([0.0]), params())
     assert (R[0, 1, : 1196 + 1194] == unit[0, 1, : 1196 + 1194]).all()
     assert (R[0, 1, 1196 + 1194 :] != unit[0, 1, 1196 + 1194 :]).all()
 
 
-def test_rope_below_a_width_of_six_turns_by_time_alone():
+def test_rope_below_a_width_of_six_rotates_by_time_alone():
     unit = np.ones((1, 2, 5))
     R = ref.rope(unit, np.array([2.0]), params())
     assert (R[0, 0] == R[0, 1]).all()
@@ -94,12 +94,12 @@ def test_squared_distances_are_symmetric_and_zero_between_black_tokens():
     assert not D2.diagonal().any()
 
 
-def test_density_of_the_nearest_neighbour():
+def test_density_of_the_nearest_neighbor():
     # Squares: [0 1 9], [1 0 4], [9 4 0]; the nearest other is at 1, 1 and 4.
     assert ref.densities(ref.squared_distances(LINE), 1) == pytest.approx([exp(-1), exp(-1), exp(-4)])
 
 
-def test_density_of_no_more_tokens_than_neighbours_takes_all_others():
+def test_density_of_at_most_k_tokens_takes_all_others():
     assert ref.densities(ref.squared_distances(LINE), 3) == pytest.approx([exp(-5), exp(-2.5), exp(-6.5)])
 
 
@@ -108,7 +108,7 @@ def test_density_of_one_token():
 
 
 def test_density_leaves_one_smallest_entry_out():
-    # Points 0, 0, 1: an equal token counts as a neighbour at distance 0.
+    # Points 0, 0, 1: an equal token counts as a neighbor at distance 0.
     D2 = ref.squared_distances(np.array([[0.0], [0], [1]]))
     assert ref.densities(D2, 1) == pytest.approx([1, 1, exp(-1)])
 
@@ -136,14 +136,14 @@ def test_deltas_over_several_blocks_of_rows():
 
 def test_select_takes_the_most_salient_of_each_cluster():
     # Candidates in order of salience: 1, 2, 3 at 0, 10, 11. k = 1: densities e⁻¹⁰⁰, e⁻¹, e⁻¹; deltas 10, 11, 1. Centers
-    # are 2 and 3; token 1 joins 2, and being more salient goes in its stead.
+    # are 2 and 3; token 1 joins 2, and being more salient replaces it.
     A = np.array([0.1, 0.9, 0.8, 0.7])
     R = np.array([[50.0], [0], [10], [11]])
     assert ref.select(A, R, 2, params(neighbors=1)).tolist() == [1, 3]
 
 
 def test_select_gives_an_empty_cluster_its_own_center():
-    # Four candidates at 0, 0, 0, 5 for three centers: 0, 3 and 1. All equal tokens join center 0; 1 stands for itself.
+    # Four candidates at 0, 0, 0, 5 for three centers: 0, 3 and 1. All equal tokens join center 0; 1 gets its own.
     R = np.array([[0.0], [0], [0], [5]])
     assert ref.select(np.array([4.0, 3, 2, 1]), R, 3, params(neighbors=1)).tolist() == [0, 1, 3]
 
@@ -153,7 +153,7 @@ def test_select_of_equal_salience_takes_the_lower_index():
 
 
 @pytest.mark.parametrize(("m_s", "chosen"), [(0, []), (1, [2]), (3, [0, 1, 2]), (5, [0, 1, 2])])
-def test_select_with_no_more_candidates_than_places(m_s, chosen):
+def test_select_with_no_more_candidates_than_slots(m_s, chosen):
     assert ref.select(np.array([1.0, 0, 2]), LINE, m_s, params()).tolist() == chosen
 
 
@@ -214,9 +214,9 @@ def test_compress_keeps_at_least_one_of_any():
     assert len(ref.compress(LINE[:0], np.empty(0), LINE[:0], 0.5, params()).indices) == 0
 
 
-def test_compress_segment_averages_what_stands_still():
+def test_compress_segment_averages_static_positions():
     # Two frames, position 0 still, position 1 not. T = 4, g = 1, ratio 0.5/0.75 = 2/3: one still token of one, one
-    # moving token per frame of one. No salient place (floor(0.6) = 0), context places for all: nothing is merged.
+    # moving token per frame of one. No salient slot (floor(0.6) = 0), context slots for all: nothing is merged.
     X = np.array([[[1.0, 0], [1, 0]], [[3, 0], [0, 1]]])
     cosines = np.array([[1.0, 0.0]])
     kept = ref.compress_segment(X, np.ones((2, 2)), X, cosines, params(retention_ratio=0.5))

@@ -9,6 +9,7 @@ from typing import Any
 
 from tango_calibration.cli.args import add_data, add_videos
 from tango_calibration.cli.calibration_report import REPORT, summarize, write_report
+from tango_calibration.cli.output import print_lines
 from tango_calibration.data.dataset import SYNTHETIC, Video, read_folder, synthetic
 from tango_calibration.evaluation import results
 from tango_calibration.evaluation.evaluate import check_room
@@ -91,11 +92,11 @@ def _calibrate(args: argparse.Namespace) -> int:
     status(f"observations: {cache_folder(request)}")
     outcome = calibrate(request)
     found = drops(request, asked, args.jobs) if asked else []
-    print("\n".join(summarize(outcome, found)))
     status(f"bundle: {args.output}")
-    if args.report_dir:
+    if args.report_dir:  # before it is printed: the reader of standard output may have closed it
         write_report(args.report_dir, _conditions(request, bundle), outcome, found, overwrite=args.overwrite)
         status(f"report: {args.report_dir}")
+    print_lines(summarize(outcome, found))
     missed = args.max_drop is not None and any(drop.points.value > args.max_drop for drop in found)
     if missed:
         status(f"accuracy dropped by more than {args.max_drop:g} points (--max-drop)")

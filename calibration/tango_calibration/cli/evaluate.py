@@ -15,6 +15,7 @@ import numpy as np
 import onnxruntime
 
 from tango_calibration.cli.args import add_data, add_videos
+from tango_calibration.cli.output import print_lines
 from tango_calibration.data.dataset import SYNTHETIC, Video, read_folder, synthetic
 from tango_calibration.evaluation import results
 from tango_calibration.evaluation.evaluate import BundleEvaluator, check_room, evaluate_in_parallel, trials_of
@@ -88,11 +89,11 @@ def _evaluate(args: argparse.Namespace) -> int:
         )
     scores = Scores(records)
     summaries = [scores.summary(trial) for trial in trials]
-    print("\n".join([*results.overall(summaries), *results.by("type", summaries)]))
-    if args.output:
+    if args.output:  # before they are printed: the reader of standard output may have closed it
         conditions = _conditions(args, bundle, videos, backends)
         results.write(args.output, conditions, videos, records, summaries, overwrite=args.overwrite)
         status(f"results: {args.output}")
+    print_lines([*results.overall(summaries), *results.by("type", summaries)])
     return 0
 
 

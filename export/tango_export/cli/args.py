@@ -6,6 +6,10 @@ import argparse
 
 
 def add_checkpoints(parser: argparse.ArgumentParser, note: str) -> None:
-    """``--checkpoint`` and ``--siglip``."""
+    """``--checkpoint`` and ``--salience-checkpoint``."""
     parser.add_argument("--checkpoint", help=f"folder or hub id of the original model (default: {note})")
-    parser.add_argument("--siglip", help=f"folder or hub id of the SigLIP that has the pooling head (default: {note})")
+    parser.add_argument(
+        "--salience-checkpoint",
+        help="folder or hub id of the checkpoint whose pooling head gives the salience: the SigLIP of the vision tower "
+        f"(default: {note})",
+    )

@@ -7,8 +7,8 @@ from typing import get_args
 
 from tango_export.cli.args import add_checkpoints
 from tango_export.cli.validate import print_comparisons
-from tango_export.export import DTYPES, Request, export
-from tango_export.validate import validate
+from tango_export.export import DTYPES, Request, export, known_models
+from tango_export.validate import missing_packages, validate
 from tango_plugins import TangoError
 from tango_plugins.params import Budget
 from tango_runtime.cli.args import (
@@ -26,7 +26,9 @@ from tango_runtime.util.console import status
 def _configure(parser: argparse.ArgumentParser) -> None:
     default = Request()
     parser.add_argument(
-        "--model", default=default.model, help="model (llava-ov, llava-ov-0.5b or llava-ov-7b; default: %(default)s)"
+        "--model",
+        default=default.model,
+        help=f"family or published checkpoint ({', '.join(known_models())}; default: %(default)s)",
     )
     add_checkpoints(parser, "the published one")
     add_output(parser, "BUNDLE", "default: named after the checkpoint")
@@ -42,7 +44,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
         help="how many tokens are kept: as many as the steps of the paper give, or exactly the retention ratio, "
         "so that a GPU need not wait for their number (default: %(default)s)",
     )
-    add_frames(parser, default.frames)
+    add_frames(parser, note="the family's number")
     add_context(parser, default.context)
     parser.add_argument(
         "--sink-positions",
@@ -50,13 +52,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         metavar="P",
         help="row-major grid positions of attention sinks, whose salience is ignored; give none if there are none "
-        "(default: the released SigLIP's on its 14x14 grid)",
-    )
-    parser.add_argument(
-        "--fused",
-        action="store_true",
-        help="also write graphs for ONNX Runtime on a GPU, with fused operators and the decode kernel of the CUDA "
-        "library; fp16 only",
+        "(default: the family's for the grid)",
     )
     parser.add_argument("--no-validate", action="store_true", help="do not compare the graphs with the original model")
 
@@ -66,7 +62,7 @@ def _run(args: argparse.Namespace) -> int:
         Request(
             model=args.model,
             checkpoint=args.checkpoint,
-            siglip=args.siglip,
+            salience=args.salience_checkpoint,
             output=args.output,
             dtype=args.dtype,
             retention_ratio=args.retention_ratio,
@@ -74,12 +70,17 @@ def _run(args: argparse.Namespace) -> int:
             frames=args.frames,
             context=args.context,
             sink_positions=None if args.sink_positions is None else tuple(args.sink_positions),
-            fused=args.fused,
             overwrite=args.overwrite,
         )
     )
     status(f"bundle: {output}")
     if args.no_validate:
+        return 0
+    if missing := missing_packages():
+        status(
+            f"the comparison with the original model was left out: it needs {' and '.join(missing)}; to make it: "
+            f"pip install 'tango-edge[validate]', tango validate {output}"
+        )
         return 0
     try:
         return print_comparisons(validate(output))

@@ -16,7 +16,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    return print_comparisons(validate(args.bundle, args.checkpoint, args.siglip))
+    return print_comparisons(validate(args.bundle, args.checkpoint, args.salience_checkpoint))
 
 
 def print_comparisons(results: list[Comparison]) -> int:

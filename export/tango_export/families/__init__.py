@@ -1,10 +1,10 @@
-"""One file per model family, and the table of them."""
+"""The model families, and the table of them."""
 
 from __future__ import annotations
 
 from tango_export.families import llava_ov
 from tango_export.families.base import Family, Model, Preset
 
-FAMILIES: dict[str, Family] = {llava_ov.FAMILY.name: llava_ov.FAMILY}
+FAMILIES: dict[str, Family] = {family.name: family for family in (llava_ov.FAMILY,)}
 
 __all__ = ["FAMILIES", "Family", "Model", "Preset"]

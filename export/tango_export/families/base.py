@@ -1,74 +1,71 @@
-"""What a model family says of itself: data and a few functions."""
+"""What a model family says of itself: data and a function that opens a checkpoint."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import torch
-from torch import Tensor
-
-from tango_export.graphs import Graph
+from tango_export.graph.builder import Array, Definition, Read
 from tango_plugins import PruneParams
-from tango_runtime.bundle import DecoderSpec, VisionSpec
+from tango_runtime.bundle import DecoderSpec, PromptSpec, VideoSpec, VisionSpec
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A published checkpoint: ids on the hub, and what a bundle of it is called."""
+    """A published checkpoint.
+
+    Attributes:
+        bundle: What a bundle of it is called.
+        checkpoint: Its id on the hub.
+        salience: Id of the checkpoint whose pooling head gives the salience; None where it does so itself.
+    """
 
     bundle: str
     checkpoint: str
-    siglip: str
+    salience: str | None = None
 
 
 class Reference(Protocol):
-    """The original model, as the golden reference of validation."""
+    """The original model in fp32, which validation compares with."""
 
-    def vision(self, frames: Tensor) -> tuple[Tensor, Tensor]:
-        """Uint8 [F, size, size, 3] → features [F, L, D] and salience [F, L], both fp32."""
+    def vision(self, frames: Array) -> tuple[Array, Array]:
+        """Uint8 [F, H, W, 3] → features [F, L, D] and salience [F, L]."""
 
-    def embed(self, ids: Tensor) -> Tensor:
-        """[N] int64 → [N, D] fp32, special rows included."""
+    def embed(self, ids: Array) -> Array:
+        """[N] int64 → [N, D], special rows included."""
 
-    def logits(self, embeddings: Tensor) -> Tensor:
-        """[N, D] → logits of every position [N, vocabulary] fp32."""
+    def logits(self, embeddings: Array) -> Array:
+        """[N, D] → logits of every position [N, vocabulary]."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """A loaded checkpoint, ready to be written. Weights are read when they are needed.
+    """An opened checkpoint, ready to be exported. Weights are read when they are written.
 
     Attributes:
-        graphs: The vision, embedding and decoder graphs.
-        params: The operator's parameters for this family's token grid, at their defaults.
-        size: Edge of a frame, in pixels.
-        tokens_per_frame: Tokens of one frame, L.
-        placeholder: What stands for the video in a rendered prompt.
-        after_video: Rows of the embedding graph that follow the video's tokens.
-        chat_template: The checkpoint's own, as Jinja.
-        tokenizer: The tokenizer.json, as text.
-        stop: Token ids that end an answer.
-        vocabulary: Ids that the tokenizer knows.
+        definitions: The vision, embedding and decoder graphs.
+        read: Reads a tensor by its canonical name.
+        params: The operator's parameters for this model: its token grid and its attention sinks, else the defaults.
+        video: How a video becomes frames.
+        prompt: How a question becomes token ids.
         vision: The vision tower's dimensions.
         decoder: The decoder's dimensions.
-        reference: Makes the original model.
+        chat_template: The checkpoint's own, as Jinja.
+        tokenizer: The tokenizer.json, as text.
+        reference: Loads the original model; needs torch and transformers.
     """
 
-    graphs: tuple[Graph, ...]
+    definitions: tuple[Definition, ...]
+    read: Read
     params: PruneParams
-    size: int
-    tokens_per_frame: int
-    placeholder: str
-    after_video: tuple[int, ...]
-    chat_template: str
-    tokenizer: str
-    stop: tuple[int, ...]
-    vocabulary: int
+    video: VideoSpec
+    prompt: PromptSpec
     vision: VisionSpec
     decoder: DecoderSpec
+    chat_template: str
+    tokenizer: str
     reference: Callable[[], Reference]
 
 
@@ -79,9 +76,10 @@ class Family:
     Attributes:
         name: What ``--model`` calls it.
         presets: Its published checkpoints, by what ``--model`` calls them; the family's own name is among them.
-        load: Opens a checkpoint folder and a SigLIP folder, with a dtype and a context.
+        load: Opens the folders ``checkpoint`` and, where one is named, ``salience``, for a context of this many
+            positions; reads names and shapes, not yet the weights.
     """
 
     name: str
-    presets: dict[str, Preset]
-    load: Callable[[Path, Path, torch.dtype, int], Model]
+    presets: Mapping[str, Preset]
+    load: Callable[[Mapping[str, Path], int], Model]

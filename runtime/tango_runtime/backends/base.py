@@ -8,14 +8,28 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from tango_plugins import PruneParams, TangoError
-from tango_runtime.pipeline.sampling import Logits
 from tango_runtime.util.console import OnProgress
 
 #: A tensor where the backend keeps it: a NumPy array on a CPU, a device array on a GPU. The pipeline only passes it on.
 Tensor = Any
+
+
+class LogitsOnDevice(Protocol):
+    """Logits [V] on a device; NumPy copies them to the host."""
+
+    shape: tuple[int, ...]
+
+    def argmax(self) -> tuple[int, float]:
+        """Index and value of the largest, as NumPy's argmax chooses it: a NaN if there is one, then the lower id."""
+
+    def __array__(self, dtype: DTypeLike = None, copy: bool | None = None) -> NDArray[Any]: ...
+
+
+#: Logits of one position [V], fp32, where the backend keeps them.
+Logits = NDArray[np.float32] | LogitsOnDevice
 
 
 @dataclass(frozen=True)

@@ -162,7 +162,7 @@ def _check(args: argparse.Namespace) -> None:
     if args.no_prune and args.only_pruned:
         raise TangoError("--no-prune and --only-pruned are mutually exclusive", "drop one of them")
     if args.compare_torch is not None and not (find_spec("torch") and find_spec("transformers")):
-        raise TangoError("--compare-torch needs torch and transformers", "pip install 'tango-edge[export]'")
+        raise TangoError("--compare-torch needs torch and transformers", "pip install 'tango-edge[validate]'")
 
 
 def _cases(args: argparse.Namespace, bundle: Bundle) -> list[Case]:

@@ -46,7 +46,7 @@ COMMANDS = {
     "plan": Entry("tango_runtime.cli.plan:PLAN", "cpu", "estimate whether a model fits a device, and its speed"),
     "bench": Entry("tango_runtime.cli.bench:BENCH", "cpu", "measure the speed and memory of a bundle on this machine"),
     "export": Entry("tango_export.cli.export:EXPORT", "export", "export a checkpoint to a bundle (also: tango-export)"),
-    "validate": Entry("tango_export.cli.validate:VALIDATE", "export", "compare a bundle with the original model"),
+    "validate": Entry("tango_export.cli.validate:VALIDATE", "validate", "compare a bundle with the original model"),
     "calibrate": Entry(
         "tango_calibration.cli.calibrate:CALIBRATE", "calibration", "quantize a bundle, with clips to observe"
     ),

@@ -1,4 +1,4 @@
-"""`tango plan`: does a model fit a device, and about how fast would it be there."""
+"""`tango plan`: estimates whether a model fits a device, and how fast it would be there."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from tango_runtime.sizing import (
     smallest_device,
 )
 from tango_runtime.sizing.devices import DEVICES, Device, find_device
+from tango_runtime.util.units import gigabytes
 
 _ALL = "all"
 
@@ -41,7 +42,6 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 
 
 def _options(args: argparse.Namespace) -> SizingOptions:
-    """The options; what their words mean, :func:`estimate` checks."""
     return SizingOptions(
         frames=args.frames,
         retention_ratio=args.retention_ratio,
@@ -65,8 +65,8 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _run_all(model: ModelDimensions, options: SizingOptions, json_file: Path | None) -> int:
-    """A line for each device; one that cannot run this at all says why."""
-    estimate(model, find_device("h200"), options)  # which runs all there is: what it refuses is wrong everywhere
+    """One line per device; a device that cannot run the model at all says why."""
+    estimate(model, find_device("h200"), options)  # it runs everything: an error here is the options' fault
     found = {name: _attempt(model, device, options) for name, device in DEVICES.items()}
     if json_file != STDOUT:
         _print_all(found, options)
@@ -90,7 +90,7 @@ def _print(name: str, found: Estimate, options: SizingOptions) -> None:
         print("JetPack " + ", ".join(f"{pack} (TensorRT {tensorrt})" for pack, tensorrt in packs.items()))
     print()
     _print_memory(found)
-    print(f"{_verdict(found)}: {_gb(found.memory.total)} of {_gb(device.usable)} GB")
+    print(f"{_verdict(found)}: {gigabytes(found.memory.total, 2)} of {gigabytes(device.usable, 2)}")
     for line in _advice(found, options):
         print(line)
     print()
@@ -101,7 +101,7 @@ def _print_memory(found: Estimate) -> None:
     memory, workload = found.memory, found.workload
     precisions = {"vision": workload.vision, "embed": "fp16", "decoder": workload.decoder, "cache": "fp16"}
     for part, size in vars(memory).items():
-        print(f"  {part:<12}{precisions.get(part, ''):<6}{_gb(size):>8} GB")
+        print(f"  {part:<12}{precisions.get(part, ''):<6}{gigabytes(size, 2):>11}")
 
 
 def _print_times(found: Estimate) -> None:
@@ -112,11 +112,11 @@ def _print_times(found: Estimate) -> None:
     print(f"  {'first token':<12}{1e3 * times.first_token:>14.1f} ms, from frames on the device")
     print(f"  {'then':<12}{1 / times.token:>14.1f} tokens/s")
     print(
-        f"at {COMPUTE:.0%} of the peak, {MEMORY:.0%} of the bandwidth, {PASSES} passes over the activations and "
-        f"{1e3 * LAYER:.2f} ms a layer, as ONNX Runtime's fused operators on an H200"
+        f"at {COMPUTE:.0%} of peak compute, {MEMORY:.0%} of peak bandwidth, {PASSES} passes over the activations and "
+        f"{1e3 * LAYER:.2f} ms per layer, as measured with ONNX Runtime's fused operators on an H200"
     )
     if found.device.unverified:
-        print(f"not found in a source of NVIDIA's: {found.device.unverified}")
+        print(f"not confirmed by an NVIDIA source: {found.device.unverified}")
 
 
 def _verdict(found: Estimate) -> str:
@@ -125,18 +125,18 @@ def _verdict(found: Estimate) -> str:
 
 def _advice(found: Estimate, options: SizingOptions) -> list[str]:
     lines = [] if found.fits else [_would_fit(found, options)]
-    where = "" if found.builds else ": not here"
-    lines.append(f"building the engines takes up to {_gb(found.build)} GB{where}")
+    where = "" if found.builds else ", more than it has"
+    lines.append(f"building the engines takes up to {gigabytes(found.build, 2)}{where}")
     if not found.builds and (elsewhere := _builder(found)):
-        lines[-1] += f"; build on {elsewhere}, of the same compute capability, and copy BUNDLE/engines"
+        lines[-1] += f"; build on {elsewhere}, which has the same compute capability, and copy BUNDLE/engines"
     return lines
 
 
 def _would_fit(found: Estimate, options: SizingOptions) -> str:
     changed, larger = nearest_fit(found, options), smallest_device(found, options)
     ways = [f"with {_flags(options, changed, found)}"] if changed else []
-    ways += [f"as it is on {larger}"] if larger else []
-    return f"would fit {', or '.join(ways)}" if ways else "no precision, no number of frames and no device makes it fit"
+    ways += [f"unchanged on {larger}"] if larger else []
+    return f"would fit {', or '.join(ways)}" if ways else "no precision, number of frames or device makes it fit"
 
 
 def _builder(found: Estimate) -> str | None:
@@ -150,7 +150,7 @@ def _builder(found: Estimate) -> str | None:
 
 
 def _flags(options: SizingOptions, changed: SizingOptions, found: Estimate) -> str:
-    """What differs, in the command's words."""
+    """The options that differ."""
     workload, flags = found.workload, []
     if changed.prune and not options.prune:
         flags.append("pruning")
@@ -164,16 +164,16 @@ def _flags(options: SizingOptions, changed: SizingOptions, found: Estimate) -> s
 
 
 def _print_all(found: dict[str, Estimate | TangoError], options: SizingOptions) -> None:
-    print(f"{'device':<15}{'GB':>7}{'usable':>9}{'first token':>13}{'tokens/s':>10}  (times are estimates)")
+    print(f"{'device':<15}{'memory':>10}{'usable':>12}{'first token':>13}{'tokens/s':>10}  (times are estimates)")
     for name, each in found.items():
         if isinstance(each, TangoError):
             print(f"{name:<15}{each.message}")
             continue
-        sizes = f"{_gb(each.memory.total):>7}{_gb(each.device.usable):>9}"
+        sizes = f"{gigabytes(each.memory.total, 2):>10}{gigabytes(each.device.usable, 2):>12}"
         times = f"{1e3 * each.times.first_token:>10.0f} ms{1 / each.times.token:>10.1f}"
         changed = None if each.fits else nearest_fit(each, options)
-        way = f", would with {_flags(options, changed, each)}" if changed else ""
-        print(f"{name:<15}{sizes}{times}  {_verdict(each)}{way}")
+        remedy = f", would fit with {_flags(options, changed, each)}" if changed else ""
+        print(f"{name:<15}{sizes}{times}  {_verdict(each)}{remedy}")
 
 
 def _entry(name: str, found: Estimate | TangoError, options: SizingOptions) -> dict[str, Any]:
@@ -202,10 +202,6 @@ def _as_json(name: str, found: Estimate, options: SizingOptions) -> dict[str, An
         "estimated_tokens_per_second": 1 / times.token,
         "factors": {"compute": COMPUTE, "memory": MEMORY, "passes": PASSES, "seconds_per_layer": LAYER},
     }
-
-
-def _gb(size: int) -> str:
-    return f"{size / 1e9:.2f}"
 
 
 PLAN = Command(_configure, _run)

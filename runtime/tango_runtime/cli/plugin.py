@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from tango_plugins.build import Info, build, info
+from tango_plugins.native_library import VARIABLE, installed
 from tango_runtime.cli.args import add_jobs, add_output
 from tango_runtime.cli.command import Command
 from tango_runtime.util.console import status
@@ -30,7 +31,10 @@ def _run(args: argparse.Namespace) -> int:
     if args.action == "info":
         return _print_info(info(args.folder))
     status("building with CMake and nvcc; this takes minutes")
-    return _print_info(build(args.architectures, args.tensorrt_include, args.output, args.jobs))
+    built = build(args.architectures, args.tensorrt_include, args.output, args.jobs)
+    if built.library is not None and built.library.resolve() != installed().resolve():
+        status(f"to use this library, set {VARIABLE}={built.library.resolve()}")
+    return _print_info(built)
 
 
 def _print_info(found: Info) -> int:

@@ -14,9 +14,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from tango_plugins import TangoError
+from tango_plugins import TangoError, native_library
 from tango_plugins.build import info
-from tango_plugins.native_library import install_directory
 from tango_runtime.backends.ort_options import int8_saturates
 from tango_runtime.doctor.check import GPU_BACKENDS, ORT_BACKENDS, Check
 from tango_runtime.system import gpu as system
@@ -216,7 +215,7 @@ def _libraries(tensorrt: str | None, gpu: system.Gpu | None) -> list[Check]:
     except TangoError as error:
         return [Check("CUDA library", "missing", error.message, error.hint, GPU_BACKENDS)]
     if installed.library is None:
-        text = f"not built: it is not in {install_directory()}"
+        text = f"not built: {native_library.installed()} does not exist"
         return [Check("CUDA library", "missing", text, fix, GPU_BACKENDS)]
     text = f"{installed.library}, {installed.version}"
     own = f"sm_{gpu.compute_capability.replace('.', '')}" if gpu else ""

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from tango_plugins import TangoError
-from tango_runtime.backends.base import Backend, KVCache, Tensor
+from tango_runtime.backends.base import Backend, KVCache, Logits, Tensor
 from tango_runtime.bundle import Manifest
 from tango_runtime.pipeline.answer import Finish
-from tango_runtime.pipeline.sampling import Logits, Sampler
+from tango_runtime.pipeline.sampling import Sampler
 from tango_runtime.pipeline.timer import StageTimer
 
 

@@ -3,28 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Protocol
 
 import numpy as np
 from numpy.random import default_rng  # at the top: an import in mid-run would swallow a ctrl-C
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from tango_plugins import TangoError
-
-
-class LogitsOnDevice(Protocol):
-    """Logits [V] on a device; NumPy copies them to the host."""
-
-    shape: tuple[int, ...]
-
-    def argmax(self) -> tuple[int, float]:
-        """Index and value of the largest, as NumPy's argmax chooses it: a NaN if there is one, then the lower id."""
-
-    def __array__(self, dtype: DTypeLike = None, copy: bool | None = None) -> NDArray[Any]: ...
-
-
-#: Logits of one position [V], fp32, where the backend keeps them.
-Logits = NDArray[np.float32] | LogitsOnDevice
+from tango_runtime.backends.base import Logits
 
 
 class Sampler:

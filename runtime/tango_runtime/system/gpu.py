@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from tango_plugins import TangoError
 from tango_plugins.build import TENSORRT_LIBRARY
-from tango_plugins.native_library import install_directory
+from tango_plugins.native_library import installed
 from tango_runtime.util.versions import release
 
 _DRIVER = "libcuda.so.1"
@@ -147,7 +147,7 @@ def plugin(folder: Path | None = None) -> Plugin | None:
     Raises:
         TangoError: It cannot be loaded.
     """
-    path = (folder or install_directory()) / TENSORRT_LIBRARY
+    path = (folder or installed().parent) / TENSORRT_LIBRARY
     if not path.is_file():
         return None
     try:
@@ -155,7 +155,7 @@ def plugin(folder: Path | None = None) -> Plugin | None:
         library.tango_version.restype = ctypes.c_char_p
         version = library.tango_version().decode()
         return Plugin(
-            path, str(library.tango_prune_interface()), "V3" if hasattr(library, "getCreators") else "V2", version
+            path, str(library.tango_abi_version()), "V3" if hasattr(library, "getCreators") else "V2", version
         )
     except (OSError, AttributeError) as error:
         raise TangoError(f"the TensorRT plugin {path} cannot be loaded: {error}", "tango plugin build") from error

@@ -1,4 +1,4 @@
-"""The synthetic world: what is asked and told is true, by the pixels where they tell, and cannot be guessed."""
+"""Synthetic clips: facts and answers are true, as far as possible by the pixels, and cannot be guessed."""
 
 import re
 from collections import Counter, defaultdict
@@ -53,19 +53,19 @@ def asked_of_frames(split: str, count: int) -> list[tuple[Clip, int, Question]]:
 
 
 def present(clip: Clip, i: int) -> dict[Figure, float]:
-    """The figures of which something is seen in a frame, and how much."""
+    """The visible figures of a frame, with their visible shares."""
     return {figure: part for figure, part in zip(clip.figures, clip.visible[:, i], strict=True) if part > 0}
 
 
-def told(clip: Clip, i: int) -> list[dict[str, str]]:
-    """The facts of a frame as words by attribute, without what is unsaid."""
+def facts_of(clip: Clip, i: int) -> list[dict[str, str]]:
+    """The facts of a frame in words by attribute, without unstated ones."""
     return [
         {name: values[n] for (name, values), n in zip(ATTRIBUTES.items(), fact, strict=True) if n != UNSTATED}
         for fact in clip.facts(i)
     ]
 
 
-def test_a_seed_gives_one_clip_bit_by_bit():
+def test_a_seed_gives_identical_clips():
     for seed in range(3):
         one, other = make_clip(seed, "train", 8), make_clip(seed, "train", 8)
         assert np.array_equal(one.render(), other.render())
@@ -109,16 +109,16 @@ def test_any_time_can_be_rendered():
     assert clip.render([]).shape == (0, SIDE, SIDE, 3)
 
 
-def test_held_out_pairs_are_for_the_test_split_alone():
+def test_only_the_test_split_has_held_out_pairs():
     held_out = {f"{color} {shape}" for color, shape in HELD_OUT}
     assert len(held_out) == 5
     assert {color for color, _ in HELD_OUT} < set(COLORS)
     rng = np.random.default_rng(0)
     for split in ("train", "validation"):
-        spoken = [phrase(fact) for clip in clips(split, 150) for fact in clip.facts(len(clip.seconds) // 2)]
-        spoken += [f"{q.text} {q.answer}" for clip in clips(split, 150) for q in clip.questions(rng, 12)]
-        spoken += [f"{q.text} {q.answer}" for _, _, q in asked_of_frames(split, 150)]
-        assert not any(pair in text for pair in held_out for text in spoken)
+        texts = [phrase(fact) for clip in clips(split, 150) for fact in clip.facts(len(clip.seconds) // 2)]
+        texts += [f"{q.text} {q.answer}" for clip in clips(split, 150) for q in clip.questions(rng, 12)]
+        texts += [f"{q.text} {q.answer}" for _, _, q in asked_of_frames(split, 150)]
+        assert not any(pair in text for pair in held_out for text in texts)
     seen = Counter(figure.name for clip in clips("train", 150) for figure in clip.figures)
     assert len(seen) == len(COLORS) * len(SHAPES) - len(held_out)
     assert held_out <= {figure.name for clip in clips("test", 150) for figure in clip.figures}
@@ -162,7 +162,7 @@ def test_clips_support_many_types():
         assert len(set(texts)) == len(texts)
 
 
-def test_what_is_asked_about_is_seen():
+def test_subjects_are_visible():
     for clip, question in asked("validation", 100):
         if question.answer != "no" and question.type != "count":
             for figure in clip.figures:
@@ -170,7 +170,7 @@ def test_what_is_asked_about_is_seen():
                     assert clip.visible[clip.figures.index(figure), figure.frames].max() > 0.5
 
 
-def test_figures_are_what_their_roles_say():
+def test_figures_fit_their_roles():
     for clip in clips("test", 200):
         for figure, part in zip(clip.figures, clip.visible, strict=True):
             assert PIXELS[figure.size][0] <= figure.pixels <= PIXELS[figure.size][1]
@@ -187,13 +187,13 @@ def test_figures_are_what_their_roles_say():
                 assert scene.first <= appearance.first <= appearance.last <= scene.last
 
 
-# The answers by the pixels: a color that one figure alone has is found in the frames and followed.
+# Answers by the pixels: a color that only one figure has is searched in the frames.
 
-Extent = tuple[float, float, float]  # center from the left and from the top, greater edge
+Extent = tuple[float, float, float]  # x and y of the center, longer side
 
 
 def extents(frames: np.ndarray, color: str) -> list[Extent | None]:
-    """Where a color is in each frame; None where it is not."""
+    """Extent of a color in each frame; None if it is absent."""
     sparse = frames[:, ::3, ::3].astype(np.float32)
     pure = np.array(PALETTE[color], np.float32)
     light = sparse @ pure / (pure @ pure)
@@ -210,7 +210,7 @@ def extents(frames: np.ndarray, color: str) -> list[Extent | None]:
 
 
 def answer_by_pixels(question: Question, seen: dict[str, list[Extent | None]]) -> str | None:
-    """The answer to a question that names figures, from where their colors are."""
+    """The answer to a question that names figures, from the extents of their colors."""
     names = re.findall(rf"({'|'.join(COLORS)}) (?:{'|'.join(SHAPES)})", question.text)
     if not names or any(name not in seen for name in names):
         return None
@@ -231,7 +231,7 @@ def place(x: float, y: float) -> str:
     return f"{row} {column}".strip() or "center"
 
 
-def test_answers_are_what_the_pixels_show():
+def test_answers_agree_with_the_pixels():
     checked: Counter[str] = Counter()
     for clip in clips("validation", 30, 16):
         alone = [c for c, n in Counter(f.color for f in clip.figures).items() if n == 1]
@@ -245,7 +245,7 @@ def test_answers_are_what_the_pixels_show():
     assert min(checked[kind] for kind in ("where", "direction", "times", "first", "larger")) >= 5, checked
 
 
-def test_brief_figures_are_in_two_frames_at_most_by_the_pixels():
+def test_brief_figures_are_visible_in_at_most_two_frames():
     checked = 0
     for clip in clips("test", 25, 16):
         colors = Counter(figure.color for figure in clip.figures)
@@ -258,7 +258,7 @@ def test_brief_figures_are_in_two_frames_at_most_by_the_pixels():
 
 
 def subjects(figures: Sequence[Figure], question: Question) -> list[Figure]:
-    """Those of the figures that fit what a question says of its subject."""
+    """Figures that fit a question's description of its subject."""
     words = set(WORDS.findall(question.text.replace("crosses", "cross").lower())) | {
         w.removesuffix("s") for w in WORDS.findall(question.text)
     }
@@ -270,7 +270,7 @@ def subjects(figures: Sequence[Figure], question: Question) -> list[Figure]:
 
 
 def require_true(question: Question, figures: Sequence[Figure]) -> None:
-    """Of these figures, as far as it is about looks and numbers."""
+    """Checks a question about looks or numbers against the figures."""
     if question.type in ("color", "shape"):
         assert [getattr(f, question.type) for f in subjects(figures, question)] == [question.answer]
     if question.type == "count":
@@ -288,14 +288,14 @@ def test_answers_are_true_of_the_figures():
         require_true(question, clip.figures)
 
 
-def test_places_are_not_asked_for_in_scenes_with_a_pan():
+def test_no_questions_about_places_in_scenes_with_a_pan():
     for clip, question in asked("train"):
         if question.type in ("where", "direction"):
             (figure,) = subjects(clip.figures, question)
             assert clip.scenes[figure.appearances[0].scene].pan == (0, 0)
 
 
-# A frame by itself
+# Single frames
 
 
 def test_frame_questions_are_true_of_the_frame():
@@ -303,14 +303,14 @@ def test_frame_questions_are_true_of_the_frame():
         require_true(question, list(present(clip, i)))
 
 
-def test_frame_questions_speak_of_nothing_in_time():
+def test_frame_questions_are_not_about_time():
     types = {question.type for _, _, question in asked_of_frames("test", 300)}
     assert types == set(TYPES) - {"direction", "first", "times"}
     for _, _, question in asked_of_frames("test", 300):
         assert not {"moving", "blinking"} & set(question.tags)
 
 
-def test_frame_questions_are_what_the_pixels_show():
+def test_answers_about_frames_agree_with_the_pixels():
     checked: Counter[str] = Counter()
     for clip in clips("validation", 30, 16):
         frames = clip.render()
@@ -325,12 +325,12 @@ def test_frame_questions_are_what_the_pixels_show():
     assert min(checked[kind] for kind in ("where", "larger")) >= 5, checked
 
 
-def test_facts_say_what_is_seen():
+def test_facts_are_about_visible_figures():
     counts = Counter()
     for clip in clips("test", 100):
         i = len(clip.seconds) // 2
         seen = [figure for figure, part in present(clip, i).items() if part >= 0.5]
-        facts = told(clip, i)
+        facts = facts_of(clip, i)
         assert [(f.size, f.color, f.shape) for f in seen] == [
             (fact["size"], fact["color"], fact["shape"]) for fact in facts
         ]
@@ -338,19 +338,19 @@ def test_facts_say_what_is_seen():
     assert min(counts[True], counts[False]) > 0
 
 
-def test_places_and_sizes_of_facts_are_what_the_pixels_show():
+def test_places_and_sizes_of_facts_agree_with_the_pixels():
     checked: Counter[str] = Counter()
     for clip in clips("test", 25, 16):
         frames = clip.render()
         for i in (0, 8):
             colors = Counter(figure.color for figure in present(clip, i))
             whole = [f.color for f, part in present(clip, i).items() if part > 0.95 and colors[f.color] == 1]
-            for fact in told(clip, i):
+            for fact in facts_of(clip, i):
                 if fact.get("color") in whole:
                     [extent] = extents(frames[i : i + 1], fact["color"])
                     assert extent
                     x, y, edge = extent
-                    # Tips are too few pixels to count: so less than the whole, and only about in the middle.
+                    # Tips have too few pixels to be found, so the extent is smaller and its center approximate.
                     assert 0.55 * PIXELS[fact["size"]][0] < edge <= PIXELS[fact["size"]][1]
                     assert fact["place"] in {field(x + dx, y + dy) for dx in (-12, 12) for dy in (-12, 12)}
                     checked[fact["size"]] += 1
@@ -373,7 +373,7 @@ def field(x: float, y: float) -> str:
         ((None, None, None, "at the top"), "an object at the top"),
     ],
 )
-def test_a_phrase_says_what_is_said(said, words):
+def test_a_phrase_states_its_fact(said, words):
     fact = [
         UNSTATED if value is None else values.index(value)
         for value, values in zip(said, ATTRIBUTES.values(), strict=True)
@@ -381,7 +381,7 @@ def test_a_phrase_says_what_is_said(said, words):
     assert phrase(fact) == words
 
 
-def test_no_two_facts_are_told_alike():
+def test_phrases_are_unambiguous():
     rng = np.random.default_rng(0)
     facts = {tuple(int(rng.integers(UNSTATED, len(values))) for values in ATTRIBUTES.values()) for _ in range(5000)}
     assert len({phrase(fact) for fact in facts}) == len(facts)

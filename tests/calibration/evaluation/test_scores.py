@@ -1,4 +1,4 @@
-"""Accuracies and their intervals, on records made by hand."""
+"""Accuracies and their intervals, on hand-made records."""
 
 from __future__ import annotations
 
@@ -38,23 +38,23 @@ def records(trial, right, kinds=("color",), tags=()):
 
 
 def drawn(share, videos=80, questions=5, seed=0, together=0.0):
-    """Answers of which a share is right; with ``together`` those of a video are more alike."""
+    """Answers with a share of correct ones; ``together`` correlates those of a video."""
     rng = np.random.default_rng(seed)
     noise = np.where(rng.random((videos, 1)) < together, rng.random((videos, 1)), rng.random((videos, questions)))
     return noise < share
 
 
-def test_accuracy_is_the_share_of_right_answers():
+def test_accuracy_is_the_share_of_correct_answers():
     found = Scores(records(ALL, [[1, 1, 0], [1, 0, 0]])).accuracy(ALL)
     assert found.value == 0.5
     assert (found.low, found.high) == pytest.approx((1 / 3, 2 / 3))
 
 
-def test_videos_count_by_their_questions():
+def test_every_question_has_the_same_weight():
     assert Scores(records(ALL, [[1, 1, 1], [0]])).accuracy(ALL).value == 0.75
 
 
-def test_the_interval_is_as_wide_as_theory_says():
+def test_the_interval_has_the_theoretical_width():
     found = Scores(records(ALL, drawn(0.7, 400, 1))).accuracy(ALL)
     error = math.sqrt(found.value * (1 - found.value) / 400)
     assert found.high - found.low == pytest.approx(2 * 1.96 * error, rel=0.1)
@@ -65,7 +65,7 @@ def test_questions_of_one_video_are_not_independent():
     assert together.high - together.low > 1.7 * (alone.high - alone.low)
 
 
-def test_types_and_tags_have_their_own():
+def test_types_and_tags_have_their_own_accuracy():
     mine = records(ALL, [[1, 0]] * 4, kinds=("color", "shape"), tags=("small", "brief"))
     found = Scores(mine).summary(ALL)
     assert {name: e.value for name, e in found.by_type.items()} == {"color": 1.0, "shape": 0.0}
@@ -73,7 +73,7 @@ def test_types_and_tags_have_their_own():
 
 
 def test_a_comparison_is_paired():
-    """Two trials that err on the same videos differ by less than either is uncertain."""
+    """The difference of two trials with errors on the same videos is more certain than either accuracy."""
     full = drawn(0.7, together=1)
     less = full & (np.random.default_rng(1).random(full.shape) < 0.95)
     scores = Scores(records(ALL, full) + records(TANGO, less))
@@ -86,21 +86,21 @@ def test_a_comparison_is_paired():
     assert difference.high - difference.low < (absolute.high - absolute.low) / 2
 
 
-def test_equal_answers_are_equal_for_sure():
+def test_equal_answers_have_no_interval():
     right = drawn(0.7)
     scores = Scores(records(ALL, right) + records(TANGO, right))
     assert scores.relative(TANGO) == replace(scores.relative(TANGO), value=1, low=1, high=1)
     assert scores.difference(TANGO, ALL) == replace(scores.relative(TANGO), value=0, low=0, high=0)
 
 
-def test_there_is_nothing_to_compare_with():
+def test_missing_comparisons_are_nan():
     scores = Scores(records(ALL, [[0], [0]]) + records(TANGO, [[1], [0]]))
     assert math.isnan(scores.relative(TANGO).value)
     assert math.isnan(scores.difference(TANGO, TOPK).value)
     assert math.isnan(scores.summary(ALL).relative.value)
 
 
-def test_a_summary_tells_tokens_and_milliseconds():
+def test_a_summary_has_tokens_and_milliseconds():
     found = Scores(records(ALL, [[1], [1], [1]]) + records(TANGO, [[1], [0], [1]])).summary(TANGO)
     assert (found.questions, found.kept, found.total, found.prune_ms, found.prefill_ms) == (3, 11, 100, 1, 2)
     assert found.share == pytest.approx(0.11)
@@ -115,11 +115,11 @@ def test_the_same_seed_gives_the_same_interval():
 def test_runs_are_combined_by_video():
     first, second = records(ALL, drawn(0.6)), records(ALL, drawn(0.6))
     both, one = Scores(combine([first, second])).accuracy(ALL), Scores(first).accuracy(ALL)
-    assert both == one  # the same answers again make nothing surer
+    assert both == one  # repeating the same answers adds no certainty
 
 
-def test_runs_have_a_range_beside_the_interval():
-    """Two runs, 3/4 and 1/4 right where all tokens gave 1 and 1/2."""
+def test_runs_have_a_range():
+    """Two runs with accuracies 3/4 and 1/4; with all tokens 1 and 1/2."""
     runs = [
         records(ALL, full) + records(TANGO, less)
         for full, less in (([[1, 1], [1, 1]], [[1, 1], [1, 0]]), ([[1, 0], [1, 0]], [[1, 0], [0, 0]]))
@@ -133,8 +133,8 @@ def test_runs_have_a_range_beside_the_interval():
     assert math.isnan(scores.summary(ALL).relative_of_runs.mean)
 
 
-def test_tangos_lead_is_paired_and_of_the_same_ratio():
-    """Tango right on 3 of 4, top-k on 2 of 4 and 1 of 4 in a second run; at another ratio there is no tango."""
+def test_the_lead_of_tango_is_paired_and_at_the_same_ratio():
+    """Tango has 3 of 4, top-k 2 of 4 and in a second run 1 of 4; another ratio has no tango."""
     tango, other = records(TANGO, [[1, 1], [1, 0]]), records(Trial("topk", 0.2), [[0, 0], [0, 0]])
     runs = [tango + records(TOPK, right) + other for right in ([[1, 1], [0, 0]], [[1, 0], [0, 0]])]
     scores = Scores.of_runs(runs)
@@ -165,7 +165,7 @@ def test_runs_of_other_trials_are_not_combined():
         (records(ALL, [[1], [1]]) + records(TANGO, [[1]]), "do not have the same questions"),
     ],
 )
-def test_what_cannot_be_scored_is_refused(mine, message):
+def test_records_that_cannot_be_scored_are_rejected(mine, message):
     with pytest.raises(TangoError, match=message):
         Scores(mine)
 

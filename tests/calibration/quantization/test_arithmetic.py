@@ -15,7 +15,7 @@ def error(a, b):
     return np.linalg.norm(a - b) / np.linalg.norm(a)
 
 
-def test_fp8_holds_outliers_and_small_channels_alike():
+def test_fp8_keeps_outliers_and_small_channels():
     weight = np.random.default_rng(0).normal(size=(300, 3)).astype(np.float16) * np.array([1, 1e-3, 1e2], np.float16)
     weight[:, 0][0] = 60
     values, scales = quantize_columns(weight, FP8, np.float16)
@@ -25,7 +25,7 @@ def test_fp8_holds_outliers_and_small_channels_alike():
     assert (scales >= np.finfo(np.float16).tiny).all()
 
 
-def test_columns_come_back_within_half_a_step():
+def test_columns_are_restored_within_half_a_step():
     weight = np.random.default_rng(0).normal(size=(30, 7)).astype(np.float16)
     weight[:, 2] = 0
     values, scales = quantize_columns(weight)
@@ -35,7 +35,7 @@ def test_columns_come_back_within_half_a_step():
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_blocks_come_back(bits):
+def test_blocks_are_restored(bits):
     weight = np.random.default_rng(0).normal(size=(IN, 7)).astype(np.float16)
     weight[:, 2] = 0
     packed, scales = quantize_blocks(weight, bits)
@@ -48,7 +48,7 @@ def test_blocks_come_back(bits):
     assert error(weight, back[:IN]) < (0.1 if bits == 4 else 0.01)
 
 
-def test_channels_of_larger_activations_are_held_closer():
+def test_channels_of_larger_activations_have_smaller_errors():
     weight = np.random.default_rng(0).normal(size=(BLOCK, 200)).astype(np.float32)
     mean_squares = np.ones(BLOCK)
     mean_squares[5] = 1e4

@@ -1,4 +1,4 @@
-"""benchmarks/bench_precision.py on small bundles: what it measures, what it tells, and what it needs."""
+"""benchmarks/bench_precision.py on small bundles: measurements, output, requirements."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ ON_CPU = ["--backend", "ort-cpu", *QUICK]
 
 
 @pytest.fixture(scope="module")
-def quantised(bundle, tmp_path_factory):
+def quantized(bundle, tmp_path_factory):
     """The small bundle with 8-bit vision and a 4-bit decoder."""
-    folder = tmp_path_factory.mktemp("quantised") / "int8-int4"
+    folder = tmp_path_factory.mktemp("quantized") / "int8-int4"
     request = calibrate.CalibrationRequest(
         bundle(), folder, "synthetic", decoder="int4", videos=4, frames=8, max_new_tokens=2
     )
@@ -38,7 +38,7 @@ def quantised(bundle, tmp_path_factory):
 
 @pytest.fixture
 def edited(bundle, tmp_path):
-    """``edited(edit)``: a copy of the small bundle after ``edit`` of what its bundle.json says."""
+    """``edited(edit)``: a copy of the small bundle, its bundle.json changed by ``edit``."""
 
     def made(edit):
         folder = shutil.copytree(bundle(), tmp_path / "edited")
@@ -51,23 +51,23 @@ def edited(bundle, tmp_path):
 
 
 @pytest.fixture
-def refused(capsys):
-    """``refused(*bundles, more=[])``: what the script says of what it does not measure."""
+def rejected(capsys):
+    """``rejected(*bundles, more=[])``: the error of bundles or options that are rejected."""
 
-    def said(*bundles, more=()):
+    def error(*bundles, more=()):
         with pytest.raises(SystemExit, match="2"):
             main([*map(str, bundles), *ON_CPU, *more])
         return capsys.readouterr().err
 
-    return said
+    return error
 
 
-def test_one_run_tells_of_all_bundles(bundle, quantised, edited, tmp_path, capsys):
+def test_one_run_measures_all_bundles(bundle, quantized, edited, tmp_path, capsys):
     tensorrt_only = edited(lambda data: data["graphs"]["vision"].update(runtimes=["tensorrt"]))
     file = tmp_path / "results" / "out.json"
-    bundles = [bundle(), quantised, tensorrt_only, bundle()]
+    bundles = [bundle(), quantized, tensorrt_only, bundle()]
     assert main([*map(str, bundles), *ON_CPU, "--json", str(file)]) == 0
-    first, other, refused, again = json.loads(file.read_text())["records"]
+    first, other, not_run, again = json.loads(file.read_text())["records"]
     assert {"vision", "prune", "prefill", "decode"} <= set(first["milliseconds"])
     assert all(record["milliseconds"]["vision"]["count"] == 2 for record in (first, other))
     assert other["precision"] == {"vision": "int8", "embed": "float16", "decoder": "int4"}
@@ -75,14 +75,14 @@ def test_one_run_tells_of_all_bundles(bundle, quantised, edited, tmp_path, capsy
     assert [record["graph_bytes"]["decoder"] for record in (first, other)] == sizes
     assert sizes[1] < 0.5 * sizes[0]
     found, same = other["against_first"], again["against_first"]
-    assert 0 < found["kept"] < 1  # 8-bit vision keeps others at the margin
+    assert 0 < found["kept"] < 1  # 8-bit vision changes tokens at the margin
     assert (same["kept"], same["kept_min"], same["salient"]) == (1, 1, 1)
     assert same["first_tokens"] == same["answers"] == same["questions"] > same["clips"] == 2
-    assert "milliseconds" not in refused
-    told = capsys.readouterr().out.splitlines()
-    assert sum(line.startswith(("| bundle", f"| {bundle().name}", "| int8-int4", "| edited")) for line in told) == 10
-    assert any("| not run: ONNX Runtime cannot run the vision graph" in line for line in told)
-    assert any("int4 " in line for line in told)
+    assert "milliseconds" not in not_run
+    printed = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith(("| bundle", f"| {bundle().name}", "| int8-int4", "| edited")) for line in printed) == 10
+    assert any("| not run: ONNX Runtime cannot run the vision graph" in line for line in printed)
+    assert any("int4 " in line for line in printed)
 
 
 def test_agreement():
@@ -100,7 +100,7 @@ def test_agreement():
     }
 
 
-def test_engines_of_tensorrt_are_weighed(bundle, quantised, tmp_path, monkeypatch, capsys):
+def test_sizes_of_tensorrt_engines(bundle, quantized, tmp_path, monkeypatch, capsys):
     folder, file = shutil.copytree(bundle(), tmp_path / "bundle"), tmp_path / "out.json"
     engines = host_tensorrt.build(folder, max_frames=8)
     module = host_tensorrt.HostTensorRT(Bundle.load(folder), host_cuda.install(monkeypatch))
@@ -108,7 +108,7 @@ def test_engines_of_tensorrt_are_weighed(bundle, quantised, tmp_path, monkeypatc
     for user in (bench_precision, tensorrt):
         monkeypatch.setattr(user, "current_target", lambda version: host_tensorrt.MACHINE)
     monkeypatch.setattr(CudaBackend, "record_event", lambda backend: HostEvent())  # the emulated CUDA has no events
-    assert main([str(folder), str(quantised), "--backend", "tensorrt", "--json", str(file), *QUICK]) == 0
+    assert main([str(folder), str(quantized), "--backend", "tensorrt", "--json", str(file), *QUICK]) == 0
     found, unbuilt = json.loads(file.read_text())["records"]
     assert found["engine_bytes"] == {graph: engine.stat().st_size for graph, engine in engines.items()}
     assert set(found["engine_bytes"]) == {"vision", "embed", "decoder"}
@@ -116,19 +116,19 @@ def test_engines_of_tensorrt_are_weighed(bundle, quantised, tmp_path, monkeypatc
     assert ", engine " in capsys.readouterr().out
 
 
-def test_refusals(bundle, edited, refused):
-    assert "--clips 0" in refused(bundle(), more=["--clips", "0"])
-    assert "at least 8 frames" in refused(bundle(), more=["--frames", "4"])
-    assert "--repeats is 0" in refused(bundle(), more=["--repeats", "0"])
-    assert "differ in video" in refused(bundle(), edited(lambda data: data["video"].update(frames=3)))
+def test_invalid_arguments(bundle, edited, rejected):
+    assert "--clips 0" in rejected(bundle(), more=["--clips", "0"])
+    assert "at least 8 frames" in rejected(bundle(), more=["--frames", "4"])
+    assert "--repeats is 0" in rejected(bundle(), more=["--repeats", "0"])
+    assert "differ in video" in rejected(bundle(), edited(lambda data: data["video"].update(frames=3)))
 
 
-def test_the_first_must_run(bundle, edited, refused):
+def test_the_first_bundle_must_run(bundle, edited, rejected):
     tensorrt_only = edited(lambda data: data["graphs"]["vision"].update(runtimes=["tensorrt"]))
-    assert "error: ONNX Runtime cannot run the vision graph" in refused(tensorrt_only, bundle())
+    assert "error: ONNX Runtime cannot run the vision graph" in rejected(tensorrt_only, bundle())
 
 
-def test_it_runs_where_torch_and_onnx_are_not():
+def test_it_needs_neither_torch_nor_onnx():
     missing = ("torch", "onnx", "onnxruntime", "transformers", "matplotlib")
     program = f"""
 import sys

@@ -1,4 +1,4 @@
-"""A bundle becomes a quantised bundle, or nothing at all."""
+"""A bundle becomes a quantized bundle, or there is no output."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from tango_runtime.pipeline.video_llm import VideoLLM
 
 @pytest.fixture(scope="module")
 def request_of(bundle, tmp_path_factory):
-    """``request_of(name, **changes)``: a request whose observations all tests share."""
+    """``request_of(name, **changes)``: a request; all tests share a cache."""
     folder = tmp_path_factory.mktemp("calibrated")
 
     def made(name, **changes):
-        made = CalibrationRequest(bundle(fused=True), folder / name, "synthetic", videos=4, frames=8, max_new_tokens=3)
+        made = CalibrationRequest(bundle(), folder / name, "synthetic", videos=4, frames=8, max_new_tokens=3)
         return replace(made, **{"cache": folder / "cache", **changes})
 
     return made
@@ -33,12 +33,12 @@ def request_of(bundle, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def made(request_of):
-    """The bundle with 8-bit vision and a 4-bit decoder, and what was told of it."""
+    """(request, outcome) of a bundle with 8-bit vision and a 4-bit decoder."""
     request = request_of("int8-int4", decoder="int4")
     return request, calibrate(request)
 
 
-def test_the_new_bundle_is_whole_smaller_and_says_what_it_is(made):
+def test_the_new_bundle_is_complete_and_smaller(made):
     request, outcome = made
     old, new = Bundle.load(request.bundle), Bundle.load(request.output, verify=True)
     vision, decoder = (new.manifest.graphs[name] for name in ("vision", "decoder"))
@@ -46,7 +46,7 @@ def test_the_new_bundle_is_whole_smaller_and_says_what_it_is(made):
     assert (decoder.quantization.precision, decoder.quantization.clips) == ("int4", 4)
     assert vision.runtimes == decoder.runtimes == ("onnxruntime",)
     assert vision.opset == decoder.opset == 17
-    assert vision.device is decoder.device is decoder.weights is None  # they would tell of weights that are others now
+    assert vision.device is decoder.device is decoder.weights is None  # they describe the old weights
     assert new.manifest.graphs["embed"] == old.manifest.graphs["embed"]
     assert old.manifest.graphs["decoder"].weights
     unchanged = ("embed.onnx", "embed.device.onnx", "embed.onnx.data", "prune.onnx", "tokenizer.json")
@@ -64,7 +64,7 @@ def test_the_new_bundle_answers(made):
         assert answer.text or answer.ids
 
 
-def test_what_it_lost_is_told(made):
+def test_the_outcome_has_losses_and_overlaps(made):
     request, outcome = made
     for name, graph in outcome.graphs.items():
         quantization = Bundle.load(request.output).manifest.graphs[name].quantization
@@ -75,17 +75,19 @@ def test_what_it_lost_is_told(made):
     assert all(0 < o.kept <= 1 and 0 < o.salient <= 1 for o in outcome.overlaps)
 
 
-def test_nothing_is_observed_or_weighed_twice(made, request_of, monkeypatch):
+def test_nothing_is_measured_twice(made, request_of, monkeypatch):
     _, outcome = made
     monkeypatch.setattr(calibration, "capture", None)
     sessions = []
     original = replay.open_graph
     monkeypatch.setattr(replay, "open_graph", lambda *args: sessions.append(args) or original(*args))
     assert calibrate(request_of("again", decoder="int4")) == outcome
-    assert len(sessions) == 2 * 2 + 1  # each new graph is held against its original in the end, and what vision keeps
+    assert (
+        len(sessions) == 2 * 2 + 1
+    )  # each new graph is compared with its original at the end, and the kept tokens once
 
 
-def test_an_interrupted_sweep_goes_on(request_of, monkeypatch, tmp_path):
+def test_an_interrupted_calibration_resumes(request_of, monkeypatch, tmp_path):
     done = []
 
     def interrupt(*args):
@@ -113,7 +115,7 @@ def test_smoothed_8_bit_decoder(request_of):
     assert spec.quantization.precision == "int8"
     assert spec.runtimes == ("onnxruntime",)
     assert outcome.graphs["decoder"].loss < 2 * BUDGETS["decoder"]
-    assert outcome.overlaps == ()  # vision is as it was
+    assert outcome.overlaps == ()  # vision is not quantized
 
 
 def test_8_bits_for_tensorrt(request_of, made):
@@ -121,7 +123,7 @@ def test_8_bits_for_tensorrt(request_of, made):
     outcome = calibrate(request)
     spec = Bundle.load(request.output, verify=True).manifest.graphs["vision"]
     assert (spec.runtimes, spec.opset) == (("onnxruntime", "tensorrt"), 17)
-    assert outcome.overlaps == made[1].overlaps  # the same numbers, written otherwise
+    assert outcome.overlaps == made[1].overlaps  # the same numbers in another form
     assert outcome.graphs["vision"].bytes_after > made[1].graphs["vision"].bytes_after
 
 
@@ -138,13 +140,13 @@ def test_fp8(request_of):
     assert all(0 < overlap.kept <= 1 for overlap in outcome.overlaps)
 
 
-def test_more_layers_are_spared_until_enough_tokens_are_the_same(request_of, made):
+def test_more_layers_are_excluded_until_enough_tokens_are_the_same(request_of, made):
     before = made[1]
     least = (1 + np.mean([o.kept for o in before.overlaps])) / 2
     outcome = calibrate(request_of("overlap", min_overlap=least))
     assert np.mean([o.kept for o in outcome.overlaps]) >= least
-    spared = [{layer.layer for layer in o.graphs["vision"].excluded} for o in (before, outcome)]
-    assert spared[0] < spared[1]
+    excluded = [{layer.layer for layer in o.graphs["vision"].excluded} for o in (before, outcome)]
+    assert excluded[0] < excluded[1]
     with pytest.raises(TangoError, match="most layers excluded"):
         calibrate(request_of("all", min_overlap=1.01))
 
@@ -156,10 +158,10 @@ def test_a_fp32_bundle(bundle, request_of):
     assert (request.output.parent / "fp32.observed").is_dir()
 
 
-# Decisions
+# Choice of layers
 
 
-def test_the_worst_are_spared_until_the_rest_is_within_the_budget():
+def test_the_worst_layers_are_excluded_until_the_rest_is_within_the_budget():
     losses = {"a": 0.5, "b": 0.3, "c": 0.2, "d": 0.1}
     sizes = dict.fromkeys(losses, 100)
     assert layers_to_exclude(losses, sizes, 2) == set()
@@ -167,7 +169,7 @@ def test_the_worst_are_spared_until_the_rest_is_within_the_budget():
     assert layers_to_exclude(losses, sizes, 0) == set(losses)
 
 
-def test_what_stands_out_is_spared_if_it_is_small():
+def test_small_outliers_are_excluded():
     losses = {"small": 50.0, "large": 60.0} | {str(i): 1.0 for i in range(10)}
     sizes = {"small": 10, "large": 400} | {str(i): 100 for i in range(10)}
     assert layers_to_exclude(losses, sizes, 1e9) == {"small"}
@@ -176,44 +178,44 @@ def test_what_stands_out_is_spared_if_it_is_small():
 def test_losses():
     a, b = np.array([3.0, 4.0]), np.array([3.0, 3.0])
     assert noise([a, a], [a, b]) == pytest.approx(1 / 25)
-    assert divergence([a], [a + 7]) == pytest.approx(0)  # a shift of all logits says nothing
+    assert divergence([a], [a + 7]) == pytest.approx(0)  # a shift of all logits changes nothing
     p, q = np.exp(a) / np.exp(a).sum(), np.exp(b) / np.exp(b).sum()
     assert divergence([a, a], [a, b]) == pytest.approx((p * np.log(p / q)).sum() / 2)
 
 
-# Refusals
+# Errors
 
 
-def refused(request, match):
+def rejected(request, match):
     before = sorted(request.output.parent.iterdir())
     with pytest.raises(TangoError, match=match):
         calibrate(request)
     assert sorted(request.output.parent.iterdir()) == before
 
 
-def test_refusals(made, bundle, request_of, tmp_path):
+def test_invalid_requests(made, bundle, request_of, tmp_path):
     request, _ = made
-    refused(request_of("x", vision="fp16"), "nothing to quantize")
-    refused(request_of("x", vision="int4"), "vision cannot be quantized to int4")
-    refused(request_of("x", bundle=request.output), "vision of .* already quantized to int8")
-    refused(request_of("x", decoder="int4", runtime="tensorrt"), "tensorrt cannot run decoder in int4")
-    refused(request_of("x", vision="fp8", decoder="int4"), "tensorrt cannot run decoder in int4")
-    refused(request_of("x", vision="fp8", runtime="onnxruntime"), "onnxruntime cannot run vision in fp8")
-    refused(request_of("x", vision="fp8", bundle=bundle(precision="fp32")), "fp8 needs an fp16 bundle")
-    refused(request_of("x", vision="fp16", decoder="int8", min_overlap=0.9), "--min-overlap is about vision")
-    refused(request_of("int8-int4"), "already exists")
-    refused(request_of("x", clips=str(tmp_path)), "no clips")
-    refused(request_of("x", videos=3), "3 clips")
-    refused(request_of("x", bundle=tmp_path), "bundle.json")
+    rejected(request_of("x", vision="fp16"), "nothing to quantize")
+    rejected(request_of("x", vision="int4"), "vision cannot be quantized to int4")
+    rejected(request_of("x", bundle=request.output), "vision of .* already quantized to int8")
+    rejected(request_of("x", decoder="int4", runtime="tensorrt"), "tensorrt cannot run decoder in int4")
+    rejected(request_of("x", vision="fp8", decoder="int4"), "tensorrt cannot run decoder in int4")
+    rejected(request_of("x", vision="fp8", runtime="onnxruntime"), "onnxruntime cannot run vision in fp8")
+    rejected(request_of("x", vision="fp8", bundle=bundle(precision="fp32")), "fp8 needs an fp16 bundle")
+    rejected(request_of("x", vision="fp16", decoder="int8", min_overlap=0.9), "--min-overlap is about vision")
+    rejected(request_of("int8-int4"), "already exists")
+    rejected(request_of("x", clips=str(tmp_path)), "no clips")
+    rejected(request_of("x", videos=3), "3 clips")
+    rejected(request_of("x", bundle=tmp_path), "bundle.json")
 
 
 def test_a_clip_that_does_not_decode(request_of, tmp_path):
     for i in range(4):
-        (tmp_path / f"{i}.mp4").write_bytes(b"this is no video")
-    refused(request_of("x", clips=str(tmp_path)), "clip 0.mp4")
+        (tmp_path / f"{i}.mp4").write_bytes(b"not a video")
+    rejected(request_of("x", clips=str(tmp_path)), "clip 0.mp4")
 
 
-def test_a_graph_that_is_not_quantised_says_nothing_of_it(made):
+def test_only_quantized_graphs_have_a_quantization(made):
     request, _ = made
     graphs = json.loads((request.output / MANIFEST).read_text())["graphs"]
     assert {name for name, graph in graphs.items() if "quantization" in graph} == {"vision", "decoder"}
@@ -229,13 +231,13 @@ def run(request, *more):
     return main([*arguments, *sizes, *more])
 
 
-def test_the_command_ends_with_the_table_and_the_gate(request_of, capsys, tmp_path):
+def test_the_command_prints_tables_and_checks_the_drop(request_of, capsys, tmp_path):
     request = request_of("command")
     asked = ["--evaluate", "6", "--report-dir", str(tmp_path / "report")]
     assert run(request, *asked, "--max-drop", "-101") == 1
-    told = capsys.readouterr().out
-    assert "## Accuracy" in told
-    assert "tango 0.1" in told
+    printed = capsys.readouterr().out
+    assert "## Accuracy" in printed
+    assert "tango 0.1" in printed
     assert sorted(p.name for p in (tmp_path / "report").iterdir()) == [
         "calibration.json",
         "calibration.md",
@@ -256,7 +258,7 @@ def test_the_command_ends_with_the_table_and_the_gate(request_of, capsys, tmp_pa
         (["--evaluate", "0"], "argument --evaluate: '0' is not a positive integer"),
     ],
 )
-def test_the_command_refuses(request_of, capsys, more, message):
+def test_the_command_rejects_invalid_arguments(request_of, capsys, more, message):
     assert run(request_of("refused"), *more) == 2
     assert message in capsys.readouterr().err
     assert not request_of("refused").output.exists()

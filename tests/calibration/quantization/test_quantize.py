@@ -1,4 +1,4 @@
-"""Linear layers rewritten, and everything else as it was."""
+"""Linear layers are rewritten, everything else stays."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ IN, OUT = 80, 48  # 80 is no multiple of a block
 
 @pytest.fixture(scope="module")
 def graph():
-    """A norm's gain, a cast to fp16, two layers behind it, and a third behind their product."""
+    """A norm's gain, a cast to fp16, two layers after it, and a third after their product."""
     rng = np.random.default_rng(0)
     gain = rng.uniform(0.5, 2, IN).astype(np.float32)
-    gain[3] *= 60  # an outlier, as a norm gives them
+    gain[3] *= 60  # an outlier, as norms have them
     first, second = (rng.normal(0, 0.1, (IN, OUT)).astype(np.float16) for _ in range(2))
     third = rng.normal(0, 0.1, (OUT, 5)).astype(np.float16)
     named = {"norm.weight": gain, "a.weight": first, "b.weight": second, "c.weight": third}
@@ -74,7 +74,7 @@ def error(a, b):
     return np.linalg.norm(a - b) / np.linalg.norm(a)
 
 
-def test_layers_and_what_scales_their_inputs(graph):
+def test_layers_and_their_gains(graph):
     found = {layer.name: (layer.input, layer.output, layer.gain) for layer in linear_layers(graph)}
     assert found == {
         "a": ("narrow", "left", "norm.weight"),
@@ -83,7 +83,7 @@ def test_layers_and_what_scales_their_inputs(graph):
     }
 
 
-def test_no_gain_where_somebody_else_reads_the_input(graph):
+def test_no_gain_if_another_node_reads_the_input(graph):
     other = onnx.ModelProto.FromString(graph.SerializeToString())
     other.graph.node.append(helper.make_node("Identity", ["narrow"], ["elsewhere"]))
     assert [layer.gain for layer in linear_layers(other)] == [None, None, "b.weight"]
@@ -118,8 +118,8 @@ def test_w8a8_runs_as_integers(graph, x, tmp_path, float_weights):
     assert "MatMul" not in kinds
 
 
-def test_float_weights_are_quantized_by_the_graph_alike(graph, x):
-    """TensorRT 8 takes no stored int8: there a float weight goes through a pair of its own."""
+def test_float_weights_give_the_same_results(graph, x):
+    """TensorRT 8 reads no stored int8: a float weight has its own Q/DQ pair."""
     scheme = Scheme(dict.fromkeys("abc", "w8a8"), ranges_of(graph, x))
     compact, wide = quantized(graph, scheme), quantized(graph, replace(scheme, float_weights=True))
     assert (run(compact, x)[0] == run(wide, x)[0]).all()
@@ -143,11 +143,11 @@ def test_fp8_is_fp16_at_its_opset_and_close(graph, x):
             assert [types[name] for name in node.input[1:]] == [TensorProto.FLOAT16, TensorProto.FLOAT8E4M3FN]
     assert types["a.weight.fp8"] == TensorProto.FLOAT8E4M3FN
     assert [n.op_type for n in model.graph.node].count("Cast") == 1  # the graph's own
-    with np.errstate(all="ignore"):  # its Sigmoid overflows where it does not look
-        told = ReferenceEvaluator(model).run(None, {"x": x})[0]
-    assert error(run(graph, x)[0], told) < 0.1
+    with np.errstate(all="ignore"):  # its Sigmoid overflows harmlessly
+        reference = ReferenceEvaluator(model).run(None, {"x": x})[0]
+    assert error(run(graph, x)[0], reference) < 0.1
     session = open_graph(model, Path())
-    assert error(told, session.run(None, {"x": x})[0]) < 0.01  # ONNX Runtime's kernels say the same
+    assert error(reference, session.run(None, {"x": x})[0]) < 0.01  # ONNX Runtime's kernels agree
 
 
 def test_an_axes_attribute_becomes_an_input(graph, x):
@@ -160,8 +160,8 @@ def test_an_axes_attribute_becomes_an_input(graph, x):
 
 
 @pytest.mark.parametrize(("tokens", "rank"), [(4, 2), ("T", 3)])
-def test_a_product_of_a_higher_rank_becomes_one_of_rows(x, tokens, rank):
-    """Where the shape is known; where it is not, the product stays as it was."""
+def test_a_product_of_a_higher_rank_becomes_a_matrix_product(x, tokens, rank):
+    """If the shape is known; otherwise the product stays as it is."""
     weight = np.random.default_rng(0).normal(size=(IN, OUT)).astype(np.float16)
     inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT16, ["F", tokens, IN])]
     outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT16, ["F", tokens, OUT])]
@@ -173,9 +173,9 @@ def test_a_product_of_a_higher_rank_becomes_one_of_rows(x, tokens, rank):
     inferred = onnx.shape_inference.infer_shapes(model).graph.value_info
     ranks = {v.name: len(v.type.tensor_type.shape.dim) for v in inferred}
     assert ranks["y.product"] == rank
-    (wanted,), (given,) = run(graph, frames), run(model, frames)
-    assert wanted.shape == given.shape
-    assert error(wanted, given) < 0.02
+    (expected,), (found,) = run(graph, frames), run(model, frames)
+    assert expected.shape == found.shape
+    assert error(expected, found) < 0.02
 
 
 def test_a_fp32_graph_needs_no_casts(x):
@@ -191,7 +191,7 @@ def test_a_fp32_graph_needs_no_casts(x):
 
 
 @pytest.mark.parametrize(("form", "bits", "most"), [("w4a16", 4, 0.15), ("w8a16", 8, 0.03)])
-def test_blocks_run_and_are_what_they_say(graph, x, form, bits, most):
+def test_blocks_run_with_small_error(graph, x, form, bits, most):
     model = quantized(graph, Scheme(dict.fromkeys("abc", form)))
     assert ("com.microsoft", 1) in [(o.domain, o.version) for o in model.opset_import]
     kinds = [(n.op_type, helper.get_node_attr_value(n, "bits")) for n in model.graph.node if "NBits" in n.op_type]
@@ -207,7 +207,7 @@ def test_only_chosen_layers_change(graph, x):
     assert (before[0] != after[0]).any()
 
 
-def test_smoothing_alone_changes_no_bit(graph, x):
+def test_smoothing_alone_is_exact(graph, x):
     channels = np.abs(run(graph, x, more=["narrow"])[1]).max(0).astype(np.float32)
     s = smoothing(channels, np.full(IN, 0.3, np.float32))
     assert (np.log2(s) % 1 == 0).all()
@@ -222,12 +222,12 @@ def test_smoothing_helps_against_outliers(graph, x):
     forms = {"a": "w8a8", "b": "w8a8"}
     plain = quantized(graph, Scheme(forms, ranges_of(graph, x)))
     smooth = quantized(graph, Scheme(forms, ranges_of(graph, x, by), by))
-    wanted = run(graph, x)[0]
-    assert error(wanted, run(smooth, x)[0]) < 0.8 * error(wanted, run(plain, x)[0])
+    expected = run(graph, x)[0]
+    assert error(expected, run(smooth, x)[0]) < 0.8 * error(expected, run(plain, x)[0])
 
 
 @pytest.mark.parametrize("forms", [{"a": "w8a8", "b": "w4a16"}, {"a": "fp8", "b": "fp8"}])
-def test_a_file_holds_what_the_graph_in_memory_holds(graph, x, tmp_path, forms):
+def test_a_written_graph_equals_the_graph_in_memory(graph, x, tmp_path, forms):
     scheme = Scheme(forms, ranges_of(graph, x))
     write_quantized(tmp_path / "g.onnx", graph, GraphWeights(graph, Path()), scheme)
     assert (tmp_path / "g.onnx.data").stat().st_size > 0
@@ -238,7 +238,7 @@ def test_a_file_holds_what_the_graph_in_memory_holds(graph, x, tmp_path, forms):
 
 
 def test_a_scalar_stays_a_scalar(graph, tmp_path):
-    """TensorRT's parser ends the process over a Range whose limits are vectors of one."""
+    """TensorRT's parser aborts on a Range whose limits are vectors of one element."""
     made = onnx.ModelProto.FromString(graph.SerializeToString())
     made.graph.initializer.append(numpy_helper.from_array(np.array(3, np.int64), "limit"))
     made.graph.node.append(helper.make_node("Range", ["limit", "limit", "limit"], ["nothing"]))
@@ -248,6 +248,6 @@ def test_a_scalar_stays_a_scalar(graph, tmp_path):
     assert [list(t.dims) for t in kept if t.name == "limit"] == [[]]
 
 
-def test_a_layer_that_is_not_there(graph):
+def test_a_missing_layer_is_named(graph):
     with pytest.raises(TangoError, match="no linear layer nowhere"):
         quantized(graph, Scheme({"nowhere": "w4a16"}))

@@ -1,4 +1,4 @@
-"""The CUDA library with its memory: runs it on NumPy arrays, whole or step by step."""
+"""Runs the CUDA operator on NumPy arrays, whole or step by step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ UNKEPT, SELECTED, ADDED, UNMERGED, MERGED = range(5)
 
 
 class Device:
-    """A pruner for one video, its inputs, outputs (poisoned) and workspace."""
+    """A pruner for one video, with its inputs, poisoned outputs and workspace."""
 
     def __init__(self, X, A, t, params, precision="fast"):
         F, _, D = X.shape
@@ -46,7 +46,7 @@ class Device:
         self.workspace[start : start + data.size] = torch.from_numpy(data.copy()).cuda()
 
     def write_rotated(self, R):
-        """R [F, L, D] fp64, as step 2 leaves it."""
+        """Writes R [F, L, D] fp64 in the format of step 2."""
         padded = -(-R.shape[-1] // 64) * 64
         scaled = np.zeros((*R.shape[:2], padded), np.float32)
         scaled[..., : R.shape[-1]] = R * SCALE
@@ -56,7 +56,7 @@ class Device:
             self.write("rotated_low", (scaled - high.astype(np.float32)).astype(np.float16))
 
     def pruned(self):
-        """The outputs; what lies past the count is checked here."""
+        """The outputs; checks the rows past the count."""
         host = {name: tensor.cpu().numpy() for name, tensor in self.outputs.items()}
         K = int(host["count"][0])
         assert 0 <= K <= self.pruner.capacity

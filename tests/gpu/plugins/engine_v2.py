@@ -1,6 +1,6 @@
-"""The plugin in an engine: prune.onnx → parser → engine → the same result as the library called directly.
+"""The plugin in an engine: prune.onnx → parser → engine gives the same result as a direct call of the library.
 
-    python tests/gpu/plugins/engine_v2.py libtango_tensorrt.so libtango_prune.so
+    python tests/gpu/plugins/engine_v2.py libtango_tensorrt.so libtango.so
 
 For TensorRT 8.6 and later with its builder; needs onnx and cuda-bindings, and neither pytest nor PyTorch.
 """
@@ -23,9 +23,9 @@ from tango_plugins.pruner import CudaPruner
 GRID, D = (14, 14), 256
 L = GRID[0] * GRID[1]
 
-#: Frames that the engine is built for, from one to the last, and those it is asked for: above 32 a segment of this
-#: video has its products in strips, and a shorter video must do with the workspace that the longest was given.
-MOST_FRAMES, FRAMES = 64, (64, 40, 33, 32, 12, 1)
+#: The engine is built for 1 to MAX_FRAMES frames. Above 32, inner products of a segment of this video come in strips. A
+#: shorter video must work with the workspace of the longest one.
+MAX_FRAMES, FRAMES = 64, (64, 40, 33, 32, 12, 1)
 ONNX_TYPES = {"features": onnx.TensorProto.FLOAT16}
 
 
@@ -42,7 +42,7 @@ def graph(params: PruneParams) -> bytes:
         onnx.helper.make_tensor_value_info("count", onnx.TensorProto.INT32, []),
     ]
     node = onnx.helper.make_node(op.NAME, list(op.INPUTS), list(op.OUTPUTS), name=op.NAME, domain=op.DOMAIN)
-    for name, value in op.node_attributes(params).items():  # an empty list of sinks must arrive as one
+    for name, value in op.node_attributes(params).items():  # typed, so that an empty list of sinks stays a list
         kind = {int: onnx.AttributeProto.INT, str: onnx.AttributeProto.STRING, list: onnx.AttributeProto.INTS}[
             type(value)
         ]
@@ -53,7 +53,7 @@ def graph(params: PruneParams) -> bytes:
 
 
 def build(logger: trt.Logger, model: bytes) -> bytes:
-    """A serialised engine for 1 to ``MOST_FRAMES`` frames."""
+    """A serialized engine for 1 to ``MAX_FRAMES`` frames."""
     builder = trt.Builder(logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH))
     parser = trt.OnnxParser(network, logger)
@@ -65,7 +65,7 @@ def build(logger: trt.Logger, model: bytes) -> bytes:
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, 1 << 30)
     profile = builder.create_optimization_profile()
     for name, rest in (("features", (L, D)), ("salience", (L,)), ("timestamps", ())):
-        profile.set_shape(name, (1, *rest), (12, *rest), (MOST_FRAMES, *rest))
+        profile.set_shape(name, (1, *rest), (12, *rest), (MAX_FRAMES, *rest))
     config.add_optimization_profile(profile)
     engine = builder.build_serialized_network(network, config)
     if engine is None:
@@ -83,7 +83,7 @@ def allocate(array: np.ndarray) -> DeviceArray:
 
 
 def read(memory: DeviceArray) -> np.ndarray:
-    """What device memory holds."""
+    """The contents of device memory."""
     array = np.empty(memory.shape, memory.dtype)
     to_host = cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost
     (error,) = cudart.cudaMemcpy(array.ctypes.data, memory.address, array.nbytes, to_host)
@@ -103,7 +103,7 @@ def video(F: int) -> dict[str, np.ndarray]:
 
 
 def compare(context: trt.IExecutionContext, params: PruneParams, F: int, core: Path) -> int:
-    """Runs a video of F frames in the engine and in the library; exits where a bit differs.
+    """Runs a video of F frames in the engine and in the library; exits if a bit differs.
 
     Returns:
         The number of tokens kept.
@@ -135,7 +135,7 @@ def compare(context: trt.IExecutionContext, params: PruneParams, F: int, core: P
 
 
 def main() -> None:
-    """Builds, runs and compares; exits with 1 and a sentence where something differs."""
+    """Builds, runs and compares; exits with 1 and a message if something differs."""
     plugin, core = (Path(argument).resolve() for argument in sys.argv[1:3])
     logger = trt.Logger(trt.Logger.INFO)
     registry = trt.get_plugin_registry()

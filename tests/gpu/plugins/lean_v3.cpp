@@ -2,7 +2,7 @@
 // makes the plugin from fields, configures shapes, enqueues, and compares with the C interface, bit by bit.
 //
 //   nvcc -std=c++17 -I TENSORRT/include -I plugins/tango_plugins/native/include tests/gpu/plugins/lean_v3.cpp \
-//        -Xlinker libnvinfer_lean.so.11 libtango_prune.so -ldl -o lean_v3 && ./lean_v3 libtango_tensorrt.so
+//        -Xlinker libnvinfer_lean.so.11 libtango.so -ldl -o lean_v3 && ./lean_v3 libtango_tensorrt.so
 #include <NvInfer.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
@@ -70,8 +70,9 @@ int main(int, char** arguments) {
     IPluginV3* plugin = creator->createPlugin("prune", &collection, TensorRTPhase::kBUILD);
     require(plugin != nullptr, "createPlugin");
     const PluginField wrong = {"budget", "none", PluginFieldType::kCHAR, 4};
-    const PluginFieldCollection wrongs = {1, &wrong};
-    require(creator->createPlugin("prune", &wrongs, TensorRTPhase::kBUILD) == nullptr, "a wrong field is refused");
+    const PluginFieldCollection wrongs = {1, &wrong}, no_grid = {1, fields};
+    require(creator->createPlugin("prune", &wrongs, TensorRTPhase::kBUILD) == nullptr, "a wrong field is rejected");
+    require(creator->createPlugin("prune", &no_grid, TensorRTPhase::kBUILD) == nullptr, "a missing grid is rejected");
     auto* build = static_cast<IPluginV3OneBuild*>(plugin->getCapabilityInterface(PluginCapabilityType::kBUILD));
 
     TangoPruneParams params;
@@ -98,10 +99,10 @@ int main(int, char** arguments) {
     require(build->configurePlugin(dynamic, 3, dynamic + 3, 3) == 0, "configurePlugin");
     require(build->getWorkspaceSize(dynamic, 3, dynamic + 3, 3) == bytes, "the same workspace");
 
-    // As an engine does: serialise the fields, make the plugin again from them.
+    // As an engine does: serialize the fields, make the plugin again from them.
     auto* runtime = static_cast<IPluginV3OneRuntime*>(plugin->getCapabilityInterface(PluginCapabilityType::kRUNTIME));
     IPluginV3* loaded = creator->createPlugin("prune", runtime->getFieldsToSerialize(), TensorRTPhase::kRUNTIME);
-    require(loaded != nullptr, "createPlugin from serialised fields");
+    require(loaded != nullptr, "createPlugin from serialized fields");
     runtime = static_cast<IPluginV3OneRuntime*>(loaded->getCapabilityInterface(PluginCapabilityType::kRUNTIME));
     require(runtime->onShapeChange(inputs, 3, outputs, 3) == 0, "onShapeChange");
 
@@ -123,7 +124,7 @@ int main(int, char** arguments) {
     const void* given[] = {x.pointer, a.pointer, t.pointer};
     void* wanted[] = {tokens[0].pointer, indices[0].pointer, count[0].pointer};
     require(runtime->enqueue(inputs, outputs, given, wanted, workspace.pointer, nullptr) == 0, "enqueue");
-    require(cudaDeviceSynchronize() == cudaSuccess, "synchronise");
+    require(cudaDeviceSynchronize() == cudaSuccess, "synchronize");
     const TangoPruneTensors tensors = {x.pointer,
                                        static_cast<float*>(a.pointer),
                                        static_cast<float*>(t.pointer),
@@ -133,7 +134,7 @@ int main(int, char** arguments) {
                                        nullptr,
                                        nullptr};
     require(tango_prune_enqueue(&shape, &params, &tensors, workspace.pointer, bytes, nullptr) == TANGO_OK, "direct");
-    require(cudaDeviceSynchronize() == cudaSuccess, "synchronise");
+    require(cudaDeviceSynchronize() == cudaSuccess, "synchronize");
     require(tokens[0].read() == tokens[1].read(), "the same tokens");
     require(indices[0].read() == indices[1].read(), "the same indices");
     require(count[0].read() == count[1].read(), "the same count");

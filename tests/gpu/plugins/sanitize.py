@@ -1,4 +1,4 @@
-"""A few small videos and tokens through every kernel, for compute-sanitizer.
+"""Runs every kernel on a few small inputs, for compute-sanitizer.
 
 compute-sanitizer --tool memcheck|racecheck|initcheck python -m tests.gpu.plugins.sanitize
 """
@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from tango_plugins import PruneParams
-from tests.gpu.plugins import test_activate
+from tests.gpu.plugins import test_activation
 from tests.gpu.plugins.device import Device
 from tests.gpu.plugins.test_decode import SHAPES, Decoder
 from tests.plugins.attentions import Pass, Shape
@@ -35,9 +35,9 @@ if __name__ == "__main__":
         assert Pass(shape, begin).enqueue() == 0
         torch.cuda.synchronize()
         print("attention", shape)
-    for name in test_activate.NAMES:
+    for name in test_activation.NAMES:
         for size in ((33, 64), (7, 13)):
-            a, b, y = test_activate.tensors(name, size, torch.float16)
-            assert test_activate.call(name, a, b, y) == 0
+            a, b, y = test_activation.tensors(name, size, torch.float16)
+            assert test_activation.call(name, a, b, y) == 0
             torch.cuda.synchronize()
             print(name, size)

@@ -1,4 +1,4 @@
-"""Attention of a pass of tokens on the GPU, against fp64."""
+"""Attention of a prefill on the GPU, against fp64."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 
 from tests.plugins.attentions import Pass, Shape, check, close
 
-#: Heads of the released decoders, and widths between those that there are kernels for.
+#: Heads of the released decoders, and values of head_dim between those that have kernels.
 SMALL, LARGE = (14, 2, 64), (28, 4, 128)
 CASES = [
     *(
@@ -22,7 +22,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("tokens", "heads", "begin"), CASES)
-def test_it_is_that_of_fp64(tokens, heads, begin):
+def test_attention_equals_fp64(tokens, heads, begin):
     check(Pass(Shape(tokens, *heads, begin + tokens + 100), begin, seed=tokens))
 
 
@@ -32,7 +32,7 @@ def test_all_tokens_of_a_video(heads):
 
 
 def test_scores_far_apart():
-    """As outliers make them: one key takes all of the weight, and weights of the others vanish."""
+    """As with outliers: one key takes all of the weight, and the others underflow."""
     check(Pass(Shape(300, *SMALL, 400), 50, scale=4.0))
 
 
@@ -43,11 +43,11 @@ def test_the_last_position_of_the_cache():
 def test_the_same_bits_every_time():
     found = Pass(Shape(659, *LARGE, 800), 40)
     assert found.enqueue() == 0
-    first = found.tensors["mixed"].clone()
+    first = found.tensors["attn_out"].clone()
     for _ in range(200):
-        found.tensors["mixed"].fill_(torch.nan)
+        found.tensors["attn_out"].fill_(torch.nan)
         assert found.enqueue() == 0
-        assert torch.equal(found.tensors["mixed"].view(torch.int16), first.view(torch.int16))
+        assert torch.equal(found.tensors["attn_out"].view(torch.int16), first.view(torch.int16))
 
 
 def test_a_graph_replays_it_at_another_position():
@@ -60,16 +60,16 @@ def test_a_graph_replays_it_at_another_position():
         for name, tensor in moved.tensors.items():
             found.tensors[name].copy_(tensor)
         graph.replay()
-        close(found.tensors["mixed"], moved.expected()[0], 3e-3)
+        close(found.tensors["attn_out"], moved.expected()[0], 3e-3)
 
 
-def test_what_overflowed_is_told():
+def test_an_overflow_is_visible():
     found = Pass(Shape(40, *SMALL, 100))
-    found.tensors["packed"][7, :64] = torch.inf
+    found.tensors["qkv"][7, :64] = torch.inf
     assert found.enqueue() == 0
-    mixed = found.tensors["mixed"]
-    assert mixed[7].isnan().any()
-    assert mixed[:7].isfinite().all()
+    attn_out = found.tensors["attn_out"]
+    assert attn_out[7].isnan().any()
+    assert attn_out[:7].isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -83,14 +83,14 @@ def test_what_overflowed_is_told():
         ({"head_dim": 272}, "head_dim is 272: it must be from 16 to 256"),
     ],
 )
-def test_what_it_cannot_take_is_refused_by_name(change, words):
+def test_a_wrong_shape_is_rejected_by_name(change, words):
     found = Pass(Shape(10, 4, 2, 64, 100))
     found.shape = Shape(**vars(found.shape) | change)
     assert found.enqueue() != 0
     assert words in found.library.tango_last_error().decode()
 
 
-def test_a_pointer_that_is_not_aligned_is_refused_by_name():
+def test_a_misaligned_pointer_is_rejected_by_name():
     found = Pass(Shape(10, 4, 2, 64, 100))
     assert found.enqueue(bias=found.tensors["bias"][1:]) != 0
     assert "bias is at" in found.library.tango_last_error().decode()

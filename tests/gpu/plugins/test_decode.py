@@ -1,4 +1,4 @@
-"""A step of decoding by the CUDA library against the same arithmetic in fp64, on random decoders."""
+"""Decode steps of the CUDA library on random decoders, against fp64."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ def positions(shape):
     return [p for p in known if p < shape.capacity - 1] + [shape.capacity - 1]
 
 
-def test_logits_and_new_rows_are_those_of_fp64(decoder):
+def test_logits_and_new_rows_equal_fp64(decoder):
     for position in positions(decoder.shape):
         check_step(decoder, position)
 
 
 @pytest.mark.parametrize("blocks", [1, 3, 8, 16, 84])
 @pytest.mark.parametrize("name", ["tests", "odd", "0.5b", "7b"])
-def test_a_smaller_gpu_shares_the_work_out_otherwise(name, blocks):
-    """As many blocks as an Orin Nano, an Orin and others have multiprocessors."""
+def test_fewer_blocks_give_the_same(name, blocks):
+    """As many blocks as an Orin Nano, an Orin and others have SMs."""
     decoder = Decoder(SHAPES[name], blocks=blocks)
     for position in (0, 64, 400):
         check_step(decoder, position)
@@ -52,7 +52,7 @@ def test_the_same_bits_every_time(decoder):
         assert torch.equal(decoder.step(embedding, position), wanted)
 
 
-def test_what_lies_behind_the_sequence_does_not_count(decoder):
+def test_cache_rows_after_the_position_are_not_read(decoder):
     embedding, position = decoder.embedding(), min(100, decoder.shape.capacity - 2)
     wanted = decoder.step(embedding, position)
     for rows in decoder.cache:
@@ -91,7 +91,7 @@ def test_a_graph_captures_it():
     assert torch.equal(decoder.logits, wanted)
 
 
-def test_ten_thousand_steps_one_behind_the_other():
+def test_ten_thousand_steps_in_a_row():
     decoder = Decoder(SHAPES["tests"])
     embedding = decoder.embedding()
     wanted = decoder.step(embedding, 300)
@@ -99,13 +99,13 @@ def test_ten_thousand_steps_one_behind_the_other():
     for i in range(10_000):
         decoder.enqueue(embedding, i % 300)
     assert torch.cuda.mem_get_info()[0] == free
-    assert not torch.equal(decoder.step(embedding, 300), wanted)  # other rows stand there now
+    assert not torch.equal(decoder.step(embedding, 300), wanted)  # the rows before it have changed
     cache = [rows.clone() for rows in decoder.cache]
     assert error(decoder.step(embedding, 300), reference(decoder, embedding, 300, cache)) < 2e-4
 
 
 def test_two_streams_at_once():
-    """Each step needs the whole GPU: they must wait for one another, and not each for the rest of it."""
+    """Each step needs the whole GPU, so the steps must run one after the other, without a deadlock."""
     decoders, streams = [Decoder(SHAPES["0.5b"], seed) for seed in (0, 1)], [torch.cuda.Stream() for _ in range(2)]
     embeddings = [decoder.embedding() for decoder in decoders]
     wanted = [decoder.step(embedding, 300) for decoder, embedding in zip(decoders, embeddings, strict=True)]
@@ -121,25 +121,25 @@ def test_two_streams_at_once():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"width": 72}, "width is 72: it must be a multiple of 16"),
+        ({"hidden_size": 72}, "hidden_size is 72: it must be a multiple of 16"),
         ({"heads": 3}, "heads is 3: it must be a multiple of kv_heads"),
         ({"head_dim": 512}, "head_dim is 512: it must be from 16 to 256"),
         ({"vocabulary": 449}, "vocabulary is 449: it must be from 1 to 448"),
         ({"layers": 0}, "layers is 0"),
     ],
 )
-def test_what_it_cannot_take_is_named(change, message):
+def test_a_wrong_shape_is_rejected_by_name(change, message):
     with pytest.raises(TangoError, match=message):
         Decoder(dataclasses.replace(SHAPES["tests"], **change))
 
 
-def test_more_blocks_than_the_gpu_has_are_refused():
+def test_more_blocks_than_sms_are_rejected():
     most = torch.cuda.get_device_properties(0).multi_processor_count
     with pytest.raises(TangoError, match=f"blocks is {most + 1}: it must be from 0 to {most}"):
         Decoder(SHAPES["tests"], blocks=most + 1)
 
 
-def test_a_position_outside_of_the_cache_is_refused():
+def test_a_position_outside_of_the_cache_is_rejected():
     decoder = Decoder(SHAPES["tests"])
     with pytest.raises(TangoError, match="position is 512: it must be from 0 to 511"):
         decoder.enqueue(decoder.embedding(), 512)

@@ -16,7 +16,7 @@ WIDTHS = [2, 6, 18, 30, 64, 126, 200, 512, 896]
 
 
 def random_case(seed):
-    """A video of any shape and structure, and parameters; videos stay below 50,000 values times tokens squared."""
+    """A random video of any shape and structure, and parameters."""
     rng = np.random.default_rng(seed)
     grid = GRIDS[rng.integers(len(GRIDS))]
     frames = int(rng.integers(1, 17 if grid[0] > 8 else 33))
@@ -57,7 +57,7 @@ def compare(found, wanted, D):
 
 
 @pytest.mark.parametrize(("precision", "common", "agreeing"), [("exact", 0.999, 0.995), ("fast", 0.98, 0.95)])
-def test_two_hundred_random_videos_give_what_the_reference_gives(precision, common, agreeing):
+def test_two_hundred_random_videos_match_the_reference(precision, common, agreeing):
     kept = shared = values = 0.0
     for seed in range(200):
         clip, params = random_case(seed)
@@ -130,7 +130,7 @@ def test_the_largest_videos(frames, grid, width, options, dtype):
     assert in_common(prune(*clip, params, "fast"), wanted) >= 0.98
 
 
-def test_a_long_video_is_worked_through_in_strips():
+def test_a_long_video_is_processed_in_strips():
     clip = video(40, (14, 14), 64, seed=1, moving=1.0, noise=0.02, dtype=np.float16)
     params = PruneParams(segment_threshold=-1.0, static_threshold=1.0)
     device = Device(*clip, params, "exact")

@@ -1,4 +1,4 @@
-"""Each step on the GPU, fed what the reference made of the step before: equal but where quantities nearly tie."""
+"""Each step on the GPU, with the reference's result of the step before: equal except where values nearly tie."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class Pool:
     salience: np.ndarray | None = None
 
 
-class Stages:
-    """What the reference makes of each step, in the GPU's terms: flat tokens, pool numbers."""
+class ReferenceSteps:
+    """The reference's result of each step, with the GPU's flat token indices and pool numbers."""
 
     def __init__(self, X, A, t, params):
         F, L, _ = X.shape
@@ -87,8 +87,8 @@ class Stages:
         order = np.argsort(-pool.salience, kind="stable")
         return pool.tokens[order[: math.floor(self.params.expansion * pool.budget)]]
 
-    def worked(self):
-        """The merge pools that density peaks are found in, with their first entry in the context list."""
+    def merged_pools(self):
+        """The merge pools that need density peaks, with the index of their first context entry."""
         first = 0
         for pool in self.merges:
             if 0 < pool.budget < len(pool.tokens):
@@ -105,7 +105,7 @@ def test_every_step_follows_from_the_one_before(precision):
         clip, params = random_case(seed)
         X = clip[0]
         F, L, D = X.shape
-        N, want, device = F * L, Stages(*clip, params), Device(*clip, params, precision)
+        N, want, device = F * L, ReferenceSteps(*clip, params), Device(*clip, params, precision)
         padded, ld = -(-D // 64) * 64, -(-N // 32) * 32
 
         device.run(ROTATE, ROTATE)
@@ -156,9 +156,9 @@ def test_every_step_follows_from_the_one_before(precision):
 
         described = device.read("merge_pool", np.int32, 2 * F, 7)
         gram = device.read("gram", np.float32, N, ld)
-        norm, spread = (device.read(name, np.float32, N + 16 * F) for name in ("norm", "spread"))
+        norm, spread = (device.read(name, np.float32, N + 16 * F) for name in ("norm", "knn_mean_sq_dist"))
         distances, densities, spread_ = {}, {}, spread.copy()
-        for first, pool in want.worked():
+        for first, pool in want.merged_pools():
             n, k, aligned = len(pool.tokens), min(params.neighbors, len(pool.tokens) - 1), described[pool.number, 6]
             assert described[pool.number, :3].tolist() == [first, n, pool.budget], seed
             D2 = distances[pool.number] = ref.squared_distances(want.flat[pool.tokens])
@@ -172,11 +172,11 @@ def test_every_step_follows_from_the_one_before(precision):
             ), seed
             spread_[aligned : aligned + n] = -np.log(densities[pool.number])
 
-        device.write("spread", spread_)
+        device.write("knn_mean_sq_dist", spread_)
         device.run(DELTA, DELTA)
         score = device.read("score", np.float32, N)
         scores = score.copy()
-        for first, pool in want.worked():
+        for first, pool in want.merged_pools():
             n = len(pool.tokens)
             wanted = densities[pool.number] * ref.deltas(distances[pool.number], densities[pool.number])
             # Where densities tie in fp32, another token is the denser one: delta may be anything.
@@ -188,13 +188,13 @@ def test_every_step_follows_from_the_one_before(precision):
         device.write("score", scores)
         device.run(ANCHORS, ANCHORS)
         listed = device.read("anchors", np.int32, N)
-        for first, pool in want.worked():
+        for first, pool in want.merged_pools():
             by_score = np.argsort(-scores[first : first + len(pool.tokens)], kind="stable")[: pool.budget]
             assert listed[first : first + pool.budget].tolist() == by_score.tolist(), seed
 
         device.run(OWNERS, OWNERS)
         owner = device.read("owner", np.int32, N)
-        for first, pool in want.worked():
+        for first, pool in want.merged_pools():
             n, D2 = len(pool.tokens), distances[pool.number]
             centers = np.sort(listed[first : first + pool.budget])
             mine = owner[first : first + n]

@@ -23,7 +23,7 @@ def write(folder: Path) -> Path:
     work = folder / "heads.work"
     work.mkdir(parents=True)
     llava, siglip = make(work, "llava-hf", Shape(**HEADS, image=112))
-    made = export(Request(checkpoint=str(llava), siglip=str(siglip), output=folder / "heads", context=4096, fused=True))
+    made = export(Request(checkpoint=str(llava), salience=str(siglip), output=folder / "heads", context=4096))
     shutil.rmtree(work)
     return made
 

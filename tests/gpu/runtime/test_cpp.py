@@ -98,8 +98,8 @@ def test_it_stops_where_the_model_does(program, clip, complete):
     [
         ("tokens 40", "tokens 4000", "positions, the decoder holds", "--max-new-tokens"),
         ("tokens 40", "tokens 0", "tokens of the clip: 0", "--max-new-tokens"),
-        ("stop ", "halt ", "does not tell stop", "prepare.py"),
-        ("seconds ", "seconds 0 ", "frames.raw has not", "prepare.py"),
+        ("stop ", "halt ", "the clip has no stop", "prepare.py"),
+        ("seconds ", "seconds 0 ", "frames.raw does not have", "prepare.py"),
         ("/decoder-", "/other-", "cannot be read", "prepare.py"),
     ],
 )

@@ -7,7 +7,7 @@ import pytest
 
 from tango_plugins import TangoError
 from tango_runtime.backends.cuda.device import Buffer, Event, HostPool, Pool, Stream, rows
-from tango_runtime.backends.cuda.kv_cache import Cache
+from tango_runtime.backends.cuda.kv_cache import KVCache
 from tango_runtime.backends.cuda.logits import DeviceLogits
 
 
@@ -51,24 +51,26 @@ def test_rows_are_appended_in_their_places(stream, pool, heads, width, capacity)
         [TensorSpec(f"{name}{i}", "float16", (heads, axis, width)) for i in range(layers)]
         for name, axis in (("past", "P"), ("new", "N"))
     )
-    cache = Cache(cached, new, capacity, pool, stream)
-    cache.clear(capacity)
+    cache = KVCache(cached, new, capacity, in_place=False, stream=stream, released=lambda cache: None)
     wanted, length = np.zeros((layers, heads, capacity, width), np.float16), 0
     for tokens in (7, 1, 5, 1, 2):
-        room = cache.room(tokens)
+        room = cache.room(tokens, pool)
         assert all(memory.address % 256 == 0 for memory in (*room.values(), *cache.held(1).values()))
         values = rng.standard_normal((layers, heads, tokens, width)).astype(np.float16)
         for memory, value in zip(room.values(), values, strict=True):
             stream.upload(value, memory)
-        cache.append(room, length)
+        cache.fill(room, tokens)
         wanted[:, :, length : length + tokens] = values
         length += tokens
         found = np.stack([stream.download(memory) for memory in cache.held(length).values()])
         np.testing.assert_array_equal(found, wanted)
-    cache.clear(9)
-    wanted[:, :, :9] = 0
+    cache.rewind(9)
+    wanted[:, :, 9:] = 0
     found = np.stack([stream.download(memory) for memory in cache.held(length).values()])
     np.testing.assert_array_equal(found, wanted)
+    cache.grow(2 * capacity)
+    found = np.stack([stream.download(memory) for memory in cache.held(length).values()])
+    np.testing.assert_array_equal(found, np.concatenate((wanted, np.zeros_like(wanted)), 2))
 
 
 def test_a_graph_does_again_what_was_recorded(stream, pool):

@@ -1,4 +1,4 @@
-"""The CUDA library's kernels, compiled for a CPU: a thread for each of the GPU's."""
+"""Compiles kernels of the CUDA library for a CPU: one thread per GPU thread (README.md)."""
 
 from __future__ import annotations
 
@@ -12,32 +12,47 @@ from tango_plugins.native_library import NATIVE
 
 HERE = Path(__file__).parent
 
-#: What each library has of the CUDA library's sources; what these include lies here, or where it lies there.
+#: What can be emulated; the ONNX Runtime operators need attention and activation.
 SOURCES = {
-    "decode": ["decode/decode.cu", "decode/step.cuh", "decode/product.cuh", "decode/attend.cuh"],
-    "attention": ["attention.cu"],
-    "activate": ["activate.cu"],
-    "operators": [],
+    "decode": "src/decode/decode.cu",
+    "attention": "src/attention/prefill.cu",
+    "activation": "src/elementwise/activation.cu",
+    "argmax": "src/elementwise/argmax.cu",
+    "operators": "adapters/onnxruntime/operators.cpp",
+    "faults": HERE / "faults.cu",
 }
+COMMON = ("src/common/check.cpp", "src/common/device.cu", "src/common/library.cpp", HERE / "cuda_runtime.cpp")
 
 
-def compiled(folder, *names, flags=()):
-    """A library of kernels as they are, but for what is below C++.
+def compiled(
+    folder: Path, *names: str, sms: int = 16, shared_bytes: int = 227 << 10, flags: tuple[str, ...] = ()
+) -> Path:
+    """Builds a shared library of unmodified sources.
 
     Args:
         folder: Where it is built.
-        names: Of ``SOURCES``, ``decode`` or ``attention`` first.
-        flags: More flags of the compiler.
+        names: Keys of ``SOURCES``.
+        sms: SMs of the emulated GPU.
+        shared_bytes: Largest shared memory of a block on it.
+        flags: More flags for the host compiler.
+
+    Returns:
+        The library.
     """
     if shutil.which("nvcc") is None:
         pytest.skip("nvcc is not on the PATH")
-    for name in names:
-        for source in SOURCES[name]:
-            shutil.copy(NATIVE / "src" / source, folder)
-    # Attributes and pragmas that only a GPU's compiler knows are passed over.
+    # The host compiler does not know CUDA's attributes and pragmas.
     host = ",".join(("-fPIC", "-pthread", "-Wall", "-Werror", "-Wno-attributes", "-Wno-unknown-pragmas", *flags))
     command = ["nvcc", "-x", "c++", "-std=c++20", "-O1", "-shared", "-cudart", "none", "-Xcompiler", host]
-    include = [f"-I{path}" for path in (HERE, folder, NATIVE / "src", NATIVE / "include")]
-    sources = [str(HERE / f"{name}.cpp") for name in names]
-    subprocess.run([*command, *include, *sources, "-o", str(folder / "library.so")], check=True)
-    return folder / "library.so"
+    defines = {
+        "TANGO_PLATFORM_HEADER": '"platform.h"',
+        "TANGO_ONNXRUNTIME_PROVIDER": '"CPUExecutionProvider"',
+        "TANGO_EMULATED_SMS": sms,
+        "TANGO_EMULATED_SHARED_BYTES": shared_bytes,
+    }
+    command += [f"-D{name}={value}" for name, value in defines.items()]
+    command += [f"-I{path}" for path in (HERE, NATIVE / "src", NATIVE / "include")]
+    sources = [NATIVE / source for source in (*COMMON, *(SOURCES[name] for name in names))]
+    library = folder / "library.so"
+    subprocess.run([*command, *map(str, sources), "-o", str(library)], check=True)
+    return library

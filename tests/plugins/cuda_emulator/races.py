@@ -1,17 +1,34 @@
-"""A kernel on threads, for a library that ThreadSanitizer watches: it ends the process with 66 if two threads touch the
-same memory, one of them to write, with no barrier between."""
+"""Runs a kernel of a library compiled for ThreadSanitizer, which ends the process with exit code 66 on a data race."""
 
+import ctypes
 import sys
 from pathlib import Path
 
-from tango_plugins.decoder import DecoderShape
-from tests.plugins.attentions import Pass, Shape, check
-from tests.plugins.decoders import EPS, Decoder, check_step
+
+def decode(library):
+    from tango_plugins.decoder import DecoderShape
+    from tests.plugins.decoders import EPS, Decoder, check_step
+
+    shape = DecoderShape(2, 32, 4, 2, 16, 96, 100, 112, 200, EPS)
+    check_step(Decoder(shape, library=library, blocks=2, device="cpu"), 150)
+
+
+def attention(library):
+    from tests.plugins.attentions import Pass, Shape, check
+
+    check(Pass(Shape(40, 4, 1, 64, 400), 260, path=library, device="cpu"))
+
+
+def reverse(library, fault):
+    numbers, reversed_numbers = (ctypes.c_float * 256)(), (ctypes.c_float * 256)()
+    ctypes.CDLL(str(library)).emulator_reverse(numbers, reversed_numbers, fault)
+
 
 if __name__ == "__main__":
-    name, library = sys.argv[1], Path(sys.argv[2])
-    if name == "decode":
-        shape = DecoderShape(2, 32, 4, 2, 16, 96, 100, 112, 200, EPS)
-        check_step(Decoder(shape, library=library, blocks=2, device="cpu"), 150)
-    else:
-        check(Pass(Shape(40, 4, 1, 64, 400), 260, path=library, device="cpu"))
+    cases = {
+        "decode": decode,
+        "attention": attention,
+        "no fault": lambda library: reverse(library, 0),
+        "no barrier": lambda library: reverse(library, 2),
+    }
+    cases[sys.argv[1]](Path(sys.argv[2]))

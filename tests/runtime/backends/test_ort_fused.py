@@ -24,20 +24,18 @@ QUESTION = "What happens in the video?"
 
 @pytest.fixture(scope="module")
 def fused(responsive_checkpoint, tmp_path_factory):
-    """``fused("fp32")``: a bundle with fused graphs; ``tango-export --fused`` writes them in fp16 only."""
-    from tango_export.export import DTYPES, find_preset, open_model
-    from tango_export.fused import write_fused_graph
+    """``fused("fp32")``: a bundle with device graphs; ``tango-export`` writes them in fp16 only."""
+    from tango_export.export import DTYPES, find_preset, open_model, write_device_graphs
 
     @cache
     def made(dtype):
         llava, bundle = responsive_checkpoint(dtype=dtype)
         folder = shutil.copytree(bundle, tmp_path_factory.mktemp("fused") / dtype)
         manifest = Bundle.load(folder).manifest
-        model = open_model(find_preset("llava-ov")[0], str(llava), str(llava.parent / "siglip"), DTYPES[dtype], 2048)
-        graphs, files = dict(manifest.graphs), dict(manifest.files)
-        for graph in model.graphs:
-            graphs[graph.name] = spec = write_fused_graph(graph, folder, 2048)
-            files[spec.device.file] = describe(folder / spec.device.file)
+        model = open_model(find_preset("llava-ov")[0], str(llava), str(llava.parent / "siglip"), 2048)
+        graphs = manifest.graphs | write_device_graphs(folder, model, manifest.graphs, DTYPES[dtype])
+        devices = [spec.device.file for spec in graphs.values() if spec.device]
+        files = manifest.files | {file: describe(folder / file) for file in devices}
         write_manifest(folder, replace(manifest, graphs=graphs, files=files))
         return folder
 

@@ -58,6 +58,11 @@ def test_only_the_answer_is_on_standard_output(run, llm, clip):
     assert stages == ["video", "vision", "prune", "prefill", "decode"]
 
 
+def test_quiet_shows_only_the_answer(run, llm, clip):
+    answer = llm.generate(clip, QUESTION, max_new_tokens=16)
+    assert run("--max-new-tokens", 16, "--quiet") == (0, answer.text + "\n", "")
+
+
 def test_options_reach_the_pipeline(run, llm, clip):
     options = {"frames": 6, "retention_ratio": 0.5, "max_new_tokens": 8, "temperature": 2.0, "top_p": 0.9, "seed": 5}
     flags = [text for name, value in options.items() for text in (f"--{name.replace('_', '-')}", value)]

@@ -223,8 +223,8 @@ def test_the_verdict_is_the_exit_code(capsys):
     code, out, _ = _tango(capsys, "--model", "llava-ov-7b", "--device", "orin-nx-16gb")
     assert code == 1
     assert "does not fit" in out
-    assert "would fit with --decoder int8, or as it is on agx-orin-32gb" in out
-    assert "of the same compute capability" in out
+    assert "would fit with --decoder int8, or unchanged on agx-orin-32gb" in out
+    assert "which has the same compute capability" in out
 
 
 def test_json_has_the_figures(capsys):

@@ -11,10 +11,11 @@ from numpy.typing import DTypeLike, NDArray
 
 from tango_plugins import TangoError, native_library
 from tango_plugins.device_array import DeviceArray
-from tango_runtime.backends.cuda.device import Stream, cudart
+from tango_plugins.structs import TangoArgmax
+from tango_runtime.backends.cuda.device import Stream
 
-#: TangoGreatest of tango/argmax.h.
-ARGMAX = np.dtype([("index", np.int32), ("value", np.float32)])
+#: TangoArgmax of tango/argmax.h.
+ARGMAX = np.dtype(TangoArgmax)
 
 
 class DeviceLogits:
@@ -50,14 +51,11 @@ def enqueue_argmax(values: DeviceArray, best: DeviceArray, stream: Stream) -> No
     Raises:
         TangoError: There is no CUDA library, or CUDA failed.
     """
-    status = _function()(values.address, values.shape[0], best.address, stream.handle)
-    if status:
-        name = cudart().cudaError_t(status).name
-        raise TangoError(f"CUDA failed while looking for the greatest logit: {name}", "see: tango doctor")
+    library = _library()
+    if library.tango_argmax_enqueue(values.address, values.shape[0], best.address, stream.handle) != 0:
+        raise TangoError(f"greedy sampling failed: {library.tango_last_error().decode()}", "see: tango doctor")
 
 
 @cache
-def _function() -> Any:
-    function = native_library.load().tango_argmax_enqueue
-    function.argtypes = [ctypes.c_void_p, ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p]
-    return function
+def _library() -> ctypes.CDLL:
+    return native_library.load()

@@ -126,7 +126,7 @@ def _shape(manifest: Manifest, weights: Weights, capacity: int) -> DecoderShape:
     spec, layer = manifest.decoder, "layers.0"
     return DecoderShape(
         layers=spec.layers,
-        width=spec.hidden_size,
+        hidden_size=spec.hidden_size,
         heads=weights[f"{layer}.self_attn.o_proj.weight"].shape[0] // spec.head_dim,
         kv_heads=spec.kv_heads,
         head_dim=spec.head_dim,

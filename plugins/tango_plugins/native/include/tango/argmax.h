@@ -1,26 +1,22 @@
-/* Greedy sampling on an NVIDIA GPU: the greatest of a row of logits, so that eight bytes cross to the host and not all
- * of them.
- */
+/* Greedy sampling on an NVIDIA GPU: index and value of the largest logit, so that only 8 bytes go to the host. */
 #ifndef TANGO_ARGMAX_H
 #define TANGO_ARGMAX_H
 
-#include <stdint.h>
-
-#include "tango/prune.h"
+#include "tango/common.h"
 
 #ifdef __cplusplus
 extern "C" {
 #endif
 
-/* Among equal values the lower index wins; NaN counts as greater than any number, so that it is not overlooked. */
-typedef struct TangoGreatest {
+/* The lower index wins ties. NaN counts as larger than any number, so that the caller sees it. */
+typedef struct TangoArgmax {
     int32_t index;
     float value;
-} TangoGreatest;
+} TangoArgmax;
 
-/* Enqueues the search on a stream (a cudaStream_t): one kernel, which a CUDA graph can capture. `values` [size] and
- * `greatest` [1] are device memory, size at least 1. Returns a cudaError_t, 0 where all is well. */
-TANGO_API int tango_argmax_enqueue(const float* values, int32_t size, TangoGreatest* greatest, void* stream);
+/* Enqueues one kernel on a stream (a cudaStream_t); a CUDA graph can capture it. `values` [size] and `argmax` [1] are
+ * device memory; size is at least 1. Returns a TangoStatus. */
+TANGO_API int tango_argmax_enqueue(const float* values, int32_t size, TangoArgmax* argmax, void* stream);
 
 #ifdef __cplusplus
 }

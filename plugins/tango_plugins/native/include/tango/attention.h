@@ -1,42 +1,40 @@
-/* Attention of a pass of tokens over a cache of keys and values, which theirs are appended to: grouped queries, rotary
- * angles, each token attends to itself and to those before it. Two kernels, which a CUDA graph can capture.
+/* Attention of a prefill on an NVIDIA GPU: several tokens attend to a KV cache, which their keys and values are
+ * appended to. Causal, with grouped queries (GQA) and rotary embedding. Two kernels; a CUDA graph can capture them.
  */
 #ifndef TANGO_ATTENTION_H
 #define TANGO_ATTENTION_H
 
-#include <stdint.h>
-
-#include "tango/prune.h"
+#include "tango/common.h"
 
 #ifdef __cplusplus
 extern "C" {
 #endif
 
-#define TANGO_MAX_HEAD_WIDTH 256
+#define TANGO_MAX_HEAD_DIM 256
 
 typedef struct TangoAttentionShape {
-    int32_t tokens;     /* of the pass, T */
-    int32_t heads;      /* of the queries, H: a multiple of kv_heads */
-    int32_t kv_heads;   /* of the cache, G */
-    int32_t head_width; /* of one head, d: a multiple of 16, at most TANGO_MAX_HEAD_WIDTH */
-    int32_t capacity;   /* positions that the cache has room for, P */
+    int32_t tokens;   /* new tokens, T */
+    int32_t heads;    /* query heads, H: a multiple of kv_heads */
+    int32_t kv_heads; /* KV heads, G */
+    int32_t head_dim; /* d: a multiple of 16, at most TANGO_MAX_HEAD_DIM */
+    int32_t capacity; /* positions that the cache can hold, P */
 } TangoAttentionShape;
 
-/* Device memory, contiguous, fp16 unless it is said; all but `last` aligned to 16 bytes. A head is rotated by halves:
- * its dimensions i and d / 2 + i together, by the angle whose cosine and sine are at [position, i]. */
+/* Contiguous device memory, fp16 unless noted; all but `last` is aligned to 16 bytes. The rotary embedding pairs
+ * dimensions i and d / 2 + i of a head. Cosine and sine of a pair's angle are at [position, i]. */
 typedef struct TangoAttentionTensors {
-    const void* packed;  /* [T, (H + 2 G) d]: queries, keys and values of each token */
+    const void* qkv;     /* [T, (H + 2 G) d]: query, key and value of each token, without bias */
     const void* bias;    /* [(H + 2 G) d], added to them */
-    const int32_t* last; /* [1] int32, the position of the last token: T - 1 to P - 1 */
-    const void* cosines; /* [P, d / 2] or longer */
-    const void* sines;   /* likewise */
-    void* keys;          /* [G, P, d]: rows up to `last` - T are read, the T behind them are written */
-    void* values;        /* likewise */
-    void* mixed;         /* [T, H d], written: the values, mixed */
+    const int32_t* last; /* [1] int32, position of the last token, from T - 1 to P - 1 */
+    const void* cosines; /* [at least P, d / 2] */
+    const void* sines;   /* as cosines */
+    void* keys;          /* [G, P, d]: rows up to `last` - T are read, the next T are written */
+    void* values;        /* as keys */
+    void* attn_out;      /* [T, H d], written */
 } TangoAttentionTensors;
 
-/* Enqueues it on a stream (a cudaStream_t). Scores, softmax and sums are fp32; weights are rounded to fp16 before they
- * multiply values. */
+/* Enqueues it on a stream (a cudaStream_t) and returns a TangoStatus. Scores, softmax and accumulators are fp32; the
+ * softmax weights are rounded to fp16 for their product with the values. */
 TANGO_API int tango_attention_enqueue(const TangoAttentionShape* shape, const TangoAttentionTensors* tensors,
                                       void* stream);
 

@@ -1,65 +1,68 @@
-/* One step of decoding on an NVIDIA GPU: a Qwen2 decoder takes one token and gives the logits of the next.
+/* One decode step on an NVIDIA GPU: a Qwen2 decoder takes one token and returns the logits of the next one.
  *
- * A step reads every weight once and computes next to nothing, so its time is that of the memory. All of it is one
- * kernel, whose blocks stay on their multiprocessors from the first layer to the head and fetch what the next product
- * needs while they wait for each other. The same inputs give the same bits on the same GPU.
+ * A step reads every weight once and computes little, so memory bandwidth bounds it. The whole step is one kernel. Its
+ * blocks stay on their SMs from the first layer to the LM head, and prefetch the next weights while they wait for each
+ * other. The same inputs give the same bits on the same GPU.
  */
 #ifndef TANGO_DECODE_H
 #define TANGO_DECODE_H
 
-#include "tango/prune.h"
+#include "tango/common.h"
 
 #ifdef __cplusplus
 extern "C" {
 #endif
 
-/* Dimensions. All widths of matrices are multiples of 16. */
+/* Dimensions; hidden_size, head_dim, intermediate and head_columns are multiples of 16. */
 typedef struct TangoDecodeShape {
     int32_t layers;
-    int32_t width;        /* D, of embeddings */
-    int32_t heads;        /* a multiple of kv_heads */
-    int32_t kv_heads;     /* of the key/value cache */
-    int32_t head_width;   /* of one head, at most 256 */
-    int32_t intermediate; /* of the MLP */
-    int32_t vocabulary;   /* logits that are computed */
-    int32_t head_columns; /* columns of the head's matrix, at least as many; the others are padding */
-    int32_t capacity;     /* positions of the cache */
-    int32_t blocks;       /* thread blocks, at most as many as multiprocessors; 0: as many */
+    int32_t hidden_size;  /* D */
+    int32_t heads;        /* query heads, a multiple of kv_heads */
+    int32_t kv_heads;     /* heads of the KV cache */
+    int32_t head_dim;     /* at most 256 */
+    int32_t intermediate; /* width of the MLP */
+    int32_t vocabulary;   /* logits to compute */
+    int32_t head_columns; /* columns of the LM head's matrix, at least vocabulary; the rest is padding */
+    int32_t capacity;     /* positions of the KV cache */
+    int32_t blocks;       /* thread blocks, at most one per SM; 0: one per SM */
     float norm_eps;
 } TangoDecodeShape;
 
-/* One layer, all of it in device memory and aligned to 16 bytes, as is the array. Matrices are fp16 [in, out]. */
+/* One layer. Its tensors, and the array of layers, are device memory aligned to 16 bytes. Matrices are fp16 [in, out].
+ */
 typedef struct TangoDecodeLayer {
-    const float* attention_norm; /* [width] */
-    const void* qkv;             /* [width, (heads + 2 kv_heads) head_width]: query, key and value side by side */
-    const void* qkv_bias;        /* fp16, as many */
-    const void* out;             /* [heads head_width, width] */
-    const float* mlp_norm;       /* [width] */
-    const void* gate;            /* [width, intermediate] */
-    const void* up;              /* likewise */
-    const void* down;            /* [intermediate, width] */
-    void* keys;                  /* fp16 [kv_heads, capacity, head_width], rotated */
-    void* values;                /* likewise, not rotated */
+    const float* attention_norm; /* [hidden_size] */
+    const void* qkv;             /* [hidden_size, (heads + 2 kv_heads) head_dim]: query, key and value */
+    const void* qkv_bias;        /* fp16 [(heads + 2 kv_heads) head_dim] */
+    const void* out;             /* [heads head_dim, hidden_size] */
+    const float* mlp_norm;       /* [hidden_size] */
+    const void* gate;            /* [hidden_size, intermediate] */
+    const void* up;              /* [hidden_size, intermediate] */
+    const void* down;            /* [intermediate, hidden_size] */
+    void* keys;                  /* fp16 [kv_heads, capacity, head_dim], rotated */
+    void* values;                /* fp16 [kv_heads, capacity, head_dim], not rotated */
 } TangoDecodeLayer;
 
 typedef struct TangoDecodeTensors {
-    const TangoDecodeLayer* layers; /* [layers], in device memory itself */
-    const float* frequencies;       /* [head_width / 2], of the rotary embedding: radians a position */
-    const float* norm;              /* [width] */
-    const void* head;               /* fp16 [width, head_columns] */
-    const void* embedding;          /* fp16 [width], of the token */
+    const TangoDecodeLayer* layers; /* [layers], an array in device memory */
+    const float* frequencies;       /* [head_dim / 2] of the rotary embedding, radians per position */
+    const float* norm;              /* [hidden_size] */
+    const void* head;               /* fp16 [hidden_size, head_columns], the LM head */
+    const void* embedding;          /* fp16 [hidden_size] of the token */
     float* logits;                  /* [vocabulary], written */
 } TangoDecodeTensors;
 
-/* Bytes of device memory that `tango_decode_enqueue` needs on the current device. */
+/* Bytes of device memory that `tango_decode_enqueue` needs on the current device. Returns a TangoStatus. */
 TANGO_API int tango_decode_workspace(const TangoDecodeShape* shape, size_t* bytes);
 
-/* Enqueues a step on a stream (a cudaStream_t): one cooperative kernel, which takes the whole GPU.
+/* Enqueues a step on a stream (a cudaStream_t) as one cooperative kernel; returns a TangoStatus.
  *
- * `position` is that of the token, from 0 to capacity - 1: cache rows before it are read, row `position` is written.
- * `workspace` is aligned to 256 bytes, zero before the first step, and left alone between steps. */
+ * `position` is the token's row in the KV cache, from 0 to capacity - 1: the step reads the rows before it and writes
+ * row `position`. `rotation` is the position of its rotary angles, from 0 to 2^24: equal to `position`, unless the model
+ * numbers its tokens otherwise, as M-RoPE does. `workspace` is aligned to 256 bytes, zero before the first step, and
+ * untouched between steps. */
 TANGO_API int tango_decode_enqueue(const TangoDecodeShape* shape, const TangoDecodeTensors* tensors, int32_t position,
-                                   void* workspace, size_t workspace_bytes, void* stream);
+                                   int32_t rotation, void* workspace, size_t workspace_bytes, void* stream);
 
 #ifdef __cplusplus
 }

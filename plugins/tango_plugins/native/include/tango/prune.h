@@ -1,48 +1,30 @@
-/* The Tango operator (arXiv 2604.09547) on an NVIDIA GPU: the C interface.
+/* The Tango operator (arXiv 2604.09547) on an NVIDIA GPU: prunes the visual tokens of a video.
  *
- * Prunes the visual tokens of a video. Every host (TensorRT plugin, Python, C++) calls these functions and nothing
- * else. `tango_prune_enqueue` only launches kernels: it allocates nothing, never synchronises and reads nothing back,
- * so it can be captured in a CUDA graph. The same inputs give the same bits on the same GPU.
+ * `tango_prune_enqueue` only launches kernels: it allocates nothing, never synchronizes and reads nothing back. So a
+ * CUDA graph can capture it. The same inputs give the same bits on the same GPU. Every function that can fail returns a
+ * TangoStatus.
  */
 #ifndef TANGO_PRUNE_H
 #define TANGO_PRUNE_H
 
-#include <stddef.h>
-#include <stdint.h>
-
-#if defined(__GNUC__)
-#define TANGO_API __attribute__((visibility("default")))
-#else
-#define TANGO_API
-#endif
+#include "tango/common.h"
 
 #ifdef __cplusplus
 extern "C" {
 #endif
 
-/* Raised whenever a struct below changes: a caller compares it with `tango_prune_interface()`. */
-#define TANGO_PRUNE_INTERFACE 1
-
-#define TANGO_MAX_FRAMES 256           /* F */
+#define TANGO_MAX_FRAMES 256            /* F */
 #define TANGO_MAX_TOKENS_PER_FRAME 1024 /* L */
 #define TANGO_MAX_WIDTH 8192            /* D */
-#define TANGO_MAX_NEIGHBORS 64         /* k */
+#define TANGO_MAX_NEIGHBORS 64          /* k */
 
-typedef enum TangoStatus {
-    TANGO_OK = 0,
-    TANGO_BAD_ARGUMENT = 1,  /* a shape, parameter or pointer that the operator cannot take */
-    TANGO_SMALL_WORKSPACE = 2,
-    TANGO_CUDA_ERROR = 3
-} TangoStatus;
-
-typedef enum TangoDtype { TANGO_FP16 = 0, TANGO_FP32 = 1 } TangoDtype;
 typedef enum TangoMergeOrder { TANGO_MERGE_ANCHOR = 0, TANGO_MERGE_DENSITY = 1 } TangoMergeOrder;
 typedef enum TangoBudget { TANGO_BUDGET_PAPER = 0, TANGO_BUDGET_EXACT = 1 } TangoBudget;
 
-/* fast rounds rotated features to fp16 before inner products; exact keeps squared distances to 1e-6. */
+/* Fast rounds rotated features to fp16 for inner products; exact keeps squared distances to 1e-6. */
 typedef enum TangoPrecision { TANGO_FAST = 0, TANGO_EXACT = 1 } TangoPrecision;
 
-/* Ratios and thresholds are integers in ten-thousandths: as fp32 even the default budgets would come out wrong. */
+/* Ratios and thresholds are integers in ten-thousandths: with fp32 even the default budgets would come out wrong. */
 typedef struct TangoPruneParams {
     int32_t retention_ratio;       /* r, 1 to 10000 */
     int32_t context_ratio;         /* c, 0 to 10000 */
@@ -70,7 +52,7 @@ typedef struct TangoPruneShape {
     int32_t dtype;            /* TangoDtype of features and tokens */
 } TangoPruneShape;
 
-/* Device pointers, contiguous, row-major; features and tokens aligned to 16 bytes. */
+/* Device pointers, contiguous, row-major; features and tokens are aligned to 16 bytes. */
 typedef struct TangoPruneTensors {
     const void* features;    /* [F, L, D] */
     const float* salience;   /* [F, L] */
@@ -82,28 +64,20 @@ typedef struct TangoPruneTensors {
     int32_t* segments;       /* [F, 2], first frame and one past the last; -1 past the last segment; may be null */
 } TangoPruneTensors;
 
-/* Fills in the defaults of the paper and its authors' code for a grid: their sinks on 14 x 14, none elsewhere. */
+/* Sets the defaults of the paper and its authors' code, for a token grid and without sinks: those belong to a model. */
 TANGO_API void tango_prune_defaults(int32_t grid_rows, int32_t grid_columns, TangoPruneParams* params);
 
 /* Rows of the fixed-size outputs: min(F L, F L r + 2 F). */
 TANGO_API int tango_prune_capacity(const TangoPruneShape* shape, const TangoPruneParams* params, int32_t* capacity);
 
-/* Bytes of device memory that `tango_prune_enqueue` needs; its contents mean nothing before and after. What is enough
- * for a video is enough for every shorter one. */
+/* Bytes of device memory that `tango_prune_enqueue` needs as scratch. A workspace that is large enough for a video is
+ * large enough for every shorter one. */
 TANGO_API int tango_prune_workspace(const TangoPruneShape* shape, const TangoPruneParams* params, size_t* bytes);
 
 /* Enqueues the operator on a stream (a cudaStream_t). `workspace` is aligned to 256 bytes. */
 TANGO_API int tango_prune_enqueue(const TangoPruneShape* shape, const TangoPruneParams* params,
                                   const TangoPruneTensors* tensors, void* workspace, size_t workspace_bytes,
                                   void* stream);
-
-/* What was wrong in this thread's last call that did not return TANGO_OK; names the argument. */
-TANGO_API const char* tango_last_error(void);
-
-TANGO_API int tango_prune_interface(void);
-
-/* Version of the library and the GPU architectures that it was built for, "0.1.0 sm_87 sm_90". */
-TANGO_API const char* tango_version(void);
 
 #ifdef __cplusplus
 }

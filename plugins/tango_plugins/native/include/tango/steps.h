@@ -1,4 +1,4 @@
-/* The operator taken apart, for tests: one step at a time, its intermediate results readable and replaceable. */
+/* The operator of tango/prune.h step by step, for tests: they read and replace its intermediate results. */
 #ifndef TANGO_STEPS_H
 #define TANGO_STEPS_H
 
@@ -14,20 +14,20 @@ typedef enum TangoStep {
     TANGO_STEP_CANDIDATES = 2, /* salience -> candidates of each pool, by salience */
     TANGO_STEP_SELECT = 3,     /* candidates, rotated -> kinds */
     TANGO_STEP_CONTEXT = 4,    /* kinds -> context, the tokens left to merge, by pool */
-    TANGO_STEP_DENSITY = 5,    /* context, rotated -> gram, spread */
-    TANGO_STEP_DELTA = 6,      /* gram, spread -> score */
+    TANGO_STEP_DENSITY = 5,    /* context, rotated -> gram, knn_mean_sq_dist */
+    TANGO_STEP_DELTA = 6,      /* gram, knn_mean_sq_dist -> score */
     TANGO_STEP_ANCHORS = 7,    /* score -> anchors */
     TANGO_STEP_OWNERS = 8,     /* gram, anchors -> owners */
     TANGO_STEP_MERGE = 9,      /* owners, kinds -> tokens, indices, count, merged */
     TANGO_STEPS = 10
 } TangoStep;
 
-/* Like `tango_prune_enqueue`, the steps from `first` to `last`, both included, on what the workspace holds. */
+/* As tango_prune_enqueue, for the steps from `first` to `last` inclusive, on the current contents of the workspace. */
 TANGO_API int tango_prune_enqueue_steps(const TangoPruneShape* shape, const TangoPruneParams* params,
                                         const TangoPruneTensors* tensors, void* workspace, size_t workspace_bytes,
                                         void* stream, int32_t first, int32_t last);
 
-/* Where an intermediate result of that name lies in the workspace. */
+/* Offset and size of an intermediate result in the workspace, by its name in src/prune/job.cuh. */
 TANGO_API int tango_prune_region(const TangoPruneShape* shape, const TangoPruneParams* params, const char* name,
                                  size_t* offset, size_t* bytes);
 

@@ -1,100 +1,98 @@
-// What the phases of a step of decoding share: what it is told, a block's shared memory, and how blocks wait for each
-// other.
+// What the phases of a decode step share: the kernel's argument, and a block's shared memory.
 #pragma once
 
-#include "product.cuh"
+#include "gemv.cuh"
 #include "tango/decode.h"
 
 namespace tango {
 
-constexpr int kMostSlices = 4;
-constexpr int kMostTile = 128;             // most positions whose scores are in shared memory at a time
-constexpr int kHeaderFloats = 128;         // shared memory for what describes the work
+constexpr int kMaxSplitK = 4;
+constexpr int kMaxKvTile = 128;     // largest number of positions whose scores are in shared memory at a time
+constexpr int kHeaderFloats = 128;  // shared memory for the layers and partitions
 constexpr int kRingBytes = kLoads * kThreads * static_cast<int>(sizeof(uint4));
 
-// The products of a layer in their order, and the last one.
-enum { kQkv, kOut, kMlp, kDown, kHead, kProducts };
+// The GEMVs of a layer in their order, and the last one.
+enum { kQkv, kOut, kGateUp, kDown, kLmHead, kGemvs };
 
-// Everything that a step is told; the kernel's only argument.
+// The kernel's only argument.
 struct Step {
     TangoDecodeShape shape;
     TangoDecodeTensors tensors;
-    Share share[kProducts];
-    int position;
-    int chunks, chunk;   // attention: parts of the sequence, and positions of one
-    int tile;            // positions that are in shared memory at a time
-    int lanes;           // that read a row of the cache, a power of two
-    int input_floats;    // shared memory for the input of a product
-    unsigned* arrived;   // blocks that have ended a phase, all phases together
-    unsigned* finished;  // blocks that have ended the step
-    float* packed;       // [slices of qkv, columns of qkv]
-    float* mixed;        // [chunks, heads, head_width], values weighed by exp(score - greatest score)
-    float2* weight;      // [chunks, heads]: greatest score, sum of the weights
-    float* branch;       // [slices of out or down, width]: what is added to the residual
-    float* hidden;       // [intermediate]
+    GemvPartition partitions[kGemvs];
+    int position, rotation;        // of the token: row in the cache, and position of its rotary angles
+    int kv_chunks, kv_chunk_size;  // attention: parts that the sequence is cut into, and positions of one
+    int kv_tile_size;              // positions of a chunk that are in shared memory at a time
+    int lanes_per_key;             // a power of two
+    int input_floats;              // shared memory for the input of a GEMV
+    unsigned* arrived_blocks;      // counts the blocks that end a phase, over all phases
+    unsigned* finished_blocks;     // counts the blocks that end the step
+    float* qkv;                    // [splits of kQkv, columns of kQkv]
+    float* attn_out;               // [kv_chunks, heads, head_dim], values weighted with exp(score - row_max)
+    float2* softmax;               // [kv_chunks, heads]: row_max, row_sum
+    float* residual_delta;         // [splits of kOut or kDown, hidden_size], to be added to the residual stream
+    float* hidden;                 // [intermediate]
+
+    __host__ __device__ int group_size() const { return shape.heads / shape.kv_heads; }
 };
 
 // The shared memory of a block.
 struct Shared {
-    TangoDecodeLayer* layers;  // [2], this layer and the next
-    Share* share;              // [kProducts]
-    float* residual;           // [width], the stream that all layers add to
-    float* input;              // of a product, the rows that the block takes; in attention, the queries
-    float* sums;               // [kSumFloats]
-    uint4* ring;               // of a product; in attention, a tile of keys and one of values
-    float* norm;               // [width], the weights of the next norm
-    float* scores;             // [queries of a head of the cache, kMostTile], then their weights
-    float2* rotation;          // [head_width / 2], cosine and sine
-    float3* state;             // [queries]: greatest score, sum of weights, what those of earlier tiles are multiplied by
+    TangoDecodeLayer* layers;   // [2], this layer and the next
+    GemvPartition* partitions;  // [kGemvs]
+    float* residual;            // [hidden_size], the residual stream in fp32; every block has a copy
+    float* input;               // of a GEMV, the rows that the block needs
+    float* accumulators;        // [kAccumulatorFloats]
+    uint4* ring;                // of a GEMV
+    float* norm;                // [hidden_size], weights of the next norm
+    float* scores;              // [group_size, kMaxKvTile], then the softmax weights
+    float2* rope;               // [head_dim / 2]: cosine, sine
+    float3* softmax;            // [group_size]: row_max, row_sum, factor that rescales the earlier tiles
 
     __host__ __device__ Shared(const Step& step, float4* memory) {
-        const int group = step.shape.heads / step.shape.kv_heads;
         layers = reinterpret_cast<TangoDecodeLayer*>(memory);
-        share = reinterpret_cast<Share*>(layers + 2);
+        partitions = reinterpret_cast<GemvPartition*>(layers + 2);
         residual = reinterpret_cast<float*>(memory) + kHeaderFloats;
-        input = residual + step.shape.width;
-        sums = input + step.input_floats;
-        ring = reinterpret_cast<uint4*>(sums + kSumFloats);
+        input = residual + step.shape.hidden_size;
+        accumulators = input + step.input_floats;
+        ring = reinterpret_cast<uint4*>(accumulators + kAccumulatorFloats);
         norm = reinterpret_cast<float*>(ring + kLoads * kThreads);
-        scores = norm + step.shape.width;
-        rotation = reinterpret_cast<float2*>(scores + group * kMostTile);
-        state = reinterpret_cast<float3*>(rotation + step.shape.head_width / 2);
+        scores = norm + step.shape.hidden_size;
+        rope = reinterpret_cast<float2*>(scores + step.group_size() * kMaxKvTile);
+        softmax = reinterpret_cast<float3*>(rope + step.shape.head_dim / 2);
     }
-};
-static_assert(2 * sizeof(TangoDecodeLayer) + kProducts * sizeof(Share) <= kHeaderFloats * sizeof(float), "no room");
 
-// What the last warp does: for every phase, tell that this block has ended it, and wait for the others.
-__device__ inline void keep_in_step(unsigned* arrived, int phases) {
-    for (unsigned target = gridDim.x; phases > 0; --phases, target += gridDim.x) {
-        barrier::gather();
-        if (lane_id() == 0) {
-            __threadfence();
-            atomicAdd(arrived, 1u);
-            while (barrier::load_acquire(arrived) < target) {
-            }
-        }
-        __syncwarp();
-        barrier::wait();
+    // Between two GEMVs, attention uses the memory of their inputs, accumulators and rings.
+    __device__ float* queries() const { return input; }                 // [group_size, head_dim], see query_offset()
+    __device__ float* partial_outputs() const { return accumulators; }  // [threads per output, group_size head_dim]
+    __device__ __half* key_tile() const { return reinterpret_cast<__half*>(ring); }  // [kv_tile_size, head_dim]
+    __device__ __half* value_tile(const Step& step) const {
+        return key_tile() + step.kv_tile_size * step.shape.head_dim;
     }
-}
+
+    // While a GEMV's input is prepared, its accumulators are free.
+    __device__ float2* chunk_weights() const { return reinterpret_cast<float2*>(accumulators); }  // [heads, kv_chunks]
+    __device__ float* warp_sums() const { return accumulators; }                                  // [kWarps]
+};
+static_assert(2 * sizeof(TangoDecodeLayer) + kGemvs * sizeof(GemvPartition) <= kHeaderFloats * sizeof(float),
+              "layers and partitions do not fit into the header");
 
 __device__ inline float4 operator+(const float4& a, const float4& b) {
     return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
 }
 
-// Sums over the slices of a product, [slices, step] where `from` is in the first: all are read at once.
+// Adds the results of all splits of a GEMV. They are `stride` apart, `from` is in the first; all are read at once.
 template <typename T>
-__device__ void add_slices(T& total, const float* from, int slices, int step) {
-    T part[kMostSlices];
+__device__ void add_splits(T& sum, const float* from, int splits, int stride) {
+    T part[kMaxSplitK];
 #pragma unroll
-    for (int s = 0; s < kMostSlices; ++s)
-        if (s < slices) part[s] = __ldcg(reinterpret_cast<const T*>(from + s * step));
+    for (int s = 0; s < kMaxSplitK; ++s)
+        if (s < splits) part[s] = __ldcg(reinterpret_cast<const T*>(from + s * stride));
 #pragma unroll
-    for (int s = 0; s < kMostSlices; ++s)
-        if (s < slices) total = total + part[s];
+    for (int s = 0; s < kMaxSplitK; ++s)
+        if (s < splits) sum = sum + part[s];
 }
 
-// Copies to shared memory without waiting; it has come when the next product has run.
+// Starts a copy to shared memory. It has arrived when the next Gemv::run() returns.
 template <typename T>
 __device__ void copy_ahead(T* to, const T* from, int count) {
     const int bytes = count * static_cast<int>(sizeof(T));

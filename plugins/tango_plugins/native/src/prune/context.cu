@@ -1,5 +1,5 @@
-// Between select and merge: which tokens are left, pool by pool, and the tiles of their Gram matrices.
-#include "device.cuh"
+// Between select and merge: lists the remaining tokens pool by pool, and the tiles of their Gram matrices.
+#include "primitives.cuh"
 
 namespace tango {
 namespace {
@@ -7,25 +7,25 @@ namespace {
 constexpr int kThreads = 512;
 static_assert(kThreads >= 2 * TANGO_MAX_FRAMES, "one thread per pool");
 
-// begin[p]: entries of the context list before those of select pool p. A segment's frames lie side by side in it.
+// begin[p]: number of context entries before those of select pool p. A segment's frames are contiguous.
 __device__ MergePool merge_pool(const Job& job, int pool, const int* begin) {
-    const bool still = pool >= job.F;
-    const int s = still ? pool - job.F : pool;
+    const bool static_pool = pool >= job.F;
+    const int s = static_pool ? pool - job.F : pool;
     MergePool found = {0, 0, 0, 1, 0, 0, 0};
     if (s >= *job.segment_count) return found;
     const Segment segment = job.segment[s];
-    const int from = still ? pool : segment.first, to = still ? pool + 1 : segment.last;
+    const int from = static_pool ? pool : segment.first, to = static_pool ? pool + 1 : segment.last;
     found.first = begin[from];
     found.count = begin[to] - begin[from];
-    found.anchors = still ? segment.static_context : segment.context;
-    found.frames = still ? segment.last - segment.first : 1;
+    found.anchors = static_pool ? segment.static_context : segment.context;
+    found.frames = static_pool ? segment.last - segment.first : 1;
     found.aligned = 4 * (ceil_div(found.first, 4) + pool);
     return found;
 }
 
 __device__ bool has_work(const MergePool& pool) { return pool.anchors > 0 && pool.count > pool.anchors; }
 
-// Block p lists what pool p did not select; block 0 also describes the merge pools and their tiles.
+// Block p lists the tokens that pool p did not select. Block 0 also describes the merge pools and their tiles.
 __global__ void __launch_bounds__(kThreads) list_rest(Job job) {
     __shared__ int begin[kThreads + 1];
     const int pools = 2 * job.F, thread = threadIdx.x;
@@ -36,16 +36,16 @@ __global__ void __launch_bounds__(kThreads) list_rest(Job job) {
     __syncthreads();
 
     const int pool = blockIdx.x;
-    const bool still = pool >= job.F;
+    const bool static_pool = pool >= job.F;
     if (begin[pool + 1] > begin[pool]) {
-        const int q = still ? pool : job.frame_segment[pool];
+        const int q = static_pool ? pool : job.frame_segment[pool];
         const MergePool merging = merge_pool(job, q, begin);
-        const Segment segment = job.segment[still ? pool - job.F : q];
-        const int frame = still ? segment.first : pool;
+        const Segment segment = job.segment[static_pool ? pool - job.F : q];
+        const int frame = static_pool ? segment.first : pool;
         int listed = begin[pool];
         for (int start = 0; start < job.L; start += kThreads) {
             const int l = start + thread, token = frame * job.L + l;
-            const bool mine = l < job.L && is_static(job, segment, l) == still && job.kind[token] != kSelected;
+            const bool mine = l < job.L && is_static(job, segment, l) == static_pool && job.kind[token] != kSelected;
             const int entry = listed + block_exclusive_sum(mine, total);
             if (mine) {
                 job.context[entry] = token;
@@ -73,7 +73,7 @@ __global__ void __launch_bounds__(kThreads) list_rest(Job job) {
     const int row = block_exclusive_sum(rows, all_rows);
     if (thread < pools) {
         job.merge_pool[thread] = mine;
-        job.widest[thread] = 0.0f;
+        job.max_sq_dist[thread] = 0.0f;
     }
     for (int i = 0; i < rows; ++i) job.tile_row[row + i] = {thread, i};
     if (thread == 0) {

@@ -1,9 +1,8 @@
-// What the kernels of gram.cu and gram_sm90.cu share: which tile comes next, how its rows lie in shared memory, and
-// where its inner products go.
+// What gram.cu and gram_sm90.cu share: the order of the tiles, the layout of rows in shared memory, and the storing of
+// inner products.
 #pragma once
 
-#include "device.cuh"
-#include "mma.cuh"
+#include "primitives.cuh"
 
 namespace tango {
 
@@ -12,18 +11,18 @@ constexpr int kMaxSymmetricRows = 1024;  // tile rows whose prefix sums fit into
 // 128 rows of a pool and some of its columns.
 struct Tile {
     MergePool pool;
-    int row, column;  // first of each, in the pool
+    int row, column;  // first ones, within the pool
     int width;        // columns of the tile
-    int columns;      // of the pool: its entries, or its anchors
-    float* rows;      // where the first row is stored
+    int columns;      // of the pool: all entries, or its anchors
+    float* rows;      // address of the first row
 };
 
 template <Pairs kPairs, int kColumns>
 class TileList {
   public:
-    int count;  // tiles to visit, some of which may be empty
+    int count;  // tiles to visit; some may be empty
 
-    // `before` has room for kMaxSymmetricRows if pairs are symmetric.
+    // `before` has kMaxSymmetricRows elements if pairs are symmetric.
     __device__ TileList(const Job& job, int strip, int* before)
         : job_(job), first_row_(strip * job.strip_tile_rows), before_(before) {
         rows_ = *job.tile_rows;
@@ -45,7 +44,7 @@ class TileList {
         }
     }
 
-    // False where the tile lies outside its pool.
+    // False if the tile is outside its pool.
     __device__ bool find(int index, Tile& tile) const {
         int t = index, column = 0;
         if (kPairs == Pairs::kSymmetric) {
@@ -54,7 +53,7 @@ class TileList {
                 if (t + step < rows_ && before_[t + step] <= index) t += step;
             column = (index - before_[t]) * kColumns;
         } else if (kPairs != Pairs::kDiagonal) {
-            t = first_row_ + index % strip_rows();  // neighbours in time share columns: there are more of them
+            t = first_row_ + index % strip_rows();  // concurrent tiles share columns, of which there are more
             column = index / strip_rows() * kColumns;
         }
         const TileRow found = job_.tile_row[t];
@@ -63,8 +62,8 @@ class TileList {
         tile.column = kPairs == Pairs::kDiagonal ? tile.row : column;
         tile.width = kColumns;
         tile.columns = kPairs == Pairs::kAnchors ? tile.pool.anchors : tile.pool.count;
-        const size_t stored = kPairs == Pairs::kSymmetric ? tile.pool.first + tile.row
-                                                          : static_cast<size_t>(t - first_row_) * kTile;
+        const size_t stored =
+            kPairs == Pairs::kSymmetric ? tile.pool.first + tile.row : static_cast<size_t>(t - first_row_) * kTile;
         tile.rows = job_.gram + stored * job_.ld;
         return tile.column < tile.columns;
     }
@@ -78,8 +77,8 @@ class TileList {
         return tokens[tile.pool.first + min(tile.column + c, tile.columns - 1)];
     }
 
-    // Stores the products of row r with columns c and c + 1 of the tile; c is even. Of symmetric pairs those below the
-    // diagonal, twice: so both places have the same bits.
+    // Stores the products of row r with columns c and c + 1 of the tile; c is even. With symmetric pairs it stores
+    // those below the diagonal twice, so that both elements have the same bits.
     __device__ void store(const Tile& tile, int r, int c, float first, float second) const {
         const int i = tile.row + r, j = tile.column + c;
         if (i >= tile.pool.count) return;
@@ -97,7 +96,7 @@ class TileList {
                 place[0] = first;
             }
         } else if (kPairs != Pairs::kDiagonal && j < tile.columns) {
-            *reinterpret_cast<float2*>(place) = make_float2(first, second);  // `ld` leaves room for one more
+            *reinterpret_cast<float2*>(place) = make_float2(first, second);  // `ld` has room for one more
         }
         if (kPairs == Pairs::kSymmetric || kPairs == Pairs::kDiagonal) {
             if (j == i) job_.norm[tile.pool.aligned + i] = first;
@@ -105,24 +104,24 @@ class TileList {
         }
     }
 
-    // Does the whole tile lie in its pool, and below the diagonal if pairs are symmetric?
+    // Whether the whole tile is in its pool, and below the diagonal if pairs are symmetric.
     __device__ bool is_inside(const Tile& tile) const {
         if (kPairs == Pairs::kDiagonal || tile.row + kTile > tile.pool.count) return false;
         return tile.column + tile.width <= (kPairs == Pairs::kSymmetric ? tile.row : tile.columns);
     }
 
-    // Stores all of a thread's products of such a tile, with few instructions: of each 8 columns, c and c + 1 of row r,
-    // then of row r + 8.
-    template <int kSums>
-    __device__ void store_inside(const Tile& tile, int r, int c, const float (&sums)[kSums]) const {
+    // Stores all products that a thread has of such a tile, with few instructions: per 8 columns, c and c + 1 of row r,
+    // then those of row r + 8.
+    template <int kAccumulators>
+    __device__ void store_inside(const Tile& tile, int r, int c, const float (&acc)[kAccumulators]) const {
         float* place = tile.rows + static_cast<size_t>(r) * job_.ld + tile.column + c;
         float* lower = place + 8 * job_.ld;
         float* mirror = job_.gram + static_cast<size_t>(tile.pool.first + tile.column + c) * job_.ld + tile.row + r;
         const int next = job_.ld;
 #pragma unroll
-        for (int n = 0; n < kSums / 4; ++n) {
-            const float a = sums[4 * n] * kGramScale, b = sums[4 * n + 1] * kGramScale;
-            const float d = sums[4 * n + 2] * kGramScale, e = sums[4 * n + 3] * kGramScale;
+        for (int n = 0; n < kAccumulators / 4; ++n) {
+            const float a = acc[4 * n] * kGramScale, b = acc[4 * n + 1] * kGramScale;
+            const float d = acc[4 * n + 2] * kGramScale, e = acc[4 * n + 3] * kGramScale;
             reinterpret_cast<float2*>(place)[4 * n] = make_float2(a, b);
             reinterpret_cast<float2*>(lower)[4 * n] = make_float2(d, e);
             if (kPairs == Pairs::kSymmetric) {
@@ -143,14 +142,14 @@ class TileList {
     const int* before_;
 };
 
-// Where word w of a row lies (16-byte words, eight or four to a row): eight rows of one word, and the words of one row,
-// all meet different banks. It is also how Hopper's wgmma wants them, 128 or 64 bytes to a row.
+// Offset of a 16-byte word in shared memory, with eight or four words per row. One word of eight adjacent rows, and the
+// words of one row, are in different banks. Hopper's wgmma requires this layout, for rows of 128 or 64 bytes.
 template <int kWords>
 __device__ uint32_t swizzled(int row, int word) {
     return (row * kWords + (kWords == 8 ? word ^ (row & 7) : word ^ (row >> 1 & 3))) * 16;
 }
 
-// Copies a step's words of kPasses rows of one operand: this thread's row, and every kStride-th after it.
+// Copies a step's words of kPasses rows of one operand: this thread's row, and every kStride-th row after it.
 template <int kWords, int kPasses, int kStride>
 __device__ void load_rows(const __half* rotated, uint32_t to, const uint32_t (&words)[kPasses], int step) {
     const uint4* source = reinterpret_cast<const uint4*>(rotated) + step * kWords;

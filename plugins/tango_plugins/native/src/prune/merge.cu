@@ -1,5 +1,5 @@
-// The second half of step 7: each anchor's members, their mean, and the outputs.
-#include "device.cuh"
+// Second half of step 7: the members of each anchor, their mean, and the outputs.
+#include "primitives.cuh"
 
 namespace tango {
 namespace {
@@ -9,7 +9,7 @@ constexpr int kWarps = kThreads / kWarp;
 constexpr int kEmitThreads = 128;
 constexpr int kCompactThreads = 1024;
 
-// Block by block over the anchors of all pools: the rows of X that joined each, and the token at which it will stand.
+// A block per anchor, over all pools: lists the rows of X that joined it, and the token where its row will be written.
 __global__ void __launch_bounds__(kThreads) gather_members(Job job) {
     __shared__ int sums[2];
     if (blockIdx.x == 0 && threadIdx.x == 0) *job.kept = 0;
@@ -20,7 +20,7 @@ __global__ void __launch_bounds__(kThreads) gather_members(Job job) {
     const int a = slot - pool.first, anchor = anchors[a], cluster = pool.first + anchor;
     if (threadIdx.x < 2) sums[threadIdx.x] = 0;
     __syncthreads();
-    int before = 0, lower = 0;  // rows of the anchors before this one in the list; anchors of lower index
+    int before = 0, lower = 0;  // rows of the anchors before it in the list; number of anchors of lower index
     for (int other = threadIdx.x; other < pool.anchors; other += kThreads) {
         lower += anchors[other] < anchor;
         if (other < a) before += job.member_rows[pool.first + anchors[other]];
@@ -30,11 +30,11 @@ __global__ void __launch_bounds__(kThreads) gather_members(Job job) {
     __syncthreads();
     int place = pool.member_row + sums[0];
     if (threadIdx.x == 0) {
-        const int stands = job.density_order ? anchors[sums[1]] : anchor;
-        const int token = job.context[pool.first + stands];
+        const int position = job.density_order ? anchors[sums[1]] : anchor;
+        const int token = job.context[pool.first + position];
         job.kind[token] = kMerged;
         job.source[token] = cluster;
-        job.worth[token] = job.score[pool.first + stands];
+        job.priority[token] = job.score[pool.first + position];
         job.member_start[cluster] = place;
     }
     const int* owner = job.owner + pool.first;
@@ -52,12 +52,7 @@ __global__ void __launch_bounds__(kThreads) gather_members(Job job) {
     }
 }
 
-template <typename T, int kVector>
-struct alignas(sizeof(T) * kVector) Vector {
-    T at[kVector];
-};
-
-// Adds `count` rows of X, row(0) first, in that order. A batch of them is on its way before the first is added.
+// Adds `count` rows of X in order, from row(0) on. It starts the loads of a batch before it adds the first of them.
 template <typename T, int kVector, typename Row>
 __device__ void add_rows(const Job& job, int count, int column, Row row, float (&sum)[kVector]) {
     constexpr int kBatch = 8;
@@ -80,14 +75,14 @@ __device__ void add_rows(const Job& job, int count, int column, Row row, float (
 template <typename T, int kVector>
 __device__ void add_members(const Job& job, int from, int to, int column, float (&sum)[kVector]) {
     __shared__ int rows[2 * kChunk];
-    __syncthreads();  // an earlier call may still be read
+    __syncthreads();  // an earlier call's rows may still be in use
     if (from + static_cast<int>(threadIdx.x) < to) rows[threadIdx.x] = job.members[from + threadIdx.x];
     __syncthreads();
     if (column < job.D) add_rows<T, kVector>(job, to - from, column, [&](int m) { return rows[m]; }, sum);
 }
 
-// Block (c, slice): members 32 c to 32 c + 31, if they all joined one anchor. However large a cluster, no block sums
-// more than these, and sums are taken in the same order every time.
+// Block (c, slice): sums members 32 c to 32 c + 31 if they all joined one anchor. So no block sums more rows than
+// these, however large a cluster is, and the order of the additions is fixed.
 template <typename T, int kVector>
 __global__ void __launch_bounds__(kEmitThreads) sum_chunks(Job job) {
     const int first = blockIdx.x * kChunk, column = (blockIdx.y * kEmitThreads + threadIdx.x) * kVector;
@@ -100,8 +95,9 @@ __global__ void __launch_bounds__(kEmitThreads) sum_chunks(Job job) {
     for (int i = 0; i < kVector; ++i) to[i] = sum[i];
 }
 
-// Counts what the paper's selection kept; what the exact budget goes by where it is not density * delta: salience.
-__global__ void __launch_bounds__(kThreads) weigh(Job job) {
+// Counts the tokens that the paper's selection kept. Where a token has no density * delta, its priority is its
+// salience.
+__global__ void __launch_bounds__(kThreads) assign_priorities(Job job) {
     const int token = blockIdx.x * kThreads + threadIdx.x;
     bool kept = false;
     if (token < job.N) {
@@ -109,7 +105,7 @@ __global__ void __launch_bounds__(kThreads) weigh(Job job) {
         const int position = token % job.L;
         kept = kind != kUnkept;
         const bool sink = job.sinks[position / 32] >> (position % 32) & 1;
-        if (kind != kMerged) job.worth[token] = sink ? 0.0f : job.salience[token];
+        if (kind != kMerged) job.priority[token] = sink ? 0.0f : job.salience[token];
     }
     const int count = __syncthreads_count(kept);
     if (threadIdx.x == 0) atomicAdd(job.kept, count);
@@ -117,38 +113,38 @@ __global__ void __launch_bounds__(kThreads) weigh(Job job) {
 
 __device__ int stage(uint8_t kind) { return kind == kMerged ? 2 : kind == kUnmerged ? 1 : 0; }
 
-// Warp by warp over the tokens: drops the least worthy of what is too much, or adds the worthiest of what was not kept.
-__global__ void __launch_bounds__(kThreads) settle_budget(Job job) {
+// A warp per token: drops the tokens of lowest priority, or adds those of highest priority, until the count is exact.
+__global__ void __launch_bounds__(kThreads) apply_exact_budget(Job job) {
     const int token = blockIdx.x * kWarps + warp_id();
     if (token >= job.N) return;
     const uint8_t kind = job.kind[token];
-    const float worth = job.worth[token];
+    const float priority = job.priority[token];
     const int missing = job.exact_count - *job.kept;
     const bool adding = missing > 0;
-    uint8_t verdict = kind;
+    uint8_t final_kind = kind;
     if ((kind == kUnkept) == adding && missing != 0) {
         const int own = stage(kind);
         int before = 0;
         for (int other = lane_id(); other < job.N; other += kWarp) {
             const uint8_t other_kind = job.kind[other];
             if ((other_kind == kUnkept) != adding) continue;
-            const float other_worth = job.worth[other];
+            const float other_priority = job.priority[other];
             const int theirs = stage(other_kind);
             before += theirs < own ||
-                      (theirs == own && (other_worth > worth || (other_worth == worth && other < token)));
+                      (theirs == own && (other_priority > priority || (other_priority == priority && other < token)));
         }
         before = warp_sum(before);
         if (adding)
-            verdict = before < missing ? kAdded : kUnkept;
+            final_kind = before < missing ? kAdded : kUnkept;
         else
-            verdict = before < job.exact_count ? kind : kUnkept;
+            final_kind = before < job.exact_count ? kind : kUnkept;
     }
-    if (lane_id() == 0) job.verdict[token] = verdict;
+    if (lane_id() == 0) job.final_kind[token] = final_kind;
 }
 
-// One block: indices of the kept tokens in ascending order, and their count.
+// One block: lists the kept tokens in ascending order, and counts them.
 __global__ void __launch_bounds__(kCompactThreads) list_kept(Job job) {
-    const uint8_t* kind = job.exact_budget ? job.verdict : job.kind;
+    const uint8_t* kind = job.exact_budget ? job.final_kind : job.kind;
     const int run = ceil_div(job.N, kCompactThreads), first = min(static_cast<int>(threadIdx.x) * run, job.N);
     const int last = min(first + run, job.N);
     int mine = 0, total;
@@ -171,25 +167,25 @@ __global__ void __launch_bounds__(kCompactThreads) list_kept(Job job) {
     if (threadIdx.x == 0) *job.count = total;
 }
 
-// What stands in an output row: the row of X that it begins with, and the members that are merged into it.
+// Contents of an output row: a row of X, and the members that are merged into it.
 struct Output {
-    int token, frames;  // averaged over so many frames
-    int first, rows;    // in `members`
+    int token, frames;  // the row is averaged over this many frames
+    int first, rows;    // range in `members`
 };
 
 __device__ Output describe_output(const Job& job, int token) {
-    const uint8_t kind = job.exact_budget ? job.verdict[token] : job.kind[token];
+    const uint8_t kind = job.exact_budget ? job.final_kind[token] : job.kind[token];
     if (kind == kMerged) {
         const int cluster = job.source[token];
         return {job.context[cluster], job.merge_pool[job.entry_pool[cluster]].frames, job.member_start[cluster],
                 job.member_rows[cluster]};
     }
     const Segment segment = job.segment[job.frame_segment[token / job.L]];
-    const bool still = kind != kAdded && is_static(job, segment, token % job.L);
-    return {token, still ? segment.last - segment.first : 1, 0, 0};
+    const bool is_static_token = kind != kAdded && is_static(job, segment, token % job.L);
+    return {token, is_static_token ? segment.last - segment.first : 1, 0, 0};
 }
 
-// Block (k, slice): a slice of output row k.
+// Block (k, slice): writes a slice of output row k.
 template <typename T, int kVector>
 __global__ void __launch_bounds__(kEmitThreads) emit(Job job) {
     using Store = Vector<T, kVector>;
@@ -209,7 +205,7 @@ __global__ void __launch_bounds__(kEmitThreads) emit(Job job) {
             own_weight = static_cast<float>(weight / frames);
             row_weight = static_cast<float>((1.0 - weight) / rows);
             const int first = output.first, last = first + rows;
-            const int whole = ceil_div(first, kChunk), whole_end = last / kChunk;  // chunks inside the cluster
+            const int whole = ceil_div(first, kChunk), whole_end = last / kChunk;  // chunks within the cluster
             if (whole < whole_end) {
                 add_members<T, kVector>(job, first, whole * kChunk, column, sum);
 #pragma unroll 8
@@ -236,8 +232,8 @@ void write_tokens(const Job& job, cudaStream_t stream) {
     const int slices = ceil_div(job.D, kEmitThreads * kVector);
     sum_chunks<T, kVector><<<dim3(ceil_div(job.N, kChunk), slices), kEmitThreads, 0, stream>>>(job);
     if (job.exact_budget) {
-        weigh<<<ceil_div(job.N, kThreads), kThreads, 0, stream>>>(job);
-        settle_budget<<<ceil_div(job.N, kWarps), kThreads, 0, stream>>>(job);
+        assign_priorities<<<ceil_div(job.N, kThreads), kThreads, 0, stream>>>(job);
+        apply_exact_budget<<<ceil_div(job.N, kWarps), kThreads, 0, stream>>>(job);
     }
     list_kept<<<1, kCompactThreads, 0, stream>>>(job);
     emit<T, kVector><<<dim3(job.capacity, slices), kEmitThreads, 0, stream>>>(job);

@@ -1,14 +1,14 @@
-// Steps 7 and 8: the anchors of each merge pool by density peaks, and the anchor that each of its tokens joins.
+// Steps 7 and 8: the anchors of each merge pool by density peaks, and the anchor that each token joins.
 //
-// One warp works on one entry of the context list, that is on one row of the Gram matrix.
-#include "device.cuh"
+// One warp works on one entry of the context list, which is one row of the Gram matrix.
+#include "primitives.cuh"
 
 namespace tango {
 namespace {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarp;
-constexpr int kAhead = 4;  // groups of four values that a lane loads before it looks at them
+constexpr int kBatch = 4;  // vectors of four values that a lane loads at once
 
 struct Row {
     int entry;  // in the context list
@@ -17,7 +17,7 @@ struct Row {
     const float* gram;
 };
 
-// The row of this warp; false where there is none. Strips store whole tiles, the complete matrix stores entries.
+// Finds the row of this warp; false if it has none. Strips store whole tiles, the complete matrix stores entries.
 __device__ bool find_row(const Job& job, int strip, Row& row) {
     const int stored = blockIdx.x * kWarps + warp_id();
     if (job.strips == 1) {
@@ -41,7 +41,7 @@ __device__ bool find_row(const Job& job, int strip, Row& row) {
 
 int rows_per_launch(const Job& job) { return job.strips == 1 ? job.N : job.strip_tile_rows * kTile; }
 
-// Four values from j on, those at n and after it replaced.
+// Four values from j on; `otherwise` replaces those from n on.
 __device__ float4 load_four(const float* values, int j, int n, float otherwise) {
     if (j + 3 < n) return *reinterpret_cast<const float4*>(values + j);
     return make_float4(j < n ? values[j] : otherwise, j + 1 < n ? values[j + 1] : otherwise,
@@ -56,98 +56,98 @@ __device__ void unpack(const float4& four, float (&values)[4]) {
 }
 
 template <int kRegisters>
-__global__ void __launch_bounds__(kThreads) spread_of_rows(Job job, int strip) {
+__global__ void __launch_bounds__(kThreads) find_row_densities(Job job, int strip) {
     Row row;
     if (!find_row(job, strip, row)) return;
     const MergePool pool = job.merge_pool[row.pool];
     const int n = pool.count;
     const float* norm = job.norm + pool.aligned;
     const float own = norm[row.i];
-    Smallest<kRegisters> nearest(min(job.neighbors, n - 1));
-    float widest = 0.0f;
-    for (int start = 0; start < n; start += 4 * kWarp * kAhead) {
-        float4 products[kAhead], norms[kAhead];
+    KSmallest<kRegisters> nearest(min(job.neighbors, n - 1));
+    float max_sq_dist = 0.0f;
+    for (int start = 0; start < n; start += 4 * kWarp * kBatch) {
+        float4 products[kBatch], norms[kBatch];
 #pragma unroll
-        for (int a = 0; a < kAhead; ++a) {
+        for (int a = 0; a < kBatch; ++a) {
             const int j = start + 4 * (a * kWarp + lane_id());
             products[a] = load_four(row.gram, j, n, 0.0f);
             norms[a] = load_four(norm, j, n, 0.0f);
         }
-        float distance[kAhead][4], least[kAhead];
+        float distance[kBatch][4], min_of_four[kBatch];
 #pragma unroll
-        for (int a = 0; a < kAhead; ++a) {
+        for (int a = 0; a < kBatch; ++a) {
             const int j = start + 4 * (a * kWarp + lane_id());
             const bool all_count = j + 3 < n && (row.i < j || row.i > j + 3);
             float other[4];
             unpack(products[a], distance[a]);
             unpack(norms[a], other);
-            least[a] = INFINITY;
+            min_of_four[a] = INFINITY;
 #pragma unroll
             for (int v = 0; v < 4; ++v) {
                 distance[a][v] = squared_distance(own, other[v], distance[a][v]);
                 const bool counts = all_count || (j + v < n && j + v != row.i);
-                if (counts) widest = fmaxf(widest, distance[a][v]);
+                if (counts) max_sq_dist = fmaxf(max_sq_dist, distance[a][v]);
                 if (!counts) distance[a][v] = INFINITY;
-                least[a] = fminf(least[a], distance[a][v]);
+                min_of_four[a] = fminf(min_of_four[a], distance[a][v]);
             }
         }
-        if (start == 0 && nearest.k <= kWarp) {  // one value of each lane bounds them: few others need to be looked at
-            float least_of_all = least[0];
+        if (start == 0 && nearest.k <= kWarp) {  // a bound from one value per lane, which excludes most others
+            float min_of_all = min_of_four[0];
 #pragma unroll
-            for (int a = 1; a < kAhead; ++a) least_of_all = fminf(least_of_all, least[a]);
-            nearest.expect(warp_kth(least_of_all, nearest.k));
+            for (int a = 1; a < kBatch; ++a) min_of_all = fminf(min_of_all, min_of_four[a]);
+            nearest.set_bound(warp_kth(min_of_all, nearest.k));
         }
 #pragma unroll
-        for (int a = 0; a < kAhead; ++a)
-            if (__any_sync(kAllLanes, least[a] < nearest.limit))
+        for (int a = 0; a < kBatch; ++a)
+            if (__any_sync(kAllLanes, min_of_four[a] < nearest.limit))
 #pragma unroll
-                for (int v = 0; v < 4; ++v) nearest.show(distance[a][v]);
+                for (int v = 0; v < 4; ++v) nearest.offer(distance[a][v]);
     }
-    widest = warp_max(widest);
+    max_sq_dist = warp_max(max_sq_dist);
     const float mean = nearest.sum() / nearest.k;
     if (lane_id() == 0) {
-        job.spread[pool.aligned + row.i] = mean;
-        // Distances are not negative: their bits order as they do.
-        atomicMax(reinterpret_cast<int*>(&job.widest[row.pool]), __float_as_int(widest));
+        job.knn_mean_sq_dist[pool.aligned + row.i] = mean;
+        // Distances are not negative, so their bits have the same order.
+        atomicMax(reinterpret_cast<int*>(&job.max_sq_dist[row.pool]), __float_as_int(max_sq_dist));
     }
 }
 
-__global__ void __launch_bounds__(kThreads) delta_of_rows(Job job, int strip) {
+__global__ void __launch_bounds__(kThreads) find_row_deltas(Job job, int strip) {
     Row row;
     if (!find_row(job, strip, row)) return;
     const MergePool pool = job.merge_pool[row.pool];
     const int n = pool.count;
-    const float *norm = job.norm + pool.aligned, *spread = job.spread + pool.aligned;
-    const float own = norm[row.i], own_spread = spread[row.i];
+    const float *norm = job.norm + pool.aligned, *knn_mean_sq_dist = job.knn_mean_sq_dist + pool.aligned;
+    const float own = norm[row.i], own_knn = knn_mean_sq_dist[row.i];
     float delta = INFINITY;
-    for (int start = 0; start < n; start += 4 * kWarp * kAhead) {
-        float4 products[kAhead], norms[kAhead], spreads[kAhead];
+    for (int start = 0; start < n; start += 4 * kWarp * kBatch) {
+        float4 products[kBatch], norms[kBatch], knns[kBatch];
 #pragma unroll
-        for (int a = 0; a < kAhead; ++a) {
+        for (int a = 0; a < kBatch; ++a) {
             const int j = start + 4 * (a * kWarp + lane_id());
             products[a] = load_four(row.gram, j, n, 0.0f);
             norms[a] = load_four(norm, j, n, 0.0f);
-            spreads[a] = load_four(spread, j, n, INFINITY);
+            knns[a] = load_four(knn_mean_sq_dist, j, n, INFINITY);
         }
 #pragma unroll
-        for (int a = 0; a < kAhead; ++a) {
+        for (int a = 0; a < kBatch; ++a) {
             const int j = start + 4 * (a * kWarp + lane_id());
             float product[4], other[4], of[4];
             unpack(products[a], product);
             unpack(norms[a], other);
-            unpack(spreads[a], of);
+            unpack(knns[a], of);
 #pragma unroll
             for (int v = 0; v < 4; ++v)
-                if (of[v] < own_spread || (of[v] == own_spread && j + v < row.i))
+                if (of[v] < own_knn || (of[v] == own_knn && j + v < row.i))
                     delta = fminf(delta, squared_distance(own, other[v], product[v]));
         }
     }
     delta = warp_min(delta);
     if (lane_id() == 0)
-        job.score[row.entry] = expf(-own_spread) * sqrtf(delta == INFINITY ? job.widest[row.pool] : delta);
+        job.score[row.entry] = expf(-own_knn) * sqrtf(delta == INFINITY ? job.max_sq_dist[row.pool] : delta);
 }
 
-// An entry's place by falling score is the number of entries before it.
+// An entry's rank by descending score is the number of entries before it.
 __global__ void __launch_bounds__(kThreads) rank_scores(Job job) {
     const int entry = blockIdx.x * kWarps + warp_id();
     if (entry >= *job.context_count || job.entry_pool[entry] < 0) return;
@@ -169,16 +169,16 @@ __global__ void __launch_bounds__(kThreads) rank_scores(Job job) {
 }
 
 __device__ void join(const Job& job, const MergePool& pool, int entry, const Nearest& nearest) {
-    // No distance at all is NaN: the first anchor has it.
+    // If all distances are NaN, the entry joins the first anchor.
     const int anchor = nearest.index < pool.count ? nearest.index : job.anchors[pool.first];
     job.owner[entry] = anchor;
     atomicAdd(&job.member_rows[pool.first + anchor], pool.frames);
 }
 
-// With the complete matrix, which is symmetric: a lane has an entry and goes down the anchors' rows, so that the warp
-// reads whole lines of them; the warps of a block share the anchors.
+// For the complete matrix, which is symmetric: a lane has an entry and goes down the anchors' rows, so that a warp
+// reads contiguous elements. The warps of a block share the anchors.
 __global__ void __launch_bounds__(kThreads) nearest_anchors(Job job) {
-    __shared__ Nearest of_warp[kWarps][kWarp];
+    __shared__ Nearest per_warp[kWarps][kWarp];
     const int entry = blockIdx.x * kWarp + lane_id();
     const int number = entry < *job.context_count ? job.entry_pool[entry] : -1;
     MergePool pool = {};
@@ -193,14 +193,14 @@ __global__ void __launch_bounds__(kThreads) nearest_anchors(Job job) {
         const float product = job.gram[static_cast<size_t>(pool.first + j) * job.ld + i];
         nearest.offer(squared_distance(own, norm[j], product), j);
     }
-    of_warp[warp_id()][lane_id()] = nearest;
+    per_warp[warp_id()][lane_id()] = nearest;
     __syncthreads();
     if (warp_id() != 0 || number < 0) return;
-    for (int w = 1; w < kWarps; ++w) nearest.offer(of_warp[w][lane_id()].distance, of_warp[w][lane_id()].index);
+    for (int w = 1; w < kWarps; ++w) nearest.offer(per_warp[w][lane_id()].distance, per_warp[w][lane_id()].index);
     join(job, pool, entry, nearest);
 }
 
-// With a strip, which holds an entry's products with the anchors side by side: a warp has an entry.
+// For a strip, where an entry's products with the anchors are contiguous: a warp has an entry.
 __global__ void __launch_bounds__(kThreads) nearest_anchors_of_strip(Job job, int strip) {
     Row row;
     if (!find_row(job, strip, row)) return;
@@ -226,9 +226,9 @@ cudaError_t find_densities(const Job& job, cudaStream_t stream) {
         error = gram(job, job.strips == 1 ? Pairs::kSymmetric : Pairs::kStrip, strip, stream);
         if (error != cudaSuccess) break;
         if (job.neighbors <= kWarp)
-            spread_of_rows<1><<<blocks, kThreads, 0, stream>>>(job, strip);
+            find_row_densities<1><<<blocks, kThreads, 0, stream>>>(job, strip);
         else
-            spread_of_rows<2><<<blocks, kThreads, 0, stream>>>(job, strip);
+            find_row_densities<2><<<blocks, kThreads, 0, stream>>>(job, strip);
         error = cudaGetLastError();
     }
     return error;
@@ -240,7 +240,7 @@ cudaError_t find_deltas(const Job& job, cudaStream_t stream) {
     for (int strip = 0; strip < job.strips && error == cudaSuccess; ++strip) {
         if (job.strips > 1) error = gram(job, Pairs::kStrip, strip, stream);
         if (error != cudaSuccess) break;
-        delta_of_rows<<<blocks, kThreads, 0, stream>>>(job, strip);
+        find_row_deltas<<<blocks, kThreads, 0, stream>>>(job, strip);
         error = cudaGetLastError();
     }
     return error;

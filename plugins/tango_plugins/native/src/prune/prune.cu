@@ -1,32 +1,27 @@
-// The C interface: checks what it is given, lays out the workspace, enqueues the steps.
+// The C interface of the operator: checks arguments, lays out the workspace, enqueues the steps.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 
-#include "check.h"
-#include "device.cuh"
+#include "common/check.h"
+#include "common/device.h"
+#include "primitives.cuh"
 #include "tango/steps.h"
-
-#ifndef TANGO_VERSION
-#define TANGO_VERSION "0"
-#endif
-#ifndef TANGO_ARCHITECTURES
-#define TANGO_ARCHITECTURES ""
-#endif
 
 namespace tango {
 namespace {
 
-// The most that the Gram matrix may take. A video of up to 6,324 tokens (32 frames of 14 x 14 are 6,272) has all of it
-// at once; a longer one has it computed in strips of rows, three times over, and the workspace stays O(F L D).
+// Largest size of the Gram matrix. It holds all of it for a video of up to 6,324 tokens; 32 frames of 14 x 14 have
+// 6,272. For a longer video the matrix is computed in strips of rows, three times, and the workspace stays O(F L D).
 constexpr size_t kGramBytes = 160'000'000;
 constexpr size_t kAlignment = 256;
 constexpr double kRatioScale = 10000.0;
 
 int check(const TangoPruneShape* shape, const TangoPruneParams* params) {
-    if (shape == nullptr) return fail(TANGO_BAD_ARGUMENT, "shape is null");
-    if (params == nullptr) return fail(TANGO_BAD_ARGUMENT, "params is null");
-    const int status = check_ranges({
+    int status = check_pointer("shape", shape, 1);
+    if (status == TANGO_OK) status = check_pointer("params", params, 1);
+    if (status != TANGO_OK) return status;
+    status = check_ranges({
         {"frames", shape->frames, 1, TANGO_MAX_FRAMES},
         {"tokens_per_frame", shape->tokens_per_frame, 1, TANGO_MAX_TOKENS_PER_FRAME},
         {"width", shape->width, 2, TANGO_MAX_WIDTH},
@@ -63,7 +58,7 @@ int check(const TangoPruneShape* shape, const TangoPruneParams* params) {
 
 int round_up(int value, int multiple) { return ceil_div(value, multiple) * multiple; }
 
-// Everything about the job but its pointers.
+// Everything about the job except its pointers.
 Job describe(const TangoPruneShape& shape, const TangoPruneParams& params) {
     Job job = {};
     job.F = shape.frames;
@@ -92,8 +87,8 @@ Job describe(const TangoPruneShape& shape, const TangoPruneParams& params) {
     for (int i = 0; i < params.sink_count; ++i)
         job.sinks[params.sink_positions[i] / 32] |= 1u << params.sink_positions[i] % 32;
 
-    // A pool of n tokens has at most n / 128 + 1 tile rows, and there is at most one pool per frame: a segment of two
-    // frames or more has two.
+    // A pool of n tokens has at most n / 128 + 1 tile rows. There is at most one pool per frame: a segment of one frame
+    // has one, a longer segment two.
     job.max_tile_rows = job.N / kTile + job.F;
     const size_t row_bytes = static_cast<size_t>(job.ld) * sizeof(float);
     if (row_bytes * job.N <= kGramBytes) {
@@ -108,13 +103,14 @@ Job describe(const TangoPruneShape& shape, const TangoPruneParams& params) {
     return job;
 }
 
-// Hands out the workspace piece by piece; remembers where the piece of one name lies.
-class Carver {
+// Divides the workspace into regions, and remembers where the region of one name is.
+class WorkspaceLayout {
   public:
-    explicit Carver(void* workspace, const char* wanted = "") : base_(static_cast<char*>(workspace)), wanted_(wanted) {}
+    explicit WorkspaceLayout(void* workspace, const char* wanted = "")
+        : base_(static_cast<char*>(workspace)), wanted_(wanted) {}
 
     template <typename T>
-    void take(T*& pointer, const char* name, size_t count) {
+    void add(T*& pointer, const char* name, size_t count) {
         const size_t bytes = count * sizeof(T);
         pointer = reinterpret_cast<T*>(base_ + used_);
         if (std::strcmp(name, wanted_) == 0) {
@@ -136,56 +132,56 @@ class Carver {
     size_t used_ = 0;
 };
 
-void lay_out(Job& job, Carver& carver) {
+void lay_out(Job& job, WorkspaceLayout& layout) {
     const size_t F = job.F, N = job.N;
-    const size_t turns = F * job.time_pairs() + (job.H() + job.W) * job.space_pairs();
-    // In strips, all that they may take: a longer video never needs less than a shorter one, so that a host that sized
-    // its workspace for the longest (as TensorRT does) has room for every other.
+    const size_t angles = F * job.time_pairs() + (job.H() + job.W) * job.space_pairs();
+    // Strips reserve their largest size. So a longer video never needs less than a shorter one, and a workspace for the
+    // longest video, which is what TensorRT allocates, is enough for every other.
     const size_t gram = job.strips == 1 ? N * job.ld : kGramBytes / sizeof(float);
-    carver.take(job.rotated_high, "rotated_high", N * job.padded_D);
-    if (job.exact_products) carver.take(job.rotated_low, "rotated_low", N * job.padded_D);
-    carver.take(job.turns, "turns", turns);
-    carver.take(job.cosines, "cosines", N);
-    carver.take(job.static_run, "static_run", N);
-    carver.take(job.unchanged, "unchanged", F * F);
-    carver.take(job.segment, "segment", F);
-    carver.take(job.frame_segment, "frame_segment", F);
-    carver.take(job.segment_count, "segment_count", 1);
-    carver.take(job.select_pool, "select_pool", 2 * F);
-    carver.take(job.candidates, "candidates", N);
-    carver.take(job.chosen, "chosen", 2 * F);
-    carver.take(job.kind, "kind", N);
-    carver.take(job.merge_pool, "merge_pool", 2 * F);
-    carver.take(job.context_count, "context_count", 1);
-    carver.take(job.context, "context", N);
-    carver.take(job.entry_pool, "entry_pool", N);
-    carver.take(job.tile_row, "tile_row", job.max_tile_rows);
-    carver.take(job.tile_rows, "tile_rows", 1);
-    carver.take(job.member_count, "member_count", 1);
-    carver.take(job.gram, "gram", gram);  // the candidates' Gram matrices, `select_batch` of them, are no larger
-    carver.take(job.norm, "norm", N + 16 * F);
-    carver.take(job.spread, "spread", N + 16 * F);
-    carver.take(job.widest, "widest", 2 * F);
-    carver.take(job.score, "score", N);
-    carver.take(job.anchors, "anchors", N);
-    carver.take(job.anchor_tokens, "anchor_tokens", N);
-    carver.take(job.anchor_slot, "anchor_slot", N);
-    carver.take(job.anchor_count, "anchor_count", 1);
-    carver.take(job.owner, "owner", N);
-    carver.take(job.member_rows, "member_rows", N);
-    carver.take(job.member_start, "member_start", N);
-    carver.take(job.members, "members", N);
-    carver.take(job.member_anchor, "member_anchor", N);
-    carver.take(job.chunk_sum, "chunk_sum", N / kChunk * job.D);
-    carver.take(job.source, "source", N);
-    carver.take(job.worth, "worth", N);
-    carver.take(job.kept, "kept", 1);
-    carver.take(job.verdict, "verdict", N);
+    layout.add(job.rotated_high, "rotated_high", N * job.padded_D);
+    if (job.exact_products) layout.add(job.rotated_low, "rotated_low", N * job.padded_D);
+    layout.add(job.rope_cos_sin, "rope_cos_sin", angles);
+    layout.add(job.cosines, "cosines", N);
+    layout.add(job.static_run, "static_run", N);
+    layout.add(job.unchanged, "unchanged", F * F);
+    layout.add(job.segment, "segment", F);
+    layout.add(job.frame_segment, "frame_segment", F);
+    layout.add(job.segment_count, "segment_count", 1);
+    layout.add(job.select_pool, "select_pool", 2 * F);
+    layout.add(job.candidates, "candidates", N);
+    layout.add(job.chosen, "chosen", 2 * F);
+    layout.add(job.kind, "kind", N);
+    layout.add(job.merge_pool, "merge_pool", 2 * F);
+    layout.add(job.context_count, "context_count", 1);
+    layout.add(job.context, "context", N);
+    layout.add(job.entry_pool, "entry_pool", N);
+    layout.add(job.tile_row, "tile_row", job.max_tile_rows);
+    layout.add(job.tile_rows, "tile_rows", 1);
+    layout.add(job.member_count, "member_count", 1);
+    layout.add(job.gram, "gram", gram);  // also holds `select_batch` Gram matrices of candidates, which are no larger
+    layout.add(job.norm, "norm", N + 16 * F);
+    layout.add(job.knn_mean_sq_dist, "knn_mean_sq_dist", N + 16 * F);
+    layout.add(job.max_sq_dist, "max_sq_dist", 2 * F);
+    layout.add(job.score, "score", N);
+    layout.add(job.anchors, "anchors", N);
+    layout.add(job.anchor_tokens, "anchor_tokens", N);
+    layout.add(job.anchor_slot, "anchor_slot", N);
+    layout.add(job.anchor_count, "anchor_count", 1);
+    layout.add(job.owner, "owner", N);
+    layout.add(job.member_rows, "member_rows", N);
+    layout.add(job.member_start, "member_start", N);
+    layout.add(job.members, "members", N);
+    layout.add(job.member_anchor, "member_anchor", N);
+    layout.add(job.chunk_sum, "chunk_sum", N / kChunk * job.D);
+    layout.add(job.source, "source", N);
+    layout.add(job.priority, "priority", N);
+    layout.add(job.kept, "kept", 1);
+    layout.add(job.final_kind, "final_kind", N);
 }
 
 int check_tensors(const TangoPruneTensors* tensors) {
-    if (tensors == nullptr) return fail(TANGO_BAD_ARGUMENT, "tensors is null");
-    int status = check_pointer("features", tensors->features, 16);
+    int status = check_pointer("tensors", tensors, 1);
+    if (status == TANGO_OK) status = check_pointer("features", tensors->features, 16);
     if (status == TANGO_OK) status = check_pointer("salience", tensors->salience, 4);
     if (status == TANGO_OK) status = check_pointer("timestamps", tensors->timestamps, 4);
     if (status == TANGO_OK) status = check_pointer("tokens", tensors->tokens, 16);
@@ -200,7 +196,6 @@ int check_tensors(const TangoPruneTensors* tensors) {
 using namespace tango;
 
 void tango_prune_defaults(int32_t grid_rows, int32_t grid_columns, TangoPruneParams* params) {
-    static const int32_t sinks[] = {28, 27, 41, 169, 11, 12};
     if (params == nullptr) return;
     *params = {};
     params->retention_ratio = 1000;
@@ -214,53 +209,57 @@ void tango_prune_defaults(int32_t grid_rows, int32_t grid_columns, TangoPrunePar
     params->space_base = 1000;
     params->grid_rows = grid_rows;
     params->grid_columns = grid_columns;
-    if (grid_rows == 14 && grid_columns == 14) {
-        params->sink_count = sizeof(sinks) / sizeof(*sinks);
-        params->sink_positions = sinks;
-    }
 }
 
 int tango_prune_capacity(const TangoPruneShape* shape, const TangoPruneParams* params, int32_t* capacity) {
-    const int status = check(shape, params);
-    if (status != TANGO_OK) return status;
-    if (capacity == nullptr) return fail(TANGO_BAD_ARGUMENT, "capacity is null");
+    if (int status = check(shape, params)) return status;
+    if (int status = check_pointer("capacity", capacity, 1)) return status;
     *capacity = describe(*shape, *params).capacity;
     return TANGO_OK;
 }
 
 int tango_prune_workspace(const TangoPruneShape* shape, const TangoPruneParams* params, size_t* bytes) {
-    const int status = check(shape, params);
-    if (status != TANGO_OK) return status;
-    if (bytes == nullptr) return fail(TANGO_BAD_ARGUMENT, "bytes is null");
+    if (int status = check(shape, params)) return status;
+    if (int status = check_pointer("bytes", bytes, 1)) return status;
     Job job = describe(*shape, *params);
-    Carver carver(nullptr);
-    lay_out(job, carver);
-    *bytes = carver.used();
+    WorkspaceLayout layout(nullptr);
+    lay_out(job, layout);
+    *bytes = layout.used();
     return TANGO_OK;
 }
 
 int tango_prune_region(const TangoPruneShape* shape, const TangoPruneParams* params, const char* name, size_t* offset,
                        size_t* bytes) {
-    const int status = check(shape, params);
-    if (status != TANGO_OK) return status;
+    if (int status = check(shape, params)) return status;
     if (name == nullptr || offset == nullptr || bytes == nullptr)
         return fail(TANGO_BAD_ARGUMENT, "name, offset or bytes is null");
     Job job = describe(*shape, *params);
-    Carver carver(nullptr, name);
-    lay_out(job, carver);
-    if (!carver.found) return fail(TANGO_BAD_ARGUMENT, "the workspace has no region named %s", name);
-    *offset = carver.found_offset;
-    *bytes = carver.found_bytes;
+    WorkspaceLayout layout(nullptr, name);
+    lay_out(job, layout);
+    if (!layout.found) return fail(TANGO_BAD_ARGUMENT, "the workspace has no region named %s", name);
+    *offset = layout.found_offset;
+    *bytes = layout.found_bytes;
     return TANGO_OK;
 }
 
 int tango_prune_enqueue_steps(const TangoPruneShape* shape, const TangoPruneParams* params,
                               const TangoPruneTensors* tensors, void* workspace, size_t workspace_bytes, void* stream,
                               int32_t first, int32_t last) {
-    using Step = cudaError_t (*)(const Job&, cudaStream_t);
-    static constexpr Step kSteps[TANGO_STEPS] = {rotate,         find_segments, find_candidates, select,
-                                                 list_context,   find_densities, find_deltas,    find_anchors,
-                                                 find_owners,    merge};
+    static constexpr struct {
+        const char* name;
+        cudaError_t (*enqueue)(const Job&, cudaStream_t);
+    } kSteps[TANGO_STEPS] = {
+        {"prune: rotate", rotate},
+        {"prune: find_segments", find_segments},
+        {"prune: find_candidates", find_candidates},
+        {"prune: select", select},
+        {"prune: list_context", list_context},
+        {"prune: find_densities", find_densities},
+        {"prune: find_deltas", find_deltas},
+        {"prune: find_anchors", find_anchors},
+        {"prune: find_owners", find_owners},
+        {"prune: merge", merge},
+    };
     int status = check(shape, params);
     if (status == TANGO_OK) status = check_tensors(tensors);
     if (status == TANGO_OK) status = check_pointer("workspace", workspace, kAlignment);
@@ -268,10 +267,10 @@ int tango_prune_enqueue_steps(const TangoPruneShape* shape, const TangoPrunePara
         status = check_ranges({{"first", first, 0, TANGO_STEPS - 1}, {"last", last, first, TANGO_STEPS - 1}});
     if (status != TANGO_OK) return status;
     Job job = describe(*shape, *params);
-    Carver carver(workspace);
-    lay_out(job, carver);
-    if (workspace_bytes < carver.used())
-        return fail(TANGO_SMALL_WORKSPACE, "workspace has %zu bytes: it must have %zu", workspace_bytes, carver.used());
+    WorkspaceLayout layout(workspace);
+    lay_out(job, layout);
+    if (workspace_bytes < layout.used())
+        return fail(TANGO_SMALL_WORKSPACE, "workspace has %zu bytes: it must have %zu", workspace_bytes, layout.used());
     job.features = tensors->features;
     job.salience = tensors->salience;
     job.timestamps = tensors->timestamps;
@@ -281,9 +280,8 @@ int tango_prune_enqueue_steps(const TangoPruneShape* shape, const TangoPrunePara
     job.merged = tensors->merged;
     job.segments = tensors->segments;
     for (int step = first; step <= last; ++step) {
-        const cudaError_t error = kSteps[step](job, static_cast<cudaStream_t>(stream));
-        if (error != cudaSuccess)
-            return fail(TANGO_CUDA_ERROR, "step %d: %s (%s)", step, cudaGetErrorString(error), cudaGetErrorName(error));
+        const cudaError_t error = kSteps[step].enqueue(job, static_cast<cudaStream_t>(stream));
+        if (error != cudaSuccess) return cuda_status(error, kSteps[step].name);
     }
     return TANGO_OK;
 }
@@ -292,7 +290,3 @@ int tango_prune_enqueue(const TangoPruneShape* shape, const TangoPruneParams* pa
                         void* workspace, size_t workspace_bytes, void* stream) {
     return tango_prune_enqueue_steps(shape, params, tensors, workspace, workspace_bytes, stream, 0, TANGO_STEPS - 1);
 }
-
-int tango_prune_interface(void) { return TANGO_PRUNE_INTERFACE; }
-
-const char* tango_version(void) { return TANGO_VERSION " " TANGO_ARCHITECTURES; }

@@ -1,39 +1,33 @@
-// Steps 1 and 2: cosines between frames, and ST-RoPE. (Sinks are silenced where salience is read.)
+// Steps 1 and 2: cosines between frames, and ST-RoPE. (Sinks are set to 0 where salience is read.)
 #include <algorithm>
 
-#include "device.cuh"
-#include "mma.cuh"
+#include "primitives.cuh"
 
 namespace tango {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kMostFrames = 8;             // of a block that turns rows
-constexpr size_t kSharedBytes = 64 << 10;  // of such a block; every architecture has as much
-constexpr float kEpsilon = 1e-12f;         // least length of a row
+constexpr int kMaxFrames = 8;              // of a block of rotate_rows()
+constexpr size_t kSharedBytes = 64 << 10;  // of such a block; every architecture has this much
+constexpr float kEpsilon = 1e-12f;         // smallest norm that a row is divided by
 
-// (cos, sin) of position * base^(-2 j / d), once for every position: angles reach thousands, so fp64.
-__global__ void make_turns(Job job) {
+// (cos, sin) of position * base^(-2 j / d), once per position. In fp64, because angles reach thousands.
+__global__ void compute_rope(Job job) {
     const int time = job.time_pairs(), space = job.space_pairs();
     const int index = blockIdx.x * blockDim.x + threadIdx.x;
     const int in_time = job.F * time, in_space = (job.H() + job.W) * space;
     if (index < in_time) {
         const int j = index % time;
         const double angle = job.timestamps[index / time] * pow(job.time_base, -2.0 * j / (2 * time));
-        job.turns[index] = make_float2(static_cast<float>(cos(angle)), static_cast<float>(sin(angle)));
+        job.rope_cos_sin[index] = make_float2(static_cast<float>(cos(angle)), static_cast<float>(sin(angle)));
     } else if (index < in_time + in_space) {
         const int row = (index - in_time) / space, j = (index - in_time) % space;
         const double angle = (row < job.H() ? row : row - job.H()) * pow(job.space_base, -2.0 * j / (2 * space));
-        job.turns[index] = make_float2(static_cast<float>(cos(angle)), static_cast<float>(sin(angle)));
+        job.rope_cos_sin[index] = make_float2(static_cast<float>(cos(angle)), static_cast<float>(sin(angle)));
     }
 }
 
-template <typename T, int kVector>
-struct alignas(sizeof(T) * kVector) Vector {
-    T at[kVector];
-};
-
-// A vector of a row from global to shared memory, asynchronously if it has 16 bytes.
+// Copies a vector of a row from global to shared memory, asynchronously if it has 16 bytes.
 template <typename T, int kVector>
 __device__ void copy_row_part(T* to, const T* from, Vector<T, kVector>) {
     if constexpr (sizeof(T) * kVector == 16)
@@ -42,16 +36,17 @@ __device__ void copy_row_part(T* to, const T* from, Vector<T, kVector>) {
         *reinterpret_cast<Vector<T, kVector>*>(to) = *reinterpret_cast<const Vector<T, kVector>*>(from);
 }
 
-// Component j of a turned row: its fp16 in place, what that leaves to the low plane.
+// Stores component j of a rotated row: its fp16 in place, the rounding error to the low plane.
 template <typename T, bool kExact>
-__device__ void put(const Job& job, T* row, size_t place, int j, float value) {
+__device__ void store_rotated(const Job& job, T* row, size_t offset, int j, float value) {
     const __half high = __float2half_rn(value);
     *reinterpret_cast<__half*>(row + j) = high;
-    if (kExact) job.rotated_low[place + j] = __float2half_rn(value - __half2float(high));
+    if (kExact) job.rotated_low[offset + j] = __float2half_rn(value - __half2float(high));
 }
 
-// Block (l, g) works on position l of a few frames, a warp on each; the frame after them is there for its cosine. Rows
-// are turned in shared memory, in place: a component makes room for its fp16. What rounding left goes straight out.
+// Block (l, g) handles position l of a few frames, one warp per frame. It also loads the frame after them, for the
+// cosine. Rows are rotated in shared memory in place: its fp16 replaces a component. The rounding error goes directly
+// to global memory.
 template <typename T, int kVector, bool kExact>
 __global__ void rotate_rows(Job job) {
     using Load = Vector<T, kVector>;
@@ -97,23 +92,23 @@ __global__ void rotate_rows(Job job) {
     __syncthreads();  // the warp of the frame before has read this row
     if (f >= job.F) return;
 
-    const size_t place = (static_cast<size_t>(f) * job.L + l) * job.padded_D;
-    auto turn = [&](const float2* angles, int start, int half) {  // components j and j + half of a section
+    const size_t offset = (static_cast<size_t>(f) * job.L + l) * job.padded_D;
+    auto rotate_pairs = [&](const float2* angles, int start, int half) {  // components j and j + half of a section
 #pragma unroll 4
         for (int pair = lane_id(); pair < half; pair += kWarp) {
             const float2 angle = __ldg(angles + pair);
             const int j = start + pair;
             const float a = scale * static_cast<float>(row[j]), b = scale * static_cast<float>(row[j + half]);
-            put<T, kExact>(job, row, place, j, a * angle.x - b * angle.y);
-            put<T, kExact>(job, row, place, j + half, b * angle.x + a * angle.y);
+            store_rotated<T, kExact>(job, row, offset, j, a * angle.x - b * angle.y);
+            store_rotated<T, kExact>(job, row, offset, j + half, b * angle.x + a * angle.y);
         }
     };
     const int in_time = job.time_pairs(), in_space = job.space_pairs();
-    const float2* space = job.turns + job.F * in_time;
-    turn(job.turns + f * in_time, 0, in_time);
-    turn(space + l / job.W * in_space, 2 * in_time, in_space);
-    turn(space + (job.H() + l % job.W) * in_space, 2 * in_time + 2 * in_space, in_space);
-    for (int j = job.D + lane_id(); j < job.padded_D; j += kWarp) put<T, kExact>(job, row, place, j, 0.0f);
+    const float2* space = job.rope_cos_sin + job.F * in_time;
+    rotate_pairs(job.rope_cos_sin + f * in_time, 0, in_time);
+    rotate_pairs(space + l / job.W * in_space, 2 * in_time, in_space);
+    rotate_pairs(space + (job.H() + l % job.W) * in_space, 2 * in_time + 2 * in_space, in_space);
+    for (int j = job.D + lane_id(); j < job.padded_D; j += kWarp) store_rotated<T, kExact>(job, row, offset, j, 0.0f);
     __syncwarp();
     for (int j = 8 * lane_id(); j < job.padded_D; j += 8 * kWarp) {
         Vector<__half, 8> high;
@@ -123,7 +118,7 @@ __global__ void rotate_rows(Job job) {
 #pragma unroll
             for (int v = 0; v < 8; ++v) high.at[v] = *reinterpret_cast<const __half*>(row + j + v);
         }
-        *reinterpret_cast<Vector<__half, 8>*>(job.rotated_high + place + j) = high;
+        *reinterpret_cast<Vector<__half, 8>*>(job.rotated_high + offset + j) = high;
     }
 }
 
@@ -131,7 +126,7 @@ template <typename T, int kVector, bool kExact>
 cudaError_t launch_rows(const Job& job, cudaStream_t stream) {
     // The widest row leaves room for one frame and the next.
     const size_t row_bytes = static_cast<size_t>(job.padded_D) * sizeof(T);
-    const int warps = std::max<int>(1, std::min<size_t>(kMostFrames, kSharedBytes / row_bytes - 1));
+    const int warps = std::max<int>(1, std::min<size_t>(kMaxFrames, kSharedBytes / row_bytes - 1));
     const size_t bytes = (warps + 1) * row_bytes;
     const auto kernel = rotate_rows<T, kVector, kExact>;
     const cudaError_t raised =
@@ -150,8 +145,8 @@ cudaError_t launch_rows(const Job& job, cudaStream_t stream) {
 }  // namespace
 
 cudaError_t rotate(const Job& job, cudaStream_t stream) {
-    const int turns = job.F * job.time_pairs() + (job.H() + job.W) * job.space_pairs();
-    make_turns<<<ceil_div(turns, kThreads), kThreads, 0, stream>>>(job);
+    const int angles = job.F * job.time_pairs() + (job.H() + job.W) * job.space_pairs();
+    compute_rope<<<ceil_div(angles, kThreads), kThreads, 0, stream>>>(job);
     if (job.half_features)
         return job.D % 8 == 0 ? launch_rows<__half, 8>(job, stream) : launch_rows<__half, 2>(job, stream);
     return job.D % 4 == 0 ? launch_rows<float, 4>(job, stream) : launch_rows<float, 2>(job, stream);

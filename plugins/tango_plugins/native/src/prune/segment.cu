@@ -1,17 +1,17 @@
-// Step 3: segments, and the budgets of step 4, which follow from them. One block: there is little to do, in many turns.
-#include "device.cuh"
+// Step 3: segments, and the budgets of step 4. One block, because the work is small and sequential.
+#include "primitives.cuh"
 
 namespace tango {
 namespace {
 
 constexpr int kThreads = 512;
 constexpr int kUnroll = 16;
-constexpr int kNearFrames = 96;  // videos of so many frames have their table of gains in shared memory
+constexpr int kNearFrames = 96;  // the table of a video of up to so many frames is in shared memory
 
-// Follows position l through the frames: how long it has been unchanged, and static. `table`, F rows of F, counts the
-// positions by the length of their unchanged run up to each frame.
+// Follows position l through the frames, and counts for how many it has been unchanged, and static. `table` [F, F]
+// counts the positions by the length of their unchanged run up to each frame.
 __device__ void count_runs(const Job& job, int l, int* table) {
-    int unchanged = 0, still = 0;
+    int unchanged = 0, static_run = 0;
     job.static_run[l] = 0;
     for (int start = 0; start < job.F - 1; start += kUnroll) {
         float cosine[kUnroll];
@@ -23,14 +23,14 @@ __device__ void count_runs(const Job& job, int l, int* table) {
             const int frame = start + i + 1;
             if (frame >= job.F) break;
             unchanged = cosine[i] > job.segment_threshold ? unchanged + 1 : 0;
-            still = cosine[i] > job.static_threshold ? still + 1 : 0;
-            job.static_run[frame * job.L + l] = static_cast<uint16_t>(still);
+            static_run = cosine[i] > job.static_threshold ? static_run + 1 : 0;
+            job.static_run[frame * job.L + l] = static_cast<uint16_t>(static_run);
             atomicAdd(&table[frame * job.F + unchanged], 1);
         }
     }
 }
 
-// From the number of positions whose run is q long to that of those whose run is at least q long.
+// Turns the count of positions with a run of q frames into that of positions with a run of at least q frames.
 __device__ void accumulate_runs(const Job& job, int* table) {
     for (int frame = 1 + warp_id(); frame < job.F; frame += kThreads / kWarp) {
         int* row = table + frame * job.F;
@@ -49,23 +49,23 @@ __device__ void accumulate_runs(const Job& job, int* table) {
     }
 }
 
-__device__ int warp_top(int value) {
+__device__ int warp_max_int(int value) {
 #if __CUDA_ARCH__ >= 800
     return __reduce_max_sync(kAllLanes, value);
 #else
-    for (int offset = kWarp / 2; offset > 0; offset /= 2)
-        value = max(value, __shfl_xor_sync(kAllLanes, value, offset));
+    for (int offset = kWarp / 2; offset > 0; offset /= 2) value = max(value, __shfl_xor_sync(kAllLanes, value, offset));
     return value;
 #endif
 }
 
-// best[e], the largest gain of the first e frames, and the length of the last segment of that partition. One warp.
+// best[e]: the largest gain of the first e frames. length[e]: the length of the last segment of that partition. One
+// warp.
 __device__ void best_partition(const Job& job, const int* table, int* best, int* length) {
     constexpr int kWindows = TANGO_MAX_FRAMES / kWarp;
-    constexpr int kShort = 1024;  // above any window; gains stay below F L = 2^18
+    constexpr int kWindowScale = 1024;  // above any window; gains stay below F L = 2^18
     if (lane_id() == 0) best[0] = 0;
     __syncwarp();
-    int still[kWindows], ahead[kWindows];  // still: positions unchanged over w frames; ahead: those of the next end
+    int unchanged[kWindows], ahead[kWindows];  // positions unchanged over w frames; those of the next end
     auto fetch = [&](int end, int* row) {
 #pragma unroll
         for (int i = 0; i < kWindows; ++i) {
@@ -77,19 +77,21 @@ __device__ void best_partition(const Job& job, const int* table, int* best, int*
     fetch(1, ahead);
     for (int end = 1; end <= job.F; ++end) {
 #pragma unroll
-        for (int i = 0; i < kWindows; ++i) still[i] = ahead[i];
+        for (int i = 0; i < kWindows; ++i) unchanged[i] = ahead[i];
         fetch(end + 1, ahead);
-        int top = 0;  // the largest total so far, and below it how short its last segment is
+        int top = 0;  // the largest total, and in its low digits how short the last segment is
 #pragma unroll
         for (int i = 0; i < kWindows; ++i) {
             if (i * kWarp >= end) break;
             const int steps = i * kWarp + lane_id();
-            if (steps < end) top = max(top, (best[end - 1 - steps] + still[i] * steps) * kShort + kShort - 1 - steps);
+            if (steps < end)
+                top =
+                    max(top, (best[end - 1 - steps] + unchanged[i] * steps) * kWindowScale + kWindowScale - 1 - steps);
         }
-        top = warp_top(top);
+        top = warp_max_int(top);
         if (lane_id() == 0) {
-            best[end] = top / kShort;
-            length[end] = kShort - top % kShort;
+            best[end] = top / kWindowScale;
+            length[end] = kWindowScale - top % kWindowScale;
         }
         __syncwarp();
     }
@@ -99,7 +101,7 @@ struct Split {
     int salient, context;
 };
 
-// fp64, in the order of operations of the operator's page.
+// fp64, in the order of operations of docs/operator.md.
 __device__ Split split_budget(const Job& job, int m) {
     const int salient = static_cast<int>(floor(m * (1.0 - job.context_ratio)));
     return {salient, m - salient};
@@ -113,7 +115,7 @@ __device__ SelectPool select_pool(const Job& job, int count, int salient) {
     return {count, salient, min(static_cast<int>(floor(job.expansion * salient)), count)};
 }
 
-// Budgets of a segment, by its lane 0.
+// Budgets of a segment; called by one lane.
 __device__ void plan_segment(const Job& job, int s, int first, int last, int static_positions) {
     const int n = last - first;
     Segment segment = {first, last, static_positions, 0, 0};
@@ -126,12 +128,12 @@ __device__ void plan_segment(const Job& job, int s, int first, int last, int sta
         const int T = n * job.L, g = (n - 1) * static_positions, dynamic = job.L - static_positions;
         const double share = static_cast<double>(T - g) / T;
         const double ratio = fmin(1.0, job.retention / share);
-        const Split still = compress_budget(job, static_positions, ratio);
-        segment.static_context = still.context;
-        job.select_pool[job.F + s] = select_pool(job, static_positions, still.salient);
-        const Split moving = split_budget(job, static_cast<int>(ceil(dynamic * ratio)));
-        segment.context = moving.context * n;
-        for (int f = first; f < last; ++f) job.select_pool[f] = select_pool(job, dynamic, moving.salient);
+        const Split static_split = compress_budget(job, static_positions, ratio);
+        segment.static_context = static_split.context;
+        job.select_pool[job.F + s] = select_pool(job, static_positions, static_split.salient);
+        const Split dynamic_split = split_budget(job, static_cast<int>(ceil(dynamic * ratio)));
+        segment.context = dynamic_split.context * n;
+        for (int f = first; f < last; ++f) job.select_pool[f] = select_pool(job, dynamic, dynamic_split.salient);
     }
     job.segment[s] = segment;
     for (int f = first; f < last; ++f) job.frame_segment[f] = s;

@@ -1,6 +1,5 @@
-// Step 6: in each pool, the salient tokens that differ.
-#include "device.cuh"
-#include "mma.cuh"
+// Step 6: selects in each pool salient tokens that differ.
+#include "primitives.cuh"
 
 namespace tango {
 namespace {
@@ -9,8 +8,8 @@ constexpr int kRankThreads = 256;
 constexpr int kPeakThreads = 1024;
 constexpr int kMaxTokens = TANGO_MAX_TOKENS_PER_FRAME;
 
-// Salience with the sinks silenced; of a static token, its mean over the segment, in fp64 as the reference has it:
-// means tie less often than they nearly tie.
+// Salience with sinks set to 0; for a static token, its mean over the segment. In fp64 like the reference, because
+// means that nearly tie must not tie.
 __device__ double salience_at(const Job& job, int first_frame, int frames, int position) {
     if (job.sinks[position / 32] >> (position % 32) & 1) return 0.0;
     double sum = 0.0;
@@ -19,7 +18,7 @@ __device__ double salience_at(const Job& job, int first_frame, int frames, int p
     return frames == 1 ? sum : sum / frames;
 }
 
-// Block p ranks the tokens of pool p by salience and keeps the candidates.
+// Block p ranks the tokens of pool p by salience, and keeps the candidates.
 __global__ void __launch_bounds__(kRankThreads) rank_by_salience(Job job) {
     __shared__ double salience[kMaxTokens];
     __shared__ int position[kMaxTokens];
@@ -31,20 +30,20 @@ __global__ void __launch_bounds__(kRankThreads) rank_by_salience(Job job) {
         if (threadIdx.x == 0) job.chosen[pool] = 0;
         return;
     }
-    const bool still = pool >= job.F;
-    const Segment segment = job.segment[still ? pool - job.F : job.frame_segment[pool]];
-    const int frame = still ? segment.first : pool, frames = still ? segment.last - segment.first : 1;
+    const bool static_pool = pool >= job.F;
+    const Segment segment = job.segment[static_pool ? pool - job.F : job.frame_segment[pool]];
+    const int frame = static_pool ? segment.first : pool, frames = static_pool ? segment.last - segment.first : 1;
     int* candidates = job.candidates + candidate_base(job, pool);
     int listed = 0;
     for (int start = 0; start < job.L; start += kRankThreads) {
         const int l = start + threadIdx.x;
-        const bool mine = l < job.L && is_static(job, segment, l) == still;
+        const bool mine = l < job.L && is_static(job, segment, l) == static_pool;
         int total;
-        const int place = listed + block_exclusive_sum(mine, total);
+        const int index = listed + block_exclusive_sum(mine, total);
         if (mine) {
-            position[place] = l;
-            salience[place] = salience_at(job, frame, frames, l);
-            if (place < size.candidates) candidates[place] = frame * job.L + l;  // stands where salience is NaN
+            position[index] = l;
+            salience[index] = salience_at(job, frame, frames, l);
+            if (index < size.candidates) candidates[index] = frame * job.L + l;  // stays there if salience is NaN
         }
         listed += total;
     }
@@ -62,47 +61,47 @@ constexpr int kSmallTile = 32;
 constexpr int kGramWarps = 8;
 constexpr int kGramBlocksPerPool = 16;
 
-// The 16 bytes that this lane holds of a row for two steps of the tensor core. Both operands of a product are permuted
-// along D in the same way, so no shared memory and no shuffling is needed.
+// The 16 bytes of a row that this lane holds for two tensor core instructions. Both operands are permuted along D in
+// the same way, so neither shared memory nor shuffles are needed.
 __device__ uint4 load_words(const __half* rows, int token, const Job& job, int slice) {
     const size_t at = static_cast<size_t>(token) * job.padded_D + slice * 32 + lane_id() % 4 * 8;
     return *reinterpret_cast<const uint4*>(rows + at);
 }
 
-__device__ void multiply(float (&sums)[2][4][4], const uint4 (&a)[4], const uint4 (&b)[4]) {
+__device__ void multiply(float (&acc)[2][4][4], const uint4 (&a)[4], const uint4 (&b)[4]) {
 #pragma unroll
     for (int m = 0; m < 2; ++m)
 #pragma unroll
         for (int n = 0; n < 4; ++n) {
             const uint4 upper = a[2 * m], lower = a[2 * m + 1];
-            mma(sums[m][n], {upper.x, lower.x, upper.y, lower.y}, {b[n].x, b[n].y});
-            mma(sums[m][n], {upper.z, lower.z, upper.w, lower.w}, {b[n].z, b[n].w});
+            mma(acc[m][n], {upper.x, lower.x, upper.y, lower.y}, {b[n].x, b[n].y});
+            mma(acc[m][n], {upper.z, lower.z, upper.w, lower.w}, {b[n].z, b[n].w});
         }
 }
 
-// a low_b + low_a b; as in gram.cu, each instruction takes both products of the same columns of D.
-__device__ void multiply_crosswise(float (&sums)[2][4][4], const uint4 (&a)[4], const uint4 (&low_a)[4],
+// a low_b + low_a b. As in gram.cu, each instruction takes both products of the same columns of D.
+__device__ void multiply_crosswise(float (&acc)[2][4][4], const uint4 (&a)[4], const uint4 (&low_a)[4],
                                    const uint4 (&b)[4], const uint4 (&low_b)[4]) {
 #pragma unroll
     for (int m = 0; m < 2; ++m)
 #pragma unroll
         for (int n = 0; n < 4; ++n) {
             const uint4 upper = a[2 * m], lower = a[2 * m + 1], low_upper = low_a[2 * m], low_lower = low_a[2 * m + 1];
-            mma(sums[m][n], {upper.x, lower.x, low_upper.x, low_lower.x}, {low_b[n].x, b[n].x});
-            mma(sums[m][n], {upper.y, lower.y, low_upper.y, low_lower.y}, {low_b[n].y, b[n].y});
-            mma(sums[m][n], {upper.z, lower.z, low_upper.z, low_lower.z}, {low_b[n].z, b[n].z});
-            mma(sums[m][n], {upper.w, lower.w, low_upper.w, low_lower.w}, {low_b[n].w, b[n].w});
+            mma(acc[m][n], {upper.x, lower.x, low_upper.x, low_lower.x}, {low_b[n].x, b[n].x});
+            mma(acc[m][n], {upper.y, lower.y, low_upper.y, low_lower.y}, {low_b[n].y, b[n].y});
+            mma(acc[m][n], {upper.z, lower.z, low_upper.z, low_lower.z}, {low_b[n].z, b[n].z});
+            mma(acc[m][n], {upper.w, lower.w, low_upper.w, low_lower.w}, {low_b[n].w, b[n].w});
         }
 }
 
-// Inner products of a pool's candidates, 32 x 32 at a time; the warps of a block share the work along D.
+// Inner products of a pool's candidates, in tiles of 32 x 32. The warps of a block split D.
 template <bool kExact>
 __global__ void __launch_bounds__(kGramWarps* kWarp) candidate_gram(Job job, int first_frame) {
     __shared__ float partial[kGramWarps][kSmallTile * kSmallTile];
     const int batch_frames = gridDim.y / 2;
-    const bool still = static_cast<int>(blockIdx.y) >= batch_frames;
+    const bool static_pool = static_cast<int>(blockIdx.y) >= batch_frames;
     int pool = first_frame + blockIdx.y;
-    if (still) {  // the static pool of the segment that begins at this frame
+    if (static_pool) {  // the static pool of the segment that begins at this frame
         const int frame = first_frame + blockIdx.y - batch_frames;
         if (frame >= job.F) return;
         const int s = job.frame_segment[frame];
@@ -126,7 +125,7 @@ __global__ void __launch_bounds__(kGramWarps* kWarp) candidate_gram(Job job, int
             row_token[i] = tokens[min(row + 8 * i + lane_id() / 4, n - 1)];
             column_token[i] = tokens[min(column + 8 * i + lane_id() / 4, n - 1)];
         }
-        float sums[2][4][4] = {};
+        float acc[2][4][4] = {};
         for (int slice = warp_id(); slice < job.padded_D / 32; slice += kGramWarps) {
             uint4 a[4], b[4];
 #pragma unroll
@@ -141,9 +140,9 @@ __global__ void __launch_bounds__(kGramWarps* kWarp) candidate_gram(Job job, int
                     low_a[i] = load_words(job.rotated_low, row_token[i], job, slice);
                     low_b[i] = load_words(job.rotated_low, column_token[i], job, slice);
                 }
-                multiply_crosswise(sums, a, low_a, b, low_b);
+                multiply_crosswise(acc, a, low_a, b, low_b);
             }
-            multiply(sums, a, b);
+            multiply(acc, a, b);
         }
 #pragma unroll
         for (int m = 0; m < 2; ++m)
@@ -152,7 +151,7 @@ __global__ void __launch_bounds__(kGramWarps* kWarp) candidate_gram(Job job, int
 #pragma unroll
                 for (int i = 0; i < 4; ++i) {
                     const int r = 16 * m + 8 * (i / 2) + lane_id() / 4, c = 8 * n8 + 2 * (lane_id() % 4) + i % 2;
-                    partial[warp_id()][r * kSmallTile + c] = sums[m][n8][i];
+                    partial[warp_id()][r * kSmallTile + c] = acc[m][n8][i];
                 }
         __syncthreads();
         for (int i = threadIdx.x; i < kSmallTile * kSmallTile; i += kGramWarps * kWarp) {
@@ -165,15 +164,15 @@ __global__ void __launch_bounds__(kGramWarps* kWarp) candidate_gram(Job job, int
     }
 }
 
-// Density peaks among the candidates of a pool; of each center's cluster the most salient is chosen.
+// Finds density peaks among the candidates of a pool, and selects the most salient candidate of each cluster.
 template <int kRegisters>
 __global__ void __launch_bounds__(kPeakThreads) choose(Job job, int first_frame, int last_frame) {
-    __shared__ float norm[kMaxTokens], spread[kMaxTokens], score[kMaxTokens], widest_of_warp[kWarp];
+    __shared__ float norm[kMaxTokens], knn_mean_sq_dist[kMaxTokens], score[kMaxTokens], warp_max_sq_dist[kWarp];
     __shared__ int rank[kMaxTokens], winner[kMaxTokens];
     constexpr int kWarps = kPeakThreads / kWarp;
-    const bool still = static_cast<int>(blockIdx.x) >= last_frame - first_frame;
+    const bool static_pool = static_cast<int>(blockIdx.x) >= last_frame - first_frame;
     int pool = first_frame + blockIdx.x;
-    if (still) {
+    if (static_pool) {
         const int frame = pool - (last_frame - first_frame), s = job.frame_segment[frame];
         if (job.segment[s].first != frame) return;
         pool = job.F + s;
@@ -183,7 +182,7 @@ __global__ void __launch_bounds__(kPeakThreads) choose(Job job, int first_frame,
     if (n == 0) return;
     const int base = candidate_base(job, pool);
     const int* tokens = job.candidates + base;
-    if (n <= max(size.salient, 1)) {  // take them all
+    if (n <= max(size.salient, 1)) {  // select them all
         for (int i = threadIdx.x; i < n; i += kPeakThreads) job.kind[tokens[i]] = kSelected;
         if (threadIdx.x == 0) job.chosen[pool] = n;
         return;
@@ -194,32 +193,32 @@ __global__ void __launch_bounds__(kPeakThreads) choose(Job job, int first_frame,
         winner[i] = n;
     }
     __syncthreads();
-    float widest = 0.0f;
+    float max_sq_dist = 0.0f;
     for (int i = warp_id(); i < n; i += kWarps) {
         const float* row = gram + static_cast<size_t>(i) * job.candidate_ld;
-        Smallest<kRegisters> nearest(min(job.neighbors, n - 1));
+        KSmallest<kRegisters> nearest(min(job.neighbors, n - 1));
         for (int start = 0; start < n; start += kWarp) {
             const int j = start + lane_id();
             const bool other = j < n && j != i;
             const float distance = other ? squared_distance(norm[i], norm[j], row[j]) : 0.0f;
-            widest = fmaxf(widest, distance);
-            nearest.show(other ? distance : INFINITY);
+            max_sq_dist = fmaxf(max_sq_dist, distance);
+            nearest.offer(other ? distance : INFINITY);
         }
         const float mean = nearest.sum() / nearest.k;
-        if (lane_id() == 0) spread[i] = mean;
+        if (lane_id() == 0) knn_mean_sq_dist[i] = mean;
     }
-    widest = warp_max(widest);
-    if (lane_id() == 0) widest_of_warp[warp_id()] = widest;
+    max_sq_dist = warp_max(max_sq_dist);
+    if (lane_id() == 0) warp_max_sq_dist[warp_id()] = max_sq_dist;
     __syncthreads();
-    widest = warp_max(widest_of_warp[lane_id() % kWarps]);
+    max_sq_dist = warp_max(warp_max_sq_dist[lane_id() % kWarps]);
     for (int i = warp_id(); i < n; i += kWarps) {
         const float* row = gram + static_cast<size_t>(i) * job.candidate_ld;
         float delta = INFINITY;
         for (int j = lane_id(); j < n; j += kWarp)
-            if (spread[j] < spread[i] || (spread[j] == spread[i] && j < i))
+            if (knn_mean_sq_dist[j] < knn_mean_sq_dist[i] || (knn_mean_sq_dist[j] == knn_mean_sq_dist[i] && j < i))
                 delta = fminf(delta, squared_distance(norm[i], norm[j], row[j]));
         delta = warp_min(delta);
-        if (lane_id() == 0) score[i] = expf(-spread[i]) * sqrtf(delta == INFINITY ? widest : delta);
+        if (lane_id() == 0) score[i] = expf(-knn_mean_sq_dist[i]) * sqrtf(delta == INFINITY ? max_sq_dist : delta);
     }
     __syncthreads();
     for (int i = threadIdx.x; i < n; i += kPeakThreads) {
@@ -237,7 +236,7 @@ __global__ void __launch_bounds__(kPeakThreads) choose(Job job, int first_frame,
         if (lane_id() == 0 && center.index < n) atomicMin(&winner[center.index], i);
     }
     __syncthreads();
-    // A candidate may win its cluster and be the center of an empty one: it counts once.
+    // A candidate may win its cluster and be the center of an empty one. It counts once.
     for (int i = threadIdx.x; i < n; i += kPeakThreads)
         if (rank[i] < size.salient) job.kind[tokens[winner[i] < n ? winner[i] : i]] = kSelected;
     __syncthreads();

@@ -1,0 +1,151 @@
+"""config.json of a LLaVA checkpoint, in the format of Hugging Face (llava-hf) or of lmms-lab."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tango_export.checkpoint import read_json
+from tango_export.models.qwen2 import Qwen2Config
+from tango_export.models.siglip import SiglipConfig
+from tango_plugins import TangoError
+
+
+@dataclass(frozen=True)
+class Formats:
+    """What tells a family's config.json from those of other models.
+
+    Attributes:
+        title: Name of the family.
+        hf: ``model_type`` in Hugging Face's format; None where there is no such format.
+        lmms_lab: Settings in lmms-lab's format, and the values that the graphs are written for.
+    """
+
+    title: str
+    hf: str | None
+    lmms_lab: Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class LlavaConfig:
+    """What config.json says that matters here.
+
+    Attributes:
+        vision: The tower; ``num_hidden_layers`` counts the layers that LLaVA keeps.
+        text: The decoder.
+        tied: The head may be absent: it is then the embedding table.
+        lmms_lab: The file is in lmms-lab's format.
+        eos: ``eos_token_id``.
+    """
+
+    vision: SiglipConfig
+    text: Qwen2Config
+    tied: bool
+    lmms_lab: bool
+    eos: object
+
+
+def read_config(checkpoint: Path, siglip: Path, formats: Formats) -> LlavaConfig:
+    """Reads config.json in either format.
+
+    Args:
+        checkpoint: The checkpoint's folder.
+        siglip: SigLIP's folder; lmms-lab's format leaves the tower's dimensions to it.
+        formats: The family's.
+
+    Raises:
+        TangoError: The model is of another kind, or needs something that the graphs do not do.
+    """
+    data = read_json(checkpoint / "config.json")
+    if "mm_vision_tower" in data:
+        return _lmms_lab_config(data, siglip, formats)
+    if formats.hf is not None and data.get("model_type") == formats.hf:
+        return _hf_config(data)
+    raise TangoError(
+        f"{checkpoint} is a {data.get('model_type', 'nameless')} model, not {formats.title}",
+        f"name a checkpoint of {formats.title}",
+    )
+
+
+def _hf_config(data: dict[str, Any]) -> LlavaConfig:
+    text, vision = _part(data, "text_config"), _part(data, "vision_config")
+    _only(text, "model_type", "qwen2")
+    _only(vision, "model_type", "siglip_vision_model")
+    _only(data, "vision_feature_layer", -1)
+    _only(data, "vision_feature_select_strategy", "full")
+    _only(data, "projector_hidden_act", "gelu")
+    _only(data, "multimodal_projector_bias", True)
+    tied = bool(data.get("tie_word_embeddings") or text.get("tie_word_embeddings"))
+    return LlavaConfig(_siglip_config(vision), _qwen2_config(text), tied, False, text.get("eos_token_id"))
+
+
+def _lmms_lab_config(data: dict[str, Any], siglip: Path, formats: Formats) -> LlavaConfig:
+    _only(data, "architectures", ["LlavaQwenForCausalLM"])
+    _only(data, "mm_projector_type", "mlp2x_gelu")
+    for key, value in formats.lmms_lab.items():
+        _only(data, key, value)
+    source = read_json(siglip / "config.json")
+    tower = _siglip_config(_part(source, "vision_config") or source, dropped_layers=1)
+    # The head's absence is what ties it: some of these files lack tie_word_embeddings or deny it.
+    return LlavaConfig(tower, _qwen2_config(data), True, True, data.get("eos_token_id"))
+
+
+def _siglip_config(data: dict[str, Any], dropped_layers: int = 0) -> SiglipConfig:
+    _only(data, "hidden_act", "gelu_pytorch_tanh")
+    _only(data, "num_channels", 3)
+    # What a file leaves out is transformers' SiglipVisionConfig default.
+    defaults = SiglipConfig(768, 3072, 12, 12, image_size=224, patch_size=16)
+    config = _filled(defaults, data)
+    _divides(config.num_attention_heads, config.hidden_size, "num_attention_heads")
+    return _filled(config, {"num_hidden_layers": config.num_hidden_layers - dropped_layers})
+
+
+def _qwen2_config(data: dict[str, Any]) -> Qwen2Config:
+    _only(data, "hidden_act", "silu")
+    _only(data, "use_sliding_window", False)
+    _only(data, "rope_scaling", None)
+    rope = _part(data, "rope_parameters")  # transformers 5 writes this for rope_theta
+    _only(rope, "rope_type", "default")
+    # What a file leaves out is transformers' Qwen2Config default.
+    defaults = Qwen2Config(4096, 22016, 32, 32, 32, 151936, rope_theta=10000.0)
+    config = _filled(defaults, {**rope, **data})
+    _divides(config.num_attention_heads, config.hidden_size, "num_attention_heads")
+    _divides(config.num_key_value_heads, config.num_attention_heads, "num_key_value_heads")
+    _only(data, "head_dim", config.head_dim)
+    return config
+
+
+_Config = TypeVar("_Config", SiglipConfig, Qwen2Config)
+
+
+def _filled(defaults: _Config, data: dict[str, Any]) -> _Config:
+    values = asdict(defaults)
+    for name in (f.name for f in fields(defaults) if f.name in data):
+        kind, value = type(values[name]), data[name]
+        if isinstance(value, bool) or not isinstance(value, (int, kind)) or value <= 0:
+            raise TangoError(f"config.json: {name} is {value!r}, not a positive {kind.__name__}", "edit config.json")
+        values[name] = kind(value)
+    return type(defaults)(**values)
+
+
+def _part(data: dict[str, Any], key: str) -> dict[str, Any]:
+    part = data.get(key) or {}
+    if not isinstance(part, dict):
+        raise TangoError(f"config.json: {key} is {part!r}, not an object", "edit config.json")
+    return part
+
+
+def _divides(heads: int, whole: int, key: str) -> None:
+    if whole % heads:
+        raise TangoError(f"config.json: {key} is {heads}, which does not divide {whole}", "edit config.json")
+
+
+def _only(data: dict[str, Any], key: str, value: object) -> None:
+    """Refuses a setting that would need another graph."""
+    if data.get(key, value) not in (value, None):
+        raise TangoError(
+            f"config.json: {key} is {data[key]!r}, and only {value!r} is supported",
+            "the released checkpoints have that; is this another model?",
+        )

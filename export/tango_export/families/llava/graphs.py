@@ -1,0 +1,69 @@
+"""LLaVA's graphs: vision, embedding and decoder."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tango_export.families.llava.config import LlavaConfig
+from tango_export.graph.builder import Array, Definition, GraphBuilder, Read, Weight
+from tango_export.models import qwen2, siglip
+from tango_export.models.projector import pool, pooled_side, projector
+
+
+def definitions(config: LlavaConfig, context: int, vocabulary: int, tied: bool) -> tuple[Definition, ...]:
+    """The graphs of a checkpoint.
+
+    Args:
+        config: Dimensions.
+        context: Most positions.
+        vocabulary: Ids that may be sampled.
+        tied: The head is the embedding table.
+    """
+    head = "decoder.embed_tokens." if tied else "lm_head."
+    no_device_form = qwen2.no_device_form(config.text)
+    return (
+        Definition("vision", lambda g: vision(g, config), {"salience.": "tower."}),
+        Definition("embed", lambda g: embed(g, config), {}),
+        Definition(
+            "decoder",
+            lambda g: qwen2.decoder(g, config.text, context, vocabulary),
+            {"lm_head.": head, "": "decoder."},
+            no_device_form,
+        ),
+    )
+
+
+def vision(g: GraphBuilder, c: LlavaConfig) -> None:
+    """Frames → features and salience."""
+    size, tokens, width = c.vision.image_size, pooled_side(c.vision.side) ** 2, c.text.hidden_size
+    frames = g.input("frames", "uint8", "F", size, size, 3)
+    x = siglip.tower(g, normalized_pixels(g, frames), c.vision)  # [F, patches, vision width]
+    salience, patches = siglip.salience(g, x, c.vision)  # [F, patches]
+    column = g.node("Unsqueeze", [salience, g.constant([-1])], "salience.column")
+    pooled = pool(g, "pool", column, c.vision.side, "float32")  # [F, tokens, 1]
+    features = projector(g, patches, c.vision.hidden_size, width, c.vision.side)
+    g.output(features, "features", g.dtype, "F", tokens, width)
+    g.output(g.node("Squeeze", [pooled, g.constant([2])], "salience.row"), "salience", "float32", "F", tokens)
+
+
+def normalized_pixels(g: GraphBuilder, frames: str) -> str:
+    """SigLIP's normalization: a pixel becomes (x / 255 − 0.5) / 0.5."""
+    half = g.constant(0.5, "float32")
+    unit = g.node("Div", [g.node("Cast", [frames], "pixels.fp32", to=1), g.constant(255.0, "float32")], "pixels.unit")
+    centered = g.node("Sub", [unit, half], "pixels.centered")
+    return g.narrow(g.node("Div", [centered, half], "pixels.scaled"), "pixels")
+
+
+def embed(g: GraphBuilder, c: LlavaConfig) -> None:
+    """Token ids → rows of the table; the newline follows the vocabulary."""
+    rows, width = c.text.vocab_size, c.text.hidden_size
+    names = ("decoder.embed_tokens.weight", "newline")
+
+    def table(read: Read) -> Array:
+        tokens, newline = map(read, names)
+        return np.concatenate((tokens, newline[None]))
+
+    tensors = dict(zip(names, ((rows, width), (width,)), strict=True))
+    weight = g.weight(Weight("table", (rows + 1, width), g.dtype, tensors, table))
+    found = g.node("Gather", [weight, g.input("ids", "int64", "N")], "table.rows")
+    g.output(found, "embeddings", g.dtype, "N", width)

@@ -1,0 +1,161 @@
+"""Opens a LLaVA checkpoint for a family that is described by a :class:`Variant`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tango_export.checkpoint import Checkpoint
+from tango_export.families.base import Model, Reference
+from tango_export.families.llava.config import Formats, LlavaConfig, read_config
+from tango_export.families.llava.graphs import definitions
+from tango_export.families.llava.weights import LLAVA_RULES, SIGLIP_RULES, renaming
+from tango_export.graph import PORTABLE, Definition, build
+from tango_export.models.projector import pooled_side
+from tango_export.tokenizer import read_chat_template, read_tokenizer, stop_ids, vocabulary_size
+from tango_plugins import PruneParams, TangoError
+from tango_runtime.bundle import DecoderSpec, PromptSpec, VideoSpec, VisionSpec
+from tango_runtime.util.console import status
+
+#: Both of Qwen2's ends; checkpoints name one or the other.
+_STOP_TOKENS = ("<|im_end|>", "<|endoftext|>")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What tells one LLaVA family from another.
+
+    Attributes:
+        formats: How its config.json is known.
+        siglip: Hub id of the SigLIP that its towers were made from.
+        frames: Frames sampled by default.
+        sinks: Grid positions of the tower's attention sinks, by token grid; a grid that is not listed has none.
+        hf_template: Chat template of a checkpoint in Hugging Face's format that has none.
+        lmms_lab_template: Chat template of a checkpoint in lmms-lab's format.
+    """
+
+    formats: Formats
+    siglip: str
+    frames: int
+    sinks: Mapping[tuple[int, int], tuple[int, ...]]
+    hf_template: str
+    lmms_lab_template: str
+
+
+def load(variant: Variant, folders: Mapping[str, Path], context: int) -> Model:
+    """Opens a checkpoint; reads names and shapes, not yet the weights.
+
+    Args:
+        variant: The family.
+        folders: ``checkpoint``: LLaVA, in either format; ``salience``: the SigLIP with the pooling head.
+        context: Most positions.
+
+    Raises:
+        TangoError: Something is missing, misshapen, unknown or not supported; the message names it.
+    """
+    folder = folders["checkpoint"]
+    head = _pooling_head(folders.get("salience", folder), variant.siglip)
+    config = read_config(folder, head.folder, variant.formats)
+    text, side = config.text, pooled_side(config.vision.side)
+    _check_context(context, text.max_position_embeddings)
+    tokenizer_json, tokenizer = read_tokenizer(folder)
+    vocabulary = vocabulary_size(tokenizer)
+    if vocabulary > text.vocab_size:
+        raise TangoError(
+            f"{folder}: the tokenizer has {vocabulary} ids, the table {text.vocab_size} rows",
+            "tokenizer and weights are not of the same checkpoint; download it again",
+        )
+    checkpoint = Checkpoint(folder, renaming(LLAVA_RULES))
+    graphs = definitions(config, context, vocabulary, tied=config.tied and "lm_head.weight" not in checkpoint)
+    _check_weights(graphs, checkpoint, head)
+    return Model(
+        definitions=graphs,
+        read=lambda name: (head if name.startswith("head.") else checkpoint).read(name),
+        params=PruneParams(grid=(side, side), sink_positions=variant.sinks.get((side, side), ())),
+        video=VideoSpec(
+            variant.frames, (config.vision.image_size,) * 2, "bicubic", side**2, frames_per_step=1, sampling="floor"
+        ),
+        prompt=PromptSpec(
+            placeholder="<image>" if config.lmms_lab else "<video>",
+            after_video=(text.vocab_size,),
+            stop=stop_ids(folder, tokenizer, config.eos, _STOP_TOKENS),
+            vocabulary=vocabulary,
+        ),
+        vision=_vision_spec(config),
+        decoder=DecoderSpec(
+            layers=text.num_hidden_layers,
+            hidden_size=text.hidden_size,
+            intermediate_size=text.intermediate_size,
+            heads=text.num_attention_heads,
+            kv_heads=text.num_key_value_heads,
+            head_dim=text.head_dim,
+            context=context,
+            norm_eps=text.rms_norm_eps,
+        ),
+        chat_template=variant.lmms_lab_template if config.lmms_lab else _hf_template(folder, variant),
+        tokenizer=tokenizer_json,
+        reference=_reference(config, checkpoint, head),
+    )
+
+
+def _vision_spec(config: LlavaConfig) -> VisionSpec:
+    tower, width = config.vision, config.text.hidden_size
+    return VisionSpec(
+        layers=tower.num_hidden_layers,
+        hidden_size=tower.hidden_size,
+        intermediate_size=tower.intermediate_size,
+        heads=tower.num_attention_heads,
+        patches=tower.patches,
+        projector=(tower.hidden_size * width, width**2),
+        mlp="plain",
+    )
+
+
+def _reference(config: LlavaConfig, checkpoint: Checkpoint, head: Checkpoint) -> Callable[[], Reference]:
+    def made() -> Reference:
+        from tango_export.families.llava.reference import LlavaReference
+
+        return LlavaReference(config.vision, config.text, checkpoint, head)
+
+    return made
+
+
+def _pooling_head(folder: Path, siglip: str) -> Checkpoint:
+    head = Checkpoint(folder, renaming(SIGLIP_RULES))
+    for name in ("probe", "attention.in_proj_weight", "attention.in_proj_bias"):
+        if f"head.{name}" not in head:
+            raise TangoError(
+                f"{folder} has no SigLIP pooling head (vision_model.head.{name}), which the salience comes from",
+                f"LLaVA checkpoints do not hold it: give the original SigLIP, --salience-checkpoint {siglip}",
+            )
+    return head
+
+
+def _check_context(context: int, most: int) -> None:
+    if not 1 <= context <= most:
+        raise TangoError(
+            f"--context is {context}, the decoder was made for 1 to {most} positions", f"give at most --context {most}"
+        )
+
+
+def _check_weights(graphs: tuple[Definition, ...], checkpoint: Checkpoint, head: Checkpoint) -> None:
+    expected: dict[str, tuple[int, ...]] = {}
+    for definition in graphs:
+        for weight in build(definition, PORTABLE, "float32").weights:
+            expected |= weight.tensors
+    for name in [name for name in expected if name.startswith("head.")]:
+        shape = expected.pop(name)
+        if head.shape(name) != shape:
+            raise TangoError(
+                f"{head.folder}: {name} has shape {list(head.shape(name))}, the tower needs {list(shape)}",
+                "give the SigLIP that this checkpoint's tower was made from",
+            )
+    checkpoint.check(expected)
+
+
+def _hf_template(folder: Path, variant: Variant) -> str:
+    template = read_chat_template(folder)
+    if template is None:
+        status(f"{folder} has no chat template; llava-hf's is used")
+    return template or variant.hf_template

@@ -1,0 +1,300 @@
+"""Writes a graph node by node.
+
+A layer function takes a :class:`GraphBuilder` and the names of its input values, and returns the name of its result.
+A node and its first output share one name, which a viewer shows: ``layers.0.self_attn.q_proj``. A weight has the name
+of its layer and ``.weight`` or ``.bias``. Weights are only declared here: their values are read when a file is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+
+from tango_runtime.bundle import DType, GraphName, TensorSpec
+
+Array = NDArray[Any]
+
+#: Type of the activations and of the linear layers' weights.
+Float = Literal["float16", "float32"]
+
+#: Reads a tensor of the checkpoint by its canonical name, in the dtype that it is stored in.
+Read = Callable[[str], Array]
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A weight of a graph.
+
+    Attributes:
+        name: Its name in the graph.
+        shape: Its shape in the graph.
+        dtype: Its type in the graph.
+        tensors: The tensors of the checkpoint that it is made of, by canonical name, with their shapes.
+        values: Reads and combines them, in any floating-point type.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: Float
+    tensors: Mapping[str, tuple[int, ...]]
+    values: Callable[[Read], Array]
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of its values."""
+        return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
+
+
+@dataclass(frozen=True)
+class Biased:
+    """A value whose bias is still to be added: what comes next may add it, or do without.
+
+    Attributes:
+        name: Name of the value with its bias.
+        value: The value without.
+        bias: The weight to add, None if there is none.
+    """
+
+    name: str
+    value: str
+    bias: str | None
+
+
+@dataclass(frozen=True)
+class Addition:
+    """A sum with the residual stream that is still to be computed, so that a norm may compute it too.
+
+    Attributes:
+        name: Name of the sum.
+        residual: The residual stream.
+        branch: What is added to it.
+    """
+
+    name: str
+    residual: str
+    branch: Biased
+
+
+@dataclass(frozen=True)
+class CacheShape:
+    """A decoder's key/value cache, and the attention over it.
+
+    Attributes:
+        layers: Layers.
+        heads: Query heads.
+        kv_heads: Heads of the cache.
+        head_dim: Width of one head.
+        context: Most positions.
+        rope_theta: Base of the rotary frequencies.
+    """
+
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    context: int
+    rope_theta: float
+
+
+#: What all layers of a decoder share about the positions of one pass; only the form that made it reads it.
+Positions = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Form:
+    """How each kind of layer becomes nodes.
+
+    Every function takes the builder first. A name is that of the layer, and of its result. F is the number of frames,
+    T the number of tokens of a pass, D the width.
+
+    Attributes:
+        name: What the form is called.
+        opsets: Version of every operator domain that it uses.
+        functions: What its own operators compute, as ONNX functions by operator.
+        add_bias: (g, x [..., D]) → [..., D].
+        layer_norm: (g, name, x [..., D], D, eps) → (the norm of x, x).
+        rms_norm: Likewise.
+        gelu: (g, name, x) → the same shape; exact.
+        gelu_tanh: (g, name, x) → the same shape; the tanh approximation.
+        swiglu: (g, name, gate, up) → silu(gate) · up.
+        attention: (g, name, query, key, value [F, T, D], T, heads, head_dim) → [F, T, D].
+        constant_matmul: (g, name, weight [M, T], x [F, T, D]) → [F, M, D].
+        start_decoder: (g, D, cache) → (embeddings [T, D], positions): declares the inputs of a decoder.
+        cached_attention: (g, name, layer, qkv [T, ...], positions, cache, last) → [T, D], of the last position alone
+            where ``last`` is set; declares the rows of the cache as outputs.
+        last_position: (g, name, x [T, D], D) → [1, D].
+    """
+
+    name: str
+    opsets: Mapping[str, int]
+    functions: Mapping[str, Any]
+    add_bias: Callable[[GraphBuilder, Biased], str]
+    layer_norm: Callable[[GraphBuilder, str, str | Addition, int, float], tuple[str, str]]
+    rms_norm: Callable[[GraphBuilder, str, str | Addition, int, float], tuple[str, str]]
+    gelu: Callable[[GraphBuilder, str, Biased], str]
+    gelu_tanh: Callable[[GraphBuilder, str, Biased], str]
+    swiglu: Callable[[GraphBuilder, str, str, str], str]
+    attention: Callable[[GraphBuilder, str, Biased, Biased, Biased, int, int, int], Biased]
+    constant_matmul: Callable[[GraphBuilder, str, str, str], str]
+    start_decoder: Callable[[GraphBuilder, int, CacheShape], tuple[str, Positions]]
+    cached_attention: Callable[[GraphBuilder, str, int, Biased, Positions, CacheShape, bool], str]
+    last_position: Callable[[GraphBuilder, str, str, int], str]
+
+
+@dataclass(frozen=True)
+class Definition:
+    """A graph of a model, as layers.
+
+    Attributes:
+        name: Its name in the bundle.
+        write: Declares inputs and outputs and writes the layers between them.
+        sources: Prefix of a weight's name in the graph → its canonical prefix in the checkpoint; the first match wins.
+        no_device_form: Why the device cannot run its layers, None where it can.
+    """
+
+    name: GraphName
+    write: Callable[[GraphBuilder], None]
+    sources: Mapping[str, str]
+    no_device_form: str | None = None
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A graph in one form, complete but for the values of its weights."""
+
+    name: GraphName
+    form: Form
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    nodes: tuple[NodeProto, ...]
+    constants: tuple[TensorProto, ...]
+    weights: tuple[Weight, ...]
+
+
+def build(definition: Definition, form: Form, dtype: Float) -> Graph:
+    """Writes the nodes of a graph; reads no weights.
+
+    Args:
+        definition: The layers.
+        form: How each kind of layer becomes nodes.
+        dtype: Type of the activations and of the linear layers' weights.
+    """
+    g = GraphBuilder(definition.name, form, dtype, definition.sources)
+    definition.write(g)
+    return g.finish()
+
+
+class GraphBuilder:
+    """A graph while it is written.
+
+    Attributes:
+        name: Name of the graph.
+        form: How each kind of layer becomes nodes.
+        dtype: Type of the activations and of the linear layers' weights.
+        weights: The weights declared so far, by name.
+    """
+
+    def __init__(self, name: GraphName, form: Form, dtype: Float, sources: Mapping[str, str]) -> None:
+        self.name, self.form, self.dtype = name, form, dtype
+        self.weights: dict[str, Weight] = {}
+        self._sources = sources
+        self._inputs: list[TensorSpec] = []
+        self._outputs: list[TensorSpec] = []
+        self._nodes: list[NodeProto] = []
+        self._constants: dict[str, TensorProto] = {}
+        self._renamed: dict[str, str] = {}
+        self._values = {""}  # an optional input that is left out has no name
+
+    def input(self, name: str, dtype: DType, *shape: int | str) -> str:
+        """Declares an input; returns its name."""
+        self._inputs.append(TensorSpec(name, dtype, shape))
+        return self._new(name)
+
+    def output(self, value: str, name: str, dtype: DType, *shape: int | str, first: bool = False) -> None:
+        """Makes a value an output under another name, after the other outputs or before them."""
+        self._renamed[value] = name
+        self._outputs.insert(0 if first else len(self._outputs), TensorSpec(name, dtype, shape))
+
+    def node(
+        self, op: str, inputs: Sequence[str], name: str, *more: str, domain: str = "", **attributes: object
+    ) -> str:
+        """Adds a node; returns the name of its first output.
+
+        Args:
+            op: The operator.
+            inputs: Values, constants and weights; an empty name leaves an optional input out.
+            name: Name of the node and of its first output.
+            more: Names of the other outputs, empty for those that are left out.
+            domain: The operator's domain.
+            attributes: The operator's attributes.
+        """
+        assert self._values.issuperset(inputs), f"{name}: {set(inputs) - self._values} are not there yet"
+        for output in (name, *filter(None, more)):
+            self._new(output)
+        self._nodes.append(helper.make_node(op, inputs, [name, *more], name, domain=domain, **attributes))
+        return name
+
+    def constant(self, values: float | Sequence[int], dtype: DType = "int64") -> str:
+        """A constant: integers [n], or a scalar. Its name is its value."""
+        array = np.array(values, dtype)
+        name = f"{dtype}({','.join(map(str, array.flat))})" if array.ndim else f"{dtype} {array}"
+        if name not in self._constants:
+            self._constants[self._new(name)] = numpy_helper.from_array(array, name)
+        return name
+
+    def weight(self, weight: Weight) -> str:
+        """Declares a weight, once; returns its name."""
+        if weight.name not in self.weights:
+            self.weights[self._new(weight.name)] = weight
+        return weight.name
+
+    def parameter(self, name: str, *shape: int, dtype: Float | None = None) -> str:
+        """Declares a weight that is one tensor of the checkpoint as it is stored."""
+        tensor = self.source(name)
+        return self.weight(Weight(name, shape, dtype or self.dtype, {tensor: shape}, lambda read: read(tensor)))
+
+    def source(self, name: str) -> str:
+        """The canonical name of a tensor that has this name in the graph."""
+        for prefix, canonical in self._sources.items():
+            if name.startswith(prefix):
+                return canonical + name.removeprefix(prefix)
+        return name
+
+    def widen(self, x: str, name: str) -> str:
+        """An activation in fp32."""
+        return x if self.dtype == "float32" else self.node("Cast", [x], name, to=TensorProto.FLOAT)
+
+    def narrow(self, x: str, name: str) -> str:
+        """An fp32 value in the type of the activations."""
+        if self.dtype == "float16":
+            return self.node("Cast", [x], name, to=TensorProto.FLOAT16)
+        self._renamed[x] = name
+        return x
+
+    def slice(self, x: str, name: str, *, axis: int, begin: int = 0, end: int = np.iinfo(np.int32).max) -> str:
+        """Part of a value along one axis."""
+        return self.node("Slice", [x, *(self.constant([number]) for number in (begin, end, axis, 1))], name)
+
+    def reshape(self, x: str, name: str, *shape: int) -> str:
+        """A value in another shape, at most one size of which is −1."""
+        return self.node("Reshape", [x, self.constant(shape)], name)
+
+    def finish(self) -> Graph:
+        """The graph; weights that no node reads are left out."""
+        for node in self._nodes:
+            node.input[:] = [self._renamed.get(value, value) for value in node.input]
+            node.output[:] = [self._renamed.get(value, value) for value in node.output]
+        read = {value for node in self._nodes for value in node.input}
+        weights = tuple(weight for name, weight in self.weights.items() if name in read)
+        tensors = tuple(self._inputs), tuple(self._outputs)
+        return Graph(self.name, self.form, *tensors, tuple(self._nodes), tuple(self._constants.values()), weights)
+
+    def _new(self, name: str) -> str:
+        assert name not in self._values, f"two values are called {name}"
+        self._values.add(name)
+        return name

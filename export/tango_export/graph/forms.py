@@ -1,0 +1,42 @@
+"""The forms of a graph: from each kind of layer to the function that writes its nodes."""
+
+from __future__ import annotations
+
+from tango_export.graph import device, portable
+from tango_export.graph.builder import Form
+
+#: Standard ONNX.
+PORTABLE = Form(
+    name="portable",
+    opsets={"": 17},
+    functions={},
+    add_bias=portable.add_bias,
+    layer_norm=portable.layer_norm,
+    rms_norm=portable.rms_norm,
+    gelu=portable.gelu,
+    gelu_tanh=portable.gelu_tanh,
+    swiglu=portable.swiglu,
+    attention=portable.attention,
+    constant_matmul=portable.constant_matmul,
+    start_decoder=portable.start_decoder,
+    cached_attention=portable.cached_attention,
+    last_position=portable.last_position,
+)
+
+#: Standard ONNX, ONNX Runtime's fused operators and the CUDA library's.
+DEVICE = Form(
+    name="device",
+    opsets=device.OPSETS,
+    functions=device.OP_FUNCTIONS,
+    add_bias=device.add_bias,
+    layer_norm=device.layer_norm,
+    rms_norm=device.rms_norm,
+    gelu=device.gelu,
+    gelu_tanh=device.gelu_tanh,
+    swiglu=device.swiglu,
+    attention=device.attention,
+    constant_matmul=device.constant_matmul,
+    start_decoder=device.start_decoder,
+    cached_attention=device.cached_attention,
+    last_position=device.last_position,
+)

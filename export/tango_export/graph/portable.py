@@ -1,0 +1,219 @@
+"""The portable form: standard ONNX at opset 17, for CPUs, TensorRT and any other runtime.
+
+What each function takes and returns: :class:`tango_export.graph.builder.Form`.
+
+fp16 stays finite here. The query is scaled before the scores, and scores, softmax, rotation and norms are in fp32: with
+Qwen2's key biases of ±150 and residual channels of 1e4 they would overflow.
+
+What TensorRT's parser wants (onnx-tensorrt, release/8.6-GA, builtin_op_importers.cpp; 10.1 accepts all of it):
+
+- Sizes that the configuration knows are numbers: only F, N and P are read from tensors.
+- uint8 is an input that a cast reads, and nothing else. Up to 8.6 int64 becomes int32, so no integer may exceed it.
+- No tensor but the cache is ever empty (NVIDIA/TensorRT#2102).
+- Both operands of an operator have one dtype: strongly typed networks (10 on) insert no cast.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from tango_export.graph.builder import (
+    Addition,
+    Array,
+    Biased,
+    CacheShape,
+    GraphBuilder,
+    Positions,
+    Weight,
+)
+
+
+def add_bias(g: GraphBuilder, x: Biased) -> str:
+    return x.value if x.bias is None else g.node("Add", [x.value, x.bias], x.name)
+
+
+def layer_norm(g: GraphBuilder, name: str, x: str | Addition, width: int, eps: float) -> tuple[str, str]:
+    x = _added(g, x)
+    weights = [g.parameter(f"{name}.{kind}", width, dtype="float32") for kind in ("weight", "bias")]
+    wide = g.widen(x, f"{name}.fp32")
+    normed = g.node("LayerNormalization", [wide, *weights], f"{name}.normalized", axis=-1, epsilon=eps)
+    return g.narrow(normed, name), x
+
+
+def rms_norm(g: GraphBuilder, name: str, x: str | Addition, width: int, eps: float) -> tuple[str, str]:
+    x = _added(g, x)
+    wide = g.widen(x, f"{name}.fp32")
+    square = g.node("Mul", [wide, wide], f"{name}.square")
+    mean = g.node("ReduceMean", [square], f"{name}.mean", axes=[-1], keepdims=1)
+    root = g.node("Sqrt", [g.node("Add", [mean, _fp32(g, eps)], f"{name}.variance")], f"{name}.root")
+    scale = g.node("Div", [_fp32(g, 1.0), root], f"{name}.scale")
+    normed = g.node("Mul", [wide, scale], f"{name}.normalized")
+    gain = g.parameter(f"{name}.weight", width, dtype="float32")
+    return g.narrow(g.node("Mul", [normed, gain], f"{name}.scaled"), name), x
+
+
+def gelu(g: GraphBuilder, name: str, x: Biased) -> str:
+    y = add_bias(g, x)
+    root, one, half = (g.constant(value, g.dtype) for value in (math.sqrt(2), 1.0, 0.5))
+    erf = g.node("Erf", [g.node("Div", [y, root], f"{name}.div")], f"{name}.erf")
+    twice = g.node("Mul", [y, g.node("Add", [erf, one], f"{name}.add")], f"{name}.twice")
+    return g.node("Mul", [twice, half], name)
+
+
+def gelu_tanh(g: GraphBuilder, name: str, x: Biased) -> str:
+    y = add_bias(g, x)
+    cubic, root, one, half = (g.constant(value, g.dtype) for value in (0.044715, math.sqrt(2 / math.pi), 1.0, 0.5))
+    cube = g.node("Mul", [y, g.node("Mul", [y, y], f"{name}.square")], f"{name}.cube")
+    inner = g.node("Add", [y, g.node("Mul", [cubic, cube], f"{name}.cubic")], f"{name}.sum")
+    tanh = g.node("Tanh", [g.node("Mul", [root, inner], f"{name}.inner")], f"{name}.tanh")
+    twice = g.node("Mul", [y, g.node("Add", [one, tanh], f"{name}.add")], f"{name}.twice")
+    return g.node("Mul", [half, twice], name)
+
+
+def swiglu(g: GraphBuilder, name: str, gate: str, up: str) -> str:
+    silu = g.node("Mul", [gate, g.node("Sigmoid", [gate], f"{name}.sigmoid")], f"{name}.silu")
+    return g.node("Mul", [silu, up], name)
+
+
+def attention(
+    g: GraphBuilder, name: str, query: Biased, key: Biased, value: Biased, tokens: int, heads: int, head_dim: int
+) -> Biased:
+    split = []  # each [F, heads, T, head_dim]
+    for x in (query, key, value):
+        whole = g.reshape(add_bias(g, x), f"{x.name}.heads", -1, tokens, heads, head_dim)
+        split.append(g.node("Transpose", [whole], f"{x.name}.transposed", perm=[0, 2, 1, 3]))
+    wide = g.widen(split[0], f"{name}.query.fp32")
+    mixed = _attend(g, name, wide, split[1], split[2], head_dim)
+    mixed = g.node("Transpose", [mixed], f"{name}.transposed", perm=[0, 2, 1, 3])
+    return Biased(name, g.reshape(mixed, name, -1, tokens, heads * head_dim), None)
+
+
+def constant_matmul(g: GraphBuilder, name: str, weight: str, x: str) -> str:
+    return g.node("MatMul", [weight, x], name)
+
+
+def start_decoder(g: GraphBuilder, width: int, cache: CacheShape) -> tuple[str, Positions]:
+    """The cache may be longer than its rows: key j counts only where j < positions[0]. So one graph serves prefill
+    (an empty cache) and decoding (a cache of fixed capacity)."""
+    embeddings = g.input("embeddings", g.dtype, "N", width)
+    positions = g.input("positions", "int64", "N")
+    for layer in range(cache.layers):
+        for kind in ("key", "value"):
+            g.input(f"past_{kind}.{layer}", g.dtype, cache.kv_heads, "P", cache.head_dim)
+    return embeddings, (*_rotation(g, positions, cache), _causal_mask(g, positions))
+
+
+def cached_attention(
+    g: GraphBuilder, name: str, layer: int, qkv: Biased, positions: Positions, cache: CacheShape, last: bool
+) -> str:
+    heads, kv_heads, head_dim = cache.heads, cache.kv_heads, cache.head_dim
+    cos, sin, mask = positions
+    rotary = heads + kv_heads  # the heads of query and key; the value's follow
+    packed = g.reshape(add_bias(g, qkv), f"{name}.heads", -1, rotary + kv_heads, head_dim)
+    rotated = _rotate(g, name, g.slice(packed, f"{name}.query_key", axis=1, end=rotary), cos, sin, head_dim)
+    value = g.node(
+        "Transpose", [g.slice(packed, f"{name}.value.slice", axis=1, begin=rotary)], f"{name}.value", perm=[1, 0, 2]
+    )
+    query = g.slice(rotated, f"{name}.query", axis=1, end=heads)  # [T, heads, head_dim] fp32
+    key = g.narrow(g.slice(rotated, f"{name}.key.slice", axis=1, begin=heads), f"{name}.key.narrow")
+    key = g.node("Transpose", [key], f"{name}.key", perm=[1, 0, 2])  # [kv_heads, T, head_dim]
+    tokens = -1
+    if last:
+        query, tokens = _last(g, f"{name}.last_query", query, heads, head_dim), 1
+        mask = g.slice(mask, f"{name}.last_mask", axis=0, begin=-1)
+    joined = []  # each [kv_heads, 1, P + T, head_dim]
+    for kind, new in (("key", key), ("value", value)):
+        g.output(new, f"new_{kind}.{layer}", g.dtype, kv_heads, "N", head_dim)
+        whole = g.node("Concat", [f"past_{kind}.{layer}", new], f"{name}.{kind}s", axis=1)
+        joined.append(g.node("Unsqueeze", [whole, g.constant([1])], f"{name}.{kind}s.group"))
+    grouped = g.reshape(query, f"{name}.groups", tokens, kv_heads, heads // kv_heads, head_dim)
+    grouped = g.node("Transpose", [grouped], f"{name}.groups.transposed", perm=[1, 2, 0, 3])
+    mixed = _attend(g, name, grouped, joined[0], joined[1], head_dim, mask)  # [kv_heads, group, T, head_dim]
+    mixed = g.node("Transpose", [mixed], f"{name}.transposed", perm=[2, 0, 1, 3])
+    return g.reshape(mixed, name, tokens, heads * head_dim)
+
+
+def last_position(g: GraphBuilder, name: str, x: str, width: int) -> str:
+    return _last(g, name, x, width)
+
+
+def _added(g: GraphBuilder, x: str | Addition) -> str:
+    return x if isinstance(x, str) else g.node("Add", [x.residual, add_bias(g, x.branch)], x.name)
+
+
+def _attend(
+    g: GraphBuilder, name: str, query: str, key: str, value: str, head_dim: int, mask: str | None = None
+) -> str:
+    """Scaled dot-product attention: query [·, ·, T, head_dim] fp32; key, value [·, ·, N, head_dim] → as the query."""
+    scaled = g.node("Mul", [query, _fp32(g, head_dim**-0.5)], f"{name}.query.scaled")
+    turned = g.node("Transpose", [g.widen(key, f"{name}.key.fp32")], f"{name}.key.transposed", perm=[0, 1, 3, 2])
+    scores = g.node("MatMul", [scaled, turned], f"{name}.scores")  # [·, ·, T, N] fp32
+    if mask is not None:
+        scores = g.node("Add", [scores, mask], f"{name}.masked")
+    shares = g.narrow(g.node("Softmax", [scores], f"{name}.softmax", axis=-1), f"{name}.shares")
+    return g.node("MatMul", [shares, value], f"{name}.mixed")
+
+
+def rotary_frequencies(cache: CacheShape) -> Array:
+    """The frequencies of the rotary angles, [head_dim / 2] fp32, rounded as transformers rounds them."""
+    exponents = np.arange(0, cache.head_dim, 2, dtype=np.float32) / np.float32(cache.head_dim)
+    powers = np.power(np.float64(cache.rope_theta), exponents.astype(np.float64)).astype(np.float32)
+    return np.asarray(np.float32(1) / powers)
+
+
+def _rotation(g: GraphBuilder, positions: str, cache: CacheShape) -> tuple[str, str]:
+    """Cosines and sines of the rotary angles, [T, 1, head_dim] fp32."""
+    frequencies = g.weight(
+        Weight("rotary.inv_freq", (cache.head_dim // 2,), "float32", {}, lambda _: rotary_frequencies(cache))
+    )
+    column = g.node("Unsqueeze", [_cast_fp32(g, positions, "rotary.positions"), g.constant([1])], "rotary.column")
+    angles = g.node("Mul", [column, frequencies], "rotary.angles")
+    angles = g.node("Concat", [angles, angles], "rotary.both", axis=-1)
+    angles = g.node("Unsqueeze", [angles, g.constant([1])], "rotary.each_head")
+    return g.node("Cos", [angles], "rotary.cos"), g.node("Sin", [angles], "rotary.sin")
+
+
+def _rotate(g: GraphBuilder, name: str, x: str, cos: str, sin: str, head_dim: int) -> str:
+    """Rotates [T, heads, head_dim] by the half-split rule, in fp32."""
+    wide = g.widen(x, f"{name}.query_key.fp32")
+    first = g.slice(wide, f"{name}.first_half", axis=2, end=head_dim // 2)
+    second = g.slice(wide, f"{name}.second_half", axis=2, begin=head_dim // 2)
+    swapped = g.node("Concat", [g.node("Neg", [second], f"{name}.negated"), first], f"{name}.swapped", axis=-1)
+    parts = [g.node("Mul", [wide, cos], f"{name}.by_cos"), g.node("Mul", [swapped, sin], f"{name}.by_sin")]
+    return g.node("Add", parts, f"{name}.rotated")
+
+
+def _causal_mask(g: GraphBuilder, positions: str) -> str:
+    """What may be attended to, as an addend of the scores: [T, P + T] fp32, 0 or the lowest finite number."""
+    zero, one = g.constant(0), g.constant(1)
+
+    def size(x: str, axis: str, name: str) -> str:
+        return g.node("Gather", [g.node("Shape", [x], f"{name}.shape"), axis], name, axis=0)
+
+    cached = size("past_key.0", one, "mask.cached")  # P
+    total = g.node("Add", [cached, size(positions, zero, "mask.new")], "mask.total")
+    slots = g.node("Range", [zero, total, one], "mask.slots")
+    begin = g.node("Gather", [positions, zero], "mask.begin", axis=0)
+    new = g.node("Add", [g.node("Sub", [slots, cached], "mask.offset"), begin], "mask.new_positions")
+    in_cache = g.node("Less", [slots, cached], "mask.in_cache")
+    filled = g.node("Less", [slots, begin], "mask.filled")
+    never = g.constant(np.iinfo(np.int32).max)  # the position of an empty slot
+    old = g.node("Where", [filled, slots, never], "mask.old_positions")
+    keys = g.node("Where", [in_cache, old, new], "mask.keys")
+    later = g.node("Greater", [keys, g.node("Unsqueeze", [positions, g.constant([1])], "mask.queries")], "mask.later")
+    return g.node("Where", [later, _fp32(g, float(np.finfo(np.float32).min)), _fp32(g, 0.0)], "mask")
+
+
+def _last(g: GraphBuilder, name: str, x: str, *shape: int) -> str:
+    """The last of T positions, [T, *shape] → [1, *shape]: numbers, since TensorRT does not see that none is open."""
+    return g.reshape(g.slice(x, f"{name}.slice", axis=0, begin=-1), name, 1, *shape)
+
+
+def _fp32(g: GraphBuilder, value: float) -> str:
+    return g.constant(value, "float32")
+
+
+def _cast_fp32(g: GraphBuilder, x: str, name: str) -> str:
+    return g.node("Cast", [x], name, to=1)

@@ -1,0 +1,119 @@
+"""Layers that models share: each writes its nodes in the form of the graph, and returns its result.
+
+Everything about numbers that may not overflow lies in the forms: norms and softmax are in fp32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from tango_export.graph.builder import Addition, Array, Biased, GraphBuilder, Read, Weight
+
+
+def linear(
+    g: GraphBuilder,
+    name: str,
+    x: str | Biased,
+    fan_in: int,
+    fan_out: int,
+    *,
+    bias: bool = True,
+    patch: tuple[int, ...] = (),
+) -> Biased:
+    """``x @ weight + bias``, x: [..., in] → [..., out].
+
+    A checkpoint stores [out, in]. The weight is transposed when it is written: ONNX has no transposed product above
+    two dimensions. A bias that x still waits for becomes part of this layer's: W(x + b) + c = Wx + (Wb + c).
+
+    Args:
+        g: The graph.
+        name: Name of the layer.
+        x: Its input.
+        fan_in: Width of the input.
+        fan_out: Width of the result.
+        bias: Whether the layer has one.
+        patch: The checkpoint's shape of the input, where it stores a convolution's weight [out, *patch].
+    """
+    stored, tensor = (fan_out, *(patch or (fan_in,))), g.source(f"{name}.weight")
+    weight = Weight(
+        f"{name}.weight", (fan_in, fan_out), g.dtype, {tensor: stored}, lambda read: read(tensor).reshape(fan_out, -1).T
+    )
+    own = g.parameter(f"{name}.bias", fan_out) if bias else None
+    if isinstance(x, Biased):
+        own = _folded(g, weight, x.bias, own)
+        x = x.value
+    return _product(g, name, x, weight, own)
+
+
+def packed_linear(g: GraphBuilder, name: str, x: str, fan_in: int, parts: dict[str, int]) -> Biased:
+    """Linear layers with the same input as one product: [..., in] → their results side by side.
+
+    Args:
+        g: The graph.
+        name: Name of the product.
+        x: The input.
+        fan_in: Its width.
+        parts: Width of each layer's result, by its name beside ``name``.
+    """
+    total, scope = sum(parts.values()), name.rpartition(".")[0]
+    tensors = {g.source(f"{scope}.{part}.weight"): (width, fan_in) for part, width in parts.items()}
+    biases = {g.source(f"{scope}.{part}.bias"): (width,) for part, width in parts.items()}
+
+    def stacked(names: Iterable[str], read: Read) -> Array:
+        return np.concatenate([read(tensor) for tensor in names]).T
+
+    weight = Weight(f"{name}.weight", (fan_in, total), g.dtype, tensors, lambda read: stacked(tensors, read))
+    bias = Weight(f"{name}.bias", (total,), g.dtype, biases, lambda read: stacked(biases, read))
+    return _product(g, name, x, weight, g.weight(bias))
+
+
+def layer_norm(g: GraphBuilder, name: str, x: str | Addition, width: int, eps: float) -> tuple[str, str]:
+    """Layer normalization [..., width]; returns the norm of x, and x."""
+    return g.form.layer_norm(g, name, x, width, eps)
+
+
+def rms_norm(g: GraphBuilder, name: str, x: str | Addition, width: int, eps: float) -> tuple[str, str]:
+    """Root-mean-square normalization [..., width]; returns the norm of x, and x."""
+    return g.form.rms_norm(g, name, x, width, eps)
+
+
+def self_attention(g: GraphBuilder, name: str, x: str, tokens: int, width: int, heads: int) -> Biased:
+    """Attention among the tokens of a frame, [F, tokens, width] → the same."""
+    query, key, value = (linear(g, f"{name}.{part}_proj", x, width, width) for part in "qkv")
+    mixed = g.form.attention(g, name, query, key, value, tokens, heads, width // heads)  # [F, tokens, width]
+    return linear(g, f"{name}.out_proj", mixed, width, width)
+
+
+def gelu_mlp(g: GraphBuilder, name: str, x: str, width: int, inner: int) -> Biased:
+    """Two linear layers around a GELU in its tanh form, [..., width] → the same."""
+    hidden = g.form.gelu_tanh(g, f"{name}.gelu", linear(g, f"{name}.fc1", x, width, inner))  # [..., inner]
+    return linear(g, f"{name}.fc2", hidden, inner, width)
+
+
+def gated_mlp(g: GraphBuilder, name: str, x: str, width: int, inner: int) -> Biased:
+    """SwiGLU, [..., width] → the same."""
+    gate, up = (linear(g, f"{name}.{part}_proj", x, width, inner, bias=False).value for part in ("gate", "up"))
+    gated = g.form.swiglu(g, f"{name}.gated", gate, up)  # [..., inner]
+    return linear(g, f"{name}.down_proj", gated, inner, width, bias=False)
+
+
+def _product(g: GraphBuilder, name: str, x: str, weight: Weight, bias: str | None) -> Biased:
+    value = g.node("MatMul", [x, g.weight(weight)], f"{name}.matmul" if bias else name)
+    return Biased(name, value, bias)
+
+
+def _folded(g: GraphBuilder, weight: Weight, pending: str | None, own: str | None) -> str | None:
+    """The bias of a layer with what it makes of its input's bias, in double precision until it is rounded once."""
+    if pending is None or own is None:
+        assert pending is None, f"{weight.name}: a layer without a bias cannot take its input's"
+        return own
+    before, after = g.weights[pending], g.weights[own]
+
+    def values(read: Read) -> Array:
+        first, matrix, second = (each.values(read).astype(np.float64) for each in (before, weight, after))
+        return np.asarray(second + first @ matrix)
+
+    tensors = {**before.tensors, **weight.tensors, **after.tensors}
+    return g.weight(Weight(f"{own}.folded", after.shape, after.dtype, tensors, values))

@@ -1,0 +1,32 @@
+/* Bias and activation between the matrix products of an MLP, each in one pass over memory. Arithmetic is fp32 for
+ * either element type.
+ */
+#ifndef TANGO_ACTIVATION_H
+#define TANGO_ACTIVATION_H
+
+#include "tango/common.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Each function enqueues one kernel on a stream (a cudaStream_t); a CUDA graph can capture it. It returns a
+ * TangoStatus. Tensors are contiguous device memory of one TangoDtype; `y` may be the first input. Access is in vectors
+ * of 16 bytes where pointers and rows are multiples of 16 bytes, else by element. */
+
+/* y = x + bias, with x and y [rows, width] and bias [width]. */
+TANGO_API int tango_bias_enqueue(int32_t dtype, const void* x, const void* bias, int64_t rows, int64_t width, void* y,
+                                 void* stream);
+
+/* y = GELU(x + bias), approximated with tanh: 0.5 u (1 + tanh(sqrt(2 / pi) (u + 0.044715 u^3))). */
+TANGO_API int tango_bias_gelu_enqueue(int32_t dtype, const void* x, const void* bias, int64_t rows, int64_t width,
+                                      void* y, void* stream);
+
+/* y = SiLU(gate) up = gate / (1 + exp(-gate)) up, all [size]. */
+TANGO_API int tango_swiglu_enqueue(int32_t dtype, const void* gate, const void* up, int64_t size, void* y,
+                                   void* stream);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,399 @@
+// Attention of a prefill (tango/attention.h).
+//
+// First append_kv() writes rotated keys, and values, to the cache. Then each block of prefill_attention() handles some
+// query rows of one KV head. A row is one query head at one token. The query heads of a KV head are adjacent rows,
+// token by token, so keys and values in shared memory serve all of them. The block goes over the cache tile by tile and
+// copies the next tile meanwhile. Of each row it keeps the maximum score, the sum of the weights and the weighted sum
+// of the values (FlashAttention, arXiv 2205.14135 and 2307.08691).
+#include <climits>
+
+#include "common/check.h"
+#include "common/device.h"
+#include "common/platform.cuh"
+#include "tango/attention.h"
+
+namespace tango {
+namespace {
+
+constexpr float kLog2E = 1.4426950408889634f;
+constexpr int kAppendThreads = 128;
+
+// The argument of both kernels: new tokens, and the cache that they attend to.
+struct Pass {
+    TangoAttentionShape shape;
+    TangoAttentionTensors tensors;
+
+    __device__ int group_size() const { return shape.heads / shape.kv_heads; }
+    __device__ int columns() const { return (shape.heads + 2 * shape.kv_heads) * shape.head_dim; }
+    // Position of the first new token.
+    __device__ int first_position() const { return *tensors.last + 1 - shape.tokens; }
+};
+
+struct alignas(16) Half8 {
+    static constexpr int kSize = 8;
+    __half2 at[kSize / 2];
+};
+
+__device__ inline Half8 load(const void* from, size_t index) {
+    return *reinterpret_cast<const Half8*>(static_cast<const __half*>(from) + index);
+}
+
+__device__ inline void store(void* to, size_t index, const Half8& vector) {
+    *reinterpret_cast<Half8*>(static_cast<__half*>(to) + index) = vector;
+}
+
+// Eight columns of a token's query, key or value, with their bias.
+__device__ inline void load_biased(const Pass& pass, int token, int column, float2 (&biased)[4]) {
+    const Half8 vector = load(pass.tensors.qkv, static_cast<size_t>(token) * pass.columns() + column);
+    const Half8 bias = load(pass.tensors.bias, column);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        const float2 a = __half22float2(vector.at[i]), b = __half22float2(bias.at[i]);
+        biased[i] = make_float2(a.x + b.x, a.y + b.y);
+    }
+}
+
+// Dimensions d to d + 7 of the head at a column, and their partners half a head later, rotated and scaled.
+__device__ inline void rotate(const Pass& pass, int token, int position, int column, int d, float scale, Half8& low,
+                              Half8& high) {
+    const int half = pass.shape.head_dim / 2;
+    float2 a[4], b[4];
+    load_biased(pass, token, column + d, a);
+    load_biased(pass, token, column + half + d, b);
+    const size_t angle = static_cast<size_t>(position) * half + d;
+    const Half8 cosines = load(pass.tensors.cosines, angle), sines = load(pass.tensors.sines, angle);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        const float2 cosine = __half22float2(cosines.at[i]), sine = __half22float2(sines.at[i]);
+        low.at[i] = __floats2half2_rn((a[i].x * cosine.x - b[i].x * sine.x) * scale,
+                                      (a[i].y * cosine.y - b[i].y * sine.y) * scale);
+        high.at[i] = __floats2half2_rn((b[i].x * cosine.x + a[i].x * sine.x) * scale,
+                                       (b[i].y * cosine.y + a[i].y * sine.y) * scale);
+    }
+}
+
+// Each thread handles 16 dimensions of one token's key and value.
+__global__ void append_kv(Pass pass) {
+    const TangoAttentionShape& shape = pass.shape;
+    const int half = shape.head_dim / 2, parts = half / Half8::kSize;
+    const int index = blockIdx.x * kAppendThreads + threadIdx.x;
+    if (index >= shape.tokens * shape.kv_heads * parts) return;
+    const int token = index / (shape.kv_heads * parts), head = index / parts % shape.kv_heads;
+    const int d = index % parts * Half8::kSize, position = pass.first_position() + token;
+    const int key = (shape.heads + head) * shape.head_dim, value = key + shape.kv_heads * shape.head_dim;
+    const size_t row = (static_cast<size_t>(head) * shape.capacity + position) * shape.head_dim;
+    Half8 low, high;
+    rotate(pass, token, position, key, d, 1.0f, low, high);
+    store(pass.tensors.keys, row + d, low);
+    store(pass.tensors.keys, row + half + d, high);
+#pragma unroll
+    for (int at = d; at < shape.head_dim; at += half) {
+        float2 biased[4];
+        load_biased(pass, token, value + at, biased);
+        Half8 vector;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) vector.at[i] = __floats2half2_rn(biased[i].x, biased[i].y);
+        store(pass.tensors.values, row + at, vector);
+    }
+}
+
+// What a block of prefill_attention() works on. Zeros pad a head_dim to the next one that has a kernel.
+template <int kHeadDim, int kFragmentsPerWarp>
+struct Tile {
+    static constexpr int kWidth = kHeadDim, kFragments = kFragmentsPerWarp;  // a fragment is 16 query rows
+    static constexpr int kWarps = 4, kThreads = kWarps * kWarp, kRows = kWarps * kFragments * 16;
+    static constexpr int kKeys = kWidth > 128 ? 32 : 64;  // of a tile of the cache
+    static constexpr int kVectors = kWidth / Half8::kSize, kRowBytes = kWidth * 2;
+    static constexpr int kQueryBytes = kRows * kRowBytes, kTileBytes = kKeys * kRowBytes;
+    static constexpr int kBytes = kQueryBytes + 4 * kTileBytes;  // keys and values, double-buffered
+};
+
+// Offset of a row's vector in shared memory. The vectors of one column in eight adjacent rows are in different banks.
+template <typename T>
+__device__ inline uint32_t swizzled(int row, int vector) {
+    return row * T::kRowBytes + (vector ^ row % 8) * 16;
+}
+
+template <typename T>
+__device__ inline void load_queries(const Pass& pass, int head, int first, unsigned char* to) {
+    const TangoAttentionShape& shape = pass.shape;
+    const int group_size = pass.group_size(), half = shape.head_dim / 2, parts = half / Half8::kSize;
+    const float scale = rsqrtf(static_cast<float>(shape.head_dim)) * kLog2E;  // softmax in base 2
+    for (int i = threadIdx.x; i < T::kRows * parts; i += T::kThreads) {
+        const int r = i / parts, part = i % parts;
+        const int token = min((first + r) / group_size, shape.tokens - 1);  // rows past the last one repeat it
+        const int column = (head * group_size + (first + r) % group_size) * shape.head_dim;
+        Half8 low, high;
+        rotate(pass, token, pass.first_position() + token, column, part * Half8::kSize, scale, low, high);
+        *reinterpret_cast<Half8*>(to + swizzled<T>(r, part)) = low;
+        *reinterpret_cast<Half8*>(to + swizzled<T>(r, parts + part)) = high;
+    }
+}
+
+// Starts copying a tile of keys, followed by the values. Rows past the last position repeat the last one.
+template <typename T>
+__device__ inline void copy_tile(const Pass& pass, int head, int first, SharedAddress to) {
+    const int vectors = pass.shape.head_dim / Half8::kSize, last = *pass.tensors.last;
+    const size_t first_row = static_cast<size_t>(head) * pass.shape.capacity;
+#pragma unroll
+    for (int i = threadIdx.x; i < T::kKeys * T::kVectors; i += T::kThreads) {
+        const int r = i / T::kVectors, vector = i % T::kVectors;
+        if (vector >= vectors) continue;
+        const size_t from = (first_row + min(first + r, last)) * pass.shape.head_dim + vector * Half8::kSize;
+        copy_async(to + swizzled<T>(r, vector), static_cast<const __half*>(pass.tensors.keys) + from);
+        copy_async(to + T::kTileBytes + swizzled<T>(r, vector), static_cast<const __half*>(pass.tensors.values) + from);
+    }
+}
+
+// A warp's running softmax state and output. Of each fragment a thread has two rows: its lane / 4, and that + 8.
+template <typename T>
+struct RowState {
+    float attn_out[T::kFragments][T::kWidth / 8][4] = {};
+    float row_max[T::kFragments][2], row_sum[T::kFragments][2] = {};
+    int position[T::kFragments][2];  // last one that the row attends to
+
+    __device__ RowState(const Pass& pass, int first) {
+#pragma unroll
+        for (int m = 0; m < T::kFragments; ++m)
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                const int row = first + 16 * m + lane_id() / 4 + 8 * i;
+                position[m][i] = pass.first_position() + min(row / pass.group_size(), pass.shape.tokens - 1);
+                row_max[m][i] = -INFINITY;
+            }
+    }
+};
+
+template <typename T>
+using Scores = float[T::kFragments][T::kKeys / 8][4];
+
+template <typename T>
+__device__ inline void compute_qk(Scores<T>& scores, SharedAddress queries, SharedAddress keys, int row) {
+    const int lane = lane_id();
+    const int query = row + lane % 16, key = lane % 8 + lane / 16 * 8;
+#pragma unroll
+    for (int k = 0; k < T::kWidth / 16; ++k) {
+        uint32_t a[T::kFragments][4];
+#pragma unroll
+        for (int m = 0; m < T::kFragments; ++m)
+            load_matrices(a[m], queries + swizzled<T>(query + 16 * m, 2 * k + lane / 16));
+#pragma unroll
+        for (int n = 0; n < T::kKeys / 16; ++n) {
+            uint32_t b[4];
+            load_matrices(b, keys + swizzled<T>(16 * n + key, 2 * k + lane / 8 % 2));
+#pragma unroll
+            for (int m = 0; m < T::kFragments; ++m) {
+                mma(scores[m][2 * n], a[m], {b[0], b[1]});
+                mma(scores[m][2 * n + 1], a[m], {b[2], b[3]});
+            }
+        }
+    }
+}
+
+// Masks the keys after a row's position.
+template <typename T>
+__device__ inline void mask(Scores<T>& scores, const RowState<T>& rows, int first) {
+#pragma unroll
+    for (int m = 0; m < T::kFragments; ++m)
+#pragma unroll
+        for (int n = 0; n < T::kKeys / 8; ++n)
+#pragma unroll
+            for (int i = 0; i < 4; ++i)
+                if (first + 8 * n + lane_id() % 4 * 2 + i % 2 > rows.position[m][i / 2]) scores[m][n][i] = -INFINITY;
+}
+
+// Turns scores into weights relative to the new row maximum, and rescales the state to it.
+template <typename T>
+__device__ inline void update_softmax(Scores<T>& scores, RowState<T>& rows) {
+#pragma unroll
+    for (int m = 0; m < T::kFragments; ++m)
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            float row_max = rows.row_max[m][i];
+#pragma unroll
+            for (int n = 0; n < T::kKeys / 8; ++n)
+                row_max = fmaxf(row_max, fmaxf(scores[m][n][2 * i], scores[m][n][2 * i + 1]));
+            row_max = fmaxf(row_max, __shfl_xor_sync(kAllLanes, row_max, 1));
+            row_max = fmaxf(row_max, __shfl_xor_sync(kAllLanes, row_max, 2));
+            const float rescale = exp2f(rows.row_max[m][i] - row_max);
+            rows.row_max[m][i] = row_max;
+            float row_sum = 0.0f;
+#pragma unroll
+            for (int n = 0; n < T::kKeys / 8; ++n)
+#pragma unroll
+                for (int j = 2 * i; j < 2 * i + 2; ++j) {
+                    scores[m][n][j] = exp2f(scores[m][n][j] - row_max);
+                    row_sum += scores[m][n][j];
+                }
+            rows.row_sum[m][i] = rows.row_sum[m][i] * rescale + row_sum;
+#pragma unroll
+            for (int n = 0; n < T::kWidth / 8; ++n) {
+                rows.attn_out[m][n][2 * i] *= rescale;
+                rows.attn_out[m][n][2 * i + 1] *= rescale;
+            }
+        }
+}
+
+__device__ inline uint32_t pack(float a, float b) {
+    const __half2 pair = __floats2half2_rn(a, b);
+    return *reinterpret_cast<const uint32_t*>(&pair);
+}
+
+template <typename T>
+__device__ inline void accumulate_pv(RowState<T>& rows, const Scores<T>& weights, SharedAddress values) {
+    const int lane = lane_id();
+#pragma unroll
+    for (int k = 0; k < T::kKeys / 16; ++k) {
+        uint32_t a[T::kFragments][4];
+#pragma unroll
+        for (int m = 0; m < T::kFragments; ++m)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                const float (&pair)[4] = weights[m][2 * k + i / 2];
+                a[m][i] = pack(pair[i % 2 * 2], pair[i % 2 * 2 + 1]);
+            }
+#pragma unroll
+        for (int n = 0; n < T::kWidth / 16; ++n) {
+            uint32_t b[4];
+            load_transposed(b, values + swizzled<T>(16 * k + lane % 16, 2 * n + lane / 16));
+#pragma unroll
+            for (int m = 0; m < T::kFragments; ++m) {
+                mma(rows.attn_out[m][2 * n], a[m], {b[0], b[1]});
+                mma(rows.attn_out[m][2 * n + 1], a[m], {b[2], b[3]});
+            }
+        }
+    }
+}
+
+template <typename T>
+__device__ inline void write_rows(const Pass& pass, RowState<T>& rows, int head, int first) {
+    const TangoAttentionShape& shape = pass.shape;
+    const int group_size = pass.group_size();
+#pragma unroll
+    for (int m = 0; m < T::kFragments; ++m)
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            float row_sum = rows.row_sum[m][i];
+            row_sum += __shfl_xor_sync(kAllLanes, row_sum, 1);
+            row_sum += __shfl_xor_sync(kAllLanes, row_sum, 2);
+            const int row = first + 16 * m + lane_id() / 4 + 8 * i;
+            if (row >= shape.tokens * group_size) continue;
+            const size_t at =
+                static_cast<size_t>(row / group_size) * shape.heads + head * group_size + row % group_size;
+            __half* to = static_cast<__half*>(pass.tensors.attn_out) + at * shape.head_dim;
+#pragma unroll
+            for (int n = 0; n < T::kWidth / 8; ++n) {
+                const int d = 8 * n + lane_id() % 4 * 2;
+                if (d >= shape.head_dim) break;
+                *reinterpret_cast<__half2*>(to + d) =
+                    __floats2half2_rn(rows.attn_out[m][n][2 * i] / row_sum, rows.attn_out[m][n][2 * i + 1] / row_sum);
+            }
+        }
+}
+
+template <typename T>
+__global__ void __launch_bounds__(T::kThreads) prefill_attention(Pass pass) {
+    unsigned char* shared = reinterpret_cast<unsigned char*>(shared_memory());
+    const TangoAttentionShape& shape = pass.shape;
+    const int head = blockIdx.x % shape.kv_heads;
+    const int first =
+        (gridDim.x - 1 - blockIdx.x) / shape.kv_heads * T::kRows;  // the rows with the most keys start first
+    const int row = first + warp_id() * T::kFragments * 16;
+    const int ends[] = {(first + T::kRows - 1) / pass.group_size(), (row + T::kFragments * 16 - 1) / pass.group_size()};
+    const int tiles = ceil_div(pass.first_position() + min(ends[0], shape.tokens - 1) + 1, T::kKeys);
+    const int warp_tiles =
+        ceil_div(pass.first_position() + min(ends[1], shape.tokens - 1) + 1, T::kKeys);  // needed by this warp
+    if (shape.head_dim < T::kWidth) {
+        for (int i = threadIdx.x; i < T::kBytes / 16; i += T::kThreads) shared_memory()[i] = make_float4(0, 0, 0, 0);
+        __syncthreads();
+    }
+    const SharedAddress base = shared_address(shared);
+    copy_tile<T>(pass, head, 0, base + T::kQueryBytes);
+    copy_commit();
+    load_queries<T>(pass, head, first, shared);
+    RowState<T> rows(pass, row);
+#pragma unroll 1
+    for (int tile = 0; tile < tiles; ++tile) {
+        copy_wait<0>();
+        __syncthreads();  // the tile is complete, and no thread reads the one before any more
+        const SharedAddress keys = base + T::kQueryBytes + tile % 2 * 2 * T::kTileBytes;
+        if (tile + 1 < tiles)
+            copy_tile<T>(pass, head, (tile + 1) * T::kKeys, base + T::kQueryBytes + (tile + 1) % 2 * 2 * T::kTileBytes);
+        copy_commit();
+        if (tile >= warp_tiles) continue;
+        Scores<T> scores = {};
+        compute_qk<T>(scores, base, keys, row - first);
+        if ((tile + 1) * T::kKeys > pass.first_position() + row / pass.group_size())
+            mask<T>(scores, rows, tile * T::kKeys);
+        update_softmax<T>(scores, rows);
+        accumulate_pv<T>(rows, scores, keys + T::kTileBytes);
+    }
+    write_rows<T>(pass, rows, head, row);
+}
+
+template <typename T>
+int launch_attention(const Pass& pass, cudaStream_t stream) {
+    const int rows = pass.shape.tokens * (pass.shape.heads / pass.shape.kv_heads);
+    const int blocks = ceil_div(rows, T::kRows) * pass.shape.kv_heads;
+    return cuda_status(launch(prefill_attention<T>, pass, blocks, T::kThreads, T::kBytes, stream), "attention");
+}
+
+// Large tiles read less shared memory per row. Small tiles occupy more SMs where there are few rows.
+template <int kWidth>
+int launch_attention(const Pass& pass, const DeviceProperties& gpu, cudaStream_t stream) {
+    using Large = Tile<kWidth, (kWidth > 128) ? 1 : 2>;
+    using Small = Tile<kWidth, 1>;
+    if (Small::kBytes > gpu.shared_bytes)
+        return fail(TANGO_BAD_ARGUMENT, "head_dim is %d: it needs %d bytes of shared memory, this GPU has %d",
+                    pass.shape.head_dim, Small::kBytes, gpu.shared_bytes);
+    const int rows = pass.shape.tokens * (pass.shape.heads / pass.shape.kv_heads);
+    const bool many = ceil_div(rows, Large::kRows) * pass.shape.kv_heads >= 4 * gpu.sms;
+    return many && Large::kBytes <= gpu.shared_bytes ? launch_attention<Large>(pass, stream)
+                                                     : launch_attention<Small>(pass, stream);
+}
+
+int enqueue(const Pass& pass, cudaStream_t stream) {
+    const TangoAttentionShape& shape = pass.shape;
+    DeviceProperties gpu;
+    if (int status = cuda_status(query_device(gpu), "attention")) return status;
+    const int vectors = shape.tokens * shape.kv_heads * (shape.head_dim / 2 / Half8::kSize);
+    const cudaError_t error = launch(append_kv, pass, ceil_div(vectors, kAppendThreads), kAppendThreads, 0, stream);
+    if (error != cudaSuccess) return cuda_status(error, "attention");
+    if (shape.head_dim <= 64) return launch_attention<64>(pass, gpu, stream);
+    if (shape.head_dim <= 128) return launch_attention<128>(pass, gpu, stream);
+    return launch_attention<TANGO_MAX_HEAD_DIM>(pass, gpu, stream);
+}
+
+int check_shape(const TangoAttentionShape& shape) {
+    if (int status = check_ranges({{"tokens", shape.tokens, 1, shape.capacity},
+                                   {"kv_heads", shape.kv_heads, 1, 1 << 10},
+                                   {"heads", shape.heads, shape.kv_heads, 1 << 10},
+                                   {"head_dim", shape.head_dim, 16, TANGO_MAX_HEAD_DIM}}))
+        return status;
+    return check_ranges({{"heads % kv_heads", shape.heads % shape.kv_heads, 0, 0},
+                         {"head_dim % 16", shape.head_dim % 16, 0, 0},
+                         {"tokens * heads", 1LL * shape.tokens * shape.heads, 1, INT_MAX / 256}});
+}
+
+int check_tensors(const TangoAttentionTensors& tensors) {
+    const struct {
+        const char* name;
+        const void* pointer;
+    } all[] = {{"qkv", tensors.qkv},          {"bias", tensors.bias}, {"cosines", tensors.cosines},
+               {"sines", tensors.sines},      {"keys", tensors.keys}, {"values", tensors.values},
+               {"attn_out", tensors.attn_out}};
+    for (const auto& tensor : all)
+        if (int status = check_pointer(tensor.name, tensor.pointer, 16)) return status;
+    return check_pointer("last", tensors.last, sizeof(int32_t));
+}
+
+}  // namespace
+}  // namespace tango
+
+int tango_attention_enqueue(const TangoAttentionShape* shape, const TangoAttentionTensors* tensors, void* stream) {
+    if (int status = tango::check_pointer("shape", shape, 1)) return status;
+    if (int status = tango::check_pointer("tensors", tensors, 1)) return status;
+    if (int status = tango::check_shape(*shape)) return status;
+    if (int status = tango::check_tensors(*tensors)) return status;
+    return tango::enqueue({*shape, *tensors}, static_cast<cudaStream_t>(stream));
+}

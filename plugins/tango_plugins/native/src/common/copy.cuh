@@ -1,0 +1,40 @@
+// Asynchronous copies to shared memory. From sm_80 on they are cp.async, before that plain loads and stores.
+#pragma once
+
+#include <cstdint>
+
+namespace tango {
+
+using SharedAddress = uint32_t;
+
+__device__ inline SharedAddress shared_address(const void* pointer) {
+    return static_cast<SharedAddress>(__cvta_generic_to_shared(pointer));
+}
+
+// 16 bytes from global to shared memory.
+__device__ inline void copy_async(SharedAddress to, const void* from) {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;\n" ::"r"(to), "l"(from) : "memory");
+#else
+    const uint4 value = *static_cast<const uint4*>(from);
+    asm volatile("st.shared.v4.u32 [%0], {%1,%2,%3,%4};\n" ::"r"(to), "r"(value.x), "r"(value.y), "r"(value.z),
+                 "r"(value.w)
+                 : "memory");
+#endif
+}
+
+__device__ inline void copy_commit() {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.commit_group;\n" ::: "memory");
+#endif
+}
+
+// Waits until at most `kPending` of the thread's latest groups are in flight.
+template <int kPending>
+__device__ inline void copy_wait() {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.wait_group %0;\n" ::"n"(kPending) : "memory");
+#endif
+}
+
+}  // namespace tango

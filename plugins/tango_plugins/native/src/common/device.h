@@ -1,0 +1,19 @@
+// What the host needs of the CUDA runtime: errors as a status, and the properties of the current device.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+namespace tango {
+
+// TANGO_OK, or TANGO_CUDA_ERROR with a sentence that says what was being done.
+int cuda_status(cudaError_t error, const char* doing);
+
+struct DeviceProperties {
+    int sms = 0;
+    int shared_bytes = 0;  // largest dynamic shared memory of a block
+    int major = 0;         // of the compute capability
+};
+
+cudaError_t query_device(DeviceProperties& found);
+
+}  // namespace tango

@@ -1,0 +1,35 @@
+// What describes the library itself: versions, and the sizes of its structs.
+#include <cstring>
+
+#include "tango/argmax.h"
+#include "tango/attention.h"
+#include "tango/common.h"
+#include "tango/decode.h"
+#include "tango/prune.h"
+
+#ifndef TANGO_VERSION
+#define TANGO_VERSION "unknown"
+#endif
+#ifndef TANGO_ARCHITECTURES
+#define TANGO_ARCHITECTURES ""
+#endif
+
+int tango_abi_version(void) { return TANGO_ABI_VERSION; }
+
+const char* tango_version(void) { return TANGO_VERSION " " TANGO_ARCHITECTURES; }
+
+#define TANGO_SIZE(type) {#type, sizeof(type)}
+
+size_t tango_sizeof(const char* name) {
+    static const struct {
+        const char* name;
+        size_t bytes;
+    } sizes[] = {
+        TANGO_SIZE(TangoArgmax),      TANGO_SIZE(TangoAttentionShape), TANGO_SIZE(TangoAttentionTensors),
+        TANGO_SIZE(TangoDecodeLayer), TANGO_SIZE(TangoDecodeShape),    TANGO_SIZE(TangoDecodeTensors),
+        TANGO_SIZE(TangoPruneParams), TANGO_SIZE(TangoPruneShape),     TANGO_SIZE(TangoPruneTensors),
+    };
+    for (const auto& size : sizes)
+        if (name != nullptr && std::strcmp(size.name, name) == 0) return size.bytes;
+    return 0;
+}

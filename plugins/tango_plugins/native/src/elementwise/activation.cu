@@ -1,0 +1,125 @@
+// Biases and activations (tango/activation.h). Memory bandwidth bounds them, so a thread starts all of its loads before
+// it computes. Blocks go from the end of a tensor to its beginning: what the preceding matmul wrote last is still in
+// the L2 cache, and what is written last here will be there for the next matmul.
+#include <climits>
+
+#include "common/check.h"
+#include "common/device.h"
+#include "common/platform.cuh"
+#include "tango/activation.h"
+
+namespace tango {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kVectorsPerThread = 2;
+
+struct Add {
+    __device__ float operator()(float x, float bias) const { return x + bias; }
+};
+
+// GELU's tanh is a sigmoid: 0.5 (1 + tanh(z)) = 1 / (1 + exp(-2 z)).
+struct Gelu {
+    __device__ float operator()(float x, float bias) const {
+        constexpr float kTwice = 2.0f * 0.7978845608f;  // 2 sqrt(2 / pi)
+        const float u = x + bias;
+        return __fdividef(u, 1.0f + __expf(-kTwice * u * fmaf(0.044715f * u, u, 1.0f)));
+    }
+};
+
+struct SwiGLU {
+    __device__ float operator()(float gate, float up) const { return __fdividef(gate, 1.0f + __expf(-gate)) * up; }
+};
+
+struct Job {
+    const void *a, *b;
+    void* y;
+    unsigned size, period;  // elements of a, and of b
+};
+
+// y[i] = function(a[i], b[i % period]), a vector at a time.
+template <typename T, int kSize, typename Function>
+__global__ void __launch_bounds__(kThreads) map(Job job) {
+    using V = Vector<T, kSize>;
+    const V *a = static_cast<const V*>(job.a), *b = static_cast<const V*>(job.b);
+    const unsigned size = job.size / kSize, period = job.period / kSize;
+    const unsigned begin = (gridDim.x - 1 - blockIdx.x) * kThreads * kVectorsPerThread + threadIdx.x;
+    V left[kVectorsPerThread], right[kVectorsPerThread];
+#pragma unroll
+    for (int i = 0; i < kVectorsPerThread; ++i) {
+        const unsigned at = begin + i * kThreads;
+        if (at >= size) break;
+        left[i] = a[at];
+        right[i] = b[period < size ? at % period : at];
+    }
+#pragma unroll
+    for (int i = 0; i < kVectorsPerThread; ++i) {
+        const unsigned at = begin + i * kThreads;
+        if (at >= size) break;
+#pragma unroll
+        for (int j = 0; j < kSize; ++j) {
+            const float x = static_cast<float>(left[i].at[j]), with = static_cast<float>(right[i].at[j]);
+            left[i].at[j] = static_cast<T>(Function()(x, with));
+        }
+        static_cast<V*>(job.y)[at] = left[i];
+    }
+}
+
+template <typename T, int kSize, typename Function>
+cudaError_t launch_map(const Job& job, cudaStream_t stream) {
+    constexpr unsigned kVectorsPerBlock = kThreads * kVectorsPerThread;
+    const unsigned blocks = (job.size / kSize + kVectorsPerBlock - 1) / kVectorsPerBlock;
+    return launch(map<T, kSize, Function>, job, static_cast<int>(blocks), kThreads, 0, stream);
+}
+
+template <typename T, typename Function>
+cudaError_t launch_widest(const Job& job, cudaStream_t stream) {
+    constexpr int kBytes = 16, kSize = kBytes / sizeof(T);
+    const auto bits =
+        reinterpret_cast<uintptr_t>(job.a) | reinterpret_cast<uintptr_t>(job.b) | reinterpret_cast<uintptr_t>(job.y);
+    const bool fits = bits % kBytes == 0 && job.period % kSize == 0;
+    return fits ? launch_map<T, kSize, Function>(job, stream) : launch_map<T, 1, Function>(job, stream);
+}
+
+struct Argument {
+    const char* name;
+    const void* pointer;
+};
+
+template <typename Function>
+int enqueue(int32_t dtype, Argument a, Argument b, int64_t size, int64_t period, void* y, void* opaque) {
+    if (int status = check_ranges({{"dtype", dtype, TANGO_FP16, TANGO_FP32}})) return status;
+    if (size == 0) return TANGO_OK;
+    for (const Argument& argument : {a, b, Argument{"y", y}})
+        if (int status = check_pointer(argument.name, argument.pointer, 1)) return status;
+    const Job job{a.pointer, b.pointer, y, static_cast<unsigned>(size), static_cast<unsigned>(period)};
+    const auto stream = static_cast<cudaStream_t>(opaque);
+    const cudaError_t error = dtype == TANGO_FP16 ? launch_widest<__half, Function>(job, stream)
+                                                  : launch_widest<float, Function>(job, stream);
+    return cuda_status(error, "activation");
+}
+
+template <typename Function>
+int enqueue_rows(int32_t dtype, const void* x, const void* bias, int64_t rows, int64_t width, void* y, void* stream) {
+    if (int status = check_ranges({{"rows", rows, 0, INT_MAX}, {"width", width, 1, INT_MAX}})) return status;
+    if (int status = check_ranges({{"rows * width", rows * width, 0, INT_MAX}})) return status;
+    return enqueue<Function>(dtype, {"x", x}, {"bias", bias}, rows * width, width, y, stream);
+}
+
+}  // namespace
+}  // namespace tango
+
+int tango_bias_enqueue(int32_t dtype, const void* x, const void* bias, int64_t rows, int64_t width, void* y,
+                       void* stream) {
+    return tango::enqueue_rows<tango::Add>(dtype, x, bias, rows, width, y, stream);
+}
+
+int tango_bias_gelu_enqueue(int32_t dtype, const void* x, const void* bias, int64_t rows, int64_t width, void* y,
+                            void* stream) {
+    return tango::enqueue_rows<tango::Gelu>(dtype, x, bias, rows, width, y, stream);
+}
+
+int tango_swiglu_enqueue(int32_t dtype, const void* gate, const void* up, int64_t size, void* y, void* stream) {
+    if (int status = tango::check_ranges({{"size", size, 0, INT_MAX}})) return status;
+    return tango::enqueue<tango::SwiGLU>(dtype, {"gate", gate}, {"up", up}, size, size, y, stream);
+}

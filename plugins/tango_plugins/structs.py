@@ -1,0 +1,99 @@
+"""The structs of the C interface (native/include/tango) as ctypes, under their C names.
+
+:func:`tango_plugins.native_library.load` compares their sizes with the library's.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+_Fields = list[tuple[str, Any]]
+
+
+def _integers(*names: str) -> _Fields:
+    return [(name, ctypes.c_int32) for name in names]
+
+
+def _pointers(*names: str) -> _Fields:
+    return [(name, ctypes.c_void_p) for name in names]
+
+
+class TangoArgmax(ctypes.Structure):
+    """Of tango/argmax.h."""
+
+    _fields_ = (("index", ctypes.c_int32), ("value", ctypes.c_float))
+
+
+class TangoAttentionShape(ctypes.Structure):
+    """Of tango/attention.h."""
+
+    _fields_ = _integers("tokens", "heads", "kv_heads", "head_dim", "capacity")
+
+
+class TangoAttentionTensors(ctypes.Structure):
+    """Of tango/attention.h."""
+
+    _fields_ = _pointers("qkv", "bias", "last", "cosines", "sines", "keys", "values", "attn_out")
+
+
+class TangoDecodeShape(ctypes.Structure):
+    """Of tango/decode.h."""
+
+    _fields_ = (
+        *_integers("layers", "hidden_size", "heads", "kv_heads", "head_dim", "intermediate"),
+        *_integers("vocabulary", "head_columns", "capacity", "blocks"),
+        ("norm_eps", ctypes.c_float),
+    )
+
+
+class TangoDecodeLayer(ctypes.Structure):
+    """Of tango/decode.h."""
+
+    _fields_ = _pointers(
+        *("attention_norm", "qkv", "qkv_bias", "out", "mlp_norm", "gate", "up", "down"),
+        *("keys", "values"),
+    )
+
+
+class TangoDecodeTensors(ctypes.Structure):
+    """Of tango/decode.h."""
+
+    _fields_ = _pointers("layers", "frequencies", "norm", "head", "embedding", "logits")
+
+
+class TangoPruneParams(ctypes.Structure):
+    """Of tango/prune.h."""
+
+    _fields_ = (
+        *_integers("retention_ratio", "context_ratio", "expansion", "anchor_weight"),
+        *_integers("segment_threshold", "static_threshold", "neighbors"),
+        *_integers("time_base", "space_base", "grid_rows", "grid_columns"),
+        *_integers("merge_order", "budget", "precision", "sink_count"),
+        ("sink_positions", ctypes.POINTER(ctypes.c_int32)),
+    )
+
+
+class TangoPruneShape(ctypes.Structure):
+    """Of tango/prune.h."""
+
+    _fields_ = _integers("frames", "tokens_per_frame", "width", "dtype")
+
+
+class TangoPruneTensors(ctypes.Structure):
+    """Of tango/prune.h."""
+
+    _fields_ = _pointers("features", "salience", "timestamps", "tokens", "indices", "count", "merged", "segments")
+
+
+STRUCTS = (
+    TangoArgmax,
+    TangoAttentionShape,
+    TangoAttentionTensors,
+    TangoDecodeShape,
+    TangoDecodeLayer,
+    TangoDecodeTensors,
+    TangoPruneParams,
+    TangoPruneShape,
+    TangoPruneTensors,
+)

@@ -1,0 +1,215 @@
+"""The device graphs against the portable ones, on ONNX Runtime's CPU kernels of the same operators."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+
+from tango_export.export import DTYPES, Request, export, find_preset, open_model, write_device_graphs
+from tango_runtime.bundle import Bundle, describe, write_manifest
+from tango_runtime.cli.main import main
+from tests.export.edits import Decoder, assert_close, embed, frames, run, session
+
+IDS = np.random.default_rng(3).integers(0, 300, 12)
+CONTEXT, CAPACITY = 8192, 256
+
+#: Of the largest magnitude. In fp16 the query is rounded after its rotation, and so are the cosines and sines.
+TOLERANCE = {"fp32": 1e-5, "fp16": 1e-2}
+
+
+@pytest.fixture(scope="module", params=["fp32", "fp16"])
+def written(request, checkpoint, bundle, tmp_path_factory):
+    """A bundle with device graphs, and the precision; an export writes them in fp16 only."""
+    precision, outliers = request.param, request.param == "fp16"
+    llava, siglip = checkpoint(outliers=outliers)
+    folder = shutil.copytree(
+        bundle(precision=precision, outliers=outliers), tmp_path_factory.mktemp("device") / precision
+    )
+    model = open_model(find_preset("llava-ov")[0], str(llava), str(siglip), CONTEXT)
+    manifest = Bundle.load(folder).manifest
+    graphs = manifest.graphs | write_device_graphs(folder, model, manifest.graphs, DTYPES[precision])
+    devices = [spec.device.file for spec in graphs.values() if spec.device]
+    files = manifest.files | {file: describe(folder / file) for file in devices}
+    write_manifest(folder, replace(manifest, graphs=graphs, files=files))
+    return folder, precision
+
+
+def weights(folder, graph):
+    """What the device graph takes of the portable one's data file."""
+    spec = Bundle.load(folder).manifest.graphs[graph]
+    return {n: np.memmap(folder / spec.data, w.dtype, "r", w.offset, w.shape) for n, w in spec.device_weights.items()}
+
+
+class DeviceDecoder:
+    """The device decoder and its cache, which holds garbage where it is not filled."""
+
+    def __init__(self, bundle, capacity=CAPACITY):
+        self.session, self.length = session(bundle / "decoder.device.onnx"), 0
+        rng, self.weights = np.random.default_rng(0), weights(bundle, "decoder")
+        self.dtype = embed(bundle, IDS[:1]).dtype
+        self.cache = {
+            t.name: (rng.normal(size=(1, t.shape[1], capacity, t.shape[3])) * 1e3).astype(self.dtype)
+            for t in self.session.get_inputs()[3:]
+            if t.name not in self.weights
+        }
+
+    def step(self, embeddings):
+        self.length += len(embeddings)
+        bound = self.length if self.length == len(embeddings) else self.capacity
+        lengths = {"seqlens_k": [self.length - 1], "total_sequence_length": [bound]}
+        lengths = {name: np.array(value, np.int32) for name, value in lengths.items()}
+        logits, *present = self.session.run(None, {"embeddings": embeddings, **lengths, **self.cache, **self.weights})
+        self.cache = dict(zip(self.cache, present, strict=True))
+        return logits
+
+    @property
+    def capacity(self):
+        return next(iter(self.cache.values())).shape[2]
+
+
+def test_vision_is_the_portable_graphs(written):
+    folder, precision = written
+    feeds = {"frames": frames(3), **weights(folder, "vision")}
+    for found, wanted in zip(
+        run(folder, "vision.device", **feeds), run(folder, "vision", frames=frames(3)), strict=True
+    ):
+        assert_close(found.astype(np.float64), wanted, TOLERANCE[precision])
+
+
+def test_embedding_is_the_portable_graphs(written):
+    folder, _ = written
+    (found,) = run(folder, "embed.device", ids=IDS, **weights(folder, "embed"))
+    np.testing.assert_array_equal(found, embed(folder, IDS))
+
+
+@pytest.mark.parametrize("chunks", [(12,), (1,) * 12, (7, 5), (2, 3, 7), (11, 1)])
+def test_logits_are_the_portable_graphs(written, chunks):
+    folder, precision = written
+    portable, device, begin = Decoder(folder, 0), DeviceDecoder(folder), 0
+    wanted = portable.step(embed(folder, IDS))
+    for n in chunks:
+        found, begin = device.step(embed(folder, IDS[begin : begin + n])), begin + n
+    assert_close(found, wanted, TOLERANCE[precision])
+
+
+def test_what_was_rewound_does_not_count(written):
+    folder, _ = written
+    decoder = DeviceDecoder(folder)
+    decoder.step(embed(folder, IDS[:6]))
+    first = decoder.step(embed(folder, IDS[6:9]))
+    decoder.step(embed(folder, IDS[9:]))
+    decoder.length = 6
+    np.testing.assert_array_equal(decoder.step(embed(folder, IDS[6:9])), first)
+
+
+def test_sixty_four_tokens_are_the_portable_graphs(written):
+    folder, precision = written
+    portable, device = Decoder(folder, CAPACITY), DeviceDecoder(folder)
+    rows, found = portable.step(embed(folder, IDS)), device.step(embed(folder, IDS))
+    for _ in range(64):
+        assert_close(found, rows, 3 * TOLERANCE[precision])
+        token = embed(folder, np.array([rows.argmax()]))
+        rows, found = portable.step(token), device.step(token)
+
+
+def test_every_layer_is_fused_and_nothing_is_left(written):
+    folder, _ = written
+    decoder = Bundle.load(folder).manifest.decoder
+    for name, attention, norm in (
+        ("decoder", "CachedAttention", "SkipSimplifiedLayerNormalization"),
+        ("vision", "MultiHeadAttention", "SkipLayerNormalization"),
+    ):
+        model = onnx.load(folder / f"{name}.device.onnx", load_external_data=False)
+        kinds = Counter(node.op_type for node in model.graph.node)
+        assert kinds[attention] == 2
+        assert kinds[norm] == 2 * decoder.layers
+        assert not kinds.keys() & {"Range", "Where", "Tanh", "Erf", "Sigmoid", "Sqrt"}
+        assert kinds["Shape"] == kinds["Concat"] == kinds["Expand"] == 2 * (name == "vision")
+        assert kinds["Softmax"] == (name == "vision")  # the pooling head's, whose weights are the salience
+
+
+def test_no_product_repeats_a_constant_by_itself(written):
+    """Its pointers would lie in pinned memory, which ONNX Runtime frees where CUDA forbids it."""
+    folder, _ = written
+    model = onnx.load(folder / "vision.device.onnx", load_external_data=False)
+    constants = {tensor.name for tensor in model.graph.initializer}
+    products = [node for node in model.graph.node if node.op_type == "MatMul"]
+    assert not [node.name for node in products if node.input[0] in constants]
+
+
+def test_query_key_and_value_are_one_product(written):
+    folder, _ = written
+    model = onnx.load(folder / "decoder.device.onnx", load_external_data=False)
+    makers = {name: node for node in model.graph.node for name in node.output}
+    attentions = [node for node in model.graph.node if node.op_type == "CachedAttention"]
+    assert [makers[node.input[0]].op_type for node in attentions] == ["MatMul"] * len(attentions)
+    assert all(node.input[1].endswith("qkv_proj.bias") for node in attentions)
+
+
+def test_of_the_towers_biases_attention_adds_the_querys_only(written):
+    folder, _ = written
+    model = onnx.load(folder / "vision.device.onnx", load_external_data=False)
+    makers = {name: node.op_type for node in model.graph.node for name in node.output}
+    attentions = [node for node in model.graph.node if node.op_type == "MultiHeadAttention"]
+    assert [[makers[name] for name in node.input] for node in attentions] == [["Bias", "MatMul", "MatMul"]] * 2
+
+
+@pytest.mark.parametrize("name", ["vision", "embed", "decoder"])
+def test_they_take_their_weights_as_inputs_behind_the_others(written, name):
+    folder, _ = written
+    files = folder / f"{name}.onnx", folder / f"{name}.device.onnx"
+    portable, device = (onnx.load(file, load_external_data=False) for file in files)
+    spec = Bundle.load(folder).manifest.graphs[name]
+    inputs = [t.name for t in spec.device.inputs]
+    assert [value.name for value in device.graph.input] == inputs
+    assert inputs[-len(spec.device_weights) :] == list(spec.device_weights)
+    stored = {t.name: (tuple(t.dims), t.external_data[1].value) for t in portable.graph.initializer if t.external_data}
+    assert stored == {weight: (at.shape, str(at.offset)) for weight, at in spec.weights.items()}
+    # What the device graph has in another form; the decode kernel takes some of it.
+    left = spec.weights.keys() - spec.device_weights.keys()
+    assert not [weight for weight in left if spec.weights[weight].shape[1:]]
+    kept = {t.name for t in device.graph.initializer if np.prod(t.dims) > 1000}
+    assert kept == ({"rotary.cos", "rotary.sin"} if name == "decoder" else set())
+    assert not any(t.external_data for t in device.graph.initializer)
+
+
+def test_fp16_bundles_have_them_and_fp32_bundles_do_not(bundle):
+    sixteen, thirty_two = (Bundle.load(bundle(precision=precision)).manifest.graphs for precision in ("fp16", "fp32"))
+    assert {name for name, spec in sixteen.items() if spec.device} == {"vision", "embed", "decoder"}
+    assert not any(spec.device for spec in thirty_two.values())
+    for graphs in (sixteen, thirty_two):
+        assert {name for name, spec in graphs.items() if spec.weights} == {"vision", "embed", "decoder"}
+
+
+def test_validate_compares_them_with_the_original(bundle, tmp_path, capsys):
+    path = shutil.copytree(bundle(), tmp_path / "bundle")
+    assert main(["validate", str(path)]) == 0
+    assert "17 of 17 within the limits" in capsys.readouterr().out
+    for graph, constant in (
+        ("decoder", "rotary.sin"),
+        ("vision", "tower.encoder.layers.0.self_attn.out_proj.bias.folded"),
+    ):
+        file = path / f"{graph}.device.onnx"
+        sound, model = file.read_bytes(), onnx.load(file, load_external_data=False)
+        tensor = next(t for t in model.graph.initializer if t.name == constant)
+        tensor.CopyFrom(onnx.numpy_helper.from_array(-onnx.numpy_helper.to_array(tensor), constant))
+        onnx.save(model, file)
+        assert main(["validate", str(path)]) == 1
+        failed = [line for line in capsys.readouterr().out.splitlines() if line.endswith("FAILED")]
+        assert failed
+        assert all(line.startswith(f"{graph} (device)") for line in failed)
+        file.write_bytes(sound)
+
+
+@pytest.mark.parametrize("shape", [{"heads": 8, "kv_heads": 2}, {"intermediate": 104}])
+def test_a_decoder_whose_widths_the_kernel_cannot_take_has_none(checkpoint, tmp_path, capsys, shape):
+    llava, siglip = checkpoint(**shape)
+    output = export(Request(checkpoint=str(llava), salience=str(siglip), output=tmp_path / "out"))
+    graphs = Bundle.load(output, verify=True).manifest.graphs
+    assert "decoder has no device graph: a width is no multiple of 16" in capsys.readouterr().err
+    assert {name for name, spec in graphs.items() if spec.device} == {"vision", "embed"}

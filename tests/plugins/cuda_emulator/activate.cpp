@@ -1,2 +1,0 @@
-// Sums and activations of the CUDA library.
-#include "activate.cu"

@@ -1,3 +1,0 @@
-// ONNX Runtime's adapter, for its CPU.
-#define TANGO_ONNXRUNTIME_PROVIDER "CPUExecutionProvider"
-#include "../../../plugins/tango_plugins/native/adapters/onnxruntime.cpp"

@@ -1,0 +1,232 @@
+// Replaces src/common/platform.cuh of the CUDA library: kernels run on a CPU, with one thread per GPU thread.
+//
+// Copies to shared memory arrive as late as possible: when their own thread waits for them. Until then the memory holds
+// NaN, so a thread that reads too early computes NaN. With TANGO_EARLY_COPIES they arrive at once. Then a copy that
+// overwrites what others still read is a race, which ThreadSanitizer reports.
+#pragma once
+
+#include <cuda_fp16.h>
+#include <cuda_runtime_api.h>
+#include <math.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <barrier>
+#include <cmath>
+#include <cstring>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <utility>
+#include <vector>
+
+// The lanes of a warp exchange values through this.
+struct Warp {
+    std::barrier<> barrier{32};
+    uint64_t values[32];
+    const char* addresses[32];
+    uint32_t left[32][4], right[32][2];
+};
+
+class Block {
+  public:
+    Block(int threads, size_t shared_bytes)
+        : all(threads), warps(threads / 32), shared(shared_bytes / sizeof(float4) + 1) {
+        std::memset(shared.data(), 0xff, shared.size() * sizeof(float4));  // NaN
+    }
+
+    std::barrier<>& named_barrier(int id, int threads) {
+        if (std::barrier<>* found = named_[id].load()) return *found;
+        const std::lock_guard<std::mutex> lock(naming_);
+        if (named_[id].load() == nullptr) named_[id] = owned_.emplace_back(new std::barrier<>(threads)).get();
+        return *named_[id].load();
+    }
+
+    std::barrier<> all;
+    std::deque<Warp> warps;
+    std::vector<float4> shared;
+
+  private:
+    std::array<std::atomic<std::barrier<>*>, 16> named_ = {};
+    std::vector<std::unique_ptr<std::barrier<>>> owned_;
+    std::mutex naming_;
+};
+
+inline thread_local Block* block;
+inline thread_local uint3 threadIdx, blockIdx;
+inline thread_local dim3 gridDim;
+
+using std::max;
+using std::min;
+#define __launch_bounds__(...)
+
+inline Warp& warp() { return block->warps[threadIdx.x / 32]; }
+
+template <typename T>
+T __shfl_xor_sync(unsigned, T value, int offset) {
+    std::memcpy(&warp().values[threadIdx.x % 32], &value, sizeof(T));
+    warp().barrier.arrive_and_wait();
+    std::memcpy(&value, &warp().values[threadIdx.x % 32 ^ offset], sizeof(T));
+    warp().barrier.arrive_and_wait();
+    return value;
+}
+
+inline void __syncwarp() { warp().barrier.arrive_and_wait(); }
+inline void __syncthreads() { block->all.arrive_and_wait(); }
+inline unsigned atomicAdd(unsigned* to, unsigned value) { return std::atomic_ref(*to).fetch_add(value); }
+inline void __threadfence() {}  // atomicAdd is sequentially consistent
+inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
+inline float __expf(float x) { return std::exp(x); }
+inline float __fdividef(float x, float y) { return x / y; }
+
+inline unsigned __float_as_uint(float value) {
+    unsigned bits;
+    std::memcpy(&bits, &value, sizeof(bits));
+    return bits;
+}
+
+template <typename T>
+T __ldcg(const T* from) {
+    return *from;
+}
+
+template <typename T>
+void __stcg(T* to, T value) {
+    *to = value;
+}
+
+#include "common/warp.cuh"
+
+namespace tango {
+
+// Asynchronous copies.
+
+struct Copy {
+    char* to;
+    const void* from;
+};
+inline thread_local std::vector<Copy> open_copies;
+inline thread_local std::deque<std::vector<Copy>> copy_groups;
+
+using SharedAddress = char*;
+
+template <typename T>
+SharedAddress shared_address(T* pointer) {
+    return reinterpret_cast<char*>(pointer);
+}
+
+inline void copy_async(SharedAddress to, const void* from) {
+#ifdef TANGO_EARLY_COPIES
+    std::memcpy(to, from, 16);
+#else
+    open_copies.push_back({to, from});
+#endif
+}
+
+inline void copy_commit() { copy_groups.push_back(std::exchange(open_copies, {})); }
+
+template <int kPending>
+void copy_wait() {
+    for (; copy_groups.size() > kPending; copy_groups.pop_front())
+        for (const Copy& copy : copy_groups.front()) std::memcpy(copy.to, copy.from, 16);
+}
+
+// Tensor cores.
+
+inline float half_of(uint32_t pair, int which) {
+    return __half2float(__half(__half_raw{static_cast<unsigned short>(pair >> 16 * which)}));
+}
+
+inline void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    const int lane = lane_id();
+    std::copy(a, a + 4, warp().left[lane]);
+    std::copy(b, b + 2, warp().right[lane]);
+    warp().barrier.arrive_and_wait();
+    for (int i = 0; i < 4; ++i)
+        for (int k = 0; k < 16; ++k) {
+            const int holder = k % 8 / 2, upper = k / 8, row = lane / 4, column = lane % 4 * 2 + i % 2;
+            c[i] += half_of(warp().left[row * 4 + holder][i / 2 + 2 * upper], k % 2) *
+                    half_of(warp().right[column * 4 + holder][upper], k % 2);
+        }
+    warp().barrier.arrive_and_wait();
+}
+
+inline void load_matrices(uint32_t (&registers)[4], SharedAddress address) {
+    warp().addresses[lane_id()] = address;
+    warp().barrier.arrive_and_wait();
+    for (int m = 0; m < 4; ++m)
+        std::memcpy(&registers[m], warp().addresses[8 * m + lane_id() / 4] + lane_id() % 4 * 4, 4);
+    warp().barrier.arrive_and_wait();
+}
+
+inline void load_transposed(uint32_t (&registers)[4], SharedAddress address) {
+    warp().addresses[lane_id()] = address;
+    warp().barrier.arrive_and_wait();
+    for (int m = 0; m < 4; ++m)
+        for (int i = 0; i < 2; ++i) {
+            const char* row = warp().addresses[8 * m + lane_id() % 4 * 2 + i];
+            std::memcpy(reinterpret_cast<char*>(&registers[m]) + 2 * i, row + lane_id() / 4 * 2, 2);
+        }
+    warp().barrier.arrive_and_wait();
+}
+
+// Named barriers, and the memory operations of a barrier of the grid.
+
+template <int kId, int kThreads>
+void named_barrier_sync() {
+    block->named_barrier(kId, kThreads).arrive_and_wait();
+}
+
+template <int kId, int kThreads>
+void named_barrier_arrive() {
+    static_cast<void>(block->named_barrier(kId, kThreads).arrive());
+}
+
+inline unsigned load_acquire(unsigned* from) {
+    std::this_thread::yield();
+    return std::atomic_ref(*from).load();
+}
+
+inline void prefetch_l2(const void*) {}
+
+// Launches.
+
+inline float4* shared_memory() { return block->shared.data(); }
+
+// Runs some blocks of a kernel at the same time: `blocks`, which begin with number `first` of a grid of `grid` blocks.
+template <typename Argument>
+void run(void (*kernel)(Argument), const Argument& argument, std::deque<Block>& blocks, int threads_per_block,
+         int first, int grid) {
+    std::vector<std::thread> threads;
+    for (int i = 0; i < static_cast<int>(blocks.size()) * threads_per_block; ++i)
+        threads.emplace_back([&, i] {
+            block = &blocks[i / threads_per_block], gridDim.x = grid;
+            threadIdx.x = i % threads_per_block, blockIdx.x = first + i / threads_per_block;
+            kernel(argument);
+        });
+    for (std::thread& thread : threads) thread.join();
+}
+
+// One block after the other, because none waits for another.
+template <typename Argument>
+cudaError_t launch(void (*kernel)(Argument), Argument argument, int blocks, int threads, size_t shared, cudaStream_t) {
+    for (int b = 0; b < blocks; ++b) {
+        std::deque<Block> one;
+        one.emplace_back(threads, shared);
+        run(kernel, argument, one, threads, b, blocks);
+    }
+    return cudaSuccess;
+}
+
+template <typename Argument>
+cudaError_t launch_cooperative(void (*kernel)(Argument), Argument argument, int blocks, int threads, size_t shared,
+                               cudaStream_t) {
+    std::deque<Block> all;
+    for (int b = 0; b < blocks; ++b) all.emplace_back(threads, shared);
+    run(kernel, argument, all, threads, 0, blocks);
+    return cudaSuccess;
+}
+
+}  // namespace tango
