@@ -10,12 +10,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 
 #: Edge of a frame: 8×8 patches and 4×4 tokens are enough for most tests.
 IMAGE = 112
 
 # A shell's background jobs, and their children, ignore ctrl-C. Tests send it to children, so restore the default.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# No example of a property may fail for the time that it takes.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

@@ -5,28 +5,32 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from tango_runtime.bundle import Bundle
 from tango_runtime.cli.main import main
 
+ROOT = Path(__file__).parents[2]
+
 
 @pytest.fixture
 def arguments(checkpoint, tmp_path):
-    llava, siglip = checkpoint(layers=16)  # enough of them to be caught in the middle
+    llava, siglip = checkpoint()
     named = ["--checkpoint", str(llava), "--salience-checkpoint", str(siglip), "--output", str(tmp_path / "out")]
     return ["export", *named, "--no-validate"]
 
 
 def stop_half_way(arguments, number):
-    """Sends a signal when the first weights are written; gives the exit code and what the process still said."""
-    command = [sys.executable, "-m", "tango_runtime.cli.main", *arguments]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
+    """Sends a signal when the first weights are written; gives the exit code and what the process still printed."""
+    command = [sys.executable, "-m", "tests.fakes.paused_cli", "export ", *arguments]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr.readline().startswith("export ")
         process.send_signal(number)
-        return process.wait(timeout=60), process.stderr.read()
+        process.stdin.close()  # so that it ends, whether or not it heeds the signal
+        rest = process.stderr.read()
+    return process.returncode, rest
 
 
 def test_interrupt_leaves_nothing(arguments, tmp_path):

@@ -8,7 +8,7 @@ from tests.plugins.videos import cases
 
 
 @given(cases(budget="paper"))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_the_reference_agrees_with_the_naive_restatement(case):
     (X, A, t), params = case
     X, A, t = X.astype(np.float64), A.astype(np.float64), t.astype(np.float64)
@@ -19,7 +19,7 @@ def test_the_reference_agrees_with_the_naive_restatement(case):
 
 
 @given(cases())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_no_partition_of_the_frames_has_a_larger_gain(case):
     (X, _, _), params = case
     s = similarity(normalize(X))

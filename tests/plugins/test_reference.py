@@ -11,7 +11,7 @@ from tests.plugins.videos import cases, video
 
 
 @given(cases())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_what_is_kept_is_well_formed(case):
     (X, A, t), params = case
     F, L, D = X.shape
@@ -29,14 +29,14 @@ def test_what_is_kept_is_well_formed(case):
 
 
 @given(cases(budget="exact"))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_the_exact_budget_is_exact(case):
     (X, A, t), params = case
     assert prune(X, A, t, params).count == exact_count(*X.shape[:2], params)
 
 
 @given(cases(budget="paper"))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_the_merge_order_moves_rows_among_the_same_places(case):
     (X, A, t), params = case
     anchor = prune(X, A, t, PruneParams(**vars(params) | {"merge_order": "anchor"}))

@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 #: Interpreters that may have a TensorRT that this one does not: JetPack's, and the first on the PATH.
 _INTERPRETERS = ("/usr/bin/python3", "python3", "python")
-_IMPORT_TIMEOUT_S = 30
+_IMPORT_TIMEOUT_S = 120
 #: Major versions of CUDA whose cuda-bindings this project supports.
 _MIN_CUDA, _MAX_CUDA = 12, 13
 
@@ -181,7 +181,10 @@ def _other_interpreters() -> Iterator[tuple[str, str]]:
         command = [name, "-c", "import tensorrt; print(tensorrt.__version__)"]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=_IMPORT_TIMEOUT_S, check=False)
-        except (OSError, subprocess.TimeoutExpired):
+        except subprocess.TimeoutExpired:
+            _log.warning("%s did not import TensorRT within %d s; skipping it", name, _IMPORT_TIMEOUT_S)
+            continue
+        except OSError:
             continue
         if done.returncode == 0 and done.stdout.strip():
             yield name, done.stdout.split()[-1]

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,6 +27,8 @@ from tango_calibration.evaluation.scores import Scores
 from tango_runtime.bundle import Bundle
 from tango_runtime.cli.main import main
 from tests.fakes.evaluator import TRIALS
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -149,20 +152,21 @@ def test_an_interrupt_leaves_no_output(tiny_bundle, tmp_path, jobs):
     command = [
         sys.executable,
         "-m",
-        "tango_runtime.cli.main",
+        "tests.fakes.paused_cli",
+        "videos 25%",
         "evaluate",
         tiny_bundle,
         "--videos",
-        60,
+        8,
         "--questions",
         1,
     ]
     command += ["--frames", 8, "--method", "topk", "--retention-ratio", 0.1, "--jobs", jobs, "--output", out]
-    with subprocess.Popen(
-        list(map(str, command)), stderr=subprocess.PIPE, text=True, start_new_session=True
-    ) as process:
+    pipes = {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(list(map(str, command)), cwd=ROOT, start_new_session=True, **pipes) as process:
         assert process.stderr.readline() == "videos 25%\n"
         os.killpg(process.pid, signal.SIGINT)
+        process.stdin.close()  # so that it ends, whether or not it heeds the signal
         rest = process.stderr.read()  # ends when the last process that holds it has ended
     assert process.returncode == 2
     assert rest.splitlines()[-2] == "error: interrupted"

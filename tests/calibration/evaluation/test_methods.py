@@ -83,7 +83,7 @@ def test_random_is_seeded_and_uniform():
 
 
 @given(st.integers(1, 20), st.integers(1, 20), st.data())
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_lattice_has_k_places(H, W, data):
     k = data.draw(st.integers(0, H * W))
     places = lattice(k, (H, W))

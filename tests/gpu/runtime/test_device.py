@@ -114,4 +114,4 @@ def test_events_tell_time(stream, pool):
     begin = Event(stream)
     for _ in range(10):
         stream.clear(big)
-    assert 0 < Event(stream).elapsed_ms(begin) < 1000
+    assert Event(stream).elapsed_ms(begin) > 0

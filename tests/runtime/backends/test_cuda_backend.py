@@ -415,7 +415,7 @@ def test_engines_that_cannot_be_used_are_refused(make, built, tmp_path):
 def test_graphs_are_loaded_side_by_side(host, tiny_bundle):
     import onnxruntime
 
-    together = threading.Barrier(3, timeout=20)
+    together = threading.Barrier(3, timeout=600)
 
     class Session(onnxruntime.InferenceSession):
         def __init__(self, *arguments, **options):

@@ -143,7 +143,7 @@ def test_the_option_is_there_if_products_saturate(monkeypatch, threads):
         session_options().get_session_config_entry(KEY)
 
 
-def test_every_session_has_the_option(weights, spoken, tmp_path, monkeypatch):
+def test_every_session_has_the_option(weights, tiny_bundle, tmp_path, monkeypatch):
     given = []
 
     class Session(onnxruntime.InferenceSession):
@@ -158,7 +158,7 @@ def test_every_session_has_the_option(weights, spoken, tmp_path, monkeypatch):
     open_graph(static(weights), tmp_path)
     OrtRunner(
         onnxruntime,
-        Bundle.load(spoken),
+        Bundle.load(tiny_bundle),
         SimpleNamespace(handle=0, before_end=lambda end: None),
         ("CPUExecutionProvider", "cpu"),
     )

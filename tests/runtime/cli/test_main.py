@@ -20,6 +20,8 @@ from tango_runtime.cli.command import Command
 from tango_runtime.cli.main import COMMANDS, Entry, leaves, main
 
 FORBIDDEN = ["torch", "onnx", "transformers", "onnxruntime"]
+#: Packages of the runtime that take longest to import.
+LARGE = ["av", "jinja2", "numpy", "PIL", "rich", "tokenizers"]
 
 
 def options():
@@ -208,12 +210,11 @@ def test_a_missing_module_of_tango_itself_is_not_reported_as_a_missing_extra(mon
     ["import tango_runtime", "from tango_runtime.cli.main import main; main(['--help'])", "import tango_plugins.op"],
 )
 def test_the_runtime_imports_no_workstation_package_and_starts_fast(code):
-    """It needs no torch, and less than a second of CPU time to start."""
-    code = f"import sys, time, json; {code}; print(json.dumps([time.process_time(), list(sys.modules)]))"
+    """It needs no torch, and loads its own large packages only where it uses them."""
+    code = f"import sys, json; {code}; print(json.dumps(list(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    seconds, modules = json.loads(done.stdout.splitlines()[-1])
-    assert not set(FORBIDDEN) & set(modules)
-    assert seconds < 1
+    modules = json.loads(done.stdout.splitlines()[-1])
+    assert not {*FORBIDDEN, *LARGE} & set(modules)
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def files(bundle):
     return sorted(path.name for path in (bundle.path / "engines").iterdir())
 
 
-def until(condition, seconds=120):
+def until(condition, seconds=600):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end

@@ -112,17 +112,24 @@ def test_equal_to_transformers(prompt, placeholder, transformers_tokenizer, ques
     assert [*before, video, *after] == theirs
 
 
-def test_templates_render_as_in_transformers(path, transformers_tokenizer):
+def test_templates_render_as_in_transformers(path, transformers_tokenizer, monkeypatch):
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return cls(2024, 2, 29, tzinfo=tz)
+
+    for module in ("tango_runtime.pipeline.prompt", "transformers.utils.chat_template_utils"):
+        monkeypatch.setattr(f"{module}.datetime", Clock)
     template = (
         "{%- set seen = 'outer' -%}\n  {% for m in messages %}\n"
         "{% if loop.index > 1 %}{% break %}{% endif %}\n"
         "<video> {{ {'a': '<é>', 'b': [1]} | tojson }} {{ [1] | tojson(indent=2) }}\n"
         "  {% generation %} {% set seen = 'inner' %} {{ m['content'][1]['text'] }}{% endgeneration %}\n"
-        "{{ seen }} {{ strftime_now('%Y') }} {{ undefined }} {{ tools is none }}{% endfor %}\n"
+        "{{ seen }} {{ strftime_now('%d %b %Y') }} {{ undefined }} {{ tools is none }}{% endfor %}\n"
     )
     messages = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "Q"}]}]
     theirs = transformers_tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False)
-    assert str(datetime.now().year) in theirs
+    assert "29 Feb 2024" in theirs
     assert "<video>".join(Prompt(path, template, "<video>")._around_video("Q")) == theirs
 
 

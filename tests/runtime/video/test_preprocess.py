@@ -82,7 +82,7 @@ def test_a_frame_does_not_wait_for_the_next(monkeypatch):
     def camera():
         for seconds in range(3):
             yield float(seconds), natural(30, 40, seconds)
-            assert resized.acquire(timeout=60)
+            assert resized.acquire(timeout=600)
 
     frames = preprocess(camera(), (16, 16)).frames
     np.testing.assert_array_equal(frames, [resize(natural(30, 40, seed), (16, 16)) for seed in range(3)])
