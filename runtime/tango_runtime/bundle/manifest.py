@@ -346,9 +346,12 @@ class Manifest:
 
     def graph_files(self, name: GraphName) -> tuple[str, ...]:
         """Every file of a graph: its ONNX file, its weights where it has any, and its device graph."""
+        return (*self.portable_files(name), *self.graphs[name].files[1:])
+
+    def portable_files(self, name: GraphName) -> tuple[str, ...]:
+        """The files of a graph without its device graph."""
         graph = self.graphs[name]
-        named = (graph.file, graph.data, *graph.files[1:])
-        return tuple(file for file in named if file in self.files)
+        return tuple(file for file in (graph.file, graph.data) if file in self.files)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

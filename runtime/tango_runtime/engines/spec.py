@@ -89,5 +89,4 @@ class EngineSpec:
 
 def digests(manifest: Manifest, graph: GraphName) -> dict[str, str]:
     """SHA-256 of the files that TensorRT reads of a graph, by name: not of the one that ONNX Runtime has for a GPU."""
-    spec = manifest.graphs[graph]
-    return {name: manifest.files[name].sha256 for name in (spec.file, spec.data) if name in manifest.files}
+    return {name: manifest.files[name].sha256 for name in manifest.portable_files(graph)}

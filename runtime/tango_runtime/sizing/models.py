@@ -13,7 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from tango_plugins import PruneParams, TangoError, op
-from tango_runtime.bundle import Bundle, DecoderSpec, GraphName, GraphSpec, VideoSpec, VisionSpec
+from tango_runtime.bundle import Bundle, DecoderSpec, GraphName, GraphSpec, Manifest, VideoSpec, VisionSpec
 from tango_runtime.sizing.devices import Precision
 from tango_runtime.util.jsonschema import from_json
 
@@ -188,9 +188,14 @@ def _of_bundle(name: str, bundle: Bundle) -> ModelDimensions:
         row_ends=manifest.prompt.row_end is not None,
         vision_precision=_precision(manifest.graphs["vision"]),
         decoder_precision=_precision(manifest.graphs["decoder"]),
-        stored=tuple((graph, bundle.graph_bytes(graph)) for graph in _GRAPHS),
+        stored=tuple((graph, _portable_bytes(manifest, graph)) for graph in _GRAPHS),
     )
 
 
 def _precision(graph: GraphSpec) -> Precision:
     return graph.quantization.precision if graph.quantization else "fp16"
+
+
+def _portable_bytes(manifest: Manifest, graph: GraphName) -> int:
+    """Size of a graph and its weights. Its device graph has the same weights, and TensorRT never reads it."""
+    return sum(manifest.files[file].size for file in manifest.portable_files(graph))
