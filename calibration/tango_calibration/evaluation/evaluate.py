@@ -256,7 +256,7 @@ def _evaluate(
     evaluator: Evaluator, video: Video, trials: Sequence[Trial], params: PruneParams, seed: int
 ) -> list[Record]:
     batch = preprocess(sample(video.source, video.frames), evaluator.size)
-    features = VideoFeatures(*evaluator.encode_video(batch.frames), batch.seconds)
+    features = VideoFeatures(*evaluator.encode_video(batch.host_frames), batch.seconds)
 
     @cache
     def select_tokens(trial: Trial) -> tuple[Selection, float]:

@@ -73,4 +73,4 @@ def load_frames(bundle: Bundle, video: Video) -> tuple[NDArray[np.uint8], NDArra
         batch = preprocess(sample(video.source, video.frames), bundle.manifest.video.size)
     except TangoError as error:
         raise TangoError(f"clip {video.name}: {error.message}", error.hint) from error
-    return batch.frames, batch.seconds
+    return batch.host_frames, batch.seconds

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from tango_plugins import PruneParams, TangoError
+from tango_plugins.device_array import DeviceArray
 from tango_runtime.util.console import OnProgress
 
 #: A tensor where the backend keeps it: a NumPy array on a CPU, a device array on a GPU. The pipeline only passes it on.
@@ -110,10 +111,11 @@ class Backend(Protocol):
     def frame_buffer(self, count: int, size: tuple[int, int]) -> NDArray[np.uint8]:
         """An array [F, H, W, 3] to fill, in memory that :meth:`vision` reads the fastest; size is (H, W)."""
 
-    def vision(self, frames: NDArray[np.uint8], on_progress: OnProgress) -> tuple[Tensor, Tensor]:
+    def vision(self, frames: NDArray[np.uint8] | DeviceArray, on_progress: OnProgress) -> tuple[Tensor, Tensor]:
         """[F, H, W, 3] → features [F, L, D] and salience [F, L]; ``on_progress`` gets the number of frames done.
 
-        A backend on a device reports 0 when the frames are on their way there, before anything is computed, and may
+        A backend on a device takes frames that are there already, too, if they are in its memory. It reports 0 when
+        the frames are on their way there, before anything is computed, and may
         report frames that it still computes.
         """
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tango_plugins import PruneParams, TangoError, reference
+from tango_plugins.device_array import DeviceArray
 from tango_runtime.backends.base import HostEvent, PrunedTokens, Trace, require_context
 from tango_runtime.backends.ort_options import session_options
 from tango_runtime.bundle import Bundle, GraphName, TensorSpec
@@ -129,8 +130,10 @@ class OrtCpuBackend:
         """An array [F, H, W, 3] to fill."""
         return np.empty((count, *size, 3), np.uint8)
 
-    def vision(self, frames: NDArray[np.uint8], on_progress: OnProgress) -> tuple[Array, Array]:
+    def vision(self, frames: NDArray[np.uint8] | DeviceArray, on_progress: OnProgress) -> tuple[Array, Array]:
         """[F, H, W, 3] → features [F, L, D] and salience [F, L]; ``on_progress`` gets the number of frames done."""
+        if isinstance(frames, DeviceArray):
+            raise TangoError("frames on a device were given to the CPU backend", "take a backend on that device")
         parts = []
         for i in range(len(frames)):
             # One frame at a time: on a CPU a batch is no faster, and its scores would take F times the memory.

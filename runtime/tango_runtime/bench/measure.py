@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tango_plugins import PruneParams, TangoError
+from tango_plugins.device_array import DeviceArray
 from tango_plugins.params import Budget
 from tango_runtime.backends.base import Backend, KVCache, Tensor, TimingEvent
 from tango_runtime.backends.cuda.device import Event, check, cudart
@@ -203,7 +204,7 @@ class TimedBackend:
         """Milliseconds of the latest copy of frames to the device; None if the backend makes none."""
         return self._upload[1].elapsed_ms(self._upload[0]) if len(self._upload) == 2 else None
 
-    def vision(self, frames: NDArray[np.uint8], on_progress: OnProgress) -> tuple[Tensor, Tensor]:
+    def vision(self, frames: NDArray[np.uint8] | DeviceArray, on_progress: OnProgress) -> tuple[Tensor, Tensor]:
         """As of the backend."""
         self._upload.append(self._backend.record_event())
 

@@ -54,7 +54,6 @@ class Session:
     Attributes:
         kept: Video tokens that the decoder sees, K.
         total: Video tokens that the vision graph gave, F·L.
-        frames: [F, H, W, 3] uint8, as the vision graph took them.
         seconds: [F] fp32, time of each frame.
         aspect: Width over height of the source's frames.
     """
@@ -66,9 +65,9 @@ class Session:
         with self._timer.measure_on_host("video"):
             buffer = backend.frame_buffer(request.frames, manifest.video.size)
             batch = preprocess(request.timed, manifest.video.size, buffer)
-            self.frames, self.seconds, self.aspect = batch.frames, batch.seconds, batch.aspect
+            self._frames, self.seconds, self.aspect = batch.frames, batch.seconds, batch.aspect
         with self._timer.measure("vision"):
-            features, self._salience = backend.vision(self.frames, request.on_progress)
+            features, self._salience = backend.vision(self._frames, request.on_progress)
         self.total = manifest.video.total_tokens(request.frames)
         if request.params is None:
             self._pruned = _all_tokens(backend.flatten(features), self.total)
@@ -181,6 +180,11 @@ class Session:
         if chat:
             self._turns.append((answer.question, list(answer.ids)))
             self._chat_ids = [*text, *answer.ids]
+
+    @property
+    def frames(self) -> NDArray[np.uint8]:
+        """[F, H, W, 3] uint8, as the vision graph took them; copied from the device if they are there."""
+        return self._backend.to_host(self._frames)
 
     @property
     def stages(self) -> dict[str, float]:

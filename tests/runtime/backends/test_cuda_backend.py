@@ -536,3 +536,18 @@ print("end")
     root = Path(__file__).parents[3]
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=root)
     assert done.stdout.split() == ["end", "session"]
+
+
+def test_frames_that_are_on_the_device_stay_there(make, llm, colors):
+    backend, rng = make()._backend, np.random.default_rng(0)
+    frames = rng.integers(0, 255, (3, 112, 112, 3), dtype=np.uint8)
+    wanted = [np.array(backend.to_host(tensor)) for tensor in backend.vision(frames, lambda done: None)]
+    pool, before = Pool(), backend.traffic.uploads
+    there = pool.take("there", frames.shape, np.uint8)
+    backend._stream.upload(frames, there)
+    found = backend.vision(there, lambda done: None)
+    assert backend.traffic.uploads == before + 1
+    for tensor, expected in zip(found, wanted, strict=True):
+        np.testing.assert_array_equal(backend.to_host(tensor), expected)
+    with pytest.raises(TangoError, match="frames on a device were given to the CPU backend"):
+        llm._backend.vision(there, lambda done: None)

@@ -67,13 +67,14 @@ class CudaBackend:
         """An array [F, H, W, 3] to fill, in pinned memory, which the GPU reads by itself."""
         return self._frames_pool.take((count, *size, 3), np.uint8)
 
-    def vision(self, frames: NDArray[np.uint8], on_progress: OnProgress) -> tuple[DeviceArray, DeviceArray]:
+    def vision(
+        self, frames: NDArray[np.uint8] | DeviceArray, on_progress: OnProgress
+    ) -> tuple[DeviceArray, DeviceArray]:
         """[F, H, W, 3] → features [F, L, D] and salience [F, L]; ``on_progress`` gets the number of frames done."""
-        F, (L, D) = len(frames), self._features.shape[1:]
-        video = self._pool.take("frames", frames.shape, np.uint8)
+        F, (L, D) = frames.shape[0], self._features.shape[1:]
+        video = frames if isinstance(frames, DeviceArray) else self._upload_frames(frames)
         features = self._pool.take("features", (F, int(L), int(D)), self._features.dtype)
         salience = self._pool.take("salience", (F, int(L)), np.float32)
-        self._stream.upload(frames, video)
         on_progress(0)
         most = self._graphs.frames_at_once or F
         for begin in range(0, F, most):
@@ -82,6 +83,11 @@ class CudaBackend:
             self._graphs.bind("vision", {name: rows(tensor, begin, end) for name, tensor in named.items()})()
             on_progress(end - begin)
         return features, salience
+
+    def _upload_frames(self, frames: NDArray[np.uint8]) -> DeviceArray:
+        video = self._pool.take("frames", frames.shape, np.uint8)
+        self._stream.upload(frames, video)
+        return video
 
     def prune(
         self, features: DeviceArray, salience: DeviceArray, seconds: NDArray[np.float32], params: PruneParams
