@@ -13,7 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from tango_plugins import PruneParams, TangoError, op
-from tango_runtime.bundle import Bundle, DecoderSpec, GraphName, GraphSpec, VideoSpec, VisionSpec
+from tango_runtime.bundle import Bundle, DecoderSpec, GraphName, GraphSpec, Manifest, VideoSpec, VisionSpec
 from tango_runtime.sizing.devices import Precision
 from tango_runtime.util.jsonschema import from_json
 
@@ -188,8 +188,14 @@ def _of_bundle(name: str, bundle: Bundle) -> ModelDimensions:
         row_ends=manifest.prompt.row_end is not None,
         vision_precision=_precision(manifest.graphs["vision"]),
         decoder_precision=_precision(manifest.graphs["decoder"]),
-        stored=tuple((graph, bundle.graph_bytes(graph)) for graph in _GRAPHS),
+        stored=tuple((graph, _portable_bytes(manifest, graph)) for graph in _GRAPHS),
     )
+
+
+def _portable_bytes(manifest: Manifest, graph: GraphName) -> int:
+    """Bytes of a graph without its device form: a backend loads one of the two, on the same data file."""
+    spec = manifest.graphs[graph]
+    return sum(manifest.files[file].size for file in (spec.file, spec.data) if file in manifest.files)
 
 
 def _precision(graph: GraphSpec) -> Precision:
