@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from tango_export.graph.builder import Addition, Array, Biased, GraphBuilder, Read, Weight
+from tango_export.graph.builder import Array, Biased, GraphBuilder, Read, Weight
 
 
 def linear(
@@ -67,16 +67,6 @@ def packed_linear(g: GraphBuilder, name: str, x: str, fan_in: int, parts: dict[s
     weight = Weight(f"{name}.weight", (fan_in, total), g.dtype, tensors, lambda read: stacked(tensors, read))
     bias = Weight(f"{name}.bias", (total,), g.dtype, biases, lambda read: stacked(biases, read))
     return _product(g, name, x, weight, g.weight(bias))
-
-
-def layer_norm(g: GraphBuilder, name: str, x: str | Addition, width: int, eps: float) -> tuple[str, str]:
-    """Layer normalization [..., width]; returns the norm of x, and x."""
-    return g.form.layer_norm(g, name, x, width, eps)
-
-
-def rms_norm(g: GraphBuilder, name: str, x: str | Addition, width: int, eps: float) -> tuple[str, str]:
-    """Root-mean-square normalization [..., width]; returns the norm of x, and x."""
-    return g.form.rms_norm(g, name, x, width, eps)
 
 
 def self_attention(g: GraphBuilder, name: str, x: str, tokens: int, width: int, heads: int) -> Biased:

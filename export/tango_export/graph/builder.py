@@ -113,7 +113,6 @@ class Form:
     T the number of tokens of a pass, D the width.
 
     Attributes:
-        name: What the form is called.
         opsets: Version of every operator domain that it uses.
         functions: What its own operators compute, as ONNX functions by operator.
         add_bias: (g, x [..., D]) → [..., D].
@@ -130,7 +129,6 @@ class Form:
         last_position: (g, name, x [T, D], D) → [1, D].
     """
 
-    name: str
     opsets: Mapping[str, int]
     functions: Mapping[str, Any]
     add_bias: Callable[[GraphBuilder, Biased], str]

@@ -7,7 +7,6 @@ from tango_export.graph.builder import Form
 
 #: Standard ONNX.
 PORTABLE = Form(
-    name="portable",
     opsets={"": 17},
     functions={},
     add_bias=portable.add_bias,
@@ -25,7 +24,6 @@ PORTABLE = Form(
 
 #: Standard ONNX, ONNX Runtime's fused operators and the CUDA library's.
 DEVICE = Form(
-    name="device",
     opsets=device.OPSETS,
     functions=device.OP_FUNCTIONS,
     add_bias=device.add_bias,

@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from onnx import TensorProto
 
 from tango_export.graph.builder import (
     Addition,
@@ -168,7 +169,8 @@ def _rotation(g: GraphBuilder, positions: str, cache: CacheShape) -> tuple[str, 
     frequencies = g.weight(
         Weight("rotary.inv_freq", (cache.head_dim // 2,), "float32", {}, lambda _: rotary_frequencies(cache))
     )
-    column = g.node("Unsqueeze", [_cast_fp32(g, positions, "rotary.positions"), g.constant([1])], "rotary.column")
+    wide = g.node("Cast", [positions], "rotary.positions", to=TensorProto.FLOAT)
+    column = g.node("Unsqueeze", [wide, g.constant([1])], "rotary.column")
     angles = g.node("Mul", [column, frequencies], "rotary.angles")
     angles = g.node("Concat", [angles, angles], "rotary.both", axis=-1)
     angles = g.node("Unsqueeze", [angles, g.constant([1])], "rotary.each_head")
@@ -213,7 +215,3 @@ def _last(g: GraphBuilder, name: str, x: str, *shape: int) -> str:
 
 def _fp32(g: GraphBuilder, value: float) -> str:
     return g.constant(value, "float32")
-
-
-def _cast_fp32(g: GraphBuilder, x: str, name: str) -> str:
-    return g.node("Cast", [x], name, to=1)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tango_export.graph.builder import Addition, Array, GraphBuilder, Read, Weight
-from tango_export.layers import gelu_mlp, layer_norm, linear, self_attention
+from tango_export.layers import gelu_mlp, linear, self_attention
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,9 @@ def embeddings(g: GraphBuilder, name: str, pixels: str, c: SiglipConfig) -> str:
 def encoder_layer(g: GraphBuilder, name: str, x: str | Addition, c: SiglipConfig) -> Addition:
     """Attention and MLP, each after its norm: [F, patches, D] → the same."""
     width, eps = c.hidden_size, c.layer_norm_eps
-    normed, x = layer_norm(g, f"{name}.layer_norm1", x, width, eps)
+    normed, x = g.form.layer_norm(g, f"{name}.layer_norm1", x, width, eps)
     mixed = self_attention(g, f"{name}.self_attn", normed, c.patches, width, c.num_attention_heads)
-    normed, x = layer_norm(g, f"{name}.layer_norm2", Addition(f"{name}.attended", x, mixed), width, eps)
+    normed, x = g.form.layer_norm(g, f"{name}.layer_norm2", Addition(f"{name}.attended", x, mixed), width, eps)
     return Addition(name, x, gelu_mlp(g, f"{name}.mlp", normed, width, c.intermediate_size))
 
 
@@ -77,7 +77,7 @@ def salience(g: GraphBuilder, x: Addition, c: SiglipConfig) -> tuple[str, str]:
     Returns:
         Salience [F, patches] fp32, each row of which sums to 1, and x [F, patches, D].
     """
-    normed, patches = layer_norm(g, "salience.post_layernorm", x, c.hidden_size, c.layer_norm_eps)
+    normed, patches = g.form.layer_norm(g, "salience.post_layernorm", x, c.hidden_size, c.layer_norm_eps)
     scores = g.node("MatMul", [g.widen(normed, "salience.fp32"), folded_probe(g, c)], "salience.scores")
     shares = g.node("Softmax", [scores], "salience.softmax", axis=1)  # [F, patches, heads]
     return g.node("ReduceMean", [shares], "salience.mean", axes=[-1], keepdims=0), patches

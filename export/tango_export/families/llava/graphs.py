@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from onnx import TensorProto
 
 from tango_export.families.llava.config import LlavaConfig
 from tango_export.graph.builder import Array, Definition, GraphBuilder, Read, Weight
@@ -49,7 +50,11 @@ def vision(g: GraphBuilder, c: LlavaConfig) -> None:
 def normalized_pixels(g: GraphBuilder, frames: str) -> str:
     """SigLIP's normalization: a pixel becomes (x / 255 − 0.5) / 0.5."""
     half = g.constant(0.5, "float32")
-    unit = g.node("Div", [g.node("Cast", [frames], "pixels.fp32", to=1), g.constant(255.0, "float32")], "pixels.unit")
+    unit = g.node(
+        "Div",
+        [g.node("Cast", [frames], "pixels.fp32", to=TensorProto.FLOAT), g.constant(255.0, "float32")],
+        "pixels.unit",
+    )
     centered = g.node("Sub", [unit, half], "pixels.centered")
     return g.narrow(g.node("Div", [centered, half], "pixels.scaled"), "pixels")
 
