@@ -192,12 +192,6 @@ def _of_bundle(name: str, bundle: Bundle) -> ModelDimensions:
     )
 
 
-def _portable_bytes(manifest: Manifest, graph: GraphName) -> int:
-    """Bytes of a graph without its device form: a backend loads one of the two, on the same data file."""
-    spec = manifest.graphs[graph]
-    return sum(manifest.files[file].size for file in (spec.file, spec.data) if file in manifest.files)
-
-
 def _precision(graph: GraphSpec) -> Precision:
     return graph.quantization.precision if graph.quantization else "fp16"
 
