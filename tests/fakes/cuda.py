@@ -1,7 +1,7 @@
 """CUDA on a machine without a GPU: device memory is the host's, work is done at once, kernels are NumPy.
 
 It stands in for cuda.bindings.runtime and the CUDA library, so that what the stages do with memory, copies and graphs
-can be tested anywhere. An address that was not allocated, a copy that leaves its allocation, and page-locked memory
+can be tested anywhere. An address that was not allocated, a copy that leaves its allocation, and pinned memory
 that is written to or freed before its upload has been waited for, are errors here.
 """
 

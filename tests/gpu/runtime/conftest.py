@@ -71,7 +71,7 @@ def built(folder):
 
 @pytest.fixture(scope="session", params=["tensorrt", "ort-cuda"])
 def load(request, folder, built):
-    """``load("fp32")``: the chain on each engine of the GPU."""
+    """``load("fp32")``: the pipeline on each GPU backend."""
 
     @cache
     def loaded(dtype):
@@ -91,7 +91,7 @@ def load(request, folder, built):
 
 @pytest.fixture(scope="session")
 def on_cpu(folder):
-    """``on_cpu("fp32")``: the chain that the others are measured against."""
+    """``on_cpu("fp32")``: the pipeline that the others are compared with."""
     pytest.importorskip("onnxruntime", reason="ONNX Runtime, which gives the answers to compare with, is not installed")
 
     @cache

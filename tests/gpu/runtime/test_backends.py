@@ -1,4 +1,4 @@
-"""TensorRT and ONNX Runtime on the GPU against the chain on the CPU: every stage, whole answers, what crosses."""
+"""TensorRT and ONNX Runtime on the GPU against the CPU: every stage, whole answers, host-device copies."""
 
 from __future__ import annotations
 

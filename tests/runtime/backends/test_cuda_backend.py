@@ -187,7 +187,7 @@ def test_memory_grows_to_a_peak_and_no_further(make, host, colors, engine):
         held.append((host.allocations, host.held()))
         locks.append(host.locks)
     assert held[0] == held[1] == held[2]
-    assert locks[1] == locks[2]  # two take turns, since the chain holds its latest answer; both are large by now
+    assert locks[1] == locks[2]  # two take turns, since the pipeline holds its latest answer; both are large by now
 
 
 def test_host_memory_is_used_again_when_nothing_needs_it(host):

@@ -20,7 +20,7 @@ QUESTION = "What happens in the video?"
 
 @pytest.fixture
 def edited(tiny_bundle, tmp_path):
-    """``edited("decoder", context=…)``: the chain of the bundle with some values of bundle.json replaced."""
+    """``edited("decoder", context=…)``: the pipeline of the bundle with some values of bundle.json replaced."""
 
     def load(section, **values):
         folder = shutil.copytree(tiny_bundle, tmp_path / "edited", dirs_exist_ok=True)

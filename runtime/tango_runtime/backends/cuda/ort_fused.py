@@ -1,7 +1,7 @@
 """A bundle's fused graphs on ONNX Runtime's CUDA provider, and decoding by the CUDA library, on the same weights.
 
 ONNX Runtime takes passes over many tokens, with operators of its own and of the CUDA library: attention is one of them,
-and the cache grows in place. A step of decoding is one kernel of that library. Both are given the addresses of weights
+and the cache grows in place. A decode step is one kernel of that library. Both are given the addresses of weights
 that lie in the device's memory once: the graphs take them as inputs, which are bound once.
 """
 
