@@ -117,7 +117,7 @@ class Form:
         functions: What its own operators compute, as ONNX functions by operator.
         add_bias: (g, x [..., D]) → [..., D].
         layer_norm: (g, name, x [..., D], D, eps) → (the norm of x, x).
-        rms_norm: Likewise.
+        rms_norm: The same, without the mean.
         gelu: (g, name, x) → the same shape; exact.
         gelu_tanh: (g, name, x) → the same shape; the tanh approximation.
         swiglu: (g, name, gate, up) → silu(gate) · up.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import unicodedata
 from bisect import bisect
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,16 +13,69 @@ from PIL import Image, ImageDraw, ImageFont
 
 from tango_runtime.report.style import MERGED, MERGED_RGB, REST, SALIENT, SALIENT_RGB, cells, duration
 
-if TYPE_CHECKING:
-    from tango_runtime.report.report import Report
-
 _WIDTH, _MARGIN, _GAP = 1600, 55, 14  # chosen so that eight columns divide evenly
 _TITLE_STEP, _BODY_STEP, _CAPTION, _MAX_HEIGHT = 44, 33, 40, 720  # pixels
 _ASCII = str.maketrans({"–": "-", "—": "-", "‘": "'", "’": "'", "“": '"', "”": '"'})
 _PAPER, _INK, _MUTED = (255, 255, 255), (24, 26, 31), (107, 114, 125)
 
 
-def contact_sheet(report: Report) -> Image.Image:
+class Drawable(Protocol):
+    """What the sheet shows of an answer; a ``Report`` has all of it."""
+
+    @property
+    def question(self) -> str:
+        """As asked."""
+
+    @property
+    def answer(self) -> str:
+        """The answer's text."""
+
+    @property
+    def backend(self) -> str:
+        """What ran the graphs."""
+
+    @property
+    def aspect(self) -> float:
+        """Width over height of the source's frames."""
+
+    @property
+    def frames(self) -> NDArray[np.uint8]:
+        """[F, H, W, 3]."""
+
+    @property
+    def seconds(self) -> NDArray[np.float32]:
+        """[F], time of each frame."""
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of tokens."""
+
+    @property
+    def merged(self) -> NDArray[np.bool_]:
+        """[K], True for a merged token."""
+
+    @property
+    def kind(self) -> NDArray[np.uint8]:
+        """[F, L], what became of each token."""
+
+    @property
+    def kept(self) -> int:
+        """K."""
+
+    @property
+    def total(self) -> int:
+        """F·L."""
+
+    @property
+    def first_token_ms(self) -> float:
+        """Milliseconds to the first token."""
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens a second while decoding."""
+
+
+def contact_sheet(report: Drawable) -> Image.Image:
     """Draws a report's frames in rows of up to eight, 1600 pixels wide, below the question and the answer."""
     title, body, small = (ImageFont.load_default(size) for size in (34, 24, 17))
     inner = _WIDTH - 2 * _MARGIN
@@ -56,7 +109,7 @@ def _tile_size(width: int, aspect: float) -> tuple[int, int]:
 def _paste_frame(
     sheet: Image.Image,
     draw: ImageDraw.ImageDraw,
-    report: Report,
+    report: Drawable,
     f: int,
     corner: tuple[int, int],
     size: tuple[int, int],
@@ -101,7 +154,7 @@ def _mark(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], which: int)
         draw.ellipse((x - 1.5, y - 1.5, x + 1.5, y + 1.5), fill=color)
 
 
-def _legend(draw: ImageDraw.ImageDraw, report: Report, y: int, font: Any) -> None:
+def _legend(draw: ImageDraw.ImageDraw, report: Drawable, y: int, font: Any) -> None:
     """The meaning of the colors on the left, the figures of the run on the right."""
     merged = int(report.merged.sum())
     entries = [(SALIENT, f"salient {report.kept - merged:,}"), (MERGED, f"merged {merged:,}")]

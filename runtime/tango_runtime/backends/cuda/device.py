@@ -184,7 +184,7 @@ class Pool:
 
 
 class HostPool:
-    """Page-locked memory of the host: a GPU reads it by itself, at full speed, while the host goes on.
+    """Pinned memory of the host: a GPU reads it by itself, at full speed, while the host goes on.
 
     Locking memory takes longer than copying it, so a piece is used again when no array refers to it any more; few are
     kept for that, and the others given back. Who keeps an array keeps its memory locked.

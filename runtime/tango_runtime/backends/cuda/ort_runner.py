@@ -49,7 +49,7 @@ class OrtRunner:
 
     #: Attention is not fused: its scores take 17 MB in fp16 for each frame of 384×384 and layer.
     frames_at_once = 8
-    #: Likewise, the scores of a pass of the decoder are heads · tokens · positions.
+    #: The scores of a pass of the decoder are heads · tokens · positions.
     tokens_at_once = 2048
     capacity: int | None = None
     in_place = False
