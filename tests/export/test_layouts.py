@@ -26,34 +26,35 @@ def export_to(folder, llava, siglip, dtype="fp32"):
 
 @torch.no_grad()
 def assert_graphs_equal(bundle, model, size=112):
+    """For checkpoints without outliers: with them, fp32 logits differ by 6e-4 from one instruction set to another."""
     video = frames(3, size)
     pixels = torch.from_numpy((video.transpose(0, 3, 1, 2) / 127.5 - 1).astype(np.float32))
     expected = model.model.get_video_features(
         pixels[None], vision_feature_layer=-1, vision_feature_select_strategy="full"
     ).pooler_output
     features = run(bundle, "vision", frames=video)[0]
-    assert_close(features.reshape(expected.shape), expected, 1e-4)
+    assert_close(features.reshape(expected.shape), expected, 1e-5)
     found = logits(bundle, IDS)
-    assert_close(found, model(input_ids=torch.from_numpy(IDS)[None]).logits[0, -1, : len(found)], 1e-4)
+    assert_close(found, model(input_ids=torch.from_numpy(IDS)[None]).logits[0, -1, : len(found)], 1e-5)
 
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("layout", HF_LAYOUTS)
 def test_graphs_equal_transformers(checkpoint, bundle, layout, tied):
-    llava, _ = checkpoint(layout, tied=tied)
-    assert_graphs_equal(bundle(layout, "fp32", tied=tied), original(llava))
+    llava, _ = checkpoint(layout, tied=tied, outliers=False)
+    assert_graphs_equal(bundle(layout, "fp32", tied=tied, outliers=False), original(llava))
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(14, 2), (4, 1)])
 def test_any_grouping_of_heads_equals_transformers(checkpoint, bundle, heads, kv_heads):
-    shape = {"heads": heads, "kv_heads": kv_heads, "width": 16 * heads}
+    shape = {"heads": heads, "kv_heads": kv_heads, "width": 16 * heads, "outliers": False}
     llava, _ = checkpoint(**shape)
     assert_graphs_equal(bundle(precision="fp32", **shape), original(llava))
 
 
 def test_odd_grid_and_frames_of_no_whole_patches_equal_transformers(checkpoint, bundle):
-    llava, _ = checkpoint(image=132)  # 9 patches and 6 pixels; 5×5 tokens
-    assert_graphs_equal(bundle(precision="fp32", image=132), original(llava), 132)
+    llava, _ = checkpoint(image=132, outliers=False)  # 9 patches and 6 pixels; 5×5 tokens
+    assert_graphs_equal(bundle(precision="fp32", image=132, outliers=False), original(llava), 132)
 
 
 @torch.no_grad()

@@ -31,6 +31,7 @@ def trained(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_training_logs_its_accuracy(trained):
     lines = [json.loads(line) for line in (trained / "made" / "training.jsonl").read_text().splitlines()]
     assert [line["stage"] for line in lines[:-1]] == [1] * 2 + [2] * 7
@@ -58,10 +59,12 @@ def test_background_comes_from_another_clip_and_figures_stay(monkeypatch):
     assert (other[~near] > 0).float().mean() > 0.7
 
 
+@pytest.mark.slow
 def test_it_fits_in_16_megabytes(trained):
     assert sum(file.stat().st_size for file in (trained / "made").rglob("*.safetensors")) <= 16e6
 
 
+@pytest.mark.slow
 def test_the_scorer_evaluates_a_checkpoint_as_the_pipeline_does(trained, monkeypatch):
     monkeypatch.syspath_prepend(TINY)
     from score import TorchEvaluator
