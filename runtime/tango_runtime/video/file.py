@@ -217,7 +217,11 @@ def _repair(path: Path) -> str:
 def _read_timeline(path: Path) -> _Timeline:
     """The timeline of the packets or, where they do not determine the frames, of decoding everything."""
     with _open(path) as (container, stream):
-        packets = [_Packet(p.pts, p.dts, p.is_keyframe, p.is_discard, p.is_corrupt) for p in _demux(container, stream)]
+        packets = []
+        for p in _demux(container, stream):
+            if _is_encrypted(p):  # the decoder would make frames of noise of some packets
+                raise TangoError(f"the video of {path} is encrypted", "give a file without encryption")
+            packets.append(_Packet(p.pts, p.dts, p.is_keyframe, p.is_discard, p.is_corrupt))
         tick, codec, rate = Fraction(stream.time_base), stream.codec_context.name, stream.guessed_rate
     if packets and packets[-1].corrupt:
         raise TangoError(f"{path} is truncated in the middle of frame {len(packets) - 1}", "copy or record it again")
@@ -229,6 +233,11 @@ def _read_timeline(path: Path) -> _Timeline:
     keys = [(place, p.pts) for place, p in enumerate(packets) if p.key and p.pts is not None]
     places, key_times = [place for place, _ in keys], [pts for _, pts in keys]
     return _Timeline(times, tick, [place for _, place in shown], (places, key_times))
+
+
+def _is_encrypted(packet: Any) -> bool:
+    """Whether a packet has a key in its side data, which PyAV shows from version 16 on."""
+    return hasattr(packet, "has_sidedata") and bool(packet.has_sidedata("encryption_info"))
 
 
 def _reason_to_decode(codec: str, packets: list[_Packet], times: list[int]) -> str:
