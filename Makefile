@@ -5,7 +5,7 @@ BIN := .venv/bin
 DEMO := demo
 CHECKPOINT := models/tiny
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-slow lint clean
 
 # The demo needs no torch; the tests compare with transformers. Both live in one environment.
 .venv/demo: pyproject.toml constraints.txt
@@ -32,6 +32,10 @@ lint: .venv/installed
 
 test: lint
 	$(BIN)/pytest --numprocesses 2
+
+# What takes minutes, or asks a package index.
+test-slow: .venv/installed
+	$(BIN)/pytest --numprocesses 2 -m "slow or network"
 
 clean:
 	rm -rf .venv $(DEMO)

@@ -25,17 +25,17 @@ def export_to(folder, llava, siglip, dtype="fp32"):
 
 
 @torch.no_grad()
-def assert_graphs_equal(bundle, model, size=112):
-    """For checkpoints without outliers: with them, fp32 logits differ by 6e-4 from one instruction set to another."""
+def assert_graphs_equal(bundle, model, size=112, tolerance=1e-5):
+    """The tolerance is relative to the largest value."""
     video = frames(3, size)
     pixels = torch.from_numpy((video.transpose(0, 3, 1, 2) / 127.5 - 1).astype(np.float32))
     expected = model.model.get_video_features(
         pixels[None], vision_feature_layer=-1, vision_feature_select_strategy="full"
     ).pooler_output
     features = run(bundle, "vision", frames=video)[0]
-    assert_close(features.reshape(expected.shape), expected, 1e-5)
+    assert_close(features.reshape(expected.shape), expected, tolerance)
     found = logits(bundle, IDS)
-    assert_close(found, model(input_ids=torch.from_numpy(IDS)[None]).logits[0, -1, : len(found)], 1e-5)
+    assert_close(found, model(input_ids=torch.from_numpy(IDS)[None]).logits[0, -1, : len(found)], tolerance)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -43,6 +43,13 @@ def assert_graphs_equal(bundle, model, size=112):
 def test_graphs_equal_transformers(checkpoint, bundle, layout, tied):
     llava, _ = checkpoint(layout, tied=tied, outliers=False)
     assert_graphs_equal(bundle(layout, "fp32", tied=tied, outliers=False), original(llava))
+
+
+@pytest.mark.parametrize("layout", HF_LAYOUTS)
+def test_graphs_with_outliers_equal_transformers(checkpoint, bundle, layout):
+    """Outliers cancel in sums, so fp32 logits differ by up to 6e-4 from one CPU's instruction set to another's."""
+    llava, _ = checkpoint(layout)
+    assert_graphs_equal(bundle(layout, "fp32"), original(llava), tolerance=2e-3)
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(14, 2), (4, 1)])

@@ -41,13 +41,15 @@ class PromptCache:
         self._ids = ids
         self._cache: KVCache | None = None
         self._text: list[int] = []
+        self._closed = False
 
     def reserve(self, text: int) -> None:
         """Makes room for a text of so many tokens, answer included, as far as the context goes.
 
         Raises:
-            TangoError: There is no memory for it, or the backend's caches are smaller.
+            TangoError: There is no memory for it, the backend's caches are smaller, or this is closed.
         """
+        self._require_open()
         positions = min(self.length + text, self._context)
         if self._cache is None:
             self._cache = self._backend.new_cache(positions)
@@ -65,8 +67,9 @@ class PromptCache:
         The text may be empty in the first call only.
 
         Raises:
-            TangoError: They do not fit into the context or the memory.
+            TangoError: They do not fit into the context or the memory, or this is closed.
         """
+        self._require_open()
         if self._pieces is not None:
             return self._first_pass(text)
         assert self._cache is not None
@@ -87,6 +90,11 @@ class PromptCache:
         if self._cache is not None:
             self._cache.release()
         self._cache = self._pieces = None
+        self._closed = True
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise TangoError("the session is closed", "open another: llm.session(video)")
 
     def _first_pass(self, text: Sequence[int]) -> Logits:
         assert self._pieces is not None

@@ -160,6 +160,16 @@ def test_a_closed_session_says_so(llm, frames):
     session.close()
 
 
+def test_a_stream_of_a_closed_session_ends_with_an_error(llm, frames):
+    session = llm.session(frames)
+    begun, waiting = (session.stream(QUESTIONS[0], max_new_tokens=8) for _ in range(2))
+    next(begun)
+    session.close()
+    for stream in (begun, waiting):
+        with pytest.raises(TangoError, match="the session is closed"):
+            list(stream)
+
+
 def test_a_forgotten_session_gives_its_cache_back(llm, frames):
     session = llm.session(frames)
     session.ask(QUESTIONS[0], max_new_tokens=2)
