@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
@@ -391,9 +392,17 @@ def read_manifest(path: Path) -> Manifest:
 
 def _export_again(data: dict[str, object]) -> str:
     """The command that makes a bundle of another format anew, as far as its bundle.json names its origin."""
-    source = data.get("source")
-    checkpoint = source.get("checkpoint") if isinstance(source, dict) else None
-    return f"export it again: tango-export --checkpoint {checkpoint or 'CHECKPOINT'} --output FOLDER"
+    source, decoder, prune = (
+        part if isinstance(part := data.get(key), dict) else {} for key in ("source", "decoder", "prune")
+    )
+    command = ["tango-export", "--checkpoint", str(source.get("checkpoint", "CHECKPOINT"))]
+    if salience := source.get("salience", source.get("siglip")):
+        command += ["--salience-checkpoint", str(salience)]
+    if context := decoder.get("context"):
+        command += ["--context", str(context)]
+    if isinstance(sinks := prune.get("sink_positions"), list):
+        command += ["--sink-positions", *map(str, sinks)]
+    return f"export it again: {shlex.join(command)} --output FOLDER"
 
 
 def _check_names(manifest: Manifest, file: Path) -> None:

@@ -55,6 +55,24 @@ def new_file(text: str) -> Path:
     return path
 
 
+def page_file(text: str) -> Path:
+    """A web page to write: another kind of file of that name is never replaced."""
+    return _output_file(text, ".html")
+
+
+def picture_file(text: str) -> Path:
+    """A picture to write: another kind of file of that name is never replaced."""
+    return _output_file(text, ".png")
+
+
+def _output_file(text: str, suffix: str) -> Path:
+    path = new_file(text)
+    device = path.exists() and not path.is_file()
+    if not device and path.suffix.lower() != suffix:
+        raise TangoError(f"{path} does not end in {suffix}", f"name it {path.stem}{suffix}")
+    return path
+
+
 def _int(text: str, minimum: int, what: str) -> int:
     try:
         value = int(text)

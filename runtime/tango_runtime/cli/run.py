@@ -6,7 +6,15 @@ import argparse
 import itertools
 from pathlib import Path
 
-from tango_runtime.cli.args import add_backend, add_bundle, add_pruning, add_sampling, add_video, new_file
+from tango_runtime.cli.args import (
+    add_backend,
+    add_bundle,
+    add_pruning,
+    add_sampling,
+    add_video,
+    page_file,
+    picture_file,
+)
 from tango_runtime.cli.command import Command
 from tango_runtime.pipeline.answer import Answer
 from tango_runtime.pipeline.video_llm import VideoLLM
@@ -21,10 +29,10 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     add_sampling(parser)
     add_backend(parser)
     parser.add_argument(
-        "--report", type=new_file, metavar="OUT.html", help="write a web page that shows the kept tokens"
+        "--report", type=page_file, metavar="OUT.html", help="write a web page that shows the kept tokens"
     )
     parser.add_argument(
-        "--picture", type=new_file, metavar="OUT.png", help="write a picture that shows the kept tokens"
+        "--picture", type=picture_file, metavar="OUT.png", help="write a picture that shows the kept tokens"
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -71,9 +71,19 @@ class Answer:
 class AnswerStream(Iterator[str]):
     """Pieces of an answer's text as they come; :attr:`answer` fills up on the way."""
 
-    def __init__(self, answer: Answer, pieces: Iterator[str]) -> None:
+    def __init__(self, answer: Answer, pieces: Generator[str, None, None]) -> None:
         self.answer = answer
         self._pieces = pieces
 
     def __next__(self) -> str:
         return next(self._pieces)
+
+    def close(self) -> None:
+        """Ends the answer where it is, and frees what it holds; a stream is a context manager, too."""
+        self._pieces.close()
+
+    def __enter__(self) -> AnswerStream:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()

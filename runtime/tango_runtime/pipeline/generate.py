@@ -13,6 +13,7 @@ from tango_runtime.bundle import Manifest
 from tango_runtime.pipeline.answer import Finish
 from tango_runtime.pipeline.sampling import Sampler
 from tango_runtime.pipeline.timer import StageTimer
+from tango_runtime.util.numbers import is_integer
 
 
 class PromptCache:
@@ -130,10 +131,10 @@ class Limits:
         """A bundle's limits.
 
         Raises:
-            TangoError: ``max_new_tokens`` is below 1.
+            TangoError: ``max_new_tokens`` is not an integer of at least 1.
         """
-        if max_new_tokens < 1:
-            raise TangoError(f"max_new_tokens is {max_new_tokens}", "ask for at least one, --max-new-tokens 1")
+        if not is_integer(max_new_tokens) or max_new_tokens < 1:
+            raise TangoError(f"max_new_tokens is {max_new_tokens!r}", "ask for at least one, --max-new-tokens 1")
         return cls(max_new_tokens, manifest.decoder.context, frozenset(manifest.prompt.stop))
 
     def require_room(self, prompt_tokens: int, video_tokens: int) -> None:

@@ -144,6 +144,8 @@ class Prompt:
         return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int64)
 
     def _check_question(self, question: str) -> None:
+        if not isinstance(question, str):
+            raise TangoError(f"the question is not text, but {type(question).__name__}", "give a string")
         if any("\ud800" <= character <= "\udfff" for character in question):
             raise TangoError("the question is not valid Unicode", "give it as UTF-8 text")
         for token in (*self._reserved, _ANSWER):

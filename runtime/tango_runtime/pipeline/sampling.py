@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from tango_plugins import TangoError
 from tango_runtime.backends.base import Logits
+from tango_runtime.util.numbers import is_integer, is_number
 
 
 class Sampler:
@@ -29,12 +30,12 @@ class Sampler:
     """
 
     def __init__(self, temperature: float = 0.0, top_p: float = 1.0, seed: int | None = None) -> None:
-        if not 0 <= temperature < math.inf:
-            raise TangoError(f"temperature is {temperature}", "it must be 0 (greedy) or a positive number")
-        if not 0 < top_p <= 1:
-            raise TangoError(f"top_p is {top_p}", "it must be above 0 and at most 1")
-        if seed is not None and seed < 0:
-            raise TangoError(f"seed is {seed}", "it must be at least 0")
+        if not is_number(temperature) or not 0 <= temperature < math.inf:
+            raise TangoError(f"temperature is {temperature!r}", "it must be 0 (greedy) or a positive number")
+        if not is_number(top_p) or not 0 < top_p <= 1:
+            raise TangoError(f"top_p is {top_p!r}", "it must be above 0 and at most 1")
+        if seed is not None and (not is_integer(seed) or seed < 0):
+            raise TangoError(f"seed is {seed!r}", "it must be an integer of at least 0")
         self._temperature = temperature
         self._top_p = top_p
         self._generator = default_rng(seed)

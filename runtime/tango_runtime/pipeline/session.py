@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -143,7 +143,8 @@ class Session:
         before, text = self._encode(question, chat)
         answer = self.new_answer(question)
         limits.require_room(self._open(before).length + len(text), self.kept)
-        return AnswerStream(answer, self.answer_into(answer, before, text, sampler, limits, chat=chat))
+        turn = len(self._turns) if chat else None
+        return AnswerStream(answer, self.answer_into(answer, before, text, sampler, limits, turn=turn))
 
     def new_answer(self, question: str) -> Answer:
         """An answer to be filled by :meth:`answer_into`."""
@@ -157,8 +158,8 @@ class Session:
         sampler: Sampler,
         limits: Limits,
         *,
-        chat: bool = False,
-    ) -> Iterator[str]:
+        turn: int | None = None,
+    ) -> Generator[str, None, None]:
         """Fills an answer; gives pieces of its text as they come.
 
         Args:
@@ -167,17 +168,19 @@ class Session:
             text: Token ids after it, up to where the answer begins.
             sampler: Draws tokens.
             limits: Where the answer ends.
-            chat: The text continues the chat.
+            turn: Which turn of the chat this is; None for a question of its own.
 
         Raises:
             TangoError: As :meth:`stream`.
         """
         cache = self._open(before)
         limits.require_room(cache.length + len(text), self.kept)
+        self._require_turn(turn)
         for piece in self._prompt.stream(self._generate(answer, cache, text, sampler, limits)):
             answer.text += piece
             yield piece
-        if chat:
+        self._require_turn(turn)
+        if turn is not None:
             self._turns.append((answer.question, list(answer.ids)))
             self._chat_ids = [*text, *answer.ids]
 
@@ -229,6 +232,14 @@ class Session:
         answer.finish = yield from decode_loop(cache, text, sampler, limits, answer.ids, timer)
         trace, answer.salience = self._read_trace()
         answer.indices, answer.merged, answer.segments = trace.indices, trace.merged, trace.segments
+
+    def _require_turn(self, turn: int | None) -> None:
+        """Refuses a turn of the chat that another one has overtaken: its text does not have the other's."""
+        if turn is not None and turn != len(self._turns):
+            raise TangoError(
+                "the chat went on before this message was answered",
+                "read an answer of a chat to its end before the next",
+            )
 
     def _encode(self, question: str, chat: bool) -> tuple[NDArray[np.int64], list[int]]:
         """Token ids before the video and after it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -154,7 +154,7 @@ class VideoLLM:
         video = 0 if prune else answer.total
         limits.require_room(len(before) + len(text) + len(manifest.prompt.after_video) + video, video)
 
-        def pieces() -> Iterator[str]:
+        def pieces() -> Generator[str, None, None]:
             with self._see(request) as session:
                 yield from session.answer_into(answer, before, text.tolist(), sampler, limits)
 

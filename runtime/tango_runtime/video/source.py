@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tango_plugins import TangoError
+from tango_runtime.util.numbers import is_integer
 
 Frame: TypeAlias = NDArray[np.uint8]
 TimedFrame: TypeAlias = tuple[float, Frame]
@@ -108,7 +109,7 @@ def choose(seconds: NDArray[np.float64], count: int, rounding: Rounding, name: s
 
 def check_count(count: int) -> None:
     """Rejects a number of frames below 1."""
-    if count < 1:
+    if not is_integer(count) or count < 1:
         raise TangoError(f"{count} frames were asked for", "ask for at least one, for example --frames 32")
 
 

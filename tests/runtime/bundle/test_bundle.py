@@ -327,10 +327,15 @@ def test_a_name_outside_of_the_bundle_is_refused(folder, tmp_path):
 
 
 def test_another_format_names_the_command_that_exports_again(folder):
-    edit(folder, lambda data: data.update(format=2))
+    source = {"checkpoint": "a llava", "siglip": "siglip", "exporter": "tango-edge 0"}  # as format 2 had it
+    edit(folder, lambda data: data.update(format=2, source=source))
+    edit(folder, lambda data: data["prune"].update(sink_positions=[3, 5]))
     with pytest.raises(TangoError) as caught:
         Bundle.load(folder)
-    assert caught.value.hint == "export it again: tango-export --checkpoint llava --output FOLDER"
+    assert caught.value.hint == (
+        "export it again: tango-export --checkpoint 'a llava' --salience-checkpoint siglip --context 8192 "
+        "--sink-positions 3 5 --output FOLDER"
+    )
 
 
 def test_quantized_weights_have_a_place(with_device_graphs):

@@ -164,6 +164,15 @@ def test_a_folder_without_images_is_named(rejected, tmp_path):
     assert f"{tmp_path} holds no images" in rejected(video=tmp_path)[0]
 
 
+@pytest.mark.parametrize(("option", "suffix"), [("--report", ".html"), ("--picture", ".png")])
+def test_no_file_of_another_kind_is_replaced(run, tmp_path, option, suffix):
+    file = tmp_path / "bundle.json"
+    file.write_text("{}")
+    code, _, err = run(option, file)
+    assert (code, file.read_text()) == (2, "{}")
+    assert f"bundle.json does not end in {suffix}" in err
+
+
 @pytest.mark.parametrize("option", ["--report", "--picture"])
 def test_a_missing_folder_for_the_report_is_named_before_the_work(rejected, tmp_path, option):
     assert f"there is no folder {tmp_path / 'none'}" in rejected(option, tmp_path / "none" / "out")[0]

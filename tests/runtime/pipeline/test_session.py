@@ -126,6 +126,47 @@ def test_a_chat_that_is_not_read_to_its_end_leaves_the_history(llm, frames):
     assert session.history == ()
 
 
+def test_a_turn_that_another_one_overtakes_is_refused(llm, frames):
+    session = llm.session(frames)
+    begun, waiting = (session.stream(text, chat=True, max_new_tokens=8) for text in ("What?", "Who?"))
+    next(begun)
+    session.chat("Where?", max_new_tokens=3)
+    for stream in (begun, waiting):
+        with pytest.raises(TangoError, match="the chat went on before this message was answered"):
+            list(stream)
+    assert [message for message, _ in session.history] == ["Where?"]
+
+
+def test_a_stream_can_be_closed(llm, frames):
+    with llm.stream(frames, QUESTIONS[0], max_new_tokens=8) as stream:
+        next(stream)
+    assert list(stream) == []
+    assert 1 <= len(stream.answer.ids) < 8
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_new_tokens": "3"}, "max_new_tokens is '3'"),
+        ({"max_new_tokens": True}, "max_new_tokens is True"),
+        ({"temperature": "a"}, "temperature is 'a'"),
+        ({"top_p": None}, "top_p is None"),
+        ({"seed": 1.5}, "seed is 1.5"),
+    ],
+)
+def test_values_of_another_type_are_named(llm, frames, options, message):
+    with pytest.raises(TangoError, match=message):
+        llm.stream(frames, QUESTIONS[0], **options)
+
+
+@pytest.mark.parametrize("question", [None, 5, ["What?"]])
+def test_a_question_must_be_text(llm, frames, question):
+    with pytest.raises(TangoError, match="the question is not text"):
+        llm.stream(frames, question)
+    with pytest.raises(TangoError, match=r"2.5 frames were asked for"):
+        llm.session(frames, frames=2.5)
+
+
 def test_a_long_conversation_outgrows_its_first_cache(llm, frames):
     session = llm.session(frames)
     answers = [session.chat("Go on, please, and say more.", max_new_tokens=90) for _ in range(4)]

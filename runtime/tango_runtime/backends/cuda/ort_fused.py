@@ -48,7 +48,7 @@ class FusedOrtRunner(OrtRunner):
             self.frames_at_once = 32
         if plain["decoder"].device:
             self.in_place, self.tokens_at_once = True, 4096
-            self.capacity = bundle.manifest.decoder.context  # one cache for all answers, and one step
+            self.capacity = bundle.manifest.decoder.context  # the decode kernel of a cache is made for its length
         taking, given_up = [graph for graph, spec in plain.items() if spec.device_weights], threading.Event()
         with ThreadPoolExecutor() as threads:  # while the sessions are loaded
             uploading = threads.map(lambda graph: Weights(bundle.path, plain[graph], given_up), taking)
