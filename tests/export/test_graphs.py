@@ -130,6 +130,13 @@ def test_no_cast_is_idle(bundle):
         assert not [n.name for n in casts if types[n.input[0]] == n.attribute[0].i]
 
 
+@pytest.mark.parametrize("precision", ["fp16", "fp32"])
+def test_logits_come_out_of_a_cast(bundle, precision):
+    """TensorRT 8.6.0 on an H200 left all logits of the fp32 decoder zero while they came out of a Slice."""
+    (last,) = (n for n in proto(bundle(precision=precision), "decoder").graph.node if "logits" in n.output)
+    assert last.op_type == "Cast"
+
+
 def test_prune_node_holds_the_parameters(bundle):
     (node,) = proto(bundle(), "prune").graph.node
     found = {a.name: helper.get_attribute_value(a) for a in node.attribute}

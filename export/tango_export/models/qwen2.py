@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from onnx import TensorProto
+
 from tango_export.graph.builder import Addition, Biased, CacheShape, GraphBuilder, Positions
 from tango_export.layers import gated_mlp, linear, packed_linear
 from tango_plugins import decoder as kernel
@@ -52,7 +54,9 @@ def decoder(g: GraphBuilder, c: Qwen2Config, context: int, vocabulary: int) -> N
     normed, _ = g.form.rms_norm(g, "norm", x, c.hidden_size, c.rms_norm_eps)  # [1, D]
     row = linear(g, "lm_head", normed, c.hidden_size, c.vocab_size, bias=False).value
     known = g.slice(g.reshape(row, "lm_head.row", -1), "lm_head.known", axis=0, end=vocabulary)
-    g.output(g.widen(known, "lm_head.fp32"), "logits", "float32", vocabulary, first=True)
+    # A Cast in fp32, too: TensorRT 8.6 left an output that is a Slice all zero.
+    logits = g.node("Cast", [known], "lm_head.fp32", to=TensorProto.FLOAT)
+    g.output(logits, "logits", "float32", vocabulary, first=True)
 
 
 def decoder_layer(

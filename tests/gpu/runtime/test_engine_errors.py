@@ -93,7 +93,7 @@ def test_a_killed_build_leaves_nothing_half_written(folder, tmp_path):
             file = engine.with_suffix(".json")
             assert not file.exists() or engines.read_sidecar(file).size == engine.stat().st_size
     build(bundle)
-    assert VideoLLM(bundle, "tensorrt").engine.startswith("TensorRT")
+    assert VideoLLM(bundle, "tensorrt").backend.startswith("TensorRT")
 
 
 def test_two_builds_at_once_make_whole_engines(folder, tmp_path):
@@ -104,7 +104,7 @@ def test_two_builds_at_once_make_whole_engines(folder, tmp_path):
     for process in both:
         error = process.communicate()[1]
         assert process.returncode == 0, error
-    assert VideoLLM(bundle, "tensorrt").engine.startswith("TensorRT")
+    assert VideoLLM(bundle, "tensorrt").backend.startswith("TensorRT")
     assert len(list((bundle / "engines").glob("*.engine"))) == 3
 
 
