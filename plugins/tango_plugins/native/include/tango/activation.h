@@ -18,9 +18,14 @@ extern "C" {
 TANGO_API int tango_bias_enqueue(int32_t dtype, const void* x, const void* bias, int64_t rows, int64_t width, void* y,
                                  void* stream);
 
-/* y = GELU(x + bias), approximated with tanh: 0.5 u (1 + tanh(sqrt(2 / pi) (u + 0.044715 u^3))). */
-TANGO_API int tango_bias_gelu_enqueue(int32_t dtype, const void* x, const void* bias, int64_t rows, int64_t width,
-                                      void* y, void* stream);
+typedef enum TangoGelu {
+    TANGO_GELU_ERF = 0, /* exact: 0.5 u (1 + erf(u / sqrt(2))) */
+    TANGO_GELU_TANH = 1 /* approximated: 0.5 u (1 + tanh(sqrt(2 / pi) (u + 0.044715 u^3))) */
+} TangoGelu;
+
+/* y = GELU(x + bias), of the form that `gelu` (a TangoGelu) names; `bias` may be null. */
+TANGO_API int tango_bias_gelu_enqueue(int32_t dtype, int32_t gelu, const void* x, const void* bias, int64_t rows,
+                                      int64_t width, void* y, void* stream);
 
 /* y = SiLU(gate) up = gate / (1 + exp(-gate)) up, all [size]. */
 TANGO_API int tango_swiglu_enqueue(int32_t dtype, const void* gate, const void* up, int64_t size, void* y,

@@ -1,0 +1,50 @@
+/* Attention of a vision tower on an NVIDIA GPU: the patches of a frame attend to each other, in both directions, over
+ * the whole frame or inside windows. One kernel; a CUDA graph can capture it.
+ */
+#ifndef TANGO_VISION_ATTENTION_H
+#define TANGO_VISION_ATTENTION_H
+
+#include "tango/common.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define TANGO_MAX_VISION_HEAD_DIM 128
+
+/* A frame is a grid of patches, which are its tokens, row by row: T = rows columns. A window w > 0 cuts the grid into
+ * w x w patches, from its first patch on; the last windows of a row or column may be smaller. A token attends to all
+ * tokens of its window. With window 0 it attends to all tokens of its frame. */
+typedef struct TangoVisionAttentionShape {
+    int32_t frames;       /* F */
+    int32_t rows;         /* of a frame's grid */
+    int32_t columns;      /* of a frame's grid */
+    int32_t heads;        /* H */
+    int32_t head_dim;     /* d: a multiple of 8, at most TANGO_MAX_VISION_HEAD_DIM */
+    int32_t window;       /* w, in patches; 0: the whole frame */
+    int32_t query_stride; /* elements from a token's queries to those of the next: a multiple of 8, at least H d */
+    int32_t key_stride;   /* as query_stride */
+    int32_t value_stride; /* as query_stride */
+} TangoVisionAttentionShape;
+
+/* Device memory, fp16, aligned to 16 bytes. A frame follows the one before it without a gap. So one tensor
+ * [F, T, 3 H d] holds all three: `key` and `value` are H d and 2 H d elements after `query`, every stride is 3 H d. */
+typedef struct TangoVisionAttentionTensors {
+    const void* query; /* [F, T, H d], rows query_stride apart */
+    const void* key;   /* [F, T, H d], rows key_stride apart */
+    const void* value; /* [F, T, H d], rows value_stride apart */
+    const void* bias;  /* [3 H d], added to query, key and value; may be null */
+    void* attn_out;    /* [F, T, H d], contiguous, written */
+} TangoVisionAttentionTensors;
+
+/* Enqueues softmax(q k^T / sqrt(d)) v on a stream (a cudaStream_t) and returns a TangoStatus. Scores, softmax and
+ * accumulators are fp32; a query with its bias, and the softmax weights, are rounded to fp16 for the products. The
+ * keys' bias adds the same to all scores of a query, and changes no weight: it is not read, so that it overflows
+ * nothing. The same inputs give the same bits on the same GPU. */
+TANGO_API int tango_vision_attention_enqueue(const TangoVisionAttentionShape* shape,
+                                             const TangoVisionAttentionTensors* tensors, void* stream);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
