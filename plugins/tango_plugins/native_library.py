@@ -14,7 +14,7 @@ from tango_plugins import structs
 from tango_plugins.errors import TangoError
 
 #: The version of the C interface that this package uses: TANGO_ABI_VERSION of tango/common.h.
-ABI_VERSION = 2
+ABI_VERSION = 3
 
 NATIVE = Path(__file__).parent / "native"
 LIBRARY = "libtango.so"
@@ -27,7 +27,8 @@ _PRUNE = (POINTER(structs.TangoPruneShape), POINTER(structs.TangoPruneParams))
 _SCRATCH = (c_void_p, c_size_t, c_void_p)  # workspace, its size, stream
 _PRUNE_TENSORS = (POINTER(structs.TangoPruneTensors), *_SCRATCH)
 _DECODE = POINTER(structs.TangoDecodeShape)
-_ROWS = (c_int32, c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_void_p)
+_ROWS = (c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_void_p)
+_NORM = (POINTER(structs.TangoNormShape), POINTER(structs.TangoNormTensors), c_void_p)
 
 #: Argument types of every function that returns a TangoStatus.
 _ARGUMENTS: dict[str, tuple[Any, ...]] = {
@@ -43,8 +44,15 @@ _ARGUMENTS: dict[str, tuple[Any, ...]] = {
         POINTER(structs.TangoAttentionTensors),
         c_void_p,
     ),
-    "tango_bias_enqueue": _ROWS,
-    "tango_bias_gelu_enqueue": _ROWS,
+    "tango_vision_attention_enqueue": (
+        POINTER(structs.TangoVisionAttentionShape),
+        POINTER(structs.TangoVisionAttentionTensors),
+        c_void_p,
+    ),
+    "tango_layer_norm_enqueue": _NORM,
+    "tango_rms_norm_enqueue": _NORM,
+    "tango_bias_enqueue": (c_int32, *_ROWS),
+    "tango_bias_gelu_enqueue": (c_int32, c_int32, *_ROWS),
     "tango_swiglu_enqueue": (c_int32, c_void_p, c_void_p, c_int64, c_void_p, c_void_p),
     "tango_argmax_enqueue": (c_void_p, c_int32, c_void_p, c_void_p),
 }

@@ -62,6 +62,21 @@ class TangoDecodeTensors(ctypes.Structure):
     _fields_ = _pointers("layers", "frequencies", "norm", "head", "embedding", "logits")
 
 
+class TangoNormShape(ctypes.Structure):
+    """Of tango/norm.h."""
+
+    _fields_ = (
+        *_integers("rows", "width", "stream_dtype", "branch_dtype", "y_dtype"),
+        ("epsilon", ctypes.c_float),
+    )
+
+
+class TangoNormTensors(ctypes.Structure):
+    """Of tango/norm.h."""
+
+    _fields_ = _pointers("residual", "branch", "bias", "weight", "beta", "sum", "y")
+
+
 class TangoPruneParams(ctypes.Structure):
     """Of tango/prune.h."""
 
@@ -86,6 +101,21 @@ class TangoPruneTensors(ctypes.Structure):
     _fields_ = _pointers("features", "salience", "timestamps", "tokens", "indices", "count", "merged", "segments")
 
 
+class TangoVisionAttentionShape(ctypes.Structure):
+    """Of tango/vision_attention.h."""
+
+    _fields_ = _integers(
+        *("frames", "rows", "columns", "heads", "head_dim", "window"),
+        *("query_stride", "key_stride", "value_stride"),
+    )
+
+
+class TangoVisionAttentionTensors(ctypes.Structure):
+    """Of tango/vision_attention.h."""
+
+    _fields_ = _pointers("query", "key", "value", "bias", "attn_out")
+
+
 STRUCTS = (
     TangoArgmax,
     TangoAttentionShape,
@@ -93,7 +123,11 @@ STRUCTS = (
     TangoDecodeShape,
     TangoDecodeLayer,
     TangoDecodeTensors,
+    TangoNormShape,
+    TangoNormTensors,
     TangoPruneParams,
     TangoPruneShape,
     TangoPruneTensors,
+    TangoVisionAttentionShape,
+    TangoVisionAttentionTensors,
 )

@@ -113,8 +113,9 @@ def test_attention_rejects_a_null_tensor(library, name):
     [
         ("tango_bias_enqueue", (0, None, HERE, 1, 8, HERE), "x is null"),
         ("tango_bias_enqueue", (0, HERE, None, 1, 8, HERE), "bias is null"),
-        ("tango_bias_gelu_enqueue", (0, HERE, HERE, 1, 8, None), "y is null"),
-        ("tango_bias_gelu_enqueue", (2, HERE, HERE, 1, 8, HERE), "dtype is 2: it must be from 0 to 1"),
+        ("tango_bias_gelu_enqueue", (0, 1, HERE, HERE, 1, 8, None), "y is null"),
+        ("tango_bias_gelu_enqueue", (0, 2, HERE, HERE, 1, 8, HERE), "gelu is 2: it must be from 0 to 1"),
+        ("tango_bias_gelu_enqueue", (2, 0, HERE, HERE, 1, 8, HERE), "dtype is 2: it must be from 0 to 1"),
         ("tango_swiglu_enqueue", (0, None, HERE, 8, HERE), "gate is null"),
         ("tango_swiglu_enqueue", (0, HERE, None, 8, HERE), "up is null"),
         ("tango_swiglu_enqueue", (0, HERE, HERE, -1, HERE), "size is -1"),
@@ -124,6 +125,23 @@ def test_activations_reject_bad_arguments(library, name, arguments, message):
     activation = native_library.load(library("activation"))
     assert getattr(activation, name)(*arguments, None) == BAD_ARGUMENT
     assert activation.tango_last_error().decode().startswith(message)
+
+
+@pytest.mark.parametrize(("gelu", "form"), [(0, "none"), (1, "tanh")])
+@pytest.mark.parametrize("has_bias", [True, False])
+@pytest.mark.parametrize("shape", [(3, 64), (2, 13)])
+def test_gelu_equals_fp64(library, gelu, form, has_bias, shape):
+    generator = torch.Generator().manual_seed(shape[1])
+    x, bias, y = (
+        torch.randn(shape, generator=generator) * 4,
+        torch.randn(shape[1], generator=generator),
+        torch.empty(shape),
+    )
+    activation = native_library.load(library("activation"))
+    given = bias.data_ptr() if has_bias else None
+    assert activation.tango_bias_gelu_enqueue(1, gelu, x.data_ptr(), given, *shape, y.data_ptr(), None) == 0
+    wanted = torch.nn.functional.gelu(x.double() + (bias.double() if has_bias else 0), approximate=form)
+    torch.testing.assert_close(y.double(), wanted, rtol=1e-5, atol=1e-12)
 
 
 @pytest.mark.parametrize("size", [1, 31, 1024, 5000])
@@ -185,7 +203,7 @@ def under_sanitizer(folder, environment, kernel, case):
     return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("name", ["decode", "attention"])
+@pytest.mark.parametrize("name", ["decode", "attention", "norm"])
 def test_no_two_threads_race(tmp_path, sanitizer, name):
     ran = under_sanitizer(tmp_path, sanitizer, name, name)
     assert ran.returncode == 0, ran.stderr

@@ -11,6 +11,7 @@ from tests.gpu.plugins import test_activation
 from tests.gpu.plugins.device import Device
 from tests.gpu.plugins.test_decode import SHAPES, Decoder
 from tests.plugins.attentions import Pass, Shape
+from tests.plugins.norms import TYPES, Rows
 from tests.plugins.videos import video
 
 CASES = [
@@ -41,3 +42,8 @@ if __name__ == "__main__":
             assert test_activation.call(name, a, b, y) == 0
             torch.cuda.synchronize()
             print(name, size)
+    for kind, size in (("layer", (5, 1152)), ("rms", (3, 1288)), ("layer", (2, 1300)), ("rms", (7, 13))):
+        for types in TYPES[:4]:
+            assert Rows(kind, *size, types).enqueue() == 0
+            torch.cuda.synchronize()
+            print(kind, "norm", size)

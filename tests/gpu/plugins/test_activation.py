@@ -16,19 +16,23 @@ TOLERANCES = {torch.float16: (2**-11 * 1.02, 1e-7), torch.float32: (1e-5, 1e-12)
 SHAPES = [(729, 4304), (33, 64), (1, 8), (1, 18944), (7, 13), (300, 1001)]
 
 
+#: GELU by its form: the argument that names it, and what PyTorch calls it.
+FORMS = {"tango_bias_gelu_enqueue erf": (0, "none"), "tango_bias_gelu_enqueue tanh": (1, "tanh")}
+
+
 def call(name, a, b, y, dtype=None):
-    function = getattr(native_library.load(), name)
+    function = getattr(native_library.load(), name.split()[0])
     lengths = [a.numel()] if name == "tango_swiglu_enqueue" else [a.shape[0], a.shape[1]]
-    kind = DTYPES[a.dtype] if dtype is None else dtype
+    kinds = [DTYPES[a.dtype] if dtype is None else dtype, *FORMS.get(name, ())[:1]]
     stream = torch.cuda.current_stream().cuda_stream
-    return function(kind, a.data_ptr(), b.data_ptr(), *lengths, y.data_ptr(), stream)
+    return function(*kinds, a.data_ptr(), b if b is None else b.data_ptr(), *lengths, y.data_ptr(), stream)
 
 
 def wanted(name, a, b):
     a, b = a.double(), b.double()
     if name == "tango_swiglu_enqueue":
         return silu(a) * b
-    return a + b if name == "tango_bias_enqueue" else gelu(a + b, approximate="tanh")
+    return gelu(a + b, approximate=FORMS[name][1]) if name in FORMS else a + b
 
 
 def tensors(name, shape, dtype, offset=0, scale=3.0):
@@ -41,7 +45,7 @@ def tensors(name, shape, dtype, offset=0, scale=3.0):
     return a.view(shape), b.view(shape) if len(b) == len(a) else b, poisoned
 
 
-NAMES = ("tango_bias_enqueue", "tango_bias_gelu_enqueue", "tango_swiglu_enqueue")
+NAMES = ("tango_bias_enqueue", *FORMS, "tango_swiglu_enqueue")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -59,6 +63,16 @@ def test_the_result_is_fp64_rounded_once(name, dtype, shape, offset):
     assert (around == -77.0).all()
     assert call(name, a, b, a) == 0  # in place
     assert torch.equal(a, y)
+
+
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_gelu_without_a_bias(name, shape):
+    a, b, poisoned = tensors(name, shape, torch.float16)
+    with_zeros, y = torch.empty_like(a), poisoned[: a.numel()].view(shape)
+    assert call(name, a, torch.zeros_like(b), with_zeros) == 0
+    assert call(name, a, None, y) == 0
+    assert torch.equal(y, with_zeros)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -86,6 +100,13 @@ def test_empty_tensors_are_accepted(name):
     a, b, y = tensors(name, (1, 8), torch.float16)
     assert call(name, a[:0], b, y[:0]) == 0
     assert (y == -77.0).all()
+
+
+def test_an_unknown_gelu_is_rejected_by_name():
+    a, b, y = tensors("tango_bias_enqueue", (2, 8), torch.float16)
+    function = native_library.load().tango_bias_gelu_enqueue
+    assert function(0, 2, a.data_ptr(), b.data_ptr(), 2, 8, y.data_ptr(), None) != 0
+    assert native_library.load().tango_last_error().decode().startswith("gelu is 2")
 
 
 @pytest.mark.parametrize("dtype", [-1, 2])

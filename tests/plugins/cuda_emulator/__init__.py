@@ -18,6 +18,7 @@ SOURCES = {
     "attention": "src/attention/prefill.cu",
     "activation": "src/elementwise/activation.cu",
     "argmax": "src/elementwise/argmax.cu",
+    "norm": "src/elementwise/norm.cu",
     "operators": "adapters/onnxruntime/operators.cpp",
     "faults": HERE / "faults.cu",
 }

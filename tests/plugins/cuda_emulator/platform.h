@@ -80,6 +80,7 @@ inline void __threadfence() {}  // atomicAdd is sequentially consistent
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 inline float __expf(float x) { return std::exp(x); }
 inline float __fdividef(float x, float y) { return x / y; }
+inline float normcdff(float x) { return static_cast<float>(0.5 * std::erfc(-x / std::sqrt(2.0))); }
 
 inline unsigned __float_as_uint(float value) {
     unsigned bits;

@@ -19,6 +19,12 @@ def attention(library):
     check(Pass(Shape(40, 4, 1, 64, 400), 260, path=library, device="cpu"))
 
 
+def norm(library):
+    from tests.plugins.norms import Rows, check
+
+    check(Rows("layer", 2, 3000, path=library, device="cpu"))
+
+
 def reverse(library, fault):
     numbers, reversed_numbers = (ctypes.c_float * 256)(), (ctypes.c_float * 256)()
     ctypes.CDLL(str(library)).emulator_reverse(numbers, reversed_numbers, fault)
@@ -28,6 +34,7 @@ if __name__ == "__main__":
     cases = {
         "decode": decode,
         "attention": attention,
+        "norm": norm,
         "no fault": lambda library: reverse(library, 0),
         "no barrier": lambda library: reverse(library, 2),
     }

@@ -121,6 +121,11 @@ OrtStatus* compute_rows(const Kernel& kernel, OrtKernelContext* context) {
         kEnqueue(pair.dtype, pair.a.data, pair.b.data, pair.rows, pair.a.dim(1), pair.y.data, pair.stream));
 }
 
+int enqueue_gelu_tanh(int32_t dtype, const void* x, const void* bias, int64_t rows, int64_t width, void* y,
+                      void* stream) {
+    return tango_bias_gelu_enqueue(dtype, TANGO_GELU_TANH, x, bias, rows, width, y, stream);
+}
+
 OrtStatus* compute_swiglu(const Kernel& kernel, OrtKernelContext* context) {
     Pair pair;
     TANGO_TRY(pair.read(kernel, context, false));
@@ -206,7 +211,7 @@ std::vector<Operator> make_all() {
     std::vector<Operator> all;
     for (auto type : {kHalf, kFloat}) {
         all.push_back(make("Bias", compute_rows<tango_bias_enqueue>, {type, type}, {type}));
-        all.push_back(make("BiasFastGelu", compute_rows<tango_bias_gelu_enqueue>, {type, type}, {type}));
+        all.push_back(make("BiasFastGelu", compute_rows<enqueue_gelu_tanh>, {type, type}, {type}));
         all.push_back(make("SwiGLU", compute_swiglu, {type, type}, {type}));
     }
     all.push_back(make("CachedAttention", compute_attention, {kHalf, kHalf, kHalf, kHalf, kInt32, kInt32, kHalf, kHalf},

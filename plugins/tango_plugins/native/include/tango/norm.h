@@ -10,7 +10,7 @@
 extern "C" {
 #endif
 
-#define TANGO_MAX_NORM_WIDTH 16384
+#define TANGO_MAX_NORM_WIDTH 8192
 
 /* Element types are TangoDtype, in any combination. */
 typedef struct TangoNormShape {

@@ -5,7 +5,9 @@
 #include "tango/attention.h"
 #include "tango/common.h"
 #include "tango/decode.h"
+#include "tango/norm.h"
 #include "tango/prune.h"
+#include "tango/vision_attention.h"
 
 #ifndef TANGO_VERSION
 #define TANGO_VERSION "unknown"
@@ -25,9 +27,19 @@ size_t tango_sizeof(const char* name) {
         const char* name;
         size_t bytes;
     } sizes[] = {
-        TANGO_SIZE(TangoArgmax),      TANGO_SIZE(TangoAttentionShape), TANGO_SIZE(TangoAttentionTensors),
-        TANGO_SIZE(TangoDecodeLayer), TANGO_SIZE(TangoDecodeShape),    TANGO_SIZE(TangoDecodeTensors),
-        TANGO_SIZE(TangoPruneParams), TANGO_SIZE(TangoPruneShape),     TANGO_SIZE(TangoPruneTensors),
+        TANGO_SIZE(TangoArgmax),
+        TANGO_SIZE(TangoAttentionShape),
+        TANGO_SIZE(TangoAttentionTensors),
+        TANGO_SIZE(TangoDecodeLayer),
+        TANGO_SIZE(TangoDecodeShape),
+        TANGO_SIZE(TangoDecodeTensors),
+        TANGO_SIZE(TangoNormShape),
+        TANGO_SIZE(TangoNormTensors),
+        TANGO_SIZE(TangoPruneParams),
+        TANGO_SIZE(TangoPruneShape),
+        TANGO_SIZE(TangoPruneTensors),
+        TANGO_SIZE(TangoVisionAttentionShape),
+        TANGO_SIZE(TangoVisionAttentionTensors),
     };
     for (const auto& size : sizes)
         if (name != nullptr && std::strcmp(size.name, name) == 0) return size.bytes;

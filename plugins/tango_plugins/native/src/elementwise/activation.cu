@@ -18,8 +18,13 @@ struct Add {
     __device__ float operator()(float x, float bias) const { return x + bias; }
 };
 
+// The exact GELU is u times the normal distribution's cumulative function, which cancels nothing for negative u.
+struct GeluErf {
+    __device__ float operator()(float x, float bias) const { return (x + bias) * normcdff(x + bias); }
+};
+
 // GELU's tanh is a sigmoid: 0.5 (1 + tanh(z)) = 1 / (1 + exp(-2 z)).
-struct Gelu {
+struct GeluTanh {
     __device__ float operator()(float x, float bias) const {
         constexpr float kTwice = 2.0f * 0.7978845608f;  // 2 sqrt(2 / pi)
         const float u = x + bias;
@@ -32,7 +37,7 @@ struct SwiGLU {
 };
 
 struct Job {
-    const void *a, *b;
+    const void *a, *b;  // b may be null, which stands for zeros
     void* y;
     unsigned size, period;  // elements of a, and of b
 };
@@ -50,7 +55,7 @@ __global__ void __launch_bounds__(kThreads) map(Job job) {
         const unsigned at = begin + i * kThreads;
         if (at >= size) break;
         left[i] = a[at];
-        right[i] = b[period < size ? at % period : at];
+        right[i] = b == nullptr ? V{} : b[period < size ? at % period : at];
     }
 #pragma unroll
     for (int i = 0; i < kVectorsPerThread; ++i) {
@@ -84,14 +89,17 @@ cudaError_t launch_widest(const Job& job, cudaStream_t stream) {
 struct Argument {
     const char* name;
     const void* pointer;
+    bool may_be_null = false;
 };
 
 template <typename Function>
 int enqueue(int32_t dtype, Argument a, Argument b, int64_t size, int64_t period, void* y, void* opaque) {
     if (int status = check_ranges({{"dtype", dtype, TANGO_FP16, TANGO_FP32}})) return status;
     if (size == 0) return TANGO_OK;
-    for (const Argument& argument : {a, b, Argument{"y", y}})
+    for (const Argument& argument : {a, b, Argument{"y", y}}) {
+        if (argument.may_be_null) continue;
         if (int status = check_pointer(argument.name, argument.pointer, 1)) return status;
+    }
     const Job job{a.pointer, b.pointer, y, static_cast<unsigned>(size), static_cast<unsigned>(period)};
     const auto stream = static_cast<cudaStream_t>(opaque);
     const cudaError_t error = dtype == TANGO_FP16 ? launch_widest<__half, Function>(job, stream)
@@ -100,10 +108,10 @@ int enqueue(int32_t dtype, Argument a, Argument b, int64_t size, int64_t period,
 }
 
 template <typename Function>
-int enqueue_rows(int32_t dtype, const void* x, const void* bias, int64_t rows, int64_t width, void* y, void* stream) {
+int enqueue_rows(int32_t dtype, const void* x, Argument bias, int64_t rows, int64_t width, void* y, void* stream) {
     if (int status = check_ranges({{"rows", rows, 0, INT_MAX}, {"width", width, 1, INT_MAX}})) return status;
     if (int status = check_ranges({{"rows * width", rows * width, 0, INT_MAX}})) return status;
-    return enqueue<Function>(dtype, {"x", x}, {"bias", bias}, rows * width, width, y, stream);
+    return enqueue<Function>(dtype, {"x", x}, bias, rows * width, width, y, stream);
 }
 
 }  // namespace
@@ -111,12 +119,16 @@ int enqueue_rows(int32_t dtype, const void* x, const void* bias, int64_t rows, i
 
 int tango_bias_enqueue(int32_t dtype, const void* x, const void* bias, int64_t rows, int64_t width, void* y,
                        void* stream) {
-    return tango::enqueue_rows<tango::Add>(dtype, x, bias, rows, width, y, stream);
+    return tango::enqueue_rows<tango::Add>(dtype, x, {"bias", bias}, rows, width, y, stream);
 }
 
-int tango_bias_gelu_enqueue(int32_t dtype, const void* x, const void* bias, int64_t rows, int64_t width, void* y,
-                            void* stream) {
-    return tango::enqueue_rows<tango::Gelu>(dtype, x, bias, rows, width, y, stream);
+int tango_bias_gelu_enqueue(int32_t dtype, int32_t gelu, const void* x, const void* bias, int64_t rows, int64_t width,
+                            void* y, void* stream) {
+    if (int status = tango::check_ranges({{"gelu", gelu, TANGO_GELU_ERF, TANGO_GELU_TANH}})) return status;
+    const tango::Argument optional_bias{"bias", bias, true};
+    const auto enqueue =
+        gelu == TANGO_GELU_ERF ? tango::enqueue_rows<tango::GeluErf> : tango::enqueue_rows<tango::GeluTanh>;
+    return enqueue(dtype, x, optional_bias, rows, width, y, stream);
 }
 
 int tango_swiglu_enqueue(int32_t dtype, const void* gate, const void* up, int64_t size, void* y, void* stream) {
