@@ -13,6 +13,8 @@ from tests.gpu.plugins.test_decode import SHAPES, Decoder
 from tests.plugins.attentions import Pass, Shape
 from tests.plugins.norms import TYPES, Rows
 from tests.plugins.videos import video
+from tests.plugins.vision_attentions import Shape as VisionShape
+from tests.plugins.vision_attentions import Vision
 
 CASES = [
     (6, (5, 5), 64, 0.5, 0.1, {"budget": "exact", "retention_ratio": 0.2}),
@@ -36,6 +38,16 @@ if __name__ == "__main__":
         assert Pass(shape, begin).enqueue() == 0
         torch.cuda.synchronize()
         print("attention", shape)
+    for tokens, head_dim, window in (
+        ((5, 7), 72, 0),
+        ((12, 15), 72, 0),
+        ((20, 21), 80, 0),
+        ((9, 10), 80, 4),
+        ((13, 17), 128, 0),
+    ):
+        assert Vision(VisionShape(2, *tokens, 2, head_dim, window)).enqueue() == 0
+        torch.cuda.synchronize()
+        print("vision attention", tokens, head_dim, window)
     for name in test_activation.NAMES:
         for size in ((33, 64), (7, 13)):
             a, b, y = test_activation.tensors(name, size, torch.float16)

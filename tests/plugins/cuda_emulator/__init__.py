@@ -16,6 +16,7 @@ HERE = Path(__file__).parent
 SOURCES = {
     "decode": "src/decode/decode.cu",
     "attention": "src/attention/prefill.cu",
+    "vision": "src/attention/vision.cu",
     "activation": "src/elementwise/activation.cu",
     "argmax": "src/elementwise/argmax.cu",
     "norm": "src/elementwise/norm.cu",

@@ -134,6 +134,8 @@ void copy_wait() {
         for (const Copy& copy : copy_groups.front()) std::memcpy(copy.to, copy.from, 16);
 }
 
+inline float exp2_fast(float x) { return std::exp2(x); }
+
 // Tensor cores.
 
 inline float half_of(uint32_t pair, int which) {

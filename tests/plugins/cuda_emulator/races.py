@@ -25,6 +25,12 @@ def norm(library):
     check(Rows("layer", 2, 3000, path=library, device="cpu"))
 
 
+def vision(library):
+    from tests.plugins.vision_attentions import Shape, Vision, check
+
+    check(Vision(Shape(1, 11, 13, 1, 72), path=library, device="cpu"))
+
+
 def reverse(library, fault):
     numbers, reversed_numbers = (ctypes.c_float * 256)(), (ctypes.c_float * 256)()
     ctypes.CDLL(str(library)).emulator_reverse(numbers, reversed_numbers, fault)
@@ -35,6 +41,7 @@ if __name__ == "__main__":
         "decode": decode,
         "attention": attention,
         "norm": norm,
+        "vision": vision,
         "no fault": lambda library: reverse(library, 0),
         "no barrier": lambda library: reverse(library, 2),
     }

@@ -3,10 +3,10 @@
 // First append_kv() writes rotated keys, and values, to the cache. Then each block of prefill_attention() handles some
 // query rows of one KV head. A row is one query head at one token. The query heads of a KV head are adjacent rows,
 // token by token, so keys and values in shared memory serve all of them. The block goes over the cache tile by tile and
-// copies the next tile meanwhile. Of each row it keeps the maximum score, the sum of the weights and the weighted sum
-// of the values (FlashAttention, arXiv 2205.14135 and 2307.08691).
+// copies the next tile meanwhile.
 #include <climits>
 
+#include "attention/flash.cuh"
 #include "common/check.h"
 #include "common/device.h"
 #include "common/platform.cuh"
@@ -15,7 +15,6 @@
 namespace tango {
 namespace {
 
-constexpr float kLog2E = 1.4426950408889634f;
 constexpr int kAppendThreads = 128;
 
 // The argument of both kernels: new tokens, and the cache that they attend to.
@@ -28,19 +27,6 @@ struct Pass {
     // Position of the first new token.
     __device__ int first_position() const { return *tensors.last + 1 - shape.tokens; }
 };
-
-struct alignas(16) Half8 {
-    static constexpr int kSize = 8;
-    __half2 at[kSize / 2];
-};
-
-__device__ inline Half8 load(const void* from, size_t index) {
-    return *reinterpret_cast<const Half8*>(static_cast<const __half*>(from) + index);
-}
-
-__device__ inline void store(void* to, size_t index, const Half8& vector) {
-    *reinterpret_cast<Half8*>(static_cast<__half*>(to) + index) = vector;
-}
 
 // Eight columns of a token's query, key or value, with their bias.
 __device__ inline void load_biased(const Pass& pass, int token, int column, float2 (&biased)[4]) {
@@ -106,13 +92,10 @@ struct Tile {
     static constexpr int kVectors = kWidth / Half8::kSize, kRowBytes = kWidth * 2;
     static constexpr int kQueryBytes = kRows * kRowBytes, kTileBytes = kKeys * kRowBytes;
     static constexpr int kBytes = kQueryBytes + 4 * kTileBytes;  // keys and values, double-buffered
-};
 
-// Offset of a row's vector in shared memory. The vectors of one column in eight adjacent rows are in different banks.
-template <typename T>
-__device__ inline uint32_t swizzled(int row, int vector) {
-    return row * T::kRowBytes + (vector ^ row % 8) * 16;
-}
+    // The vectors of one column in eight adjacent rows are in different banks.
+    __device__ static uint32_t offset(int row, int vector) { return row * kRowBytes + (vector ^ row % 8) * 16; }
+};
 
 template <typename T>
 __device__ inline void load_queries(const Pass& pass, int head, int first, unsigned char* to) {
@@ -125,8 +108,8 @@ __device__ inline void load_queries(const Pass& pass, int head, int first, unsig
         const int column = (head * group_size + (first + r) % group_size) * shape.head_dim;
         Half8 low, high;
         rotate(pass, token, pass.first_position() + token, column, part * Half8::kSize, scale, low, high);
-        *reinterpret_cast<Half8*>(to + swizzled<T>(r, part)) = low;
-        *reinterpret_cast<Half8*>(to + swizzled<T>(r, parts + part)) = high;
+        *reinterpret_cast<Half8*>(to + T::offset(r, part)) = low;
+        *reinterpret_cast<Half8*>(to + T::offset(r, parts + part)) = high;
     }
 }
 
@@ -140,129 +123,37 @@ __device__ inline void copy_tile(const Pass& pass, int head, int first, SharedAd
         const int r = i / T::kVectors, vector = i % T::kVectors;
         if (vector >= vectors) continue;
         const size_t from = (first_row + min(first + r, last)) * pass.shape.head_dim + vector * Half8::kSize;
-        copy_async(to + swizzled<T>(r, vector), static_cast<const __half*>(pass.tensors.keys) + from);
-        copy_async(to + T::kTileBytes + swizzled<T>(r, vector), static_cast<const __half*>(pass.tensors.values) + from);
+        copy_async(to + T::offset(r, vector), static_cast<const __half*>(pass.tensors.keys) + from);
+        copy_async(to + T::kTileBytes + T::offset(r, vector), static_cast<const __half*>(pass.tensors.values) + from);
     }
 }
 
-// A warp's running softmax state and output. Of each fragment a thread has two rows: its lane / 4, and that + 8.
+// The last position that each row of a thread attends to.
 template <typename T>
-struct RowState {
-    float attn_out[T::kFragments][T::kWidth / 8][4] = {};
-    float row_max[T::kFragments][2], row_sum[T::kFragments][2] = {};
-    int position[T::kFragments][2];  // last one that the row attends to
+struct LastPositions {
+    int of[T::kFragments][2];
 
-    __device__ RowState(const Pass& pass, int first) {
+    __device__ LastPositions(const Pass& pass, int first) {
 #pragma unroll
         for (int m = 0; m < T::kFragments; ++m)
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
                 const int row = first + 16 * m + lane_id() / 4 + 8 * i;
-                position[m][i] = pass.first_position() + min(row / pass.group_size(), pass.shape.tokens - 1);
-                row_max[m][i] = -INFINITY;
+                of[m][i] = pass.first_position() + min(row / pass.group_size(), pass.shape.tokens - 1);
             }
     }
 };
 
+// Masks the keys after a row's last position.
 template <typename T>
-using Scores = float[T::kFragments][T::kKeys / 8][4];
-
-template <typename T>
-__device__ inline void compute_qk(Scores<T>& scores, SharedAddress queries, SharedAddress keys, int row) {
-    const int lane = lane_id();
-    const int query = row + lane % 16, key = lane % 8 + lane / 16 * 8;
-#pragma unroll
-    for (int k = 0; k < T::kWidth / 16; ++k) {
-        uint32_t a[T::kFragments][4];
-#pragma unroll
-        for (int m = 0; m < T::kFragments; ++m)
-            load_matrices(a[m], queries + swizzled<T>(query + 16 * m, 2 * k + lane / 16));
-#pragma unroll
-        for (int n = 0; n < T::kKeys / 16; ++n) {
-            uint32_t b[4];
-            load_matrices(b, keys + swizzled<T>(16 * n + key, 2 * k + lane / 8 % 2));
-#pragma unroll
-            for (int m = 0; m < T::kFragments; ++m) {
-                mma(scores[m][2 * n], a[m], {b[0], b[1]});
-                mma(scores[m][2 * n + 1], a[m], {b[2], b[3]});
-            }
-        }
-    }
-}
-
-// Masks the keys after a row's position.
-template <typename T>
-__device__ inline void mask(Scores<T>& scores, const RowState<T>& rows, int first) {
+__device__ inline void mask(Scores<T>& scores, const LastPositions<T>& last, int first) {
 #pragma unroll
     for (int m = 0; m < T::kFragments; ++m)
 #pragma unroll
         for (int n = 0; n < T::kKeys / 8; ++n)
 #pragma unroll
             for (int i = 0; i < 4; ++i)
-                if (first + 8 * n + lane_id() % 4 * 2 + i % 2 > rows.position[m][i / 2]) scores[m][n][i] = -INFINITY;
-}
-
-// Turns scores into weights relative to the new row maximum, and rescales the state to it.
-template <typename T>
-__device__ inline void update_softmax(Scores<T>& scores, RowState<T>& rows) {
-#pragma unroll
-    for (int m = 0; m < T::kFragments; ++m)
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-            float row_max = rows.row_max[m][i];
-#pragma unroll
-            for (int n = 0; n < T::kKeys / 8; ++n)
-                row_max = fmaxf(row_max, fmaxf(scores[m][n][2 * i], scores[m][n][2 * i + 1]));
-            row_max = fmaxf(row_max, __shfl_xor_sync(kAllLanes, row_max, 1));
-            row_max = fmaxf(row_max, __shfl_xor_sync(kAllLanes, row_max, 2));
-            const float rescale = exp2f(rows.row_max[m][i] - row_max);
-            rows.row_max[m][i] = row_max;
-            float row_sum = 0.0f;
-#pragma unroll
-            for (int n = 0; n < T::kKeys / 8; ++n)
-#pragma unroll
-                for (int j = 2 * i; j < 2 * i + 2; ++j) {
-                    scores[m][n][j] = exp2f(scores[m][n][j] - row_max);
-                    row_sum += scores[m][n][j];
-                }
-            rows.row_sum[m][i] = rows.row_sum[m][i] * rescale + row_sum;
-#pragma unroll
-            for (int n = 0; n < T::kWidth / 8; ++n) {
-                rows.attn_out[m][n][2 * i] *= rescale;
-                rows.attn_out[m][n][2 * i + 1] *= rescale;
-            }
-        }
-}
-
-__device__ inline uint32_t pack(float a, float b) {
-    const __half2 pair = __floats2half2_rn(a, b);
-    return *reinterpret_cast<const uint32_t*>(&pair);
-}
-
-template <typename T>
-__device__ inline void accumulate_pv(RowState<T>& rows, const Scores<T>& weights, SharedAddress values) {
-    const int lane = lane_id();
-#pragma unroll
-    for (int k = 0; k < T::kKeys / 16; ++k) {
-        uint32_t a[T::kFragments][4];
-#pragma unroll
-        for (int m = 0; m < T::kFragments; ++m)
-#pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                const float (&pair)[4] = weights[m][2 * k + i / 2];
-                a[m][i] = pack(pair[i % 2 * 2], pair[i % 2 * 2 + 1]);
-            }
-#pragma unroll
-        for (int n = 0; n < T::kWidth / 16; ++n) {
-            uint32_t b[4];
-            load_transposed(b, values + swizzled<T>(16 * k + lane % 16, 2 * n + lane / 16));
-#pragma unroll
-            for (int m = 0; m < T::kFragments; ++m) {
-                mma(rows.attn_out[m][2 * n], a[m], {b[0], b[1]});
-                mma(rows.attn_out[m][2 * n + 1], a[m], {b[2], b[3]});
-            }
-        }
-    }
+                if (first + 8 * n + lane_id() % 4 * 2 + i % 2 > last.of[m][i / 2]) scores[m][n][i] = -INFINITY;
 }
 
 template <typename T>
@@ -273,9 +164,7 @@ __device__ inline void write_rows(const Pass& pass, RowState<T>& rows, int head,
     for (int m = 0; m < T::kFragments; ++m)
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-            float row_sum = rows.row_sum[m][i];
-            row_sum += __shfl_xor_sync(kAllLanes, row_sum, 1);
-            row_sum += __shfl_xor_sync(kAllLanes, row_sum, 2);
+            const float row_sum = quad_sum(rows.row_sum[m][i]);
             const int row = first + 16 * m + lane_id() / 4 + 8 * i;
             if (row >= shape.tokens * group_size) continue;
             const size_t at =
@@ -311,7 +200,8 @@ __global__ void __launch_bounds__(T::kThreads) prefill_attention(Pass pass) {
     copy_tile<T>(pass, head, 0, base + T::kQueryBytes);
     copy_commit();
     load_queries<T>(pass, head, first, shared);
-    RowState<T> rows(pass, row);
+    RowState<T> rows;
+    const LastPositions<T> last(pass, row);
 #pragma unroll 1
     for (int tile = 0; tile < tiles; ++tile) {
         copy_wait<0>();
@@ -324,8 +214,8 @@ __global__ void __launch_bounds__(T::kThreads) prefill_attention(Pass pass) {
         Scores<T> scores = {};
         compute_qk<T>(scores, base, keys, row - first);
         if ((tile + 1) * T::kKeys > pass.first_position() + row / pass.group_size())
-            mask<T>(scores, rows, tile * T::kKeys);
-        update_softmax<T>(scores, rows);
+            mask<T>(scores, last, tile * T::kKeys);
+        update_softmax<T>(scores, rows, 1.0f);
         accumulate_pv<T>(rows, scores, keys + T::kTileBytes);
     }
     write_rows<T>(pass, rows, head, row);

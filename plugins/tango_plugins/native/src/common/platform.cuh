@@ -1,4 +1,5 @@
-// All that kernels use below C++: launches, shared memory, asynchronous copies, tensor cores, named barriers.
+// All that kernels use below C++: launches, shared memory, asynchronous copies, tensor cores, named barriers, fast
+// arithmetic.
 //
 // A header named by TANGO_PLATFORM_HEADER replaces it: tests compile the kernels for threads of a CPU in this way.
 #pragma once
@@ -11,6 +12,7 @@
 
 #include "common/copy.cuh"
 #include "common/launch.cuh"
+#include "common/math.cuh"
 #include "common/mma.cuh"
 #include "common/named_barrier.cuh"
 #endif
