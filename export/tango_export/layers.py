@@ -15,7 +15,7 @@ from tango_export.graph.builder import Array, Biased, GraphBuilder, Read, Weight
 def linear(
     g: GraphBuilder,
     name: str,
-    x: str | Biased,
+    x: str,
     fan_in: int,
     fan_out: int,
     *,
@@ -25,7 +25,7 @@ def linear(
     """``x @ weight + bias``, x: [..., in] → [..., out].
 
     A checkpoint stores [out, in]. The weight is transposed when it is written: ONNX has no transposed product above
-    two dimensions. A bias that x still waits for becomes part of this layer's: W(x + b) + c = Wx + (Wb + c).
+    two dimensions.
 
     Args:
         g: The graph.
@@ -41,9 +41,6 @@ def linear(
         f"{name}.weight", (fan_in, fan_out), g.dtype, {tensor: stored}, lambda read: read(tensor).reshape(fan_out, -1).T
     )
     own = g.parameter(f"{name}.bias", fan_out) if bias else None
-    if isinstance(x, Biased):
-        own = _folded(g, weight, x.bias, own)
-        x = x.value
     return _product(g, name, x, weight, own)
 
 
@@ -71,8 +68,9 @@ def packed_linear(g: GraphBuilder, name: str, x: str, fan_in: int, parts: dict[s
 
 def self_attention(g: GraphBuilder, name: str, x: str, tokens: int, width: int, heads: int) -> Biased:
     """Attention among the tokens of a frame, [F, tokens, width] → the same."""
-    query, key, value = (linear(g, f"{name}.{part}_proj", x, width, width) for part in "qkv")
-    mixed = g.form.attention(g, name, query, key, value, tokens, heads, width // heads)  # [F, tokens, width]
+    parts = dict.fromkeys(("q_proj", "k_proj", "v_proj"), width)
+    qkv = packed_linear(g, f"{name}.qkv_proj", x, width, parts)  # [F, tokens, 3·width]
+    mixed = g.form.attention(g, name, qkv, tokens, heads, width // heads)  # [F, tokens, width]
     return linear(g, f"{name}.out_proj", mixed, width, width)
 
 
@@ -92,18 +90,3 @@ def gated_mlp(g: GraphBuilder, name: str, x: str, width: int, inner: int) -> Bia
 def _product(g: GraphBuilder, name: str, x: str, weight: Weight, bias: str | None) -> Biased:
     value = g.node("MatMul", [x, g.weight(weight)], f"{name}.matmul" if bias else name)
     return Biased(name, value, bias)
-
-
-def _folded(g: GraphBuilder, weight: Weight, pending: str | None, own: str | None) -> str | None:
-    """The bias of a layer with what it makes of its input's bias, in double precision until it is rounded once."""
-    if pending is None or own is None:
-        assert pending is None, f"{weight.name}: a layer without a bias cannot take its input's"
-        return own
-    before, after = g.weights[pending], g.weights[own]
-
-    def values(read: Read) -> Array:
-        first, matrix, second = (each.values(read).astype(np.float64) for each in (before, weight, after))
-        return np.asarray(second + first @ matrix)
-
-    tensors = {**before.tensors, **weight.tensors, **after.tensors}
-    return g.weight(Weight(f"{own}.folded", after.shape, after.dtype, tensors, values))

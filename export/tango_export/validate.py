@@ -169,11 +169,11 @@ def _device_steps(
     session: Any, spec: GraphSpec, embeddings: Array, weights: dict[str, Array]
 ) -> Iterator[tuple[int, Array]]:
     """The same for the device decoder, which returns the whole cache."""
-    _, last, bound, *past = (tensor for tensor in spec.inputs if tensor.name not in weights)
+    _, last, *past = (tensor for tensor in spec.inputs if tensor.name not in weights)
     cache = empty_cache(past, len(embeddings) + _SPARE)
     for begin, end in _passes(len(embeddings)):
-        lengths = {last.name: np.array([end - 1], np.int32), bound.name: np.array([end], np.int32)}
-        logits, *present = session.run(None, {"embeddings": embeddings[begin:end], **lengths, **cache, **weights})
+        feeds = {"embeddings": embeddings[begin:end], last.name: np.array([end - 1], np.int32)}
+        logits, *present = session.run(None, {**feeds, **cache, **weights})
         cache = dict(zip(cache, present, strict=True))
         yield end, logits
 

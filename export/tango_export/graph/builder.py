@@ -121,7 +121,7 @@ class Form:
         gelu: (g, name, x) → the same shape; exact.
         gelu_tanh: (g, name, x) → the same shape; the tanh approximation.
         swiglu: (g, name, gate, up) → silu(gate) · up.
-        attention: (g, name, query, key, value [F, T, D], T, heads, head_dim) → [F, T, D].
+        attention: (g, name, query, key and value side by side [F, T, 3 D], T, heads, head_dim) → [F, T, D].
         constant_matmul: (g, name, weight [M, T], x [F, T, D]) → [F, M, D].
         start_decoder: (g, D, cache) → (embeddings [T, D], positions): declares the inputs of a decoder.
         cached_attention: (g, name, layer, qkv [T, ...], positions, cache, last) → [T, D], of the last position alone
@@ -137,7 +137,7 @@ class Form:
     gelu: Callable[[GraphBuilder, str, Biased], str]
     gelu_tanh: Callable[[GraphBuilder, str, Biased], str]
     swiglu: Callable[[GraphBuilder, str, str, str], str]
-    attention: Callable[[GraphBuilder, str, Biased, Biased, Biased, int, int, int], Biased]
+    attention: Callable[[GraphBuilder, str, Biased, int, int, int], str]
     constant_matmul: Callable[[GraphBuilder, str, str, str], str]
     start_decoder: Callable[[GraphBuilder, int, CacheShape], tuple[str, Positions]]
     cached_attention: Callable[[GraphBuilder, str, int, Biased, Positions, CacheShape, bool], str]

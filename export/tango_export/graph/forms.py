@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tango_export.graph import device, portable
 from tango_export.graph.builder import Form
+from tango_export.graph.operators import FUNCTIONS
 
 #: Standard ONNX.
 PORTABLE = Form(
@@ -22,10 +23,10 @@ PORTABLE = Form(
     last_position=portable.last_position,
 )
 
-#: Standard ONNX, ONNX Runtime's fused operators and the CUDA library's.
+#: Standard ONNX, and the CUDA library's operators.
 DEVICE = Form(
     opsets=device.OPSETS,
-    functions=device.OP_FUNCTIONS,
+    functions=FUNCTIONS,
     add_bias=device.add_bias,
     layer_norm=device.layer_norm,
     rms_norm=device.rms_norm,

@@ -78,17 +78,18 @@ def swiglu(g: GraphBuilder, name: str, gate: str, up: str) -> str:
     return g.node("Mul", [silu, up], name)
 
 
-def attention(
-    g: GraphBuilder, name: str, query: Biased, key: Biased, value: Biased, tokens: int, heads: int, head_dim: int
-) -> Biased:
-    split = []  # each [F, heads, T, head_dim]
-    for x in (query, key, value):
-        whole = g.reshape(add_bias(g, x), f"{x.name}.heads", -1, tokens, heads, head_dim)
-        split.append(g.node("Transpose", [whole], f"{x.name}.transposed", perm=[0, 2, 1, 3]))
-    wide = g.widen(split[0], f"{name}.query.fp32")
-    mixed = _attend(g, name, wide, split[1], split[2], head_dim)
+def attention(g: GraphBuilder, name: str, qkv: Biased, tokens: int, heads: int, head_dim: int) -> str:
+    packed = g.reshape(add_bias(g, qkv), f"{name}.heads", -1, tokens, 3, heads, head_dim)
+    parts = g.node("Transpose", [packed], f"{name}.parts", perm=[2, 0, 3, 1, 4])  # [3, F, heads, T, head_dim]
+    shape = (heads, tokens, head_dim)
+    query, key, value = (
+        g.reshape(g.slice(parts, f"{name}.{part}.slice", axis=0, begin=i, end=i + 1), f"{name}.{part}", -1, *shape)
+        for i, part in enumerate(("query", "key", "value"))
+    )
+    wide = g.widen(query, f"{name}.query.fp32")
+    mixed = _attend(g, name, wide, key, value, head_dim)
     mixed = g.node("Transpose", [mixed], f"{name}.transposed", perm=[0, 2, 1, 3])
-    return Biased(name, g.reshape(mixed, name, -1, tokens, heads * head_dim), None)
+    return g.reshape(mixed, name, -1, tokens, heads * head_dim)
 
 
 def constant_matmul(g: GraphBuilder, name: str, weight: str, x: str) -> str:

@@ -440,9 +440,8 @@ def _check_weights(manifest: Manifest, name: GraphName, where: str) -> None:
     """Refuses weights that the device graph takes in another form, or that the data file cannot hold."""
     graph = manifest.graphs[name]
     weights = graph.weights or {}
-    # The device graph's other inputs are the graph's own; in the decoder, two lengths replace the positions.
-    others = len(graph.inputs) + (name == "decoder")
-    for tensor in graph.device.inputs[others:] if graph.device else ():
+    # The device graph's other inputs are the graph's own, but for the decoder's positions: it takes the last one alone.
+    for tensor in graph.device.inputs[len(graph.inputs) :] if graph.device else ():
         weight = weights.get(tensor.name)
         if weight is None:
             raise TangoError(f"{where}: weights has no {tensor.name!r}, which device: inputs takes", _RESTORE)

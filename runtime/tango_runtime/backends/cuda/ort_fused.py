@@ -1,7 +1,7 @@
 """A bundle's fused graphs on ONNX Runtime's CUDA provider, and decoding by the CUDA library, on the same weights.
 
-ONNX Runtime takes passes over many tokens, with operators of its own and of the CUDA library: attention is one of them,
-and the cache grows in place. A decode step is one kernel of that library. Both are given the addresses of weights
+ONNX Runtime takes passes over many tokens, with the operators of the CUDA library: attention is one of them, and the
+cache grows in place. A decode step is one kernel of that library. Both are given the addresses of weights
 that lie in the device's memory once: the graphs take them as inputs, which are bound once.
 """
 
@@ -19,13 +19,10 @@ import numpy as np
 from tango_plugins.decoder import CudaDecoder, DecoderShape
 from tango_plugins.device_array import DeviceArray
 from tango_runtime.backends.cuda.device import Pool, Stream, rows
-from tango_runtime.backends.cuda.ort_runner import CUDA, OrtRunner, Tensor
+from tango_runtime.backends.cuda.ort_runner import CUDA, OrtRunner
 from tango_runtime.backends.cuda.runner import Run, Step
 from tango_runtime.backends.cuda.weights import Weights
 from tango_runtime.bundle import Bundle, GraphName, Manifest
-
-#: Provider options. The norms sum in fp32: before microsoft/onnxruntime#28682 only with this option.
-_EXACT_NORMS = {"enable_skip_layer_norm_strict_mode": "1"}
 
 
 class FusedOrtRunner(OrtRunner):
@@ -43,7 +40,6 @@ class FusedOrtRunner(OrtRunner):
         plain = bundle.manifest.graphs
         self._cached = [t.name for t in plain["decoder"].outputs[1:]]
         self.waiting = [graph for graph in OrtRunner.waiting if not plain[graph].device]
-        self.settings = {graph: _EXACT_NORMS for graph, spec in plain.items() if spec.device}
         if plain["vision"].device:
             self.frames_at_once = 32
         if plain["decoder"].device:
@@ -91,24 +87,15 @@ class FusedOrtRunner(OrtRunner):
 
         return step
 
-    def _in_place(self, tensors: Mapping[str, DeviceArray]) -> dict[str, Tensor]:
-        """The plain decoder's tensors as those of the fused one.
-
-        The length after a pass is on the device; the host gives a bound. For a first pass, whose tokens attend only to
-        one another, that is their number.
-        """
+    def _in_place(self, tensors: Mapping[str, DeviceArray]) -> dict[str, DeviceArray]:
+        """The plain decoder's tensors as those of the fused one: past and present are the whole cache."""
         spec, positions = self._specs["decoder"], tensors["positions"]
-        tokens = positions.shape[0]
-        taken = self._manifest.graphs["decoder"].device_weights
-        _, last, bound, *past = (t.name for t in spec.inputs if t.name not in taken)
-        assert self.capacity is not None
-        first = not tensors[past[0]].shape[1]
+        tokens, taken = positions.shape[0], self._manifest.graphs["decoder"].device_weights
+        _, last, *past = (t.name for t in spec.inputs if t.name not in taken)
         cache = [tensors[name] for name in self._cached]
-        cache = [replace(memory, shape=(1, *memory.shape)) for memory in cache]
         return {
             "embeddings": tensors["embeddings"],
             last: rows(positions, tokens - 1, tokens),
-            bound: np.array([tokens if first else self.capacity], np.int32),
             **dict(zip(past, cache, strict=True)),
             "logits": tensors["logits"],
             **dict(zip((t.name for t in spec.outputs[1:]), cache, strict=True)),

@@ -9,11 +9,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tango_plugins import TangoError
 from tango_plugins.device_array import DeviceArray
@@ -27,9 +25,6 @@ PROVIDER = "CUDAExecutionProvider"
 #: The provider, and the device that tensors are bound on.
 CUDA = (PROVIDER, "cuda")
 _GRAPHS: tuple[GraphName, ...] = ("vision", "embed", "decoder")
-
-#: A tensor that can be bound: on the device, or a small one that an operator reads on the host.
-Tensor = DeviceArray | NDArray[Any]
 
 
 class OrtRunner:
@@ -58,8 +53,6 @@ class OrtRunner:
     #: What a run has of it that does not wait is kept until one does, or until the session goes: then a callback of
     #: the stream frees the last of it, which CUDA forbids there, and the process is aborted.
     waiting: Collection[GraphName] = ("vision", "decoder")
-    #: The provider's options beyond those that all graphs have.
-    settings: Mapping[GraphName, Mapping[str, str]] = MappingProxyType({})
 
     def __init__(
         self,
@@ -73,7 +66,7 @@ class OrtRunner:
         options = _options(operators)
         self._specs = bundle.manifest.graphs
         # No doubling of the arena: what one frame more needs is not worth twice the memory.
-        common = {
+        settings = {
             "user_compute_stream": str(stream.handle),
             "arena_extend_strategy": "kSameAsRequested",
             # fp32 is fp32: TF32 would round the salience to 10 bits, and so decide which tokens are kept.
@@ -87,7 +80,6 @@ class OrtRunner:
         stream.before_end(self._sessions.clear)
 
         def load(graph: GraphName) -> None:
-            settings = common | dict(self.settings.get(graph, {}))
             self._sessions[graph] = _open(onnxruntime, bundle, graph, options, name, settings)
 
         *others, decoder = _GRAPHS
@@ -111,7 +103,7 @@ class OrtRunner:
         """None: a step is a pass of the sessions."""
         return None
 
-    def _bind(self, graph: GraphName, tensors: Mapping[str, Tensor], replay: bool = False) -> Run:
+    def _bind(self, graph: GraphName, tensors: Mapping[str, DeviceArray], replay: bool = False) -> Run:
         options = self._onnxruntime.RunOptions()
         if graph not in self.waiting:
             options.add_run_config_entry("disable_synchronize_execution_providers", "1")
@@ -120,9 +112,6 @@ class OrtRunner:
             self._bindings[graph, replay] = self._sessions[graph].io_binding()
         binding = self._bindings[graph, replay]
         for name, memory in tensors.items():
-            if isinstance(memory, np.ndarray):
-                binding.bind_cpu_input(name, memory)
-                continue
             bind = binding.bind_input if name in inputs else binding.bind_output
             bind(name, self._place, 0, np.dtype(memory.dtype).type, memory.shape, memory.address)
 

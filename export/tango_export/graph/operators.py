@@ -1,0 +1,270 @@
+"""The operators of the device form, as ONNX functions: what each takes and computes, in standard operators.
+
+A graph carries the function of every operator that it uses (domain ``tango``), so that it also runs where the CUDA
+library is not: slowly, and in more memory. Where the library is, a runtime takes its kernels instead
+(plugins/tango_plugins/native/adapters).
+
+F is the number of frames, T of tokens in a pass, D the width, H the heads, G the heads of the cache, d the width of a
+head, P the capacity of the cache. Activations are fp16, the weights of norms fp32. Whatever may not overflow or lose
+bits is computed in fp32 and rounded once, as the kernels do.
+"""
+
+from __future__ import annotations
+
+from onnx import FunctionProto, parser
+
+from tango_plugins import op
+
+_HEADER = f'<domain: "{op.DOMAIN}", opset_import: ["" : 17]>'
+
+#: x [..., D], bias [D] → [..., D].
+_BIAS = """
+Bias (x, bias) => (y) {
+    y = Add (x, bias)
+}
+"""
+
+#: The exact GELU of x + bias, x [..., D], bias [D] → [..., D].
+_BIAS_GELU = """
+BiasGelu (x, bias) => (y) {
+    biased = Add (x, bias)
+    u = Cast <to = 1> (biased)
+    half = Constant <value = float {0.5}> ()
+    one = Constant <value = float {1.0}> ()
+    root = Constant <value = float {0.70710678118654752}> ()
+    scaled = Mul (u, root)
+    erf = Erf (scaled)
+    share = Add (erf, one)
+    twice = Mul (u, share)
+    wide = Mul (twice, half)
+    y = CastLike (wide, x)
+}
+"""
+
+#: The same with the tanh approximation.
+_BIAS_FAST_GELU = """
+BiasFastGelu (x, bias) => (y) {
+    biased = Add (x, bias)
+    u = Cast <to = 1> (biased)
+    half = Constant <value = float {0.5}> ()
+    one = Constant <value = float {1.0}> ()
+    root = Constant <value = float {0.79788456080286536}> ()
+    cubic = Constant <value = float {0.044715}> ()
+    square = Mul (u, u)
+    cube = Mul (square, u)
+    bent = Mul (cube, cubic)
+    sum = Add (u, bent)
+    inner = Mul (sum, root)
+    tanh = Tanh (inner)
+    share = Add (tanh, one)
+    twice = Mul (u, share)
+    wide = Mul (twice, half)
+    y = CastLike (wide, x)
+}
+"""
+
+#: silu(gate) · up, all of one shape.
+_SWIGLU = """
+SwiGLU (gate, up) => (y) {
+    g = Cast <to = 1> (gate)
+    u = Cast <to = 1> (up)
+    sigmoid = Sigmoid (g)
+    silu = Mul (g, sigmoid)
+    wide = Mul (silu, u)
+    y = CastLike (wide, gate)
+}
+"""
+
+#: x [..., D], weight and bias [D] fp32 → [..., D].
+_LAYER_NORM = """
+LayerNorm <epsilon> (x, weight, bias) => (y) {
+    wide = Cast <to = 1> (x)
+    normed = LayerNormalization <axis = -1, epsilon: float = @epsilon> (wide, weight, bias)
+    y = CastLike (normed, x)
+}
+"""
+
+#: The norm of sum = residual + (branch + branch_bias); residual and sum are of one type, branch and y of one.
+_ADD_LAYER_NORM = """
+AddLayerNorm <epsilon> (residual, branch, branch_bias, weight, bias) => (y, sum) {
+    r = Cast <to = 1> (residual)
+    b = Cast <to = 1> (branch)
+    c = Cast <to = 1> (branch_bias)
+    biased = Add (b, c)
+    added = Add (r, biased)
+    sum = CastLike (added, residual)
+    wide = Cast <to = 1> (sum)
+    normed = LayerNormalization <axis = -1, epsilon: float = @epsilon> (wide, weight, bias)
+    y = CastLike (normed, branch)
+}
+"""
+
+#: x [..., D], weight [D] fp32 → [..., D].
+_RMS_NORM = """
+RMSNorm <epsilon> (x, weight) => (y) {
+    wide = Cast <to = 1> (x)
+    square = Mul (wide, wide)
+    mean = ReduceMean <axes = [-1], keepdims = 1> (square)
+    eps = Constant <value_float: float = @epsilon> ()
+    variance = Add (mean, eps)
+    root = Sqrt (variance)
+    normed = Div (wide, root)
+    scaled = Mul (normed, weight)
+    y = CastLike (scaled, x)
+}
+"""
+
+#: The norm of sum = residual + branch; residual and sum are of one type, branch and y of one.
+_ADD_RMS_NORM = """
+AddRMSNorm <epsilon> (residual, branch, weight) => (y, sum) {
+    r = Cast <to = 1> (residual)
+    b = Cast <to = 1> (branch)
+    added = Add (r, b)
+    sum = CastLike (added, residual)
+    wide = Cast <to = 1> (sum)
+    square = Mul (wide, wide)
+    mean = ReduceMean <axes = [-1], keepdims = 1> (square)
+    eps = Constant <value_float: float = @epsilon> ()
+    variance = Add (mean, eps)
+    root = Sqrt (variance)
+    normed = Div (wide, root)
+    scaled = Mul (normed, weight)
+    y = CastLike (scaled, branch)
+}
+"""
+
+#: Attention among the tokens of each frame: qkv [F, T, 3·H·d], query, key and value of a token one behind the other;
+#: bias [3·H·d] → [F, T, H·d].
+_VISION_ATTENTION = """
+VisionAttention <num_heads> (qkv, bias) => (y) {
+    biased = Add (qkv, bias)
+    same = Constant <value_ints = [0, 0, 3]> ()
+    heads = Constant <value_int: int = @num_heads> ()
+    first = Constant <value_ints = [0]> ()
+    heads_1 = Unsqueeze (heads, first)
+    rest = Constant <value_ints = [-1]> ()
+    split = Concat <axis = 0> (same, heads_1, rest)
+    parts = Reshape (biased, split)
+    turned = Transpose <perm = [2, 0, 3, 1, 4]> (parts)
+    query, key, value = Split <axis = 0> (turned)
+    q = Cast <to = 1> (query)
+    k = Cast <to = 1> (key)
+    width = Shape <start = -1> (key)
+    width_fp32 = Cast <to = 1> (width)
+    root = Sqrt (width_fp32)
+    scaled = Div (q, root)
+    columns = Transpose <perm = [0, 1, 2, 4, 3]> (k)
+    scores = MatMul (scaled, columns)
+    softmax = Softmax <axis = -1> (scores)
+    shares = CastLike (softmax, qkv)
+    mixed = MatMul (shares, value)
+    rows = Transpose <perm = [1, 3, 0, 2, 4]> (mixed)
+    flat = Constant <value_ints = [0, 0, -1]> ()
+    y = Reshape (rows, flat)
+}
+"""
+
+#: Causal attention over a cache: qkv [T, (H + 2 G)·d], query, key and value of a token one behind the other; bias
+#: [(H + 2 G)·d]; past_key and past_value [G, P, d], of which the rows before the first new token count; last [1] int32,
+#: the last token's position; cosines and sines of every position's angles [at least P, d / 2] → attn_out [T, H·d], and
+#: the cache with the new rows, which may be the same memory.
+_CACHED_ATTENTION = """
+CachedAttention <num_heads, kv_num_heads> (qkv, bias, past_key, past_value, last, cosines, sines)
+    => (attn_out, present_key, present_value) {
+    zero = Constant <value_ints = [0]> ()
+    one = Constant <value_ints = [1]> ()
+    rest = Constant <value_ints = [-1]> ()
+    infinite = Constant <value_ints = [2147483647]> ()
+    heads_0 = Constant <value_int: int = @num_heads> ()
+    kv_heads_0 = Constant <value_int: int = @kv_num_heads> ()
+    heads = Unsqueeze (heads_0, zero)
+    kv_heads = Unsqueeze (kv_heads_0, zero)
+    rotary = Add (heads, kv_heads)
+    width = Shape <start = -1> (past_key)
+    tokens = Shape <start = 0, end = 1> (qkv)
+    last_64 = Cast <to = 7> (last)
+    end = Add (last_64, one)
+    begin = Sub (end, tokens)
+    begin_0 = Squeeze (begin, zero)
+    end_0 = Squeeze (end, zero)
+    one_0 = Squeeze (one, zero)
+    zero_0 = Squeeze (zero, zero)
+    positions = Range (begin_0, end_0, one_0)
+    slots = Range (zero_0, end_0, one_0)
+
+    biased = Add (qkv, bias)
+    by_head = Concat <axis = 0> (zero, rest, width)
+    packed = Reshape (biased, by_head)
+    sizes = Concat <axis = 0> (rotary, kv_heads)
+    query_key, value = Split <axis = 1> (packed, sizes)
+    wide = Cast <to = 1> (query_key)
+    low, high = Split <axis = 2> (wide)
+    cosine_rows = Gather <axis = 0> (cosines, positions)
+    sine_rows = Gather <axis = 0> (sines, positions)
+    cosine_fp32 = Cast <to = 1> (cosine_rows)
+    sine_fp32 = Cast <to = 1> (sine_rows)
+    c = Unsqueeze (cosine_fp32, one)
+    s = Unsqueeze (sine_fp32, one)
+    low_c = Mul (low, c)
+    high_s = Mul (high, s)
+    high_c = Mul (high, c)
+    low_s = Mul (low, s)
+    low_rotated = Sub (low_c, high_s)
+    high_rotated = Add (high_c, low_s)
+    rotated = Concat <axis = 2> (low_rotated, high_rotated)
+    query_key_sizes = Concat <axis = 0> (heads, kv_heads)
+    query, key_fp32 = Split <axis = 1> (rotated, query_key_sizes)
+    key = CastLike (key_fp32, qkv)
+    new_key = Transpose <perm = [1, 0, 2]> (key)
+    new_value = Transpose <perm = [1, 0, 2]> (value)
+
+    key_before = Slice (past_key, zero, begin, one)
+    key_behind = Slice (past_key, end, infinite, one)
+    present_key = Concat <axis = 1> (key_before, new_key, key_behind)
+    value_before = Slice (past_value, zero, begin, one)
+    value_behind = Slice (past_value, end, infinite, one)
+    present_value = Concat <axis = 1> (value_before, new_value, value_behind)
+    held_key = Slice (present_key, zero, end, one)
+    held_value = Slice (present_value, zero, end, one)
+
+    width_fp32 = Cast <to = 1> (width)
+    root = Sqrt (width_fp32)
+    scaled_fp32 = Div (query, root)
+    group = Concat <axis = 0> (zero, kv_heads, rest, width)
+    grouped = Reshape (scaled_fp32, group)
+    queries = Transpose <perm = [1, 2, 0, 3]> (grouped)
+    keys = Unsqueeze (held_key, one)
+    keys_fp32 = Cast <to = 1> (keys)
+    columns = Transpose <perm = [0, 1, 3, 2]> (keys_fp32)
+    scores = MatMul (queries, columns)
+    query_positions = Unsqueeze (positions, one)
+    later = Greater (slots, query_positions)
+    lowest = Constant <value = float {-3.4028234663852886e38}> ()
+    masked = Where (later, lowest, scores)
+    softmax = Softmax <axis = -1> (masked)
+    shares = CastLike (softmax, qkv)
+    values = Unsqueeze (held_value, one)
+    mixed = MatMul (shares, values)
+    by_token = Transpose <perm = [2, 0, 1, 3]> (mixed)
+    flat = Concat <axis = 0> (zero, rest)
+    attn_out = Reshape (by_token, flat)
+}
+"""
+
+_TEXTS = (
+    _BIAS,
+    _BIAS_GELU,
+    _BIAS_FAST_GELU,
+    _SWIGLU,
+    _LAYER_NORM,
+    _ADD_LAYER_NORM,
+    _RMS_NORM,
+    _ADD_RMS_NORM,
+    _VISION_ATTENTION,
+    _CACHED_ATTENTION,
+)
+
+#: The function of each operator, by its name.
+FUNCTIONS: dict[str, FunctionProto] = {
+    function.name: function for function in (parser.parse_function(f"{_HEADER}{text}") for text in _TEXTS)
+}
