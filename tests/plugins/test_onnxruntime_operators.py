@@ -13,32 +13,49 @@ import pytest
 import torch
 from onnx import helper
 
-from tango_export.graph.device import OP_FUNCTIONS
+from tango_export.graph.operators import FUNCTIONS
 from tango_plugins.native_library import NATIVE
 from tests.plugins.attentions import Pass, Shape
 from tests.plugins.cuda_emulator import compiled
 
 pytestmark = pytest.mark.nvcc
 
-OPERATORS = ("Bias", "BiasFastGelu", "SwiGLU")
+RNG = np.random.default_rng(0)
+EPSILON = {"epsilon": 1e-5}
+HALF, FLOAT = np.float16, np.float32
+#: The library in full, but for what decodes and prunes.
+PARTS = ("attention", "vision_attention", "norm", "activation", "operators", "onnxruntime")
 
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
-    return compiled(tmp_path_factory.mktemp("operators"), "attention", "activation", "operators")
+    return compiled(tmp_path_factory.mktemp("operators"), *PARTS)
+
+
+def random(dtype, *shape):
+    return RNG.normal(size=shape).astype(dtype)
 
 
 def open_graph(op, inputs, outputs, library=None, profile=None, **attributes):
-    """A session of a graph with the operator alone; without the library it runs the operator's ONNX function."""
+    """A session of a graph with the operator alone; without the library it runs the operator's ONNX function.
 
-    def value_infos(tensors):
-        kinds = {name: helper.np_dtype_to_tensor_dtype(array.dtype) for name, array in tensors.items()}
-        return [helper.make_tensor_value_info(name, kinds[name], [None] * tensors[name].ndim) for name in tensors]
+    Args:
+        op: The operator.
+        inputs: Arrays by name, in order.
+        outputs: A dtype and a number of axes by name, in order.
+        library: The library that has the operator.
+        profile: Folder for a profile of the run.
+        attributes: The operator's.
+    """
+
+    def value_info(name, dtype, axes):
+        return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), [None] * axes)
 
     node = helper.make_node(op, list(inputs), list(outputs), "node", domain="tango", **attributes)
-    graph = helper.make_graph([node], "graph", value_infos(inputs), value_infos(outputs))
+    taken = [value_info(name, array.dtype, array.ndim) for name, array in inputs.items()]
+    graph = helper.make_graph([node], "graph", taken, [value_info(name, *kind) for name, kind in outputs.items()])
     opsets = [helper.make_opsetid(domain, version) for domain, version in (("", 17), ("tango", 1))]
-    model = helper.make_model(graph, opset_imports=opsets, functions=[OP_FUNCTIONS[op]], ir_version=8)
+    model = helper.make_model(graph, opset_imports=opsets, functions=[FUNCTIONS[op]], ir_version=8)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     if profile is not None:
@@ -48,77 +65,119 @@ def open_graph(op, inputs, outputs, library=None, profile=None, **attributes):
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
-def run(op, a, b, library=None):
-    (found,) = open_graph(op, {"a": a, "b": b}, {"y": a}, library).run(None, {"a": a, "b": b})
-    return found
+def example(op, dtype, shape, stream=None):
+    """Inputs, outputs and attributes of an operator of rows: x [*shape], and what belongs to it."""
+    width, stream = shape[-1], stream or dtype
+    x, row, outputs = random(dtype, *shape), random(dtype, width), {"y": (dtype, len(shape))}
+    gains = {name: random(FLOAT, width) for name in ("weight", "beta")[: 2 if op.endswith("LayerNorm") else 1]}
+    if op == "SwiGLU":
+        return {"gate": x, "up": random(dtype, *shape)}, outputs, {}
+    if "Norm" not in op:
+        return {"x": x, "bias": row}, outputs, {}
+    if not op.startswith("Add"):
+        return {"x": x, **gains}, outputs, EPSILON
+    branch = {"branch": x} | ({"bias": row} if op == "AddLayerNorm" else {})
+    return {"residual": random(stream, *shape), **branch, **gains}, outputs | {"sum": (stream, len(shape))}, EPSILON
 
 
-def tensors(op, shape, dtype=np.float32):
-    rng = np.random.default_rng(len(shape))
-    return [rng.normal(size=s).astype(dtype) for s in (shape, shape if op == "SwiGLU" else shape[-1:])]
+ROWS = ("Bias", "BiasGelu", "BiasFastGelu", "SwiGLU", "LayerNorm", "RMSNorm", "AddLayerNorm", "AddRMSNorm")
 
 
-@pytest.mark.parametrize("op", OPERATORS)
-@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 2e-6), (np.float16, 4e-3)])
-@pytest.mark.parametrize("shape", [(5,), (3, 8), (2, 3, 17), (0, 4), (2, 0)])
+def compare(library, op, inputs, outputs, attributes, tolerance):
+    found, wanted = (open_graph(op, inputs, outputs, path, **attributes).run(None, inputs) for path in (library, None))
+    for a, b in zip(found, wanted, strict=True):
+        assert (a.shape, a.dtype) == (b.shape, b.dtype)
+        np.testing.assert_allclose(a.astype(np.float64), b, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("op", ROWS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(FLOAT, 5e-6), (HALF, 5e-3)])
+@pytest.mark.parametrize("shape", [(5,), (3, 8), (2, 3, 17), (0, 4)])
 def test_it_equals_its_onnx_function(library, op, shape, dtype, tolerance):
-    a, b = tensors(op, shape, dtype)
-    found, wanted = run(op, a, b, library), run(op, a, b)
-    assert (found.shape, found.dtype) == (shape, dtype)
-    np.testing.assert_allclose(found, wanted, rtol=tolerance, atol=tolerance)
+    compare(library, op, *example(op, dtype, shape), tolerance)
 
 
-@pytest.mark.parametrize("op", OPERATORS)
-def test_a_session_takes_it_where_the_library_is(library, op, tmp_path):
-    a, b = tensors(op, (2, 8))
-    for given in (library, None):
-        session = open_graph(op, {"a": a, "b": b}, {"y": a}, given, tmp_path)
-        session.run(None, {"a": a, "b": b})
-        events = json.loads(Path(session.end_profiling()).read_text())
-        assert (op in {event["args"].get("op_name") for event in events}) == (given is not None)
+@pytest.mark.parametrize("op", ["AddLayerNorm", "AddRMSNorm"])
+def test_the_residual_stream_may_be_wider(library, op):
+    compare(library, op, *example(op, HALF, (3, 24), FLOAT), 5e-3)
+
+
+@pytest.mark.parametrize(("shape", "heads"), [((2, 9, 3 * 64), 1), ((1, 30, 3 * 144), 2), ((3, 70, 3 * 80), 1)])
+def test_attention_of_a_tower_equals_its_onnx_function(library, shape, heads):
+    inputs = {"qkv": random(HALF, *shape), "bias": random(HALF, shape[-1])}
+    compare(library, "VisionAttention", inputs, {"y": (HALF, 3)}, {"num_heads": heads}, 1e-2)
+
+
+def test_a_session_takes_the_operators_where_the_library_is(library, tmp_path):
+    for op in (*ROWS, "VisionAttention"):
+        inputs, outputs, attributes = example(op, HALF, (2, 8)) if op in ROWS else (
+            {"qkv": random(HALF, 1, 4, 192), "bias": random(HALF, 192)}, {"y": (HALF, 3)}, {"num_heads": 1})  # fmt: skip
+        for given in (library, None):
+            session = open_graph(op, inputs, outputs, given, tmp_path, **attributes)
+            session.run(None, inputs)
+            events = json.loads(Path(session.end_profiling()).read_text())
+            assert (op in {event["args"].get("op_name") for event in events}) == (given is not None)
+
+
+def test_every_function_has_an_operator(library):
+    """Whose attention over a cache is compared below."""
+    assert {*ROWS, "VisionAttention", "CachedAttention"} == set(FUNCTIONS)
 
 
 @pytest.mark.parametrize(
-    ("op", "shapes", "words"),
+    ("op", "changed"),
     [
-        ("Bias", ((2, 8), (4,)), "tango.Bias: the shapes of the inputs do not match"),
-        ("BiasFastGelu", ((2, 8), (2, 8)), "tango.BiasFastGelu: the shapes of the inputs do not match"),
-        ("SwiGLU", ((2, 8), (8,)), "tango.SwiGLU: the shapes of the inputs do not match"),
+        ("Bias", {"bias": (4,)}),
+        ("BiasGelu", {"bias": (2, 8)}),
+        ("BiasFastGelu", {"bias": (1,)}),
+        ("SwiGLU", {"up": (8,)}),
+        ("LayerNorm", {"beta": (7,)}),
+        ("RMSNorm", {"weight": (2, 4)}),
+        ("AddLayerNorm", {"bias": (9,)}),
+        ("AddLayerNorm", {"branch": (1, 8)}),
+        ("AddRMSNorm", {"weight": (1,)}),
     ],
 )
-def test_wrong_shapes_are_rejected_by_name(library, op, shapes, words):
-    with pytest.raises(Exception, match=words):
-        run(op, *(np.ones(shape, np.float32) for shape in shapes), library)
+def test_wrong_shapes_are_rejected_by_name(library, op, changed):
+    inputs, outputs, attributes = example(op, FLOAT, (2, 8))
+    inputs |= {name: random(FLOAT, *shape) for name, shape in changed.items()}
+    with pytest.raises(Exception, match=f"tango.{op}: the shapes of the inputs do not match"):
+        open_graph(op, inputs, outputs, library, **attributes).run(None, inputs)
+
+
+@pytest.mark.parametrize(("columns", "bias", "heads"), [(193, 193, 1), (192, 64, 1), (192, 192, 7), (192, 192, 0)])
+def test_attention_of_a_tower_rejects_wrong_shapes(library, columns, bias, heads):
+    inputs = {"qkv": random(HALF, 1, 4, columns), "bias": random(HALF, bias)}
+    with pytest.raises(Exception, match="tango.VisionAttention: the shapes of the inputs do not match"):
+        open_graph("VisionAttention", inputs, {"y": (HALF, 3)}, library, num_heads=heads).run(None, inputs)
 
 
 def attend(found, library=None, aliased=True):
     """Runs a graph with the operator alone: its output, and the rows of the cache."""
     shape = found.shape
     arrays = {name: tensor.numpy() for name, tensor in found.tensors.items()}
-    cache = {name: arrays[name][None].copy() for name in ("keys", "values")}
-    for rows in cache.values():
-        np.nan_to_num(rows, copy=False)  # ONNX Runtime's own operator reads all rows
+    cache = {name: arrays[name].copy() for name in ("keys", "values")}
     feeds = {
-        "qkv": arrays["qkv"][None],
+        "qkv": arrays["qkv"],
         "bias": arrays["bias"],
         "past_key": cache["keys"],
         "past_value": cache["values"],
         "last": arrays["last"],
-        "total": np.array([shape.tokens if not found.begin else shape.capacity], np.int32),
         "cosines": arrays["cosines"],
         "sines": arrays["sines"],
     }
-    attn_out = np.full((1, *arrays["attn_out"].shape), np.nan, np.float16)
+    attn_out = np.full(arrays["attn_out"].shape, np.nan, np.float16)
     present = [rows if aliased else rows.copy() for rows in cache.values()]
     outputs = dict(zip(("attn_out", "present_key", "present_value"), (attn_out, *present), strict=True))
     heads = {"num_heads": shape.heads, "kv_num_heads": shape.kv_heads}
-    session = open_graph("CachedAttention", feeds, outputs, library, **heads)
+    kinds = {name: (array.dtype, array.ndim) for name, array in outputs.items()}
+    session = open_graph("CachedAttention", feeds, kinds, library, **heads)
     binding = session.io_binding()
     for bind, tensors in ((binding.bind_input, feeds), (binding.bind_output, outputs)):
         for name, array in tensors.items():
             bind(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
     session.run_with_iobinding(binding)
-    return attn_out[0], *(rows[0] for rows in present)
+    return attn_out, *present
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from tango_plugins.native_library import NATIVE
 
 HERE = Path(__file__).parent
 
-#: What can be emulated; the ONNX Runtime operators need attention and activation.
+#: What can be emulated.
 SOURCES = {
     "decode": "src/decode/decode.cu",
     "attention": "src/attention/prefill.cu",
@@ -20,7 +20,8 @@ SOURCES = {
     "activation": "src/elementwise/activation.cu",
     "argmax": "src/elementwise/argmax.cu",
     "norm": "src/elementwise/norm.cu",
-    "operators": "adapters/onnxruntime/operators.cpp",
+    "operators": "adapters/operators.cpp",
+    "onnxruntime": "adapters/onnxruntime/custom_operators.cpp",
     "faults": HERE / "faults.cu",
 }
 COMMON = ("src/common/check.cpp", "src/common/device.cu", "src/common/library.cpp", HERE / "cuda_runtime.cpp")
@@ -53,7 +54,7 @@ def compiled(
         "TANGO_EMULATED_SHARED_BYTES": shared_bytes,
     }
     command += [f"-D{name}={value}" for name, value in defines.items()]
-    command += [f"-I{path}" for path in (HERE, NATIVE / "src", NATIVE / "include")]
+    command += [f"-I{path}" for path in (HERE, NATIVE, NATIVE / "src", NATIVE / "include")]
     sources = [NATIVE / source for source in (*COMMON, *(SOURCES[name] for name in names))]
     library = folder / "library.so"
     subprocess.run([*command, *map(str, sources), "-o", str(library)], check=True)

@@ -184,15 +184,14 @@ def with_device_graphs(folder):
     """A bundle whose embedding and decoder have device graphs that take their weights."""
 
     def edit_graphs(data):
-        for name, plain, shape in (("embed", 1, [32, 896]), ("decoder", 7, [896, 32])):
+        for name, shape in (("embed", [32, 896]), ("decoder", [896, 32])):
             graph, weight = data["graphs"][name], {"dtype": "float16", "shape": shape}
-            own = [*graph["inputs"], {"name": "bound", "dtype": "int32", "shape": [1]}][:plain]
             taken = {"name": f"{name}.weight", **weight}
             graph["weights"] = {
                 "norm.weight": {"dtype": "float32", "shape": [896], "offset": 0},
                 taken["name"]: {**weight, "offset": 3584},
             }
-            graph["device"] = {**graph, "file": f"{name}.fused.onnx", "inputs": [*own, taken]}
+            graph["device"] = {**graph, "file": f"{name}.fused.onnx", "inputs": [*graph["inputs"], taken]}
             del graph["device"]["weights"]
             size = 3584 + 2 * shape[0] * shape[1]
             for file, length in ((f"{name}.fused.onnx", 9), (f"{name}.onnx.data", size)):

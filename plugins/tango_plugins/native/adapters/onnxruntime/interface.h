@@ -25,7 +25,7 @@ enum ONNXTensorElementDataType : int {
     ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16 = 10,
 };
 enum OrtErrorCode : int { ORT_FAIL = 1, ORT_INVALID_ARGUMENT = 2 };
-enum OrtMemType : int { OrtMemTypeCPUInput = -2, OrtMemTypeDefault = 0 };
+enum OrtMemType : int { OrtMemTypeDefault = 0 };
 enum OrtCustomOpInputOutputCharacteristic : int { INPUT_OUTPUT_REQUIRED = 0 };
 
 // A gap stands for functions that are not called; its name is the position of the first one.
@@ -42,7 +42,8 @@ struct OrtApi {
     OrtStatus* (*GetDimensions)(const OrtTensorTypeAndShapeInfo* info, int64_t* values, size_t count);
     void* gap_63[2];
     OrtStatus* (*GetTensorTypeAndShape)(const OrtValue* value, OrtTensorTypeAndShapeInfo** out);
-    void* gap_66[20];
+    void* gap_66[19];
+    OrtStatus* (*KernelInfoGetAttribute_float)(const OrtKernelInfo* info, const char* name, float* out);
     OrtStatus* (*KernelInfoGetAttribute_int64)(const OrtKernelInfo* info, const char* name, int64_t* out);
     void* gap_87[3];
     OrtStatus* (*KernelContext_GetInput)(const OrtKernelContext* context, size_t index, const OrtValue** out);
@@ -97,6 +98,7 @@ TANGO_ASSERT_POSITION(OrtApi, GetTensorMutableData, 51);
 TANGO_ASSERT_POSITION(OrtApi, GetDimensionsCount, 61);
 TANGO_ASSERT_POSITION(OrtApi, GetDimensions, 62);
 TANGO_ASSERT_POSITION(OrtApi, GetTensorTypeAndShape, 65);
+TANGO_ASSERT_POSITION(OrtApi, KernelInfoGetAttribute_float, 85);
 TANGO_ASSERT_POSITION(OrtApi, KernelInfoGetAttribute_int64, 86);
 TANGO_ASSERT_POSITION(OrtApi, KernelContext_GetInput, 90);
 TANGO_ASSERT_POSITION(OrtApi, KernelContext_GetOutput, 91);

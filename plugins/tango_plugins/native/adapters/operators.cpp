@@ -1,0 +1,226 @@
+#include "operators.h"
+
+#include <climits>
+
+#include "common/check.h"
+#include "tango/activation.h"
+#include "tango/attention.h"
+#include "tango/norm.h"
+#include "tango/vision_attention.h"
+
+namespace tango {
+namespace {
+
+constexpr Type kHalf = Type::kHalf, kFloat = Type::kFloat, kInt32 = Type::kInt32;
+
+int mismatch() { return fail(TANGO_BAD_ARGUMENT, "the shapes of the inputs do not match"); }
+
+int32_t dtype(Type type) { return type == kHalf ? TANGO_FP16 : TANGO_FP32; }
+
+// Copies lengths to where they are 32 bits wide.
+int narrow(const std::vector<std::pair<int64_t, int32_t*>>& lengths) {
+    for (const auto& [length, to] : lengths) {
+        if (length < 0 || length > INT32_MAX) return fail(TANGO_BAD_ARGUMENT, "a length is out of range");
+        *to = static_cast<int32_t>(length);
+    }
+    return TANGO_OK;
+}
+
+bool is_row_of(const Tensor& row, const Tensor& x) { return row.shape == Lengths{x.dim(1)}; }
+
+int enqueue_bias(const Call& call) {
+    const Tensor &x = call.inputs[0], &bias = call.inputs[1];
+    if (!is_row_of(bias, x)) return mismatch();
+    if (x.size() == 0) return TANGO_OK;
+    return tango_bias_enqueue(dtype(call.signature.inputs[0]), x.data, bias.data, x.rows(), x.dim(1),
+                              call.outputs[0].data, call.stream);
+}
+
+template <TangoGelu kGelu>
+int enqueue_bias_gelu(const Call& call) {
+    const Tensor &x = call.inputs[0], &bias = call.inputs[1];
+    if (!is_row_of(bias, x)) return mismatch();
+    if (x.size() == 0) return TANGO_OK;
+    return tango_bias_gelu_enqueue(dtype(call.signature.inputs[0]), kGelu, x.data, bias.data, x.rows(), x.dim(1),
+                                   call.outputs[0].data, call.stream);
+}
+
+int enqueue_swiglu(const Call& call) {
+    const Tensor &gate = call.inputs[0], &up = call.inputs[1];
+    if (gate.shape != up.shape) return mismatch();
+    if (gate.size() == 0) return TANGO_OK;
+    return tango_swiglu_enqueue(dtype(call.signature.inputs[0]), gate.data, up.data, gate.size(), call.outputs[0].data,
+                                call.stream);
+}
+
+using EnqueueNorm = int (*)(const TangoNormShape*, const TangoNormTensors*, void*);
+
+// Inputs: the residual stream; where kBranch, what is added to it, with its bias where kBias; weight, and beta where
+// kBeta. Outputs: y, and the sum where kBranch.
+template <EnqueueNorm kEnqueue, bool kBranch, bool kBias, bool kBeta>
+int enqueue_norm(const Call& call) {
+    const std::vector<Tensor>& in = call.inputs;
+    const Tensor& residual = in[0];
+    constexpr size_t kWeight = 1 + kBranch + kBias;
+    if (kBranch && in[1].shape != residual.shape) return mismatch();
+    for (size_t i = 1 + kBranch; i < in.size(); ++i)
+        if (!is_row_of(in[i], residual)) return mismatch();
+    if (residual.size() == 0) return TANGO_OK;
+    TangoNormShape shape = {};
+    if (int status = narrow({{residual.rows(), &shape.rows}, {residual.dim(1), &shape.width}})) return status;
+    shape.stream_dtype = dtype(call.signature.inputs[0]);
+    shape.branch_dtype = dtype(call.signature.inputs[kBranch ? 1 : 0]);
+    shape.y_dtype = dtype(call.signature.outputs[0]);
+    shape.epsilon = call.attributes[0].real;
+    TangoNormTensors tensors = {};
+    tensors.residual = residual.data;
+    if (kBranch) tensors.branch = in[1].data, tensors.sum = call.outputs[1].data;
+    if (kBias) tensors.bias = in[2].data;
+    tensors.weight = static_cast<const float*>(in[kWeight].data);
+    if (kBeta) tensors.beta = static_cast<const float*>(in[kWeight + 1].data);
+    tensors.y = call.outputs[0].data;
+    return kEnqueue(&shape, &tensors, call.stream);
+}
+
+int enqueue_vision_attention(const Call& call) {
+    const Tensor &qkv = call.inputs[0], &bias = call.inputs[1];
+    const int64_t heads = call.attributes[0].integer, width = qkv.dim(1) / 3;
+    if (qkv.shape.size() != 3 || heads < 1 || width % heads != 0 || qkv.dim(1) != 3 * width || !is_row_of(bias, qkv))
+        return mismatch();
+    if (qkv.size() == 0) return TANGO_OK;
+    TangoVisionAttentionShape shape = {};
+    shape.rows = 1;
+    if (int status = narrow({{qkv.dim(3), &shape.frames},
+                             {qkv.dim(2), &shape.columns},
+                             {heads, &shape.heads},
+                             {width / heads, &shape.head_dim},
+                             {3 * width, &shape.query_stride}}))
+        return status;
+    shape.key_stride = shape.value_stride = shape.query_stride;
+    char* const data = static_cast<char*>(qkv.data);
+    const TangoVisionAttentionTensors tensors = {data, data + 2 * width, data + 4 * width, bias.data,
+                                                 call.outputs[0].data};
+    return tango_vision_attention_enqueue(&shape, &tensors, call.stream);
+}
+
+enum { kQkv, kBias, kPastKey, kPastValue, kLast, kCosines, kSines };
+
+int enqueue_cached_attention(const Call& call) {
+    const std::vector<Tensor>& in = call.inputs;
+    const int64_t heads = call.attributes[0].integer, kv_heads = call.attributes[1].integer;
+    const int64_t tokens = in[kQkv].dim(2), capacity = in[kPastKey].dim(2), width = in[kPastKey].dim(1);
+    const Lengths cache = {kv_heads, capacity, width};
+    const int64_t columns = (heads + 2 * kv_heads) * width;
+    if (in[kQkv].shape != Lengths{tokens, columns} || in[kBias].shape != Lengths{columns} ||
+        in[kPastKey].shape != cache || in[kPastValue].shape != cache || in[kLast].size() != 1 ||
+        in[kCosines].shape != in[kSines].shape || in[kCosines].dim(1) != width / 2 || in[kCosines].dim(2) < capacity)
+        return mismatch();
+    TangoAttentionShape shape = {};
+    if (int status = narrow({{tokens, &shape.tokens},
+                             {heads, &shape.heads},
+                             {kv_heads, &shape.kv_heads},
+                             {width, &shape.head_dim},
+                             {capacity, &shape.capacity}}))
+        return status;
+    const TangoAttentionTensors tensors = {in[kQkv].data,        in[kBias].data,  static_cast<int32_t*>(in[kLast].data),
+                                           in[kCosines].data,    in[kSines].data, call.outputs[1].data,
+                                           call.outputs[2].data, call.outputs[0].data};
+    return tango_attention_enqueue(&shape, &tensors, call.stream);
+}
+
+std::vector<Signature> rows_of_either_type() {
+    return {{{kHalf, kHalf}, {kHalf}}, {{kFloat, kFloat}, {kFloat}}};
+}
+
+// A norm of the residual stream alone takes `after` more inputs of fp32.
+std::vector<Signature> norm_of(size_t after) {
+    std::vector<Signature> all;
+    for (Type type : {kHalf, kFloat}) {
+        all.push_back({{type}, {type}});
+        all.back().inputs.resize(1 + after, kFloat);
+    }
+    return all;
+}
+
+// One that adds a branch, and `biases`, before it. The stream may be of fp32 where the rest is not.
+std::vector<Signature> norm_of_sum(size_t biases, size_t after) {
+    std::vector<Signature> all;
+    for (auto [stream, branch] : {std::pair(kHalf, kHalf), std::pair(kFloat, kHalf), std::pair(kFloat, kFloat)}) {
+        all.push_back({{stream, branch}, {branch, stream}});
+        all.back().inputs.resize(2 + biases, branch);
+        all.back().inputs.resize(2 + biases + after, kFloat);
+    }
+    return all;
+}
+
+std::vector<Operator> make_all() {
+    const OutputShape first{0};
+    const Attribute epsilon{"epsilon", true}, heads{"num_heads", false}, kv_heads{"kv_num_heads", false};
+    return {
+        {"Bias", {}, rows_of_either_type(), {first}, {}, enqueue_bias},
+        {"BiasGelu", {}, rows_of_either_type(), {first}, {}, enqueue_bias_gelu<TANGO_GELU_ERF>},
+        {"BiasFastGelu", {}, rows_of_either_type(), {first}, {}, enqueue_bias_gelu<TANGO_GELU_TANH>},
+        {"SwiGLU", {}, rows_of_either_type(), {first}, {}, enqueue_swiglu},
+        {"LayerNorm", {epsilon}, norm_of(2), {first}, {}, enqueue_norm<tango_layer_norm_enqueue, false, false, true>},
+        {"RMSNorm", {epsilon}, norm_of(1), {first}, {}, enqueue_norm<tango_rms_norm_enqueue, false, false, false>},
+        {"AddLayerNorm",
+         {epsilon},
+         norm_of_sum(1, 2),
+         {first, first},
+         {},
+         enqueue_norm<tango_layer_norm_enqueue, true, true, true>},
+        {"AddRMSNorm",
+         {epsilon},
+         norm_of_sum(0, 1),
+         {first, first},
+         {},
+         enqueue_norm<tango_rms_norm_enqueue, true, false, false>},
+        {"VisionAttention",
+         {heads},
+         {{{kHalf, kHalf}, {kHalf}}},
+         {{-1, {{0, 0}, {0, 1}, {0, 2, -1, 3}}}},
+         {},
+         enqueue_vision_attention},
+        {"CachedAttention",
+         {heads, kv_heads},
+         {{{kHalf, kHalf, kHalf, kHalf, kInt32, kHalf, kHalf}, {kHalf, kHalf, kHalf}}},
+         {{-1, {{kQkv, 0}, {kPastKey, 2, 0}}}, {kPastKey}, {kPastValue}},
+         {{kPastKey, 1}, {kPastValue, 2}},
+         enqueue_cached_attention},
+    };
+}
+
+}  // namespace
+
+int64_t Tensor::size() const {
+    int64_t size = 1;
+    for (int64_t length : shape) size *= length;
+    return size;
+}
+
+Lengths Operator::shape(size_t output, const std::vector<Tensor>& inputs, const std::vector<Value>& attributes) const {
+    const OutputShape& wanted = outputs[output];
+    if (wanted.same_as >= 0) return inputs[wanted.same_as].shape;
+    Lengths shape;
+    for (const Length& length : wanted.lengths) {
+        const Lengths& of = inputs[length.input].shape;
+        if (static_cast<size_t>(length.axis) >= of.size()) return {};
+        const int64_t factor = length.times_attribute < 0 ? 1 : attributes[length.times_attribute].integer;
+        shape.push_back(of[length.axis] * factor / length.divided_by);
+    }
+    return shape;
+}
+
+int Operator::run(const Call& call) const {
+    for (const auto& [input, output] : in_place)
+        if (call.inputs[input].data != call.outputs[output].data)
+            return fail(TANGO_BAD_ARGUMENT, "past and present must be the same memory");
+    return enqueue(call);
+}
+
+const std::vector<Operator>& operators() {
+    static const std::vector<Operator>& all = *new std::vector<Operator>(make_all());
+    return all;
+}
+
+}  // namespace tango
