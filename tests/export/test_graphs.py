@@ -83,7 +83,7 @@ def test_a_graph_reads_like_the_model(bundle):
     assert len(names) == len(nodes)
     for name in ("layers.0.self_attn.o_proj", "layers.1.mlp.down_proj", "lm_head"):
         assert (names[name].op_type, names[name].input[1]) == ("MatMul", f"{name}.weight")
-    for name in ("tower.encoder.layers.0.self_attn.q_proj", "tower.encoder.layers.1.mlp.fc1", "projector.linear_1"):
+    for name in ("tower.encoder.layers.0.self_attn.out_proj", "tower.encoder.layers.1.mlp.fc1", "projector.linear_1"):
         assert list(names[name].input) == [f"{name}.matmul", f"{name}.bias"]
     outputs = {"features", "salience", "embeddings", "logits", "new_key.0", "new_value.0", "new_key.1", "new_value.1"}
     assert {node.output[0] for node in nodes if node.output[0] != node.name} == outputs

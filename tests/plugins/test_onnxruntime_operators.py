@@ -109,9 +109,9 @@ def test_attention_of_a_tower_equals_its_onnx_function(library, shape, heads):
 
 
 def test_a_session_takes_the_operators_where_the_library_is(library, tmp_path):
+    tower = {"qkv": random(HALF, 1, 4, 192), "bias": random(HALF, 192)}, {"y": (HALF, 3)}, {"num_heads": 1}
     for op in (*ROWS, "VisionAttention"):
-        inputs, outputs, attributes = example(op, HALF, (2, 8)) if op in ROWS else (
-            {"qkv": random(HALF, 1, 4, 192), "bias": random(HALF, 192)}, {"y": (HALF, 3)}, {"num_heads": 1})  # fmt: skip
+        inputs, outputs, attributes = example(op, HALF, (2, 8)) if op in ROWS else tower
         for given in (library, None):
             session = open_graph(op, inputs, outputs, given, tmp_path, **attributes)
             session.run(None, inputs)
@@ -148,7 +148,7 @@ def test_wrong_shapes_are_rejected_by_name(library, op, changed):
 @pytest.mark.parametrize(("columns", "bias", "heads"), [(193, 193, 1), (192, 64, 1), (192, 192, 7), (192, 192, 0)])
 def test_attention_of_a_tower_rejects_wrong_shapes(library, columns, bias, heads):
     inputs = {"qkv": random(HALF, 1, 4, columns), "bias": random(HALF, bias)}
-    with pytest.raises(Exception, match="tango.VisionAttention: the shapes of the inputs do not match"):
+    with pytest.raises(Exception, match=r"tango\.VisionAttention: the shapes of the inputs do not match"):
         open_graph("VisionAttention", inputs, {"y": (HALF, 3)}, library, num_heads=heads).run(None, inputs)
 
 

@@ -152,6 +152,6 @@ def _draw(outcome: Outcome, file: Path) -> None:
 
 
 def _short(layer: str) -> str:
-    """``tower.encoder.layers.0.self_attn.q_proj`` → ``0.q_proj``."""
+    """``tower.encoder.layers.0.self_attn.qkv_proj`` → ``0.qkv_proj``."""
     parts = layer.split(".")
     return ".".join([*(part for part in parts if part.isdigit()), parts[-1]])
