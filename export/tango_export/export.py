@@ -8,9 +8,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 from tango_export.families import FAMILIES, Family, Model, Preset
-from tango_export.graph import DEVICE, PORTABLE, build
+from tango_export.graph import DEVICE, PORTABLE, TENSORRT, build
 from tango_export.graph.builder import Float
-from tango_export.graph.files import write_device, write_portable, write_prune
+from tango_export.graph.files import write_device, write_portable, write_prune, write_tensorrt
 from tango_plugins import PruneParams, TangoError, op
 from tango_plugins.params import Budget
 from tango_runtime.bundle import (
@@ -190,6 +190,10 @@ def _write_graphs(folder: Path, model: Model, params: PruneParams, dtype: Float)
         for graph in portable:
             specs[graph.name] = write_portable(graph, model.read, folder, on_progress)
     if dtype == "float16":
+        for definition, graph in zip(model.definitions, portable, strict=True):
+            fusible = build(definition, TENSORRT, dtype)
+            if fusible.nodes != graph.nodes:
+                specs[graph.name] = write_tensorrt(fusible, specs[graph.name], folder)
         specs |= write_device_graphs(folder, model, specs, dtype)
     return specs | {"prune": write_prune(params, specs["vision"].outputs[0], folder)}
 

@@ -179,3 +179,27 @@ def test_graphs_of_the_default_precision_are_fp16(bundle):
     assert {i.type for i in session(bundle() / "decoder.onnx").get_inputs()} == {"tensor(float16)", "tensor(int64)"}
     assert logits(bundle(), np.arange(3)).dtype == np.float32
     assert embed(bundle(), np.arange(3)).dtype == np.float16
+
+
+def test_tensorrt_has_a_tower_of_its_own_on_the_same_weights(bundle):
+    folder = bundle()
+    plain, fused = (proto(folder, name) for name in ("vision", "vision.tensorrt"))
+    for model, types in ((plain, {TensorProto.FLOAT}), (fused, {TensorProto.FLOAT16})):
+        inferred = onnx.shape_inference.infer_shapes(model).graph
+        kinds = {value.name: value.type.tensor_type.elem_type for value in (*inferred.value_info, *model.graph.input)}
+        scores = [node for node in model.graph.node if node.name.endswith("self_attn.scores")]
+        assert len(scores) == 2
+        assert {kinds[name] for node in scores for name in node.input} == types
+    stored = [{t.name: entries(t) for t in model.graph.initializer if t.external_data} for model in (plain, fused)]
+    assert stored[0] == stored[1]
+    specs = Bundle.load(folder, verify=True).manifest.graphs
+    assert [spec.tensorrt for spec in specs.values()] == ["vision.tensorrt.onnx", None, None, None]
+    assert not any(spec.tensorrt for spec in Bundle.load(bundle(precision="fp32")).manifest.graphs.values())
+
+
+def test_the_tower_for_tensorrt_is_the_portable_one(bundle):
+    folder, pixels = bundle(), frames(3)
+    for found, wanted in zip(
+        run(folder, "vision.tensorrt", frames=pixels), run(folder, "vision", frames=pixels), strict=True
+    ):
+        assert_close(found.astype(np.float64), wanted, 1e-2)

@@ -35,17 +35,35 @@ def write_portable(graph: Graph, read: Read, folder: Path, on_progress: OnProgre
     """
     runtimes: tuple[Runtime, ...] = ("onnxruntime", "tensorrt")
     spec = GraphSpec(f"{graph.name}.onnx", graph.form.opsets[""], runtimes, graph.inputs, graph.outputs)
-    weights, initializers = {}, []
+    weights = {}
     with (folder / spec.data).open("wb") as data:
         for weight in graph.weights:
             data.seek(-data.tell() % WEIGHT_ALIGNMENT, io.SEEK_CUR)
             weights[weight.name] = WeightSpec(weight.dtype, weight.shape, data.tell())
-            initializers.append(external_tensor(weight.name, weights[weight.name], spec.data))
             data.write(load(weight, read).data)
             on_progress(weight.bytes)
-    onnx.save(_model(graph, graph.inputs, initializers), folder / spec.file)
-    onnx.checker.check_model(str(folder / spec.file))
-    return replace(spec, weights=weights)
+    spec = replace(spec, weights=weights)
+    _save_on(spec, graph, folder / spec.file)
+    return spec
+
+
+def write_tensorrt(graph: Graph, portable: GraphSpec, folder: Path) -> GraphSpec:
+    """Writes a graph as TensorRT fuses it, on the data file of its portable form, whose weights it has.
+
+    Returns:
+        The entry in bundle.json with the graph for TensorRT.
+    """
+    file = f"{graph.name}.tensorrt.onnx"
+    _save_on(portable, graph, folder / file)
+    return replace(portable, tensorrt=file)
+
+
+def _save_on(portable: GraphSpec, graph: Graph, file: Path) -> None:
+    """Saves a graph whose weights lie in the portable form's data file."""
+    stored = portable.weights or {}
+    initializers = [external_tensor(w.name, stored[w.name], portable.data) for w in graph.weights]
+    onnx.save(_model(graph, graph.inputs, initializers), file)
+    onnx.checker.check_model(str(file))
 
 
 def write_device(graph: Graph, portable: GraphSpec, read: Read, folder: Path) -> GraphSpec:

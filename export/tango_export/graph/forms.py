@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tango_export.graph import device, portable
 from tango_export.graph.builder import Form
 from tango_export.graph.operators import FUNCTIONS
@@ -22,6 +24,9 @@ PORTABLE = Form(
     cached_attention=portable.cached_attention,
     last_position=portable.last_position,
 )
+
+#: The portable form for TensorRT: what differs is what it fuses only if it is written so.
+TENSORRT = replace(PORTABLE, attention=portable.attention_in_one_kernel)
 
 #: Standard ONNX, and the CUDA library's operators.
 DEVICE = Form(

@@ -79,17 +79,23 @@ def swiglu(g: GraphBuilder, name: str, gate: str, up: str) -> str:
 
 
 def attention(g: GraphBuilder, name: str, qkv: Biased, tokens: int, heads: int, head_dim: int) -> str:
-    packed = g.reshape(add_bias(g, qkv), f"{name}.heads", -1, tokens, 3, heads, head_dim)
-    parts = g.node("Transpose", [packed], f"{name}.parts", perm=[2, 0, 3, 1, 4])  # [3, F, heads, T, head_dim]
-    shape = (heads, tokens, head_dim)
-    query, key, value = (
-        g.reshape(g.slice(parts, f"{name}.{part}.slice", axis=0, begin=i, end=i + 1), f"{name}.{part}", -1, *shape)
-        for i, part in enumerate(("query", "key", "value"))
-    )
-    wide = g.widen(query, f"{name}.query.fp32")
-    mixed = _attend(g, name, wide, key, value, head_dim)
-    mixed = g.node("Transpose", [mixed], f"{name}.transposed", perm=[0, 2, 1, 3])
-    return g.reshape(mixed, name, -1, tokens, heads * head_dim)
+    query, key, value = _split_heads(g, name, qkv, tokens, heads, head_dim)
+    mixed = _attend(g, name, g.widen(query, f"{name}.query.fp32"), key, value, head_dim)
+    return _merge_heads(g, name, mixed, tokens, heads, head_dim)
+
+
+def attention_in_one_kernel(g: GraphBuilder, name: str, qkv: Biased, tokens: int, heads: int, head_dim: int) -> str:
+    """As TensorRT fuses it: the operands of the first product stay in fp16, the scores are widened behind it.
+
+    The fused kernel has the scores in fp32 all along. An engine that does not fuse it rounds them to fp16.
+    """
+    query, key, value = _split_heads(g, name, qkv, tokens, heads, head_dim)
+    scaled = g.node("Mul", [query, g.constant(head_dim**-0.5, g.dtype)], f"{name}.query.scaled")
+    turned = g.node("Transpose", [key], f"{name}.key.transposed", perm=[0, 1, 3, 2])
+    scores = g.widen(g.node("MatMul", [scaled, turned], f"{name}.scores"), f"{name}.scores.fp32")
+    shares = g.narrow(g.node("Softmax", [scores], f"{name}.softmax", axis=-1), f"{name}.shares")
+    mixed = g.node("MatMul", [shares, value], f"{name}.mixed")
+    return _merge_heads(g, name, mixed, tokens, heads, head_dim)
 
 
 def constant_matmul(g: GraphBuilder, name: str, weight: str, x: str) -> str:
@@ -143,6 +149,26 @@ def last_position(g: GraphBuilder, name: str, x: str, width: int) -> str:
 
 def _added(g: GraphBuilder, x: str | Addition) -> str:
     return x if isinstance(x, str) else g.node("Add", [x.residual, add_bias(g, x.branch)], x.name)
+
+
+def _split_heads(g: GraphBuilder, name: str, qkv: Biased, tokens: int, heads: int, head_dim: int) -> list[str]:
+    """Query, key and value, each [F, heads, T, head_dim]."""
+    packed = g.reshape(add_bias(g, qkv), f"{name}.heads", -1, tokens, 3, heads, head_dim)
+    parts = g.node("Transpose", [packed], f"{name}.parts", perm=[2, 0, 3, 1, 4])  # [3, F, heads, T, head_dim]
+    return [
+        g.reshape(
+            g.slice(parts, f"{name}.{part}.slice", axis=0, begin=i, end=i + 1),
+            f"{name}.{part}",
+            *(-1, heads, tokens, head_dim),
+        )
+        for i, part in enumerate(("query", "key", "value"))
+    ]
+
+
+def _merge_heads(g: GraphBuilder, name: str, mixed: str, tokens: int, heads: int, head_dim: int) -> str:
+    """[F, heads, T, head_dim] → [F, T, D]."""
+    mixed = g.node("Transpose", [mixed], f"{name}.transposed", perm=[0, 2, 1, 3])
+    return g.reshape(mixed, name, -1, tokens, heads * head_dim)
 
 
 def _attend(

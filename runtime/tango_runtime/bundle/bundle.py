@@ -66,6 +66,10 @@ class Bundle:
         """Path of a graph's ONNX file."""
         return self.path / self.manifest.graphs[name].file
 
+    def engine_graph(self, name: GraphName) -> Path:
+        """Path of the ONNX file that TensorRT builds a graph's engine from."""
+        return self.path / self.manifest.engine_files(name)[0]
+
     def graph_bytes(self, name: GraphName) -> int:
         """Size of all files of a graph."""
         return sum(self.manifest.files[file].size for file in self.manifest.graph_files(name))

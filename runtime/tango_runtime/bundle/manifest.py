@@ -119,6 +119,8 @@ class GraphSpec:
         device: The same graph for a GPU, in fused operators and with weights as inputs; None where there is none.
         weights: Where each weight is in the graph's data file. The device graph takes those that it names as inputs,
             after its other inputs. None where the weights are known to the graph only.
+        tensorrt: File of the same graph in a form that TensorRT fuses, on the same data file; None where it fuses the
+            graph as it is.
     """
 
     file: str
@@ -129,11 +131,12 @@ class GraphSpec:
     quantization: Quantization | None = None
     device: GraphSpec | None = None
     weights: dict[str, WeightSpec] | None = None
+    tensorrt: str | None = None
 
     @property
     def files(self) -> tuple[str, ...]:
-        """The ONNX files: the graph's own and, where there is one, the device graph's."""
-        return (self.file, *(self.device.files if self.device else ()))
+        """The ONNX files: the graph's own and, where there are any, the device graph's and TensorRT's."""
+        return (self.file, *(self.device.files if self.device else ()), *filter(None, [self.tensorrt]))
 
     @property
     def data(self) -> str:
@@ -346,13 +349,18 @@ class Manifest:
         return op.params_from(self.prune)
 
     def graph_files(self, name: GraphName) -> tuple[str, ...]:
-        """Every file of a graph: its ONNX file, its weights where it has any, and its device graph."""
-        return (*self.portable_files(name), *self.graphs[name].files[1:])
-
-    def portable_files(self, name: GraphName) -> tuple[str, ...]:
-        """The files of a graph without its device graph."""
+        """Every file of a graph: its ONNX files, and its weights where it has any."""
         graph = self.graphs[name]
-        return tuple(file for file in (graph.file, graph.data) if file in self.files)
+        return (*self._with_data(name, graph.file), *graph.files[1:])
+
+    def engine_files(self, name: GraphName) -> tuple[str, ...]:
+        """The files that TensorRT builds a graph's engine from."""
+        graph = self.graphs[name]
+        return self._with_data(name, graph.tensorrt or graph.file)
+
+    def _with_data(self, name: GraphName, file: str) -> tuple[str, ...]:
+        data = self.graphs[name].data
+        return (file, data) if data in self.files else (file,)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -65,7 +65,7 @@ def build(
         start = time.monotonic()
         job = Job(
             spec=planned.spec,
-            model=str(bundle.graph(planned.graph)),
+            model=str(bundle.engine_graph(planned.graph)),
             inputs=bundle.manifest.graphs[planned.graph].inputs,
             plugin=str(plugin) if plugin and planned.graph == "prune" else None,
             output=str(partial),

@@ -88,5 +88,5 @@ class EngineSpec:
 
 
 def digests(manifest: Manifest, graph: GraphName) -> dict[str, str]:
-    """SHA-256 of the files that TensorRT reads of a graph, by name: not of the one that ONNX Runtime has for a GPU."""
-    return {name: manifest.files[name].sha256 for name in manifest.portable_files(graph)}
+    """SHA-256 of the files that TensorRT reads of a graph, by name."""
+    return {name: manifest.files[name].sha256 for name in manifest.engine_files(graph)}

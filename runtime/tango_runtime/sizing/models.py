@@ -198,4 +198,4 @@ def _precision(graph: GraphSpec) -> Precision:
 
 def _portable_bytes(manifest: Manifest, graph: GraphName) -> int:
     """Size of a graph and its weights. Its device graph has the same weights, and TensorRT never reads it."""
-    return sum(manifest.files[file].size for file in manifest.portable_files(graph))
+    return sum(manifest.files[file].size for file in manifest.engine_files(graph))

@@ -103,14 +103,14 @@ def test_what_is_built_is_not_built_again(loaded):
     ]
     one.path.write_bytes(b"cut")
     assert build(loaded, one, HERE)
-    assert builds(loaded) == ["vision"] * 3
+    assert builds(loaded) == ["vision.tensorrt"] * 3
 
 
 def test_the_timing_cache_collects_the_times_of_every_build(loaded, tmp_path):
     cache = tmp_path / "timing.cache"
     for graph in ("vision", "embed"):
         build(loaded, planned(loaded, graph), HERE, timing_cache=cache)
-    assert cache.read_bytes().split() == [b"embed", b"vision"]
+    assert cache.read_bytes().split() == [b"embed", b"vision.tensorrt"]
 
 
 @pytest.mark.parametrize(
@@ -141,8 +141,8 @@ def test_a_failed_rebuild_leaves_the_engine_that_was_there(loaded):
 
 
 def test_a_graph_that_tensorrt_cannot_read_is_named(loaded):
-    (loaded.path / "vision.onnx").write_bytes(b"")
-    with pytest.raises(TangoError, match=r"cannot read .*vision.onnx: no such operator"):
+    (loaded.engine_graph("vision")).write_bytes(b"")
+    with pytest.raises(TangoError, match=r"cannot read .*vision.tensorrt.onnx: no such operator"):
         build(loaded, planned(loaded), HERE)
 
 
@@ -165,7 +165,7 @@ def test_two_builds_of_one_engine_build_it_once(loaded):
     for thread in threads:
         thread.join()
     assert sorted(built) == [False, False, True]
-    assert builds(loaded) == ["vision"]
+    assert builds(loaded) == ["vision.tensorrt"]
     assert is_built(one)
 
 
@@ -187,8 +187,8 @@ def test_builds_of_two_engines_run_concurrently(loaded):
     (loaded.path / "go").touch()
     for thread in threads:
         thread.join()
-    assert sorted(builds(loaded)) == ["embed", "vision"]
-    assert default_timing_cache(loaded, HERE).read_bytes().split() == [b"embed", b"vision"]
+    assert sorted(builds(loaded)) == ["embed", "vision.tensorrt"]
+    assert default_timing_cache(loaded, HERE).read_bytes().split() == [b"embed", b"vision.tensorrt"]
 
 
 SCRIPT = """
@@ -260,7 +260,7 @@ def test_build_command(loaded, h200, capsys):
     assert cli.main(["build", str(loaded.path), "--max-frames", "4"]) == 0
     output = capsys.readouterr().err
     assert "skipping the prune engine" in output
-    assert sorted(builds(loaded)) == ["decoder", "embed", "vision"]
+    assert sorted(builds(loaded)) == ["decoder", "embed", "vision.tensorrt"]
     assert cli.main(["build", str(loaded.path), "--max-frames", "4"]) == 0
     assert "already exists" in capsys.readouterr().err
     assert len(builds(loaded)) == 3

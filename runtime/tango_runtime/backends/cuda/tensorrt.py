@@ -128,7 +128,7 @@ class TensorRTRunner:
         if engine is None:
             raise self._failed(f"TensorRT cannot load {found.path}", f"build it again: {found.rebuild}")
         if found.stripped:
-            self._refit(engine, found, bundle.graph(graph))
+            self._refit(engine, found, bundle.engine_graph(graph))
         self._check_tensors(bundle, graph, engine)
         return engine
 
