@@ -24,7 +24,7 @@ RNG = np.random.default_rng(0)
 EPSILON = {"epsilon": 1e-5}
 HALF, FLOAT = np.float16, np.float32
 #: The library in full, but for what decodes and prunes.
-PARTS = ("attention", "vision_attention", "norm", "activation", "operators", "onnxruntime")
+PARTS = ("attention", "vision", "norm", "activation", "operators", "onnxruntime")
 
 
 @pytest.fixture(scope="module")
