@@ -1,0 +1,63 @@
+"""The graphs in a builder of TensorRT 11's API that needs no GPU: TensorRT-RTX builds engines ahead of time.
+
+It is not TensorRT 10 or 11. It holds the worker and the graphs to what these versions share: a strongly typed network,
+their parser, their names.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from tango_runtime.bundle import Bundle
+from tango_runtime.engines import BuildOptions, Target, plan_engines
+from tango_runtime.engines.worker import Job
+
+pytest.importorskip(
+    "tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed: pip install 'tango-edge[test]' on Linux x86-64"
+)
+
+NEWEST = Target("11.0.0", "9.0", "TensorRT-RTX")
+
+
+def run_worker(bundle, graph, output):
+    """Builds a graph's engine as `tango build` does; returns the last message of the worker, and its log."""
+    (planned,) = plan_engines(bundle, NEWEST, BuildOptions(), [graph])
+    assert "STRONGLY_TYPED" in planned.spec.flags
+    inputs, cache = bundle.manifest.graphs[graph].inputs, output.with_suffix(".cache")
+    job = Job(planned.spec, str(bundle.engine_graph(graph)), inputs, None, str(output), str(cache), os.getpid())
+    paths = [str(Path(__file__).parents[2] / "fakes" / "tensorrt_rtx"), *sys.path]
+    done = subprocess.run(
+        [sys.executable, "-m", "tango_runtime.engines.worker"],
+        input=json.dumps(asdict(job)),
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return json.loads(done.stdout.splitlines()[-1]), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("graph", "precision"), [("vision", "fp16"), ("embed", "fp16"), ("decoder", "fp16"), ("decoder", "fp32")]
+)
+def test_a_strongly_typed_engine_is_built(bundle, tmp_path, graph, precision):
+    engine = tmp_path / "engine"
+    message, log = run_worker(Bundle.load(bundle(precision=precision)), graph, engine)
+    assert "peak_host" in message, log
+    assert engine.stat().st_size > 0
+
+
+def test_a_graph_that_the_parser_cannot_read_is_named(bundle, tmp_path):
+    loaded = Bundle.load(shutil.copytree(bundle(), tmp_path / "bundle"))
+    loaded.engine_graph("embed").write_bytes(b"no graph")
+    message, log = run_worker(loaded, "embed", tmp_path / "engine")
+    assert "embed.onnx" in message["error"], log
+    assert not (tmp_path / "engine").exists()
