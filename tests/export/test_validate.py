@@ -64,7 +64,7 @@ def test_a_sound_bundle_passes(bundle, capsys, precision):
 DAMAGE = [
     ("vision", "projector.linear_2.weight", 1.05),
     ("vision", "salience.probe", -1),
-    ("vision", "tower.encoder.layers.1.self_attn.v_proj.weight", -1),
+    ("vision", "tower.encoder.layers.1.self_attn.qkv_proj.weight", -1),
     ("embed", "table", 1.05),
     ("decoder", "lm_head.weight", 1.05),
     ("decoder", "layers.0.self_attn.qkv_proj.weight", -1),

@@ -272,8 +272,9 @@ def _spec(spec: GraphSpec, target: Runtime, graph: QuantizedGraph, clips: int) -
         opset=FP8_OPSET if graph.precision == "fp8" else spec.opset,
         runtimes=tuple(runtime for runtime in spec.runtimes if runtime in readers),
         quantization=Quantization(graph.precision, clips, tuple(layer.layer for layer in graph.excluded)),
-        # The device graph takes fp16 weights, which the new data file does not have, and no kernel reads the new ones.
+        # The other forms take fp16 weights, which the new data file does not have, and no kernel reads the new ones.
         device=None,
+        tensorrt=None,
         weights=None,
     )
 

@@ -5,8 +5,8 @@ standard error to TensorRT's log. It exits with 0 when the engine is at the job'
 docs/design/engine-builds.md describes the protocol and the precision constraints.
 
 It uses the Python API of TensorRT 8.5 to 11 and looks names up in ``__members__`` where versions differ. The names come
-from the package of 8.6.0 and the headers of 8.5.3, 8.6.1, 10.0.1, 10.3.0 and 11.1. 8.6.0 has built engines that ran, and
-TensorRT-RTX, which has the API of 11, builds them in every test run; 10 and 11 themselves have not been tried.
+from the package of 8.6.0 and the headers of 8.5.3, 8.6.1, 10.0.1, 10.3.0 and 11.1. Engines of 8.6.0 have run.
+TensorRT-RTX, which has the API of 11, builds engines in every test run; 10 and 11 themselves have not been tried.
 """
 
 from __future__ import annotations
