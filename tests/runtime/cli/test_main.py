@@ -89,17 +89,18 @@ def test_shared_options_are_shared():
     users = defaultdict(set)
     for command, option, _ in options():
         users[option].add(command)
-    everywhere = {"run", "inspect", "build", "doctor", "plan", "bench", "export", "validate", "calibrate", "evaluate"}
+    videos, making = {"run", "chat", "bench", "evaluate"}, {"export", "validate", "build", "calibrate"}
+    everywhere = videos | making | {"inspect", "doctor", "plan"}
     assert users["--verbose"] == users["--quiet"] == users["--debug"] == everywhere | {"plugin build", "plugin info"}
-    assert users["--backend"] == {"run", "bench", "evaluate"}
+    assert users["--backend"] == videos
     assert users["--json"] == {"doctor", "plan", "bench"}
-    assert users["--no-prune"] == {"run", "plan", "bench"}
+    assert users["--no-prune"] == {"run", "chat", "plan", "bench"}
     assert users["--overwrite"] == {"export", "calibrate", "evaluate"}
 
 
 def test_backends_are_those_of_the_registry():
     choices = [action.choices for _, option, action in options() if option == "--backend"]
-    assert choices == [["auto", *BACKENDS]] * 3
+    assert choices == [["auto", *BACKENDS]] * 4
 
 
 def test_help_uses_engine_only_for_tensorrt_engines():
@@ -117,8 +118,8 @@ def test_help_uses_engine_only_for_tensorrt_engines():
 @pytest.mark.parametrize(
     ("arguments", "error", "hint"),
     [
-        (["answer"], "there is no command 'answer'", "run, inspect, "),
-        (["--frames"], "there is no command '--frames'", "run, inspect, "),
+        (["answer"], "there is no command 'answer'", "run, chat, "),
+        (["--frames"], "there is no command '--frames'", "run, chat, "),
         (["run"], "the following arguments are required: bundle, video, question", "tango run --help"),
         (["run", "bundle", "clip.mp4"], "the following arguments are required: question", "tango run --help"),
         (["inspect", "none", "--frame"], "unrecognized arguments: --frame", "tango inspect --help"),
