@@ -96,6 +96,7 @@ def export(request: Request) -> Path:
             prompt=model.prompt,
             vision=model.vision,
             decoder=model.decoder,
+            config=model.config,
             prune=op.attributes(params),
             graphs=graphs,
             files=_describe_files(folder),

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from tango_export.graph.builder import Array, Biased, GraphBuilder, Read, Weight
+from tango_export.graph.builder import Addition, Array, Biased, GraphBuilder, Linear, Read, Weight
 
 
 def linear(
@@ -20,6 +20,7 @@ def linear(
     fan_out: int,
     *,
     bias: bool = True,
+    tokens: int | None = None,
     patch: tuple[int, ...] = (),
 ) -> Biased:
     """``x @ weight + bias``, x: [..., in] → [..., out].
@@ -34,6 +35,7 @@ def linear(
         fan_in: Width of the input.
         fan_out: Width of the result.
         bias: Whether the layer has one.
+        tokens: Tokens of a frame, where x is [F, tokens, in]; None where it is [T, in].
         patch: The checkpoint's shape of the input, where it stores a convolution's weight [out, *patch].
     """
     stored, tensor = (fan_out, *(patch or (fan_in,))), g.source(f"{name}.weight")
@@ -41,10 +43,12 @@ def linear(
         f"{name}.weight", (fan_in, fan_out), g.dtype, {tensor: stored}, lambda read: read(tensor).reshape(fan_out, -1).T
     )
     own = g.parameter(f"{name}.bias", fan_out) if bias else None
-    return _product(g, name, x, weight, own)
+    return _product(g, name, x, weight, own, tokens)
 
 
-def packed_linear(g: GraphBuilder, name: str, x: str, fan_in: int, parts: dict[str, int]) -> Biased:
+def packed_linear(
+    g: GraphBuilder, name: str, x: str, fan_in: int, parts: dict[str, int], *, tokens: int | None = None
+) -> Biased:
     """Linear layers with the same input as one product: [..., in] → their results side by side.
 
     Args:
@@ -53,6 +57,7 @@ def packed_linear(g: GraphBuilder, name: str, x: str, fan_in: int, parts: dict[s
         x: The input.
         fan_in: Its width.
         parts: Width of each layer's result, by its name beside ``name``.
+        tokens: As in :func:`linear`.
     """
     total, scope = sum(parts.values()), name.rpartition(".")[0]
     tensors = {g.source(f"{scope}.{part}.weight"): (width, fan_in) for part, width in parts.items()}
@@ -63,30 +68,41 @@ def packed_linear(g: GraphBuilder, name: str, x: str, fan_in: int, parts: dict[s
 
     weight = Weight(f"{name}.weight", (fan_in, total), g.dtype, tensors, lambda read: stacked(tensors, read))
     bias = Weight(f"{name}.bias", (total,), g.dtype, biases, lambda read: stacked(biases, read))
-    return _product(g, name, x, weight, g.weight(bias))
+    return _product(g, name, x, weight, g.weight(bias), tokens)
+
+
+def rms_norm(g: GraphBuilder, name: str, x: str | Addition, width: int, eps: float) -> tuple[str, str]:
+    """The norm of x without the mean, and x: [..., width] → twice the same."""
+    normed, x = g.form.rms_norm(g, name, x, width, eps)
+    g.scaled_by(normed, f"{name}.weight")
+    return normed, x
 
 
 def self_attention(g: GraphBuilder, name: str, x: str, tokens: int, width: int, heads: int) -> Biased:
     """Attention among the tokens of a frame, [F, tokens, width] → the same."""
     parts = dict.fromkeys(("q_proj", "k_proj", "v_proj"), width)
-    qkv = packed_linear(g, f"{name}.qkv_proj", x, width, parts)  # [F, tokens, 3·width]
+    qkv = packed_linear(g, f"{name}.qkv_proj", x, width, parts, tokens=tokens)  # [F, tokens, 3·width]
     mixed = g.form.attention(g, name, qkv, tokens, heads, width // heads)  # [F, tokens, width]
-    return linear(g, f"{name}.out_proj", mixed, width, width)
+    return linear(g, f"{name}.out_proj", mixed, width, width, tokens=tokens)
 
 
-def gelu_mlp(g: GraphBuilder, name: str, x: str, width: int, inner: int) -> Biased:
-    """Two linear layers around a GELU in its tanh form, [..., width] → the same."""
-    hidden = g.form.gelu_tanh(g, f"{name}.gelu", linear(g, f"{name}.fc1", x, width, inner))  # [..., inner]
-    return linear(g, f"{name}.fc2", hidden, inner, width)
+def gelu_mlp(g: GraphBuilder, name: str, x: str, tokens: int, width: int, inner: int) -> Biased:
+    """Two linear layers around a GELU in its tanh form, [F, tokens, width] → the same."""
+    first = linear(g, f"{name}.fc1", x, width, inner, tokens=tokens)
+    hidden = g.form.gelu_tanh(g, f"{name}.gelu", first)  # [F, tokens, inner]
+    return linear(g, f"{name}.fc2", hidden, inner, width, tokens=tokens)
 
 
 def gated_mlp(g: GraphBuilder, name: str, x: str, width: int, inner: int) -> Biased:
     """SwiGLU, [..., width] → the same."""
     gate, up = (linear(g, f"{name}.{part}_proj", x, width, inner, bias=False).value for part in ("gate", "up"))
     gated = g.form.swiglu(g, f"{name}.gated", gate, up)  # [..., inner]
+    g.scaled_by(gated, f"{name}.up_proj.weight")
     return linear(g, f"{name}.down_proj", gated, inner, width, bias=False)
 
 
-def _product(g: GraphBuilder, name: str, x: str, weight: Weight, bias: str | None) -> Biased:
-    value = g.node("MatMul", [x, g.weight(weight)], f"{name}.matmul" if bias else name)
-    return Biased(name, value, bias)
+def _product(g: GraphBuilder, name: str, x: str, weight: Weight, bias: str | None, tokens: int | None) -> Biased:
+    fan_in, fan_out = weight.shape
+    g.weight(weight)
+    layer = Linear(name, x, f"{name}.matmul" if bias else name, fan_in, fan_out, tokens)
+    return Biased(name, g.linear(layer), bias)

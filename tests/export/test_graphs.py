@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
 
 from tango_export.export import Request, export
-from tango_export.graph import PORTABLE, GraphBuilder
-from tango_export.graph.files import external_tensor, write_prune
+from tango_export.families import FAMILIES
+from tango_export.graph import PORTABLE, GraphBuilder, build
+from tango_export.graph.files import external_tensor, write_portable, write_prune
+from tango_export.layers import linear, rms_norm
 from tango_plugins import PruneParams, op
 from tango_runtime.bundle import WEIGHT_ALIGNMENT, Bundle, TensorSpec, WeightSpec
 from tests.export.edits import assert_close, embed, frames, logits, run, session
@@ -104,6 +108,51 @@ def test_a_name_is_given_once_and_an_input_must_be_there():
         g.node("Abs", [x], "y")
     with pytest.raises(AssertionError, match=r"'z'\} are not there yet"):
         g.node("Abs", ["z"], "w")
+
+
+@pytest.mark.parametrize("precision", ["fp16", "fp32"])
+def test_a_built_graph_knows_its_linear_layers(bundle, precision):
+    manifest = Bundle.load(bundle(precision=precision)).manifest
+    for definition in FAMILIES["llava-ov"].definitions(manifest):
+        graph = build(definition, PORTABLE, manifest.dtype, manifest.graphs[definition.name].weights)
+        products = {n.output[0]: tuple(n.input) for n in graph.nodes if n.op_type == "MatMul"}
+        assert all(products[layer.output] == (layer.input, layer.weight) for layer in graph.linears)
+        shapes = {weight.name: weight.shape for weight in graph.weights}
+        assert all(shapes[layer.weight] == (layer.fan_in, layer.fan_out) for layer in graph.linears)
+        gains = {layer.name: layer.gain for layer in graph.linears if layer.gain}
+        if definition.name == "decoder":
+            assert gains.pop("lm_head") == ("norm.weight",)
+            assert gains.pop("layers.0.self_attn.qkv_proj") == ("layers.0.input_layernorm.weight",)
+            assert gains.pop("layers.1.mlp.gate_proj") == ("layers.1.post_attention_layernorm.weight",)
+            assert gains.pop("layers.1.mlp.down_proj") == ("layers.1.mlp.up_proj.weight",)
+            assert len(gains) == 9 - 4
+        else:
+            assert gains == {}
+
+
+def test_the_definition_of_a_bundle_writes_its_graphs(bundle, tmp_path):
+    """From its own weights: the same bytes."""
+    found = Bundle.load(bundle())
+    for definition in FAMILIES["llava-ov"].definitions(found.manifest):
+        spec = found.manifest.graphs[definition.name]
+        graph = build(definition, PORTABLE, found.manifest.dtype, spec.weights)
+
+        def read(name, spec=spec):
+            weight = spec.weights[name]
+            return np.memmap(found.path / spec.data, weight.dtype, "r", weight.offset, weight.shape)
+
+        assert write_portable(graph, read, tmp_path, lambda done: None) == replace(spec, device=None, tensorrt=None)
+        for file in (spec.file, spec.data):
+            assert (tmp_path / file).read_bytes() == (found.path / file).read_bytes()
+
+
+def test_what_another_node_reads_is_not_scaled():
+    g = GraphBuilder("embed", PORTABLE, "float16", {})
+    x, _ = rms_norm(g, "norm", g.input("x", "float16", "N", 8), 8, 1e-6)
+    linear(g, "a", x, 8, 4)
+    assert [layer.gain for layer in g.finish().linears] == [("norm.weight",)]
+    g.node("Neg", [x], "y")
+    assert [layer.gain for layer in g.finish().linears] == [()]
 
 
 #: Where an importer of TensorRT 8.6 reads numbers and not a tensor.

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from tango_export.graph.builder import Array, Definition, Read
 from tango_plugins import PruneParams
-from tango_runtime.bundle import DecoderSpec, PromptSpec, VideoSpec, VisionSpec
+from tango_runtime.bundle import Config, DecoderSpec, Manifest, PromptSpec, VideoSpec, VisionSpec
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class Model:
 
     Attributes:
         definitions: The vision, embedding and decoder graphs.
+        config: What the definitions depend on, in the words of config.json; it goes into bundle.json.
         read: Reads a tensor by its canonical name.
         params: The operator's parameters for this model: its token grid and its attention sinks, else the defaults.
         video: How a video becomes frames.
@@ -58,6 +59,7 @@ class Model:
     """
 
     definitions: tuple[Definition, ...]
+    config: Config
     read: Read
     params: PruneParams
     video: VideoSpec
@@ -78,8 +80,10 @@ class Family:
         presets: Its published checkpoints, by what ``--model`` calls them; the family's own name is among them.
         load: Opens the folders ``checkpoint`` and, where one is named, ``salience``, for a context of this many
             positions; reads names and shapes, not yet the weights.
+        definitions: The graphs of a bundle, from its bundle.json. Their weights are the bundle's.
     """
 
     name: str
     presets: Mapping[str, Preset]
     load: Callable[[Mapping[str, Path], int], Model]
+    definitions: Callable[[Manifest], tuple[Definition, ...]]

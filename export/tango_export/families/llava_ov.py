@@ -6,6 +6,7 @@ from functools import partial
 
 from tango_export.families.base import Family, Preset
 from tango_export.families.llava.config import Formats
+from tango_export.families.llava.graphs import bundle_definitions
 from tango_export.families.llava.load import Variant, load
 
 _SIGLIP = "google/siglip-so400m-patch14-384"
@@ -55,4 +56,5 @@ FAMILY = Family(
         "llava-ov-7b": Preset("llava-ov-7b", "llava-hf/llava-onevision-qwen2-7b-ov-hf", _SIGLIP),
     },
     load=partial(load, _VARIANT),
+    definitions=bundle_definitions,
 )

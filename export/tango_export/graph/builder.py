@@ -7,8 +7,8 @@ of its layer and ``.weight`` or ``.bias``. Weights are only declared here: their
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -81,6 +81,35 @@ class Addition:
 
 
 @dataclass(frozen=True)
+class Linear:
+    """The product of a linear layer: activations by a stored matrix, without the bias.
+
+    Attributes:
+        name: Name of the layer.
+        input: The activations, [..., in].
+        output: Name of the product, [..., out].
+        fan_in: Width of the input.
+        fan_out: Width of the product.
+        tokens: Tokens of a frame, where the input is [F, tokens, in]; None where it is [T, in].
+        gain: Weights whose last axis scales the channels of ``input``, and nothing else. Dividing them by some factors
+            and multiplying the rows of every layer that takes this input by the same changes no result.
+    """
+
+    name: str
+    input: str
+    output: str
+    fan_in: int
+    fan_out: int
+    tokens: int | None = None
+    gain: tuple[str, ...] = ()
+
+    @property
+    def weight(self) -> str:
+        """Name of the matrix, [in, out]."""
+        return f"{self.name}.weight"
+
+
+@dataclass(frozen=True)
 class CacheShape:
     """A decoder's key/value cache, and the attention over it.
 
@@ -115,6 +144,8 @@ class Form:
     Attributes:
         opsets: Version of every operator domain that it uses.
         functions: What its own operators compute, as ONNX functions by operator.
+        linear: (g, layer) → the product, under the name that the layer has for it. The matrix is declared already; a
+            form that stores it otherwise does not read it, and it is left out.
         add_bias: (g, x [..., D]) → [..., D].
         layer_norm: (g, name, x [..., D], D, eps) → (the norm of x, x).
         rms_norm: The same, without the mean.
@@ -131,6 +162,7 @@ class Form:
 
     opsets: Mapping[str, int]
     functions: Mapping[str, Any]
+    linear: Callable[[GraphBuilder, Linear], str]
     add_bias: Callable[[GraphBuilder, Biased], str]
     layer_norm: Callable[[GraphBuilder, str, str | Addition, int, float], tuple[str, str]]
     rms_norm: Callable[[GraphBuilder, str, str | Addition, int, float], tuple[str, str]]
@@ -163,7 +195,18 @@ class Definition:
 
 @dataclass(frozen=True)
 class Graph:
-    """A graph in one form, complete but for the values of its weights."""
+    """A graph in one form, complete but for the values of its weights.
+
+    Attributes:
+        name: Its name in the bundle.
+        form: How each kind of layer became nodes.
+        inputs: Its inputs, in order.
+        outputs: Its outputs, in order.
+        nodes: Its nodes, in order.
+        constants: Numbers that the nodes read.
+        weights: Weights that the nodes read.
+        linears: Its linear layers, in order.
+    """
 
     name: GraphName
     form: Form
@@ -172,17 +215,20 @@ class Graph:
     nodes: tuple[NodeProto, ...]
     constants: tuple[TensorProto, ...]
     weights: tuple[Weight, ...]
+    linears: tuple[Linear, ...] = ()
 
 
-def build(definition: Definition, form: Form, dtype: Float) -> Graph:
+def build(definition: Definition, form: Form, dtype: Float, stored: Collection[str] = ()) -> Graph:
     """Writes the nodes of a graph; reads no weights.
 
     Args:
         definition: The layers.
         form: How each kind of layer becomes nodes.
         dtype: Type of the activations and of the linear layers' weights.
+        stored: Weights that are to be read as they are, under their names in the graph: those of a bundle. All others
+            are made of tensors of the checkpoint.
     """
-    g = GraphBuilder(definition.name, form, dtype, definition.sources)
+    g = GraphBuilder(definition.name, form, dtype, definition.sources, stored)
     definition.write(g)
     return g.finish()
 
@@ -197,10 +243,15 @@ class GraphBuilder:
         weights: The weights declared so far, by name.
     """
 
-    def __init__(self, name: GraphName, form: Form, dtype: Float, sources: Mapping[str, str]) -> None:
+    def __init__(
+        self, name: GraphName, form: Form, dtype: Float, sources: Mapping[str, str], stored: Collection[str] = ()
+    ) -> None:
         self.name, self.form, self.dtype = name, form, dtype
         self.weights: dict[str, Weight] = {}
-        self._sources = sources
+        self._sources, self._stored = sources, stored
+        self._linears: list[Linear] = []
+        self._products: set[int] = set()  # indices of the nodes of linear layers
+        self._gains: dict[str, tuple[str, ...]] = {}
         self._inputs: list[TensorSpec] = []
         self._outputs: list[TensorSpec] = []
         self._nodes: list[NodeProto] = []
@@ -247,14 +298,29 @@ class GraphBuilder:
 
     def weight(self, weight: Weight) -> str:
         """Declares a weight, once; returns its name."""
-        if weight.name not in self.weights:
-            self.weights[self._new(weight.name)] = weight
-        return weight.name
+        name = weight.name
+        if name in self._stored:
+            weight = replace(weight, tensors={name: weight.shape}, values=lambda read: read(name))
+        if name not in self.weights:
+            self.weights[self._new(name)] = weight
+        return name
 
     def parameter(self, name: str, *shape: int, dtype: Float | None = None) -> str:
         """Declares a weight that is one tensor of the checkpoint as it is stored."""
         tensor = self.source(name)
         return self.weight(Weight(name, shape, dtype or self.dtype, {tensor: shape}, lambda read: read(tensor)))
+
+    def linear(self, layer: Linear) -> str:
+        """Writes the product of a linear layer as the form has it; returns its name."""
+        self._linears.append(replace(layer, gain=self._gains.get(layer.input, ())))
+        begin = len(self._nodes)
+        product = self.form.linear(self, layer)
+        self._products.update(range(begin, len(self._nodes)))
+        return product
+
+    def scaled_by(self, value: str, *weights: str) -> None:
+        """Declares that the last axis of these weights scales the channels of a value, and of nothing else."""
+        self._gains[value] = weights
 
     def source(self, name: str) -> str:
         """The canonical name of a tensor that has this name in the graph."""
@@ -290,7 +356,14 @@ class GraphBuilder:
         read = {value for node in self._nodes for value in node.input}
         weights = tuple(weight for name, weight in self.weights.items() if name in read)
         tensors = tuple(self._inputs), tuple(self._outputs)
-        return Graph(self.name, self.form, *tensors, tuple(self._nodes), tuple(self._constants.values()), weights)
+        nodes, constants = tuple(self._nodes), tuple(self._constants.values())
+        return Graph(self.name, self.form, *tensors, nodes, constants, weights, self._finished_linears())
+
+    def _finished_linears(self) -> tuple[Linear, ...]:
+        """The linear layers; what another node reads, too, cannot be scaled for them."""
+        others = {value for i, node in enumerate(self._nodes) if i not in self._products for value in node.input}
+        named = [replace(layer, input=self._renamed.get(layer.input, layer.input)) for layer in self._linears]
+        return tuple(replace(layer, gain=() if layer.input in others else layer.gain) for layer in named)
 
     def _new(self, name: str) -> str:
         assert name not in self._values, f"two values are called {name}"

@@ -14,11 +14,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from tango_export.graph.builder import Addition, Array, Biased, CacheShape, GraphBuilder, Positions, Weight
+from tango_export.graph.builder import Addition, Array, Biased, CacheShape, GraphBuilder, Linear, Positions, Weight
 from tango_export.graph.portable import rotary_frequencies
 from tango_plugins import op
 
 OPSETS = {"": 17, op.DOMAIN: 1}
+
+
+def linear(g: GraphBuilder, layer: Linear) -> str:
+    return g.node("MatMul", [layer.input, layer.weight], layer.output)
 
 
 def add_bias(g: GraphBuilder, x: Biased) -> str:

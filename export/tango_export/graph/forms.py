@@ -12,6 +12,7 @@ from tango_export.graph.operators import FUNCTIONS
 PORTABLE = Form(
     opsets={"": 17},
     functions={},
+    linear=portable.linear,
     add_bias=portable.add_bias,
     layer_norm=portable.layer_norm,
     rms_norm=portable.rms_norm,
@@ -32,6 +33,7 @@ TENSORRT = replace(PORTABLE, attention=portable.attention_in_one_kernel)
 DEVICE = Form(
     opsets=device.OPSETS,
     functions=FUNCTIONS,
+    linear=device.linear,
     add_bias=device.add_bias,
     layer_norm=device.layer_norm,
     rms_norm=device.rms_norm,

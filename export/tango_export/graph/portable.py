@@ -26,9 +26,14 @@ from tango_export.graph.builder import (
     Biased,
     CacheShape,
     GraphBuilder,
+    Linear,
     Positions,
     Weight,
 )
+
+
+def linear(g: GraphBuilder, layer: Linear) -> str:
+    return g.node("MatMul", [layer.input, layer.weight], layer.output)
 
 
 def add_bias(g: GraphBuilder, x: Biased) -> str:

@@ -14,9 +14,11 @@ def projector(g: GraphBuilder, x: str, vision_width: int, width: int, side: int)
     Pooling is linear and its weights sum to 1, so it commutes with the second layer, which then runs on a quarter of
     the tokens.
     """
-    hidden = g.form.gelu(g, "projector.gelu", linear(g, "projector.linear_1", x, vision_width, width))
+    first = linear(g, "projector.linear_1", x, vision_width, width, tokens=side**2)
+    hidden = g.form.gelu(g, "projector.gelu", first)
     pooled = pool(g, "projector.pool", hidden, side, g.dtype)
-    return g.form.add_bias(g, linear(g, "projector.linear_2", pooled, width, width))
+    tokens = pooled_side(side) ** 2
+    return g.form.add_bias(g, linear(g, "projector.linear_2", pooled, width, width, tokens=tokens))
 
 
 def pool(g: GraphBuilder, name: str, x: str, side: int, dtype: Float) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from onnx import TensorProto
 
 from tango_export.graph.builder import Addition, Biased, CacheShape, GraphBuilder, Positions
-from tango_export.layers import gated_mlp, linear, packed_linear
+from tango_export.layers import gated_mlp, linear, packed_linear, rms_norm
 from tango_plugins import decoder as kernel
 
 
@@ -51,7 +51,7 @@ def decoder(g: GraphBuilder, c: Qwen2Config, context: int, vocabulary: int) -> N
     x: str | Addition = embeddings
     for layer in range(c.num_hidden_layers):
         x = decoder_layer(g, layer, x, positions, c, cache)
-    normed, _ = g.form.rms_norm(g, "norm", x, c.hidden_size, c.rms_norm_eps)  # [1, D]
+    normed, _ = rms_norm(g, "norm", x, c.hidden_size, c.rms_norm_eps)  # [1, D]
     row = linear(g, "lm_head", normed, c.hidden_size, c.vocab_size, bias=False).value
     known = g.slice(g.reshape(row, "lm_head.row", -1), "lm_head.known", axis=0, end=vocabulary)
     # A Cast in fp32, too: TensorRT 8.6 left an output that is a Slice all zero.
@@ -68,13 +68,11 @@ def decoder_layer(
     """
     name, width, eps = f"layers.{layer}", c.hidden_size, c.rms_norm_eps
     last = layer == c.num_hidden_layers - 1
-    normed, x = g.form.rms_norm(g, f"{name}.input_layernorm", x, width, eps)
+    normed, x = rms_norm(g, f"{name}.input_layernorm", x, width, eps)
     mixed = self_attention(g, f"{name}.self_attn", layer, normed, positions, c, cache, last)
     if last:
         x = g.form.last_position(g, f"{name}.last", x, width)
-    normed, x = g.form.rms_norm(
-        g, f"{name}.post_attention_layernorm", Addition(f"{name}.attended", x, mixed), width, eps
-    )
+    normed, x = rms_norm(g, f"{name}.post_attention_layernorm", Addition(f"{name}.attended", x, mixed), width, eps)
     return Addition(name, x, gated_mlp(g, f"{name}.mlp", normed, width, c.intermediate_size))
 
 

@@ -54,7 +54,7 @@ def embeddings(g: GraphBuilder, name: str, pixels: str, c: SiglipConfig) -> str:
     x = g.reshape(x, f"{name}.grid", -1, side, size, side, size, 3)
     x = g.node("Transpose", [x], f"{name}.patches", perm=[0, 1, 3, 5, 2, 4])  # [F, rows, columns, 3, size, size]
     x = g.reshape(x, f"{name}.flat", -1, c.patches, 3 * size**2)
-    patches = linear(g, f"{name}.patch_embedding", x, 3 * size**2, width, patch=(3, size, size))
+    patches = linear(g, f"{name}.patch_embedding", x, 3 * size**2, width, tokens=c.patches, patch=(3, size, size))
     positions = g.parameter(f"{name}.position_embedding.weight", c.patches, width)
     return g.node("Add", [g.form.add_bias(g, patches), positions], name)
 
@@ -65,7 +65,7 @@ def encoder_layer(g: GraphBuilder, name: str, x: str | Addition, c: SiglipConfig
     normed, x = g.form.layer_norm(g, f"{name}.layer_norm1", x, width, eps)
     mixed = self_attention(g, f"{name}.self_attn", normed, c.patches, width, c.num_attention_heads)
     normed, x = g.form.layer_norm(g, f"{name}.layer_norm2", Addition(f"{name}.attended", x, mixed), width, eps)
-    return Addition(name, x, gelu_mlp(g, f"{name}.mlp", normed, width, c.intermediate_size))
+    return Addition(name, x, gelu_mlp(g, f"{name}.mlp", normed, c.patches, width, c.intermediate_size))
 
 
 def salience(g: GraphBuilder, x: Addition, c: SiglipConfig) -> tuple[str, str]:

@@ -18,7 +18,7 @@ from tango_plugins import PruneParams, TangoError, op
 from tango_runtime.util.jsonschema import from_json
 
 #: Version of this schema. A bundle of another format is refused with the command that exports it again.
-FORMAT = 3
+FORMAT = 4
 MANIFEST = "bundle.json"
 
 #: Weights begin at multiples of this many bytes in a graph's data file, so that kernels use them where the file was
@@ -30,6 +30,9 @@ GRAPHS: tuple[GraphName, ...] = get_args(GraphName)
 Runtime = Literal["onnxruntime", "tensorrt"]
 DType = Literal["float16", "float32", "int32", "int64", "uint8"]
 Precision = Literal["int8", "fp8", "int4"]
+
+#: What the graphs were defined by: parts of the model, and their settings in the words of config.json.
+Config = dict[str, dict[str, int | float | bool | str | list[int]]]
 
 _RESTORE = "export the bundle again, or undo the edit"
 
@@ -325,6 +328,7 @@ class Manifest:
         prompt: How a question becomes token ids.
         vision: The vision tower's dimensions.
         decoder: The decoder's dimensions.
+        config: What the graphs were defined by; calibration defines them anew from it.
         prune: The operator's attributes, attention sinks included.
         graphs: Every graph by name.
         files: Every other file of the bundle by name, with its size and hash.
@@ -338,6 +342,7 @@ class Manifest:
     prompt: PromptSpec
     vision: VisionSpec
     decoder: DecoderSpec
+    config: Config
     prune: dict[str, int | str | list[int]]
     graphs: dict[GraphName, GraphSpec]
     source: Source

@@ -52,6 +52,7 @@ def write_bundle(folder):
         prompt=PromptSpec("<video>", (152000,), (151645, 151643), 151648),
         vision=VisionSpec(26, 1152, 4304, 16, 729, (1152 * 896, 896**2), "plain"),
         decoder=decoder,
+        config={},
         prune=op.attributes(PruneParams()),
         graphs=graphs,
         source=Source("llava", "tango-edge 0"),

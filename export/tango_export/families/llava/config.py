@@ -29,19 +29,28 @@ class Formats:
 
 
 @dataclass(frozen=True)
-class LlavaConfig:
-    """What config.json says that matters here.
+class Dimensions:
+    """What the graphs depend on.
 
     Attributes:
         vision: The tower; ``num_hidden_layers`` counts the layers that LLaVA keeps.
         text: The decoder.
+    """
+
+    vision: SiglipConfig
+    text: Qwen2Config
+
+
+@dataclass(frozen=True)
+class LlavaConfig(Dimensions):
+    """What config.json says that matters here.
+
+    Attributes:
         tied: The head may be absent: it is then the embedding table.
         lmms_lab: The file is in lmms-lab's format.
         eos: ``eos_token_id``.
     """
 
-    vision: SiglipConfig
-    text: Qwen2Config
     tied: bool
     lmms_lab: bool
     eos: object

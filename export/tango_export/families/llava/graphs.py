@@ -5,13 +5,25 @@ from __future__ import annotations
 import numpy as np
 from onnx import TensorProto
 
-from tango_export.families.llava.config import LlavaConfig
+from tango_export.families.llava.config import Dimensions
 from tango_export.graph.builder import Array, Definition, GraphBuilder, Read, Weight
 from tango_export.models import qwen2, siglip
 from tango_export.models.projector import pool, pooled_side, projector
+from tango_runtime.bundle import MANIFEST, Manifest
+from tango_runtime.util.jsonschema import from_json
 
 
-def definitions(config: LlavaConfig, context: int, vocabulary: int, tied: bool) -> tuple[Definition, ...]:
+def bundle_definitions(manifest: Manifest) -> tuple[Definition, ...]:
+    """The graphs of a bundle.
+
+    Raises:
+        TangoError: Its ``config`` is not this family's.
+    """
+    config = from_json(Dimensions, manifest.config, f"{MANIFEST}: config")
+    return definitions(config, manifest.decoder.context, manifest.prompt.vocabulary, tied=False)
+
+
+def definitions(config: Dimensions, context: int, vocabulary: int, tied: bool) -> tuple[Definition, ...]:
     """The graphs of a checkpoint.
 
     Args:
@@ -34,7 +46,7 @@ def definitions(config: LlavaConfig, context: int, vocabulary: int, tied: bool) 
     )
 
 
-def vision(g: GraphBuilder, c: LlavaConfig) -> None:
+def vision(g: GraphBuilder, c: Dimensions) -> None:
     """Frames → features and salience."""
     size, tokens, width = c.vision.image_size, pooled_side(c.vision.side) ** 2, c.text.hidden_size
     frames = g.input("frames", "uint8", "F", size, size, 3)
@@ -59,7 +71,7 @@ def normalized_pixels(g: GraphBuilder, frames: str) -> str:
     return g.narrow(g.node("Div", [centered, half], "pixels.scaled"), "pixels")
 
 
-def embed(g: GraphBuilder, c: LlavaConfig) -> None:
+def embed(g: GraphBuilder, c: Dimensions) -> None:
     """Token ids → rows of the table; the newline follows the vocabulary."""
     rows, width = c.text.vocab_size, c.text.hidden_size
     names = ("decoder.embed_tokens.weight", "newline")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tango_export.checkpoint import Checkpoint
@@ -71,6 +71,7 @@ def load(variant: Variant, folders: Mapping[str, Path], context: int) -> Model:
     _check_weights(graphs, checkpoint, head)
     return Model(
         definitions=graphs,
+        config={"vision": asdict(config.vision), "text": asdict(config.text)},
         read=lambda name: (head if name.startswith("head.") else checkpoint).read(name),
         params=PruneParams(grid=(side, side), sink_positions=variant.sinks.get((side, side), ())),
         video=VideoSpec(
