@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from tango_calibration.quantization.calibrate import Drop, Outcome, Overlap
-from tango_calibration.quantization.quantize import LayerFormat
+from tango_calibration.quantization.formats import LayerFormat
 from tango_calibration.quantization.sensitivity import BUDGETS
 from tango_runtime.util.files import staged_folder
 

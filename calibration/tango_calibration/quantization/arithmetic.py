@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+import ml_dtypes  # noqa: F401  # gives NumPy float8_e4m3fn
 import numpy as np
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
 
 from tango_calibration.quantization.ranges import Array
 
@@ -31,17 +31,22 @@ class Grid:
 
     Attributes:
         name: Suffix of the tensors that hold them.
-        dtype: Their type in the graph.
+        type: Their type in the graph.
         max: The largest value; the smallest used is its negative.
     """
 
     name: str
-    dtype: Any
+    type: Literal["int8", "float8_e4m3fn"]
     max: float
 
+    @property
+    def dtype(self) -> Any:
+        """Their type in NumPy."""
+        return np.dtype(self.type)
 
-INT8 = Grid("int8", np.dtype(np.int8), 127)
-FP8 = Grid("fp8", helper.tensor_dtype_to_np_dtype(TensorProto.FLOAT8E4M3FN), 448)
+
+INT8 = Grid("int8", "int8", 127)
+FP8 = Grid("fp8", "float8_e4m3fn", 448)
 
 
 def scales(amax: Array, grid: Grid, dtype: Any) -> Array:

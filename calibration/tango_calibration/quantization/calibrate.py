@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from onnx import ModelProto
 
 from tango_calibration.data.dataset import Video
 from tango_calibration.evaluation.evaluate import ALL, BundleEvaluator, Record, Trial, evaluate_in_parallel
@@ -21,8 +20,8 @@ from tango_calibration.quantization import replay
 from tango_calibration.quantization.cache import ObservationCache
 from tango_calibration.quantization.capture import Capture, capture
 from tango_calibration.quantization.clips import load_frames, read_clips
-from tango_calibration.quantization.layers import read_graph
-from tango_calibration.quantization.quantize import FP8_OPSET, Scheme
+from tango_calibration.quantization.formats import Scheme
+from tango_calibration.quantization.replay import Session, open_written
 from tango_calibration.quantization.sensitivity import GraphQuantizer, LayerSensitivity, QuantizedGraph
 from tango_plugins import TangoError, reference
 from tango_runtime.backends.registry import select
@@ -147,18 +146,16 @@ def calibrate(request: CalibrationRequest) -> Outcome:
         _choose_formats(quantizer, scheme, request.min_overlap, overlaps_of)
         for quantizer, scheme in zip(quantizers, schemes, strict=True)
     ]
-    float_weights = request.target == "tensorrt"
     with staged_folder(request.output, holding=MANIFEST, overwrite=request.overwrite) as folder:
         size = sum(file.size for file in bundle.manifest.files.values())
-        require_space(folder, 2 * size if float_weights else size)  # fp32 replaces fp16
-        graphs = {
-            quantizer.name: quantizer.write(folder, replace(scheme, float_weights=float_weights), chosen)
+        require_space(folder, 2 * size if request.target == "tensorrt" else size)  # fp32 may replace fp16
+        written = {
+            quantizer.name: quantizer.write(folder, scheme, chosen, request.target)
             for quantizer, scheme, chosen in zip(quantizers, schemes, layers, strict=True)
         }
-        _complete(folder, bundle, request, graphs, len(videos))
-        vision = folder / bundle.manifest.graphs["vision"].file
-        overlaps = overlaps_of(read_graph(vision), folder) if "vision" in graphs else ()
-    return Outcome(graphs, overlaps)
+        _complete(folder, bundle, request, written, len(videos))
+        overlaps = overlaps_of(open_written(folder, written["vision"][1])) if "vision" in written else ()
+    return Outcome({name: graph for name, (graph, _) in written.items()}, overlaps)
 
 
 def check(request: CalibrationRequest) -> Bundle:
@@ -215,28 +212,27 @@ def _choose_formats(
     quantizer: GraphQuantizer,
     scheme: Scheme,
     min_overlap: float | None,
-    overlaps_of: Callable[[ModelProto, Path], Sequence[Overlap]],
+    overlaps_of: Callable[[Session], Sequence[Overlap]],
 ) -> tuple[LayerSensitivity, ...]:
     """Chooses the format of each layer."""
     layers = quantizer.choose_formats(scheme)
     if quantizer.name != "vision" or min_overlap is None:
         return layers
 
-    def accepts(model: ModelProto, folder: Path) -> bool:
-        return float(np.mean([found.kept for found in overlaps_of(model, folder)])) >= min_overlap
+    def accepts(vision: Session) -> bool:
+        return float(np.mean([found.kept for found in overlaps_of(vision)])) >= min_overlap
 
     return quantizer.exclude_until(scheme, layers, accepts)
 
 
 def _overlaps(
-    bundle: Bundle, videos: Sequence[Video], captures: Sequence[Capture], vision: ModelProto, folder: Path
+    bundle: Bundle, videos: Sequence[Video], captures: Sequence[Capture], vision: Session
 ) -> tuple[Overlap, ...]:
-    """Compares the kept tokens of each clip with those of another vision graph, whose weights are in a folder."""
-    session = replay.open_graph(vision, folder)
+    """Compares the kept tokens of each clip with those of another vision graph."""
 
     def compare(video: Video, before: Capture) -> Overlap:
         frames, seconds = load_frames(bundle, video)
-        features, salience = (np.concatenate(t) for t in zip(*replay.run_vision(session, frames), strict=True))
+        features, salience = (np.concatenate(t) for t in zip(*replay.run_vision(vision, frames), strict=True))
         after = reference.prune(features, salience, seconds, bundle.manifest.params)
         salient = overlap(before.indices[~before.merged], after.indices[~after.merged])
         return Overlap(overlap(before.indices, after.indices), salient)
@@ -248,34 +244,32 @@ def _overlaps(
 
 
 def _complete(
-    folder: Path, bundle: Bundle, request: CalibrationRequest, graphs: Mapping[GraphName, QuantizedGraph], clips: int
+    folder: Path,
+    bundle: Bundle,
+    request: CalibrationRequest,
+    written: Mapping[GraphName, tuple[QuantizedGraph, GraphSpec]],
+    clips: int,
 ) -> None:
     """Copies the files of the other graphs, and writes bundle.json."""
     manifest = bundle.manifest
-    specs = dict(manifest.graphs)
-    for name, graph in graphs.items():
-        specs[name] = _spec(specs[name], request.target, graph, clips)
-    replaced = {file for name in graphs for file in manifest.graph_files(name)}
+    specs = {name: _spec(request.target, *found, clips) for name, found in written.items()}
+    replaced = {file for name in written for file in manifest.graph_files(name)}
     files = {file: spec for file, spec in manifest.files.items() if file not in replaced}
     for file in files:
         shutil.copyfile(bundle.file(file), folder / file)
     new = {path.name: describe(path) for path in folder.iterdir() if path.name not in files}
-    write_manifest(folder, replace(manifest, graphs=specs, files=dict(sorted((files | new).items()))))
+    files = dict(sorted((files | new).items()))
+    write_manifest(folder, replace(manifest, graphs={**manifest.graphs, **specs}, files=files))
 
 
-def _spec(spec: GraphSpec, target: Runtime, graph: QuantizedGraph, clips: int) -> GraphSpec:
+def _spec(target: Runtime, graph: QuantizedGraph, spec: GraphSpec, clips: int) -> GraphSpec:
     """The manifest entry of a quantized graph."""
     # fp8 is written for TensorRT only, int8 with fp32 weights for both runtimes, the others for ONNX Runtime only.
     readers = _RUNTIMES[graph.precision] if target == "tensorrt" else (target,)
     return replace(
         spec,
-        opset=FP8_OPSET if graph.precision == "fp8" else spec.opset,
         runtimes=tuple(runtime for runtime in spec.runtimes if runtime in readers),
         quantization=Quantization(graph.precision, clips, tuple(layer.layer for layer in graph.excluded)),
-        # The other forms take fp16 weights, which the new data file does not have, and no kernel reads the new ones.
-        device=None,
-        tensorrt=None,
-        weights=None,
     )
 
 

@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial, reduce
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
-import onnxruntime
-from onnx import ModelProto
 
 from tango_calibration.data.dataset import Video
 from tango_calibration.parallel import map_with_progress
@@ -20,12 +19,16 @@ from tango_calibration.quantization.arithmetic import smoothing
 from tango_calibration.quantization.cache import ObservationCache
 from tango_calibration.quantization.capture import Capture
 from tango_calibration.quantization.clips import load_frames
-from tango_calibration.quantization.layers import GraphWeights, LinearLayer, linear_layers, read_graph
-from tango_calibration.quantization.quantize import LayerFormat, Scheme, quantize, write_quantized
+from tango_calibration.quantization.formats import LayerFormat, Scheme
 from tango_calibration.quantization.ranges import Array, ChannelStats
+from tango_calibration.quantization.replay import Session
+from tango_calibration.quantization.stored import StoredGraph
+from tango_export.graph.files import write_device, write_portable
 from tango_plugins import TangoError
-from tango_runtime.bundle import Bundle, GraphName, Precision
+from tango_runtime.bundle import Bundle, GraphName, GraphSpec, Precision, Runtime
 from tango_runtime.util.console import progress
+
+Found = TypeVar("Found")
 
 #: Formats of a precision: of most layers, then of those that would lose too much. A layer may also stay as it is.
 FORMATS: dict[Precision, tuple[LayerFormat, ...]] = {"int8": ("w8a8",), "fp8": ("fp8",), "int4": ("w4a16", "w8a16")}
@@ -108,9 +111,8 @@ class GraphQuantizer:
     ) -> None:
         self.name, self._precision = name, precision
         self._bundle, self._cache, self._videos, self._captures = bundle, cache, videos, captures
-        self._model = read_graph(bundle.graph(name))
-        self._weights = GraphWeights(self._model, bundle.path)
-        self._layers = linear_layers(self._model)
+        self.stored = StoredGraph(bundle, name)
+        self._layers = self.stored.linears
         self._inputs = list(dict.fromkeys(layer.input for layer in self._layers))
 
     # Statistics
@@ -119,14 +121,19 @@ class GraphQuantizer:
         """Measures what all formats need to know of the activations; the scheme has no formats yet."""
         stats = self._channel_stats()
         if self._precision == "int4":
-            return Scheme({}, mean_squares=dict(zip(self._inputs, stats.mean_squares(), strict=True)))
+            return Scheme({}, mean_squares=self._by_layer(stats.mean_squares()))
         # E4M3 is as precise over 15 octaves: an outlier takes no precision from the other channels.
         smooth = self._smoothing(stats) if (self.name, self._precision) == ("decoder", "int8") else {}
-        ranges = stats.ranges([smooth.get(name, 1.0) for name in self._inputs])
-        return Scheme({}, dict(zip(self._inputs, ranges, strict=True)), smooth)
+        takers = {layer.input: layer.name for layer in self._layers}
+        ranges = stats.ranges([smooth.get(takers[name], 1.0) for name in self._inputs])
+        return Scheme({}, self._by_layer(ranges), smooth)
+
+    def _by_layer(self, of_inputs: Sequence[Found]) -> dict[str, Found]:
+        found = dict(zip(self._inputs, of_inputs, strict=True))
+        return {layer.name: found[layer.input] for layer in self._layers}
 
     def _channel_stats(self) -> ChannelStats:
-        session = cache(partial(replay.open_graph, self._model, self._bundle.path, self._inputs))
+        session = cache(partial(replay.open_graph, self.stored, more=self._inputs))
 
         def measure(video: Video, capture: Capture) -> ChannelStats:
             passes = self._layer_inputs(session(), video, capture)
@@ -138,28 +145,25 @@ class GraphQuantizer:
         each = map_with_progress(f"{self.name} activations", cached, self._videos, self._captures)
         return reduce(ChannelStats.merge, each)
 
-    def _layer_inputs(
-        self, session: onnxruntime.InferenceSession, video: Video, capture: Capture
-    ) -> Iterator[list[Array]]:
+    def _layer_inputs(self, session: Session, video: Video, capture: Capture) -> Iterator[list[Array]]:
         """Yields the inputs of the layers, for each pass over a clip."""
         if self.name == "vision":
             frames, _ = load_frames(self._bundle, video)
             return (outputs[2:] for outputs in replay.run_vision(session, frames))
         return (outputs[1:] for outputs in self._decode(session, capture))
 
-    def _decode(self, session: onnxruntime.InferenceSession, capture: Capture) -> Iterator[list[Array]]:
+    def _decode(self, session: Session, capture: Capture) -> Iterator[list[Array]]:
         return replay.run_decoder(session, self._bundle.manifest.graphs["decoder"].inputs, capture.decoder_input)
 
     def _smoothing(self, stats: ChannelStats) -> dict[str, Array]:
-        amax = dict(zip(self._inputs, stats.amax, strict=True))
-        layers_of: dict[str, list[LinearLayer]] = {}
-        for layer in self._layers:
-            layers_of.setdefault(layer.input, []).append(layer)
-        return {
-            name: smoothing(amax[name], np.maximum.reduce([_row_amax(self._weights[m.weight]) for m in layers]))
-            for name, layers in layers_of.items()
-            if layers[0].gain
-        }
+        """Powers of two for the layers whose input has a gain that takes them; the same for all that take one input."""
+        found: dict[str, Array] = {}
+        for name, amax in zip(self._inputs, stats.amax, strict=True):
+            layers = [layer for layer in self._layers if layer.input == name and layer.gain]
+            if layers:
+                rows = np.maximum.reduce([_row_amax(self.stored.read(layer.weight)) for layer in layers])
+                found |= dict.fromkeys((layer.name for layer in layers), smoothing(amax, rows))
+        return found
 
     # Sensitivity
 
@@ -168,7 +172,7 @@ class GraphQuantizer:
 
         Layers that lose too much in one format are measured in the next, with the rest of the budget.
         """
-        sizes = {layer.name: math.prod(self._weights.shape(layer.weight)) for layer in self._layers}
+        sizes = {layer.name: layer.fan_in * layer.fan_out for layer in self._layers}
         left, budget = list(sizes), BUDGETS[self.name]
         formats: dict[str, LayerFormat] = {}
         first: dict[str, float] = {}
@@ -187,8 +191,7 @@ class GraphQuantizer:
         clips = [self._cache.key(video, self.name) for video in self._videos]
 
         def measure(name: str) -> dict[str, Array]:
-            model = quantize(self._model, self._weights, replace(scheme, formats={name: form}))
-            return {"loss": np.array(loss()(model, self._bundle.path))}
+            return {"loss": np.array(loss()(self._open(scheme, {name: form})))}
 
         def cached(name: str) -> float:
             key = hashlib.sha256(f"loss {self.name} {name} {form} {clips}".encode()).hexdigest()[:24]
@@ -196,33 +199,37 @@ class GraphQuantizer:
 
         return dict(zip(names, map_with_progress(f"{self.name} {form}", cached, names), strict=True))
 
-    def _loss(self) -> Callable[[ModelProto, Path], float]:
-        """Returns a function (graph, folder of its weights) → loss compared with the original graph."""
-        run: Callable[[ModelProto, Path], list[Array]]
+    def _open(self, scheme: Scheme, formats: Mapping[str, LayerFormat]) -> Session:
+        """The graph with some layers quantized. Only their weights are new, so the others need not take smoothing."""
+        return replay.open_graph(self.stored, replace(scheme, formats=formats).portable())
+
+    def _loss(self) -> Callable[[Session], float]:
+        """Returns a function session → loss compared with the original graph."""
+        run: Callable[[Session], list[Array]]
         if self.name == "vision":
             clips = [load_frames(self._bundle, video)[0] for video in self._videos[:_LOSS_CLIPS]]
             middle_frames = np.stack([frames[len(frames) // 2] for frames in clips])
             run, compare = partial(self._run_vision, middle_frames), noise
         else:
             run, compare = self._run_decoder, divergence
-        original = run(self._model, self._bundle.path)
-        return lambda model, folder: compare(original, run(model, folder))
+        original = run(replay.open_graph(self.stored))
+        return lambda session: compare(original, run(session))
 
-    def _run_vision(self, frames: Array, model: ModelProto, folder: Path) -> list[Array]:
+    def _run_vision(self, frames: Array, session: Session) -> list[Array]:
         """Features and salience of all frames."""
-        outputs = replay.run_vision(replay.open_graph(model, folder), frames)
+        outputs = replay.run_vision(session, frames)
         return [np.concatenate(tensors) for tensors in zip(*outputs, strict=True)]
 
-    def _run_decoder(self, model: ModelProto, folder: Path) -> list[Array]:
+    def _run_decoder(self, session: Session) -> list[Array]:
         """Logits at the end of each prompt and after each token of its answer."""
-        session, logits = replay.open_graph(model, folder), list[Array]()
+        logits = list[Array]()
         for capture in self._captures[:_LOSS_CLIPS]:
             passes = [outputs[0] for outputs in self._decode(session, capture)]
             logits += passes[-1 - len(capture.decoder_input.answer) :]
         return logits
 
     def exclude_until(
-        self, scheme: Scheme, layers: Sequence[LayerSensitivity], accepts: Callable[[ModelProto, Path], bool]
+        self, scheme: Scheme, layers: Sequence[LayerSensitivity], accepts: Callable[[Session], bool]
     ) -> tuple[LayerSensitivity, ...]:
         """Excludes more layers, in the order of their losses, until a graph is accepted.
 
@@ -236,8 +243,7 @@ class GraphQuantizer:
         for count in range(0, len(worst), -(-len(layers) // _EXCLUSION_STEPS)):
             excluded = {layer.layer for layer in worst[:count]}
             tried = tuple(replace(layer, format=None) if layer.layer in excluded else layer for layer in layers)
-            model = quantize(self._model, self._weights, replace(scheme, formats=_formats(tried)))
-            if accepts(model, self._bundle.path):
+            if accepts(self._open(scheme, _formats(tried))):
                 return tried
         raise TangoError(
             f"{self.name} keeps other tokens even with most layers excluded",
@@ -246,8 +252,13 @@ class GraphQuantizer:
 
     # Output
 
-    def write(self, folder: Path, scheme: Scheme, layers: Sequence[LayerSensitivity]) -> QuantizedGraph:
-        """Writes the graph with the chosen formats, and measures its loss.
+    def write(
+        self, folder: Path, scheme: Scheme, layers: Sequence[LayerSensitivity], runtime: Runtime
+    ) -> tuple[QuantizedGraph, GraphSpec]:
+        """Writes the graph with the chosen formats, and measures its loss; also returns its entry in bundle.json.
+
+        Smoothing goes into the weights. For ONNX Runtime, an fp16 graph that can have a device form is written in that,
+        too, on the same weights.
 
         Raises:
             TangoError: No layer has a format.
@@ -258,16 +269,19 @@ class GraphQuantizer:
                 f"every layer of {self.name} loses too much in {self._precision}",
                 f"use more clips (--videos), or keep the graph: --{self.name} fp16",
             )
-        spec = self._bundle.manifest.graphs[self.name]
-        with progress(f"{self.name} write", 1) as on_progress:
-            write_quantized(folder / spec.file, self._model, self._weights, replace(scheme, formats=formats))
-            on_progress(1)
-        loss = self._loss()(read_graph(folder / spec.file), folder)
-        before, after = (
+        read = self.stored.smoothed(scheme.smoothing)
+        scheme = replace(scheme, formats=formats, smoothing={}, float_weights=runtime == "tensorrt")
+        graph, before = self.stored.build(scheme.portable()), self.stored.spec
+        with progress(f"{self.name} write", sum(weight.bytes for weight in graph.weights), size=True) as on_progress:
+            spec = write_portable(graph, read, folder, on_progress)
+        if runtime == "onnxruntime" and before.device is not None:
+            spec = write_device(self.stored.build(scheme.device()), spec, read, folder)
+        loss = self._loss()(replay.open_written(folder, spec))
+        old, new = (
             sum(path.stat().st_size for path in (root / spec.file, root / spec.data))
-            for root in (self._bundle.path, folder)
+            for root in (self.stored.folder, folder)
         )
-        return QuantizedGraph(self._precision, tuple(layers), loss, before, after)
+        return QuantizedGraph(self._precision, tuple(layers), loss, old, new), spec
 
 
 def _formats(layers: Sequence[LayerSensitivity]) -> dict[str, LayerFormat]:

@@ -15,12 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from tango_runtime.bundle import DType, GraphName, TensorSpec
+from tango_runtime.bundle import DType, GraphName, TensorSpec, WeightQuantization
 
 Array = NDArray[Any]
 
 #: Type of the activations and of the linear layers' weights.
 Float = Literal["float16", "float32"]
+
+#: Type of a stored weight.
+WeightDType = Literal[Float, "int8", "uint8", "float8_e4m3fn"]
 
 #: Reads a tensor of the checkpoint by its canonical name, in the dtype that it is stored in.
 Read = Callable[[str], Array]
@@ -36,13 +39,15 @@ class Weight:
         dtype: Its type in the graph.
         tensors: The tensors of the checkpoint that it is made of, by canonical name, with their shapes.
         values: Reads and combines them, in any floating-point type.
+        quantization: How its elements become numbers, where they are not the numbers.
     """
 
     name: str
     shape: tuple[int, ...]
-    dtype: Float
+    dtype: WeightDType
     tensors: Mapping[str, tuple[int, ...]]
     values: Callable[[Read], Array]
+    quantization: WeightQuantization | None = None
 
     @property
     def bytes(self) -> int:
@@ -257,6 +262,7 @@ class GraphBuilder:
         self._nodes: list[NodeProto] = []
         self._constants: dict[str, TensorProto] = {}
         self._renamed: dict[str, str] = {}
+        self._unrounded: dict[str, str] = {}
         self._values = {""}  # an optional input that is left out has no name
 
     def input(self, name: str, dtype: DType, *shape: int | str) -> str:
@@ -288,10 +294,10 @@ class GraphBuilder:
         self._nodes.append(helper.make_node(op, inputs, [name, *more], name, domain=domain, **attributes))
         return name
 
-    def constant(self, values: float | Sequence[int], dtype: DType = "int64") -> str:
-        """A constant: integers [n], or a scalar. Its name is its value."""
+    def constant(self, values: float | Sequence[int], dtype: DType = "int64", name: str = "") -> str:
+        """A constant: integers [n], or a scalar. Its name is its value, where it has none of its own."""
         array = np.array(values, dtype)
-        name = f"{dtype}({','.join(map(str, array.flat))})" if array.ndim else f"{dtype} {array}"
+        name = name or (f"{dtype}({','.join(map(str, array.flat))})" if array.ndim else f"{dtype} {array}")
         if name not in self._constants:
             self._constants[self._new(name)] = numpy_helper.from_array(array, name)
         return name
@@ -336,9 +342,20 @@ class GraphBuilder:
     def narrow(self, x: str, name: str) -> str:
         """An fp32 value in the type of the activations."""
         if self.dtype == "float16":
+            self._unrounded[name] = x
             return self.node("Cast", [x], name, to=TensorProto.FLOAT16)
         self._renamed[x] = name
         return x
+
+    def unrounded(self, x: str, name: str) -> str:
+        """An activation in fp32: the value that :meth:`narrow` made it of, or else what :meth:`widen` makes of it."""
+        return self._unrounded.get(x) or self.widen(x, name)
+
+    def mean(self, x: str, name: str, axis: int, *, keepdims: int) -> str:
+        """The mean along one axis, which from opset 18 on is an input."""
+        if self.form.opsets[""] < 18:
+            return self.node("ReduceMean", [x], name, axes=[axis], keepdims=keepdims)
+        return self.node("ReduceMean", [x, self.constant([axis])], name, keepdims=keepdims)
 
     def slice(self, x: str, name: str, *, axis: int, begin: int = 0, end: int = np.iinfo(np.int32).max) -> str:
         """Part of a value along one axis."""

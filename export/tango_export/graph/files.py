@@ -39,8 +39,8 @@ def write_portable(graph: Graph, read: Read, folder: Path, on_progress: OnProgre
     with (folder / spec.data).open("wb") as data:
         for weight in graph.weights:
             data.seek(-data.tell() % WEIGHT_ALIGNMENT, io.SEEK_CUR)
-            weights[weight.name] = WeightSpec(weight.dtype, weight.shape, data.tell())
-            data.write(load(weight, read).data)
+            weights[weight.name] = WeightSpec(weight.dtype, weight.shape, data.tell(), weight.quantization)
+            data.write(load(weight, read).reshape(-1).view(np.uint8).data)  # NumPy exports no buffer of fp8
             on_progress(weight.bytes)
     spec = replace(spec, weights=weights)
     _save_on(spec, graph, folder / spec.file)
@@ -62,7 +62,7 @@ def _save_on(portable: GraphSpec, graph: Graph, file: Path) -> None:
     """Saves a graph whose weights lie in the portable form's data file."""
     stored = portable.weights or {}
     initializers = [external_tensor(w.name, stored[w.name], portable.data) for w in graph.weights]
-    onnx.save(_model(graph, graph.inputs, initializers), file)
+    onnx.save(model_proto(graph, graph.inputs, initializers), file)
     onnx.checker.check_model(str(file))
 
 
@@ -91,7 +91,7 @@ def write_device(graph: Graph, portable: GraphSpec, read: Read, folder: Path) ->
     own = [numpy_helper.from_array(load(w, read), w.name) for w in graph.weights if w.name not in shared]
     inputs = (*graph.inputs, *taken)
     spec = GraphSpec(f"{graph.name}.device.onnx", portable.opset, ("onnxruntime",), inputs, graph.outputs)
-    onnx.save(_model(graph, inputs, own), folder / spec.file)  # onnx's checker does not know these operators
+    onnx.save(model_proto(graph, inputs, own), folder / spec.file)  # onnx's checker does not know these operators
     return replace(portable, device=spec)
 
 
@@ -117,7 +117,7 @@ def write_prune(params: PruneParams, features: TensorSpec, folder: Path) -> Grap
         kind = {int: AttributeProto.INT, str: AttributeProto.STRING, list: AttributeProto.INTS}[type(value)]
         node.attribute.append(helper.make_attribute(name, value, attr_type=kind))
     form = replace(PORTABLE, opsets={**PORTABLE.opsets, op.DOMAIN: 1})
-    model = _model(Graph("prune", form, inputs, outputs, (node,), (), ()), inputs, [])
+    model = model_proto(Graph("prune", form, inputs, outputs, (node,), (), ()), inputs, [])
     onnx.checker.check_model(model)
     onnx.save(model, folder / "prune.onnx")
     return GraphSpec("prune.onnx", PORTABLE.opsets[""], ("tensorrt",), inputs, outputs)
@@ -166,13 +166,16 @@ def _converted(values: Array, dtype: np.dtype[np.generic]) -> Array:
 
 def _is_finite(values: Array, size: int = 1 << 18) -> bool:
     """Whether a contiguous array has neither NaN nor infinity, by its bits: np.isfinite is ten times slower on fp16."""
+    if values.dtype.kind in "iu":
+        return True
     unsigned = np.dtype(f"u{values.itemsize}")
     infinity, magnitude = np.array(np.inf, values.dtype).view(unsigned), np.iinfo(unsigned).max >> 1
     bits = values.reshape(-1).view(unsigned)
     return all((bits[i : i + size] & magnitude).max() < infinity for i in range(0, bits.size, size))
 
 
-def _model(graph: Graph, inputs: Iterable[TensorSpec], initializers: list[TensorProto]) -> onnx.ModelProto:
+def model_proto(graph: Graph, inputs: Iterable[TensorSpec], initializers: list[TensorProto]) -> onnx.ModelProto:
+    """A graph as ONNX, with the given inputs and weights."""
     used = sorted({node.op_type for node in graph.nodes if node.domain == op.DOMAIN})
     made = helper.make_graph(
         graph.nodes,
@@ -181,11 +184,12 @@ def _model(graph: Graph, inputs: Iterable[TensorSpec], initializers: list[Tensor
         [_value_info(tensor) for tensor in graph.outputs],
         [*graph.constants, *initializers],
     )
+    opsets = [helper.make_opsetid(domain, version) for domain, version in graph.form.opsets.items()]
     return helper.make_model(
         made,
-        opset_imports=[helper.make_opsetid(domain, version) for domain, version in graph.form.opsets.items()],
+        opset_imports=opsets,
         functions=[graph.form.functions[name] for name in used if name in graph.form.functions],
-        ir_version=8,
+        ir_version=helper.find_min_ir_version_for(opsets, ignore_unknown=True),
         producer_name="tango-edge",
     )
 

@@ -2,11 +2,11 @@
 
 A graph carries the function of every operator that it uses (domain ``tango``), so that it also runs where the CUDA
 library is not: slowly, and in more memory. Where the library is, a runtime takes its kernels instead
-(plugins/tango_plugins/native/adapters).
+(plugins/tango_plugins/native/adapters). The products with quantized weights have none yet.
 
 F is the number of frames, T of tokens in a pass, D the width, H the heads, G the heads of the cache, d the width of a
-head, P the capacity of the cache. Activations are fp16, the weights of norms fp32. Whatever may not overflow or lose
-bits is computed in fp32 and rounded once, as the kernels do.
+head, P the capacity of the cache, K and N the widths of a linear layer's input and result. Activations are fp16, the
+weights of norms fp32. Whatever may not overflow or lose bits is computed in fp32 and rounded once, as the kernels do.
 """
 
 from __future__ import annotations
@@ -251,6 +251,62 @@ CachedAttention <num_heads, kv_num_heads> (qkv, bias, past_key, past_value, last
 }
 """
 
+#: x [..., K]; weight [K, N] int8; scales [N] fp32 → x · (weight · scales), [..., N].
+_PER_CHANNEL_LINEAR = """
+PerChannelLinear (x, weight, scales) => (y) {
+    steps = Cast <to = 1> (weight)
+    wide = Mul (steps, scales)
+    matrix = CastLike (wide, x)
+    y = MatMul (x, matrix)
+}
+"""
+
+#: x [..., K]; weight [N, groups, bytes of a group] uint8: unsigned elements of so many bits, the first in the lowest;
+#: scales [N, groups] → x · ((weight − 2^(bits − 1)) · scales)ᵀ, [..., N]. What fills up a column's last group does not
+#: count. ONNX Runtime's MatMulNBits takes the same weights.
+_BLOCKWISE_LINEAR = """
+BlockwiseLinear <bits> (x, weight, scales) => (y) {
+    zero = Constant <value_ints = [0]> ()
+    one = Constant <value_ints = [1]> ()
+    first = Constant <value_int = 0> ()
+    next = Constant <value_int = 1> ()
+    byte = Constant <value_int = 8> ()
+    last = Constant <value_ints = [-1]> ()
+    two = Constant <value = float {2.0}> ()
+    bits = Constant <value_int: int = @bits> ()
+    in_byte = Div (byte, bits)
+    places = Range (first, in_byte, next)
+    shifts = Mul (places, bits)
+    shifts_fp32 = Cast <to = 1> (shifts)
+    units = Pow (two, shifts_fp32)
+    bits_fp32 = Cast <to = 1> (bits)
+    range = Pow (two, bits_fp32)
+    middle = Div (range, two)
+
+    bytes = Cast <to = 1> (weight)
+    byte_column = Unsqueeze (bytes, last)
+    shifted = Div (byte_column, units)
+    whole = Floor (shifted)
+    above = Div (whole, range)
+    above_whole = Floor (above)
+    above_part = Mul (above_whole, range)
+    elements = Sub (whole, above_part)
+    group = Constant <value_ints = [0, 0, -1]> ()
+    grouped = Reshape (elements, group)
+    signed = Sub (grouped, middle)
+    scales_fp32 = Cast <to = 1> (scales)
+    scale_column = Unsqueeze (scales_fp32, last)
+    wide = Mul (signed, scale_column)
+    flat = Constant <value_ints = [0, -1]> ()
+    padded = Reshape (wide, flat)
+    width = Shape <start = -1> (x)
+    rows = Slice (padded, zero, width, one)
+    columns = Transpose <perm = [1, 0]> (rows)
+    matrix = CastLike (columns, x)
+    y = MatMul (x, matrix)
+}
+"""
+
 _TEXTS = (
     _BIAS,
     _BIAS_GELU,
@@ -262,6 +318,8 @@ _TEXTS = (
     _ADD_RMS_NORM,
     _VISION_ATTENTION,
     _CACHED_ATTENTION,
+    _PER_CHANNEL_LINEAR,
+    _BLOCKWISE_LINEAR,
 )
 
 #: The function of each operator, by its name.

@@ -52,7 +52,7 @@ def rms_norm(g: GraphBuilder, name: str, x: str | Addition, width: int, eps: flo
     x = _added(g, x)
     wide = g.widen(x, f"{name}.fp32")
     square = g.node("Mul", [wide, wide], f"{name}.square")
-    mean = g.node("ReduceMean", [square], f"{name}.mean", axes=[-1], keepdims=1)
+    mean = g.mean(square, f"{name}.mean", -1, keepdims=1)
     root = g.node("Sqrt", [g.node("Add", [mean, _fp32(g, eps)], f"{name}.variance")], f"{name}.root")
     scale = g.node("Div", [_fp32(g, 1.0), root], f"{name}.scale")
     normed = g.node("Mul", [wide, scale], f"{name}.normalized")

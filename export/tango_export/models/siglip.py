@@ -80,7 +80,7 @@ def salience(g: GraphBuilder, x: Addition, c: SiglipConfig) -> tuple[str, str]:
     normed, patches = g.form.layer_norm(g, "salience.post_layernorm", x, c.hidden_size, c.layer_norm_eps)
     scores = g.node("MatMul", [g.widen(normed, "salience.fp32"), folded_probe(g, c)], "salience.scores")
     shares = g.node("Softmax", [scores], "salience.softmax", axis=1)  # [F, patches, heads]
-    return g.node("ReduceMean", [shares], "salience.mean", axes=[-1], keepdims=0), patches
+    return g.mean(shares, "salience.mean", -1, keepdims=0), patches
 
 
 def folded_probe(g: GraphBuilder, c: SiglipConfig) -> str:

@@ -28,7 +28,7 @@ WEIGHT_ALIGNMENT = 256
 GraphName = Literal["vision", "prune", "embed", "decoder"]
 GRAPHS: tuple[GraphName, ...] = get_args(GraphName)
 Runtime = Literal["onnxruntime", "tensorrt"]
-DType = Literal["float16", "float32", "int32", "int64", "uint8"]
+DType = Literal["float16", "float32", "float8_e4m3fn", "int32", "int64", "int8", "uint8"]
 Precision = Literal["int8", "fp8", "int4"]
 
 #: What the graphs were defined by: parts of the model, and their settings in the words of config.json.
@@ -55,13 +55,14 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class WeightQuantization:
-    """How the integers of a quantized weight become numbers: ``scale · (q − zero point)``, group by group.
+    """How the elements of a quantized weight become numbers: ``scale · (q − zero point)``, group by group.
 
     Attributes:
         bits: Bits of one element; elements of less than 8 are packed into bytes, the lower bits first.
         group_size: Consecutive input channels that share a scale; 0 where an output channel has one scale.
         scales: Name of the weight that holds the scales.
-        zero_points: Name of the weight that holds the zero points; None where the integers are symmetric.
+        zero_points: Name of the weight that holds the zero points; None where each is the middle of the range:
+            2^(bits − 1) of unsigned elements, otherwise 0.
     """
 
     bits: Literal[4, 8]
@@ -78,10 +79,10 @@ class WeightSpec:
         dtype: NumPy's name of the element type as stored; packed integers are ``uint8``.
         shape: Its dimensions as stored.
         offset: Its first byte in the data file, a multiple of ``WEIGHT_ALIGNMENT``.
-        quantization: How its integers are read; None where the elements are the numbers.
+        quantization: How its elements are read; None where they are the numbers.
     """
 
-    dtype: Literal[DType, "int8"]
+    dtype: DType
     shape: tuple[int, ...]
     offset: int
     quantization: WeightQuantization | None = None
@@ -89,7 +90,8 @@ class WeightSpec:
     @property
     def end(self) -> int:
         """The byte after its last."""
-        return self.offset + math.prod(self.shape) * np.dtype(self.dtype).itemsize
+        size = 1 if self.dtype == "float8_e4m3fn" else np.dtype(self.dtype).itemsize  # NumPy does not know it
+        return self.offset + math.prod(self.shape) * size
 
 
 @dataclass(frozen=True)

@@ -99,6 +99,6 @@ def _name(kind: Any) -> str:
         return "one of " + ", ".join(map(repr, get_args(kind)))
     if is_dataclass(kind):
         return "an object"
-    words = {int: "an integer", str: "a string", bool: "true or false", type(None): "null"}
+    words = {int: "an integer", float: "a number", str: "a string", bool: "true or false", type(None): "null"}
     words |= {tuple: "a list", list: "a list", dict: "an object"}
     return words.get(get_origin(kind) or kind, str(kind))

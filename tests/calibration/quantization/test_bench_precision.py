@@ -73,7 +73,7 @@ def test_one_run_measures_all_bundles(bundle, quantized, edited, tmp_path, capsy
     assert other["precision"] == {"vision": "int8", "embed": "float16", "decoder": "int4"}
     sizes = [sum(f.stat().st_size for f in folder.glob("decoder.*")) for folder in bundles[:2]]
     assert [record["graph_bytes"]["decoder"] for record in (first, other)] == sizes
-    assert sizes[1] < 0.5 * sizes[0]
+    assert sizes[1] < sizes[0]
     found, same = other["against_first"], again["against_first"]
     assert 0 < found["kept"] < 1  # 8-bit vision changes tokens at the margin
     assert (same["kept"], same["kept_min"], same["salient"]) == (1, 1, 1)

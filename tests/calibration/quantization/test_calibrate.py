@@ -46,7 +46,14 @@ def test_the_new_bundle_is_complete_and_smaller(made):
     assert (decoder.quantization.precision, decoder.quantization.clips) == ("int4", 4)
     assert vision.runtimes == decoder.runtimes == ("onnxruntime",)
     assert vision.opset == decoder.opset == 17
-    assert vision.device is decoder.device is decoder.weights is None  # they describe the old weights
+    for name in ("vision", "decoder"):
+        spec = new.manifest.graphs[name]
+        quantized = {weight for weight, stored in spec.weights.items() if stored.quantization}
+        assert quantized
+        assert quantized <= spec.device_weights.keys()  # both forms read the same bytes
+        assert len(quantized) == len(outcome.graphs[name].layers) - sum(
+            layer.format is None for layer in outcome.graphs[name].layers
+        )
     assert new.manifest.graphs["embed"] == old.manifest.graphs["embed"]
     assert old.manifest.graphs["decoder"].weights
     unchanged = ("embed.onnx", "embed.device.onnx", "embed.onnx.data", "prune.onnx", "tokenizer.json")
@@ -78,26 +85,28 @@ def test_the_outcome_has_losses_and_overlaps(made):
 def test_nothing_is_measured_twice(made, request_of, monkeypatch):
     _, outcome = made
     monkeypatch.setattr(calibration, "capture", None)
-    sessions = []
-    original = replay.open_graph
-    monkeypatch.setattr(replay, "open_graph", lambda *args: sessions.append(args) or original(*args))
+    sessions = opened(monkeypatch)
     assert calibrate(request_of("again", decoder="int4")) == outcome
-    assert (
-        len(sessions) == 2 * 2 + 1
-    )  # each new graph is compared with its original at the end, and the kept tokens once
+    # Each new graph is compared with its original at the end, and the kept tokens once.
+    assert len(sessions) == 2 * 2 + 1
+
+
+def opened(monkeypatch, interrupt_at=None):
+    """A list that grows by one for each session; one of them can be interrupted."""
+    sessions, original = [], replay.Session.__init__
+
+    def opens(*args, **options):
+        sessions.append(1)
+        if len(sessions) == interrupt_at:
+            raise KeyboardInterrupt
+        original(*args, **options)
+
+    monkeypatch.setattr(replay.Session, "__init__", opens)
+    return sessions
 
 
 def test_an_interrupted_calibration_resumes(request_of, monkeypatch, tmp_path):
-    done = []
-
-    def interrupt(*args):
-        done.append(1)
-        if len(done) == 12:
-            raise KeyboardInterrupt
-        return original(*args)
-
-    original = replay.open_graph
-    monkeypatch.setattr(replay, "open_graph", interrupt)
+    done = opened(monkeypatch, interrupt_at=12)
     request = request_of("later", vision="fp16", decoder="int8", cache=tmp_path)
     with pytest.raises(KeyboardInterrupt):
         calibrate(request)
@@ -122,7 +131,7 @@ def test_8_bits_for_tensorrt(request_of, made):
     request = request_of("int8-tensorrt", runtime="tensorrt")
     outcome = calibrate(request)
     spec = Bundle.load(request.output, verify=True).manifest.graphs["vision"]
-    assert (spec.runtimes, spec.opset) == (("onnxruntime", "tensorrt"), 17)
+    assert (spec.runtimes, spec.opset, spec.device) == (("onnxruntime", "tensorrt"), 17, None)
     assert outcome.overlaps == made[1].overlaps  # the same numbers in another form
     assert outcome.graphs["vision"].bytes_after > made[1].graphs["vision"].bytes_after
 
@@ -134,6 +143,7 @@ def test_fp8(request_of):
     for name in ("vision", "decoder"):
         spec, graph = graphs[name], outcome.graphs[name]
         assert (spec.runtimes, spec.opset, spec.quantization.precision) == (("tensorrt",), 19, "fp8")
+        assert spec.device is None
         assert 0 < graph.loss < 3 * BUDGETS[name]
         assert graph.bytes_after < 0.8 * graph.bytes_before
     assert graphs["embed"].opset == 17
@@ -154,7 +164,9 @@ def test_more_layers_are_excluded_until_enough_tokens_are_the_same(request_of, m
 def test_a_fp32_bundle(bundle, request_of):
     request = request_of("fp32", bundle=bundle(precision="fp32"), decoder="int4", cache=None)
     calibrate(request)
-    assert Bundle.load(request.output, verify=True).manifest.dtype == "float32"
+    manifest = Bundle.load(request.output, verify=True).manifest
+    assert manifest.dtype == "float32"
+    assert not any(spec.device for spec in manifest.graphs.values())
     assert (request.output.parent / "fp32.observed").is_dir()
 
 

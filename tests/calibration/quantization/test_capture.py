@@ -8,7 +8,7 @@ import pytest
 from tango_calibration.quantization import replay
 from tango_calibration.quantization.capture import capture
 from tango_calibration.quantization.clips import read_clips
-from tango_calibration.quantization.layers import linear_layers, read_graph
+from tango_calibration.quantization.stored import StoredGraph
 from tango_runtime.backends.registry import select
 from tango_runtime.bundle import Bundle
 from tango_runtime.pipeline.prompt import Prompt
@@ -42,10 +42,9 @@ def test_a_capture_is_a_run_of_the_pipeline(fp16, clips, captured):
 
 def test_a_replay_of_the_decoder_gives_the_same_logits(fp16, captured, monkeypatch):
     """In chunks of any length, with the activations of every layer beside the logits."""
-    model = read_graph(fp16.graph("decoder"))
-    inputs = list(dict.fromkeys(layer.input for layer in linear_layers(model)))
-    specs = fp16.manifest.graphs["decoder"].inputs
-    session = replay.open_graph(model, fp16.path, inputs)
+    stored = StoredGraph(fp16, "decoder")
+    inputs, specs = list(dict.fromkeys(layer.input for layer in stored.linears)), stored.spec.inputs
+    session = replay.open_graph(stored, more=inputs)
     answer_tokens = len(captured.decoder_input.answer)
     whole = list(replay.run_decoder(session, specs, captured.decoder_input))
     monkeypatch.setattr(replay, "CHUNK_TOKENS", 20)

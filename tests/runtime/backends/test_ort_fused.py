@@ -161,15 +161,72 @@ def test_for_a_token_nothing_goes_up(make):
     assert (traffic.uploads, traffic.downloads) == (before.uploads, before.downloads + 5)
 
 
-def test_a_quantised_decoder_takes_embeddings_of_the_fused_graph(make, fused, colors, tmp_path):
-    folder = shutil.copytree(fused("fp32"), tmp_path / "bundle")
-    manifest = Bundle.load(folder).manifest
-    decoder = replace(manifest.graphs["decoder"], device=None, weights=None)
-    write_manifest(folder, replace(manifest, graphs=manifest.graphs | {"decoder": decoder}))
-    llm, plain = make(folder=folder)
+@pytest.fixture(scope="module")
+def quantized(responsive_checkpoint, tmp_path_factory):
+    """``quantized(vision=…, decoder=…)``: a bundle whose quantized graphs have device forms.
+
+    Its INT4 products take activations as they are, as the device form does, so that the two differ in rounding only.
+    """
+    from tango_calibration.quantization import formats
+    from tango_calibration.quantization.calibrate import CalibrationRequest, calibrate
+
+    root = tmp_path_factory.mktemp("quantized")
+
+    @cache
+    def made(**precisions):
+        _, bundle = responsive_checkpoint(dtype="fp16")
+        output = root / "-".join(precisions.values())
+        sizes = {"videos": 4, "frames": 8, "max_new_tokens": 2, "cache": root / "cache"}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(formats, "ACCURACY_LEVEL", 0)
+            calibrate(CalibrationRequest(bundle, output, "synthetic", **precisions, **sizes))
+        return output
+
+    return made
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_a_quantized_decoder_runs_as_its_plain_graph(make, host, quantized, colors, precision):
+    """Its device graph waits for kernels; the embeddings' and the tower's run."""
+    llm, plain = make(folder=quantized(vision="fp16", decoder=precision))
+    graphs, files = llm.bundle.manifest.graphs, llm.bundle.manifest.files
+    assert graphs["decoder"].device
+    assert not llm._backend._graphs.in_place
     assert llm._backend._graphs.frames_at_once == 32
-    found, wanted = (each.generate(colors, QUESTION, max_new_tokens=8).ids for each in (llm, plain))
-    assert found == wanted
+    options = {"frames": 8, "prune": False, "max_new_tokens": 8}
+    stages = [OneSequence(each._backend) for each in (llm, plain)]
+    close(*(np.array(each.prefill([each.embed(np.arange(20, 60))], 64)) for each in stages), 1e-2)
+    assert len(llm.generate(colors, QUESTION, **options).ids) == 8
+    held = [size for _, size in host.blocks.values()]
+    assert files[graphs["embed"].data].size in held
+    assert files[graphs["decoder"].data].size not in held
+
+
+@pytest.mark.parametrize(("precision", "most"), [("int8", 0.2), ("int4", 0.03)])
+def test_the_device_graph_of_a_quantized_decoder_is_its_plain_one(make, quantized, monkeypatch, precision, most):
+    """In INT8 the plain one also rounds activations to 8 bits. A step is a pass of the graph."""
+    monkeypatch.setattr(FusedOrtRunner, "fuses_quantized", True)
+    heard = []
+    for llm in make(folder=quantized(vision="fp16", decoder=precision)):
+        stages = OneSequence(llm._backend)
+        rows = [np.array(stages.prefill([stages.embed(np.arange(20, 60))], 64))]
+        rows += [np.array(stages.decode(token)) for token in (5, 9, 5)]
+        stages.rewind(41)
+        rows.append(np.array(stages.extend(stages.embed(np.arange(9, 12)))))
+        heard.append(np.stack(rows))
+    difference, size = (np.linalg.norm(x, axis=-1) for x in (heard[0] - heard[1], heard[1]))
+    assert (difference < most * size).all()
+
+
+def test_the_device_graph_of_a_quantized_tower_is_its_plain_one(make, quantized, colors, monkeypatch):
+    monkeypatch.setattr(FusedOrtRunner, "fuses_quantized", True)
+    heard = []
+    for llm in make(folder=quantized(vision="int8", decoder="int4")):
+        frames = np.random.default_rng(0).integers(0, 255, (4, 112, 112, 3), np.uint8)
+        heard.append([llm._backend.to_host(t).astype(np.float64) for t in llm._backend.vision(frames, lambda n: None)])
+        assert len(llm.generate(colors, QUESTION, frames=8, max_new_tokens=4).ids) == 4
+    for found, wanted in zip(*heard, strict=True):
+        assert np.linalg.norm(found - wanted) < 0.05 * np.linalg.norm(wanted)
 
 
 def test_a_bundle_without_fused_graphs_runs_its_plain_ones(tiny_bundle, host, colors):

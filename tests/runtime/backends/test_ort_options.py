@@ -17,6 +17,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from tango_calibration.quantization.replay import open_graph
+from tango_calibration.quantization.stored import StoredGraph
 from tango_runtime.backends import ort_options
 from tango_runtime.backends.cuda.ort_runner import OrtRunner
 from tango_runtime.backends.ort_cpu import open_session
@@ -162,7 +163,7 @@ def test_every_session_has_the_option(weights, tiny_bundle, tmp_path, monkeypatc
     monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
     onnx.save(static(weights), tmp_path / "graph.onnx")
     open_session(tmp_path / "graph.onnx")
-    open_graph(static(weights), tmp_path)
+    open_graph(StoredGraph(Bundle.load(tiny_bundle), "embed"))
     OrtRunner(
         onnxruntime,
         Bundle.load(tiny_bundle),

@@ -28,6 +28,10 @@ from tango_runtime.bundle import Bundle, GraphName, Manifest
 class FusedOrtRunner(OrtRunner):
     """Sessions of a bundle's fused graphs, where it has them, and of its plain ones; made as :class:`OrtRunner`."""
 
+    #: Whether quantized graphs run fused: without kernels for their weights, which the CUDA library does not have yet,
+    #: every pass would unpack all of them, and the plain graphs are faster.
+    fuses_quantized = False
+
     def __init__(
         self,
         onnxruntime: Any,
@@ -36,6 +40,7 @@ class FusedOrtRunner(OrtRunner):
         provider: tuple[str, str] = CUDA,
         operators: Path | None = None,
     ) -> None:
+        bundle = bundle if self.fuses_quantized else _without_quantized_device_graphs(bundle)
         self._manifest, self._stream = bundle.manifest, stream
         plain = bundle.manifest.graphs
         self._cached = [t.name for t in plain["decoder"].outputs[1:]]
@@ -55,8 +60,8 @@ class FusedOrtRunner(OrtRunner):
                 given_up.set()
                 raise
         # Once: of a binding that is made anew, what is not named stays.
-        for graph, weights in self._weights.items():
-            self._bind(graph, {name: weights[name] for name in plain[graph].device_weights})
+        for graph in taking:
+            self._bind(graph, self._taken(graph))
 
     def dtype(self, graph: GraphName, tensor: str) -> str:
         """The graph's own type of a tensor; positions are what the last of them is in the fused decoder."""
@@ -66,11 +71,15 @@ class FusedOrtRunner(OrtRunner):
         """Prepares a session to read and write these tensors; gives the function that runs it."""
         if graph != "decoder" or not self.in_place:
             return super().bind(graph, tensors, replay=replay)
-        return self._bind(graph, self._in_place(tensors))
+        weights = self._taken(graph) if replay else {}  # that binding is another
+        return self._bind(graph, self._in_place(tensors) | weights, replay)
 
     def step(self, cache: Sequence[DeviceArray], logits: DeviceArray, pool: Pool) -> Step | None:
-        """The CUDA library's, where the decoder is fused: the token's embedding is a row of the table."""
-        if not self.in_place:
+        """The CUDA library's, where the decoder is fused: the token's embedding is a row of the table.
+
+        None where it is not, or has quantized weights: then a step is a pass of the graphs.
+        """
+        if not self.in_place or self._manifest.graphs["decoder"].quantization:
             return None
         weights, (words,) = self._weights["decoder"], self._manifest.graphs["embed"].device_weights
         decoder = CudaDecoder(_shape(self._manifest, weights, cache[0].shape[1]), weights, cache)
@@ -87,6 +96,10 @@ class FusedOrtRunner(OrtRunner):
 
         return step
 
+    def _taken(self, graph: GraphName) -> dict[str, DeviceArray]:
+        """The weights that a fused graph takes as inputs."""
+        return {name: self._weights[graph][name] for name in self._manifest.graphs[graph].device_weights}
+
     def _in_place(self, tensors: Mapping[str, DeviceArray]) -> dict[str, DeviceArray]:
         """The plain decoder's tensors as those of the fused one: past and present are the whole cache."""
         spec, positions = self._specs["decoder"], tensors["positions"]
@@ -100,6 +113,11 @@ class FusedOrtRunner(OrtRunner):
             "logits": tensors["logits"],
             **dict(zip((t.name for t in spec.outputs[1:]), cache, strict=True)),
         }
+
+
+def _without_quantized_device_graphs(bundle: Bundle) -> Bundle:
+    graphs = {n: replace(g, device=None) if g.quantization else g for n, g in bundle.manifest.graphs.items()}
+    return replace(bundle, manifest=replace(bundle.manifest, graphs=graphs))
 
 
 def _fused(bundle: Bundle) -> Bundle:

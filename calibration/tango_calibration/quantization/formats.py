@@ -1,0 +1,203 @@
+"""Linear layers in a lower precision: forms of a graph in which they are other nodes. Everything else stays as it is.
+
+A linear layer takes one of four formats. In the portable form these are:
+
+- ``w8a8``: 8-bit weights and activations. ``QuantizeLinear`` and ``DequantizeLinear`` precede the product, in the form
+  that TensorRT requires: symmetric, with explicit zero points, one scale for the activations and one for each column of
+  the weights. At opset 17 both operators take fp32 only, so the product is in fp32 between two casts; a cast that just
+  narrowed the activations is bypassed. ONNX Runtime's CPU provider fuses all of it into one integer product. TensorRT
+  reads stored 8-bit weights from version 10 on. Older versions need them in fp32 and quantize them when they build the
+  engine (``Scheme.float_weights``).
+- ``fp8``: the same with E4M3, for TensorRT 10 and later; no engine has run it yet. At opset 19 all of it is fp16.
+- ``w4a16`` and ``w8a16``: only weights, in blocks along the columns with a scale each, as ONNX Runtime's
+  ``MatMulNBits``, which TensorRT does not support.
+
+In the device form a layer is one operator on the same weights, with activations as they are
+(:mod:`tango_export.graph.operators`). fp8 has none: only TensorRT reads it.
+
+Products of two activations (attention) and the constants of pooling and salience stay as they are.
+
+ONNX Runtime's own tools need fp32 weights, all in memory, and changed their 4-bit packing between releases. NVIDIA
+ModelOpt needs torch and CUDA; for TensorRT 10 and later it is an alternative.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+from onnx import TensorProto
+
+from tango_calibration.quantization.arithmetic import BLOCK, FP8, INT8, Grid, quantize_blocks, quantize_columns, scales
+from tango_calibration.quantization.ranges import Array
+from tango_export.graph import DEVICE, PORTABLE, Form, GraphBuilder
+from tango_export.graph.builder import Float, Linear, Read, Weight
+from tango_plugins import op
+from tango_runtime.bundle import WeightQuantization
+
+#: w: bits of the weights; a: bits of the activations.
+LayerFormat = Literal["w8a8", "w8a16", "w4a16", "fp8"]
+
+#: The opset of fp8: the first whose QuantizeLinear supports it. The parser of TensorRT 10.0 reads up to 20.
+FP8_OPSET = 19
+
+#: MatMulNBits' ``accuracy_level`` 4: activations are rounded to 8 bits before the product, each block with its own
+#: scale. That adds 0.7 % of noise where 4-bit weights add 10 %. For one token it is 3 times as fast as the fp32 product
+#: with 4-bit weights, and 70 times with 8-bit weights.
+ACCURACY_LEVEL = 4
+
+_GRIDS: dict[LayerFormat, Grid] = {"w8a8": INT8, "fp8": FP8}
+_BLOCK_BITS: dict[LayerFormat, Literal[4, 8]] = {"w4a16": 4, "w8a16": 8}
+_CONTRIB = "com.microsoft"
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How the linear layers of a graph are quantized; all by the name of the layer.
+
+    Attributes:
+        formats: Format of a layer; others stay as they are.
+        ranges: Largest magnitude of 8-bit activations, after smoothing.
+        smoothing: Powers of two [in]: an 8-bit layer divides its input's channels by them, and multiplies the rows of
+            its weight.
+        mean_squares: Mean square of each channel of the input [in]: the weight of an error in a row of 4-bit weights.
+        float_weights: Store INT8 weights in fp32 with a QuantizeLinear of their own, in four times the bytes.
+    """
+
+    formats: Mapping[str, LayerFormat]
+    ranges: Mapping[str, float] = field(default_factory=dict)
+    smoothing: Mapping[str, Array] = field(default_factory=dict)
+    mean_squares: Mapping[str, Array] = field(default_factory=dict)
+    float_weights: bool = False
+
+    def portable(self) -> Form:
+        """The portable form with the layers in their formats."""
+        used = set(self.formats.values())
+        opsets = dict(PORTABLE.opsets)
+        if "fp8" in used:
+            opsets[""] = FP8_OPSET
+        if used & _BLOCK_BITS.keys():
+            opsets[_CONTRIB] = 1
+        return replace(self._form(PORTABLE, _write_qdq, _write_matmul_nbits), opsets=opsets)
+
+    def device(self) -> Form:
+        """The device form on the same weights."""
+        return self._form(DEVICE, _write_per_channel, _write_blockwise)
+
+    def _form(self, base: Form, write_8_bits: _Write, write_blocks: _Write) -> Form:
+        def linear(g: GraphBuilder, layer: Linear) -> str:
+            form = self.formats.get(layer.name)
+            if form is None:
+                return base.linear(g, layer)
+            return (write_8_bits if form in _GRIDS else write_blocks)(g, layer, form, self)
+
+        return replace(base, linear=linear)
+
+
+_Write = Callable[[GraphBuilder, Linear, LayerFormat, Scheme], str]
+
+
+def _write_qdq(g: GraphBuilder, layer: Linear, form: LayerFormat, scheme: Scheme) -> str:
+    """QuantizeLinear, DequantizeLinear and a product."""
+    grid = _GRIDS[form]
+    dtype: Float = "float32" if grid is INT8 else g.dtype
+    # A product of matrices: between operands of different ranks, TensorRT's parser inserts a reshape after the weight's
+    # DequantizeLinear.
+    narrow, reshaped = dtype != g.dtype, layer.tokens is not None
+    outputs = [f"{layer.output}.product", *[f"{layer.output}.fp16"] * narrow, *[f"{layer.output}.shaped"] * reshaped]
+    outputs[-1] = layer.output
+    left = g.unrounded(layer.input, f"{layer.name}.input.fp32") if narrow else layer.input
+    if layer.name in scheme.smoothing:
+        factors = 1 / scheme.smoothing[layer.name]
+        smoothing = g.weight(Weight(f"{layer.name}.smoothing", factors.shape, "float32", {}, lambda _: factors))
+        left = g.node("Mul", [left, smoothing], f"{layer.name}.input.smoothed")
+    if reshaped:
+        left = g.reshape(left, f"{layer.name}.input.rows", -1, layer.fan_in)
+    # One Q/DQ pair for each layer, even if several take the same input. ONNX Runtime makes the activations unsigned,
+    # which its integer product needs, only if a pair has one reader. It would make one of pairs that are equal: so each
+    # has a zero point of its own.
+    step = float(scales(np.array(scheme.ranges[layer.name]), grid, dtype))
+    scaled = [g.constant(step, dtype), g.constant(0, grid.type, f"{layer.name}.input.zero")]
+    left = g.node("QuantizeLinear", [left, *scaled], f"{layer.name}.input.{grid.name}")
+    left = g.node("DequantizeLinear", [left, *scaled], f"{layer.name}.input.dequantized")
+    product = g.node("MatMul", [left, _write_8_bit_weight(g, layer, grid, dtype, scheme)], outputs.pop(0))
+    if narrow:
+        product = g.node("Cast", [product], outputs.pop(0), to=TensorProto.FLOAT16)
+    if layer.tokens is not None:
+        product = g.reshape(product, outputs.pop(0), -1, layer.tokens, layer.fan_out)
+    return product
+
+
+def _write_8_bit_weight(g: GraphBuilder, layer: Linear, grid: Grid, dtype: Float, scheme: Scheme) -> str:
+    """An 8-bit weight and its DequantizeLinear to ``dtype``."""
+    name, as_float = layer.weight, scheme.float_weights and grid is INT8
+    values, steps = _column_weights(g, layer, grid, dtype, scheme)
+    if as_float:
+        values = Weight(f"{name}.fp32", values.shape, "float32", {}, lambda read: _smoothed(g, layer, scheme, read))
+    # TensorRT 8 requires the zero points, and their type selects the grid.
+    zeros = Weight(f"{name}.zero", steps.shape, grid.type, {}, lambda _: np.zeros(layer.fan_out, grid.dtype))
+    stored, *scaled = map(g.weight, (values, steps, zeros))
+    if as_float:
+        stored = g.node("QuantizeLinear", [stored, *scaled], f"{name}.{grid.name}", axis=1)
+    return g.node("DequantizeLinear", [stored, *scaled], f"{name}.dequantized", axis=1)
+
+
+def _write_matmul_nbits(g: GraphBuilder, layer: Linear, form: LayerFormat, scheme: Scheme) -> str:
+    bits, weights = _BLOCK_BITS[form], map(g.weight, _block_weights(g, layer, _BLOCK_BITS[form], scheme))
+    sizes = {"K": layer.fan_in, "N": layer.fan_out, "bits": bits, "block_size": BLOCK, "accuracy_level": ACCURACY_LEVEL}
+    return g.node("MatMulNBits", [layer.input, *weights], layer.output, domain=_CONTRIB, **sizes)
+
+
+def _write_per_channel(g: GraphBuilder, layer: Linear, form: LayerFormat, scheme: Scheme) -> str:
+    weights = map(g.weight, _column_weights(g, layer, _GRIDS[form], "float32", scheme))
+    return g.node("PerChannelLinear", [layer.input, *weights], layer.output, domain=op.DOMAIN)
+
+
+def _write_blockwise(g: GraphBuilder, layer: Linear, form: LayerFormat, scheme: Scheme) -> str:
+    bits, weights = _BLOCK_BITS[form], map(g.weight, _block_weights(g, layer, _BLOCK_BITS[form], scheme))
+    return g.node("BlockwiseLinear", [layer.input, *weights], layer.output, domain=op.DOMAIN, bits=bits)
+
+
+def _column_weights(g: GraphBuilder, layer: Linear, grid: Grid, dtype: Float, scheme: Scheme) -> tuple[Weight, Weight]:
+    """8-bit values [in, out] with a scale for each column [out]."""
+    values, steps = _made_once(lambda read: quantize_columns(_smoothed(g, layer, scheme, read), grid, dtype))
+    name, scale, shape = f"{layer.weight}.{grid.name}", f"{layer.weight}.scale", (layer.fan_in, layer.fan_out)
+    return (
+        Weight(name, shape, grid.type, {}, values, WeightQuantization(8, 0, scale)),
+        Weight(scale, shape[1:], dtype, {}, steps),
+    )
+
+
+def _block_weights(g: GraphBuilder, layer: Linear, bits: Literal[4, 8], scheme: Scheme) -> tuple[Weight, Weight]:
+    """Packed blocks [out, blocks, bytes] with a scale each [out, blocks]; see :func:`quantize_blocks`."""
+    matrix, mean_squares = g.weights[layer.weight], scheme.mean_squares.get(layer.name)
+    values, steps = _made_once(lambda read: quantize_blocks(matrix.values(read), bits, mean_squares))
+    name, scale, blocks = (
+        f"{layer.weight}.int{bits}",
+        f"{layer.weight}.scale",
+        (layer.fan_out, -(-layer.fan_in // BLOCK)),
+    )
+    return (
+        Weight(name, (*blocks, BLOCK * bits // 8), "uint8", {}, values, WeightQuantization(bits, BLOCK, scale)),
+        Weight(scale, blocks, g.dtype, {}, steps),
+    )
+
+
+def _made_once(make: Callable[[Read], tuple[Array, Array]]) -> tuple[Callable[[Read], Array], Callable[[Read], Array]]:
+    """What reads the values of a weight, and what reads its scales: these are kept from the first to the second."""
+    kept: list[Array] = []
+
+    def values(read: Read) -> Array:
+        found, steps = make(read)
+        kept[:] = [steps]
+        return found
+
+    return values, lambda read: kept.pop() if kept else make(read)[1]
+
+
+def _smoothed(g: GraphBuilder, layer: Linear, scheme: Scheme, read: Read) -> Array:
+    """The weight of a layer whose input is smoothed in front of it."""
+    values, factors = g.weights[layer.weight].values(read), scheme.smoothing.get(layer.name)
+    return values if factors is None else values * factors[:, None].astype(values.dtype)
