@@ -145,44 +145,38 @@ def _write_8_bit_weight(g: GraphBuilder, layer: Linear, grid: Grid, dtype: Float
 
 
 def _write_matmul_nbits(g: GraphBuilder, layer: Linear, form: LayerFormat, scheme: Scheme) -> str:
-    bits, weights = _BLOCK_BITS[form], map(g.weight, _block_weights(g, layer, _BLOCK_BITS[form], scheme))
+    weights, bits = _block_weights(g, layer, form, scheme), _BLOCK_BITS[form]
     sizes = {"K": layer.fan_in, "N": layer.fan_out, "bits": bits, "block_size": BLOCK, "accuracy_level": ACCURACY_LEVEL}
-    return g.node("MatMulNBits", [layer.input, *weights], layer.output, domain=_CONTRIB, **sizes)
+    return g.node("MatMulNBits", [layer.input, *map(g.weight, weights)], layer.output, domain=_CONTRIB, **sizes)
 
 
 def _write_per_channel(g: GraphBuilder, layer: Linear, form: LayerFormat, scheme: Scheme) -> str:
-    weights = map(g.weight, _column_weights(g, layer, _GRIDS[form], "float32", scheme))
-    return g.node("PerChannelLinear", [layer.input, *weights], layer.output, domain=op.DOMAIN)
+    weights = _column_weights(g, layer, _GRIDS[form], "float32", scheme)
+    return g.node("PerChannelLinear", [layer.input, *map(g.weight, weights)], layer.output, domain=op.DOMAIN)
 
 
 def _write_blockwise(g: GraphBuilder, layer: Linear, form: LayerFormat, scheme: Scheme) -> str:
-    bits, weights = _BLOCK_BITS[form], map(g.weight, _block_weights(g, layer, _BLOCK_BITS[form], scheme))
-    return g.node("BlockwiseLinear", [layer.input, *weights], layer.output, domain=op.DOMAIN, bits=bits)
+    inputs = [layer.input, *map(g.weight, _block_weights(g, layer, form, scheme))]
+    return g.node("BlockwiseLinear", inputs, layer.output, domain=op.DOMAIN, bits=_BLOCK_BITS[form])
 
 
 def _column_weights(g: GraphBuilder, layer: Linear, grid: Grid, dtype: Float, scheme: Scheme) -> tuple[Weight, Weight]:
     """8-bit values [in, out] with a scale for each column [out]."""
     values, steps = _made_once(lambda read: quantize_columns(_smoothed(g, layer, scheme, read), grid, dtype))
-    name, scale, shape = f"{layer.weight}.{grid.name}", f"{layer.weight}.scale", (layer.fan_in, layer.fan_out)
-    return (
-        Weight(name, shape, grid.type, {}, values, WeightQuantization(8, 0, scale)),
-        Weight(scale, shape[1:], dtype, {}, steps),
-    )
+    scale, shape = f"{layer.weight}.scale", (layer.fan_in, layer.fan_out)
+    layout = WeightQuantization(8, 0, scale)
+    stored = Weight(f"{layer.weight}.{grid.name}", shape, grid.type, {}, values, layout)
+    return stored, Weight(scale, shape[1:], dtype, {}, steps)
 
 
-def _block_weights(g: GraphBuilder, layer: Linear, bits: Literal[4, 8], scheme: Scheme) -> tuple[Weight, Weight]:
+def _block_weights(g: GraphBuilder, layer: Linear, form: LayerFormat, scheme: Scheme) -> tuple[Weight, Weight]:
     """Packed blocks [out, blocks, bytes] with a scale each [out, blocks]; see :func:`quantize_blocks`."""
-    matrix, mean_squares = g.weights[layer.weight], scheme.mean_squares.get(layer.name)
+    bits, matrix, mean_squares = _BLOCK_BITS[form], g.weights[layer.weight], scheme.mean_squares.get(layer.name)
     values, steps = _made_once(lambda read: quantize_blocks(matrix.values(read), bits, mean_squares))
-    name, scale, blocks = (
-        f"{layer.weight}.int{bits}",
-        f"{layer.weight}.scale",
-        (layer.fan_out, -(-layer.fan_in // BLOCK)),
-    )
-    return (
-        Weight(name, (*blocks, BLOCK * bits // 8), "uint8", {}, values, WeightQuantization(bits, BLOCK, scale)),
-        Weight(scale, blocks, g.dtype, {}, steps),
-    )
+    scale, blocks = f"{layer.weight}.scale", (layer.fan_out, -(-layer.fan_in // BLOCK))
+    shape, layout = (*blocks, BLOCK * bits // 8), WeightQuantization(bits, BLOCK, scale)
+    stored = Weight(f"{layer.weight}.int{bits}", shape, "uint8", {}, values, layout)
+    return stored, Weight(scale, blocks, g.dtype, {}, steps)
 
 
 def _made_once(make: Callable[[Read], tuple[Array, Array]]) -> tuple[Callable[[Read], Array], Callable[[Read], Array]]:
