@@ -108,7 +108,7 @@ def test_equal_tokens_and_black_frames(fill, budget):
 
 @pytest.mark.parametrize("seed", [9, 32, 36, 54])
 def test_tokens_that_are_each_other_s_nearest_are_equally_dense(seed):
-    # With k = 1 their densities are of one distance. An Exp whose vectors and remainders differ gives other tokens here.
+    # With k = 1 their densities are of one distance. An Exp that rounds by place keeps other tokens of these videos.
     check(*video(1, (1, 15), 8, seed=seed), PruneParams(0.6, context_ratio=1, grid=(1, 15), neighbors=1))
 
 
