@@ -72,7 +72,8 @@ def test_it_keeps_what_the_reference_keeps_of_any_video(case):
 @pytest.mark.parametrize("moving", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize(("merge_order", "budget"), [("anchor", "paper"), ("density", "exact")])
 def test_videos_of_one_to_thirty_two_frames(frames, moving, merge_order, budget):
-    params = PruneParams(0.15, grid=(5, 6), sink_positions=(0, 13), merge_order=merge_order, budget=budget)
+    chosen = {"merge_order": merge_order, "budget": budget}
+    params = PruneParams(0.15, grid=(5, 6), sink_positions=(0, 13), time_base=500, space_base=20, **chosen)
     check(*video(frames, (5, 6), 32, seed=frames, cuts=(5, 20), moving=moving, dtype=np.float16), params)
 
 

@@ -1,6 +1,6 @@
 """The Tango operator as ONNX functions: what the node of prune.onnx computes, in standard operators.
 
-prune.onnx carries them, so that it also runs where the CUDA library is not: slowly, and with matrices of all distances.
+prune.onnx carries them, so that it also runs where the CUDA library is not, in about the time that the reference takes.
 docs/operator.md describes the steps, and the reference (plugins/tango_plugins/reference.py) has a function for each;
 here each is a function of the same name in CamelCase. All arithmetic is fp64 (11, where a Cast names it), counts and
 indices are int64 (7). A scalar has rank 0: ``one_0`` is the scalar of ``one`` [1]. Ties go to the lower index: of equal
