@@ -1,7 +1,8 @@
 """Each graph of a bundle against the original model, teacher-forced.
 
 Both are given the same inputs at every stage, so that one stage's rounding does not hide in the next. The bundle runs
-on ONNX Runtime's CPU engine in its own dtype, the original on transformers in fp32.
+on ONNX Runtime's CPU engine in its own dtype, the original on transformers in fp32; that of the operator is the
+reference.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from numpy.typing import NDArray
 from tango_export.export import find_preset, open_model
 from tango_export.families.base import Model, Reference
 from tango_plugins import TangoError, op
+from tango_plugins.reference import prune
 from tango_runtime.backends.ort_cpu import empty_cache, open_session
-from tango_runtime.bundle import Bundle, GraphName, GraphSpec
+from tango_runtime.bundle import Bundle, GraphName, GraphSpec, TensorSpec
 from tango_runtime.util.console import progress
 
 #: A cosine alone is blind to scale, so the norm is compared too.
@@ -82,7 +84,7 @@ def validate(path: Path, checkpoint: str | None = None, salience: str | None = N
     model = open_model(family, *origin, context)
     _check_origin(bundle, model, origin[0])
     vision, embed, decoder = (len(list(_forms(bundle, graph))) for graph in ("vision", "embed", "decoder"))
-    with progress("validate", 2 + vision + embed + decoder * (1 + _STEPS)) as on_progress:
+    with progress("validate", 3 + vision + embed + decoder * (1 + _STEPS)) as on_progress:
         reference = model.reference()
         on_progress(1)
         results = []
@@ -124,7 +126,8 @@ def _compare(bundle: Bundle, reference: Reference) -> Iterator[Comparison]:
         weights = _weights(bundle, "decoder", spec)
         for end, found in steps(open_session(bundle.path / spec.file), spec, embeddings, weights):
             yield _comparison(title, f"logits at {end - 1}", found, logits[end - 1])
-    yield _compare_prune(bundle)
+    yield _compare_prune_node(bundle)
+    yield _compare_prune_function(bundle)
 
 
 def _forms(bundle: Bundle, graph: GraphName) -> Iterator[tuple[str, GraphSpec]]:
@@ -178,8 +181,8 @@ def _device_steps(
         yield end, logits
 
 
-def _compare_prune(bundle: Bundle) -> Comparison:
-    """The operator's node against bundle.json. Its arithmetic is tested where it lives; here it must be the same."""
+def _compare_prune_node(bundle: Bundle) -> Comparison:
+    """The operator's node against bundle.json."""
     try:
         (node,) = onnx.load(bundle.graph("prune")).graph.node
     except Exception as error:  # protobuf's own, or a graph of no node or of many
@@ -191,6 +194,17 @@ def _compare_prune(bundle: Bundle) -> Comparison:
     found = {name: value.decode() if isinstance(value, bytes) else value for name, value in found.items()}
     same = float(node.op_type == op.NAME and found == op.node_attributes(bundle.manifest.params))
     return Comparison("prune", "attributes", same, same)
+
+
+def _compare_prune_function(bundle: Bundle) -> Comparison:
+    """What the node's function keeps of a small video against the reference, whose indices it must give exactly."""
+    inputs = _features(bundle.manifest.graphs["prune"].inputs[0])
+    feeds = dict(zip(op.INPUTS, inputs, strict=True))
+    tokens, indices, _ = open_session(bundle.graph("prune")).run(None, feeds)
+    expected = prune(*inputs, bundle.manifest.params)
+    if not np.array_equal(indices, expected.indices):
+        return Comparison("prune", "tokens", 0.0, 0.0)
+    return _comparison("prune", "tokens", tokens, expected.tokens)
 
 
 def _comparison(graph: str, output: str, found: Array, expected: Array) -> Comparison:
@@ -209,6 +223,16 @@ def _frames(height: int, width: int) -> Array:
         waves = np.stack([np.sin(x * (3 + i) + c) * np.cos(y * (5 - i) - c) for c in range(3)], -1)
         frames.append(127 + 90 * waves + generator.normal(0, 20, waves.shape))
     return np.clip(np.stack(frames), 0, 255).astype(np.uint8)
+
+
+def _features(spec: TensorSpec) -> tuple[Array, Array, Array]:
+    """Features [F, L, D], half of which hardly change, salience [F, L] and timestamps [F]."""
+    generator = np.random.default_rng(2)
+    tokens, width = (int(n) for n in spec.shape[1:])
+    scene, noise = generator.normal(size=(tokens, width)), generator.normal(size=(_FRAMES, tokens, width))
+    features = scene + np.where(generator.random(tokens) < 0.5, 0.1, 2.0)[:, None] * noise
+    salience = generator.random((_FRAMES, tokens), np.float32)
+    return features.astype(spec.dtype), salience, np.arange(_FRAMES, dtype=np.float32)
 
 
 def _ids(bundle: Bundle) -> Array:

@@ -58,7 +58,7 @@ def test_a_sound_bundle_passes(bundle, capsys, precision):
     assert main(["validate", str(bundle(precision=precision))]) == 0
     table = capsys.readouterr().out
     assert "FAILED" not in table
-    assert all(name in table for name in ("features", "salience", "embeddings", "logits at 51", "attributes"))
+    assert all(name in table for name in ("features", "salience", "embeddings", "logits at 51", "attributes", "tokens"))
 
 
 DAMAGE = [
@@ -105,11 +105,23 @@ def test_a_prune_node_of_other_parameters_fails(bundle, tmp_path, capsys):
     assert "prune attributes 0.000000 0.00000 FAILED" in " ".join(capsys.readouterr().out.split())
 
 
+def test_a_prune_function_that_computes_something_else_fails(bundle, tmp_path, capsys):
+    broken = shutil.copytree(bundle(), tmp_path / "broken")
+    model = onnx.load(broken / "prune.onnx")
+    largest = next(function for function in model.functions if function.name == "Largest")
+    next(a for node in largest.node for a in node.attribute if a.name == "largest").i = 0
+    onnx.save(model, broken / "prune.onnx")
+    assert main(["validate", str(broken)]) == 1
+    table = " ".join(capsys.readouterr().out.split())
+    assert "prune tokens 0.000000 0.00000 FAILED" in table
+    assert "prune attributes 1.000000 1.00000" in table
+
+
 def test_export_ends_with_the_verdict(checkpoint, tmp_path, monkeypatch, capsys):
     llava, siglip = checkpoint()
     arguments = ["export", "--checkpoint", str(llava), "--salience-checkpoint", str(siglip), "--output"]
     assert main([*arguments, str(tmp_path / "sound")]) == 0
-    assert "17 of 17 within the limits" in capsys.readouterr().out
+    assert "18 of 18 within the limits" in capsys.readouterr().out
     monkeypatch.setattr("tango_export.validate.MIN_COSINE", 1.1)
     assert main([*arguments, str(tmp_path / "out")]) == 1
 

@@ -13,6 +13,7 @@ from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
 from tango_export.graph.builder import Array, Graph, Read, Weight
 from tango_export.graph.forms import PORTABLE
+from tango_export.graph.prune_function import prune_functions
 from tango_plugins import PruneParams, TangoError, op
 from tango_runtime.bundle import WEIGHT_ALIGNMENT, GraphSpec, Runtime, TensorSpec, WeightSpec
 from tango_runtime.util.console import OnProgress
@@ -96,7 +97,7 @@ def write_device(graph: Graph, portable: GraphSpec, read: Read, folder: Path) ->
 
 
 def write_prune(params: PruneParams, features: TensorSpec, folder: Path) -> GraphSpec:
-    """Writes the graph of the Tango operator: one node, for TensorRT's plugin.
+    """Writes the graph of the Tango operator: one node, with the functions that say what it computes.
 
     Args:
         params: The operator's parameters, its attributes.
@@ -118,9 +119,10 @@ def write_prune(params: PruneParams, features: TensorSpec, folder: Path) -> Grap
         node.attribute.append(helper.make_attribute(name, value, attr_type=kind))
     form = replace(PORTABLE, opsets={**PORTABLE.opsets, op.DOMAIN: 1})
     model = model_proto(Graph("prune", form, inputs, outputs, (node,), (), ()), inputs, [])
+    model.functions.extend(prune_functions(params))
     onnx.checker.check_model(model)
     onnx.save(model, folder / "prune.onnx")
-    return GraphSpec("prune.onnx", PORTABLE.opsets[""], ("tensorrt",), inputs, outputs)
+    return GraphSpec("prune.onnx", PORTABLE.opsets[""], ("onnxruntime", "tensorrt"), inputs, outputs)
 
 
 def load(weight: Weight, read: Read) -> Array:

@@ -30,7 +30,7 @@ ONNX_TYPES = {"features": onnx.TensorProto.FLOAT16}
 
 
 def graph(params: PruneParams) -> bytes:
-    """prune.onnx as export makes it, for any number of frames."""
+    """prune.onnx as export makes it, without its functions and for any number of frames."""
     shapes = {"features": ["frames", L, D], "salience": ["frames", L], "timestamps": ["frames"]}
     inputs = [
         onnx.helper.make_tensor_value_info(name, ONNX_TYPES.get(name, onnx.TensorProto.FLOAT), shapes[name])
