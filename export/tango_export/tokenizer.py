@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer
 
@@ -81,13 +82,15 @@ def stop_ids(folder: Path, tokenizer: Tokenizer, configured: object, tokens: Ite
     named = read_json(generation).get("eos_token_id") if generation.is_file() else None
     found = {id_ for token in tokens if (id_ := tokenizer.token_to_id(token)) is not None}
     for file, ids in ((generation, named), (folder / "config.json", configured)):
-        for id_ in ids if isinstance(ids, list) else [] if ids is None else [ids]:
-            if not is_integer(id_) or not 0 <= id_ < _MOST_IDS:
-                raise TangoError(f"{file}: eos_token_id has {shown(id_)}, not a token's id", f"edit {file.name}")
-            found.add(id_)
+        given: list[Any] = ids if isinstance(ids, list) else [] if ids is None else [ids]
+        for value in given:
+            if not is_integer(value) or not 0 <= value < _MOST_IDS:
+                raise TangoError(f"{file}: eos_token_id has {shown(value)}, not a token's id", f"edit {file.name}")
+            found.add(value)
     if not any(id_ < vocabulary_size(tokenizer) for id_ in found):
         raise TangoError(
-            f"{folder} names no token that ends an answer", f"give eos_token_id, an id of its tokenizer, in {generation}"
+            f"{folder} names no token that ends an answer",
+            f"give eos_token_id, an id of its tokenizer, in {generation}",
         )
     return tuple(sorted(found))
 

@@ -181,7 +181,7 @@ def _device_steps(
 def _compare_prune(bundle: Bundle) -> Comparison:
     """The operator's node against bundle.json. Its arithmetic is tested where it lives; here it must be the same."""
     try:
-        (node,) = onnx.load(bundle.graph("prune")).graph.node
+        (node,) = onnx.load(bundle.graph("prune"), load_external_data=False).graph.node
     except Exception as error:  # protobuf's own, or a graph of no node or of many
         raise TangoError(
             f"{bundle.graph('prune')} is no graph of one node",

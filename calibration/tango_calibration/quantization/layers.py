@@ -11,6 +11,11 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from tango_calibration.quantization.ranges import Array
+from tango_plugins import TangoError
+from tango_runtime.util.errors import first_line
+from tango_runtime.util.files import is_plain_name
+
+_VERIFY = "check the bundle with: tango inspect BUNDLE --verify"
 
 
 @dataclass(frozen=True)
@@ -61,8 +66,13 @@ class GraphWeights:
         shape, dtype = tuple(proto.dims), helper.tensor_dtype_to_np_dtype(proto.data_type)
         if 0 in shape:
             return np.zeros(shape, dtype)
-        file = self._folder / entry["location"]
-        return np.memmap(file, dtype, "r", int(entry.get("offset", 0)), shape)
+        location = str(entry.get("location"))
+        if not is_plain_name(location):
+            raise TangoError(f"{name} lies in {location!r}, which is no file of {self._folder}", _VERIFY)
+        try:
+            return np.memmap(self._folder / location, dtype, "r", int(entry.get("offset", 0)), shape)
+        except (OSError, ValueError, OverflowError) as error:
+            raise TangoError(f"{name} is not in {self._folder / location}: {first_line(error)}", _VERIFY) from error
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor, without reading it."""

@@ -148,7 +148,7 @@ def require_room(bundle: Bundle, setting: Setting, case: Case) -> None:
     prompt, answer, context = kept + TYPICAL_TEXT_TOKENS, 1 + setting.decode_tokens, manifest.decoder.context
     if prompt + answer > context:
         raise TangoError(
-            f"{case.name}: a prompt of {prompt} tokens and an answer of {answer} exceed the context of {context}",
+            f"a prompt of {prompt} tokens and an answer of {answer} exceed the context of {context}",
             "use fewer --decode-tokens, or fewer --frames",
         )
 

@@ -15,7 +15,7 @@ from typing import Annotated, Literal, get_args
 import numpy as np
 
 from tango_plugins import PruneParams, TangoError, op
-from tango_runtime.util.files import is_plain_name, require_links_inside
+from tango_runtime.util.files import is_plain_name, require_links_inside, require_utf8
 from tango_runtime.util.jsonschema import Range, from_json, parse_json, shown
 
 #: Version of this schema. A bundle of another format is refused with the command that exports it again.
@@ -380,6 +380,7 @@ def read_manifest(path: Path) -> Manifest:
         TangoError: There is none, it is not JSON, has another format, or contradicts the schema or itself.
     """
     file = path / MANIFEST
+    require_utf8(path)
     if not path.is_dir():
         raise TangoError(f"there is no bundle at {path}", "make one: tango-export --model llava-ov --output FOLDER")
     if not file.is_file():

@@ -58,10 +58,10 @@ def check_output(final: Path, *, holding: str, overwrite: bool) -> None:
     """Rejects an output folder that may not be written, before any work is done for it.
 
     Raises:
-        TangoError: It exists, and is not to be replaced or has no file ``holding``.
+        TangoError: It exists, and is not to be replaced or has no file ``holding``; or its path is not UTF-8.
     """
     with _os_errors(final):
-        require_utf8(final)
+        require_utf8(_real(final))
         if not os.path.lexists(final):
             return
         if not overwrite:
@@ -125,12 +125,12 @@ def require_utf8(path: Path) -> None:
     """Rejects a path that libraries written in other languages cannot open.
 
     Raises:
-        TangoError: It is not valid UTF-8, or its folder is not.
+        TangoError: It is not valid UTF-8.
     """
     try:
-        str(path.absolute()).encode()
+        str(path).encode()
     except UnicodeEncodeError as error:
-        raise TangoError(f"the path {path.absolute()} is not valid UTF-8", "rename it, or choose another") from error
+        raise TangoError(f"the path {path} is not valid UTF-8", "rename it, or choose another") from error
 
 
 def is_plain_name(name: object) -> bool:

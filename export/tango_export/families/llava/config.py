@@ -145,7 +145,8 @@ _Config = TypeVar("_Config", SiglipConfig, Qwen2Config)
 def _filled(defaults: _Config, data: dict[str, Any]) -> _Config:
     values = asdict(defaults)
     for name in (f.name for f in fields(defaults) if f.name in data):
-        kind, value, low, most = type(values[name]), data[name], *_RANGES.get(name, (1, _MOST))
+        kind, value = type(values[name]), data[name]
+        low, most = _RANGES.get(name, (1, _MOST))
         if not (is_integer(value) or (kind is float and is_number(value))) or not low <= value <= most:
             what = f"a positive {kind.__name__}, from {low} to {most}"
             raise TangoError(f"config.json: {name} is {shown(value)}, not {what}", _EDIT)
