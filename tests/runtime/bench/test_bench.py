@@ -263,9 +263,9 @@ def test_nothing_is_written_if_nothing_can_be_measured(run):
 
 def test_answers_that_the_context_cannot_hold_are_refused_before_a_backend_is_loaded(run, monkeypatch):
     monkeypatch.setattr(bench_command, "Bench", None)
-    code, out, err, found = run("--only-pruned", "--decode-tokens", 2000)
+    code, out, err, found = run("--only-pruned", "--decode-tokens", 2040)
     assert (code, out, found) == (2, "", None)
-    assert "and an answer of 2001 exceed the context of 2048" in err
+    assert "and an answer of 2041 exceed the context of 2048" in err
     assert "--decode-tokens" in err
 
 
