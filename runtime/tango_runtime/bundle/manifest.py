@@ -423,6 +423,9 @@ def _check_names(manifest: Manifest, file: Path) -> None:
     for name in (*manifest.files, *graphs):
         if not is_plain_name(name) or name == MANIFEST:
             raise TangoError(f"{file}: files: {name!r} is not a name inside of the bundle", _RESTORE)
+    for name in graphs:
+        if not name.endswith(".onnx"):  # ONNX Runtime reads .ort as another format
+            raise TangoError(f"{file}: graphs: {name!r} is not the name of an ONNX file", _RESTORE)
 
 
 def _check_dimensions(manifest: Manifest, file: Path) -> None:

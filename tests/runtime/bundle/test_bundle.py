@@ -32,11 +32,16 @@ from tango_runtime.cli.main import main
 GRAPHS = ("vision", "prune", "embed", "decoder")
 
 
+def onnx_file(producer):
+    """An ONNX file with the name of what made it, and no graph: field 2 of the message."""
+    return bytes([2 << 3 | 2, len(producer)]) + producer.encode()
+
+
 def write_bundle(folder):
     folder.mkdir()
     tensors = (TensorSpec("x", "float16", ("N", 8)),)
     for name in GRAPHS:
-        (folder / f"{name}.onnx").write_text(f"the {name} graph")
+        (folder / f"{name}.onnx").write_bytes(onnx_file(f"the {name} graph"))
     (folder / "tokenizer.json").write_text("{}")
     decoder = DecoderSpec(2, 896, 4864, 14, 2, 64, 8192, 1e-6)
     cache = [TensorSpec(f"past_{i}", "float16", (2, "P", 64)) for i in range(4)]
@@ -197,10 +202,11 @@ def with_device_graphs(folder):
             graph["device"] = {**graph, "file": f"{name}.fused.onnx", "inputs": [*own, taken]}
             del graph["device"]["weights"]
             size = 3584 + 2 * shape[0] * shape[1]
-            for file, length in ((f"{name}.fused.onnx", 9), (f"{name}.onnx.data", size)):
-                (folder / file).touch()
-                os.truncate(folder / file, length)
-                data["files"][file] = {"size": length, "sha256": ""}
+            (folder / f"{name}.fused.onnx").write_bytes(onnx_file("a device graph"))
+            (folder / f"{name}.onnx.data").touch()
+            os.truncate(folder / f"{name}.onnx.data", size)
+            for file in (f"{name}.fused.onnx", f"{name}.onnx.data"):
+                data["files"][file] = {"size": (folder / file).stat().st_size, "sha256": ""}
 
     edit(folder, edit_graphs)
     return folder
@@ -289,11 +295,11 @@ def test_missing_file_is_named(folder, name):
 
 def test_cut_file_is_named(folder):
     os.truncate(folder / "vision.onnx", 5)
-    assert re.search(r"vision\.onnx has 5 bytes, .* says 16", load_error(folder))
+    assert re.search(r"vision\.onnx has 5 bytes, .* says 18", load_error(folder))
 
 
 def test_changed_file_is_named_with_verify(folder):
-    (folder / "vision.onnx").write_text("THE VISION GRAPH")
+    (folder / "vision.onnx").write_bytes(onnx_file("THE VISION GRAPH"))
     Bundle.load(folder)
     assert "vision.onnx has changed" in load_error(folder, verify=True)
 
@@ -302,7 +308,7 @@ def test_inspect_through_the_command_line(folder, capsys):
     assert main(["inspect", str(folder)]) == 0
     assert "llava-ov, float16" in capsys.readouterr().out
     assert main(["inspect", str(folder), "--verify"]) == 0
-    (folder / "embed.onnx").write_text("THE EMBED GRAPH")
+    (folder / "embed.onnx").write_bytes(onnx_file("THE EMBED GRAPH"))
     assert main(["inspect", str(folder)]) == 0
     capsys.readouterr()
     assert main(["inspect", str(folder), "--verify"]) == 2
