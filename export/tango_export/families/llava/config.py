@@ -17,7 +17,7 @@ from tango_runtime.util.numbers import is_integer, is_number
 _EDIT = "edit config.json"
 
 #: Least and most of a setting. Whatever is larger than any model is refused before a graph of that size is built.
-_MOST = 2**24
+_MOST, _MOST_SIDE = 2**24, 64
 _RANGES: dict[str, tuple[float, float]] = {
     "num_hidden_layers": (1, 1024),
     "image_size": (1, 4096),
@@ -116,18 +116,17 @@ def _siglip_config(data: dict[str, Any], dropped_layers: int = 0) -> SiglipConfi
     defaults = SiglipConfig(768, 3072, 12, 12, image_size=224, patch_size=16)
     config = _filled(defaults, data)
     _divides(config.num_attention_heads, config.hidden_size, "num_attention_heads")
-    if config.side < 2:  # pooling halves it
-        raise TangoError(f"config.json: an image_size of {config.image_size} has {config.side} patches", _EDIT)
+    if not 2 <= config.side <= _MOST_SIDE:  # pooling halves it, by a matrix that grows with its fourth power
+        where = f"image_size {config.image_size} and patch_size {config.patch_size}"
+        raise TangoError(f"config.json: {where} give {config.side} patches a side, not 2 to {_MOST_SIDE}", _EDIT)
     return _filled(config, {"num_hidden_layers": config.num_hidden_layers - dropped_layers})
 
 
 def _qwen2_config(data: dict[str, Any]) -> Qwen2Config:
     _only(data, "hidden_act", "silu")
     _only(data, "use_sliding_window", False)
-    _only(data, "rope_scaling", None)
     _only(data, "partial_rotary_factor", 1.0)
-    rope = _part(data, "rope_parameters")  # transformers 5 writes this for rope_theta
-    _only_known(rope)
+    rope = _rope(data)
     # What a file leaves out is transformers' Qwen2Config default.
     defaults = Qwen2Config(4096, 22016, 32, 32, 32, 151936, rope_theta=10000.0)
     config = _filled(defaults, {**data, **rope})
@@ -175,12 +174,15 @@ def _divides(heads: int, whole: int, key: str) -> None:
         raise TangoError(f"config.json: {key} is {heads}, which does not divide {whole}", _EDIT)
 
 
-def _only_known(rope: dict[str, Any]) -> None:
-    """Refuses rotary settings that would need other angles, under either name of their kind, and those by layer."""
+def _rope(data: dict[str, Any]) -> dict[str, Any]:
+    """The rotary settings, where transformers looks for them; refuses those that need other angles, also by layer."""
     plain = {"rope_type": "default", "type": "default", "partial_rotary_factor": 1.0}
+    name = "rope_scaling" if data.get("rope_scaling") else "rope_parameters"  # the latter is transformers 5's
+    rope = _part(data, name)
     for key in rope:
         if key != "rope_theta":
-            _only(rope, key, plain.get(key))
+            _only({f"{name}: {key}": rope[key]}, f"{name}: {key}", plain.get(key))
+    return rope
 
 
 def _only(data: dict[str, Any], key: str, value: object) -> None:
