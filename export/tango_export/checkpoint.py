@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +12,17 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from tango_plugins import TangoError
+from tango_runtime.util.errors import first_line
+from tango_runtime.util.files import is_plain_name
+from tango_runtime.util.jsonschema import parse_json, shown
 
 #: What names a tensor in one layout → what names it in ours; None where the tensor is not needed.
 Rename = Callable[[str], str | None]
 
 _DOWNLOAD_AGAIN = "download the checkpoint again"
+
+#: Files of weights that change the others: a LoRA adapter (peft), and what LLaVA trains beside one.
+_ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "non_lora_trainables.bin")
 
 #: What unquantized weights are stored in; 8-bit floats would need their scales.
 _READ = ("F16", "BF16", "F32", "F64")
@@ -131,32 +136,49 @@ def read_json(file: Path) -> dict[str, Any]:
     """
     if not file.is_file():
         raise TangoError(f"{file.parent} has no {file.name}", "name a folder in the format of the Hugging Face hub")
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise TangoError(f"{file} is not JSON: {error}", _DOWNLOAD_AGAIN) from error
+    data = parse_json(file.read_bytes(), str(file), _DOWNLOAD_AGAIN)
     if not isinstance(data, dict):
         raise TangoError(f"{file} is not a JSON object", _DOWNLOAD_AGAIN)
     return data
 
 
 def _shard_files(folder: Path) -> list[Path]:
+    """The safetensors files of a folder: none is left out, and none is elsewhere."""
     if not folder.is_dir():
         raise TangoError(f"there is no checkpoint folder {folder}", "name a local folder, or an id on the hub")
+    for name in _ADAPTERS:
+        if (folder / name).exists():
+            raise TangoError(
+                f"{folder} has an adapter, {name}, that its weights do not hold",
+                "merge it (peft: merge_and_unload), or remove it to export the weights without it",
+            )
+    files = sorted(folder.glob("*.safetensors"))
     index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        weight_map = read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict):
-            raise TangoError(f"{index} has no weight_map", _DOWNLOAD_AGAIN)
-        files = sorted({folder / str(name) for name in weight_map.values()})
-    else:
-        files = sorted(folder.glob("*.safetensors"))
+    if index.exists():
+        names = _shard_names(index)
+        for file in files:
+            if file.name not in names:
+                raise TangoError(
+                    f"{folder} has {file.name}, which {index.name} does not list: perhaps of another save",
+                    "keep the files of one save: remove the others, or the index",
+                )
+        files = [folder / name for name in names]
     if not files:
         raise TangoError(f"{folder} has no safetensors file", "checkpoints in other formats are not read")
     for file in files:
         if not file.is_file():
             raise TangoError(f"{folder} is missing the shard {file.name}, which its index lists", _DOWNLOAD_AGAIN)
     return files
+
+
+def _shard_names(index: Path) -> list[str]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise TangoError(f"{index} has no weight_map", _DOWNLOAD_AGAIN)
+    for name in weight_map.values():
+        if not is_plain_name(name):
+            raise TangoError(f"{index}: {shown(name)} is not the name of a file in {index.parent}", _DOWNLOAD_AGAIN)
+    return sorted(set(weight_map.values()))
 
 
 def _list(file: Path) -> list[_Stored]:
@@ -169,4 +191,4 @@ def _open(file: Path) -> Any:
     try:
         return safe_open(file, framework="np")
     except (SafetensorError, OSError) as error:
-        raise TangoError(f"{file} is cut or no safetensors file: {error}", _DOWNLOAD_AGAIN) from error
+        raise TangoError(f"{file} is cut or no safetensors file: {first_line(error)}", _DOWNLOAD_AGAIN) from error

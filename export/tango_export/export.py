@@ -83,11 +83,11 @@ def export(request: Request) -> Path:
     _check(request, output)
     model = open_model(family, source.checkpoint, source.salience, request.context)
     params = _params(request, model)
+    Prompt(model.tokenizer, model.chat_template, model.prompt.placeholder)  # rejects a broken template
     with staged_folder(output, holding=MANIFEST, overwrite=request.overwrite) as folder:
         graphs = _write_graphs(folder, model, params, DTYPES[request.dtype])
         (folder / "tokenizer.json").write_text(model.tokenizer, encoding="utf-8")
         (folder / "chat_template.jinja").write_text(model.chat_template, encoding="utf-8")
-        Prompt(folder / "tokenizer.json", model.chat_template, model.prompt.placeholder)  # rejects a broken template
         manifest = Manifest(
             format=FORMAT,
             family=family.name,

@@ -8,7 +8,9 @@ reference.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from tango_plugins.reference import prune
 from tango_runtime.backends.ort_cpu import empty_cache, open_session
 from tango_runtime.bundle import Bundle, GraphName, GraphSpec, TensorSpec
 from tango_runtime.util.console import progress
+from tango_runtime.util.errors import first_line
 
 #: A cosine alone is blind to scale, so the norm is compared too.
 MIN_COSINE, MAX_NORM_ERROR = 0.999, 0.01
@@ -85,7 +88,8 @@ def validate(path: Path, checkpoint: str | None = None, salience: str | None = N
     _check_origin(bundle, model, origin[0])
     vision, embed, decoder = (len(list(_forms(bundle, graph))) for graph in ("vision", "embed", "decoder"))
     with progress("validate", 3 + vision + embed + decoder * (1 + _STEPS)) as on_progress:
-        reference = model.reference()
+        with _transformers_errors():
+            reference = model.reference()
         on_progress(1)
         results = []
         for result in _compare(bundle, reference):
@@ -108,19 +112,22 @@ def _check_origin(bundle: Bundle, model: Model, checkpoint: str) -> None:
 
 def _compare(bundle: Bundle, reference: Reference) -> Iterator[Comparison]:
     frames = _frames(*bundle.manifest.video.size)
-    expected = reference.vision(frames)
+    with _transformers_errors():
+        expected = reference.vision(frames)
     for title, spec in _forms(bundle, "vision"):
         feeds = {"frames": frames, **_weights(bundle, "vision", spec)}
         features, salience = open_session(bundle.path / spec.file).run(None, feeds)
         yield _comparison(title, "features", features, expected[0])
         yield _comparison(title, "salience", salience, expected[1])
     ids = _ids(bundle)
-    wanted = reference.embed(ids)
+    with _transformers_errors():
+        wanted = reference.embed(ids)
     for title, spec in _forms(bundle, "embed"):
         feeds = {"ids": ids, **_weights(bundle, "embed", spec)}
         embeddings = open_session(bundle.path / spec.file).run(None, feeds)[0]
         yield _comparison(title, "embeddings", embeddings, wanted)
-    logits = reference.logits(embeddings)[:, : bundle.manifest.prompt.vocabulary]
+    with _transformers_errors():
+        logits = reference.logits(embeddings)[:, : bundle.manifest.prompt.vocabulary]
     for title, spec in _forms(bundle, "decoder"):
         steps = _portable_steps if spec is bundle.manifest.graphs["decoder"] else _device_steps
         weights = _weights(bundle, "decoder", spec)
@@ -128,6 +135,24 @@ def _compare(bundle: Bundle, reference: Reference) -> Iterator[Comparison]:
             yield _comparison(title, f"logits at {end - 1}", found, logits[end - 1])
     yield _compare_prune_node(bundle)
     yield _compare_prune_function(bundle)
+
+
+@contextmanager
+def _transformers_errors() -> Iterator[None]:
+    """Names the version where the original model fails: its interface changes from one to another.
+
+    Raises:
+        TangoError: It fails.
+    """
+    try:
+        yield
+    except TangoError:
+        raise
+    except Exception as error:  # as of a function that is gone, or packages that do not fit one another
+        raise TangoError(
+            f"transformers {version('transformers')} does not run the original model: {first_line(error)}",
+            "install a version that was tried: pip install 'transformers>=5.6,<5.25'",
+        ) from error
 
 
 def _forms(bundle: Bundle, graph: GraphName) -> Iterator[tuple[str, GraphSpec]]:
@@ -184,7 +209,7 @@ def _device_steps(
 def _compare_prune_node(bundle: Bundle) -> Comparison:
     """The operator's node against bundle.json."""
     try:
-        (node,) = onnx.load(bundle.graph("prune")).graph.node
+        (node,) = onnx.load(bundle.graph("prune"), load_external_data=False).graph.node
     except Exception as error:  # protobuf's own, or a graph of no node or of many
         raise TangoError(
             f"{bundle.graph('prune')} is no graph of one node",

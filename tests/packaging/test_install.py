@@ -1,36 +1,14 @@
 """What an installed tango-edge is: its wheel, a base install without torch, and what resolves for a Jetson."""
 
 import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
 import pytest
 
+from tests.packaging.installs import ROOT, UV, install, run
+
 pytestmark = pytest.mark.network  # pip's build environment and uv ask a package index
-
-ROOT = Path(__file__).parents[2]
-UV = Path(sys.executable).with_name("uv")
-
-
-def run(*command: object, cwd: Path | None = None) -> str:
-    done = subprocess.run([str(part) for part in command], cwd=cwd, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
-
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("wheel")
-    source = out / "source"
-    # From a copy: building in place would leave build/ and egg-info behind.
-    files = run("git", "ls-files", "--cached", "--others", "--exclude-standard", cwd=ROOT).split("\n")
-    for name in filter(None, files):
-        if (ROOT / name).is_file():
-            (source / name).parent.mkdir(parents=True, exist_ok=True)
-            (source / name).write_bytes((ROOT / name).read_bytes())
-    run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", out, source)
-    return next(out.glob("*.whl"))
 
 
 def test_the_wheel_is_pure_and_holds_the_four_packages(wheel: Path) -> None:
@@ -43,9 +21,7 @@ def test_the_wheel_is_pure_and_holds_the_four_packages(wheel: Path) -> None:
 
 
 def test_a_base_install_runs_without_torch_onnx_or_transformers(wheel: Path, tmp_path: Path) -> None:
-    python = tmp_path / "venv" / "bin" / "python"
-    run(UV, "venv", "--quiet", "--python", sys.executable, tmp_path / "venv")
-    run(UV, "pip", "install", "--quiet", "--python", python, "--constraint", ROOT / "constraints.txt", wheel)
+    python = install(tmp_path / "venv", str(wheel), "--constraint", ROOT / "constraints.txt") / "python"
     installed = run(UV, "pip", "freeze", "--quiet", "--python", python)
     for heavy in ("torch", "transformers", "onnx", "onnxruntime"):
         assert f"\n{heavy}==" not in f"\n{installed}"

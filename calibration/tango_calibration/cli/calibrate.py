@@ -9,7 +9,6 @@ from typing import Any
 
 from tango_calibration.cli.args import add_data, add_videos
 from tango_calibration.cli.calibration_report import REPORT, summarize, write_report
-from tango_calibration.cli.output import print_lines
 from tango_calibration.data.dataset import SYNTHETIC, Video, read_folder, synthetic
 from tango_calibration.evaluation import results
 from tango_calibration.evaluation.evaluate import check_room
@@ -30,7 +29,7 @@ from tango_runtime.cli.args import (
 )
 from tango_runtime.cli.command import Command
 from tango_runtime.util.console import status
-from tango_runtime.util.files import check_output
+from tango_runtime.util.files import check_apart, check_output
 
 _PER_CLIP = 8  # questions per generated clip
 
@@ -82,6 +81,8 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 
 def _calibrate(args: argparse.Namespace) -> int:
     request = _request(args)
+    outputs = {"--output": args.output, "--cache": cache_folder(request), "--report-dir": args.report_dir}
+    check_apart(outputs, {"the bundle": args.bundle, "--clips": Path(args.clips), "--data": Path(args.data)})
     bundle = check(request)
     if args.report_dir:
         check_output(args.report_dir, overwrite=args.overwrite, holding=REPORT)
@@ -96,7 +97,7 @@ def _calibrate(args: argparse.Namespace) -> int:
     if args.report_dir:  # before it is printed: the reader of standard output may have closed it
         write_report(args.report_dir, _conditions(request, bundle), outcome, found, overwrite=args.overwrite)
         status(f"report: {args.report_dir}")
-    print_lines(summarize(outcome, found))
+    print(*summarize(outcome, found), sep="\n")
     missed = args.max_drop is not None and any(drop.points.value > args.max_drop for drop in found)
     if missed:
         status(f"accuracy dropped by more than {args.max_drop:g} points (--max-drop)")

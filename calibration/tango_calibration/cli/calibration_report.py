@@ -52,7 +52,7 @@ def write_report(
         (staged / REPORT).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
         facts = [f"- {name}: {fact}" for name, fact in conditions.items()]
         lines = ["# Calibration", "", *facts, "", *summarize(outcome, drops), *_layers(outcome)]
-        (staged / "calibration.md").write_text("\n".join(lines), encoding="utf-8")
+        (staged / "calibration.md").write_text("\n".join(lines), encoding="utf-8", errors="backslashreplace")
         _draw(outcome, staged / "layers.png")
 
 
@@ -139,7 +139,8 @@ def _draw(outcome: Outcome, file: Path) -> None:
             chosen = np.array([layer.format == layer_format for layer in graph.layers])
             axes.bar(positions[chosen], losses[chosen], color=_COLORS[layer_format], label=_FORMATS[layer_format])
         labels = [_short(layer.layer) for layer in graph.layers]
-        axes.set_xticks(positions, labels, rotation=90, fontsize=min(5, 400 / len(losses)))
+        # A dollar sign in a name is no formula.
+        axes.set_xticks(positions, labels, rotation=90, fontsize=min(5, 400 / len(losses)), parse_math=False)
         axes.set_xlim(-0.8, len(losses) - 0.2)
         axes.set_yscale("log")
         axes.set_ylabel(_UNITS[name].replace(" of ", "\nof ").replace(" between ", "\nbetween "), fontsize=9)

@@ -15,7 +15,6 @@ import numpy as np
 import onnxruntime
 
 from tango_calibration.cli.args import add_data, add_videos
-from tango_calibration.cli.output import print_lines
 from tango_calibration.data.dataset import SYNTHETIC, Video, read_folder, synthetic
 from tango_calibration.evaluation import results
 from tango_calibration.evaluation.evaluate import BundleEvaluator, check_room, evaluate_in_parallel, trials_of
@@ -37,7 +36,7 @@ from tango_runtime.cli.args import (
 )
 from tango_runtime.cli.command import Command
 from tango_runtime.util.console import progress, status
-from tango_runtime.util.files import check_output
+from tango_runtime.util.files import check_apart, check_output
 
 _CLIPS, _QUESTIONS = 100, 8
 
@@ -70,6 +69,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
+    check_apart({"--output": args.output}, {"the bundle": args.bundle, "--data": Path(args.data)})
     bundle = Bundle.load(args.bundle)
     params = bundle.manifest.params
     trials = trials_of(args.method, [params.at(ratio).retention_ratio for ratio in args.retention_ratio])
@@ -93,7 +93,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         conditions = _conditions(args, bundle, videos, backends)
         results.write(args.output, conditions, videos, records, summaries, overwrite=args.overwrite)
         status(f"results: {args.output}")
-    print_lines([*results.overall(summaries), *results.by("type", summaries)])
+    print(*results.overall(summaries), *results.by("type", summaries), sep="\n")
     return 0
 
 

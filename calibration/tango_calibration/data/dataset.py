@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import string
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from tango_calibration.data.judging import normalize
 from tango_calibration.data.questions import Question
 from tango_calibration.data.synthetic import Clip, Split, make_clip
 from tango_plugins import TangoError
+from tango_runtime.util.jsonschema import parse_json, shown
 from tango_runtime.video import Source, TimedFrame
 
 QUESTIONS = "questions.jsonl"
@@ -155,10 +155,7 @@ def _lines(file: Path) -> list[str]:
 
 def _parse(line: str, where: str) -> dict[str, Any]:
     """Reads one line as an object with valid keys and types."""
-    try:
-        found = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise TangoError(f"{where} is not JSON: {error}", "write one object per line") from error
+    found = parse_json(line, where, "write one object per line")
     if not isinstance(found, dict):
         raise TangoError(f"{where} is not an object", 'write {"video": …, "question": …, "answer": …}')
     for key in _REQUIRED:
@@ -168,10 +165,15 @@ def _parse(line: str, where: str) -> dict[str, Any]:
         if key not in _KEYS:
             raise TangoError(f"{where} has an unknown key {key!r}", f"valid keys are {', '.join(_KEYS)}")
         texts = value if isinstance(value, list) else [value]
-        if not isinstance(value, _KEYS[key]) or not all(isinstance(text, str) and text.strip() for text in texts):
+        if not isinstance(value, _KEYS[key]) or not all(map(_is_text, texts)):
             wanted = "a list of strings" if _KEYS[key] is list else "a string"
-            raise TangoError(f"{where}: {key} is {json.dumps(value)[:60]}", f"use {wanted}, not empty")
+            raise TangoError(f"{where}: {key} is {shown(value)}", f"use {wanted}, not empty and of valid Unicode")
     return found
+
+
+def _is_text(value: object) -> bool:
+    """Whether a value is text that is not empty and can be written as UTF-8: half a surrogate pair cannot."""
+    return isinstance(value, str) and bool(value.strip()) and not any("\ud800" <= c <= "\udfff" for c in value)
 
 
 def _question(found: dict[str, Any], where: str) -> Question:

@@ -72,8 +72,9 @@ def write(
     with staged_folder(folder, overwrite=overwrite, holding=RESULTS) as staged:
         found = to_json(conditions, videos, records, summaries)
         text = json.dumps(found, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-        (staged / RESULTS).write_text(text + "\n", encoding="utf-8")
-        (staged / "results.md").write_text(to_markdown(conditions, summaries), encoding="utf-8")
+        # A folder's name may be no UTF-8; its other bytes become escapes, which JSON reads, too.
+        for name, content in ((RESULTS, text + "\n"), ("results.md", to_markdown(conditions, summaries))):
+            (staged / name).write_text(content, encoding="utf-8", errors="backslashreplace")
         try:
             draw(summaries, staged / PICTURE)
         except Exception as error:  # a drawing library may raise anything
@@ -142,7 +143,7 @@ def read(file: Path) -> list[Record]:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
         return [record for trial in found["trials"] for record in _records(found["questions"], trial)]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise TangoError(
             f"{file} cannot be read as results: {error!r}", "pass a results.json of tango evaluate"
         ) from error

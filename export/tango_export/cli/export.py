@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import get_args
 
 from tango_export.cli.args import add_checkpoints
@@ -21,6 +22,7 @@ from tango_runtime.cli.args import (
 )
 from tango_runtime.cli.command import Command
 from tango_runtime.util.console import status
+from tango_runtime.util.files import check_apart
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
@@ -58,6 +60,8 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
+    given = {"--checkpoint": args.checkpoint, "--salience-checkpoint": args.salience_checkpoint}
+    check_apart({"--output": args.output}, {name: Path(where) for name, where in given.items() if where})
     output = export(
         Request(
             model=args.model,

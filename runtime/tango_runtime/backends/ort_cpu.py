@@ -17,6 +17,7 @@ from tango_runtime.backends.ort_options import session_options
 from tango_runtime.bundle import Bundle, GraphName, TensorSpec
 from tango_runtime.util.console import OnProgress
 from tango_runtime.util.errors import first_line
+from tango_runtime.util.versions import release
 
 Array = NDArray[Any]
 
@@ -26,6 +27,10 @@ _PASS = 1024
 
 #: A cache that must grow gets a multiple of this many positions.
 _GROWTH = 256
+
+#: The first version whose products of 8-bit blocks, which an int4 graph has for sensitive layers, are right on a CPU:
+#: 1.22 gives other numbers, 1.21 and earlier refuse them. Tried with models/tiny.
+_INT4 = (1, 23)
 
 _VERIFY = "check the bundle with: tango inspect BUNDLE --verify"
 
@@ -43,11 +48,7 @@ def open_session(graph: Path, *, threads: int = 0) -> Any:
     Raises:
         TangoError: ONNX Runtime is not installed, or cannot load the graph.
     """
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise TangoError("ONNX Runtime is not installed", "pip install 'tango-edge[cpu]'") from error
-    options = session_options(threads=threads)
+    onnxruntime, options = _onnxruntime(), session_options(threads=threads)
     with ort_errors(f"load {graph}", _VERIFY):
         return onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
 
@@ -124,7 +125,7 @@ class OrtCpuBackend:
         )
         self._cache_specs = bundle.manifest.graphs["decoder"].inputs[2:]
         self._context = bundle.manifest.decoder.context
-        self.description, self.fallback_reason = f"ONNX Runtime {_version()}, CPU", ""
+        self.description, self.fallback_reason = f"ONNX Runtime {_onnxruntime().__version__}, CPU", ""
 
     def frame_buffer(self, count: int, size: tuple[int, int]) -> NDArray[np.uint8]:
         """An array [F, H, W, 3] to fill."""
@@ -220,17 +221,24 @@ def _open(bundle: Bundle, name: GraphName, threads: int) -> Any:
 
 
 def check_runtime(bundle: Bundle, name: GraphName) -> None:
-    """Refuses a graph that bundle.json says ONNX Runtime cannot run.
+    """Refuses a graph that bundle.json says ONNX Runtime cannot run, or that this version does not.
 
     Raises:
-        TangoError: It is for TensorRT only.
+        TangoError: It is for TensorRT only, or needs a newer ONNX Runtime.
     """
-    runtimes = bundle.manifest.graphs[name].runtimes
-    if "onnxruntime" not in runtimes:
+    spec = bundle.manifest.graphs[name]
+    if "onnxruntime" not in spec.runtimes:
         raise TangoError(
-            f"ONNX Runtime cannot run the {name} graph of {bundle.path}: it is for {', '.join(runtimes)}",
+            f"ONNX Runtime cannot run the {name} graph of {bundle.path}: it is for {', '.join(spec.runtimes)}",
             "build engines of it: tango build, or calibrate to int8",
         )
+    if spec.quantization and spec.quantization.precision == "int4":
+        version = _onnxruntime().__version__
+        if release(version) < _INT4:
+            raise TangoError(
+                f"ONNX Runtime {version} does not compute the {name} graph of {bundle.path} correctly: it is int4",
+                f"pip install 'onnxruntime>={'.'.join(map(str, _INT4))}'",
+            )
 
 
 def check_tensors(bundle: Bundle, name: GraphName, session: Any) -> None:
@@ -270,8 +278,14 @@ def empty_cache(specs: Sequence[TensorSpec], capacity: int) -> dict[str, Array]:
     return {t.name: np.zeros(shapes[t.name], t.dtype) for t in specs}
 
 
-def _version() -> str:
-    import onnxruntime
+def _onnxruntime() -> Any:
+    """The module; it is imported where it is used.
 
-    version: str = onnxruntime.__version__
-    return version
+    Raises:
+        TangoError: It is not installed.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise TangoError("ONNX Runtime is not installed", "pip install 'tango-edge[cpu]'") from error
+    return onnxruntime

@@ -20,7 +20,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from tango_plugins import PruneParams, TangoError
+from tango_plugins import PruneParams, TangoError, op
 from tango_plugins.device_array import DeviceArray
 from tango_plugins.params import Budget
 from tango_runtime.backends.base import Backend, KVCache, Tensor, TimingEvent
@@ -133,6 +133,24 @@ class Measured:
     milliseconds: Samples
     device_memory: int | None
     host_memory: int
+
+
+def require_room(bundle: Bundle, setting: Setting, case: Case) -> None:
+    """Refuses a case whose answers cannot have their length, before anything is loaded for it.
+
+    Raises:
+        TangoError: The prompt and its answer are longer than the context.
+    """
+    manifest, frames = bundle.manifest, setting.frames_of(bundle)
+    params = manifest.params if setting.retention_ratio is None else manifest.params.at(setting.retention_ratio)
+    video = manifest.video.total_tokens(frames)
+    kept = op.exact_count(frames, manifest.video.tokens_per_frame, params) if case.prune else video
+    prompt, answer, context = kept + TYPICAL_TEXT_TOKENS, 1 + setting.decode_tokens, manifest.decoder.context
+    if prompt + answer > context:
+        raise TangoError(
+            f"a prompt of {prompt} tokens and an answer of {answer} exceed the context of {context}",
+            "use fewer --decode-tokens, or fewer --frames",
+        )
 
 
 def spread(samples: list[float]) -> dict[str, float]:
@@ -265,6 +283,7 @@ class Bench:
         Raises:
             TangoError: The pipeline or its backend cannot run the case.
         """
+        require_room(self._llm.bundle, self._setting, case)
         clip = make_clip(case, self._setting.frames_of(self._llm.bundle), self._setting.seed)
         samples: Samples = {}
         for i in range(-self._setting.warm_up, self._setting.repeats):

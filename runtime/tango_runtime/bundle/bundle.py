@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tango_plugins import TangoError
+from tango_runtime.bundle.external_data import external_files
 from tango_runtime.bundle.manifest import MANIFEST, FileSpec, GraphName, Manifest, read_manifest
 
 
@@ -31,8 +32,8 @@ class Bundle:
             verify: Also compare every file's SHA-256, which reads all of it.
 
         Raises:
-            TangoError: There is no bundle, its bundle.json does not fit the schema, or a file is missing, cut or
-                (with ``verify``) changed. The message names it.
+            TangoError: There is no bundle, its bundle.json does not fit the schema, a file is missing, cut or (with
+                ``verify``) changed, or a graph keeps weights in a file of its own choice. The message names it.
         """
         path = Path(path)
         bundle = cls(path, read_manifest(path))
@@ -88,6 +89,19 @@ class Bundle:
                 raise TangoError(f"{file} has {size} bytes, {MANIFEST} says {spec.size}", again)
             if verify and sha256(file) != spec.sha256:
                 raise TangoError(f"{file} has changed: its SHA-256 is not the one in {MANIFEST}", again)
+        for graph in self.manifest.graphs.values():
+            for name in graph.files:
+                _check_data(self.path / name, graph.data, again)
+
+
+def _check_data(graph: Path, data: str, again: str) -> None:
+    """Refuses a graph that is none, or that keeps weights elsewhere than in its data file."""
+    try:
+        elsewhere = external_files(graph) - {data}
+    except ValueError as error:
+        raise TangoError(f"{graph} is no ONNX graph: {error}", again) from error
+    if elsewhere:
+        raise TangoError(f"{graph} keeps weights in {min(elsewhere)!r}, not in {data}", again)
 
 
 def describe(file: Path) -> FileSpec:

@@ -9,13 +9,14 @@ import json
 import math
 import shlex
 from dataclasses import asdict, dataclass
-from pathlib import Path, PurePosixPath
-from typing import Literal, get_args
+from pathlib import Path
+from typing import Annotated, Literal, get_args
 
 import numpy as np
 
 from tango_plugins import PruneParams, TangoError, op
-from tango_runtime.util.jsonschema import from_json
+from tango_runtime.util.files import is_plain_name, require_links_inside, require_utf8
+from tango_runtime.util.jsonschema import Range, from_json, parse_json, shown
 
 #: Version of this schema. A bundle of another format is refused with the command that exports it again.
 FORMAT = 4
@@ -31,8 +32,14 @@ Runtime = Literal["onnxruntime", "tensorrt"]
 DType = Literal["float16", "float32", "float8_e4m3fn", "int32", "int64", "int8", "uint8"]
 Precision = Literal["int8", "fp8", "int4"]
 
+# A bundle may come from a stranger: no number of it goes unbounded into the size of an array or an integer of C.
+Whole = Annotated[int, Range(0, 2**31 - 1)]
+Positive = Annotated[int, Range(1, 2**31 - 1)]
+Signed = Annotated[int, Range(-(2**31), 2**31 - 1)]
+Bytes = Annotated[int, Range(0, 2**63 - 1)]
+
 #: What the graphs were defined by: parts of the model, and their settings in the words of config.json.
-Config = dict[str, dict[str, int | float | bool | str | list[int]]]
+Config = dict[str, dict[str, Whole | float | bool | str | list[Whole]]]
 
 _RESTORE = "export the bundle again, or undo the edit"
 
@@ -50,7 +57,7 @@ class TensorSpec:
 
     name: str
     dtype: DType
-    shape: tuple[int | str, ...]
+    shape: tuple[Whole | str, ...]
 
 
 @dataclass(frozen=True)
@@ -66,7 +73,7 @@ class WeightQuantization:
     """
 
     bits: Literal[4, 8]
-    group_size: int
+    group_size: Whole
     scales: str
     zero_points: str | None = None
 
@@ -83,8 +90,8 @@ class WeightSpec:
     """
 
     dtype: DType
-    shape: tuple[int, ...]
-    offset: int
+    shape: tuple[Whole, ...]
+    offset: Bytes
     quantization: WeightQuantization | None = None
 
     @property
@@ -106,7 +113,7 @@ class Quantization:
     """
 
     precision: Precision
-    clips: int
+    clips: Whole
     excluded: tuple[str, ...]
 
 
@@ -129,7 +136,7 @@ class GraphSpec:
     """
 
     file: str
-    opset: int
+    opset: Positive
     runtimes: tuple[Runtime, ...]
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
@@ -159,7 +166,7 @@ class GraphSpec:
 class FileSpec:
     """Size in bytes and SHA-256 of a file of the bundle."""
 
-    size: int
+    size: Bytes
     sha256: str
 
 
@@ -174,10 +181,10 @@ class PixelBudget:
         total_pixels: Most pixels of all frames together.
     """
 
-    factor: int
-    min_pixels: int
-    max_pixels: int
-    total_pixels: int
+    factor: Positive
+    min_pixels: Positive
+    max_pixels: Positive
+    total_pixels: Positive
 
 
 @dataclass(frozen=True)
@@ -195,10 +202,10 @@ class VideoSpec:
         budget: Set where a frame keeps its aspect ratio; None where every frame has ``size``.
     """
 
-    frames: int
-    size: tuple[int, int]
+    frames: Positive
+    size: tuple[Positive, Positive]
     resample: Literal["bicubic"]
-    tokens_per_frame: int
+    tokens_per_frame: Positive
     frames_per_step: Literal[1, 2]
     sampling: Literal["floor", "nearest"]
     budget: PixelBudget | None = None
@@ -224,10 +231,10 @@ class PromptSpec:
     """
 
     placeholder: str
-    after_video: tuple[int, ...]
-    stop: tuple[int, ...]
-    vocabulary: int
-    row_end: int | None = None
+    after_video: tuple[Whole, ...]
+    stop: tuple[Whole, ...]
+    vocabulary: Positive
+    row_end: Whole | None = None
     video_text: str | None = None
 
 
@@ -243,9 +250,9 @@ class RotarySpec:
         tokens_per_second: Time ids of one second.
     """
 
-    sections: tuple[int, int, int]
+    sections: tuple[Whole, Whole, Whole]
     time_step: Literal["seconds", "unit"]
-    tokens_per_second: int
+    tokens_per_second: Positive
 
 
 @dataclass(frozen=True)
@@ -264,15 +271,15 @@ class VisionSpec:
         window: Patches of an attention window in the other layers.
     """
 
-    layers: int
-    hidden_size: int
-    intermediate_size: int
-    heads: int
-    patches: int
-    projector: tuple[int, int]
+    layers: Positive
+    hidden_size: Positive
+    intermediate_size: Positive
+    heads: Positive
+    patches: Positive
+    projector: tuple[Bytes, Bytes]
     mlp: Literal["plain", "gated"]
-    global_layers: int | None = None
-    window: int | None = None
+    global_layers: Whole | None = None
+    window: Positive | None = None
 
 
 @dataclass(frozen=True)
@@ -291,14 +298,14 @@ class DecoderSpec:
         rotary: Its positions on three axes; None where a token's position is its cache slot.
     """
 
-    layers: int
-    hidden_size: int
-    intermediate_size: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    context: int
-    norm_eps: float
+    layers: Positive
+    hidden_size: Positive
+    intermediate_size: Positive
+    heads: Positive
+    kv_heads: Positive
+    head_dim: Positive
+    context: Positive
+    norm_eps: Annotated[float, Range(0, 1)]
     rotary: RotarySpec | None = None
 
 
@@ -345,7 +352,7 @@ class Manifest:
     vision: VisionSpec
     decoder: DecoderSpec
     config: Config
-    prune: dict[str, int | str | list[int]]
+    prune: dict[str, Signed | str | list[Whole]]
     graphs: dict[GraphName, GraphSpec]
     source: Source
     files: dict[str, FileSpec]
@@ -371,9 +378,14 @@ class Manifest:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Writes bundle.json, last of a bundle's files; a key whose value is None is left out."""
+    """Writes bundle.json, last of a bundle's files; a key whose value is None is left out.
+
+    Raises:
+        TangoError: No command could open what was written: it contradicts the schema or itself.
+    """
     data = asdict(manifest, dict_factory=lambda items: {key: value for key, value in items if value is not None})
     (folder / MANIFEST).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    read_manifest(folder)
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -383,16 +395,16 @@ def read_manifest(path: Path) -> Manifest:
         TangoError: There is none, it is not JSON, has another format, or contradicts the schema or itself.
     """
     file = path / MANIFEST
+    require_utf8(path)
     if not path.is_dir():
         raise TangoError(f"there is no bundle at {path}", "make one: tango-export --model llava-ov --output FOLDER")
     if not file.is_file():
         raise TangoError(f"{path} holds no {MANIFEST}", "name a folder that tango-export made")
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise TangoError(f"{file} is not JSON: {error}", "copy the bundle again, or export it again") from error
+    require_links_inside(path)
+    data = parse_json(file.read_bytes(), str(file), "copy the bundle again, or export it again")
     if isinstance(data, dict) and data.get("format", FORMAT) != FORMAT:
-        raise TangoError(f"{file} has format {data['format']!r}, this tango-edge reads {FORMAT}", _export_again(data))
+        found = shown(data["format"])
+        raise TangoError(f"{file} has format {found}, this tango-edge reads {FORMAT}", _export_again(data))
     manifest = from_json(Manifest, data, str(file))
     try:
         op.params_from(manifest.prune)
@@ -421,12 +433,14 @@ def _export_again(data: dict[str, object]) -> str:
 
 
 def _check_names(manifest: Manifest, file: Path) -> None:
-    """Refuses names that lead outside of the bundle."""
+    """Refuses names that are not those of files in the bundle's folder."""
     graphs = [name for graph in manifest.graphs.values() for name in graph.files]
     for name in (*manifest.files, *graphs):
-        path = PurePosixPath(name)
-        if not path.parts or path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name:
+        if not is_plain_name(name) or name == MANIFEST:
             raise TangoError(f"{file}: files: {name!r} is not a name inside of the bundle", _RESTORE)
+    for name in graphs:
+        if not name.endswith(".onnx"):  # ONNX Runtime reads .ort as another format
+            raise TangoError(f"{file}: graphs: {name!r} is not the name of an ONNX file", _RESTORE)
 
 
 def _check_dimensions(manifest: Manifest, file: Path) -> None:
@@ -436,25 +450,50 @@ def _check_dimensions(manifest: Manifest, file: Path) -> None:
         raise TangoError(
             f"{file}: prune: a grid of {rows}x{columns} does not hold video: tokens_per_frame {tokens}", _RESTORE
         )
+    _check_vision(manifest, file)
     decoder, graph = manifest.decoder, manifest.graphs["decoder"]
     wanted: list[tuple[int | str, ...]] = [("N", decoder.hidden_size), ("N",)]
     if decoder.rotary:
         wanted.append((3, "N"))
         if 2 * sum(decoder.rotary.sections) != decoder.head_dim:
             raise TangoError(f"{file}: decoder: rotary: sections do not fit head_dim {decoder.head_dim}", _RESTORE)
-    wanted += [(decoder.kv_heads, "P", decoder.head_dim)] * (2 * decoder.layers)
-    logits = [tensor.shape for tensor in graph.outputs[:1]]
-    if [tensor.shape for tensor in graph.inputs] != wanted or logits != [(manifest.prompt.vocabulary,)]:
+    caches = len(graph.inputs) - len(wanted)
+    wanted += [(decoder.kv_heads, "P", decoder.head_dim)] * caches
+    same = [tensor.shape for tensor in graph.inputs] == wanted and caches == 2 * decoder.layers
+    if not same or [tensor.shape for tensor in graph.outputs[:1]] != [(manifest.prompt.vocabulary,)]:
         raise TangoError(f"{file}: decoder and prompt: vocabulary do not fit the tensors of graphs: decoder", _RESTORE)
     tables = [weight.shape[1:] for weight in manifest.graphs["embed"].device_weights.values()]
     if graph.device and tables != [(decoder.hidden_size,)]:  # decoding reads its rows, too
         raise TangoError(f"{file}: graphs: decoder has a device graph, embed has none that takes its table", _RESTORE)
+    _check_rows(manifest, file)
+
+
+def _check_vision(manifest: Manifest, file: Path) -> None:
+    """Refuses frames of another size than the vision graph takes, and other tokens than it gives."""
+    video, graph = manifest.video, manifest.graphs["vision"]
+    frames, tokens = ("F", *video.size, 3), ("F", video.tokens_per_frame, manifest.decoder.hidden_size)
+    found = [tensor.shape for tensor in (*graph.inputs[:1], *graph.outputs[:1])]
+    if video.budget is None and video.frames_per_step == 1 and found != [frames, tokens]:
+        raise TangoError(f"{file}: video and decoder do not fit the tensors of graphs: vision", _RESTORE)
+
+
+def _check_rows(manifest: Manifest, file: Path) -> None:
+    """Refuses rows that the embedding's table does not have, where bundle.json says how many those are."""
+    prompt = manifest.prompt
+    asked = {"after_video": prompt.after_video, "row_end": () if prompt.row_end is None else (prompt.row_end,)}
+    for table in manifest.graphs["embed"].device_weights.values():
+        count = next(iter(table.shape), 0)
+        for key, rows in asked.items():
+            if max(rows, default=-1) >= count:
+                raise TangoError(f"{file}: prompt: {key} is not in the table of {count} rows", _RESTORE)
 
 
 def _check_weights(manifest: Manifest, name: GraphName, where: str) -> None:
     """Refuses weights that the device graph takes in another form, or that the data file cannot hold."""
     graph = manifest.graphs[name]
     weights = graph.weights or {}
+    if graph.device and graph.device.device:
+        raise TangoError(f"{where}: device has a device graph of its own", _RESTORE)
     # The device graph's other inputs are the graph's own, but for the decoder's positions: it takes the last one alone.
     for tensor in graph.device.inputs[len(graph.inputs) :] if graph.device else ():
         weight = weights.get(tensor.name)
@@ -464,8 +503,7 @@ def _check_weights(manifest: Manifest, name: GraphName, where: str) -> None:
             raise TangoError(f"{where}: weights: {tensor.name} is not what device: inputs takes", _RESTORE)
     size = manifest.files[graph.data].size if graph.data in manifest.files else 0
     for key, weight in weights.items():
-        inside = 0 <= weight.offset <= weight.end <= size and min(weight.shape, default=1) >= 0
-        if not inside or weight.offset % WEIGHT_ALIGNMENT:
+        if weight.end > size or weight.offset % WEIGHT_ALIGNMENT:
             raise TangoError(f"{where}: weights: {key} is not inside {graph.data}, of {size} bytes", _RESTORE)
         _check_quantization(weight, weights, f"{where}: weights: {key}")
 
@@ -474,8 +512,6 @@ def _check_quantization(weight: WeightSpec, weights: dict[str, WeightSpec], wher
     found = weight.quantization
     if found is None:
         return
-    if found.group_size < 0:
-        raise TangoError(f"{where}: quantization: group_size is {found.group_size}", _RESTORE)
     for name in (found.scales, found.zero_points):
         if name is not None and name not in weights:
             raise TangoError(f"{where}: quantization: weights has no {name!r}", _RESTORE)

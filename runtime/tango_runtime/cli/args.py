@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tango_plugins import TangoError
+from tango_plugins import PruneParams, TangoError
 from tango_runtime.backends.registry import BACKENDS
-from tango_runtime.util.files import atomic_write
+from tango_runtime.util.files import atomic_write, check_file
 
 #: The value of an output option that stands for standard output.
 STDOUT = Path("-")
@@ -35,24 +37,41 @@ def non_negative_int(text: str) -> int:
     return _int(text, 0, "a non-negative integer")
 
 
-def ratio(text: str) -> float:
+def share(text: str) -> float:
     """A number above 0 and at most 1."""
-    return _float(text, 1, "a number above 0 and at most 1")
+    return _float(text, lambda value: 0 < value <= 1, "a number above 0 and at most 1")
+
+
+def ratio(text: str) -> float:
+    """A share that the operator holds exactly: it has at most four decimals."""
+    return PruneParams(retention_ratio=share(text)).retention_ratio
 
 
 def percent(text: str) -> float:
     """A number above 0 and at most 100."""
-    return _float(text, 100, "a percentage above 0 and at most 100")
+    return _float(text, lambda value: 0 < value <= 100, "a percentage above 0 and at most 100")
+
+
+def positive_float(text: str) -> float:
+    """A finite number above 0."""
+    return _float(text, lambda value: 0 < value < math.inf, "a number above 0")
+
+
+def non_negative_float(text: str) -> float:
+    """A finite number of at least 0."""
+    return _float(text, lambda value: 0 <= value < math.inf, "a number of at least 0")
 
 
 def new_file(text: str) -> Path:
-    """A file that can be created: its folder exists, and it is no folder itself."""
+    """A file that can be written."""
     path = Path(text)
-    if not path.resolve().parent.is_dir():
-        raise TangoError(f"there is no folder {path.resolve().parent}", "create it, or choose another file")
-    if path.is_dir():
-        raise TangoError(f"{path} is a folder", "give a file in it")
+    check_file(path)
     return path
+
+
+def json_file(text: str) -> Path:
+    """A file that can be written, or standard output."""
+    return STDOUT if Path(text) == STDOUT else new_file(text)
 
 
 def page_file(text: str) -> Path:
@@ -83,12 +102,12 @@ def _int(text: str, minimum: int, what: str) -> int:
     return value
 
 
-def _float(text: str, maximum: float, what: str) -> float:
+def _float(text: str, accepts: Callable[[float], bool], what: str) -> float:
     try:
         value = float(text)
     except ValueError:
-        value = 0.0
-    if not 0 < value <= maximum:
+        value = math.nan
+    if not accepts(value):
         raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
     return value
 
@@ -117,7 +136,7 @@ def add_video(parser: argparse.ArgumentParser) -> None:
     """``VIDEO``, ``--frames`` and ``--fps``."""
     parser.add_argument("video", help="video file, or folder of images")
     add_frames(parser)
-    parser.add_argument("--fps", type=float, help="frame rate of a folder of images (default: 1)")
+    parser.add_argument("--fps", type=positive_float, help="frame rate of a folder of images (default: 1)")
 
 
 def add_retention_ratio(parser: argparse._ActionsContainer, note: str = "the bundle's", **options: Any) -> None:
@@ -169,9 +188,12 @@ def add_sampling(parser: argparse.ArgumentParser, max_new_tokens: int = 128) -> 
     """``--max-new-tokens``, ``--temperature``, ``--top-p`` and ``--seed``."""
     add_max_new_tokens(parser, max_new_tokens)
     parser.add_argument(
-        "--temperature", type=float, default=0.0, help="sampling temperature; 0 is greedy (default: %(default)s)"
+        "--temperature",
+        type=non_negative_float,
+        default=0.0,
+        help="sampling temperature; 0 is greedy (default: %(default)s)",
     )
-    parser.add_argument("--top-p", type=float, default=1.0, help="nucleus sampling threshold (default: %(default)s)")
+    parser.add_argument("--top-p", type=share, default=1.0, help="nucleus sampling threshold (default: %(default)s)")
     add_seed(parser)
 
 
@@ -242,7 +264,7 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     """``--json FILE``; see :func:`write_json`."""
     parser.add_argument(
         "--json",
-        type=new_file,
+        type=json_file,
         metavar="FILE",
         help="also write the results as JSON; - writes them to standard output in place of the text",
     )
@@ -258,4 +280,5 @@ def write_json(file: Path, data: object) -> None:
     if file == STDOUT:
         print(text)
     else:
-        atomic_write(file, lambda stream: stream.write(f"{text}\n".encode()))
+        # Half a surrogate pair, as in a name that is not UTF-8, becomes the escape that JSON has for it.
+        atomic_write(file, lambda stream: stream.write(f"{text}\n".encode(errors="backslashreplace")))

@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -27,6 +28,7 @@ from tango_runtime.bench.measure import (
     Setting,
     cold_start,
     make_clip,
+    require_room,
     spread,
 )
 from tango_runtime.bundle import Bundle
@@ -43,6 +45,7 @@ from tango_runtime.cli.args import (
 )
 from tango_runtime.cli.command import Command
 from tango_runtime.util.console import OnProgress, progress, status
+from tango_runtime.util.files import check_apart
 from tango_runtime.util.units import megabytes
 
 _COLD_STARTS = 3
@@ -139,6 +142,7 @@ def _run(args: argparse.Namespace) -> int:
     _check(args)
     bundle = Bundle.load(args.bundle)
     results = _Results(bundle, setting, [_Result(case) for case in _cases(args, bundle)])
+    require_room(bundle, setting, results.cases[0].case)
     results.conditions = {"machine": machine(), "gpu_before": gpu_state()}
     if args.cold_start:  # before anything else takes memory
         results.cold_starts = _start_cold(args, setting, results.cases[0].case)
@@ -151,14 +155,16 @@ def _run(args: argparse.Namespace) -> int:
     del bench  # frees its memory for transformers
     if args.compare_torch is not None:
         _compare(args.compare_torch or bundle.manifest.source.checkpoint, results, on_device)
-    _print(results, table=args.json != STDOUT)
-    if args.json:
+    if args.json:  # before it is printed: the reader of standard output may have closed it
         write_json(args.json, _as_json(results))
+    _print(results, table=args.json != STDOUT)
     return 0
 
 
 def _check(args: argparse.Namespace) -> None:
     """Finds what would otherwise fail only after everything has been measured."""
+    checkpoint = Path(args.compare_torch) if args.compare_torch else None
+    check_apart({"--json": args.json}, {"the bundle": args.bundle, "--compare-torch": checkpoint})
     if args.no_prune and args.only_pruned:
         raise TangoError("--no-prune and --only-pruned are mutually exclusive", "drop one of them")
     if args.compare_torch is not None and not (find_spec("torch") and find_spec("transformers")):
@@ -230,7 +236,7 @@ def _each(
 
 
 def _print(results: _Results, *, table: bool) -> None:
-    console = Console(soft_wrap=True)
+    console = Console(soft_wrap=True, markup=False)
     for result in results.cases:
         if result.measured and table:
             console.print(_table(result, result.measured, results.setting))

@@ -23,10 +23,10 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     diagnosis = diagnose(args.bundle, verify=args.verify)
-    if args.json != STDOUT:
-        _print(diagnosis)
     if args.json:
         write_json(args.json, {"ready": diagnosis.ready, "checks": [asdict(check) for check in diagnosis.checks]})
+    if args.json != STDOUT:
+        _print(diagnosis)
     return 0 if diagnosis.ready else 1
 
 

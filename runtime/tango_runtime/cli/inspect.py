@@ -16,6 +16,7 @@ from tango_runtime.cli.command import Command
 from tango_runtime.engines import Target
 from tango_runtime.engines.target import current_target
 from tango_runtime.system.packages import import_tensorrt
+from tango_runtime.util.console import printable
 from tango_runtime.util.units import megabytes
 
 
@@ -26,15 +27,15 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     bundle = Bundle.load(args.bundle, verify=args.verify)
-    console = Console(soft_wrap=True)
+    console = Console(soft_wrap=True, markup=False, emoji=False, highlight=False)  # names are a stranger's
     for name, fact in _facts(bundle, verified=args.verify).items():
-        console.print(f"{name:<9}{fact}", markup=False, highlight=False)
+        console.print(f"{name:<9}{printable(fact)}")
     console.print(_graph_table(bundle.manifest))
     files = [file for graph in GRAPHS for file in engines.sidecars(bundle, graph)]
     target, reason = _target() if files else (None, "")  # it takes a second and some GPU memory
     for file in files:
         line = _engine(bundle, file, target, reason, args.verify)
-        console.print(f"{'engine':<9}{line}", markup=False, highlight=False)
+        console.print(f"{'engine':<9}{printable(line)}")
     return 0
 
 
@@ -77,8 +78,12 @@ def _precision(manifest: Manifest, graph: GraphSpec) -> str:
 
 
 def _tensors(tensors: tuple[TensorSpec, ...], limit: int = 3) -> str:
-    lines = [f"{t.name} {t.dtype} {list(t.shape)}".replace("'", "") for t in tensors[:limit]]
+    lines = [f"{printable(t.name)} {t.dtype} [{_axes(t)}]" for t in tensors[:limit]]
     return "\n".join(lines + ([f"and {len(tensors) - limit} more"] if len(tensors) > limit else []))
+
+
+def _axes(tensor: TensorSpec) -> str:
+    return ", ".join(printable(str(axis)) for axis in tensor.shape)
 
 
 def _engine(bundle: Bundle, sidecar: Path, target: Target | None, reason: str, verify: bool) -> str:

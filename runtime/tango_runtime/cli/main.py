@@ -9,15 +9,15 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import NoReturn
 
 from tango_plugins import TangoError
 from tango_runtime.cli.command import Command
-from tango_runtime.util.console import verbosity
+from tango_runtime.util.console import accept_every_character, verbosity
 
 
 @dataclass(frozen=True)
@@ -69,18 +69,12 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """`tango COMMAND …`; the exit code is 0, 1 for a negative result, or 2 for an error."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments in ([], ["-h"], ["--help"]):
-        print(_overview())
-        return 0
-    if arguments == ["--version"]:
-        print(f"tango-edge {version('tango-edge')}")
-        return 0
-    return _guarded(arguments[0], f"tango {arguments[0]}", arguments[1:])
+    return _guarded(lambda: _dispatch(arguments), debug="--debug" in arguments)
 
 
 def main_export() -> int:
     """`tango-export …`, the same as `tango export …`."""
-    return _guarded("export", "tango-export", sys.argv[1:])
+    return _guarded(lambda: _run("export", "tango-export", sys.argv[1:]), debug="--debug" in sys.argv)
 
 
 def parser(name: str, prog: str) -> argparse.ArgumentParser:
@@ -136,30 +130,42 @@ def _overview() -> str:
     )
 
 
-def _guarded(name: str, prog: str, arguments: Sequence[str]) -> int:
+def _guarded(action: Callable[[], int], *, debug: bool) -> int:
     """Runs a command; errors that the user can fix are printed as two lines, `error:` and `hint:`."""
+    accept_every_character()
     if threading.current_thread() is threading.main_thread():  # only this thread may set signal handlers
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-    debug = "--debug" in arguments
     try:
-        return _run(name, prog, arguments)
+        code = action()
+        print(end="", flush=True)  # an error at the interpreter's end would have no hint
+        return code
     except TangoError as error:
         if debug:
             raise
         return _fail(error.message, error.hint)
     except BrokenPipeError:  # standard output was closed, as by `tango run … | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return FAILED
     except OSError as error:
         if debug:
             raise
+        _drop_output()
         return _fail(str(error), _os_hint(error))
     except KeyboardInterrupt:
         return _fail("interrupted", "no half-written output was left behind; run it again")
 
 
+def _drop_output() -> None:
+    """Lets what standard output did not take go to nowhere: the interpreter would fail on it once more at its end."""
+    try:
+        print(end="", flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _fail(message: str, hint: str) -> int:
-    print(f"error: {message}\nhint: {hint}", file=sys.stderr)
+    with suppress(OSError):  # of a standard error that is full: the exit code remains
+        print(f"error: {message}\nhint: {hint}", file=sys.stderr)
     return FAILED
 
 
@@ -171,6 +177,16 @@ def _os_hint(error: OSError) -> str:
     if error.filename is not None:
         return "check that the path exists and that you may read or write there"
     return "to see where it failed, add --debug"
+
+
+def _dispatch(arguments: Sequence[str]) -> int:
+    if not arguments or arguments in (["-h"], ["--help"]):
+        print(_overview())
+        return 0
+    if arguments == ["--version"]:
+        print(f"tango-edge {version('tango-edge')}")
+        return 0
+    return _run(arguments[0], f"tango {arguments[0]}", arguments[1:])
 
 
 def _run(name: str, prog: str, arguments: Sequence[str]) -> int:

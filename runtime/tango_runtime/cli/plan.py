@@ -24,6 +24,7 @@ from tango_runtime.sizing import (
     smallest_device,
 )
 from tango_runtime.sizing.devices import DEVICES, Device, find_device
+from tango_runtime.util.files import check_apart
 from tango_runtime.util.units import gigabytes
 
 _ALL = "all"
@@ -54,13 +55,14 @@ def _options(args: argparse.Namespace) -> SizingOptions:
 
 def _run(args: argparse.Namespace) -> int:
     options = _options(args)
+    check_apart({"--json": args.json}, {"the bundle": Path(args.model)})
     if args.device == _ALL:
         return _run_all(find_model(args.model), options, args.json)
     found = estimate(find_model(args.model), find_device(args.device), options)
-    if args.json != STDOUT:
-        _print(args.device, found, options)
     if args.json:
         write_json(args.json, _as_json(args.device, found, options))
+    if args.json != STDOUT:
+        _print(args.device, found, options)
     return 0 if found.fits else 1
 
 
@@ -68,10 +70,10 @@ def _run_all(model: ModelDimensions, options: SizingOptions, json_file: Path | N
     """One line per device; a device that cannot run the model at all says why."""
     estimate(model, find_device("h200"), options)  # it runs everything: an error here is the options' fault
     found = {name: _attempt(model, device, options) for name, device in DEVICES.items()}
-    if json_file != STDOUT:
-        _print_all(found, options)
     if json_file:
         write_json(json_file, [_entry(name, each, options) for name, each in found.items()])
+    if json_file != STDOUT:
+        _print_all(found, options)
     return 0 if any(isinstance(each, Estimate) and each.fits for each in found.values()) else 1
 
 

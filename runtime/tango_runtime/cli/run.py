@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+from collections.abc import Iterable
 from pathlib import Path
 
 from tango_runtime.cli.args import (
@@ -19,6 +20,7 @@ from tango_runtime.cli.command import Command
 from tango_runtime.pipeline.answer import Answer
 from tango_runtime.pipeline.video_llm import VideoLLM
 from tango_runtime.util.console import progress, status
+from tango_runtime.util.files import check_apart
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
@@ -37,6 +39,8 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
+    outputs = {"--report": args.report, "--picture": args.picture}
+    check_apart(outputs, {"the bundle": args.bundle, "the video": Path(args.video)})
     llm = VideoLLM(args.bundle, backend=args.backend)
     status(f"backend: {llm.backend}" + (f" ({llm.fallback_reason})" if llm.fallback_reason else ""))
     with progress("vision", args.frames or llm.bundle.manifest.video.frames) as on_progress:
@@ -54,12 +58,35 @@ def _run(args: argparse.Namespace) -> int:
             on_progress=on_progress,
         )
         first = next(stream, "")
-    for piece in itertools.chain([first], stream):
-        print(piece, end="", flush=True)
-    print(flush=True)
+    pieces = itertools.chain([first], stream, ["\n"])
+    unprinted = _print_pieces(pieces, to_the_end=any(outputs.values()))
     _print_figures(stream.answer)
     _write_reports(llm, stream.answer, args)
+    if unprinted:
+        raise unprinted
     return 0
+
+
+def _print_pieces(pieces: Iterable[str], *, to_the_end: bool) -> OSError | None:
+    """Prints an answer as it comes.
+
+    Args:
+        pieces: Its pieces.
+        to_the_end: Take the other pieces, too, where one cannot be printed: a report needs them.
+
+    Returns:
+        The error of the first piece that could not be printed.
+    """
+    failure = None
+    for piece in pieces:
+        try:
+            if failure is None:
+                print(piece, end="", flush=True)
+        except OSError as error:
+            if not to_the_end:
+                raise
+            failure = error
+    return failure
 
 
 def _print_figures(answer: Answer) -> None:

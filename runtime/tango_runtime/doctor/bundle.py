@@ -7,33 +7,29 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tango_plugins import TangoError
-from tango_runtime.backends.registry import BACKENDS
 from tango_runtime.bundle import GRAPHS, Bundle
 from tango_runtime.doctor.check import Check
 from tango_runtime.doctor.machine import Machine
 from tango_runtime.engines import FOLDER, BuiltEngine, Target, find, read_sidecar, sidecars
 from tango_runtime.system import gpu as system
+from tango_runtime.util.console import printable
 from tango_runtime.util.units import megabytes
 
 #: The axis that limits each graph's engines, and what it counts.
 _AXES = {"vision": ("F", "frames"), "prune": ("F", "frames"), "embed": ("N", "tokens"), "decoder": ("N", "tokens")}
 
 
-def check_bundle(path: Path, machine: Machine, *, verify: bool) -> list[Check]:
-    """Checks a bundle's files, and its engines against this machine.
+def check_bundle(bundle: Bundle, machine: Machine, *, verify: bool) -> list[Check]:
+    """Checks a bundle's engines against this machine.
 
     Args:
-        path: Folder of the bundle.
+        bundle: The bundle, loaded with the same ``verify``.
         machine: This machine.
-        verify: Compare the SHA-256 of the files and engines.
+        verify: Compare the SHA-256 of the engines, too.
     """
-    try:
-        bundle = Bundle.load(path, verify=verify)
-    except TangoError as error:
-        return [Check("bundle", "missing", error.message, error.hint, tuple(BACKENDS))]
     manifest = bundle.manifest
     verified = ", every SHA-256 matches bundle.json" if verify else ""
-    checks = [Check("bundle", "ok", f"{path}: {manifest.family}, {manifest.dtype}{verified}")]
+    checks = [Check("bundle", "ok", f"{bundle.path}: {printable(manifest.family)}, {manifest.dtype}{verified}")]
     gpu, tensorrt = machine.gpu, machine.tensorrt
     if gpu is None or tensorrt is None:
         count = sum(len(sidecars(bundle, graph)) for graph in GRAPHS)

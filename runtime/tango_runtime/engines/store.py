@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -12,7 +11,7 @@ from pathlib import Path
 from tango_plugins import PruneParams, TangoError, op
 from tango_runtime.bundle import Bundle, GraphName, Manifest, TensorSpec, sha256
 from tango_runtime.engines.spec import FOLDER, EngineSpec, Profile, Target, digests
-from tango_runtime.util.jsonschema import from_json
+from tango_runtime.util.jsonschema import from_json, parse_json, shown
 from tango_runtime.util.versions import release
 
 #: Version of the sidecar's schema.
@@ -204,12 +203,11 @@ def read_sidecar(file: Path) -> Sidecar:
     """
     again = f"remove it and build again: rm {shlex.quote(str(file))}"
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
+        data = parse_json(file.read_bytes(), str(file), again)
         if isinstance(data, dict) and data.get("format") != FORMAT:
-            raise TangoError(f"{file} has format {data.get('format')!r}, this tango-edge reads {FORMAT}", again)
+            found = shown(data.get("format"))
+            raise TangoError(f"{file} has format {found}, this tango-edge reads {FORMAT}", again)
         return from_json(Sidecar, data, str(file))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise TangoError(f"{file} is not JSON: {error}", again) from error
     except OSError as error:
         raise TangoError(f"{file} cannot be read: {error.strerror}", again) from error
     except TangoError as error:

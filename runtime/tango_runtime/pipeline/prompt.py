@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import datetime
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import jinja2
-import jinja2.ext
 import numpy as np
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from tango_plugins import TangoError
 from tango_runtime.bundle import Bundle
-
-#: Stands for an earlier answer where a chat is rendered: its token ids are known already.
-_ANSWER = "\ue000answer\ue000"
+from tango_runtime.pipeline.chat_template import ChatTemplate
+from tango_runtime.util.errors import first_line
 
 #: What a decoder puts for bytes that are no UTF-8, so also for a character whose other bytes are still to come.
 _REPLACEMENT = "\ufffd"
@@ -29,38 +22,38 @@ class Prompt:
     """Turns a question about one video into token ids, and token ids into text.
 
     Args:
-        tokenizer: Path of a tokenizer.json.
+        tokenizer: Text of a tokenizer.json.
         template: Source of a chat template (Jinja), rendered as transformers does.
         placeholder: What the template renders for the video: ``<video>`` (llava-hf) or ``<image>`` (lmms-lab).
 
     Raises:
-        TangoError: The tokenizer cannot be read, or the template has an error or does not render the placeholder
-            exactly once.
+        TangoError: The tokenizer cannot be read or knows no token, or the template has an error; see
+            :class:`ChatTemplate`.
     """
 
-    def __init__(self, tokenizer: str | Path, template: str, placeholder: str) -> None:
+    def __init__(self, tokenizer: str, template: str, placeholder: str) -> None:
         try:
-            self._tokenizer = Tokenizer.from_file(str(tokenizer))
+            self._tokenizer = Tokenizer.from_str(tokenizer)
         except Exception as error:  # the tokenizers library raises no narrower type
             raise TangoError(
-                f"{tokenizer} cannot be read as a tokenizer: {error}", "export the bundle again"
+                f"tokenizer.json cannot be read as a tokenizer: {first_line(error)}", "export the bundle again"
             ) from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         special = (token.content for token in self._tokenizer.get_added_tokens_decoder().values() if token.special)
         self._reserved = (placeholder, *special)
-        self._placeholder = placeholder
-        try:
-            self._template = _environment().from_string(template)
-        except jinja2.TemplateError as error:
-            raise TangoError(f"the chat template has an error: {error}", "fix chat_template.jinja") from error
-        self._around_video("?")
+        self._template = ChatTemplate(template, placeholder)
+        if not len(self.encode("?")[1]):
+            raise TangoError("tokenizer.json gives no tokens for a question", "export the bundle again")
 
     @classmethod
     def of(cls, bundle: Bundle) -> Prompt:
         """The prompt of a bundle: its tokenizer, its chat template, its placeholder."""
-        template = bundle.text("chat_template.jinja")
-        return cls(bundle.file("tokenizer.json"), template, bundle.manifest.prompt.placeholder)
+        tokenizer, template = bundle.text("tokenizer.json"), bundle.text("chat_template.jinja")
+        try:
+            return cls(tokenizer, template, bundle.manifest.prompt.placeholder)
+        except TangoError as error:
+            raise TangoError(f"{bundle.path}: {error.message}", error.hint) from error
 
     def encode(self, question: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Encodes one user turn, the video and a question, up to where the answer begins.
@@ -79,34 +72,24 @@ class Prompt:
                 could not distinguish from the template's own.
         """
         self._check_question(question)
-        before, after = self._around_video(question)
+        before, after = self._template.around_video(question)
         return self._ids(before), self._ids(after)
 
-    def follow_up(self, messages: Sequence[str]) -> NDArray[np.int64]:
-        """Encodes what follows the latest answer of a chat, up to where the next answer begins.
+    def follow_up(self, message: str) -> NDArray[np.int64]:
+        """Encodes what follows an answer of a chat, up to where the next answer begins.
 
         Args:
-            messages: The user's messages so far, the new one last; at least two. The first is about the video.
+            message: The user's new message.
 
         Returns:
             Token ids [T] int64: the end of the turn before, and the new message.
 
         Raises:
-            TangoError: The new message contains the text of a special token, or the template does not render earlier
+            TangoError: The message contains the text of a special token, or the template does not render earlier
                 answers.
         """
-        self._check_question(messages[-1])
-        turns: list[dict[str, Any]] = []
-        for message in messages:
-            video = [] if turns else [{"type": "video"}]
-            turns.append({"role": "user", "content": [*video, {"type": "text", "text": message}]})
-            turns.append({"role": "assistant", "content": [{"type": "text", "text": _ANSWER}]})
-        parts = self._render(turns[:-1]).split(_ANSWER)
-        if len(parts) != len(messages):
-            raise TangoError(
-                "the chat template does not render earlier answers", "ask questions one by one: session.ask(question)"
-            )
-        return self._ids(parts[-1])
+        self._check_question(message)
+        return self._ids(self._template.follow_up(message))
 
     def decode(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> str:
         """The text of token ids, special tokens left out. Bytes that are no UTF-8 become U+FFFD."""
@@ -141,67 +124,18 @@ class Prompt:
         return self.decode(context + pending)[len(self.decode(context)) :]
 
     def _ids(self, text: str) -> NDArray[np.int64]:
-        return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int64)
+        try:
+            return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int64)
+        except Exception as error:  # as of a vocabulary that lacks a word, and the token for unknown ones
+            raise TangoError(
+                f"tokenizer.json cannot encode {text[:60]!r}: {first_line(error)}", "export the bundle again"
+            ) from error
 
     def _check_question(self, question: str) -> None:
         if not isinstance(question, str):
             raise TangoError(f"the question is not text, but {type(question).__name__}", "give a string")
         if any("\ud800" <= character <= "\udfff" for character in question):
             raise TangoError("the question is not valid Unicode", "give it as UTF-8 text")
-        for token in (*self._reserved, _ANSWER):
+        for token in self._reserved:
             if token in question:
                 raise TangoError(f"the question contains {token}", "leave it out; it is reserved for the prompt itself")
-
-    def _render(self, messages: list[dict[str, Any]]) -> str:
-        try:
-            return self._template.render(messages=messages, tools=None, documents=None, add_generation_prompt=True)
-        except Exception as error:  # a template is a program: it may divide by zero
-            raise TangoError(f"the chat template cannot be rendered: {error}", "fix chat_template.jinja") from error
-
-    def _around_video(self, question: str) -> tuple[str, str]:
-        content = [{"type": "video"}, {"type": "text", "text": question}]
-        text = self._render([{"role": "user", "content": content}])
-        if text.count(self._placeholder) != 1:
-            raise TangoError(
-                f"the chat template renders {self._placeholder} {text.count(self._placeholder)} times, not once",
-                "fix chat_template.jinja, or the placeholder in bundle.json",
-            )
-        before, after = text.split(self._placeholder)
-        return before, after
-
-
-class _Generation(jinja2.ext.Extension):
-    """``{% generation %}`` marks the assistant's words for training; here its body is rendered and the tag dropped."""
-
-    tags = {"generation"}  # noqa: RUF012 the base class declares it so
-
-    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return jinja2.nodes.Scope(body, lineno=line)  # names set inside stay inside, as in transformers
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    """What chat templates of the hub are written for: transformers' settings, filters and functions."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    return environment
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    # Jinja's own filter escapes <, > and & for HTML.
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)

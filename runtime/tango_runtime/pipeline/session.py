@@ -246,8 +246,7 @@ class Session:
         before, after = self._prompt.encode(question)
         if not (chat and self._turns):
             return before, after.tolist()
-        messages = [message for message, _ in self._turns]
-        return before, [*self._chat_ids, *self._prompt.follow_up([*messages, question]).tolist()]
+        return before, [*self._chat_ids, *self._prompt.follow_up(question).tolist()]
 
     def _open(self, before: NDArray[np.int64]) -> PromptCache:
         """The cache of what all questions share: the text before the video, and the video."""

@@ -134,7 +134,8 @@ class Report:
             tokens=_tokens(self),
             heat=", ".join(f"rgb{stop}" for stop in _HEAT),
         )
-        atomic_write(Path(path), lambda file: file.write(text.encode()))
+        # A name that is not UTF-8 is shown with question marks.
+        atomic_write(Path(path), lambda file: file.write(text.encode(errors="replace")))
 
     def picture(self, path: str | os.PathLike[str]) -> None:
         """Writes the contact sheet as a PNG, atomically.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -27,9 +29,25 @@ def _console() -> Console:
     return Console(stderr=True)
 
 
+def accept_every_character() -> None:
+    """Makes standard output and error write a character that their encoding does not have as an escape.
+
+    A name or an answer may hold any character, and an error while it is printed would end hours of work.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def printable(text: str) -> str:
+    """A stranger's text with escapes for what is not printable, so that it cannot steer the terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def status(line: str) -> None:
-    """Shows one line, unless :func:`verbosity` is -1."""
-    _console().print(line, markup=False, highlight=False, soft_wrap=True)
+    """Shows one line, unless :func:`verbosity` is -1. What cannot be shown, as on a full disk, ends no work."""
+    with suppress(OSError):
+        _console().print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager

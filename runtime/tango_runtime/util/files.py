@@ -3,6 +3,9 @@
 - :func:`staged_folder`: a folder that one process writes; a second one is refused.
 - :func:`staged_file`: a file that several processes may want; one writes, the others wait.
 - :func:`atomic_write`: one file, in one call.
+
+``check_…`` reject, before any work, what would fail or do harm at its end. :func:`is_plain_name` and
+:func:`require_links_inside` hold the names in a stranger's folder inside it.
 """
 
 from __future__ import annotations
@@ -11,12 +14,15 @@ import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Callable, Iterator
+import stat
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from tango_plugins import TangoError
+from tango_runtime.util.units import megabytes
 
 
 @contextmanager
@@ -52,9 +58,10 @@ def check_output(final: Path, *, holding: str, overwrite: bool) -> None:
     """Rejects an output folder that may not be written, before any work is done for it.
 
     Raises:
-        TangoError: It exists, and is not to be replaced or has no file ``holding``.
+        TangoError: It exists, and is not to be replaced or has no file ``holding``; or its path is not UTF-8.
     """
     with _os_errors(final):
+        require_utf8(_real(final))
         if not os.path.lexists(final):
             return
         if not overwrite:
@@ -63,6 +70,85 @@ def check_output(final: Path, *, holding: str, overwrite: bool) -> None:
             raise TangoError(
                 f"{final} has no {holding}",
                 "--overwrite only replaces the output of this command: choose another folder",
+            )
+
+
+def check_file(path: Path) -> None:
+    """Rejects an output file that :func:`atomic_write` could not write, before any work is done for it.
+
+    Raises:
+        TangoError: It is a folder or a named pipe, or no file can be made in its folder.
+    """
+    with _os_errors(path):
+        if path.is_dir():
+            raise TangoError(f"{path} is a folder", "give a file in it")
+        if os.path.lexists(path) and stat.S_ISFIFO(path.lstat().st_mode):  # to open it may wait for a reader forever
+            raise TangoError(f"{path} is a named pipe", "give a file, or /dev/stdout and a pipe after the command")
+        if _is_device(path):
+            return
+        folder = Path(os.path.realpath(path)).parent
+        if not folder.is_dir():
+            raise TangoError(f"there is no folder {folder}", "create it, or choose another file")
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+
+
+def check_apart(outputs: Mapping[str, Path | None], inputs: Mapping[str, Path | None]) -> None:
+    """Rejects outputs that would replace what is read, or one another.
+
+    Args:
+        outputs: Files and folders to be written, by what to call them; None is left out.
+        inputs: Files and folders that are read.
+
+    Raises:
+        TangoError: An output is, or holds, an input or another output; or it is a file of an input's folder.
+    """
+    written = {name: _real(path) for name, path in outputs.items() if path is not None and not _is_device(path)}
+    read = {name: _real(path) for name, path in inputs.items() if path is not None and path.exists()}
+    for name, path in written.items():
+        for other, place in (written | read).items():
+            replaced = place.is_relative_to(path) or (path.is_file() and path.is_relative_to(place))
+            if other != name and replaced:
+                raise TangoError(f"{name} {outputs[name]} would replace {other}", f"choose another path for {name}")
+
+
+def _real(path: Path) -> Path:
+    return Path(os.path.realpath(path))
+
+
+def _is_device(path: Path) -> bool:
+    """Whether a path is something that a rename would spoil: a device, or a pipe."""
+    return path.exists() and not path.is_file() and not path.is_dir()
+
+
+def require_utf8(path: Path) -> None:
+    """Rejects a path that libraries written in other languages cannot open.
+
+    Raises:
+        TangoError: It is not valid UTF-8.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise TangoError(f"the path {path} is not valid UTF-8", "rename it, or choose another") from error
+
+
+def is_plain_name(name: object) -> bool:
+    """Whether a name that was read from a file is that of a file in one folder, and can lead nowhere else."""
+    return isinstance(name, str) and name not in ("", ".", "..") and not any(c in name for c in "/\\\0")
+
+
+def require_links_inside(folder: Path) -> None:
+    """Rejects a folder with a symbolic link to somewhere else.
+
+    Raises:
+        TangoError: There is one; the message names it.
+    """
+    root = _real(folder)
+    for path in folder.rglob("*"):
+        if path.is_symlink() and not _real(path).is_relative_to(root):
+            raise TangoError(
+                f"{path} is a link that leads outside of {folder}", f"if you trust it: cp -rL {folder} COPY"
             )
 
 
@@ -96,7 +182,7 @@ def atomic_write(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Writes a file so that a reader sees the old content or all of the new.
 
     A path that exists and is no regular file, such as ``/dev/null``, a pipe or a symbolic link, is written to directly:
-    a rename would replace it.
+    a rename would replace it. A named pipe has to have its reader already.
 
     Args:
         path: The file.
@@ -107,7 +193,10 @@ def atomic_write(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """
     try:
         if os.path.lexists(path) and (path.is_symlink() or not path.is_file()):
-            with path.open("wb") as stream:
+            # Without O_NONBLOCK, to open a named pipe that nobody reads would wait forever.
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NONBLOCK, 0o666)
+            os.set_blocking(descriptor, True)
+            with os.fdopen(descriptor, "wb") as stream:
                 write(stream)
             return
         with staged_file(path) as (partial, _):
@@ -122,7 +211,7 @@ def require_space(folder: Path, needed: int) -> None:
     """Checks that a disk has enough free space.
 
     Args:
-        folder: A folder on that disk.
+        folder: The folder that is being written.
         needed: Bytes that will be written.
 
     Raises:
@@ -131,7 +220,7 @@ def require_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise TangoError(
-            f"no space left: the bundle needs {needed / 1e6:.0f} MB, {folder} has {free / 1e6:.0f} MB free",
+            f"no space left: the bundle needs {megabytes(needed, 1)}, {folder.parent} has {megabytes(free, 1)} free",
             "free some space, or choose another --output",
         )
 

@@ -1,16 +1,48 @@
-"""Converts parsed JSON to dataclasses, and checks it: fields are keys, annotations are types."""
+"""Reads a stranger's JSON, and converts it to dataclasses: fields are keys, annotations are types."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Collection
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from types import UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from tango_plugins import TangoError
+from tango_runtime.util.errors import first_line
 
 _T = TypeVar("_T")
+
+_UNDO = "export the bundle again, or undo the edit"
+
+
+@dataclass(frozen=True)
+class Range:
+    """What a number may be: ``Annotated[int, Range(1, 64)]`` is the type of a field from 1 to 64."""
+
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"from {self.low} to {self.high}"
+
+
+def parse_json(content: str | bytes, where: str, hint: str) -> Any:
+    """Parses JSON.
+
+    Args:
+        content: The JSON; bytes are UTF-8.
+        where: Its name in errors, such as a file and a line.
+        hint: The hint of errors.
+
+    Raises:
+        TangoError: It is not UTF-8 or not JSON, is nested too deeply, or has an integer of thousands of digits.
+    """
+    try:
+        return json.loads(content if isinstance(content, str) else content.decode())
+    except (ValueError, RecursionError) as error:  # the errors of Unicode, of JSON and of int() are ValueErrors
+        raise TangoError(f"{where} is not JSON: {first_line(error)}", hint) from error
 
 
 def from_json(kind: type[_T], data: object, where: str) -> _T:
@@ -18,19 +50,29 @@ def from_json(kind: type[_T], data: object, where: str) -> _T:
 
     Args:
         kind: A dataclass: its fields are the keys, and those with a default are optional. A dict: if its keys are a
-            Literal, all of them are required. Or int, str, bool, Literal, tuple, list, and unions of these.
+            Literal, all of them are required. Or int, float, str, bool, Literal, tuple, list, and unions of these; a
+            number may be annotated with its :class:`Range`, and a float is finite in any case.
         data: The result of ``json.loads``.
         where: Its name in errors, such as ``bundle.json: decoder``.
 
     Raises:
-        TangoError: A key is missing or unknown, or a value has the wrong type; the message says where.
+        TangoError: A key is missing or unknown, or a value has the wrong type or is out of range; the message says
+            where.
     """
-    value: _T = _convert(kind, data, where)
+    try:
+        value: _T = _convert(kind, data, where)
+    except RecursionError as error:
+        raise TangoError(f"{where} is nested too deeply", _UNDO) from error
     return value
 
 
-def _convert(kind: Any, data: object, where: str) -> Any:
+def _convert(kind: Any, data: Any, where: str) -> Any:
     origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        number, allowed = _convert(arguments[0], data, where), arguments[1]
+        if not allowed.low <= number <= allowed.high:
+            raise _wrong_type(kind, data, where)
+        return number
     if is_dataclass(kind) and isinstance(kind, type):
         return _convert_dataclass(kind, data, where)
     if origin in (Union, UnionType):
@@ -50,7 +92,7 @@ def _convert(kind: Any, data: object, where: str) -> Any:
         if get_origin(arguments[0]) is Literal:
             _check_keys(data, get_args(arguments[0]), where)
         return {key: _convert(arguments[1], item, f"{where}: {key}") for key, item in data.items()}
-    elif type(data) is kind:
+    elif type(data) is kind and (kind is not float or math.isfinite(data)):
         return data
     raise _wrong_type(kind, data, where)
 
@@ -58,7 +100,7 @@ def _convert(kind: Any, data: object, where: str) -> Any:
 def _convert_dataclass(kind: type, data: object, where: str) -> object:
     if not isinstance(data, dict):
         raise _wrong_type(kind, data, where)
-    hints = get_type_hints(kind)
+    hints = get_type_hints(kind, include_extras=True)
     known = fields(kind)
     _check_keys(data, [f.name for f in known], where, [f.name for f in known if f.default is not MISSING])
     return kind(**{name: _convert(hints[name], data[name], f"{where}: {name}") for name in data})
@@ -81,24 +123,35 @@ def _convert_union(kinds: tuple[Any, ...], data: object, where: str) -> object:
 
 
 def _accepts(kind: Any, data: object) -> bool:
+    if get_origin(kind) is Annotated:
+        return _accepts(get_args(kind)[0], data)
     if get_origin(kind) is Literal:
         return data in get_args(kind)
     return type(data) is (dict if is_dataclass(kind) else get_origin(kind) or kind)
 
 
 def _wrong_type(kind: Any, data: object, where: str) -> TangoError:
-    shown = json.dumps(data)
-    shown = shown if len(shown) <= 60 else shown[:57] + "..."
-    return TangoError(f"{where} is {shown}, not {_name(kind)}", "export the bundle again, or undo the edit")
+    return TangoError(f"{where} is {shown(data)}, not {_name(kind)}", _UNDO)
+
+
+def shown(data: object, limit: int = 60) -> str:
+    """A parsed value as JSON, cut to so many characters."""
+    try:
+        text = json.dumps(data)
+    except RecursionError:
+        text = "a value that is nested too deeply"
+    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 def _name(kind: Any) -> str:
     if isinstance(kind, str):
         return kind
+    if get_origin(kind) is Annotated:
+        return f"{_name(get_args(kind)[0])} {get_args(kind)[1]}"
     if get_origin(kind) is Literal:
         return "one of " + ", ".join(map(repr, get_args(kind)))
     if is_dataclass(kind):
         return "an object"
-    words = {int: "an integer", float: "a number", str: "a string", bool: "true or false", type(None): "null"}
+    words = {int: "an integer", float: "a finite number", str: "a string", bool: "true or false", type(None): "null"}
     words |= {tuple: "a list", list: "a list", dict: "an object"}
     return words.get(get_origin(kind) or kind, str(kind))

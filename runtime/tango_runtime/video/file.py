@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tango_plugins import TangoError
+from tango_runtime.util.versions import release
 from tango_runtime.video.rgb import shown_size, to_rgb
 from tango_runtime.video.source import Rounding, Sampled, TimedFrame, choose, duration_of
 from tango_runtime.video.truncation import check_complete
@@ -190,8 +191,10 @@ def _open(path: Path, threads: str = "AUTO") -> Iterator[tuple[Any, Any]]:
     import av  # FFmpeg takes a fifth of the time that importing the runtime does, and not every source needs it
 
     try:
-        # FFmpeg takes what stands before a colon for a protocol, unless the path is absolute.
-        with av.open(str(path.absolute()), metadata_errors="ignore") as container:
+        # FFmpeg takes what stands before a colon for a protocol, unless the path is absolute. PyAV reads tags that are
+        # not UTF-8 from version 19 on; before, they are an error that can be ignored.
+        lenient = {} if release(av.__version__) >= (19,) else {"metadata_errors": "ignore"}
+        with av.open(str(path.absolute()), **lenient) as container:
             if container.format.name in _NOT_VIDEO:
                 raise TangoError(f"{path} is {_NOT_VIDEO[container.format.name]}", "give a video file")
             stream = container.streams.best("video")

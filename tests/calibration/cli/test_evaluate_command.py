@@ -100,10 +100,14 @@ def test_any_type_of_question_can_be_printed(tiny_bundle, folder, monkeypatch, e
 
 
 def test_results_are_written_before_they_are_printed(tiny_bundle, folder, tmp_path, monkeypatch):
-    def fail(lines):
-        raise BrokenPipeError
+    class Closed(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError
 
-    monkeypatch.setattr("tango_calibration.cli.evaluate.print_lines", fail)
+        def fileno(self):
+            return 1
+
+    monkeypatch.setattr(sys, "stdout", Closed())
     monkeypatch.setattr(os, "dup2", lambda *descriptors: None)  # the command would close the standard output of pytest
     arguments = ("--data", folder, "--frames", 4, "--videos", 1, "--method", "topk", "--output", tmp_path / "out")
     assert run(tiny_bundle, *arguments) == 2

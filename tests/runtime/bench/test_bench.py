@@ -19,6 +19,7 @@ from tango_runtime.backends.ort_cpu import OrtCpuBackend
 from tango_runtime.bench import conditions, measure
 from tango_runtime.bench.measure import Bench, Case, Setting, cold_start, make_clip, spread
 from tango_runtime.bundle import Bundle
+from tango_runtime.cli import bench as bench_command
 from tango_runtime.cli.main import main
 from tango_runtime.video.preprocess import resize
 from tests.fakes.cuda import Status, install
@@ -214,7 +215,7 @@ def test_a_gpu_has_an_upload_and_memory(host, tiny_bundle):
 
 def test_gpu_memory_is_released_even_after_a_failed_case(host, tiny_bundle):
     made = Bench(Bundle.load(tiny_bundle), "ort-cuda", replace(QUICK, frames=128))
-    with pytest.raises(TangoError, match="the bundle's context is 2048"):
+    with pytest.raises(TangoError, match="exceed the context of 2048"):
         made.measure(replace(PRUNED, prune=False), ignore)
     assert host.held()
     del made
@@ -250,20 +251,22 @@ def test_a_case_beyond_the_context_is_reported_and_the_rest_is_measured(run):
     assert code == 0
     assert pruned["total"] == 2048
     assert unpruned["milliseconds"] == {}
-    assert "the bundle's context is 2048" in unpruned["not_measured"]["tango"]["error"]
-    assert "tango, unpruned, 112x112: not measured: the prompt takes" in err
+    assert "exceed the context of 2048" in unpruned["not_measured"]["tango"]["error"]
+    assert "tango, unpruned, 112x112: not measured: a prompt of" in err
 
 
 def test_nothing_is_written_if_nothing_can_be_measured(run):
     code, out, err, found = run("--frames", 128, "--no-prune")
     assert (code, out, found) == (2, "", None)
-    assert "error: the prompt takes" in err
+    assert "error: a prompt of" in err
 
 
-def test_a_context_that_ends_too_early_is_an_error(tiny_bundle):
-    made = Bench(Bundle.load(tiny_bundle), CPU, replace(QUICK, frames=125, decode_tokens=30))
-    with pytest.raises(TangoError, match="the context ends 17 tokens after a prompt of 2031"):
-        made.measure(replace(PRUNED, prune=False), ignore)
+def test_answers_that_the_context_cannot_hold_are_refused_before_a_backend_is_loaded(run, monkeypatch):
+    monkeypatch.setattr(bench_command, "Bench", None)
+    code, out, err, found = run("--only-pruned", "--decode-tokens", 2040)
+    assert (code, out, found) == (2, "", None)
+    assert "and an answer of 2041 exceed the context of 2048" in err
+    assert "--decode-tokens" in err
 
 
 @pytest.mark.parametrize(

@@ -110,8 +110,12 @@ def test_report_and_picture(run, tmp_path):
         (["--retention-ratio", "nan"], "argument --retention-ratio: 'nan' is not a number above 0 and at most 1"),
         (["--no-prune", "--retention-ratio", 0.1], "argument --retention-ratio: not allowed with argument --no-prune"),
         (["--max-new-tokens", 0], "argument --max-new-tokens: '0' is not a positive integer"),
-        (["--temperature", -1], "temperature is -1.0"),
-        (["--top-p", 0], "top_p is 0.0"),
+        (["--temperature", -1], "argument --temperature: '-1' is not a number of at least 0"),
+        (["--temperature", "nan"], "argument --temperature: 'nan' is not a number of at least 0"),
+        (["--top-p", 0], "argument --top-p: '0' is not a number above 0 and at most 1"),
+        (["--fps", "inf"], "argument --fps: 'inf' is not a number above 0"),
+        (["--retention-ratio", 0.12345], "retention_ratio is 0.12345"),
+        (["--report", "/proc/x.html"], "/proc/x.html cannot be written"),
         (["--seed", -1], "argument --seed: '-1' is not a non-negative integer"),
         (["--fps", 2], "fps=2 was given for a source that has times of its own"),
         (["--backend", "abacus"], "argument --backend: invalid choice: 'abacus'"),
@@ -234,7 +238,7 @@ def setting(value, *path):
         (without("graphs", "decoder"), "decoder"),
         (without("files", "chat_template.jinja"), "chat_template.jinja"),
         (setting("x", "graphs", "decoder", "inputs", 2, "name"), "decoder.onnx"),
-        (setting(64, "graphs", "vision", "inputs", 0, "shape", 1), "vision.onnx"),
+        (setting(64, "graphs", "vision", "inputs", 0, "shape", 1), "graphs: vision"),
     ],
 )
 def test_an_invalid_bundle_json_is_named(rejected, copied, edit, error):

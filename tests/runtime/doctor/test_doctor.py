@@ -200,5 +200,7 @@ def test_engines_of_a_changed_graph_are_listed_for_removal(gpu_machine, bundle, 
 
 
 def test_a_missing_bundle(gpu_machine, tmp_path, capsys):
-    assert main(["doctor", str(tmp_path / "none")]) == 1
-    assert "there is no bundle" in capsys.readouterr().out
+    assert main(["doctor", str(tmp_path / "none")]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert f"error: there is no bundle at {tmp_path / 'none'}" in err

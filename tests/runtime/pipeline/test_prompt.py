@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime
 
 import numpy as np
 import pytest
@@ -9,6 +8,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from tango_plugins import TangoError
+from tango_runtime.pipeline.chat_template import ChatTemplate
 from tango_runtime.pipeline.prompt import Prompt
 
 LLAVA_HF = (
@@ -36,6 +36,14 @@ You are a helpful assistant.<|im_end|>
 <|im_start|>assistant
 {% endif %}
 """
+NUMBERED = (
+    "{% for m in messages %}{{ loop.index }}{% for part in m['content'] %}{{ part['text'] or '<video>' }}{% endfor %}"
+    "{% endfor %}"
+)
+#: A tokenizer.json that knows no token.
+EMPTY = json.dumps(
+    {"version": "1.0", "added_tokens": [], "model": {"type": "WordLevel", "vocab": {}, "unk_token": "x"}}
+)
 TEMPLATES = {"<video>": LLAVA_HF, "<image>": QWEN_1_5}
 RENDERED = {
     "<video>": "<|im_start|>user <video>\nQ<|im_end|><|im_start|>assistant\n",
@@ -91,7 +99,7 @@ def placeholder(request):
 
 @pytest.fixture
 def prompt(path, placeholder):
-    return Prompt(path, TEMPLATES[placeholder], placeholder)
+    return Prompt(path.read_text(), TEMPLATES[placeholder], placeholder)
 
 
 def test_the_text_around_the_video(path, prompt, placeholder):
@@ -112,25 +120,49 @@ def test_equal_to_transformers(prompt, placeholder, transformers_tokenizer, ques
     assert [*before, video, *after] == theirs
 
 
-def test_templates_render_as_in_transformers(path, transformers_tokenizer, monkeypatch):
-    class Clock(datetime):
-        @classmethod
-        def now(cls, tz=None):
-            return cls(2024, 2, 29, tzinfo=tz)
-
-    for module in ("tango_runtime.pipeline.prompt", "transformers.utils.chat_template_utils"):
-        monkeypatch.setattr(f"{module}.datetime", Clock)
+def test_templates_render_as_in_transformers(transformers_tokenizer):
     template = (
         "{%- set seen = 'outer' -%}\n  {% for m in messages %}\n"
         "{% if loop.index > 1 %}{% break %}{% endif %}\n"
         "<video> {{ {'a': '<é>', 'b': [1]} | tojson }} {{ [1] | tojson(indent=2) }}\n"
         "  {% generation %} {% set seen = 'inner' %} {{ m['content'][1]['text'] }}{% endgeneration %}\n"
-        "{{ seen }} {{ strftime_now('%d %b %Y') }} {{ undefined }} {{ tools is none }}{% endfor %}\n"
+        "{{ seen }} {{ strftime_now('100%%') }} {{ undefined }} {{ tools is none }}{% endfor %}\n"
     )
     messages = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "Q"}]}]
     theirs = transformers_tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False)
-    assert "29 Feb 2024" in theirs
-    assert "<video>".join(Prompt(path, template, "<video>")._around_video("Q")) == theirs
+    assert "100%" in theirs
+    assert "<video>".join(ChatTemplate(template, "<video>").around_video("Q")) == theirs
+
+
+@pytest.mark.parametrize("turns", [2, 3, 4])
+@pytest.mark.parametrize("placeholder", TEMPLATES)
+def test_further_turns_are_what_transformers_renders(transformers_tokenizer, placeholder, turns):
+    messages = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "Q"}]}]
+    for turn in range(1, turns):
+        messages.append({"role": "assistant", "content": [{"type": "text", "text": f"answer {turn}"}]})
+        messages.append({"role": "user", "content": [{"type": "text", "text": f"question {turn}"}]})
+    theirs = transformers_tokenizer.apply_chat_template(
+        messages, chat_template=TEMPLATES[placeholder], tokenize=False, add_generation_prompt=True
+    )
+    ours = ChatTemplate(TEMPLATES[placeholder], placeholder).follow_up(f"question {turns - 1}")
+    assert theirs.endswith(f"answer {turns - 1}{ours}")
+
+
+@pytest.mark.parametrize("expression", ["text", "text | trim", "text.lstrip()", "text.rstrip() ~ ' '"])
+@pytest.mark.parametrize("question", ["Q", "  Q\n", "\u2003Q\u2003"])
+def test_a_question_is_stripped_where_the_template_strips_it(transformers_tokenizer, expression, question):
+    template = "<video>[{% set text = messages[0]['content'][1]['text'] %}{{ " + expression + " }}]"
+    messages = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": question}]}]
+    theirs = transformers_tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False)
+    assert "<video>".join(ChatTemplate(template, "<video>").around_video(question)) == theirs
+
+
+@pytest.mark.parametrize(
+    "template", ["<video>{{ messages[0]['content'][1]['text'] }}", NUMBERED], ids=["first turn only", "numbered turns"]
+)
+def test_a_template_without_a_constant_turn_has_no_chat(template):
+    with pytest.raises(TangoError, match="does not render earlier answers"):
+        ChatTemplate(template, "<video>").follow_up("Q")
 
 
 def test_reserved_text_in_a_question_is_refused_by_name(prompt, placeholder):
@@ -140,27 +172,57 @@ def test_reserved_text_in_a_question_is_refused_by_name(prompt, placeholder):
         assert token in error.value.message
 
 
+QUESTION = "{{ messages[0]['content'][1]['text'] }}"
+
+
 @pytest.mark.parametrize(
     ("template", "words"),
     [
         ("no video", "0 times"),
         ("<video> and <video>", "2 times"),
-        ("{% if %}", "error"),
+        ("{% if %}", "has an error"),
         ("<video>{{ raise_exception('only images') }}", "only images"),
         ("<video>{{ messages[0]['content'] + 'x' }}", "cannot be rendered"),
         ("<video>{{ messages.append(1) }}", "cannot be rendered"),
+        ("<video>What?", "does not write the question as it is"),
+        ("<video>{{ messages | tojson }}", "does not write the question as it is"),
+        ("<video>" + QUESTION[:-2] + "| upper }}", "does not write the question as it is"),
+        ("x" * (1 << 20) + "<video>" + QUESTION, "characters"),
+        # A stranger's program: what leaves the sandbox,
+        ("{% include '/etc/passwd' %}<video>", "cannot be rendered"),
+        ("{% import 'os' as os %}<video>", "cannot be rendered"),
+        ("{% extends 'x' %}<video>", "cannot be rendered"),
+        ("{{ ''.__class__.__mro__[1].__subclasses__() }}<video>", "cannot be rendered"),
+        ("{{ cycler.__init__.__globals__ }}<video>", "cannot be rendered"),
+        ("{{ '{0.__class__.__mro__}'.format(1) }}<video>", "cannot be rendered"),
+        # what does not end,
+        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}<video>", "within 4 s"),
+        ("{% macro f(n) %}{{ f(n) }}{{ f(n) }}{% endmacro %}{{ f(1) }}<video>", "recursion"),
+        ("{% macro f(n) %}{% if n %}{{ f(n-1) }}{{ f(n-1) }}{% endif %}{% endmacro %}{{ f(60) }}<video>", "within 4 s"),
+        ("{{ 9 ** (9 ** 9) }}<video>", "within 4 s|more memory"),
+        # and what is too large.
+        ("{{ 'x' * 10 ** 10 }}<video>", "more memory"),
+        ("{{ '%9999999999d' % 1 }}<video>", "more memory"),
+        ("{{ 'x' | center(10 ** 10) }}<video>", "more memory"),
+        (
+            "{% set x = namespace(t='x') %}{% for i in range(99) %}{% set x.t = x.t ~ x.t %}{% endfor %}",
+            "more memory",
+        ),
+        ("{{ 'x' * 10 ** 7 }}<video>", "a text of 10000007 characters"),
+        ("{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}<video>", "has an error"),
     ],
 )
-def test_bad_templates_are_refused(path, template, words):
-    with pytest.raises(TangoError, match=words):
-        Prompt(path, template, "<video>")
+def test_bad_templates_are_refused(template, words):
+    with pytest.raises(TangoError, match=words) as caught:
+        ChatTemplate(template, "<video>")
+    assert "chat template" in caught.value.message
+    assert len(caught.value.message) < 500
 
 
-def test_a_bad_tokenizer_is_refused(tmp_path):
-    (tmp_path / "tokenizer.json").write_text(json.dumps({"model": 1}))
-    for name in ("tokenizer.json", "gone.json"):
-        with pytest.raises(TangoError, match=name):
-            Prompt(tmp_path / name, LLAVA_HF, "<video>")
+@pytest.mark.parametrize("tokenizer", ['{"model": 1}', "", EMPTY])
+def test_a_bad_tokenizer_is_refused(tokenizer):
+    with pytest.raises(TangoError, match=r"tokenizer\.json"):
+        Prompt(tokenizer, LLAVA_HF, "<video>")
 
 
 def test_special_tokens_are_left_out_of_text(path, prompt):

@@ -112,11 +112,11 @@ def test_a_chat_is_the_conversation_as_one_prompt(llm, frames):
 
     prompt = llm._prompt
     before, after = prompt.encode("What happens?")
-    text = [*after, *first.ids, *prompt.follow_up(["What happens?", "And then?"])]
-    text += [*second.ids, *prompt.follow_up(["What happens?", "And then?", "Why?"])]
+    text = [*after, *first.ids, *prompt.follow_up("And then?")]
+    text += [*second.ids, *prompt.follow_up("Why?")]
     assert third.prompt_tokens == len(before) + first.kept + len(llm.bundle.manifest.prompt.after_video) + len(text)
     fresh = llm.session(frames)
-    fresh._turns, fresh._chat_ids = session._turns[:2], [int(i) for i in text[: -len(prompt.follow_up(["a", "Why?"]))]]
+    fresh._turns, fresh._chat_ids = session._turns[:2], [int(i) for i in text[: -len(prompt.follow_up("Why?"))]]
     assert fresh.chat("Why?", max_new_tokens=5).ids == third.ids
 
 

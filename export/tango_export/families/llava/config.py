@@ -11,6 +11,20 @@ from tango_export.checkpoint import read_json
 from tango_export.models.qwen2 import Qwen2Config
 from tango_export.models.siglip import SiglipConfig
 from tango_plugins import TangoError
+from tango_runtime.util.jsonschema import shown
+from tango_runtime.util.numbers import is_integer, is_number
+
+_EDIT = "edit config.json"
+
+#: Least and most of a setting. Whatever is larger than any model is refused before a graph of that size is built.
+_MOST, _MOST_SIDE = 2**24, 64
+_RANGES: dict[str, tuple[float, float]] = {
+    "num_hidden_layers": (1, 1024),
+    "image_size": (1, 4096),
+    "rope_theta": (1, 1e12),
+    "rms_norm_eps": (1e-12, 1e-2),
+    "layer_norm_eps": (1e-12, 1e-2),
+}
 
 
 @dataclass(frozen=True)
@@ -86,13 +100,16 @@ def _hf_config(data: dict[str, Any]) -> LlavaConfig:
     _only(data, "vision_feature_select_strategy", "full")
     _only(data, "projector_hidden_act", "gelu")
     _only(data, "multimodal_projector_bias", True)
-    tied = bool(data.get("tie_word_embeddings") or text.get("tie_word_embeddings"))
+    tied = _is_set(data, "tie_word_embeddings") or _is_set(text, "tie_word_embeddings")
     return LlavaConfig(_siglip_config(vision), _qwen2_config(text), tied, False, text.get("eos_token_id"))
 
 
 def _lmms_lab_config(data: dict[str, Any], siglip: Path, formats: Formats) -> LlavaConfig:
     _only(data, "architectures", ["LlavaQwenForCausalLM"])
     _only(data, "mm_projector_type", "mlp2x_gelu")
+    _only(data, "mm_use_im_start_end", False)
+    _only(data, "mm_use_im_patch_token", False)
+    _only(data, "mm_resampler_type", None)
     for key, value in formats.lmms_lab.items():
         _only(data, key, value)
     source = read_json(siglip / "config.json")
@@ -108,18 +125,22 @@ def _siglip_config(data: dict[str, Any], dropped_layers: int = 0) -> SiglipConfi
     defaults = SiglipConfig(768, 3072, 12, 12, image_size=224, patch_size=16)
     config = _filled(defaults, data)
     _divides(config.num_attention_heads, config.hidden_size, "num_attention_heads")
+    if not 2 <= config.side <= _MOST_SIDE:  # pooling halves it, by a matrix that grows with its fourth power
+        where = f"image_size {config.image_size} and patch_size {config.patch_size}"
+        raise TangoError(f"config.json: {where} give {config.side} patches a side, not 2 to {_MOST_SIDE}", _EDIT)
     return _filled(config, {"num_hidden_layers": config.num_hidden_layers - dropped_layers})
 
 
 def _qwen2_config(data: dict[str, Any]) -> Qwen2Config:
     _only(data, "hidden_act", "silu")
     _only(data, "use_sliding_window", False)
-    _only(data, "rope_scaling", None)
-    rope = _part(data, "rope_parameters")  # transformers 5 writes this for rope_theta
-    _only(rope, "rope_type", "default")
+    _only(data, "partial_rotary_factor", 1.0)
+    rope = _rope(data)
     # What a file leaves out is transformers' Qwen2Config default.
     defaults = Qwen2Config(4096, 22016, 32, 32, 32, 151936, rope_theta=10000.0)
-    config = _filled(defaults, {**rope, **data})
+    config = _filled(defaults, {**data, **rope})
+    _only(data, "rope_theta", config.rope_theta)
+    _only(data, "layer_types", ["full_attention"] * config.num_hidden_layers)
     _divides(config.num_attention_heads, config.hidden_size, "num_attention_heads")
     _divides(config.num_key_value_heads, config.num_attention_heads, "num_key_value_heads")
     _only(data, "head_dim", config.head_dim)
@@ -133,28 +154,50 @@ def _filled(defaults: _Config, data: dict[str, Any]) -> _Config:
     values = asdict(defaults)
     for name in (f.name for f in fields(defaults) if f.name in data):
         kind, value = type(values[name]), data[name]
-        if isinstance(value, bool) or not isinstance(value, (int, kind)) or value <= 0:
-            raise TangoError(f"config.json: {name} is {value!r}, not a positive {kind.__name__}", "edit config.json")
+        low, most = _RANGES.get(name, (1, _MOST))
+        if not (is_integer(value) or (kind is float and is_number(value))) or not low <= value <= most:
+            what = f"a positive {kind.__name__}, from {low} to {most}"
+            raise TangoError(f"config.json: {name} is {shown(value)}, not {what}", _EDIT)
         values[name] = kind(value)
     return type(defaults)(**values)
 
 
 def _part(data: dict[str, Any], key: str) -> dict[str, Any]:
-    part = data.get(key) or {}
+    part = data.get(key)
+    if part is None:
+        return {}
     if not isinstance(part, dict):
-        raise TangoError(f"config.json: {key} is {part!r}, not an object", "edit config.json")
+        raise TangoError(f"config.json: {key} is {shown(part)}, not an object", _EDIT)
     return part
+
+
+def _is_set(data: dict[str, Any], key: str) -> bool:
+    value = data.get(key)
+    if value is not None and not isinstance(value, bool):
+        raise TangoError(f"config.json: {key} is {shown(value)}, not true or false", _EDIT)
+    return bool(value)
 
 
 def _divides(heads: int, whole: int, key: str) -> None:
     if whole % heads:
-        raise TangoError(f"config.json: {key} is {heads}, which does not divide {whole}", "edit config.json")
+        raise TangoError(f"config.json: {key} is {heads}, which does not divide {whole}", _EDIT)
+
+
+def _rope(data: dict[str, Any]) -> dict[str, Any]:
+    """The rotary settings, where transformers looks for them; refuses those that need other angles, also by layer."""
+    plain = {"rope_type": "default", "type": "default", "partial_rotary_factor": 1.0}
+    name = "rope_scaling" if data.get("rope_scaling") else "rope_parameters"  # the latter is transformers 5's
+    rope = _part(data, name)
+    for key in rope:
+        if key != "rope_theta":
+            _only({f"{name}: {key}": rope[key]}, f"{name}: {key}", plain.get(key))
+    return rope
 
 
 def _only(data: dict[str, Any], key: str, value: object) -> None:
     """Refuses a setting that would need another graph."""
     if data.get(key, value) not in (value, None):
         raise TangoError(
-            f"config.json: {key} is {data[key]!r}, and only {value!r} is supported",
+            f"config.json: {key} is {shown(data[key])}, and only {shown(value)} is supported",
             "the released checkpoints have that; is this another model?",
         )

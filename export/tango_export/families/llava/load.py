@@ -157,6 +157,7 @@ def _check_weights(graphs: tuple[Definition, ...], checkpoint: Checkpoint, head:
 
 def _hf_template(folder: Path, variant: Variant) -> str:
     template = read_chat_template(folder)
-    if template is None:
-        status(f"{folder} has no chat template; llava-hf's is used")
-    return template or variant.hf_template
+    if template is None or not template.strip():
+        status(f"{folder} has {'no' if template is None else 'an empty'} chat template; llava-hf's is used")
+        return variant.hf_template
+    return template

@@ -64,7 +64,8 @@ class LlavaReference:
         attention, probe = self._pooling
         weights = attention(probe.expand(len(frames), -1, -1), patches, patches, need_weights=True)[1]
         salience = model.apply_pooling(weights.transpose(1, 2)).squeeze(-1)
-        return features.pooler_output.reshape(*salience.shape, -1).numpy(), salience.numpy()
+        rows = features.pooler_output.flatten(0, -2)[: salience.numel()]  # 5.18 and later give the newline, too
+        return rows.reshape(*salience.shape, -1).numpy(), salience.numpy()
 
     @torch.no_grad()
     def embed(self, ids: Array) -> Array:
