@@ -11,6 +11,7 @@ from rich.text import Text
 from tango_runtime.cli.args import STDOUT, add_bundle, add_json, add_verify, write_json
 from tango_runtime.cli.command import Command
 from tango_runtime.doctor import Diagnosis, diagnose
+from tango_runtime.util.files import check_apart
 
 _STYLES = {"ok": "green", "missing": "red", "warning": "yellow"}
 
@@ -22,6 +23,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
+    check_apart({"--json": args.json}, {"the bundle": args.bundle})
     diagnosis = diagnose(args.bundle, verify=args.verify)
     if args.json:
         write_json(args.json, {"ready": diagnosis.ready, "checks": [asdict(check) for check in diagnosis.checks]})
