@@ -131,7 +131,6 @@ def test_config_of_another_model(desk, part, changes, names):
         ("mm_spatial_pool_stride", 4),
         ("mm_newline_position", "grid"),
         ("mm_patch_merge_type", "flat"),
-        ("rope_scaling", {"type": "linear", "factor": 2}),
     ],
 )
 def test_lmms_lab_config_of_another_model(lmms_desk, key, value):
