@@ -44,13 +44,15 @@ def bundle(
     tmp_path_factory: pytest.TempPathFactory, checkpoint: Callable[..., tuple[Path, Path]]
 ) -> Callable[..., Path]:
     """``bundle(layout="llava-hf", precision="fp16", **checkpoint options)``: the folder of the bundle."""
+    from examples.make_checkpoint import VIDEO_LAYOUT
     from tango_export.export import Request, export
 
     @cache
     def made(layout: str = "llava-hf", precision: str = "fp16", **options: Any) -> Path:
         llava, siglip = checkpoint(layout, **options)
         output = tmp_path_factory.mktemp("bundle") / f"{layout}-{precision}"
-        return export(Request(checkpoint=str(llava), salience=str(siglip), output=output, dtype=precision))
+        model = "llava-video" if layout == VIDEO_LAYOUT else "llava-ov"
+        return export(Request(model, str(llava), str(siglip), output, dtype=precision))
 
     return made
 
@@ -62,7 +64,7 @@ def responsive_checkpoint(tmp_path_factory):
     Greedy answers of it depend on the video, the question and every token so far (see `_make_responsive`). The bundle
     has 4 frames of 16 tokens each, at the default frame size of 112, and a context of 2048 positions.
     """
-    from examples.make_checkpoint import Shape, make
+    from examples.make_checkpoint import VIDEO_LAYOUT, Shape, make
     from tango_export.export import Request, export
 
     @cache
@@ -75,9 +77,8 @@ def responsive_checkpoint(tmp_path_factory):
     def made(layout="llava-hf", tied=True, outliers=False, seed=0, image=112, dtype="fp32"):
         llava, siglip = checkpoint(layout, tied, outliers, seed, image)
         bundle = llava.parent / dtype
-        request = Request(
-            checkpoint=str(llava), salience=str(siglip), output=bundle, dtype=dtype, frames=4, context=2048
-        )
+        model = "llava-video" if layout == VIDEO_LAYOUT else "llava-ov"
+        request = Request(model, str(llava), str(siglip), bundle, dtype=dtype, frames=4, context=2048)
         return llava, bundle if bundle.exists() else export(request)
 
     return made

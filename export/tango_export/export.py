@@ -45,7 +45,7 @@ class Request:
         retention_ratio: Fraction of the video's tokens kept, r.
         budget: How many tokens that is; see :class:`tango_plugins.PruneParams`.
         frames: Frames sampled from a video; None takes the family's number.
-        context: Most positions, prompt and answer together.
+        context: Most positions, prompt and answer together; None takes the family's number.
         sink_positions: Grid positions whose salience is an artifact of the tower; None takes the family's.
         overwrite: Replace an output that exists.
     """
@@ -58,7 +58,7 @@ class Request:
     retention_ratio: float = 0.10
     budget: Budget = "paper"
     frames: int | None = None
-    context: int = 8192
+    context: int | None = None
     sink_positions: tuple[int, ...] | None = None
     overwrite: bool = False
 
@@ -81,7 +81,8 @@ def export(request: Request) -> Path:
     )
     output = request.output or Path(Path(request.checkpoint).name if request.checkpoint else preset.bundle)
     _check(request, output)
-    model = open_model(family, source.checkpoint, source.salience, request.context)
+    context = family.context if request.context is None else request.context
+    model = open_model(family, source.checkpoint, source.salience, context)
     params = _params(request, model)
     with staged_folder(output, holding=MANIFEST, overwrite=request.overwrite) as folder:
         graphs = _write_graphs(folder, model, params, DTYPES[request.dtype])

@@ -214,5 +214,6 @@ def _frames(height: int, width: int) -> Array:
 def _ids(bundle: Bundle) -> Array:
     prompt = bundle.manifest.prompt
     ids = np.random.default_rng(1).integers(0, prompt.vocabulary, _PROMPT + _STEPS, dtype=np.int64)
-    ids[: len(prompt.after_video)] = prompt.after_video
+    special = [*prompt.after_video, *([] if prompt.row_end is None else [prompt.row_end])]
+    ids[: len(special)] = special
     return ids

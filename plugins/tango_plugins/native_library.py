@@ -54,6 +54,7 @@ _ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "tango_bias_enqueue": (c_int32, *_ROWS),
     "tango_bias_gelu_enqueue": (c_int32, c_int32, *_ROWS),
     "tango_swiglu_enqueue": (c_int32, c_void_p, c_void_p, c_int64, c_void_p, c_void_p),
+    "tango_rows_gather_enqueue": (c_void_p, c_void_p, c_void_p, c_int32, c_int64, c_void_p, c_void_p),
     "tango_argmax_enqueue": (c_void_p, c_int32, c_void_p, c_void_p),
 }
 

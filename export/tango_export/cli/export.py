@@ -45,7 +45,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
         "so that a GPU need not wait for their number (default: %(default)s)",
     )
     add_frames(parser, note="the family's number")
-    add_context(parser, default.context)
+    add_context(parser, "the family's number")
     parser.add_argument(
         "--sink-positions",
         type=non_negative_int,

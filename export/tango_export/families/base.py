@@ -78,8 +78,10 @@ class Family:
         presets: Its published checkpoints, by what ``--model`` calls them; the family's own name is among them.
         load: Opens the folders ``checkpoint`` and, where one is named, ``salience``, for a context of this many
             positions; reads names and shapes, not yet the weights.
+        context: Positions by default: a prompt with all tokens of a video, and an answer.
     """
 
     name: str
     presets: Mapping[str, Preset]
     load: Callable[[Mapping[str, Path], int], Model]
+    context: int = 8192

@@ -54,11 +54,13 @@ class PrunedTokens:
 
     Attributes:
         tokens: [K, D], where the backend keeps it.
+        indices: [K] int32, flat f·L + l, ascending; where the backend keeps it, or on the host.
         count: K.
         trace: Reads the rest, which no answer waits for. Valid until the next video is pruned.
     """
 
     tokens: Tensor
+    indices: Tensor
     count: int
     trace: Callable[[], Trace]
 
@@ -126,6 +128,18 @@ class Backend(Protocol):
 
     def flatten(self, features: Tensor) -> Tensor:
         """All tokens of all frames, [F·L, D]: what the decoder takes when nothing is pruned."""
+
+    def with_row_ends(self, kept: PrunedTokens, columns: int, end: int) -> tuple[Tensor, int]:
+        """Kept tokens with a row end after each grid row that keeps one.
+
+        Args:
+            kept: The tokens.
+            columns: Width of a frame's grid.
+            end: The row end: a row of the embedding graph.
+
+        Returns:
+            ([K + R, D], K + R).
+        """
 
     def embed(self, ids: NDArray[np.int64]) -> Tensor:
         """[N] → embeddings [N, D]."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tango_plugins import PruneParams, TangoError, reference
+from tango_plugins import PruneParams, TangoError, reference, row_ends
 from tango_plugins.device_array import DeviceArray
 from tango_runtime.backends.base import HostEvent, PrunedTokens, Trace, require_context
 from tango_runtime.backends.ort_options import session_options
@@ -147,11 +147,17 @@ class OrtCpuBackend:
     ) -> PrunedTokens:
         """Features, salience and frame times in seconds → the tokens that are kept."""
         pruned = reference.prune(features, salience, seconds, params)
-        return PrunedTokens(pruned.tokens, pruned.count, lambda: Trace(pruned.indices, pruned.merged, pruned.segments))
+        trace = Trace(pruned.indices, pruned.merged, pruned.segments)
+        return PrunedTokens(pruned.tokens, pruned.indices, pruned.count, lambda: trace)
 
     def flatten(self, features: Array) -> Array:
         """[F, L, D] → [F·L, D]."""
         return features.reshape(-1, features.shape[-1])
+
+    def with_row_ends(self, kept: PrunedTokens, columns: int, end: int) -> tuple[Array, int]:
+        """Kept tokens with a row end after each grid row that keeps one."""
+        rows = row_ends.with_row_ends(kept.tokens, kept.indices, columns, self.embed(np.array([end]))[0])
+        return rows, len(rows)
 
     def embed(self, ids: NDArray[np.int64]) -> Array:
         """[N] → embeddings [N, D]."""

@@ -10,6 +10,7 @@ import math
 import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
+from string import Formatter
 from typing import Literal, get_args
 
 import numpy as np
@@ -215,7 +216,7 @@ class PromptSpec:
         row_end: Row of the embedding graph that follows each grid row with a kept token (LLaVA-Video's newline); None
             for none.
         video_text: Text between the video and the question, a format string over ``duration`` (seconds), ``frames``
-            (their number) and ``times`` (seconds, comma-separated); None for none.
+            (their number) and ``times`` (``0.00s,1.00s,…``); None for none.
     """
 
     placeholder: str
@@ -392,6 +393,7 @@ def read_manifest(path: Path) -> Manifest:
     except TangoError as error:
         raise TangoError(f"{file}: prune: {error.message}", error.hint) from error
     _check_names(manifest, file)
+    _check_video_text(manifest.prompt.video_text or "", file)
     _check_dimensions(manifest, file)
     for name in manifest.graphs:
         _check_weights(manifest, name, f"{file}: graphs: {name}")
@@ -403,7 +405,8 @@ def _export_again(data: dict[str, object]) -> str:
     source, decoder, prune = (
         part if isinstance(part := data.get(key), dict) else {} for key in ("source", "decoder", "prune")
     )
-    command = ["tango-export", "--checkpoint", str(source.get("checkpoint", "CHECKPOINT"))]
+    command = ["tango-export", "--model", str(data.get("family", "FAMILY"))]
+    command += ["--checkpoint", str(source.get("checkpoint", "CHECKPOINT"))]
     if salience := source.get("salience", source.get("siglip")):
         command += ["--salience-checkpoint", str(salience)]
     if context := decoder.get("context"):
@@ -420,6 +423,18 @@ def _check_names(manifest: Manifest, file: Path) -> None:
         path = PurePosixPath(name)
         if not path.parts or path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name:
             raise TangoError(f"{file}: files: {name!r} is not a name inside of the bundle", _RESTORE)
+
+
+def _check_video_text(text: str, file: Path) -> None:
+    """Refuses what is no format string over what is known of a video."""
+    try:
+        fields = {name for _, name, _, _ in Formatter().parse(text) if name is not None}
+        unknown = fields - {"duration", "frames", "times"}
+        _ = unknown or text.format(duration=0.0, frames=0, times="")
+    except ValueError as error:
+        raise TangoError(f"{file}: prompt: video_text is no format string: {error}", _RESTORE) from error
+    if unknown:
+        raise TangoError(f"{file}: prompt: video_text has an unknown field {min(unknown)!r}", _RESTORE)
 
 
 def _check_dimensions(manifest: Manifest, file: Path) -> None:

@@ -51,7 +51,7 @@ def _configure_shapes(group: argparse._ArgumentGroup) -> None:
         metavar="N",
         help="maximum number of tokens in one prefill pass (default: the pruned video plus 128)",
     )
-    add_context(group, note="--max-tokens plus 512")
+    add_context(group, "--max-tokens plus 512")
     add_retention_ratio(group)
 
 

@@ -37,7 +37,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     add_frames(parser, note="the model's")
     add_pruning(parser, "the model's")
     add_precisions(parser)
-    add_context(parser, note="the longest prompt plus 512")
+    add_context(parser, "the longest prompt plus 512")
     add_json(parser)
 
 

@@ -150,13 +150,15 @@ def _sizes(manifest: Manifest, options: BuildOptions) -> _Sizes:
     _require(frames[2] <= memory.MAX_FRAMES, "--max-frames", frames[2], f"at most {memory.MAX_FRAMES}")
     limit, video, row_ends = manifest.decoder.context, manifest.video, manifest.prompt.row_end is not None
     kept = memory.max_video_tokens(video, params, frames[2], row_ends=row_ends)
-    most = _or(options.max_tokens, memory.default_pass_tokens(kept, limit))
+    text = memory.video_text_tokens(frames[2], manifest.prompt.video_text is not None)
+    most = _or(options.max_tokens, memory.default_pass_tokens(kept + text, limit))
     _require(1 <= most <= limit, "--max-tokens", most, f"from 1 to the bundle's context, {limit}")
     context = _or(options.context, memory.default_context(most, limit))
     _require(1 <= context <= limit, "--context", context, f"from 1 to the bundle's context, {limit}")
     # With the bundle's own ratio, whatever is asked for: another ratio alone must not rebuild the decoder.
     kept = memory.typical_video_tokens(video, manifest.params, video.frames, row_ends=row_ends)
-    prompt = kept + memory.TYPICAL_TEXT_TOKENS
+    text = memory.video_text_tokens(video.frames, manifest.prompt.video_text is not None)
+    prompt = kept + text + memory.TYPICAL_TEXT_TOKENS
     return _Sizes(frames, (1, min(prompt, most), most), context, params)
 
 

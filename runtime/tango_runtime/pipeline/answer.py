@@ -24,6 +24,7 @@ class Answer:
         ids: Its token ids, without a stop token.
         finish: Why it ended.
         kept: Video tokens that the decoder saw, K.
+        rows: Positions that the video takes in the prompt: its kept tokens, and the row ends among them.
         total: Video tokens that the vision graph gave, F·L.
         prompt_tokens: Positions of the prompt, video tokens included.
         stages: Milliseconds of each stage, in order: ``video`` (decoding and resizing), ``vision``, ``prune`` (unless
@@ -45,6 +46,7 @@ class Answer:
     ids: list[int] = field(default_factory=list)
     finish: Finish = "length"
     kept: int = 0
+    rows: int = 0
     total: int = 0
     prompt_tokens: int = 0
     stages: dict[str, float] = field(default_factory=dict)

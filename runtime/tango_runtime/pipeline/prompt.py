@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 
 from tango_plugins import TangoError
 from tango_runtime.bundle import Bundle
+from tango_runtime.video import Clock
 
 #: Stands for an earlier answer where a chat is rendered: its token ids are known already.
 _ANSWER = "\ue000answer\ue000"
@@ -62,7 +63,7 @@ class Prompt:
         template = bundle.text("chat_template.jinja")
         return cls(bundle.file("tokenizer.json"), template, bundle.manifest.prompt.placeholder)
 
-    def encode(self, question: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def encode(self, question: str, about: str = "") -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Encodes one user turn, the video and a question, up to where the answer begins.
 
         Each side is encoded by itself, as if the placeholder were a special token; the template writes the only
@@ -70,6 +71,7 @@ class Prompt:
 
         Args:
             question: Plain text.
+            about: What the prompt says of the video before the question; see :func:`describe`.
 
         Returns:
             (ids before the video, ids after the video), int64 [T0] and [T1].
@@ -79,7 +81,7 @@ class Prompt:
                 could not distinguish from the template's own.
         """
         self._check_question(question)
-        before, after = self._around_video(question)
+        before, after = self._around_video(about + question)
         return self._ids(before), self._ids(after)
 
     def follow_up(self, messages: Sequence[str]) -> NDArray[np.int64]:
@@ -168,6 +170,26 @@ class Prompt:
             )
         before, after = text.split(self._placeholder)
         return before, after
+
+
+def describe(form: str | None, clock: Clock) -> str:
+    """What a prompt says of its video.
+
+    Args:
+        form: ``video_text`` of the bundle's :class:`tango_runtime.bundle.PromptSpec`.
+        clock: When its frames are.
+
+    Raises:
+        TangoError: The text says how long the video is, and that is not known.
+    """
+    if form is None:
+        return ""
+    if clock.duration is None:
+        raise TangoError(
+            "the source has no duration, which this model's prompts state", "give its FrameSource a duration in seconds"
+        )
+    times = ",".join(f"{seconds:.2f}s" for seconds in clock.seconds)
+    return form.format(duration=clock.duration, frames=len(clock.seconds), times=times)
 
 
 class _Generation(jinja2.ext.Extension):

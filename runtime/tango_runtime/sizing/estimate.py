@@ -65,7 +65,7 @@ class Workload:
     Attributes:
         frames: Frames of the video.
         tokens: Video tokens before pruning.
-        kept: Video tokens after pruning.
+        kept: Video tokens in the prompt, row ends included.
         prompt: Tokens that are prefilled.
         pass_tokens: Most tokens of one prefill pass.
         context: Positions of the cache.
@@ -210,13 +210,14 @@ def _workload(model: ModelDimensions, options: SizingOptions) -> Workload:
     if not 1 <= frames <= MAX_FRAMES:
         raise TangoError(f"--frames is {frames}", f"it must be from 1 to {MAX_FRAMES}")
     kept, most = _video_tokens(model, options, frames)
-    limit, prompt = model.decoder.context, kept + TYPICAL_TEXT_TOKENS
+    text = rules.video_text_tokens(frames, model.video_text)
+    limit, prompt = model.decoder.context, kept + text + TYPICAL_TEXT_TOKENS
     if prompt > limit:
         raise TangoError(
             f"a prompt of {prompt} tokens is longer than {model.name}'s {limit} positions",
             "use fewer --frames, or a lower --retention-ratio",
         )
-    pass_tokens = rules.default_pass_tokens(most, limit)
+    pass_tokens = rules.default_pass_tokens(most + text, limit)
     context = rules.default_context(pass_tokens, limit) if options.context is None else options.context
     if not prompt <= context <= limit:
         raise TangoError(
@@ -244,8 +245,7 @@ def _video_tokens(model: ModelDimensions, options: SizingOptions, frames: int) -
         return typical, rules.max_video_tokens(model.video, params, frames, row_ends=model.row_ends)
     if options.retention_ratio is not None:
         raise TangoError("--no-prune and --retention-ratio are mutually exclusive", "drop one of them")
-    grids, tokens = rules.steps(model.video, frames), model.video.total_tokens(frames)
-    whole = rules.with_row_ends(tokens, grids, model.params, model.row_ends)
+    whole = rules.all_video_tokens(model.video, model.params, frames, row_ends=model.row_ends)
     return whole, whole
 
 

@@ -8,14 +8,17 @@ from onnx import TensorProto
 from tango_export.families.llava.config import LlavaConfig
 from tango_export.graph.builder import Array, Definition, GraphBuilder, Read, Weight
 from tango_export.models import qwen2, siglip
-from tango_export.models.projector import pool, pooled_side, projector
+from tango_export.models.projector import Pooling, pool, projector
 
 
-def definitions(config: LlavaConfig, context: int, vocabulary: int, tied: bool) -> tuple[Definition, ...]:
+def definitions(
+    config: LlavaConfig, pooling: Pooling, context: int, vocabulary: int, tied: bool
+) -> tuple[Definition, ...]:
     """The graphs of a checkpoint.
 
     Args:
         config: Dimensions.
+        pooling: From the tower's patches to the decoder's tokens.
         context: Most positions.
         vocabulary: Ids that may be sampled.
         tied: The head is the embedding table.
@@ -23,7 +26,7 @@ def definitions(config: LlavaConfig, context: int, vocabulary: int, tied: bool) 
     head = "decoder.embed_tokens." if tied else "lm_head."
     no_device_form = qwen2.no_device_form(config.text)
     return (
-        Definition("vision", lambda g: vision(g, config), {"salience.": "tower."}),
+        Definition("vision", lambda g: vision(g, config, pooling), {"salience.": "tower."}),
         Definition("embed", lambda g: embed(g, config), {}),
         Definition(
             "decoder",
@@ -34,15 +37,15 @@ def definitions(config: LlavaConfig, context: int, vocabulary: int, tied: bool) 
     )
 
 
-def vision(g: GraphBuilder, c: LlavaConfig) -> None:
+def vision(g: GraphBuilder, c: LlavaConfig, pooling: Pooling) -> None:
     """Frames → features and salience."""
-    size, tokens, width = c.vision.image_size, pooled_side(c.vision.side) ** 2, c.text.hidden_size
+    size, tokens, width = c.vision.image_size, pooling.side**2, c.text.hidden_size
     frames = g.input("frames", "uint8", "F", size, size, 3)
     x = siglip.tower(g, normalized_pixels(g, frames), c.vision)  # [F, patches, vision width]
     salience, patches = siglip.salience(g, x, c.vision)  # [F, patches]
     column = g.node("Unsqueeze", [salience, g.constant([-1])], "salience.column")
-    pooled = pool(g, "pool", column, c.vision.side, "float32")  # [F, tokens, 1]
-    features = projector(g, patches, c.vision.hidden_size, width, c.vision.side)
+    pooled = pool(g, "pool", column, pooling, "float32")  # [F, tokens, 1]
+    features = projector(g, patches, c.vision.hidden_size, width, pooling)
     g.output(features, "features", g.dtype, "F", tokens, width)
     g.output(g.node("Squeeze", [pooled, g.constant([2])], "salience.row"), "salience", "float32", "F", tokens)
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from tango_export.checkpoint import Checkpoint
 from tango_export.families.base import Model, Reference
 from tango_export.families.llava.config import Formats, LlavaConfig, read_config
 from tango_export.families.llava.graphs import definitions
+from tango_export.families.llava.templates import HF_TEMPLATE, QWEN_1_5_TEMPLATE
 from tango_export.families.llava.weights import LLAVA_RULES, SIGLIP_RULES, renaming
 from tango_export.graph import PORTABLE, Definition, build
-from tango_export.models.projector import pooled_side
+from tango_export.models.projector import Pooling
 from tango_export.tokenizer import read_chat_template, read_tokenizer, stop_ids, vocabulary_size
 from tango_plugins import PruneParams, TangoError
 from tango_runtime.bundle import DecoderSpec, PromptSpec, VideoSpec, VisionSpec
@@ -29,18 +31,18 @@ class Variant:
     Attributes:
         formats: How its config.json is known.
         siglip: Hub id of the SigLIP that its towers were made from.
+        pooling: How the tower's patches become tokens.
         frames: Frames sampled by default.
         sinks: Grid positions of the tower's attention sinks, by token grid; a grid that is not listed has none.
-        hf_template: Chat template of a checkpoint in Hugging Face's format that has none.
-        lmms_lab_template: Chat template of a checkpoint in lmms-lab's format.
+        video_text: Text between the video and the question; see :class:`tango_runtime.bundle.PromptSpec`.
     """
 
     formats: Formats
     siglip: str
+    pooling: Literal["bilinear", "average"]
     frames: int
     sinks: Mapping[tuple[int, int], tuple[int, ...]]
-    hf_template: str
-    lmms_lab_template: str
+    video_text: str | None = None
 
 
 def load(variant: Variant, folders: Mapping[str, Path], context: int) -> Model:
@@ -57,7 +59,8 @@ def load(variant: Variant, folders: Mapping[str, Path], context: int) -> Model:
     folder = folders["checkpoint"]
     head = _pooling_head(folders.get("salience", folder), variant.siglip)
     config = read_config(folder, head.folder, variant.formats)
-    text, side = config.text, pooled_side(config.vision.side)
+    text, pooling = config.text, Pooling(variant.pooling, config.vision.side)
+    grid, newline = (pooling.side,) * 2, text.vocab_size  # the newline's row follows the vocabulary
     _check_context(context, text.max_position_embeddings)
     tokenizer_json, tokenizer = read_tokenizer(folder)
     vocabulary = vocabulary_size(tokenizer)
@@ -67,20 +70,27 @@ def load(variant: Variant, folders: Mapping[str, Path], context: int) -> Model:
             "tokenizer and weights are not of the same checkpoint; download it again",
         )
     checkpoint = Checkpoint(folder, renaming(LLAVA_RULES))
-    graphs = definitions(config, context, vocabulary, tied=config.tied and "lm_head.weight" not in checkpoint)
+    graphs = definitions(config, pooling, context, vocabulary, tied=config.tied and "lm_head.weight" not in checkpoint)
     _check_weights(graphs, checkpoint, head)
     return Model(
         definitions=graphs,
         read=lambda name: (head if name.startswith("head.") else checkpoint).read(name),
-        params=PruneParams(grid=(side, side), sink_positions=variant.sinks.get((side, side), ())),
+        params=PruneParams(grid=grid, sink_positions=variant.sinks.get(grid, ())),
         video=VideoSpec(
-            variant.frames, (config.vision.image_size,) * 2, "bicubic", side**2, frames_per_step=1, sampling="floor"
+            frames=variant.frames,
+            size=(config.vision.image_size,) * 2,
+            resample="bicubic",
+            tokens_per_frame=pooling.side**2,
+            frames_per_step=1,
+            sampling="floor",
         ),
         prompt=PromptSpec(
             placeholder="<image>" if config.lmms_lab else "<video>",
-            after_video=(text.vocab_size,),
+            after_video=(newline,) if variant.formats.newline == "one_token" else (),
             stop=stop_ids(folder, tokenizer, config.eos, _STOP_TOKENS),
             vocabulary=vocabulary,
+            row_end=newline if variant.formats.newline == "grid" else None,
+            video_text=variant.video_text,
         ),
         vision=_vision_spec(config),
         decoder=DecoderSpec(
@@ -93,9 +103,9 @@ def load(variant: Variant, folders: Mapping[str, Path], context: int) -> Model:
             context=context,
             norm_eps=text.rms_norm_eps,
         ),
-        chat_template=variant.lmms_lab_template if config.lmms_lab else _hf_template(folder, variant),
+        chat_template=QWEN_1_5_TEMPLATE if config.lmms_lab else _hf_template(folder),
         tokenizer=tokenizer_json,
-        reference=_reference(config, checkpoint, head),
+        reference=_reference(config, pooling, checkpoint, head),
     )
 
 
@@ -112,11 +122,13 @@ def _vision_spec(config: LlavaConfig) -> VisionSpec:
     )
 
 
-def _reference(config: LlavaConfig, checkpoint: Checkpoint, head: Checkpoint) -> Callable[[], Reference]:
+def _reference(
+    config: LlavaConfig, pooling: Pooling, checkpoint: Checkpoint, head: Checkpoint
+) -> Callable[[], Reference]:
     def made() -> Reference:
         from tango_export.families.llava.reference import LlavaReference
 
-        return LlavaReference(config.vision, config.text, checkpoint, head)
+        return LlavaReference(config.vision, config.text, pooling.mode, checkpoint, head)
 
     return made
 
@@ -154,8 +166,8 @@ def _check_weights(graphs: tuple[Definition, ...], checkpoint: Checkpoint, head:
     checkpoint.check(expected)
 
 
-def _hf_template(folder: Path, variant: Variant) -> str:
+def _hf_template(folder: Path) -> str:
     template = read_chat_template(folder)
     if template is None:
         status(f"{folder} has no chat template; llava-hf's is used")
-    return template or variant.hf_template
+    return template or HF_TEMPLATE
