@@ -64,7 +64,8 @@ def _run(args: argparse.Namespace) -> int:
 
 def _print_figures(answer: Answer) -> None:
     status("")
-    status(f"kept {answer.kept} / {answer.total} video tokens ({answer.kept / answer.total:.1%})")
+    ends = f", {answer.rows - answer.kept} row ends" if answer.rows > answer.kept else ""
+    status(f"kept {answer.kept} / {answer.total} video tokens ({answer.kept / answer.total:.1%}){ends}")
     status(f"prompt {answer.prompt_tokens} tokens, answer {len(answer.ids)} tokens (finish reason: {answer.finish})")
     for name, ms in answer.stages.items():
         status(f"  {name:<8}{ms:10.1f} ms")

@@ -190,6 +190,7 @@ class VideoLLM:
             indices=answer.indices,
             merged=answer.merged,
             segments=answer.segments,
+            rows=answer.rows,
             prompt_tokens=answer.prompt_tokens,
             generated_tokens=len(answer.ids),
             stages=list(answer.stages.items()),
