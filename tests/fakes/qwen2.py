@@ -46,15 +46,32 @@ class Qwen2:
         gate, up = (self.project(f"{name}mlp.{part}_proj", normed) for part in ("gate", "up"))
         return x + self.project(f"{name}mlp.down_proj", gate / (1 + np.exp(-gate)) * up), (k, v), shares[:, -1].mean(0)
 
-    def greedy(self, prompt, count, vocabulary):
-        """The ids that follow a prompt [N, D], one by one."""
-        x, position, caches, ids = prompt, np.arange(len(prompt)), [None] * self.layers, []
-        for _ in range(count):
-            for i in range(self.layers):
-                x, caches[i], _ = self.layer(i, x, position, caches[i])
-            ids.append(int(self.logits(x)[:vocabulary].argmax()))
-            x, position = self.table[ids[-1:]], position[-1:] + 1
+    def greedy(self, prompt, count, vocabulary, drop=None):
+        """The ids that follow a prompt [N, D], one by one; ``drop`` (layer, x, share) → (x, places) thins it."""
+        logits, caches = self.prefill(prompt, drop)
+        ids = [int(logits[:vocabulary].argmax())]
+        while len(ids) < count:
+            logits = self.step(ids[-1], len(prompt) + len(ids) - 1, caches)
+            ids.append(int(logits[:vocabulary].argmax()))
         return ids
+
+    def prefill(self, x, drop=None):
+        """Logits after a prompt [N, D], and the cache of each layer."""
+        positions, caches, share = np.arange(len(x)), [], None
+        for i in range(self.layers):
+            if drop:
+                x, stay = drop(i, x, share)
+                positions = positions[stay]
+            x, cache, share = self.layer(i, x, positions)
+            caches.append(cache)
+        return self.logits(x), caches
+
+    def step(self, token, position, caches):
+        """Logits after one token, which is added to the caches."""
+        x = self.table[[token]]
+        for i in range(self.layers):
+            x, caches[i], _ = self.layer(i, x, np.array([position]), caches[i])
+        return self.logits(x)
 
     def logits(self, x):
         """Of the last of some rows."""

@@ -21,6 +21,7 @@ from tango_calibration.evaluation.methods import Selection, VideoFeatures
 from tango_calibration.parallel import map_in_processes
 from tango_plugins import PruneParams, TangoError
 from tango_plugins.reference import Reals
+from tango_plugins.thinning import Thinning
 from tango_runtime.backends.registry import select
 from tango_runtime.bundle import Bundle, Manifest
 from tango_runtime.pipeline.generate import Limits, PromptCache, decode_loop
@@ -171,7 +172,9 @@ class BundleEvaluator:
         video = video_rows(manifest, self._backend, kept.tokens, kept.indices)
         length = _require_room(manifest, limits, before, afters, len(video))
         pieces, newline = [self._backend.embed(before), video], manifest.prompt.after_video
-        with closing(PromptCache(self._backend, pieces, newline, length, limits.context)) as cache:
+        inner, whole = manifest.decoder.inner, len(kept.indices) == manifest.video.total_tokens(len(clock.seconds))
+        thinning = None if inner is None or whole else Thinning(len(before), len(video), inner.kept(len(video)))
+        with closing(PromptCache(self._backend, pieces, newline, length, limits.context, thinning)) as cache:
             cache.reserve(max(map(len, afters)) + self._max_new_tokens)
             begin = time.perf_counter()
             cache.prefill()

@@ -12,6 +12,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from tango_plugins import PruneParams, TangoError
 from tango_plugins.device_array import DeviceArray
+from tango_plugins.thinning import Thinning
 from tango_runtime.util.console import OnProgress
 
 #: A tensor where the backend keeps it: a NumPy array on a CPU, a device array on a GPU. The pipeline only passes it on.
@@ -158,8 +159,15 @@ class Backend(Protocol):
             TangoError: There is no memory for them, or the backend's caches are smaller.
         """
 
-    def extend(self, cache: KVCache, pieces: Sequence[Tensor]) -> Logits:
+    def extend(self, cache: KVCache, pieces: Sequence[Tensor], thinning: Thinning | None = None) -> Logits:
         """Appends embeddings, [N, D] in all and at least one → logits of the last position [vocabulary].
+
+        Args:
+            cache: The sequence.
+            pieces: What is appended.
+            thinning: With it, the sequence ends a prompt here, of which the upper layers of a decoder with inner
+                pruning see only some of the video's rows: all they had of the sequence is forgotten and computed anew.
+                Other bundles have none.
 
         Raises:
             TangoError: The sequence would be longer than the bundle's context, or there is no memory for it. The
@@ -170,7 +178,10 @@ class Backend(Protocol):
         """Appends one token → logits of its position [vocabulary]; raises what :meth:`extend` does."""
 
     def rewind(self, cache: KVCache, length: int) -> None:
-        """Forgets everything after the first ``length`` positions, so that other tokens may follow them."""
+        """Forgets everything after the first ``length`` positions, so that other tokens may follow them.
+
+        After less than a thinned prompt, only what ends another prompt may follow.
+        """
 
     def to_host(self, tensor: Tensor) -> NDArray[Any]:
         """A copy of a tensor on the host."""

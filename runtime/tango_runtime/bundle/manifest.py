@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from string import Formatter
 from typing import Literal, get_args
@@ -26,7 +26,8 @@ MANIFEST = "bundle.json"
 #: mapped or copied to: cudaMalloc aligns as much, and kernels for matrices read whole lines of it.
 WEIGHT_ALIGNMENT = 256
 
-GraphName = Literal["vision", "prune", "embed", "decoder"]
+#: A decoder that drops tokens on its way is two graphs, ``decoder_low`` and ``decoder_high``, in place of ``decoder``.
+GraphName = Literal["vision", "prune", "embed", "decoder", "decoder_low", "decoder_high"]
 GRAPHS: tuple[GraphName, ...] = get_args(GraphName)
 Runtime = Literal["onnxruntime", "tensorrt"]
 DType = Literal["float16", "float32", "int32", "int64", "uint8"]
@@ -43,7 +44,7 @@ class TensorSpec:
         name: Its name in the graph.
         dtype: NumPy's name of the element type.
         shape: An integer, or the name of a dynamic axis: ``F`` steps of frames, ``N`` tokens, ``P`` cached tokens,
-            ``K`` kept tokens, ``H`` and ``W`` pixels, ``L`` tokens of one step of frames.
+            ``S`` cached and new ones, ``K`` kept tokens, ``H`` and ``W`` pixels, ``L`` tokens of one step of frames.
     """
 
     name: str
@@ -272,6 +273,27 @@ class VisionSpec:
 
 
 @dataclass(frozen=True)
+class InnerPruning:
+    """A decoder that drops some of the video's rows on its way.
+
+    Attributes:
+        layer: The first layer that runs without them, counted from 0. Those before it are the graph ``decoder_low``.
+        ratio: Share of the video's rows that stay, row ends included.
+    """
+
+    layer: int
+    ratio: float
+
+    def kept(self, rows: int) -> int:
+        """How many of the video's rows stay: the nearest number, halves to even."""
+        return round(rows * self.ratio)
+
+    def share(self, layers: int) -> float:
+        """Share of the video's rows that a layer sees, in the mean over a decoder's layers."""
+        return (self.layer + (layers - self.layer) * self.ratio) / layers
+
+
+@dataclass(frozen=True)
 class DecoderSpec:
     """The decoder's dimensions.
 
@@ -285,6 +307,7 @@ class DecoderSpec:
         context: Most positions, prompt and answer together.
         norm_eps: ε of its norms.
         rotary: Its positions on three axes; None where a token's position is its cache slot.
+        inner: Which of the video's rows it drops on its way; None where every layer sees all of them.
     """
 
     layers: int
@@ -296,6 +319,7 @@ class DecoderSpec:
     context: int
     norm_eps: float
     rotary: RotarySpec | None = None
+    inner: InnerPruning | None = None
 
 
 @dataclass(frozen=True)
@@ -347,7 +371,13 @@ class Manifest:
     @property
     def params(self) -> PruneParams:
         """The operator's parameters."""
-        return op.params_from(self.prune)
+        params, inner = op.params_from(self.prune), self.decoder.inner
+        return replace(params, decoder_share=inner.share(self.decoder.layers)) if inner else params
+
+    @property
+    def decoders(self) -> tuple[GraphName, ...]:
+        """The decoder's graphs, in the order in which they run."""
+        return ("decoder_low", "decoder_high") if self.decoder.inner else ("decoder",)
 
     def graph_files(self, name: GraphName) -> tuple[str, ...]:
         """Every file of a graph: its ONNX files, and its weights where it has any."""
@@ -392,6 +422,7 @@ def read_manifest(path: Path) -> Manifest:
         op.params_from(manifest.prune)
     except TangoError as error:
         raise TangoError(f"{file}: prune: {error.message}", error.hint) from error
+    _check_graphs(manifest, file)
     _check_names(manifest, file)
     _check_video_text(manifest.prompt.video_text or "", file)
     _check_dimensions(manifest, file)
@@ -414,6 +445,14 @@ def _export_again(data: dict[str, object]) -> str:
     if isinstance(sinks := prune.get("sink_positions"), list):
         command += ["--sink-positions", *map(str, sinks)]
     return f"export it again: {shlex.join(command)} --output FOLDER"
+
+
+def _check_graphs(manifest: Manifest, file: Path) -> None:
+    """Refuses a bundle that lacks a graph, or has one that it does not need."""
+    wanted = {"vision", "prune", "embed", *manifest.decoders}
+    for name in wanted.symmetric_difference(manifest.graphs):
+        problem = "has no" if name in wanted else "needs no"
+        raise TangoError(f"{file}: graphs {problem} {name!r}", _RESTORE)
 
 
 def _check_names(manifest: Manifest, file: Path) -> None:
@@ -444,19 +483,38 @@ def _check_dimensions(manifest: Manifest, file: Path) -> None:
         raise TangoError(
             f"{file}: prune: a grid of {rows}x{columns} does not hold video: tokens_per_frame {tokens}", _RESTORE
         )
-    decoder, graph = manifest.decoder, manifest.graphs["decoder"]
-    wanted: list[tuple[int | str, ...]] = [("N", decoder.hidden_size), ("N",)]
+    tables = [weight.shape[1:] for weight in manifest.graphs["embed"].device_weights.values()]
+    for name in manifest.decoders:
+        graph = manifest.graphs[name]
+        if _shapes(graph.inputs) != _decoder_inputs(manifest, name, file):
+            raise TangoError(f"{file}: decoder does not fit the tensors of graphs: {name}", _RESTORE)
+        if graph.device and tables != [(manifest.decoder.hidden_size,)]:  # decoding reads its rows, too
+            problem = f"{name} has a device graph, embed has none that takes its table"
+            raise TangoError(f"{file}: graphs: {problem}", _RESTORE)
+    last = manifest.decoders[-1]
+    if _shapes(manifest.graphs[last].outputs[:1]) != [(manifest.prompt.vocabulary,)]:
+        raise TangoError(f"{file}: prompt: vocabulary does not fit the tensors of graphs: {last}", _RESTORE)
+
+
+def _decoder_inputs(manifest: Manifest, name: GraphName, file: Path) -> list[tuple[int | str, ...]]:
+    """The shapes that a decoder's graph takes."""
+    decoder = manifest.decoder
+    layers, shapes = decoder.layers, list[tuple[int | str, ...]]([("N", decoder.hidden_size), ("N",)])
+    if decoder.inner:
+        low = decoder.inner.layer
+        if not (0 < low < layers and 0 < decoder.inner.ratio <= 1):
+            raise TangoError(f"{file}: decoder: inner is out of range", _RESTORE)
+        layers = low if name == "decoder_low" else layers - low
+        shapes += [("N",)] if name == "decoder_high" else []
     if decoder.rotary:
-        wanted.append((3, "N"))
+        shapes.append((3, "N"))
         if 2 * sum(decoder.rotary.sections) != decoder.head_dim:
             raise TangoError(f"{file}: decoder: rotary: sections do not fit head_dim {decoder.head_dim}", _RESTORE)
-    wanted += [(decoder.kv_heads, "P", decoder.head_dim)] * (2 * decoder.layers)
-    logits = [tensor.shape for tensor in graph.outputs[:1]]
-    if [tensor.shape for tensor in graph.inputs] != wanted or logits != [(manifest.prompt.vocabulary,)]:
-        raise TangoError(f"{file}: decoder and prompt: vocabulary do not fit the tensors of graphs: decoder", _RESTORE)
-    tables = [weight.shape[1:] for weight in manifest.graphs["embed"].device_weights.values()]
-    if graph.device and tables != [(decoder.hidden_size,)]:  # decoding reads its rows, too
-        raise TangoError(f"{file}: graphs: decoder has a device graph, embed has none that takes its table", _RESTORE)
+    return shapes + [(decoder.kv_heads, "P", decoder.head_dim)] * (2 * layers)
+
+
+def _shapes(tensors: tuple[TensorSpec, ...]) -> list[tuple[int | str, ...]]:
+    return [tensor.shape for tensor in tensors]
 
 
 def _check_weights(manifest: Manifest, name: GraphName, where: str) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tango_plugins import PruneParams, TangoError
+from tango_plugins.thinning import Thinning
 from tango_runtime.backends.base import Backend, PrunedTokens, Tensor, Trace
 from tango_runtime.bundle import Manifest
 from tango_runtime.pipeline.answer import Answer, AnswerStream
@@ -54,6 +55,7 @@ class Session:
     Attributes:
         kept: Video tokens that the decoder sees, K.
         rows: Positions that they take, row ends included.
+        thinned: Those of them that the upper layers see; None where the decoder sees all in every layer.
         total: Video tokens that the vision graph gave, F·L.
         seconds: [F] fp32, time of each frame.
         aspect: Width over height of the source's frames.
@@ -79,6 +81,8 @@ class Session:
                 self._pruned = backend.prune(features, self._salience, self.seconds, request.params)
                 self._tokens, self.rows = self._with_row_ends()
         self.kept = self._pruned.count
+        inner = manifest.decoder.inner if request.params else None
+        self.thinned = inner.kept(self.rows) if inner else None
         self._answered = self._closed = False
         self._before: NDArray[np.int64] | None = None
         self._cache: PromptCache | None = None
@@ -238,7 +242,8 @@ class Session:
         """Runs the decode loop; gives the answer's ids one by one, up to a stop token."""
         timer = StageTimer(self._backend) if self._answered else self._timer
         self._answered = True
-        answer.stages, answer.kept, answer.rows = timer.stages, self.kept, self.rows
+        answer.stages = timer.stages
+        answer.kept, answer.rows, answer.thinned = self.kept, self.rows, self.thinned
         answer.frames, answer.seconds, answer.aspect = self.frames, self.seconds, self.aspect
         answer.prompt_tokens = cache.length + len(text)
         answer.finish = yield from decode_loop(cache, text, sampler, limits, answer.ids, timer)
@@ -266,7 +271,9 @@ class Session:
             self._before, newline = before, self._manifest.prompt.after_video
             pieces = [self._backend.embed(before), self._tokens]
             length = len(before) + self.rows + len(newline)
-            self._cache = PromptCache(self._backend, pieces, newline, length, self._manifest.decoder.context)
+            thinning = None if self.thinned is None else Thinning(len(before), self.rows, self.thinned)
+            context = self._manifest.decoder.context
+            self._cache = PromptCache(self._backend, pieces, newline, length, context, thinning)
             weakref.finalize(self, self._cache.close).atexit = False
         return self._cache
 

@@ -52,7 +52,8 @@ def test_bench(folder, capsys):
 def test_evaluate(folder, tmp_path, capsys):
     options = ["--videos", "2", "--questions", "2", "--frames", "8", "--method", "all", "none", "random", "tango"]
     out_of(capsys, "evaluate", folder, *options, "--max-new-tokens", "2", "--output", str(tmp_path / "results"))
-    counts = {(record.trial.method, record.kept, record.total) for record in read(tmp_path / "results" / "results.json")}
+    records = read(tmp_path / "results" / "results.json")
+    counts = {(record.trial.method, record.kept, record.total) for record in records}
     assert counts >= {("all", 128, 128), ("none", 0, 128)}
 
 

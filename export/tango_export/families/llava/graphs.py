@@ -9,10 +9,14 @@ from tango_export.families.llava.config import LlavaConfig
 from tango_export.graph.builder import Array, Definition, GraphBuilder, Read, Weight
 from tango_export.models import qwen2, siglip
 from tango_export.models.projector import Pooling, pool, projector
+from tango_runtime.bundle import InnerPruning
+
+#: Why a decoder with inner pruning has no device form.
+_IN_TWO = "tokens are dropped between its two graphs"
 
 
 def definitions(
-    config: LlavaConfig, pooling: Pooling, context: int, vocabulary: int, tied: bool
+    config: LlavaConfig, pooling: Pooling, context: int, vocabulary: int, tied: bool, inner: InnerPruning | None
 ) -> tuple[Definition, ...]:
     """The graphs of a checkpoint.
 
@@ -22,18 +26,23 @@ def definitions(
         context: Most positions.
         vocabulary: Ids that may be sampled.
         tied: The head is the embedding table.
+        inner: Where the decoder drops tokens on its way; None for a decoder in one graph.
     """
-    head = "decoder.embed_tokens." if tied else "lm_head."
-    no_device_form = qwen2.no_device_form(config.text)
+    first = inner.layer if inner else 0
+    upper = Definition(
+        "decoder_high" if inner else "decoder",
+        lambda g: qwen2.decoder(g, config.text, context, vocabulary, first),
+        {"lm_head.": "decoder.embed_tokens." if tied else "lm_head.", "": "decoder."},
+        _IN_TWO if inner else qwen2.no_device_form(config.text),
+    )
+    lower = Definition(
+        "decoder_low", lambda g: qwen2.lower_decoder(g, config.text, context, first), {"": "decoder."}, _IN_TWO
+    )
     return (
         Definition("vision", lambda g: vision(g, config, pooling), {"salience.": "tower."}),
         Definition("embed", lambda g: embed(g, config), {}),
-        Definition(
-            "decoder",
-            lambda g: qwen2.decoder(g, config.text, context, vocabulary),
-            {"lm_head.": head, "": "decoder."},
-            no_device_form,
-        ),
+        *([lower] if inner else []),
+        upper,
     )
 
 

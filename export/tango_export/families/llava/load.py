@@ -17,7 +17,7 @@ from tango_export.graph import PORTABLE, Definition, build
 from tango_export.models.projector import Pooling
 from tango_export.tokenizer import read_chat_template, read_tokenizer, stop_ids, vocabulary_size
 from tango_plugins import PruneParams, TangoError
-from tango_runtime.bundle import DecoderSpec, PromptSpec, VideoSpec, VisionSpec
+from tango_runtime.bundle import DecoderSpec, InnerPruning, PromptSpec, VideoSpec, VisionSpec
 from tango_runtime.util.console import status
 
 #: Both of Qwen2's ends; checkpoints name one or the other.
@@ -45,13 +45,14 @@ class Variant:
     video_text: str | None = None
 
 
-def load(variant: Variant, folders: Mapping[str, Path], context: int) -> Model:
+def load(variant: Variant, folders: Mapping[str, Path], context: int, inner: InnerPruning | None = None) -> Model:
     """Opens a checkpoint; reads names and shapes, not yet the weights.
 
     Args:
         variant: The family.
         folders: ``checkpoint``: LLaVA, in either format; ``salience``: the SigLIP with the pooling head.
         context: Most positions.
+        inner: Which of the video's rows the decoder drops on its way.
 
     Raises:
         TangoError: Something is missing, misshapen, unknown or not supported; the message names it.
@@ -62,6 +63,11 @@ def load(variant: Variant, folders: Mapping[str, Path], context: int) -> Model:
     text, pooling = config.text, Pooling(variant.pooling, config.vision.side)
     grid, newline = (pooling.side,) * 2, text.vocab_size  # the newline's row follows the vocabulary
     _check_context(context, text.max_position_embeddings)
+    if inner and not 0 < inner.layer < text.num_hidden_layers:
+        raise TangoError(
+            f"--inner-layer is {inner.layer}, the decoder has {text.num_hidden_layers} layers",
+            f"give one from 1 to {text.num_hidden_layers - 1}",
+        )
     tokenizer_json, tokenizer = read_tokenizer(folder)
     vocabulary = vocabulary_size(tokenizer)
     if vocabulary > text.vocab_size:
@@ -70,12 +76,17 @@ def load(variant: Variant, folders: Mapping[str, Path], context: int) -> Model:
             "tokenizer and weights are not of the same checkpoint; download it again",
         )
     checkpoint = Checkpoint(folder, renaming(LLAVA_RULES))
-    graphs = definitions(config, pooling, context, vocabulary, tied=config.tied and "lm_head.weight" not in checkpoint)
+    tied = config.tied and "lm_head.weight" not in checkpoint
+    graphs = definitions(config, pooling, context, vocabulary, tied, inner)
     _check_weights(graphs, checkpoint, head)
     return Model(
         definitions=graphs,
         read=lambda name: (head if name.startswith("head.") else checkpoint).read(name),
-        params=PruneParams(grid=grid, sink_positions=variant.sinks.get(grid, ())),
+        params=PruneParams(
+            grid=grid,
+            sink_positions=variant.sinks.get(grid, ()),
+            decoder_share=inner.share(text.num_hidden_layers) if inner else 1.0,
+        ),
         video=VideoSpec(
             frames=variant.frames,
             size=(config.vision.image_size,) * 2,
@@ -102,6 +113,7 @@ def load(variant: Variant, folders: Mapping[str, Path], context: int) -> Model:
             head_dim=text.head_dim,
             context=context,
             norm_eps=text.rms_norm_eps,
+            inner=inner,
         ),
         chat_template=QWEN_1_5_TEMPLATE if config.lmms_lab else _hf_template(folder),
         tokenizer=tokenizer_json,
