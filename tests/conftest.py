@@ -62,8 +62,9 @@ def bundle(
 def responsive_checkpoint(tmp_path_factory):
     """``responsive_checkpoint(layout, tied=…, outliers=…, seed=…, image=…, …)``: folders (checkpoint, bundle).
 
-    With ``inner=(layer, ratio)``, the bundle's decoder has inner pruning. Greedy answers of it depend on the video, the question and every token so far (see `_make_responsive`). The bundle
-    has 4 frames of 16 tokens each, at the default frame size of 112, and a context of 2048 positions.
+    Greedy answers of it depend on the video, the question and every token so far (see `_make_responsive`). The bundle
+    has 4 frames of 16 tokens each, at the default frame size of 112, and a context of 2048 positions; its decoder has
+    inner pruning with ``inner=(layer, ratio)``.
     """
     from examples.make_checkpoint import VIDEO_LAYOUT, Shape, make
     from tango_export.export import Request, export

@@ -450,7 +450,7 @@ def _export_again(data: dict[str, object]) -> str:
 def _check_graphs(manifest: Manifest, file: Path) -> None:
     """Refuses a bundle that lacks a graph, or has one that it does not need."""
     wanted = {"vision", "prune", "embed", *manifest.decoders}
-    for name in wanted.symmetric_difference(manifest.graphs):
+    for name in sorted(wanted.symmetric_difference(manifest.graphs)):
         problem = "has no" if name in wanted else "needs no"
         raise TangoError(f"{file}: graphs {problem} {name!r}", _RESTORE)
 
@@ -478,43 +478,40 @@ def _check_video_text(text: str, file: Path) -> None:
 
 def _check_dimensions(manifest: Manifest, file: Path) -> None:
     """Refuses dimensions that contradict one another here, and not in the middle of an answer."""
+    decoder, inner = manifest.decoder, manifest.decoder.inner
+    if inner and not (0 < inner.layer < decoder.layers and 0 < inner.ratio <= 1):
+        raise TangoError(f"{file}: decoder: inner is out of range", _RESTORE)
     (rows, columns), tokens = manifest.params.grid, manifest.video.tokens_per_frame
     if rows * columns != tokens:
         raise TangoError(
             f"{file}: prune: a grid of {rows}x{columns} does not hold video: tokens_per_frame {tokens}", _RESTORE
         )
+    if decoder.rotary and 2 * sum(decoder.rotary.sections) != decoder.head_dim:
+        raise TangoError(f"{file}: decoder: rotary: sections do not fit head_dim {decoder.head_dim}", _RESTORE)
     tables = [weight.shape[1:] for weight in manifest.graphs["embed"].device_weights.values()]
     for name in manifest.decoders:
         graph = manifest.graphs[name]
-        if _shapes(graph.inputs) != _decoder_inputs(manifest, name, file):
-            raise TangoError(f"{file}: decoder does not fit the tensors of graphs: {name}", _RESTORE)
-        if graph.device and tables != [(manifest.decoder.hidden_size,)]:  # decoding reads its rows, too
+        first = ("N", decoder.hidden_size) if name == "decoder_low" else (manifest.prompt.vocabulary,)
+        shapes = [tensor.shape for tensor in (*graph.inputs, *graph.outputs[:1])]
+        if shapes != [*_decoder_inputs(decoder, name), first]:
+            raise TangoError(
+                f"{file}: decoder and prompt: vocabulary do not fit the tensors of graphs: {name}", _RESTORE
+            )
+        if graph.device and tables != [(decoder.hidden_size,)]:  # decoding reads its rows, too
             problem = f"{name} has a device graph, embed has none that takes its table"
             raise TangoError(f"{file}: graphs: {problem}", _RESTORE)
-    last = manifest.decoders[-1]
-    if _shapes(manifest.graphs[last].outputs[:1]) != [(manifest.prompt.vocabulary,)]:
-        raise TangoError(f"{file}: prompt: vocabulary does not fit the tensors of graphs: {last}", _RESTORE)
 
 
-def _decoder_inputs(manifest: Manifest, name: GraphName, file: Path) -> list[tuple[int | str, ...]]:
-    """The shapes that a decoder's graph takes."""
-    decoder = manifest.decoder
-    layers, shapes = decoder.layers, list[tuple[int | str, ...]]([("N", decoder.hidden_size), ("N",)])
-    if decoder.inner:
-        low = decoder.inner.layer
-        if not (0 < low < layers and 0 < decoder.inner.ratio <= 1):
-            raise TangoError(f"{file}: decoder: inner is out of range", _RESTORE)
-        layers = low if name == "decoder_low" else layers - low
-        shapes += [("N",)] if name == "decoder_high" else []
+def _decoder_inputs(decoder: DecoderSpec, name: GraphName) -> list[tuple[int | str, ...]]:
+    """The shapes that a graph of the decoder takes."""
+    low = decoder.inner.layer if decoder.inner else 0
+    layers = {"decoder": decoder.layers, "decoder_low": low, "decoder_high": decoder.layers - low}[name]
+    shapes: list[tuple[int | str, ...]] = [("N", decoder.hidden_size), ("N",)]
+    if name == "decoder_high":  # rotary positions that are no places in the cache
+        shapes.append(("N",))
     if decoder.rotary:
         shapes.append((3, "N"))
-        if 2 * sum(decoder.rotary.sections) != decoder.head_dim:
-            raise TangoError(f"{file}: decoder: rotary: sections do not fit head_dim {decoder.head_dim}", _RESTORE)
     return shapes + [(decoder.kv_heads, "P", decoder.head_dim)] * (2 * layers)
-
-
-def _shapes(tensors: tuple[TensorSpec, ...]) -> list[tuple[int | str, ...]]:
-    return [tensor.shape for tensor in tensors]
 
 
 def _check_weights(manifest: Manifest, name: GraphName, where: str) -> None:

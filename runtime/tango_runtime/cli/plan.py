@@ -85,7 +85,11 @@ def _attempt(model: ModelDimensions, device: Device, options: SizingOptions) -> 
 def _print(name: str, found: Estimate, options: SizingOptions) -> None:
     device, workload = found.device, found.workload
     print(f"{found.model.name} on {name}, {device.title}" + (f" ({device.mode})" if device.mode else ""))
-    print(f"{workload.frames} frames, {workload.tokens} video tokens, {workload.kept} kept; context {workload.context}")
+    thinned = "" if workload.thinned is None else f", {workload.thinned} of them in the decoder's upper layers"
+    print(
+        f"{workload.frames} frames, {workload.tokens} video tokens, {workload.kept} kept{thinned}; "
+        f"context {workload.context}"
+    )
     if packs := device.packs(workload.vision, workload.decoder):
         print("JetPack " + ", ".join(f"{pack} (TensorRT {tensorrt})" for pack, tensorrt in packs.items()))
     print()

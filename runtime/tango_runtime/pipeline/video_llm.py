@@ -191,6 +191,7 @@ class VideoLLM:
             merged=answer.merged,
             segments=answer.segments,
             rows=answer.rows,
+            thinned=answer.thinned,
             prompt_tokens=answer.prompt_tokens,
             generated_tokens=len(answer.ids),
             stages=list(answer.stages.items()),

@@ -22,8 +22,6 @@ RELEASED_MODELS = "released_models.json"
 #: Bytes of a weight; int4 has an fp16 scale for every 32 weights.
 BYTES: dict[Precision, float] = {"fp16": 2, "int8": 1, "fp8": 1, "int4": 0.5 + 2 / 32}
 
-_GRAPHS: tuple[GraphName, ...] = ("vision", "embed", "decoder")
-
 
 @dataclass(frozen=True)
 class LayerStack:
@@ -193,8 +191,12 @@ def _of_bundle(name: str, bundle: Bundle) -> ModelDimensions:
         row_ends=manifest.prompt.row_end is not None,
         video_text=manifest.prompt.video_text is not None,
         vision_precision=_precision(manifest.graphs["vision"]),
-        decoder_precision=_precision(manifest.graphs["decoder"]),
-        stored=tuple((graph, _portable_bytes(manifest, graph)) for graph in _GRAPHS),
+        decoder_precision=_precision(manifest.graphs[manifest.decoders[0]]),
+        stored=(
+            ("vision", _portable_bytes(manifest, "vision")),
+            ("embed", _portable_bytes(manifest, "embed")),
+            ("decoder", sum(_portable_bytes(manifest, graph) for graph in manifest.decoders)),
+        ),
     )
 
 
