@@ -13,6 +13,8 @@ from tests.gpu.plugins.test_decode import SHAPES, Decoder
 from tests.plugins.attentions import Pass, Shape
 from tests.plugins.norms import TYPES, Rows
 from tests.plugins.rows import gather, row_tensors
+from tests.plugins.thinnings import CASES as CASES_OF_THIN
+from tests.plugins.thinnings import Prompt
 from tests.plugins.videos import video
 from tests.plugins.vision_attentions import Shape as VisionShape
 from tests.plugins.vision_attentions import Vision
@@ -65,3 +67,7 @@ if __name__ == "__main__":
         assert gather(native_library.load(), *tensors, torch.cuda.current_stream().cuda_stream) == 0
         torch.cuda.synchronize()
         print("rows", width)
+    for case in CASES_OF_THIN:
+        assert Prompt(*case, torch.float16, "cuda").enqueue(native_library.load()) == 0
+        torch.cuda.synchronize()
+        print("thin", case)

@@ -23,6 +23,7 @@ from tango_plugins import PruneParams, native_library, op
 from tango_plugins.device_array import DeviceArray
 from tango_plugins.pruner import CudaPruner, Dtype
 from tango_plugins.row_ends import row_order
+from tango_plugins.thinning import Thinning
 from tango_runtime.backends.base import PrunedTokens, Trace
 from tango_runtime.backends.cuda.decoder import Decoder
 from tango_runtime.backends.cuda.device import Event, HostPool, Pool, Stream, TransferStats, rows
@@ -143,8 +144,9 @@ class CudaBackend:
         """Makes room for so many positions in all."""
         self._decoder.reserve(cache, positions)
 
-    def extend(self, cache: KVCache, pieces: Sequence[Piece]) -> DeviceLogits:
+    def extend(self, cache: KVCache, pieces: Sequence[Piece], thinning: Thinning | None = None) -> DeviceLogits:
         """Appends embeddings, [N, D] in all → logits of the last position."""
+        assert thinning is None
         return self._decoder.extend(cache, pieces)
 
     def decode(self, cache: KVCache, token: int) -> DeviceLogits:
