@@ -14,27 +14,20 @@ from numpy.typing import NDArray
 from tango_plugins.thinning import Thinning, thin
 from tango_runtime.backends.base import require_context
 from tango_runtime.backends.ort_cpu import PASS, Array, HostKVCache, OrtCpuBackend, cache_inputs, open_graph, run_graph
+from tango_runtime.backends.thinned_cache import ThinnedCache
 from tango_runtime.bundle import Bundle
 
 
-class ThinnedCache:
-    """A sequence in a decoder of two graphs.
+class HostThinnedCache(ThinnedCache):
+    """A sequence on the host.
 
     Attributes:
-        low: Keys and values of the lower layers.
-        high: Those of the upper layers: fewer, where a prompt was thinned.
         rows: [capacity, D], what the lower layers gave for each position.
     """
 
     def __init__(self, low: HostKVCache, high: HostKVCache, rows: Array) -> None:
-        self.low, self.high, self.rows = low, high, rows
-        self._prompt = 0  # positions that were thinned together, and how many of them the upper layers do not have
-        self._dropped = 0
-
-    @property
-    def length(self) -> int:
-        """Positions that are filled."""
-        return self.low.length
+        super().__init__(low, high)
+        self.rows = rows
 
     def reserve(self, positions: int) -> None:
         """Makes room for so many positions in all."""
@@ -43,24 +36,6 @@ class ThinnedCache:
         if self.low.capacity > len(self.rows):
             old, self.rows = self.rows, np.zeros((self.low.capacity, self.rows.shape[1]), self.rows.dtype)
             self.rows[: len(old)] = old
-
-    def rewind(self, length: int) -> None:
-        """Forgets everything after the first positions; inside of a thinned prompt, all of the upper layers."""
-        self.low.rewind(length)
-        if length >= self._prompt:
-            self.high.rewind(min(length - self._dropped, self.high.length))
-        else:
-            self.restart(0, 0)
-
-    def restart(self, prompt: int, dropped: int) -> None:
-        """Forgets all of the upper layers, which will get all but ``dropped`` of the first ``prompt`` positions."""
-        self.high.rewind(0)
-        self._prompt, self._dropped = prompt, dropped
-
-    def release(self) -> None:
-        """Frees the memory."""
-        self.low.release()
-        self.high.release()
 
 
 class ThinningOrtCpuBackend(OrtCpuBackend):
@@ -72,13 +47,13 @@ class ThinningOrtCpuBackend(OrtCpuBackend):
         spec = bundle.manifest.graphs["decoder_low"]
         self._lower_specs, self._hidden = cache_inputs(spec), spec.outputs[0]
 
-    def new_cache(self, capacity: int) -> ThinnedCache:  # type: ignore[override]
+    def new_cache(self, capacity: int) -> HostThinnedCache:  # type: ignore[override]
         """An empty sequence with room for so many positions."""
         low, high = (HostKVCache(specs, capacity) for specs in (self._lower_specs, self._cache_specs))
-        return ThinnedCache(low, high, np.zeros((capacity, int(self._hidden.shape[1])), self._hidden.dtype))
+        return HostThinnedCache(low, high, np.zeros((capacity, int(self._hidden.shape[1])), self._hidden.dtype))
 
     def extend(  # type: ignore[override]
-        self, cache: ThinnedCache, pieces: Sequence[Array], thinning: Thinning | None = None
+        self, cache: HostThinnedCache, pieces: Sequence[Array], thinning: Thinning | None = None
     ) -> NDArray[np.float32]:
         """Appends embeddings, [N, D] in all → logits of the last position."""
         embeddings, before = np.concatenate(pieces), cache.length
@@ -100,7 +75,7 @@ class ThinningOrtCpuBackend(OrtCpuBackend):
             raise
         return logits
 
-    def _lower_pass(self, cache: ThinnedCache, embeddings: Array) -> Array:
+    def _lower_pass(self, cache: HostThinnedCache, embeddings: Array) -> Array:
         """What the last of the embeddings gives each position so far, [N]."""
         low = cache.low
         begin, end = low.length, low.length + len(embeddings)

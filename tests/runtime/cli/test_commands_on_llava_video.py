@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -79,3 +80,38 @@ def test_engines_are_planned_for_row_ends_and_the_times_of_frames(folder):
     most = decoder.spec.profiles[0]["positions"][2][0]
     kept = op.capacity(64, 16, loaded.manifest.params)
     assert most == -(-(kept + min(kept, 64 * 4) + 45 + 64 * 8 + memory.MAX_TEXT_TOKENS) // 64) * 64
+
+
+@pytest.fixture(scope="module")
+def half(responsive_checkpoint):
+    """A bundle whose upper half of layers sees half of the video."""
+    return str(responsive_checkpoint("llava-video", image=126, layers=4, inner=(2, 0.5), dtype="fp16")[1])
+
+
+def test_commands_say_what_upper_layers_see(half, clip, tmp_path, capsys):
+    written = tmp_path / "kept.html"
+    told = out_of(capsys, "run", half, str(clip), "What?", "--max-new-tokens", "2", "--report", str(written)).err
+    rows, thinned = (int(number) for number in re.search(r"decoder: (\d+) of these (\d+) positions", told).groups())
+    assert rows == round(thinned / 2)
+    assert " in upper layers" in written.read_text()
+    assert "0.5 of the video from layer 2 on" in out_of(capsys, "inspect", half).out
+    assert "upper layers" not in out_of(capsys, "run", half, str(clip), "What?", "--no-prune").err
+
+
+def test_plan_counts_what_upper_layers_see(half, capsys):
+    arguments = ["plan", "--model", half, "--device", "h200"]
+    assert "of them in the decoder's upper layers; context" in out_of(capsys, *arguments).out
+    planned = json.loads(out_of(capsys, *arguments, "--json", "-").out)
+    assert planned["workload"]["thinned"] == round(planned["workload"]["kept"] / 2)
+    params = Bundle.load(half).manifest.params
+    assert planned["workload"]["kept"] == op.exact_count(4, 16, params) + min(op.exact_count(4, 16, params), 16)
+    whole = json.loads(out_of(capsys, *arguments, "--no-prune", "--json", "-").out)
+    assert "thinned" not in whole["workload"] or whole["workload"]["thinned"] is None
+
+
+def test_evaluate_and_bench_a_decoder_that_drops_tokens(half, tmp_path, capsys):
+    options = ["--videos", "2", "--questions", "2", "--frames", "8", "--method", "all", "none", "tango"]
+    out_of(capsys, "evaluate", half, *options, "--max-new-tokens", "2", "--output", str(tmp_path / "results"))
+    assert {record.kept for record in read(tmp_path / "results" / "results.json")} >= {0, 128}
+    options = ["--frames", "4", "--repeats", "1", "--warm-up", "1", "--decode-tokens", "1", "--json", "-"]
+    assert len(json.loads(out_of(capsys, "bench", half, *options).out)["cases"]) == 2

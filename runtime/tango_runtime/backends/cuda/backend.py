@@ -25,13 +25,14 @@ from tango_plugins.pruner import CudaPruner, Dtype
 from tango_plugins.row_ends import row_order
 from tango_plugins.thinning import Thinning
 from tango_runtime.backends.base import PrunedTokens, Trace
-from tango_runtime.backends.cuda.decoder import Decoder
+from tango_runtime.backends.cuda.decoder import Decoder, SequenceDecoder
 from tango_runtime.backends.cuda.device import Event, HostPool, Pool, Stream, TransferStats, rows
 from tango_runtime.backends.cuda.embedder import Embedder, Piece, TokenIds
 from tango_runtime.backends.cuda.kv_cache import KVCache
 from tango_runtime.backends.cuda.logits import DeviceLogits
 from tango_runtime.backends.cuda.row_ends import enqueue_gather
 from tango_runtime.backends.cuda.runner import GraphRunner
+from tango_runtime.backends.cuda.thinning_decoder import ThinningDecoder
 from tango_runtime.bundle import Bundle
 from tango_runtime.util.console import OnProgress
 
@@ -60,7 +61,8 @@ class CudaBackend:
         hidden_size, dtype = bundle.manifest.decoder.hidden_size, bundle.manifest.dtype
         self._embedder = Embedder(graphs, stream, self._pool, hidden_size, dtype)
         self._pruner = functools.cache(CudaPruner)
-        self._decoder = Decoder(bundle.manifest, graphs, self._embedder, stream, self._pool)
+        made: type[Decoder | ThinningDecoder] = ThinningDecoder if bundle.manifest.decoder.inner else Decoder
+        self._decoder: SequenceDecoder = made(bundle.manifest, graphs, self._embedder, stream, self._pool)
 
     @property
     def traffic(self) -> TransferStats:
@@ -138,7 +140,8 @@ class CudaBackend:
 
     def new_cache(self, capacity: int) -> KVCache:
         """An empty sequence with room for so many positions."""
-        return self._decoder.new_cache(capacity)
+        cache: KVCache = self._decoder.new_cache(capacity)
+        return cache
 
     def reserve(self, cache: KVCache, positions: int) -> None:
         """Makes room for so many positions in all."""
@@ -146,8 +149,7 @@ class CudaBackend:
 
     def extend(self, cache: KVCache, pieces: Sequence[Piece], thinning: Thinning | None = None) -> DeviceLogits:
         """Appends embeddings, [N, D] in all → logits of the last position."""
-        assert thinning is None
-        return self._decoder.extend(cache, pieces)
+        return self._decoder.extend(cache, pieces, thinning)
 
     def decode(self, cache: KVCache, token: int) -> DeviceLogits:
         """Appends one token → logits of its position."""
