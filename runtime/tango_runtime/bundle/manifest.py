@@ -424,7 +424,8 @@ def read_manifest(path: Path) -> Manifest:
         raise TangoError(f"{file}: prune: {error.message}", error.hint) from error
     _check_graphs(manifest, file)
     _check_names(manifest, file)
-    _check_video_text(manifest.prompt.video_text or "", file)
+    if manifest.prompt.video_text is not None:
+        _check_video_text(manifest.prompt.video_text, file)
     _check_dimensions(manifest, file)
     for name in manifest.graphs:
         _check_weights(manifest, name, f"{file}: graphs: {name}")
@@ -467,13 +468,12 @@ def _check_names(manifest: Manifest, file: Path) -> None:
 def _check_video_text(text: str, file: Path) -> None:
     """Refuses what is no format string over what is known of a video."""
     try:
-        fields = {name for _, name, _, _ in Formatter().parse(text) if name is not None}
-        unknown = fields - {"duration", "frames", "times"}
-        _ = unknown or text.format(duration=0.0, frames=0, times="")
+        for _, name, _, _ in Formatter().parse(text):
+            if name not in (None, "duration", "frames", "times"):
+                raise TangoError(f"{file}: prompt: video_text has an unknown field {name!r}", _RESTORE)
+        text.format(duration=0.0, frames=0, times="")
     except ValueError as error:
         raise TangoError(f"{file}: prompt: video_text is no format string: {error}", _RESTORE) from error
-    if unknown:
-        raise TangoError(f"{file}: prompt: video_text has an unknown field {min(unknown)!r}", _RESTORE)
 
 
 def _check_dimensions(manifest: Manifest, file: Path) -> None:

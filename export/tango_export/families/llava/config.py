@@ -111,7 +111,7 @@ def _lmms_lab_config(data: dict[str, Any], siglip: Path, formats: Formats) -> Ll
     _only(data, "mm_projector_type", "mlp2x_gelu")
     newline = data.get("mm_newline_position") or "one_token"  # as LLaVA-NeXT's code takes it
     if newline != formats.newline:
-        family = _NEWLINES.get(newline)
+        family = _NEWLINES.get(str(newline))
         raise TangoError(
             f"config.json: mm_newline_position is {newline!r}, {formats.title} has {formats.newline!r}",
             f"another model says so: try --model {family}" if family else "the released checkpoints have that",
