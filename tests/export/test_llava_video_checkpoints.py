@@ -10,7 +10,7 @@ from tango_export.export import Request, export, find_preset
 from tango_export.families import FAMILIES
 from tango_export.models.projector import Pooling
 from tango_plugins import op
-from tango_runtime.bundle import Bundle
+from tango_runtime.bundle import Bundle, InnerPruning
 from tango_runtime.cli.main import main
 from tests.export.edits import assert_close, copied, edit_json, edit_weights, frames, original, run
 
@@ -151,3 +151,12 @@ def test_a_fine_tune_in_the_same_layout_is_taken(checkpoint, tmp_path):
     llava, siglip = copied(checkpoint("llava-video"), tmp_path)
     edit_json(llava / "config.json", lambda config: config.update(model_type="llava_qwen", mm_tunable_parts="mm_mlp"))
     assert export_to(tmp_path / "out", llava, siglip).is_dir()
+
+
+def test_the_same_request_gives_the_same_bytes(checkpoint, tmp_path):
+    llava, siglip = checkpoint("llava-video", **SHAPE)
+    first, second = (export_to(tmp_path / name, llava, siglip, inner=InnerPruning(1, 0.5)) for name in ("a", "b"))
+    files = sorted(path.name for path in first.iterdir())
+    assert files == sorted(path.name for path in second.iterdir())
+    for name in files:
+        assert (first / name).read_bytes() == (second / name).read_bytes(), name
