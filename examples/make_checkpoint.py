@@ -1,10 +1,10 @@
-"""Make a small LLaVA-OneVision checkpoint with random weights, in the format of a real one.
+"""Make a small LLaVA-OneVision or LLaVA-Video checkpoint with random weights, in the format of a real one.
 
-    python examples/make_checkpoint.py FOLDER [--layout llava-hf | llava-hf-fresh | lmms-lab]
+    python examples/make_checkpoint.py FOLDER [--layout llava-hf | llava-hf-fresh | lmms-lab | llava-video]
 
 writes FOLDER/llava and FOLDER/siglip: the same files, tensor names, prompts and geometry as the released checkpoints
-(384×384 frames, 27×27 patches, 14×14 tokens), scaled down in width and depth. It knows no facts and answers nonsense; it
-is there so that every step can be run without a download.
+(384×384 frames, 27×27 patches, 14×14 or 13×13 tokens), scaled down in width and depth. It knows no facts and answers
+nonsense; it is there so that every step can be run without a download.
 
 The weights carry what makes real ones hard in fp16: key biases of ±150, and residual channels of 1e4.
 """
@@ -20,7 +20,11 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+#: Of LLaVA-OneVision.
 LAYOUTS = ("llava-hf", "llava-hf-fresh", "llava-hf-module", "lmms-lab")
+
+#: LLaVA-Video's: lmms-lab's, with other settings.
+VIDEO_LAYOUT = "llava-video"
 
 #: Canonical prefix → prefix on disk.
 PREFIXES = {
@@ -36,6 +40,7 @@ PREFIXES = {
     "lmms-lab": {"decoder.": "model.", "head.": "lm_head.", "tower.": "model.vision_tower.vision_tower.vision_model.",
                  "projector.linear_1.": "model.mm_projector.0.", "projector.linear_2.": "model.mm_projector.2.", "newline": "model.image_newline"},
 }  # fmt: skip
+PREFIXES[VIDEO_LAYOUT] = PREFIXES["lmms-lab"]
 
 HF_TEMPLATE = (
     "{% for message in messages %}{{'<|im_start|>' + message['role'] + ' '}}"
@@ -215,7 +220,7 @@ def make(
 
     Args:
         folder: Where.
-        layout: One of LAYOUTS.
+        layout: One of LAYOUTS, or VIDEO_LAYOUT.
         shape: Dimensions; a small one by default.
         seed: Of the weights.
         outliers: Plant what overflows in naive fp16.
@@ -227,10 +232,11 @@ def make(
     """
     shape = shape or Shape()
     llava, siglip = folder / "llava", folder / "siglip"
-    tokenizer = make_tokenizer(layout == "lmms-lab")
+    lmms_lab = layout in ("lmms-lab", VIDEO_LAYOUT)
+    tokenizer = make_tokenizer(lmms_lab)
     # padding rows past the tokenizer's ids, as the real tables have them
     vocab = shape.vocab or -(-tokenizer.get_vocab_size() // 64) * 64 + 64
-    dtype = dtype or (torch.bfloat16 if layout == "lmms-lab" else torch.float16)
+    dtype = dtype or (torch.bfloat16 if lmms_lab else torch.float16)
     weights = random_weights(tensor_shapes(shape, vocab), seed, torch.float32 if outliers else dtype)
     weights["decoder.embed_tokens.weight"][:256] *= 0.1  # single bytes are quiet: what it babbles is words
     if outliers:
@@ -279,11 +285,17 @@ def _write_configs(llava: Path, siglip: Path, layout: str, s: Shape, vocab: int,
         siglip / "config.json",
         {"model_type": "siglip", "vision_config": {**vision, "num_hidden_layers": s.vision_layers + 1}},
     )
-    if layout == "lmms-lab":
+    if layout in ("lmms-lab", VIDEO_LAYOUT):
+        settings: dict[str, object] = {"mm_newline_position": "one_token"}
+        if layout == VIDEO_LAYOUT:
+            settings = {
+                "mm_newline_position": "grid", "mm_spatial_pool_stride": 2, "add_time_instruction": True, "force_sample": True,
+                "add_faster_video": False, "faster_token_stride": 10,
+            }  # fmt: skip
         _write_json(llava / "config.json", {
             **text, "architectures": ["LlavaQwenForCausalLM"], "model_type": "llava", "mm_vision_tower": "google/siglip-so400m-patch14-384",
             "mm_hidden_size": s.vision_width, "mm_projector_type": "mlp2x_gelu", "mm_vision_select_layer": -2, "mm_vision_select_feature": "patch",
-            "mm_patch_merge_type": "spatial_unpad", "mm_newline_position": "one_token", "mm_spatial_pool_mode": "bilinear",
+            "mm_patch_merge_type": "spatial_unpad", "mm_spatial_pool_mode": "bilinear", **settings,
             "rope_scaling": None, "torch_dtype": "bfloat16", "tie_word_embeddings": False,
         })  # fmt: skip
         stop: object = [token("<|im_end|>"), token("<|endoftext|>")]
@@ -309,9 +321,9 @@ def _write_json(file: Path, data: dict[str, object]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Make a small LLaVA-OneVision checkpoint with random weights.")
+    parser = argparse.ArgumentParser(description="Make a small checkpoint with random weights.")
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--layout", choices=LAYOUTS, default="llava-hf")
+    parser.add_argument("--layout", choices=(*LAYOUTS, VIDEO_LAYOUT), default="llava-hf")
     parser.add_argument(
         "--size", choices=("small", *RELEASED), default="small", help="0.5b, 7b: the released shapes, filled at random"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -44,40 +45,44 @@ def bundle(
     tmp_path_factory: pytest.TempPathFactory, checkpoint: Callable[..., tuple[Path, Path]]
 ) -> Callable[..., Path]:
     """``bundle(layout="llava-hf", precision="fp16", **checkpoint options)``: the folder of the bundle."""
+    from examples.make_checkpoint import VIDEO_LAYOUT
     from tango_export.export import Request, export
 
     @cache
     def made(layout: str = "llava-hf", precision: str = "fp16", **options: Any) -> Path:
         llava, siglip = checkpoint(layout, **options)
         output = tmp_path_factory.mktemp("bundle") / f"{layout}-{precision}"
-        return export(Request(checkpoint=str(llava), salience=str(siglip), output=output, dtype=precision))
+        model = "llava-video" if layout == VIDEO_LAYOUT else "llava-ov"
+        return export(Request(model, str(llava), str(siglip), output, dtype=precision))
 
     return made
 
 
 @pytest.fixture(scope="session")
 def responsive_checkpoint(tmp_path_factory):
-    """``responsive_checkpoint(layout, tied=…, outliers=…, seed=…, image=…, dtype=…)``: folders (checkpoint, bundle).
+    """``responsive_checkpoint(layout, tied=…, outliers=…, seed=…, image=…, …)``: folders (checkpoint, bundle).
 
     Greedy answers of it depend on the video, the question and every token so far (see `_make_responsive`). The bundle
-    has 4 frames of 16 tokens each, at the default frame size of 112, and a context of 2048 positions.
+    has 4 frames of 16 tokens each, at the default frame size of 112, and a context of 2048 positions; its decoder has
+    inner pruning with ``inner=(layer, ratio)``.
     """
-    from examples.make_checkpoint import Shape, make
+    from examples.make_checkpoint import VIDEO_LAYOUT, Shape, make
     from tango_export.export import Request, export
+    from tango_runtime.bundle import InnerPruning
 
     @cache
-    def checkpoint(layout, tied, outliers, seed, image):
+    def checkpoint(layout, tied, outliers, seed, image, layers):
         root = tmp_path_factory.mktemp("responsive_checkpoint")
-        llava, siglip = make(root, layout, Shape(tied=tied, image=image), seed=seed, outliers=outliers)
+        llava, siglip = make(root, layout, Shape(tied=tied, image=image, layers=layers), seed=seed, outliers=outliers)
         _make_responsive(llava, outliers)
         return llava, siglip
 
-    def made(layout="llava-hf", tied=True, outliers=False, seed=0, image=112, dtype="fp32"):
-        llava, siglip = checkpoint(layout, tied, outliers, seed, image)
-        bundle = llava.parent / dtype
-        request = Request(
-            checkpoint=str(llava), salience=str(siglip), output=bundle, dtype=dtype, frames=4, context=2048
-        )
+    def made(layout="llava-hf", tied=True, outliers=False, seed=0, image=112, dtype="fp32", layers=2, inner=None):
+        llava, siglip = checkpoint(layout, tied, outliers, seed, image, layers)
+        bundle = llava.parent / (f"{dtype}-{inner}" if inner else dtype)
+        model = "llava-video" if layout == VIDEO_LAYOUT else "llava-ov"
+        request = Request(model, str(llava), str(siglip), bundle, dtype=dtype, frames=4, context=2048)
+        request = replace(request, inner=InnerPruning(*inner) if inner else None)
         return llava, bundle if bundle.exists() else export(request)
 
     return made

@@ -17,7 +17,7 @@ from tango_plugins import TangoError
 from tango_runtime import engines
 from tango_runtime.bundle import GRAPHS, Bundle
 from tango_runtime.engines.target import current_target
-from tango_runtime.pipeline.prompt import Prompt
+from tango_runtime.pipeline.prompt import Prompt, describe
 from tango_runtime.system.packages import import_tensorrt
 from tango_runtime.video import sample
 from tango_runtime.video.preprocess import preprocess
@@ -41,10 +41,16 @@ def write(args: argparse.Namespace) -> None:
     if args.max_new_tokens < 1:
         raise TangoError(f"--max-new-tokens is {args.max_new_tokens}", "give at least 1")
     bundle = Bundle.load(args.bundle)
+    if bundle.manifest.prompt.row_end is not None:
+        raise TangoError(
+            f"prompts of a {bundle.manifest.family} bundle have row ends, which the C++ program does not place",
+            "ask in Python: tango run",
+        )
     manifest, engine_files = bundle.manifest, find_engines(bundle, args.retention_ratio)
-    before, after = Prompt.of(bundle).encode(args.question)
     count = manifest.video.frames if args.frames is None else args.frames
-    batch = preprocess(sample(args.video, count), manifest.video.size)
+    stream = sample(args.video, count)
+    before, after = Prompt.of(bundle).encode(args.question, describe(manifest.prompt.video_text, stream.clock))
+    batch = preprocess(stream, manifest.video.size)
     args.output.mkdir(parents=True, exist_ok=True)
     frames = args.output.resolve() / "frames.raw"
     batch.frames.tofile(frames)

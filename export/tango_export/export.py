@@ -19,6 +19,7 @@ from tango_runtime.bundle import (
     FileSpec,
     GraphName,
     GraphSpec,
+    InnerPruning,
     Manifest,
     Source,
     describe,
@@ -45,8 +46,9 @@ class Request:
         retention_ratio: Fraction of the video's tokens kept, r.
         budget: How many tokens that is; see :class:`tango_plugins.PruneParams`.
         frames: Frames sampled from a video; None takes the family's number.
-        context: Most positions, prompt and answer together.
+        context: Most positions, prompt and answer together; None takes the family's number.
         sink_positions: Grid positions whose salience is an artifact of the tower; None takes the family's.
+        inner: Which of the video's rows the decoder drops on its way; None for none.
         overwrite: Replace an output that exists.
     """
 
@@ -58,8 +60,9 @@ class Request:
     retention_ratio: float = 0.10
     budget: Budget = "paper"
     frames: int | None = None
-    context: int = 8192
+    context: int | None = None
     sink_positions: tuple[int, ...] | None = None
+    inner: InnerPruning | None = None
     overwrite: bool = False
 
 
@@ -81,7 +84,8 @@ def export(request: Request) -> Path:
     )
     output = request.output or Path(Path(request.checkpoint).name if request.checkpoint else preset.bundle)
     _check(request, output)
-    model = open_model(family, source.checkpoint, source.salience, request.context)
+    context = family.context if request.context is None else request.context
+    model = open_model(family, source.checkpoint, source.salience, context, request.inner)
     params = _params(request, model)
     Prompt(model.tokenizer, model.chat_template, model.prompt.placeholder)  # rejects a broken template
     with staged_folder(output, holding=MANIFEST, overwrite=request.overwrite) as folder:
@@ -123,10 +127,12 @@ def known_models() -> list[str]:
     return [name for family in FAMILIES.values() for name in family.presets]
 
 
-def open_model(family: Family, checkpoint: str, salience: str | None, context: int) -> Model:
+def open_model(
+    family: Family, checkpoint: str, salience: str | None, context: int, inner: InnerPruning | None = None
+) -> Model:
     """Opens a checkpoint and the source of its salience, from folders or from the hub."""
     named = {"checkpoint": checkpoint, "salience": salience}
-    return family.load({role: fetch(where) for role, where in named.items() if where is not None}, context)
+    return family.load({role: fetch(where) for role, where in named.items() if where is not None}, context, inner)
 
 
 def fetch(where: str) -> Path:
@@ -174,6 +180,8 @@ def _check(request: Request, output: Path) -> None:
     if request.frames is not None and request.frames < 1:
         raise TangoError(f"--frames is {request.frames}", "a video needs at least one frame")
     PruneParams(retention_ratio=request.retention_ratio, budget=request.budget)
+    if request.inner and not 0 < request.inner.ratio <= 1:
+        raise TangoError(f"--inner-ratio is {request.inner.ratio}", "it must be above 0 and at most 1")
 
 
 def _params(request: Request, model: Model) -> PruneParams:

@@ -23,7 +23,7 @@ from tango_export.export import find_preset, open_model
 from tango_export.families.base import Model, Reference
 from tango_plugins import TangoError, op
 from tango_plugins.reference import prune
-from tango_runtime.backends.ort_cpu import empty_cache, open_session
+from tango_runtime.backends.ort_cpu import cache_inputs, empty_cache, open_session
 from tango_runtime.bundle import Bundle, GraphName, GraphSpec, TensorSpec
 from tango_runtime.util.console import progress
 from tango_runtime.util.errors import first_line
@@ -83,10 +83,11 @@ def validate(path: Path, checkpoint: str | None = None, salience: str | None = N
         )
     bundle = Bundle.load(path)
     source, family = bundle.manifest.source, find_preset(bundle.manifest.family)[0]
-    origin, context = (checkpoint or source.checkpoint, salience or source.salience), bundle.manifest.decoder.context
-    model = open_model(family, *origin, context)
+    origin, spec = (checkpoint or source.checkpoint, salience or source.salience), bundle.manifest.decoder
+    model = open_model(family, *origin, spec.context, spec.inner)
     _check_origin(bundle, model, origin[0])
-    vision, embed, decoder = (len(list(_forms(bundle, graph))) for graph in ("vision", "embed", "decoder"))
+    graphs: tuple[GraphName, ...] = ("vision", "embed", bundle.manifest.decoders[-1])
+    vision, embed, decoder = (len(list(_forms(bundle, graph))) for graph in graphs)
     with progress("validate", 3 + vision + embed + decoder * (1 + _STEPS)) as on_progress:
         with _transformers_errors():
             reference = model.reference()
@@ -128,10 +129,8 @@ def _compare(bundle: Bundle, reference: Reference) -> Iterator[Comparison]:
         yield _comparison(title, "embeddings", embeddings, wanted)
     with _transformers_errors():
         logits = reference.logits(embeddings)[:, : bundle.manifest.prompt.vocabulary]
-    for title, spec in _forms(bundle, "decoder"):
-        steps = _portable_steps if spec is bundle.manifest.graphs["decoder"] else _device_steps
-        weights = _weights(bundle, "decoder", spec)
-        for end, found in steps(open_session(bundle.path / spec.file), spec, embeddings, weights):
+    for title, steps in _decoders(bundle, embeddings):
+        for end, found in steps:
             yield _comparison(title, f"logits at {end - 1}", found, logits[end - 1])
     yield _compare_prune_node(bundle)
     yield _compare_prune_function(bundle)
@@ -153,6 +152,20 @@ def _transformers_errors() -> Iterator[None]:
             f"transformers {version('transformers')} does not run the original model: {first_line(error)}",
             "install a version that was tried: pip install 'transformers>=5.6,<5.25'",
         ) from error
+
+
+def _decoders(bundle: Bundle, embeddings: Array) -> Iterator[tuple[str, Iterator[tuple[int, Array]]]]:
+    """Each form of the decoder: what to call it, and its passes.
+
+    A decoder of two graphs runs without inner pruning: where no token is dropped, it is the original's.
+    """
+    graphs, names = bundle.manifest.graphs, bundle.manifest.decoders
+    parts = [(open_session(bundle.graph(name)), graphs[name]) for name in names]
+    yield names[-1], _portable_steps(parts, embeddings)
+    if device := graphs[names[-1]].device:
+        weights = _weights(bundle, names[-1], device)
+        steps = _device_steps(open_session(bundle.path / device.file), device, embeddings, weights)
+        yield f"{names[-1]} (device)", steps
 
 
 def _forms(bundle: Bundle, graph: GraphName) -> Iterator[tuple[str, GraphSpec]]:
@@ -177,20 +190,20 @@ def _passes(positions: int) -> list[tuple[int, int]]:
     return [(0, _PROMPT), *((i, i + 1) for i in range(_PROMPT, positions))]
 
 
-def _portable_steps(
-    session: Any, spec: GraphSpec, embeddings: Array, weights: dict[str, Array]
-) -> Iterator[tuple[int, Array]]:
-    """The portable decoder over a cache with spare rows, given the true tokens: each pass's end, and its logits."""
+def _portable_steps(parts: list[tuple[Any, GraphSpec]], embeddings: Array) -> Iterator[tuple[int, Array]]:
+    """The portable decoder over caches with spare rows, given the true tokens: each pass's end, and its logits."""
     capacity = len(embeddings) + _SPARE
-    cache = empty_cache(spec.inputs[2:], capacity)
+    caches = [empty_cache(cache_inputs(spec), capacity) for _, spec in parts]
     for begin, end in _passes(len(embeddings)):
-        held = {name: rows[:, : capacity if begin else 0] for name, rows in cache.items()}
-        positions = np.arange(begin, end, dtype=np.int64)
-        feeds = {"embeddings": embeddings[begin:end], "positions": positions}
-        logits, *rows = session.run(None, {**feeds, **held, **weights})
-        for name, new in zip(cache, rows, strict=True):
-            cache[name][:, begin:end] = new
-        yield end, logits
+        x, positions = embeddings[begin:end], np.arange(begin, end, dtype=np.int64)
+        for (session, spec), cache in zip(parts, caches, strict=True):
+            held = {name: rows[:, : capacity if begin else 0] for name, rows in cache.items()}
+            first, *others = (tensor.name for tensor in spec.inputs if tensor.name not in held)
+            found = session.run(None, {first: x, **dict.fromkeys(others, positions), **held})
+            for name, new in zip(cache, found[-len(cache) :], strict=True):
+                cache[name][:, begin:end] = new
+            x = found[0]
+        yield end, x
 
 
 def _device_steps(
@@ -263,5 +276,6 @@ def _features(spec: TensorSpec) -> tuple[Array, Array, Array]:
 def _ids(bundle: Bundle) -> Array:
     prompt = bundle.manifest.prompt
     ids = np.random.default_rng(1).integers(0, prompt.vocabulary, _PROMPT + _STEPS, dtype=np.int64)
-    ids[: len(prompt.after_video)] = prompt.after_video
+    special = [*prompt.after_video, *([] if prompt.row_end is None else [prompt.row_end])]
+    ids[: len(special)] = special
     return ids

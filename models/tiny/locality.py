@@ -20,6 +20,8 @@ from score import TorchEvaluator
 
 from tango_calibration.data.judging import is_correct
 from tango_calibration.data.synthetic import Clip, make_clip
+from tango_calibration.evaluation.methods import Selection
+from tango_runtime.video import Clock
 
 
 def tokens_near_figures(clip: Clip) -> NDArray[np.bool_]:
@@ -50,7 +52,8 @@ def main() -> None:
             questions = clip.questions(rng, 16)
             features, _ = evaluator.encode_video(clip.render())
             for name, part in parts(tokens_near_figures(clip), rng).items():
-                answers, _ = evaluator.answer(features.reshape(len(part), -1)[part], [q.text for q in questions])
+                kept = Selection(features.reshape(len(part), -1)[part], np.flatnonzero(part).astype(np.int32))
+                answers, _ = evaluator.answer(kept, Clock(np.zeros(0), None), [q.text for q in questions])
                 correct[name] += [is_correct(q, answer) for q, answer in zip(questions, answers, strict=True)]
                 shares[name].append(float(part.mean()))
         print(f"{checkpoint}: {len(correct['all'])} questions")

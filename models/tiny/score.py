@@ -34,6 +34,7 @@ from tango_calibration.evaluation.scores import Scores, combine
 from tango_plugins import PruneParams
 from tango_runtime.util.console import progress
 from tango_runtime.util.files import check_output
+from tango_runtime.video import Clock
 
 #: Frames in one pass of the tower.
 CHUNK = 64
@@ -89,9 +90,9 @@ class TorchEvaluator:
         return torch.cat(features).half().cpu().numpy(), torch.cat(salient).cpu().numpy()
 
     @torch.inference_mode()
-    def answer(self, tokens: NDArray[np.float16], questions: Sequence[str]) -> tuple[list[str], float]:
-        """Greedy answers to questions about one video [K, width], and the milliseconds until the first tokens."""
-        video = torch.from_numpy(tokens).to(self._device)[None].float()
+    def answer(self, kept: methods.Selection, clock: Clock, questions: Sequence[str]) -> tuple[list[str], float]:
+        """Greedy answers to questions about one video, and the milliseconds until the first tokens; no prompt has times."""
+        video = torch.from_numpy(kept.tokens).to(self._device)[None].float()
         asked = [self._tokenizer.encode(f"\n{question}{AFTER}").ids for question in questions]
         pad, end = (self._tokenizer.token_to_id(t) for t in (PAD, END))
         given: list[list[int]] = [[] for _ in questions]

@@ -27,6 +27,7 @@ _PRUNE = (POINTER(structs.TangoPruneShape), POINTER(structs.TangoPruneParams))
 _SCRATCH = (c_void_p, c_size_t, c_void_p)  # workspace, its size, stream
 _PRUNE_TENSORS = (POINTER(structs.TangoPruneTensors), *_SCRATCH)
 _DECODE = POINTER(structs.TangoDecodeShape)
+_THIN = POINTER(structs.TangoThinShape)
 _ROWS = (c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_void_p)
 _NORM = (POINTER(structs.TangoNormShape), POINTER(structs.TangoNormTensors), c_void_p)
 
@@ -54,6 +55,9 @@ _ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "tango_bias_enqueue": (c_int32, *_ROWS),
     "tango_bias_gelu_enqueue": (c_int32, c_int32, *_ROWS),
     "tango_swiglu_enqueue": (c_int32, c_void_p, c_void_p, c_int64, c_void_p, c_void_p),
+    "tango_rows_gather_enqueue": (c_void_p, c_void_p, c_void_p, c_int32, c_int64, c_void_p, c_void_p),
+    "tango_thin_workspace": (_THIN, _SIZE),
+    "tango_thin_enqueue": (_THIN, POINTER(structs.TangoThinTensors), *_SCRATCH),
     "tango_argmax_enqueue": (c_void_p, c_int32, c_void_p, c_void_p),
 }
 

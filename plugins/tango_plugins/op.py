@@ -50,7 +50,10 @@ _NAMES = ("merge_order", "budget")
 
 
 def attributes(params: PruneParams) -> dict[str, Attribute]:
-    """The parameters as attributes; a parameter that is None, and so follows its rule, is left out."""
+    """The parameters as attributes; a parameter that is None, and so follows its rule, is left out.
+
+    ``decoder_share`` is no attribute: it is the decoder's, and :meth:`PruneParams.resolved` has taken it into account.
+    """
     ratios = {name: getattr(params, name) for name in RATIOS}
     found: dict[str, Attribute] = {n: round(value * RATIO_SCALE) for n, value in ratios.items() if value is not None}
     found |= {name: int(getattr(params, name)) for name in _WHOLES}
@@ -94,12 +97,12 @@ def capacity(frames: int, tokens_per_frame: int, params: PruneParams) -> int:
         params: Parameters of the operator.
     """
     tokens = frames * tokens_per_frame
-    return min(tokens, tokens * round(params.retention_ratio * RATIO_SCALE) // RATIO_SCALE + 2 * frames)
+    return min(tokens, tokens * round(params.operator_ratio * RATIO_SCALE) // RATIO_SCALE + 2 * frames)
 
 
 def exact_count(frames: int, tokens_per_frame: int, params: PruneParams) -> int:
     """The number of tokens that ``budget="exact"`` keeps: ceil(r·F·L), in fp64, multiplied from left to right."""
-    return math.ceil(params.retention_ratio * frames * tokens_per_frame)
+    return math.ceil(params.operator_ratio * frames * tokens_per_frame)
 
 
 def _field(name: str, value: Attribute) -> Any:

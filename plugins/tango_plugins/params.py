@@ -30,7 +30,8 @@ class PruneParams:
     Ratios and thresholds have at most four decimals.
 
     Attributes:
-        retention_ratio: Fraction of the video tokens kept, r in (0, 1].
+        retention_ratio: Fraction of the video tokens kept, r in (0, 1]: of those that a layer of the decoder sees, in
+            the mean over its layers.
         context_ratio: Share of the budget that goes to merged context tokens, c in [0, 1].
         expansion: Candidates per salient slot, α ≥ 1.
         anchor_weight: Least weight of the anchor in a merge, β in [0, 1].
@@ -46,6 +47,8 @@ class PruneParams:
         merge_order: ``anchor`` writes each merged token at its own anchor's index. ``density`` reproduces the authors'
             code, which writes it at another anchor's index.
         budget: ``paper`` keeps the tokens that the steps select; ``exact`` always keeps ceil(r·F·L).
+        decoder_share: Share of the operator's tokens that a layer of the decoder sees, in the mean over its layers, in
+            (0, 1]: below 1 where the decoder drops some on its way. The operator then keeps more than r.
 
     Raises:
         TangoError: A value is outside its range or a ratio has more than four decimals.
@@ -64,6 +67,7 @@ class PruneParams:
     grid: tuple[int, int] = LLAVA_OV_GRID
     merge_order: MergeOrder = "anchor"
     budget: Budget = "paper"
+    decoder_share: float = 1.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "grid", tuple(self.grid))
@@ -75,6 +79,7 @@ class PruneParams:
             if value is not None:  # the same bits as in a host that reads the attribute
                 object.__setattr__(self, name, round(value * RATIO_SCALE) / RATIO_SCALE)
         _require(0 < self.retention_ratio <= 1, "retention_ratio", self.retention_ratio, "above 0 and at most 1")
+        _require(0 < self.decoder_share <= 1, "decoder_share", self.decoder_share, "above 0 and at most 1")
         _require(0 <= self.context_ratio <= 1, "context_ratio", self.context_ratio, "from 0 to 1")
         _require(1 <= self.expansion <= 100, "expansion", self.expansion, "from 1 to 100")
         _require(0 <= self.anchor_weight <= 1, "anchor_weight", self.anchor_weight, "from 0 to 1")
@@ -93,6 +98,11 @@ class PruneParams:
         _require(self.budget in get_args(Budget), "budget", self.budget, "'paper' or 'exact'")
 
     @property
+    def operator_ratio(self) -> float:
+        """Fraction that the operator keeps, of four decimals, so that a layer of the decoder sees r in the mean."""
+        return min(1.0, round(self.retention_ratio / self.decoder_share * RATIO_SCALE) / RATIO_SCALE)
+
+    @property
     def tau_segment(self) -> float:
         """The segment threshold in use: the given one, or the authors' value for this retention ratio."""
         if self.segment_threshold is not None:
@@ -107,8 +117,14 @@ class PruneParams:
         return LLAVA_OV_SINKS if self.grid == LLAVA_OV_GRID else ()
 
     def resolved(self) -> PruneParams:
-        """The same parameters, with the segment threshold and sinks in use written out."""
-        return replace(self, segment_threshold=self.tau_segment, sink_positions=self.sinks)
+        """The same parameters for a host that knows no rules: ratio, segment threshold and sinks in use written out."""
+        return replace(
+            self,
+            retention_ratio=self.operator_ratio,
+            segment_threshold=self.tau_segment,
+            sink_positions=self.sinks,
+            decoder_share=1.0,
+        )
 
     def at(self, retention_ratio: float) -> PruneParams:
         """The same parameters at another retention ratio."""

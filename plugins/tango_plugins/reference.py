@@ -273,7 +273,7 @@ def compress_segment(X: Reals, A: Floats, R: Floats, cosines: Floats, params: Pr
         params: Parameters of the operator.
     """
     n, L, _ = X.shape
-    r = params.retention_ratio
+    r = params.operator_ratio
     if n == 1:
         return compress(X[0], A[0], R[0], r, params)
     static = (cosines > params.static_threshold).all(axis=0)

@@ -101,6 +101,18 @@ class TangoPruneTensors(ctypes.Structure):
     _fields_ = _pointers("features", "salience", "timestamps", "tokens", "indices", "count", "merged", "segments")
 
 
+class TangoThinShape(ctypes.Structure):
+    """Of tango/thin.h."""
+
+    _fields_ = _integers("rows", "begin", "video_rows", "kept", "width", "dtype")
+
+
+class TangoThinTensors(ctypes.Structure):
+    """Of tango/thin.h."""
+
+    _fields_ = _pointers("prompt", "share", "thinned", "stay")
+
+
 class TangoVisionAttentionShape(ctypes.Structure):
     """Of tango/vision_attention.h."""
 
@@ -128,6 +140,8 @@ STRUCTS = (
     TangoPruneParams,
     TangoPruneShape,
     TangoPruneTensors,
+    TangoThinShape,
+    TangoThinTensors,
     TangoVisionAttentionShape,
     TangoVisionAttentionTensors,
 )

@@ -19,6 +19,13 @@ def test_nothing_is_written_where_something_is_missing(bundle, tmp_path, monkeyp
     assert not (tmp_path / "clip").exists()
 
 
+def test_a_bundle_with_row_ends_is_refused(bundle, tmp_path, monkeypatch):
+    folder = bundle("llava-video")
+    monkeypatch.setattr("sys.argv", ["prepare.py", str(folder), "clip.mp4", "What?", str(tmp_path / "clip")])
+    with pytest.raises(SystemExit, match="prompts of a llava-video bundle have row ends"):
+        prepare.main()
+
+
 def test_a_clip_names_the_engine_of_every_graph(bundle, tmp_path, monkeypatch):
     write(tmp_path / "clip.mp4")
     monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__version__="8.6.0"))

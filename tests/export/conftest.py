@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
+from examples.make_checkpoint import VIDEO_LAYOUT
 from tango_runtime.cli.main import main
 from tests.export.edits import copied
 
@@ -21,17 +22,19 @@ class Desk:
         llava: The checkpoint.
         siglip: Its SigLIP.
         capsys: Where the output of the command goes.
+        model: What ``--model`` says.
     """
 
     folder: Path
     llava: Path
     siglip: Path
     capsys: pytest.CaptureFixture[str]
+    model: str = "llava-ov"
 
     def export(self, *arguments: str) -> int:
         """`tango export` into ``out``, unless an argument says otherwise: the last one wins."""
         named = ["--checkpoint", "llava", "--salience-checkpoint", "siglip", "--output", "out", "--no-validate"]
-        return main(["export", *named, *arguments])
+        return main(["export", "--model", self.model, *named, *arguments])
 
     def refused(self, *arguments: str) -> tuple[str, str]:
         """Exports, and expects exit code 2, two lines that say why, and nothing new on the disk; gives the lines."""
@@ -64,6 +67,11 @@ def lay_desk(
 @pytest.fixture
 def desk(lay_desk: Callable[[str], Desk]) -> Desk:
     return lay_desk("llava-hf")
+
+
+@pytest.fixture
+def video_desk(lay_desk: Callable[[str], Desk]) -> Desk:
+    return replace(lay_desk(VIDEO_LAYOUT), model="llava-video")
 
 
 @pytest.fixture

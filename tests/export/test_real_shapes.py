@@ -40,6 +40,7 @@ ROWS = {
     ("llava-hf", "7b"): 152128,
     ("lmms-lab", "0.5b"): 151936,
     ("lmms-lab", "7b"): 152064,
+    ("llava-video", "7b"): 152064,
 }
 TENSORS = {"0.5b": 716, "7b": 765}
 #: The sums of the released files' sizes, two bytes each.
@@ -48,6 +49,7 @@ PARAMETERS = {
     ("llava-hf", "7b"): 8_030_807_584,
     ("lmms-lab", "0.5b"): 893_618_208,
     ("lmms-lab", "7b"): 8_030_348_832,
+    ("llava-video", "7b"): 8_030_348_832,
 }
 PREFIXES = {  # decoder, head, projector, newline, tower
     "llava-hf": (
@@ -65,6 +67,9 @@ PREFIXES = {  # decoder, head, projector, newline, tower
         "model.vision_tower.vision_tower.vision_model.",
     ),
 }
+PREFIXES["llava-video"] = PREFIXES["lmms-lab"]
+#: Family, tokens along an edge of a frame, frames.
+FAMILY = dict.fromkeys(("llava-hf", "lmms-lab"), ("llava-ov", 14, 32)) | {"llava-video": ("llava-video", 13, 64)}
 
 
 def tower(prefix, layers):
@@ -165,8 +170,9 @@ def config(layout, size):
         "mm_projector_type": "mlp2x_gelu",
         "mm_vision_select_layer": -2,
         "mm_patch_merge_type": "spatial_unpad",
-        "mm_newline_position": "one_token",
+        "mm_newline_position": "grid" if layout == "llava-video" else "one_token",
         "mm_spatial_pool_mode": "bilinear",
+        "mm_spatial_pool_stride": 2,
         "mm_resampler_type": None,
         "mm_use_im_start_end": False,
     }
@@ -197,7 +203,7 @@ def write_llava(folder, layout, size):
     if len(parts) > 1:
         (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
     (folder / "config.json").write_text(json.dumps(config(layout, size)))
-    make_tokenizer(layout == "lmms-lab").save(str(folder / "tokenizer.json"))
+    make_tokenizer(layout != "llava-hf").save(str(folder / "tokenizer.json"))
 
 
 def load(tmp_path, layout, size, context=8192):
@@ -206,7 +212,8 @@ def load(tmp_path, layout, size, context=8192):
     write_sparse(tmp_path / "siglip/model.safetensors", siglip(), "F32", 4)
     vision = {**SIGLIP, "num_hidden_layers": 27}
     (tmp_path / "siglip/config.json").write_text(json.dumps({"model_type": "siglip", "vision_config": vision}))
-    return FAMILIES["llava-ov"].load({"checkpoint": tmp_path / "llava", "salience": tmp_path / "siglip"}, context)
+    folders = {"checkpoint": tmp_path / "llava", "salience": tmp_path / "siglip"}
+    return FAMILIES[FAMILY[layout][0]].load(folders, context)
 
 
 @pytest.mark.parametrize(("layout", "size"), ROWS)
@@ -215,8 +222,12 @@ def test_released_checkpoints_are_accepted(tmp_path, layout, size):
     assert len(shapes) == TENSORS[size]
     assert sum(map(math.prod, shapes.values())) == PARAMETERS[layout, size]
     model = load(tmp_path, layout, size)
-    assert (model.video.size, model.video.tokens_per_frame, model.params.grid) == ((384, 384), 196, (14, 14))
-    assert model.prompt.after_video == (ROWS[layout, size],)
+    _, side, frames = FAMILY[layout]
+    assert (model.video.size, model.video.tokens_per_frame, model.params.grid) == ((384, 384), side**2, (side,) * 2)
+    assert model.video.frames == frames
+    newline = ROWS[layout, size]
+    assert (model.prompt.after_video, model.prompt.row_end) == (((newline,), None) if side == 14 else ((), newline))
+    assert model.params.sink_positions == ((28, 27, 41, 169, 11, 12) if side == 14 else (26, 157, 11))
     wanted = (24, 896, 2, 64) if size == "0.5b" else (28, 3584, 4, 128)
     decoder = model.decoder
     assert (decoder.layers, decoder.hidden_size, decoder.kv_heads, decoder.head_dim) == wanted
@@ -227,9 +238,9 @@ def test_released_checkpoints_are_accepted(tmp_path, layout, size):
     assert written == pytest.approx(PARAMETERS[layout, size] + (rows if size == "0.5b" else 0), rel=1e-3)
 
 
-@pytest.mark.parametrize("size", ["0.5b", "7b"])
-def test_released_checkpoints_have_a_device_form_on_the_same_matrices(tmp_path, size):
-    for definition in load(tmp_path, "llava-hf", size).definitions:
+@pytest.mark.parametrize(("layout", "size"), [("llava-hf", "0.5b"), ("llava-hf", "7b"), ("llava-video", "7b")])
+def test_released_checkpoints_have_a_device_form_on_the_same_matrices(tmp_path, layout, size):
+    for definition in load(tmp_path, layout, size).definitions:
         assert definition.no_device_form is None
         graphs = (build(definition, form, "float16") for form in (PORTABLE, DEVICE))
         portable, device = ({weight.name: weight for weight in graph.weights} for graph in graphs)

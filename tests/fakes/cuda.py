@@ -17,6 +17,7 @@ import numpy as np
 
 from tango_plugins import reference
 from tango_plugins.op import capacity
+from tango_plugins.thinning import thin
 from tango_runtime.backends.cuda.logits import ARGMAX
 
 
@@ -230,6 +231,18 @@ class HostPruner:
         assert len(pruned.indices) == K
 
 
+class HostThinner:
+    """The reference in the place of tango_plugins.thinner.CudaThinner."""
+
+    workspace_bytes = 256
+
+    def __init__(self, thinning, rows, width, dtype):
+        self.thinning, self.rows = thinning, rows - thinning.rows + thinning.kept
+
+    def enqueue(self, prompt, share, *, thinned, stay, workspace, stream):
+        array(thinned)[:], array(stay)[:] = thin(array(prompt), array(share), self.thinning)
+
+
 class HostDecoder:
     """A step as tango_export.models.qwen2 computes it, in the place of tango_plugins.decoder.CudaDecoder.
 
@@ -300,17 +313,27 @@ def argmax(values, best, stream):
     found["value"] = row.max() if not np.isnan(row).any() else np.nan
 
 
+def gather(rows, filler, order, gathered, stream):
+    """In the place of tango_runtime.backends.cuda.row_ends.enqueue_gather."""
+    places = array(order)
+    assert places.max() < len(array(rows))
+    array(gathered)[:] = np.where(places[:, None] < 0, array(filler), array(rows)[places])
+
+
 def install(monkeypatch, memory=1 << 32):
     """Puts all of this in the place of CUDA."""
     from tango_plugins import native_library
     from tango_runtime.backends.cuda import backend as cuda
-    from tango_runtime.backends.cuda import device, logits
+    from tango_runtime.backends.cuda import device, logits, thinning_decoder
     from tango_runtime.backends.cuda import ort_fused as fused
 
     found = HostCuda(memory)
     monkeypatch.setattr(device, "cudart", lambda: found)
     monkeypatch.setattr(native_library, "load", lambda: None)
     monkeypatch.setattr(cuda, "CudaPruner", HostPruner)
+    monkeypatch.setattr(cuda, "enqueue_gather", gather)
+    monkeypatch.setattr(thinning_decoder, "enqueue_gather", gather)
+    monkeypatch.setattr(thinning_decoder, "CudaThinner", HostThinner)
     monkeypatch.setattr(fused, "CudaDecoder", HostDecoder)
     monkeypatch.setattr(logits, "enqueue_argmax", argmax)
     return found

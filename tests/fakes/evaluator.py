@@ -35,9 +35,9 @@ class Counter:
         rng = np.random.default_rng(self.bright)
         return rng.standard_normal((len(frames), 16, 12)).astype(np.float32), rng.random((len(frames), 16), np.float32)
 
-    def answer(self, tokens, questions):
-        self.prefilled.append(len(tokens))
-        answers = {HOW_MANY: f"{len(tokens)}.", BRIGHT: str(self.bright)}
+    def answer(self, kept, clock, questions):
+        self.prefilled.append(len(kept.tokens))
+        answers = {HOW_MANY: f"{len(kept.tokens)}.", BRIGHT: str(self.bright)}
         return [answers[question] for question in questions], 5.0
 
 

@@ -24,7 +24,8 @@ MACHINE = Target("8.6.0", "9.0", "NVIDIA Test", "1")
 def build(folder, **options):
     """Writes engines of all graphs but prune into a bundle's folder."""
     bundle = Bundle.load(folder)
-    planned = engines.plan_engines(bundle, MACHINE, BuildOptions(**options), ("vision", "embed", "decoder"))
+    graphs = [graph for graph in engines.all_graphs(bundle) if graph != "prune"]
+    planned = engines.plan_engines(bundle, MACHINE, BuildOptions(**options), graphs)
     for engine in planned:
         engine.path.parent.mkdir(exist_ok=True)
         engine.path.write_text(engine.graph)

@@ -9,7 +9,9 @@ import pytest
 
 from tango_calibration.data.synthetic import make_clip
 from tango_calibration.evaluation.evaluate import BundleEvaluator
+from tango_calibration.evaluation.methods import Selection
 from tango_runtime.cli.main import main
+from tango_runtime.video import Clock
 
 TINY = Path(__file__).parents[2] / "models" / "tiny"
 
@@ -75,4 +77,5 @@ def test_the_scorer_evaluates_a_checkpoint_as_the_pipeline_does(trained, monkeyp
     np.testing.assert_allclose(features, wanted, atol=2e-2)
     np.testing.assert_allclose(salience, attention, rtol=2e-2)
     questions = ["What colour is the star?", "Is there a red ring?"]
-    assert ours.answer(wanted.reshape(-1, 256), questions)[0] == pipeline.answer(wanted.reshape(-1, 256), questions)[0]
+    kept, clock = Selection(wanted.reshape(-1, 256), np.arange(2 * 196, dtype=np.int32)), Clock(np.zeros(2), 2.0)
+    assert ours.answer(kept, clock, questions)[0] == pipeline.answer(kept, clock, questions)[0]

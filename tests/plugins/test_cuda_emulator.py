@@ -20,6 +20,7 @@ from tango_plugins.decoder import DecoderShape
 from tests.plugins.attentions import Pass, Shape, check
 from tests.plugins.cuda_emulator import compiled
 from tests.plugins.decoders import EPS, Decoder, check_step
+from tests.plugins.rows import assert_gathered, gather, row_tensors
 
 pytestmark = pytest.mark.nvcc
 
@@ -174,6 +175,32 @@ def argmax(library, values):
     return found.index, found.value
 
 
+@pytest.mark.parametrize(("dtype", "width"), [(torch.float16, 72), (torch.float16, 5), (torch.float32, 4)])
+def test_rows_are_gathered_bit_for_bit(library, dtype, width):
+    tensors = row_tensors(dtype, width)
+    assert gather(native_library.load(library("rows")), *tensors) == 0
+    assert_gathered(*tensors)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((None, HERE, HERE, 1, 8, HERE), "rows is null"),
+        ((HERE, None, HERE, 1, 8, HERE), "filler is null"),
+        ((HERE, HERE, None, 1, 8, HERE), "order is null"),
+        ((HERE, HERE, HERE + 2, 1, 8, HERE), "order is at"),
+        ((HERE, HERE, HERE, 1, 8, None), "gathered is null"),
+        ((HERE, HERE, HERE, -1, 8, HERE), "count is -1"),
+        ((HERE, HERE, HERE, 1, 0, HERE), "row_bytes is 0"),
+        ((HERE, HERE, HERE, 1, 9, HERE), "row_bytes is 9: it must be even"),
+    ],
+)
+def test_a_gather_rejects_bad_arguments(library, arguments, message):
+    loaded = native_library.load(library("rows"))
+    assert loaded.tango_rows_gather_enqueue(*arguments, None) == BAD_ARGUMENT
+    assert loaded.tango_last_error().decode().startswith(message)
+
+
 @pytest.mark.parametrize(("fault", "found"), [(0, False), (1, True)])
 def test_the_emulator_finds_a_copy_that_nobody_waits_for(library, fault, found):
     numbers, reversed_numbers = torch.arange(256.0), torch.zeros(256)
@@ -203,7 +230,7 @@ def under_sanitizer(folder, environment, kernel, case):
     return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("name", ["decode", "attention", "vision", "norm"])
+@pytest.mark.parametrize("name", ["decode", "attention", "vision", "norm", "thin"])
 def test_no_two_threads_race(tmp_path, sanitizer, name):
     ran = under_sanitizer(tmp_path, sanitizer, name, name)
     assert ran.returncode == 0, ran.stderr

@@ -1,10 +1,13 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 
+from tango_plugins import PruneParams
 from tango_plugins.reference import normalize, prune, segment, similarity
 from tests.plugins import naive_prune
-from tests.plugins.videos import cases
+from tests.plugins.videos import cases, video
 
 
 @given(cases(budget="paper"))
@@ -16,6 +19,22 @@ def test_the_reference_agrees_with_the_naive_restatement(case):
     expected = naive_prune.prune(X.tolist(), A.tolist(), t.tolist(), pruned.segments.tolist(), params)
     assert pruned.indices.tolist() == sorted(expected)
     assert pruned.tokens == pytest.approx(np.array([expected[i] for i in sorted(expected)]), abs=1e-9)
+
+
+@pytest.mark.parametrize("ratio", [0.1, 0.1217, 0.2])
+def test_the_grid_and_sinks_of_llava_video(ratio):
+    """13×13 tokens a frame; the loudest of them are its sinks."""
+    params = PruneParams(ratio, grid=(13, 13), sink_positions=(26, 157, 11))
+    X, A, t = (x.astype(np.float64) for x in video(3, (13, 13), 12, seed=3, cuts=(2,), moving=0.3))
+    A[:, params.sinks] = 9.0
+    pruned = prune(X, A, t, params)
+    expected = naive_prune.prune(X.tolist(), A.tolist(), t.tolist(), pruned.segments.tolist(), params)
+    assert pruned.indices.tolist() == sorted(expected)
+    assert pruned.tokens == pytest.approx(np.array([expected[i] for i in sorted(expected)]), abs=1e-9)
+    loud = prune(X, A, t, replace(params, sink_positions=()))
+    salient, with_sinks = ({*(found.indices[~found.merged] % 169).tolist()} for found in (pruned, loud))
+    assert not salient & {26, 157, 11}
+    assert with_sinks >= {26, 157, 11}
 
 
 @given(cases())

@@ -1,12 +1,25 @@
 import pytest
 
-from tango_plugins import PruneParams, TangoError
+from tango_plugins import PruneParams, TangoError, op
 
 
 def test_the_authors_segment_thresholds():
     assert [PruneParams(r).tau_segment for r in (0.05, 0.1, 0.15)] == [0.65, 0.65, 0.8]
     assert PruneParams(0.05).at(0.2).tau_segment == 0.8
     assert PruneParams(0.05, segment_threshold=0.7).tau_segment == 0.7
+
+
+def test_the_operator_keeps_more_where_the_decoder_drops_some():
+    """LLaVA-Video as Tango's authors evaluate it: half of the rows from layer 18 of 28 on."""
+    params = PruneParams(grid=(13, 13), decoder_share=(18 + 10 * 0.5) / 28)
+    found = [params.at(ratio).resolved() for ratio in (0.1, 0.15, 0.2, 0.9)]
+    assert [each.retention_ratio for each in found] == [0.1217, 0.1826, 0.2435, 1.0]
+    assert [each.segment_threshold for each in found] == [0.65, 0.8, 0.8, 0.8]
+    assert all(each.resolved() == each for each in found)
+    assert op.exact_count(64, 169, params) == op.exact_count(64, 169, found[0]) == 1317
+    assert op.capacity(64, 169, params) == op.capacity(64, 169, found[0])
+    assert op.attributes(params)["retention_ratio"] == 1000
+    assert op.node_attributes(params)["retention_ratio"] == 1217
 
 
 def test_sinks_belong_to_their_grid():
@@ -37,6 +50,8 @@ def test_a_ratio_is_what_its_ten_thousandths_give():
         ("grid", (14,)),
         ("merge_order", "random"),
         ("budget", "loose"),
+        ("decoder_share", 0),
+        ("decoder_share", 1.1),
     ],
 )
 def test_a_value_out_of_range_is_rejected_by_name(name, value):

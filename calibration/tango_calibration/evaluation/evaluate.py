@@ -21,14 +21,17 @@ from tango_calibration.evaluation.methods import Selection, VideoFeatures
 from tango_calibration.parallel import map_in_processes
 from tango_plugins import PruneParams, TangoError
 from tango_plugins.reference import Reals
+from tango_plugins.thinning import Thinning
 from tango_runtime.backends.registry import select
 from tango_runtime.bundle import Bundle, Manifest
 from tango_runtime.pipeline.generate import Limits, PromptCache, decode_loop
-from tango_runtime.pipeline.prompt import Prompt
+from tango_runtime.pipeline.prompt import Prompt, describe
 from tango_runtime.pipeline.sampling import Sampler
 from tango_runtime.pipeline.timer import StageTimer
+from tango_runtime.pipeline.video_rows import video_rows
+from tango_runtime.sizing.memory import all_video_tokens
 from tango_runtime.util.console import OnProgress
-from tango_runtime.video import sample
+from tango_runtime.video import Clock, sample
 from tango_runtime.video.preprocess import preprocess
 
 
@@ -112,8 +115,13 @@ class Evaluator(Protocol):
     def encode_video(self, frames: NDArray[np.uint8]) -> tuple[Reals, Reals]:
         """[F, H, W, 3] → features [F, L, D] and salience [F, L]."""
 
-    def answer(self, tokens: Reals, questions: Sequence[str]) -> tuple[list[str], float]:
-        """Answers each question independently, after one prefill of the video's tokens [K, D]; K may be 0.
+    def answer(self, kept: Selection, clock: Clock, questions: Sequence[str]) -> tuple[list[str], float]:
+        """Answers each question independently, after one prefill of the kept tokens; there may be none.
+
+        Args:
+            kept: The video's tokens.
+            clock: When its frames are.
+            questions: What is asked.
 
         Returns:
             (an answer to each question, milliseconds of the prefill).
@@ -153,20 +161,20 @@ class BundleEvaluator:
         features, salience = self._backend.vision(frames, lambda done: None)
         return self._backend.to_host(features), self._backend.to_host(salience)
 
-    def answer(self, tokens: Reals, questions: Sequence[str]) -> tuple[list[str], float]:
-        """Answers each question independently, after one prefill of the video's tokens [K, D]; K may be 0.
-
-        Returns:
-            (an answer to each question, milliseconds of the prefill).
+    def answer(self, kept: Selection, clock: Clock, questions: Sequence[str]) -> tuple[list[str], float]:
+        """Answers each question independently, after one prefill of the kept tokens; see :class:`Evaluator`.
 
         Raises:
             TangoError: A question contains a special token, or the prompt is longer than the bundle's context.
         """
         manifest, limits = self._bundle.manifest, Limits.of(self._bundle.manifest, self._max_new_tokens)
-        before, afters = _encode(self._prompt, questions)
-        length = _require_room(manifest, limits, before, afters, len(tokens))
-        pieces, newline = [self._backend.embed(before), tokens], manifest.prompt.after_video
-        with closing(PromptCache(self._backend, pieces, newline, length, limits.context)) as cache:
+        before, afters = _encode(self._prompt, questions, describe(manifest.prompt.video_text, clock))
+        video = video_rows(manifest, self._backend, kept.tokens, kept.indices)
+        length = _require_room(manifest, limits, before, afters, len(video))
+        pieces, newline = [self._backend.embed(before), video], manifest.prompt.after_video
+        inner, whole = manifest.decoder.inner, len(kept.indices) == manifest.video.total_tokens(len(clock.seconds))
+        thinning = None if inner is None or whole else Thinning(len(before), len(video), inner.kept(len(video)))
+        with closing(PromptCache(self._backend, pieces, newline, length, limits.context, thinning)) as cache:
             cache.reserve(max(map(len, afters)) + self._max_new_tokens)
             begin = time.perf_counter()
             cache.prefill()
@@ -179,9 +187,9 @@ class BundleEvaluator:
         return self._prompt.decode(ids).strip()
 
 
-def _encode(prompt: Prompt, questions: Sequence[str]) -> tuple[NDArray[np.int64], list[NDArray[np.int64]]]:
+def _encode(prompt: Prompt, questions: Sequence[str], about: str) -> tuple[NDArray[np.int64], list[NDArray[np.int64]]]:
     """Token ids of the text before the video, which all questions share, and of the text after it for each."""
-    befores, afters = zip(*map(prompt.encode, questions), strict=True)
+    befores, afters = zip(*(prompt.encode(question, about) for question in questions), strict=True)
     if any(not np.array_equal(before, befores[0]) for before in befores):
         raise TangoError(
             "the chat template puts the question before the video", "use a model whose template puts it after the video"
@@ -210,9 +218,11 @@ def check_room(bundle: Bundle, videos: Sequence[Video]) -> None:
     """
     prompt, manifest = Prompt.of(bundle), bundle.manifest
     for video in videos:
-        total = manifest.video.total_tokens(video.frames)
+        row_ends, soonest = manifest.prompt.row_end is not None, Clock(np.zeros(video.frames), 0.0)
+        total = all_video_tokens(manifest.video, manifest.params, video.frames, row_ends=row_ends)
         try:
-            before, afters = _encode(prompt, [question.text for question in video.questions])
+            about = describe(manifest.prompt.video_text, soonest)  # of all times, these are the shortest to write
+            before, afters = _encode(prompt, [question.text for question in video.questions], about)
             _require_room(manifest, Limits.of(manifest, 1), before, afters, total)
         except TangoError as error:
             raise TangoError(f"{video.name}: {error.message}", error.hint) from error
@@ -255,7 +265,8 @@ def evaluate(
 def _evaluate(
     evaluator: Evaluator, video: Video, trials: Sequence[Trial], params: PruneParams, seed: int
 ) -> list[Record]:
-    batch = preprocess(sample(video.source, video.frames), evaluator.size)
+    stream = sample(video.source, video.frames)
+    batch = preprocess(stream, evaluator.size)
     features = VideoFeatures(*evaluator.encode_video(batch.host_frames), batch.seconds)
 
     @cache
@@ -271,7 +282,7 @@ def _evaluate(
     records = []
     for trial in trials:
         selection, prune_ms = select_tokens(trial)
-        answers, prefill_ms = evaluator.answer(selection.tokens, [question.text for question in video.questions])
+        answers, prefill_ms = evaluator.answer(selection, stream.clock, [question.text for question in video.questions])
         counts = len(selection.indices), features.total
         for key, question, answer in zip(video.ids, video.questions, answers, strict=True):
             correct = is_correct(question, answer)

@@ -176,6 +176,11 @@ def check(request: CalibrationRequest) -> Bundle:
             f"fp8 needs an fp16 bundle, and {request.bundle} is in {bundle.manifest.dtype}",
             "export the checkpoint in fp16 (tango-export --dtype fp16)",
         )
+    if "decoder" in request.precisions and bundle.manifest.decoder.inner:
+        raise TangoError(
+            f"the decoder of {request.bundle} has inner pruning and is not quantized",
+            "calibrate its vision alone, or export without --inner-layer",
+        )
     for name, choice in request.precisions.items():
         spec = bundle.manifest.graphs[name]
         if spec.quantization:

@@ -23,9 +23,11 @@ from tango_plugins import TangoError, reference
 from tango_runtime.backends.base import Backend
 from tango_runtime.bundle import Bundle
 from tango_runtime.pipeline.generate import Limits, PromptCache, decode_loop
-from tango_runtime.pipeline.prompt import Prompt
+from tango_runtime.pipeline.prompt import Prompt, describe
 from tango_runtime.pipeline.sampling import Sampler
 from tango_runtime.pipeline.timer import StageTimer
+from tango_runtime.pipeline.video_rows import video_rows
+from tango_runtime.video import sample
 
 
 @dataclass(frozen=True)
@@ -65,11 +67,13 @@ def capture(bundle: Bundle, backend: Backend, prompt: Prompt, video: Video, max_
     frames, seconds = load_frames(bundle, video)
     features, salience = (backend.to_host(t) for t in backend.vision(frames, lambda done: None))
     pruned = reference.prune(features, salience, seconds, bundle.manifest.params)
-    before, after = prompt.encode(video.questions[0].text)
+    about = describe(bundle.manifest.prompt.video_text, sample(video.source, video.frames).clock)
+    before, after = prompt.encode(video.questions[0].text, about)
     newline = np.array(bundle.manifest.prompt.after_video, np.int64)
     texts = [backend.to_host(backend.embed(ids)) for ids in (before, np.concatenate((newline, after)))]
-    whole = np.concatenate((texts[0], pruned.tokens, texts[1]))
-    answer = _answer(bundle, backend, whole, pruned.count, max_new_tokens, f"clip {video.name}")
+    rows = video_rows(bundle.manifest, backend, pruned.tokens, pruned.indices)
+    whole = np.concatenate((texts[0], rows, texts[1]))
+    answer = _answer(bundle, backend, whole, len(rows), max_new_tokens, f"clip {video.name}")
     return Capture(pruned.indices, pruned.merged, DecoderInput(whole, backend.to_host(backend.embed(answer))))
 
 

@@ -12,6 +12,7 @@ from tango_export.export import DTYPES, Request, export, known_models
 from tango_export.validate import missing_packages, validate
 from tango_plugins import TangoError
 from tango_plugins.params import Budget
+from tango_runtime.bundle import InnerPruning
 from tango_runtime.cli.args import (
     add_context,
     add_frames,
@@ -19,6 +20,8 @@ from tango_runtime.cli.args import (
     add_overwrite,
     add_retention_ratio,
     non_negative_int,
+    positive_int,
+    ratio,
 )
 from tango_runtime.cli.command import Command
 from tango_runtime.util.console import status
@@ -47,7 +50,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
         "so that a GPU need not wait for their number (default: %(default)s)",
     )
     add_frames(parser, note="the family's number")
-    add_context(parser, default.context)
+    add_context(parser, "the family's number")
     parser.add_argument(
         "--sink-positions",
         type=non_negative_int,
@@ -55,6 +58,19 @@ def _configure(parser: argparse.ArgumentParser) -> None:
         metavar="P",
         help="row-major grid positions of attention sinks, whose salience is ignored; give none if there are none "
         "(default: the family's for the grid)",
+    )
+    parser.add_argument(
+        "--inner-layer",
+        type=positive_int,
+        metavar="LAYER",
+        help="layer from which on the decoder sees only some of the video's tokens (18 of LLaVA-Video's 28 as Tango's "
+        "authors evaluate it; default: it sees all of them in every layer)",
+    )
+    parser.add_argument(
+        "--inner-ratio",
+        type=ratio,
+        metavar="RATIO",
+        help="fraction of the video's tokens that it sees from there on (default with --inner-layer: 0.5)",
     )
     parser.add_argument("--no-validate", action="store_true", help="do not compare the graphs with the original model")
 
@@ -74,6 +90,7 @@ def _run(args: argparse.Namespace) -> int:
             frames=args.frames,
             context=args.context,
             sink_positions=None if args.sink_positions is None else tuple(args.sink_positions),
+            inner=_inner(args),
             overwrite=args.overwrite,
         )
     )
@@ -92,6 +109,14 @@ def _run(args: argparse.Namespace) -> int:
         raise TangoError(
             "interrupted while validating", f"the bundle {output} is complete; to validate it: tango validate {output}"
         ) from error
+
+
+def _inner(args: argparse.Namespace) -> InnerPruning | None:
+    if args.inner_layer is None:
+        if args.inner_ratio is not None:
+            raise TangoError("--inner-ratio is given without --inner-layer", "add --inner-layer 18, or leave it out")
+        return None
+    return InnerPruning(args.inner_layer, 0.5 if args.inner_ratio is None else args.inner_ratio)
 
 
 EXPORT = Command(_configure, _run)

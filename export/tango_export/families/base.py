@@ -9,7 +9,7 @@ from typing import Protocol
 
 from tango_export.graph.builder import Array, Definition, Read
 from tango_plugins import PruneParams
-from tango_runtime.bundle import Config, DecoderSpec, Manifest, PromptSpec, VideoSpec, VisionSpec
+from tango_runtime.bundle import Config, DecoderSpec, InnerPruning, Manifest, PromptSpec, VideoSpec, VisionSpec
 
 
 @dataclass(frozen=True)
@@ -79,11 +79,13 @@ class Family:
         name: What ``--model`` calls it.
         presets: Its published checkpoints, by what ``--model`` calls them; the family's own name is among them.
         load: Opens the folders ``checkpoint`` and, where one is named, ``salience``, for a context of this many
-            positions; reads names and shapes, not yet the weights.
+            positions, and with inner pruning where it is given; reads names and shapes, not yet the weights.
         definitions: The graphs of a bundle, from its bundle.json. Their weights are the bundle's.
+        context: Positions by default: a prompt with all tokens of a video, and an answer.
     """
 
     name: str
     presets: Mapping[str, Preset]
-    load: Callable[[Mapping[str, Path], int], Model]
+    load: Callable[[Mapping[str, Path], int, InnerPruning | None], Model]
     definitions: Callable[[Manifest], tuple[Definition, ...]]
+    context: int = 8192

@@ -119,12 +119,14 @@ class CacheShape:
     """A decoder's key/value cache, and the attention over it.
 
     Attributes:
-        layers: Layers.
+        layers: Layers of the graph.
         heads: Query heads.
         kv_heads: Heads of the cache.
         head_dim: Width of one head.
         context: Most positions.
         rope_theta: Base of the rotary frequencies.
+        first: The first layer of the graph. Where it is not 0, layers before it have run: they may have dropped tokens,
+            so that a token's rotary position is not its place in the cache.
     """
 
     layers: int
@@ -133,6 +135,12 @@ class CacheShape:
     head_dim: int
     context: int
     rope_theta: float
+    first: int = 0
+
+    @property
+    def indices(self) -> range:
+        """The layers of the graph."""
+        return range(self.first, self.first + self.layers)
 
 
 #: What all layers of a decoder share about the positions of one pass; only the form that made it reads it.

@@ -41,7 +41,7 @@ def add_bias(g: GraphBuilder, x: Biased) -> str:
 
 
 def layer_norm(g: GraphBuilder, name: str, x: str | Addition, width: int, eps: float) -> tuple[str, str]:
-    x = _added(g, x)
+    x = added(g, x)
     weights = [g.parameter(f"{name}.{kind}", width, dtype="float32") for kind in ("weight", "bias")]
     wide = g.widen(x, f"{name}.fp32")
     normed = g.node("LayerNormalization", [wide, *weights], f"{name}.normalized", axis=-1, epsilon=eps)
@@ -49,7 +49,7 @@ def layer_norm(g: GraphBuilder, name: str, x: str | Addition, width: int, eps: f
 
 
 def rms_norm(g: GraphBuilder, name: str, x: str | Addition, width: int, eps: float) -> tuple[str, str]:
-    x = _added(g, x)
+    x = added(g, x)
     wide = g.widen(x, f"{name}.fp32")
     square = g.node("Mul", [wide, wide], f"{name}.square")
     mean = g.mean(square, f"{name}.mean", -1, keepdims=1)
@@ -110,12 +110,13 @@ def constant_matmul(g: GraphBuilder, name: str, weight: str, x: str) -> str:
 def start_decoder(g: GraphBuilder, width: int, cache: CacheShape) -> tuple[str, Positions]:
     """The cache may be longer than its rows: key j counts only where j < positions[0]. So one graph serves prefill
     (an empty cache) and decoding (a cache of fixed capacity)."""
-    embeddings = g.input("embeddings", g.dtype, "N", width)
+    embeddings = g.input("rows" if cache.first else "embeddings", g.dtype, "N", width)
     positions = g.input("positions", "int64", "N")
-    for layer in range(cache.layers):
+    rotary = g.input("rotary", "int64", "N") if cache.first else positions
+    for layer in cache.indices:
         for kind in ("key", "value"):
             g.input(f"past_{kind}.{layer}", g.dtype, cache.kv_heads, "P", cache.head_dim)
-    return embeddings, (*_rotation(g, positions, cache), _causal_mask(g, positions))
+    return embeddings, (*_rotation(g, rotary, cache), _causal_mask(g, positions, f"past_key.{cache.first}"))
 
 
 def cached_attention(
@@ -148,11 +149,18 @@ def cached_attention(
     return g.reshape(mixed, name, tokens, heads * head_dim)
 
 
+def last_share(g: GraphBuilder, name: str) -> str:
+    """What the last query of a cached attention of this name gives each position, the mean over heads: [P + T] fp32."""
+    last = g.slice(f"{name}.softmax", f"{name}.share.last", axis=2, begin=-1)
+    return g.reshape(g.node("ReduceMean", [last], f"{name}.share.mean", axes=[0, 1], keepdims=0), f"{name}.share", -1)
+
+
 def last_position(g: GraphBuilder, name: str, x: str, width: int) -> str:
     return _last(g, name, x, width)
 
 
-def _added(g: GraphBuilder, x: str | Addition) -> str:
+def added(g: GraphBuilder, x: str | Addition) -> str:
+    """A sum that was still to be computed."""
     return x if isinstance(x, str) else g.node("Add", [x.residual, add_bias(g, x.branch)], x.name)
 
 
@@ -219,14 +227,14 @@ def _rotate(g: GraphBuilder, name: str, x: str, cos: str, sin: str, head_dim: in
     return g.node("Add", parts, f"{name}.rotated")
 
 
-def _causal_mask(g: GraphBuilder, positions: str) -> str:
+def _causal_mask(g: GraphBuilder, positions: str, past: str) -> str:
     """What may be attended to, as an addend of the scores: [T, P + T] fp32, 0 or the lowest finite number."""
     zero, one = g.constant(0), g.constant(1)
 
     def size(x: str, axis: str, name: str) -> str:
         return g.node("Gather", [g.node("Shape", [x], f"{name}.shape"), axis], name, axis=0)
 
-    cached = size("past_key.0", one, "mask.cached")  # P
+    cached = size(past, one, "mask.cached")  # P
     total = g.node("Add", [cached, size(positions, zero, "mask.new")], "mask.total")
     slots = g.node("Range", [zero, total, one], "mask.slots")
     begin = g.node("Gather", [positions, zero], "mask.begin", axis=0)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from onnx import TensorProto
 
 from tango_export.graph.builder import Addition, Biased, CacheShape, GraphBuilder, Positions
+from tango_export.graph.portable import added, last_share
 from tango_export.layers import gated_mlp, linear, packed_linear, rms_norm
 from tango_plugins import decoder as kernel
 
@@ -30,13 +31,14 @@ class Qwen2Config:
         """Width of one attention head."""
         return self.hidden_size // self.num_attention_heads
 
-    def cache(self, context: int) -> CacheShape:
-        """Its key/value cache for this many positions."""
+    def cache(self, context: int, layers: range | None = None) -> CacheShape:
+        """The key/value cache of some of its layers, by default all, for this many positions."""
+        layers = range(self.num_hidden_layers) if layers is None else layers
         heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
-        return CacheShape(self.num_hidden_layers, heads, kv_heads, self.head_dim, context, self.rope_theta)
+        return CacheShape(len(layers), heads, kv_heads, self.head_dim, context, self.rope_theta, layers.start)
 
 
-def decoder(g: GraphBuilder, c: Qwen2Config, context: int, vocabulary: int) -> None:
+def decoder(g: GraphBuilder, c: Qwen2Config, context: int, vocabulary: int, first: int = 0) -> None:
     """Embeddings of T tokens in, logits of the last one and the new rows of the cache out.
 
     Args:
@@ -45,11 +47,13 @@ def decoder(g: GraphBuilder, c: Qwen2Config, context: int, vocabulary: int) -> N
         context: Most positions.
         vocabulary: Ids that the tokenizer knows. The rows of the head beyond them are padding, some of it random; they
             give no logit, so they are never sampled.
+        first: The first layer of the graph. Where it is not 0, rows of :func:`lower_decoder` take the place of the
+            embeddings.
     """
-    cache = c.cache(context)
+    cache = c.cache(context, range(first, c.num_hidden_layers))
     embeddings, positions = g.form.start_decoder(g, c.hidden_size, cache)  # [T, D]
     x: str | Addition = embeddings
-    for layer in range(c.num_hidden_layers):
+    for layer in cache.indices:
         x = decoder_layer(g, layer, x, positions, c, cache)
     normed, _ = rms_norm(g, "norm", x, c.hidden_size, c.rms_norm_eps)  # [1, D]
     row = linear(g, "lm_head", normed, c.hidden_size, c.vocab_size, bias=False).value
@@ -57,6 +61,21 @@ def decoder(g: GraphBuilder, c: Qwen2Config, context: int, vocabulary: int) -> N
     # A Cast in fp32, too: TensorRT 8.6 left an output that is a Slice all zero.
     logits = g.node("Cast", [known], "lm_head.fp32", to=TensorProto.FLOAT)
     g.output(logits, "logits", "float32", vocabulary, first=True)
+
+
+def lower_decoder(g: GraphBuilder, c: Qwen2Config, context: int, end: int) -> None:
+    """The layers before ``end``: embeddings of T tokens in, their rows [T, D] out.
+
+    Out comes also what the last of the tokens attends to in the last of these layers: a share for each of the P cached
+    positions and the T new ones. There is this graph in the portable form only: a fused attention keeps its shares.
+    """
+    cache = c.cache(context, range(end))
+    embeddings, positions = g.form.start_decoder(g, c.hidden_size, cache)
+    x: str | Addition = embeddings
+    for layer in cache.indices:
+        x = decoder_layer(g, layer, x, positions, c, cache)
+    g.output(last_share(g, f"layers.{end - 1}.self_attn"), "share", "float32", "S", first=True)
+    g.output(added(g, x), "rows", g.dtype, "N", c.hidden_size, first=True)
 
 
 def decoder_layer(

@@ -12,6 +12,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from tango_plugins import PruneParams, TangoError
 from tango_plugins.device_array import DeviceArray
+from tango_plugins.thinning import Thinning
 from tango_runtime.util.console import OnProgress
 
 #: A tensor where the backend keeps it: a NumPy array on a CPU, a device array on a GPU. The pipeline only passes it on.
@@ -54,11 +55,13 @@ class PrunedTokens:
 
     Attributes:
         tokens: [K, D], where the backend keeps it.
+        indices: [K] int32, flat f·L + l, ascending; where the backend keeps it, or on the host.
         count: K.
         trace: Reads the rest, which no answer waits for. Valid until the next video is pruned.
     """
 
     tokens: Tensor
+    indices: Tensor
     count: int
     trace: Callable[[], Trace]
 
@@ -127,6 +130,18 @@ class Backend(Protocol):
     def flatten(self, features: Tensor) -> Tensor:
         """All tokens of all frames, [F·L, D]: what the decoder takes when nothing is pruned."""
 
+    def with_row_ends(self, kept: PrunedTokens, columns: int, end: int) -> tuple[Tensor, int]:
+        """Kept tokens with a row end after each grid row that keeps one.
+
+        Args:
+            kept: The tokens.
+            columns: Width of a frame's grid.
+            end: The row end: a row of the embedding graph.
+
+        Returns:
+            ([K + R, D], K + R).
+        """
+
     def embed(self, ids: NDArray[np.int64]) -> Tensor:
         """[N] → embeddings [N, D]."""
 
@@ -144,8 +159,15 @@ class Backend(Protocol):
             TangoError: There is no memory for them, or the backend's caches are smaller.
         """
 
-    def extend(self, cache: KVCache, pieces: Sequence[Tensor]) -> Logits:
+    def extend(self, cache: KVCache, pieces: Sequence[Tensor], thinning: Thinning | None = None) -> Logits:
         """Appends embeddings, [N, D] in all and at least one → logits of the last position [vocabulary].
+
+        Args:
+            cache: The sequence.
+            pieces: What is appended.
+            thinning: With it, the sequence ends a prompt here, of which the upper layers of a decoder with inner
+                pruning see only some of the video's rows: all they had of the sequence is forgotten and computed anew.
+                Other bundles have none.
 
         Raises:
             TangoError: The sequence would be longer than the bundle's context, or there is no memory for it. The
@@ -156,7 +178,10 @@ class Backend(Protocol):
         """Appends one token → logits of its position [vocabulary]; raises what :meth:`extend` does."""
 
     def rewind(self, cache: KVCache, length: int) -> None:
-        """Forgets everything after the first ``length`` positions, so that other tokens may follow them."""
+        """Forgets everything after the first ``length`` positions, so that other tokens may follow them.
+
+        After less than a thinned prompt, only what ends another prompt may follow.
+        """
 
     def to_host(self, tensor: Tensor) -> NDArray[Any]:
         """A copy of a tensor on the host."""

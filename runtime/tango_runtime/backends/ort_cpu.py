@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tango_plugins import PruneParams, TangoError, reference
+from tango_plugins import PruneParams, TangoError, reference, row_ends
 from tango_plugins.device_array import DeviceArray
+from tango_plugins.thinning import Thinning
 from tango_runtime.backends.base import HostEvent, PrunedTokens, Trace, require_context
 from tango_runtime.backends.ort_options import session_options
-from tango_runtime.bundle import Bundle, GraphName, TensorSpec
+from tango_runtime.bundle import Bundle, GraphName, GraphSpec, TensorSpec
 from tango_runtime.util.console import OnProgress
 from tango_runtime.util.errors import first_line
 from tango_runtime.util.versions import release
@@ -23,7 +24,7 @@ Array = NDArray[Any]
 
 #: Tokens of one pass of the prefill. Scores take heads · pass · positions · 4 bytes: in one pass, 6300 tokens that were
 #: not pruned would take 2.2 GB in each layer of the 0.5B model.
-_PASS = 1024
+PASS = 1024
 
 #: A cache that must grow gets a multiple of this many positions.
 _GROWTH = 256
@@ -120,10 +121,9 @@ class OrtCpuBackend:
     """
 
     def __init__(self, bundle: Bundle, *, threads: int = 0) -> None:
-        self._vision, self._embed, self._decoder = (
-            _open(bundle, name, threads) for name in ("vision", "embed", "decoder")
-        )
-        self._cache_specs = bundle.manifest.graphs["decoder"].inputs[2:]
+        self._vision, self._embed = (open_graph(bundle, name, threads) for name in ("vision", "embed"))
+        self._decoder = open_graph(bundle, bundle.manifest.decoders[-1], threads)
+        self._cache_specs = cache_inputs(bundle.manifest.graphs[bundle.manifest.decoders[-1]])
         self._context = bundle.manifest.decoder.context
         self.description, self.fallback_reason = f"ONNX Runtime {_onnxruntime().__version__}, CPU", ""
 
@@ -138,7 +138,7 @@ class OrtCpuBackend:
         parts = []
         for i in range(len(frames)):
             # One frame at a time: on a CPU a batch is no faster, and its scores would take F times the memory.
-            parts.append(_run(self._vision, {"frames": frames[i : i + 1]}))
+            parts.append(run_graph(self._vision, {"frames": frames[i : i + 1]}))
             on_progress(1)
         features, salience = (np.concatenate(part) for part in zip(*parts, strict=True))
         return features, salience
@@ -148,15 +148,21 @@ class OrtCpuBackend:
     ) -> PrunedTokens:
         """Features, salience and frame times in seconds → the tokens that are kept."""
         pruned = reference.prune(features, salience, seconds, params)
-        return PrunedTokens(pruned.tokens, pruned.count, lambda: Trace(pruned.indices, pruned.merged, pruned.segments))
+        trace = Trace(pruned.indices, pruned.merged, pruned.segments)
+        return PrunedTokens(pruned.tokens, pruned.indices, pruned.count, lambda: trace)
 
     def flatten(self, features: Array) -> Array:
         """[F, L, D] → [F·L, D]."""
         return features.reshape(-1, features.shape[-1])
 
+    def with_row_ends(self, kept: PrunedTokens, columns: int, end: int) -> tuple[Array, int]:
+        """Kept tokens with a row end after each grid row that keeps one."""
+        rows = row_ends.with_row_ends(kept.tokens, kept.indices, columns, self.embed(np.array([end]))[0])
+        return rows, len(rows)
+
     def embed(self, ids: NDArray[np.int64]) -> Array:
         """[N] → embeddings [N, D]."""
-        embeddings: Array = _run(self._embed, {"ids": ids})[0]
+        embeddings: Array = run_graph(self._embed, {"ids": ids})[0]
         return embeddings
 
     def new_cache(self, capacity: int) -> HostKVCache:
@@ -167,14 +173,17 @@ class OrtCpuBackend:
         """Makes room for so many positions in all."""
         cache.reserve(positions)
 
-    def extend(self, cache: HostKVCache, pieces: Sequence[Array]) -> NDArray[np.float32]:
+    def extend(
+        self, cache: HostKVCache, pieces: Sequence[Array], thinning: Thinning | None = None
+    ) -> NDArray[np.float32]:
         """Appends embeddings, [N, D] in all → logits of the last position."""
+        assert thinning is None
         embeddings, before = np.concatenate(pieces), cache.length
         require_context(before, len(embeddings), self._context)
         cache.reserve(before + len(embeddings))
         try:
-            for begin in range(0, len(embeddings), _PASS):
-                logits = self._append(cache, embeddings[begin : begin + _PASS])
+            for begin in range(0, len(embeddings), PASS):
+                logits = self._append(cache, embeddings[begin : begin + PASS])
         except BaseException:
             cache.rewind(before)
             raise
@@ -201,7 +210,7 @@ class OrtCpuBackend:
         positions = np.arange(cache.length, cache.length + len(embeddings), dtype=np.int64)
         # An empty cache spares attention the rows that would not count.
         past = cache.rows if cache.length else {name: rows[:, :0] for name, rows in cache.rows.items()}
-        logits, *rows = _run(self._decoder, {"embeddings": embeddings, "positions": positions, **past})
+        logits, *rows = run_graph(self._decoder, {"embeddings": embeddings, "positions": positions, **past})
         cache.append(rows)
         found: NDArray[np.float32] = logits
         return found
@@ -209,10 +218,14 @@ class OrtCpuBackend:
 
 def open_backend(bundle: Bundle, threads: int) -> OrtCpuBackend:
     """Loads a bundle's graphs on the CPU; raises what :class:`OrtCpuBackend` does."""
-    return OrtCpuBackend(bundle, threads=threads)
+    if bundle.manifest.decoder.inner is None:
+        return OrtCpuBackend(bundle, threads=threads)
+    from tango_runtime.backends.ort_cpu_thinning import ThinningOrtCpuBackend
+
+    return ThinningOrtCpuBackend(bundle, threads=threads)
 
 
-def _open(bundle: Bundle, name: GraphName, threads: int) -> Any:
+def open_graph(bundle: Bundle, name: GraphName, threads: int) -> Any:
     """The session of a graph, once its tensors are those that bundle.json lists."""
     check_runtime(bundle, name)
     session = open_session(bundle.graph(name), threads=threads)
@@ -261,10 +274,16 @@ def check_tensors(bundle: Bundle, name: GraphName, session: Any) -> None:
             )
 
 
-def _run(session: Any, feeds: dict[str, Array]) -> list[Array]:
+def run_graph(session: Any, feeds: dict[str, Array]) -> list[Array]:
+    """All outputs of a graph, in order."""
     with ort_errors("run a graph", _VERIFY):
         outputs: list[Array] = session.run(None, feeds)
     return outputs
+
+
+def cache_inputs(graph: GraphSpec) -> tuple[TensorSpec, ...]:
+    """The inputs of a decoder graph that are its cache."""
+    return tuple(tensor for tensor in graph.inputs if tensor.name.startswith("past_"))
 
 
 def empty_cache(specs: Sequence[TensorSpec], capacity: int) -> dict[str, Array]:

@@ -116,6 +116,8 @@ class Measured:
 
     Attributes:
         kept: Video tokens in the prompt, K.
+        rows: Positions that they take, row ends included.
+        thinned: Those of them that the decoder's upper layers see; None where every layer sees all.
         total: Video tokens before pruning, F·L.
         prompt_tokens: Positions of the prompt.
         milliseconds: Samples by name, in the order of the pipeline: ``video`` (sampling and resizing, on the host),
@@ -128,6 +130,8 @@ class Measured:
     """
 
     kept: int
+    rows: int
+    thinned: int | None
     total: int
     prompt_tokens: int
     milliseconds: Samples
@@ -297,7 +301,8 @@ class Bench:
         samples["second question"] = self._second_questions(clip, case)
         samples |= self._new_lengths(clip, case, answer.prompt_tokens)
         device = self._peak if self.on_device else None
-        return Measured(answer.kept, answer.total, answer.prompt_tokens, samples, device, peak_host())
+        counts = answer.kept, answer.rows, answer.thinned, answer.total, answer.prompt_tokens
+        return Measured(*counts, samples, device, peak_host())
 
     def _second_questions(self, clip: NDArray[np.uint8], case: Case) -> list[float]:
         """Milliseconds to the first token of questions in a session that has answered another question.

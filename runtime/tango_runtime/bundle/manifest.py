@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from string import Formatter
 from typing import Annotated, Literal, get_args
 
 import numpy as np
@@ -26,7 +27,8 @@ MANIFEST = "bundle.json"
 #: mapped or copied to: cudaMalloc aligns as much, and kernels for matrices read whole lines of it.
 WEIGHT_ALIGNMENT = 256
 
-GraphName = Literal["vision", "prune", "embed", "decoder"]
+#: A decoder that drops tokens on its way is two graphs, ``decoder_low`` and ``decoder_high``, in place of ``decoder``.
+GraphName = Literal["vision", "prune", "embed", "decoder", "decoder_low", "decoder_high"]
 GRAPHS: tuple[GraphName, ...] = get_args(GraphName)
 Runtime = Literal["onnxruntime", "tensorrt"]
 DType = Literal["float16", "float32", "float8_e4m3fn", "int32", "int64", "int8", "uint8"]
@@ -52,7 +54,7 @@ class TensorSpec:
         name: Its name in the graph.
         dtype: NumPy's name of the element type.
         shape: An integer, or the name of a dynamic axis: ``F`` steps of frames, ``N`` tokens, ``P`` cached tokens,
-            ``K`` kept tokens, ``H`` and ``W`` pixels, ``L`` tokens of one step of frames.
+            ``S`` cached and new ones, ``K`` kept tokens, ``H`` and ``W`` pixels, ``L`` tokens of one step of frames.
     """
 
     name: str
@@ -227,7 +229,7 @@ class PromptSpec:
         row_end: Row of the embedding graph that follows each grid row with a kept token (LLaVA-Video's newline); None
             for none.
         video_text: Text between the video and the question, a format string over ``duration`` (seconds), ``frames``
-            (their number) and ``times`` (seconds, comma-separated); None for none.
+            (their number) and ``times`` (``0.00s,1.00s,…``); None for none.
     """
 
     placeholder: str
@@ -283,6 +285,27 @@ class VisionSpec:
 
 
 @dataclass(frozen=True)
+class InnerPruning:
+    """A decoder that drops some of the video's rows on its way.
+
+    Attributes:
+        layer: The first layer that runs without them, counted from 0. Those before it are the graph ``decoder_low``.
+        ratio: Share of the video's rows that stay, row ends included.
+    """
+
+    layer: Positive
+    ratio: float
+
+    def kept(self, rows: int) -> int:
+        """How many of the video's rows stay: the nearest number, halves to even."""
+        return round(rows * self.ratio)
+
+    def share(self, layers: int) -> float:
+        """Share of the video's rows that a layer sees, in the mean over a decoder's layers."""
+        return (self.layer + (layers - self.layer) * self.ratio) / layers
+
+
+@dataclass(frozen=True)
 class DecoderSpec:
     """The decoder's dimensions.
 
@@ -296,6 +319,7 @@ class DecoderSpec:
         context: Most positions, prompt and answer together.
         norm_eps: ε of its norms.
         rotary: Its positions on three axes; None where a token's position is its cache slot.
+        inner: Which of the video's rows it drops on its way; None where every layer sees all of them.
     """
 
     layers: Positive
@@ -307,6 +331,7 @@ class DecoderSpec:
     context: Positive
     norm_eps: Annotated[float, Range(0, 1)]
     rotary: RotarySpec | None = None
+    inner: InnerPruning | None = None
 
 
 @dataclass(frozen=True)
@@ -360,7 +385,13 @@ class Manifest:
     @property
     def params(self) -> PruneParams:
         """The operator's parameters."""
-        return op.params_from(self.prune)
+        params, inner = op.params_from(self.prune), self.decoder.inner
+        return replace(params, decoder_share=inner.share(self.decoder.layers)) if inner else params
+
+    @property
+    def decoders(self) -> tuple[GraphName, ...]:
+        """The decoder's graphs, in the order in which they run."""
+        return ("decoder_low", "decoder_high") if self.decoder.inner else ("decoder",)
 
     def graph_files(self, name: GraphName) -> tuple[str, ...]:
         """Every file of a graph: its ONNX files, and its weights where it has any."""
@@ -410,7 +441,10 @@ def read_manifest(path: Path) -> Manifest:
         op.params_from(manifest.prune)
     except TangoError as error:
         raise TangoError(f"{file}: prune: {error.message}", error.hint) from error
+    _check_graphs(manifest, file)
     _check_names(manifest, file)
+    if manifest.prompt.video_text is not None:
+        _check_video_text(manifest.prompt.video_text, file)
     _check_dimensions(manifest, file)
     for name in manifest.graphs:
         _check_weights(manifest, name, f"{file}: graphs: {name}")
@@ -422,7 +456,8 @@ def _export_again(data: dict[str, object]) -> str:
     source, decoder, prune = (
         part if isinstance(part := data.get(key), dict) else {} for key in ("source", "decoder", "prune")
     )
-    command = ["tango-export", "--checkpoint", str(source.get("checkpoint", "CHECKPOINT"))]
+    command = ["tango-export", "--model", str(data.get("family", "FAMILY"))]
+    command += ["--checkpoint", str(source.get("checkpoint", "CHECKPOINT"))]
     if salience := source.get("salience", source.get("siglip")):
         command += ["--salience-checkpoint", str(salience)]
     if context := decoder.get("context"):
@@ -430,6 +465,14 @@ def _export_again(data: dict[str, object]) -> str:
     if isinstance(sinks := prune.get("sink_positions"), list):
         command += ["--sink-positions", *map(str, sinks)]
     return f"export it again: {shlex.join(command)} --output FOLDER"
+
+
+def _check_graphs(manifest: Manifest, file: Path) -> None:
+    """Refuses a bundle that lacks a graph, or has one that it does not need."""
+    wanted = {"vision", "prune", "embed", *manifest.decoders}
+    for name in sorted(wanted.symmetric_difference(manifest.graphs)):
+        problem = "has no" if name in wanted else "needs no"
+        raise TangoError(f"{file}: graphs {problem} {name!r}", _RESTORE)
 
 
 def _check_names(manifest: Manifest, file: Path) -> None:
@@ -443,28 +486,44 @@ def _check_names(manifest: Manifest, file: Path) -> None:
             raise TangoError(f"{file}: graphs: {name!r} is not the name of an ONNX file", _RESTORE)
 
 
+def _check_video_text(text: str, file: Path) -> None:
+    """Refuses what is no format string over what is known of a video."""
+    try:
+        for _, name, form, conversion in Formatter().parse(text):
+            if name not in (None, "duration", "frames", "times"):
+                raise TangoError(f"{file}: prompt: video_text has an unknown field {name!r}", _RESTORE)
+            if form not in (None, "", ".2f") or conversion:  # a width could fill the memory
+                raise TangoError(f"{file}: prompt: video_text has a field of the form {form!r}", _RESTORE)
+        text.format(duration=0.0, frames=0, times="")
+    except ValueError as error:
+        raise TangoError(f"{file}: prompt: video_text is no format string: {error}", _RESTORE) from error
+
+
 def _check_dimensions(manifest: Manifest, file: Path) -> None:
     """Refuses dimensions that contradict one another here, and not in the middle of an answer."""
+    decoder, inner = manifest.decoder, manifest.decoder.inner
+    if inner and not (0 < inner.layer < decoder.layers and 0 < inner.ratio <= 1):
+        raise TangoError(f"{file}: decoder: inner is out of range", _RESTORE)
     (rows, columns), tokens = manifest.params.grid, manifest.video.tokens_per_frame
     if rows * columns != tokens:
         raise TangoError(
             f"{file}: prune: a grid of {rows}x{columns} does not hold video: tokens_per_frame {tokens}", _RESTORE
         )
     _check_vision(manifest, file)
-    decoder, graph = manifest.decoder, manifest.graphs["decoder"]
-    wanted: list[tuple[int | str, ...]] = [("N", decoder.hidden_size), ("N",)]
-    if decoder.rotary:
-        wanted.append((3, "N"))
-        if 2 * sum(decoder.rotary.sections) != decoder.head_dim:
-            raise TangoError(f"{file}: decoder: rotary: sections do not fit head_dim {decoder.head_dim}", _RESTORE)
-    caches = len(graph.inputs) - len(wanted)
-    wanted += [(decoder.kv_heads, "P", decoder.head_dim)] * caches
-    same = [tensor.shape for tensor in graph.inputs] == wanted and caches == 2 * decoder.layers
-    if not same or [tensor.shape for tensor in graph.outputs[:1]] != [(manifest.prompt.vocabulary,)]:
-        raise TangoError(f"{file}: decoder and prompt: vocabulary do not fit the tensors of graphs: decoder", _RESTORE)
+    if decoder.rotary and 2 * sum(decoder.rotary.sections) != decoder.head_dim:
+        raise TangoError(f"{file}: decoder: rotary: sections do not fit head_dim {decoder.head_dim}", _RESTORE)
     tables = [weight.shape[1:] for weight in manifest.graphs["embed"].device_weights.values()]
-    if graph.device and tables != [(decoder.hidden_size,)]:  # decoding reads its rows, too
-        raise TangoError(f"{file}: graphs: decoder has a device graph, embed has none that takes its table", _RESTORE)
+    for name in manifest.decoders:
+        graph = manifest.graphs[name]
+        first = ("N", decoder.hidden_size) if name == "decoder_low" else (manifest.prompt.vocabulary,)
+        shapes = [tensor.shape for tensor in (*graph.inputs, *graph.outputs[:1])]
+        if shapes != [*_decoder_inputs(decoder, name), first]:
+            raise TangoError(
+                f"{file}: decoder and prompt: vocabulary do not fit the tensors of graphs: {name}", _RESTORE
+            )
+        if graph.device and tables != [(decoder.hidden_size,)]:  # decoding reads its rows, too
+            problem = f"{name} has a device graph, embed has none that takes its table"
+            raise TangoError(f"{file}: graphs: {problem}", _RESTORE)
     _check_rows(manifest, file)
 
 
@@ -486,6 +545,18 @@ def _check_rows(manifest: Manifest, file: Path) -> None:
         for key, rows in asked.items():
             if max(rows, default=-1) >= count:
                 raise TangoError(f"{file}: prompt: {key} is not in the table of {count} rows", _RESTORE)
+
+
+def _decoder_inputs(decoder: DecoderSpec, name: GraphName) -> list[tuple[int | str, ...]]:
+    """The shapes that a graph of the decoder takes."""
+    low = decoder.inner.layer if decoder.inner else 0
+    layers = {"decoder": decoder.layers, "decoder_low": low, "decoder_high": decoder.layers - low}[name]
+    shapes: list[tuple[int | str, ...]] = [("N", decoder.hidden_size), ("N",)]
+    if name == "decoder_high":  # rotary positions that are no places in the cache
+        shapes.append(("N",))
+    if decoder.rotary:
+        shapes.append((3, "N"))
+    return shapes + [(decoder.kv_heads, "P", decoder.head_dim)] * (2 * layers)
 
 
 def _check_weights(manifest: Manifest, name: GraphName, where: str) -> None:

@@ -197,15 +197,13 @@ def add_sampling(parser: argparse.ArgumentParser, max_new_tokens: int = 128) -> 
     add_seed(parser)
 
 
-def add_context(parser: argparse._ActionsContainer, default: int | None = None, note: str = "") -> None:
+def add_context(parser: argparse._ActionsContainer, note: str) -> None:
     """``--context``."""
-    shown = default if default is not None else note
     parser.add_argument(
         "--context",
         type=positive_int,
-        default=default,
         metavar="TOKENS",
-        help=f"context length in tokens, prompt and answer together (default: {shown})",
+        help=f"context length in tokens, prompt and answer together (default: {note})",
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -266,7 +266,8 @@ def _table(result: _Result, measured: Measured, setting: Setting) -> Table:
 def _title(case: Case, measured: Measured) -> str:
     budget = f" ({BUDGET} budget)" if case.prune else ""
     kept = f"kept {measured.kept} of {measured.total} tokens{budget}"
-    return f"\n{case.name}: {kept}, prompt of {measured.prompt_tokens} positions"
+    upper = "" if measured.thinned is None else f", {measured.thinned} of the video's {measured.rows} in upper layers"
+    return f"\n{case.name}: {kept}, prompt of {measured.prompt_tokens} positions{upper}"
 
 
 def _memory(measured: Measured) -> str:
@@ -304,7 +305,7 @@ def _as_json(results: _Results) -> dict[str, Any]:
             "name": results.bundle.path.resolve().name,
             "family": manifest.family,
             "dtype": manifest.dtype,
-            "decoder": vars(manifest.decoder),
+            "decoder": asdict(manifest.decoder),
             "source": {name: without_folder(value) for name, value in vars(manifest.source).items()},
         },
         "setting": vars(setting) | {"budget": BUDGET, "batch": 1, "clip": CLIP},

@@ -9,7 +9,16 @@ from tango_plugins import TangoError
 from tango_runtime.bundle import GRAPHS, Bundle, GraphName
 from tango_runtime.cli.args import add_bundle, add_context, add_retention_ratio, new_file, positive_int
 from tango_runtime.cli.command import Command
-from tango_runtime.engines import HARDWARE_LEVELS, BuildOptions, EnginePlan, Profile, Target, plan_engines, read_sidecar
+from tango_runtime.engines import (
+    HARDWARE_LEVELS,
+    BuildOptions,
+    EnginePlan,
+    Profile,
+    Target,
+    all_graphs,
+    plan_engines,
+    read_sidecar,
+)
 from tango_runtime.engines.build import build, is_built, require_memory
 from tango_runtime.engines.target import current_target
 from tango_runtime.system import gpu as system
@@ -51,7 +60,7 @@ def _configure_shapes(group: argparse._ArgumentGroup) -> None:
         metavar="N",
         help="maximum number of tokens in one prefill pass (default: the pruned video plus 128)",
     )
-    add_context(group, note="--max-tokens plus 512")
+    add_context(group, "--max-tokens plus 512")
     add_retention_ratio(group)
 
 
@@ -95,7 +104,8 @@ def _options(args: argparse.Namespace) -> BuildOptions:
 def _run(args: argparse.Namespace) -> int:
     bundle = Bundle.load(args.bundle)
     target, plugin = current_target(import_tensorrt().__version__), system.plugin()
-    plans = plan_engines(bundle, target, _options(args), args.graphs or _available_graphs(plugin, target.tensorrt))
+    graphs = args.graphs or _available_graphs(bundle, plugin, target.tensorrt)
+    plans = plan_engines(bundle, target, _options(args), graphs)
     if plugin and not plugin.serves(target.tensorrt) and any(plan.graph == "prune" for plan in plans):
         raise TangoError(
             f"{plugin.path} has the interface {plugin.api}, which is not for TensorRT {target.tensorrt}",
@@ -110,12 +120,12 @@ def _run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _available_graphs(plugin: system.Plugin | None, tensorrt: str) -> Sequence[GraphName]:
+def _available_graphs(bundle: Bundle, plugin: system.Plugin | None, tensorrt: str) -> Sequence[GraphName]:
     """All graphs, without prune if its plugin is not built: `tango run` then uses the CUDA library for it."""
     if plugin and plugin.serves(tensorrt):
-        return GRAPHS
+        return all_graphs(bundle)
     status("skipping the prune engine: its plugin is not built for this TensorRT (tango plugin build)")
-    return tuple(graph for graph in GRAPHS if graph != "prune")
+    return tuple(graph for graph in all_graphs(bundle) if graph != "prune")
 
 
 def _build(

@@ -49,7 +49,8 @@ def _facts(bundle: Bundle, *, verified: bool) -> dict[str, str]:
         "source": f"{source.checkpoint}{salience}, by {source.exporter}",
         "video": f"{video.frames} frames of {width}x{height}, {video.tokens_per_frame} tokens each",
         "prune": f"retention ratio {params.retention_ratio}, budget {params.budget}, merge order {params.merge_order}",
-        "decoder": f"{decoder.layers} layers, hidden size {decoder.hidden_size}, context {decoder.context}",
+        "decoder": f"{decoder.layers} layers, hidden size {decoder.hidden_size}, context {decoder.context}"
+        + (f", {inner.ratio:g} of the video from layer {inner.layer} on" if (inner := decoder.inner) else ""),
         "files": "SHA-256 of every file matches bundle.json" if verified else "sizes match bundle.json",
     }
 

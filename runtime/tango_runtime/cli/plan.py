@@ -38,7 +38,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     add_frames(parser, note="the model's")
     add_pruning(parser, "the model's")
     add_precisions(parser)
-    add_context(parser, note="the longest prompt plus 512")
+    add_context(parser, "the longest prompt plus 512")
     add_json(parser)
 
 
@@ -87,7 +87,11 @@ def _attempt(model: ModelDimensions, device: Device, options: SizingOptions) -> 
 def _print(name: str, found: Estimate, options: SizingOptions) -> None:
     device, workload = found.device, found.workload
     print(f"{found.model.name} on {name}, {device.title}" + (f" ({device.mode})" if device.mode else ""))
-    print(f"{workload.frames} frames, {workload.tokens} video tokens, {workload.kept} kept; context {workload.context}")
+    thinned = "" if workload.thinned is None else f", {workload.thinned} of them in the decoder's upper layers"
+    print(
+        f"{workload.frames} frames, {workload.tokens} video tokens, {workload.kept} kept{thinned}; "
+        f"context {workload.context}"
+    )
     if packs := device.packs(workload.vision, workload.decoder):
         print("JetPack " + ", ".join(f"{pack} (TensorRT {tensorrt})" for pack, tensorrt in packs.items()))
     print()

@@ -91,7 +91,10 @@ def _print_pieces(pieces: Iterable[str], *, to_the_end: bool) -> OSError | None:
 
 def _print_figures(answer: Answer) -> None:
     status("")
-    status(f"kept {answer.kept} / {answer.total} video tokens ({answer.kept / answer.total:.1%})")
+    ends = f", {answer.rows - answer.kept} row ends" if answer.rows > answer.kept else ""
+    status(f"kept {answer.kept} / {answer.total} video tokens ({answer.kept / answer.total:.1%}){ends}")
+    if answer.thinned is not None:
+        status(f"upper layers of the decoder: {answer.thinned} of these {answer.rows} positions")
     status(f"prompt {answer.prompt_tokens} tokens, answer {len(answer.ids)} tokens (finish reason: {answer.finish})")
     for name, ms in answer.stages.items():
         status(f"  {name:<8}{ms:10.1f} ms")

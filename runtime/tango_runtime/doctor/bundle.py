@@ -10,13 +10,13 @@ from tango_plugins import TangoError
 from tango_runtime.bundle import GRAPHS, Bundle
 from tango_runtime.doctor.check import Check
 from tango_runtime.doctor.machine import Machine
-from tango_runtime.engines import FOLDER, BuiltEngine, Target, find, read_sidecar, sidecars
+from tango_runtime.engines import FOLDER, BuiltEngine, Target, all_graphs, find, read_sidecar, sidecars
 from tango_runtime.system import gpu as system
 from tango_runtime.util.console import printable
 from tango_runtime.util.units import megabytes
 
-#: The axis that limits each graph's engines, and what it counts.
-_AXES = {"vision": ("F", "frames"), "prune": ("F", "frames"), "embed": ("N", "tokens"), "decoder": ("N", "tokens")}
+#: The axis that limits a graph's engines, and what it counts; of the others it is the tokens of a pass.
+_AXES = {"vision": ("F", "frames"), "prune": ("F", "frames")}
 
 
 def check_bundle(bundle: Bundle, machine: Machine, *, verify: bool) -> list[Check]:
@@ -44,7 +44,7 @@ def check_bundle(bundle: Bundle, machine: Machine, *, verify: bool) -> list[Chec
 
 
 def _engines(bundle: Bundle, target: Target, verify: bool) -> Iterator[Check]:
-    for graph in GRAPHS:
+    for graph in all_graphs(bundle):
         try:
             engine = find(bundle, graph, target, verify=verify)
         except TangoError as error:
@@ -62,9 +62,9 @@ def _engines(bundle: Bundle, target: Target, verify: bool) -> Iterator[Check]:
 
 def _describe(engine: BuiltEngine) -> str:
     sidecar = engine.sidecar
-    axis, what = _AXES[sidecar.spec.graph]
+    axis, what = _AXES.get(sidecar.spec.graph, ("N", "tokens"))
     size = f"{megabytes(sidecar.size, 1)}, {engine.min_size(axis)} to {engine.max_size(axis)} {what}"
-    context = f", context {engine.max_size('P', 1)}" if sidecar.spec.graph == "decoder" else ""
+    context = f", context {engine.max_size('P', 1)}" if sidecar.spec.graph.startswith("decoder") else ""
     return f"{engine.path.name}, {size}{context}"
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tango_plugins import PruneParams, TangoError, op
-from tango_runtime.bundle import GRAPHS, Bundle, GraphName, Manifest, TensorSpec
+from tango_runtime.bundle import GRAPHS, Bundle, DecoderSpec, GraphName, Manifest, TensorSpec
 from tango_runtime.engines.spec import FOLDER, HARDWARE_LEVELS, EngineSpec, Profile, Shape, Target, digests
 from tango_runtime.sizing import memory
 from tango_runtime.util.versions import release
@@ -110,7 +110,7 @@ class EnginePlan:
 
 
 def plan_engines(
-    bundle: Bundle, target: Target, options: BuildOptions, graphs: Sequence[GraphName] = GRAPHS
+    bundle: Bundle, target: Target, options: BuildOptions, graphs: Sequence[GraphName] | None = None
 ) -> tuple[EnginePlan, ...]:
     """Plans the engines of a bundle; builds nothing and reads no file.
 
@@ -118,14 +118,20 @@ def plan_engines(
         bundle: The bundle.
         target: The machine that the engines are for.
         options: The user's choices.
-        graphs: The graphs to plan for.
+        graphs: The graphs to plan for; None plans for all.
 
     Raises:
         TangoError: An option is out of range, or this TensorRT does not know it.
     """
     sizes = _sizes(bundle.manifest, options)
     _check_options(target, options)
-    return tuple(_plan(bundle, target, options, sizes, graph) for graph in graphs)
+    chosen = all_graphs(bundle) if graphs is None else graphs
+    return tuple(_plan(bundle, target, options, sizes, graph) for graph in chosen)
+
+
+def all_graphs(bundle: Bundle) -> tuple[GraphName, ...]:
+    """The graphs of a bundle, in the order in which engines of them are built."""
+    return tuple(graph for graph in GRAPHS if graph in bundle.manifest.graphs)
 
 
 @dataclass(frozen=True)
@@ -150,13 +156,15 @@ def _sizes(manifest: Manifest, options: BuildOptions) -> _Sizes:
     _require(frames[2] <= memory.MAX_FRAMES, "--max-frames", frames[2], f"at most {memory.MAX_FRAMES}")
     limit, video, row_ends = manifest.decoder.context, manifest.video, manifest.prompt.row_end is not None
     kept = memory.max_video_tokens(video, params, frames[2], row_ends=row_ends)
-    most = _or(options.max_tokens, memory.default_pass_tokens(kept, limit))
+    text = memory.video_text_tokens(frames[2], manifest.prompt.video_text is not None)
+    most = _or(options.max_tokens, memory.default_pass_tokens(kept + text, limit))
     _require(1 <= most <= limit, "--max-tokens", most, f"from 1 to the bundle's context, {limit}")
     context = _or(options.context, memory.default_context(most, limit))
     _require(1 <= context <= limit, "--context", context, f"from 1 to the bundle's context, {limit}")
     # With the bundle's own ratio, whatever is asked for: another ratio alone must not rebuild the decoder.
     kept = memory.typical_video_tokens(video, manifest.params, video.frames, row_ends=row_ends)
-    prompt = kept + memory.TYPICAL_TEXT_TOKENS
+    text = memory.video_text_tokens(video.frames, manifest.prompt.video_text is not None)
+    prompt = kept + text + memory.TYPICAL_TEXT_TOKENS
     return _Sizes(frames, (1, min(prompt, most), most), context, params)
 
 
@@ -181,7 +189,9 @@ def _plan(bundle: Bundle, target: Target, options: BuildOptions, sizes: _Sizes, 
 
 
 def _check_graph(bundle: Bundle, target: Target, graph: GraphName) -> None:
-    """Rejects a graph that this TensorRT cannot run."""
+    """Rejects a graph that there is not, or that this TensorRT cannot run."""
+    if graph not in bundle.manifest.graphs:
+        raise TangoError(f"{bundle.path} has no graph {graph}", f"its graphs are {', '.join(all_graphs(bundle))}")
     spec = bundle.manifest.graphs[graph]
     if "tensorrt" not in spec.runtimes:
         raise TangoError(
@@ -243,7 +253,7 @@ def _profiles(manifest: Manifest, sizes: _Sizes, graph: GraphName) -> tuple[Prof
     token after a cache of fixed capacity; ``positions`` says how much of the cache is valid.
     """
     inputs, full = manifest.graphs[graph].inputs, (sizes.context,) * 3
-    if graph == "decoder":
+    if graph in manifest.decoders:
         prefill = {"N": sizes.tokens, "P": (0, 0, sizes.context)}
         return _profile(inputs, prefill), _profile(inputs, {"N": (1, 1, 1), "P": full})
     return (_profile(inputs, {"F": sizes.frames, "N": sizes.tokens}),)
@@ -261,7 +271,7 @@ def _memory(manifest: Manifest, spec: EngineSpec, sizes: _Sizes) -> EngineMemory
     shapes = memory.MaxShapes(sizes.frames[2], sizes.tokens[2], sizes.context)
     weights = sum(manifest.files[name].size for name in spec.files)
     activations = memory.activation_bytes(spec.graph, manifest, shapes, item)
-    cache = memory.cache_bytes(manifest.decoder, sizes.context, item) if spec.graph == "decoder" else 0
+    cache = memory.cache_bytes(_layers_of(manifest, spec.graph), sizes.context, item)
     # The host holds the weights as read and the engine as written, the device the weights of the kernels it times.
     return EngineMemory(
         weights=weights,
@@ -270,6 +280,13 @@ def _memory(manifest: Manifest, spec: EngineSpec, sizes: _Sizes) -> EngineMemory
         build_device=weights + activations + (spec.workspace or 0) * _MIB + _CONTEXT_BYTES,
         build_host=2 * weights + _LIBRARY_BYTES,
     )
+
+
+def _layers_of(manifest: Manifest, graph: GraphName) -> DecoderSpec:
+    """The decoder with the layers that are in a graph, none in one that is not the decoder's."""
+    decoder, low = manifest.decoder, manifest.decoder.inner.layer if manifest.decoder.inner else 0
+    layers = {"decoder": decoder.layers, "decoder_low": low, "decoder_high": decoder.layers - low}
+    return replace(decoder, layers=layers.get(graph, 0), inner=None)
 
 
 def _check_options(target: Target, options: BuildOptions) -> None:

@@ -24,7 +24,9 @@ class Answer:
         ids: Its token ids, without a stop token.
         finish: Why it ended.
         kept: Video tokens that the decoder saw, K.
+        rows: Positions that the video takes in the prompt: its kept tokens, and the row ends among them.
         total: Video tokens that the vision graph gave, F·L.
+        thinned: Those of them that the decoder's upper layers saw; None where every layer saw all.
         prompt_tokens: Positions of the prompt, video tokens included.
         stages: Milliseconds of each stage, in order: ``video`` (decoding and resizing), ``vision``, ``prune`` (unless
             every token is kept), ``prefill`` (up to the first token), ``decode`` (all later tokens). Of a session,
@@ -45,6 +47,8 @@ class Answer:
     ids: list[int] = field(default_factory=list)
     finish: Finish = "length"
     kept: int = 0
+    rows: int = 0
+    thinned: int | None = None
     total: int = 0
     prompt_tokens: int = 0
     stages: dict[str, float] = field(default_factory=dict)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tango_plugins import TangoError
+from tango_plugins.thinning import Thinning
 from tango_runtime.backends.base import Backend, KVCache, Logits, Tensor
 from tango_runtime.bundle import Manifest
 from tango_runtime.pipeline.answer import Finish
@@ -20,7 +21,8 @@ class PromptCache:
     """The start of a prompt in a key/value cache of its own, and the text that follows it at the moment.
 
     Texts replace one another: only what differs from the text before is computed. The start is computed together with
-    the first text, in one pass.
+    the first text, in one pass. Where the decoder thins the video, the upper layers compute every prompt anew: its last
+    token says which rows they see.
 
     Args:
         backend: Runs the decoder.
@@ -28,20 +30,28 @@ class PromptCache:
         ids: Token ids that end the start: they are embedded together with the first text.
         length: Positions of the start, of pieces and ids.
         context: Most positions of a sequence.
+        thinning: Which rows of the start the upper layers of the decoder do without; None for none.
 
     Attributes:
         length: Positions of the start.
     """
 
     def __init__(
-        self, backend: Backend, pieces: Sequence[Tensor], ids: Sequence[int], length: int, context: int
+        self,
+        backend: Backend,
+        pieces: Sequence[Tensor],
+        ids: Sequence[int],
+        length: int,
+        context: int,
+        thinning: Thinning | None = None,
     ) -> None:
         self.length = length
-        self._backend, self._context = backend, context
+        self._backend, self._context, self._thinning = backend, context, thinning
         self._pieces: Sequence[Tensor] | None = pieces
         self._ids = ids
         self._cache: KVCache | None = None
         self._text: list[int] = []
+        self._thinned: list[int] | None = None  # the text that the prompt ended with when it was thinned
         self._closed = False
 
     def reserve(self, text: int) -> None:
@@ -62,29 +72,22 @@ class PromptCache:
         if self._pieces is not None and self.length:
             self._first_pass([])
 
-    def logits(self, text: Sequence[int]) -> Logits:
-        """Logits [vocabulary] of the token that follows the start and a text.
+    def logits(self, text: Sequence[int], answer: Sequence[int] = ()) -> Logits:
+        """Logits [vocabulary] of the token that follows the start, a text that ends the prompt, and an answer to it.
 
-        The text may be empty in the first call only.
+        Text and answer may both be empty in the first call only.
 
         Raises:
             TangoError: They do not fit into the context or the memory, or this is closed.
         """
         self._require_open()
         if self._pieces is not None:
-            return self._first_pass(text)
-        assert self._cache is not None
-        same = min(_common(self._text, text), len(text) - 1)
-        if same < len(self._text):
-            self._backend.rewind(self._cache, self.length + same)
-            self._text = list(text[:same])
-        rest = text[same:]
-        if len(rest) == 1:
-            logits = self._backend.decode(self._cache, rest[0])
-        else:
-            logits = self._backend.extend(self._cache, [self._embed(rest)])
-        self._text = list(text)  # after a pass that fails, the cache and this are as before
-        return logits
+            logits = self._first_pass(text)
+        elif self._thinning is None:
+            return self._follow([*text, *answer])
+        elif not answer or self._thinned != list(text):
+            logits = self._follow(text, self._thinning)
+        return self._follow([*text, *answer]) if answer else logits
 
     def close(self) -> None:
         """Gives the cache back to the backend."""
@@ -97,6 +100,25 @@ class PromptCache:
         if self._closed:
             raise TangoError("the session is closed", "open another: llm.session(video)")
 
+    def _follow(self, text: Sequence[int], thinning: Thinning | None = None) -> Logits:
+        """Puts a text in the place of the one before."""
+        assert self._cache is not None
+        same = min(_common(self._text, text), len(text) - 1)
+        if same < len(self._text):
+            self._backend.rewind(self._cache, self.length + same)
+            self._text = list(text[:same])
+        rest = text[same:]
+        if thinning is not None:
+            self._thinned = None
+            logits = self._backend.extend(self._cache, [self._embed(rest)], thinning)
+            self._thinned = list(text)
+        elif len(rest) == 1:
+            logits = self._backend.decode(self._cache, rest[0])
+        else:
+            logits = self._backend.extend(self._cache, [self._embed(rest)])
+        self._text = list(text)  # after a pass that fails, the cache and this are as before
+        return logits
+
     def _first_pass(self, text: Sequence[int]) -> Logits:
         assert self._pieces is not None
         if self._cache is None:
@@ -104,8 +126,8 @@ class PromptCache:
         assert self._cache is not None
         ids = [*self._ids, *text]
         pieces = [*self._pieces, self._embed(ids)] if ids else self._pieces
-        logits = self._backend.extend(self._cache, pieces)
-        self._pieces, self._text = None, list(text)
+        logits = self._backend.extend(self._cache, pieces, self._thinning)
+        self._pieces, self._text, self._thinned = None, list(text), list(text)
         return logits
 
     def _embed(self, ids: Sequence[int]) -> Tensor:
@@ -185,7 +207,7 @@ def decode_loop(
         if prompt.length + len(text) + len(ids) == limits.context:
             return "context"
         with timer.measure_on_host("decode"):
-            token = sampler(prompt.logits([*text, *ids]))
+            token = sampler(prompt.logits(text, ids))
     return "stop"
 
 

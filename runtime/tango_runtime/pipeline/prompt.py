@@ -13,6 +13,7 @@ from tango_plugins import TangoError
 from tango_runtime.bundle import Bundle
 from tango_runtime.pipeline.chat_template import ChatTemplate
 from tango_runtime.util.errors import first_line
+from tango_runtime.video import Clock
 
 #: What a decoder puts for bytes that are no UTF-8, so also for a character whose other bytes are still to come.
 _REPLACEMENT = "\ufffd"
@@ -55,7 +56,7 @@ class Prompt:
         except TangoError as error:
             raise TangoError(f"{bundle.path}: {error.message}", error.hint) from error
 
-    def encode(self, question: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def encode(self, question: str, about: str = "") -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Encodes one user turn, the video and a question, up to where the answer begins.
 
         Each side is encoded by itself, as if the placeholder were a special token; the template writes the only
@@ -63,6 +64,7 @@ class Prompt:
 
         Args:
             question: Plain text.
+            about: What the prompt says of the video before the question; see :func:`describe`.
 
         Returns:
             (ids before the video, ids after the video), int64 [T0] and [T1].
@@ -72,7 +74,7 @@ class Prompt:
                 could not distinguish from the template's own.
         """
         self._check_question(question)
-        before, after = self._template.around_video(question)
+        before, after = self._template.around_video(about + question)
         return self._ids(before), self._ids(after)
 
     def follow_up(self, message: str) -> NDArray[np.int64]:
@@ -139,3 +141,23 @@ class Prompt:
         for token in self._reserved:
             if token in question:
                 raise TangoError(f"the question contains {token}", "leave it out; it is reserved for the prompt itself")
+
+
+def describe(form: str | None, clock: Clock) -> str:
+    """What a prompt says of its video.
+
+    Args:
+        form: ``video_text`` of the bundle's :class:`tango_runtime.bundle.PromptSpec`.
+        clock: When its frames are.
+
+    Raises:
+        TangoError: The text says how long the video is, and that is not known.
+    """
+    if form is None:
+        return ""
+    if clock.duration is None:
+        raise TangoError(
+            "the source has no duration, which this model's prompts state", "give its FrameSource a duration in seconds"
+        )
+    times = ",".join(f"{seconds:.2f}s" for seconds in clock.seconds)
+    return form.format(duration=clock.duration, frames=len(clock.seconds), times=times)

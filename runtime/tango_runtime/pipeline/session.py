@@ -11,15 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tango_plugins import PruneParams, TangoError
+from tango_plugins.thinning import Thinning
 from tango_runtime.backends.base import Backend, PrunedTokens, Tensor, Trace
 from tango_runtime.bundle import Manifest
 from tango_runtime.pipeline.answer import Answer, AnswerStream
 from tango_runtime.pipeline.generate import Limits, PromptCache, decode_loop
-from tango_runtime.pipeline.prompt import Prompt
+from tango_runtime.pipeline.prompt import Prompt, describe
 from tango_runtime.pipeline.sampling import Sampler
 from tango_runtime.pipeline.timer import StageTimer
 from tango_runtime.util.console import OnProgress
-from tango_runtime.video import TimedFrame
+from tango_runtime.video import FrameStream
 from tango_runtime.video.preprocess import preprocess
 
 
@@ -34,7 +35,7 @@ class VideoRequest:
         on_progress: Called with the number of frames that the vision graph has done.
     """
 
-    timed: Iterator[TimedFrame]
+    timed: FrameStream
     frames: int
     params: PruneParams | None
     on_progress: OnProgress
@@ -53,6 +54,8 @@ class Session:
 
     Attributes:
         kept: Video tokens that the decoder sees, K.
+        rows: Positions that they take, row ends included.
+        thinned: Those of them that the upper layers see; None where the decoder sees all in every layer.
         total: Video tokens that the vision graph gave, F·L.
         seconds: [F] fp32, time of each frame.
         aspect: Width over height of the source's frames.
@@ -68,13 +71,18 @@ class Session:
             self._frames, self.seconds, self.aspect = batch.frames, batch.seconds, batch.aspect
         with self._timer.measure("vision"):
             features, self._salience = backend.vision(self._frames, request.on_progress)
+        self._about = describe(manifest.prompt.video_text, request.timed.clock)
         self.total = manifest.video.total_tokens(request.frames)
         if request.params is None:
             self._pruned = _all_tokens(backend.flatten(features), self.total)
+            self._tokens, self.rows = self._with_row_ends()
         else:
             with self._timer.measure("prune"):
                 self._pruned = backend.prune(features, self._salience, self.seconds, request.params)
+                self._tokens, self.rows = self._with_row_ends()
         self.kept = self._pruned.count
+        inner = manifest.decoder.inner if request.params else None
+        self.thinned = inner.kept(self.rows) if inner else None
         self._answered = self._closed = False
         self._before: NDArray[np.int64] | None = None
         self._cache: PromptCache | None = None
@@ -140,11 +148,18 @@ class Session:
                 bundle's context, or the session is closed.
         """
         limits, sampler = Limits.of(self._manifest, max_new_tokens), Sampler(temperature, top_p, seed)
-        before, text = self._encode(question, chat)
+        before, text = self.encode(question, chat=chat)
         answer = self.new_answer(question)
-        limits.require_room(self._open(before).length + len(text), self.kept)
+        limits.require_room(self._open(before).length + len(text), self.rows)
         turn = len(self._turns) if chat else None
         return AnswerStream(answer, self.answer_into(answer, before, text, sampler, limits, turn=turn))
+
+    def encode(self, question: str, *, chat: bool = False) -> tuple[NDArray[np.int64], list[int]]:
+        """Token ids before the video and after it; of a chat, with all that was said before."""
+        before, after = self._prompt.encode(question, self._about)
+        if not (chat and self._turns):
+            return before, after.tolist()
+        return before, [*self._chat_ids, *self._prompt.follow_up(question).tolist()]
 
     def new_answer(self, question: str) -> Answer:
         """An answer to be filled by :meth:`answer_into`."""
@@ -174,7 +189,7 @@ class Session:
             TangoError: As :meth:`stream`.
         """
         cache = self._open(before)
-        limits.require_room(cache.length + len(text), self.kept)
+        limits.require_room(cache.length + len(text), self.rows)
         self._require_turn(turn)
         for piece in self._prompt.stream(self._generate(answer, cache, text, sampler, limits)):
             answer.text += piece
@@ -226,7 +241,8 @@ class Session:
         """Runs the decode loop; gives the answer's ids one by one, up to a stop token."""
         timer = StageTimer(self._backend) if self._answered else self._timer
         self._answered = True
-        answer.stages, answer.kept = timer.stages, self.kept
+        answer.stages = timer.stages
+        answer.kept, answer.rows, answer.thinned = self.kept, self.rows, self.thinned
         answer.frames, answer.seconds, answer.aspect = self.frames, self.seconds, self.aspect
         answer.prompt_tokens = cache.length + len(text)
         answer.finish = yield from decode_loop(cache, text, sampler, limits, answer.ids, timer)
@@ -241,13 +257,6 @@ class Session:
                 "read an answer of a chat to its end before the next",
             )
 
-    def _encode(self, question: str, chat: bool) -> tuple[NDArray[np.int64], list[int]]:
-        """Token ids before the video and after it."""
-        before, after = self._prompt.encode(question)
-        if not (chat and self._turns):
-            return before, after.tolist()
-        return before, [*self._chat_ids, *self._prompt.follow_up(question).tolist()]
-
     def _open(self, before: NDArray[np.int64]) -> PromptCache:
         """The cache of what all questions share: the text before the video, and the video."""
         if self._closed:
@@ -259,11 +268,20 @@ class Session:
             )
         if self._cache is None:
             self._before, newline = before, self._manifest.prompt.after_video
-            pieces = [self._backend.embed(before), self._pruned.tokens]
-            length = len(before) + self.kept + len(newline)
-            self._cache = PromptCache(self._backend, pieces, newline, length, self._manifest.decoder.context)
+            pieces = [self._backend.embed(before), self._tokens]
+            length = len(before) + self.rows + len(newline)
+            thinning = None if self.thinned is None else Thinning(len(before), self.rows, self.thinned)
+            context = self._manifest.decoder.context
+            self._cache = PromptCache(self._backend, pieces, newline, length, context, thinning)
             weakref.finalize(self, self._cache.close).atexit = False
         return self._cache
+
+    def _with_row_ends(self) -> tuple[Tensor, int]:
+        """What the decoder gets of the video, and how many positions that takes."""
+        end = self._manifest.prompt.row_end
+        if end is None:
+            return self._pruned.tokens, self._pruned.count
+        return self._backend.with_row_ends(self._pruned, self._manifest.params.grid[1], end)
 
     def _read_trace(self) -> tuple[Trace, NDArray[np.float32]]:
         """What a report needs of the pruning, on the host; no token of an answer waits for it."""
@@ -274,8 +292,9 @@ class Session:
 
 def _all_tokens(tokens: Tensor, total: int) -> PrunedTokens:
     """What is kept when nothing is pruned."""
-    trace = Trace(np.arange(total, dtype=np.int32), np.zeros(total, np.bool_), np.zeros((0, 2), np.int32))
-    return PrunedTokens(tokens, total, lambda: trace)
+    indices = np.arange(total, dtype=np.int32)
+    trace = Trace(indices, np.zeros(total, np.bool_), np.zeros((0, 2), np.int32))
+    return PrunedTokens(tokens, indices, total, lambda: trace)
 
 
 def finished(stream: AnswerStream) -> Answer:

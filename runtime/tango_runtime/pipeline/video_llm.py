@@ -13,9 +13,10 @@ from tango_runtime.backends.registry import select
 from tango_runtime.bundle import Bundle, Manifest
 from tango_runtime.pipeline.answer import Answer, AnswerStream
 from tango_runtime.pipeline.generate import Limits
-from tango_runtime.pipeline.prompt import Prompt
+from tango_runtime.pipeline.prompt import Prompt, describe
 from tango_runtime.pipeline.sampling import Sampler
 from tango_runtime.pipeline.session import Session, VideoRequest, finished
+from tango_runtime.sizing.memory import all_video_tokens
 from tango_runtime.util.console import OnProgress
 from tango_runtime.video import Source, sample
 
@@ -149,14 +150,16 @@ class VideoLLM:
         manifest = self.bundle.manifest
         limits, sampler = Limits.of(manifest, max_new_tokens), Sampler(temperature, top_p, seed)
         request = self._request(source, frames, retention_ratio, prune, fps, on_progress)
-        before, text = self._prompt.encode(question)
+        before, text = self._prompt.encode(question, describe(manifest.prompt.video_text, request.timed.clock))
         answer = Answer(question, request.retention_ratio, total=manifest.video.total_tokens(request.frames))
-        video = 0 if prune else answer.total
+        row_ends = manifest.prompt.row_end is not None
+        whole = all_video_tokens(manifest.video, manifest.params, request.frames, row_ends=row_ends)
+        video = 0 if prune else whole
         limits.require_room(len(before) + len(text) + len(manifest.prompt.after_video) + video, video)
 
         def pieces() -> Generator[str, None, None]:
             with self._see(request) as session:
-                yield from session.answer_into(answer, before, text.tolist(), sampler, limits)
+                yield from session.answer_into(answer, *session.encode(question), sampler, limits)
 
         return AnswerStream(answer, pieces())
 
@@ -187,6 +190,8 @@ class VideoLLM:
             indices=answer.indices,
             merged=answer.merged,
             segments=answer.segments,
+            rows=answer.rows,
+            thinned=answer.thinned,
             prompt_tokens=answer.prompt_tokens,
             generated_tokens=len(answer.ids),
             stages=list(answer.stages.items()),
@@ -224,14 +229,12 @@ def _require_supported(manifest: Manifest) -> None:
     Raises:
         TangoError: It does; the message names the key.
     """
-    video, prompt = manifest.video, manifest.prompt
+    video = manifest.video
     asked = {
         "video: budget": video.budget is not None,
         "video: frames_per_step": video.frames_per_step != 1,
         "video: sampling": video.sampling != "floor",
         "video: size": video.size[0] != video.size[1],
-        "prompt: row_end": prompt.row_end is not None,
-        "prompt: video_text": prompt.video_text is not None,
         "decoder: rotary": manifest.decoder.rotary is not None,
     }
     if unknown := [key for key, needed in asked.items() if needed]:

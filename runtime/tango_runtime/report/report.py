@@ -50,7 +50,9 @@ class Report:
         merged: bool [K]; True: a context token that represents a cluster; False: a token kept as it is.
         segments: int32 [N, 2], first frame and one past the last, in order, covering every frame once;
             empty [0, 2] where the frames were not grouped.
-        prompt_tokens: Length of the prompt, video tokens included.
+        rows: Positions that the video takes in the prompt: the kept tokens, and row ends if the model has them.
+        thinned: Those of them that the decoder's upper layers saw; None where every layer saw all.
+        prompt_tokens: Length of the prompt, video included.
         generated_tokens: Length of the answer.
         stages: Name and milliseconds of each stage, in order; the last one generates every token after the first.
         tokens_per_second: Rate of that last stage; 0 if it did not run.
@@ -74,6 +76,8 @@ class Report:
     indices: NDArray[np.int32]
     merged: NDArray[np.bool_]
     segments: NDArray[np.int32]
+    rows: int
+    thinned: int | None
     prompt_tokens: int
     generated_tokens: int
     stages: Sequence[tuple[str, float]]

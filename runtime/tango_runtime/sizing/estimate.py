@@ -65,7 +65,8 @@ class Workload:
     Attributes:
         frames: Frames of the video.
         tokens: Video tokens before pruning.
-        kept: Video tokens after pruning.
+        kept: Video tokens in the prompt, row ends included.
+        thinned: Those of them that the decoder's upper layers see; None where every layer sees all.
         prompt: Tokens that are prefilled.
         pass_tokens: Most tokens of one prefill pass.
         context: Positions of the cache.
@@ -76,6 +77,7 @@ class Workload:
     frames: int
     tokens: int
     kept: int
+    thinned: int | None
     prompt: int
     pass_tokens: int
     context: int
@@ -154,7 +156,7 @@ def estimate(model: ModelDimensions, device: Device, options: SizingOptions) -> 
     activations = {graph: rules.activation_bytes(graph, model, shapes, _ITEM) for graph in weights}
     memory = MemoryUse(
         **{str(graph): size for graph, size in weights.items()},
-        cache=rules.cache_bytes(model.decoder, workload.context, _ITEM),
+        cache=rules.cache_bytes(model.decoder, _mean(workload.context, model, workload), _ITEM),
         activations=max(activations.values()),
         workspace=rules.workspace_bytes(workload.tokens, model.decoder.hidden_size) if options.prune else 0,
         tensors=_frame_bytes(model, workload.frames) + _ITEM * workload.tokens * model.decoder.hidden_size,
@@ -210,13 +212,14 @@ def _workload(model: ModelDimensions, options: SizingOptions) -> Workload:
     if not 1 <= frames <= MAX_FRAMES:
         raise TangoError(f"--frames is {frames}", f"it must be from 1 to {MAX_FRAMES}")
     kept, most = _video_tokens(model, options, frames)
-    limit, prompt = model.decoder.context, kept + TYPICAL_TEXT_TOKENS
+    text = rules.video_text_tokens(frames, model.video_text)
+    limit, prompt = model.decoder.context, kept + text + TYPICAL_TEXT_TOKENS
     if prompt > limit:
         raise TangoError(
             f"a prompt of {prompt} tokens is longer than {model.name}'s {limit} positions",
             "use fewer --frames, or a lower --retention-ratio",
         )
-    pass_tokens = rules.default_pass_tokens(most, limit)
+    pass_tokens = rules.default_pass_tokens(most + text, limit)
     context = rules.default_context(pass_tokens, limit) if options.context is None else options.context
     if not prompt <= context <= limit:
         raise TangoError(
@@ -227,6 +230,7 @@ def _workload(model: ModelDimensions, options: SizingOptions) -> Workload:
         frames=frames,
         tokens=model.video.total_tokens(frames),
         kept=kept,
+        thinned=inner.kept(kept) if (inner := model.decoder.inner) and options.prune else None,
         prompt=prompt,
         pass_tokens=min(pass_tokens, context),
         context=context,
@@ -244,8 +248,7 @@ def _video_tokens(model: ModelDimensions, options: SizingOptions, frames: int) -
         return typical, rules.max_video_tokens(model.video, params, frames, row_ends=model.row_ends)
     if options.retention_ratio is not None:
         raise TangoError("--no-prune and --retention-ratio are mutually exclusive", "drop one of them")
-    grids, tokens = rules.steps(model.video, frames), model.video.total_tokens(frames)
-    whole = rules.with_row_ends(tokens, grids, model.params, model.row_ends)
+    whole = rules.all_video_tokens(model.video, model.params, frames, row_ends=model.row_ends)
     return whole, whole
 
 
@@ -285,6 +288,14 @@ def _times(model: ModelDimensions, device: Device, workload: Workload, memory: M
     return StageTimes(
         vision=vision_time(model, device, workload.frames, workload.vision),
         prune=prune_time(model, device, workload.frames) if prune else 0.0,
-        prefill=prefill_time(model, device, workload.prompt, workload.decoder, memory.decoder),
-        token=token_time(model, device, workload.context, memory.decoder, workload.decoder),
+        prefill=prefill_time(model, device, _mean(workload.prompt, model, workload), workload.decoder, memory.decoder),
+        token=token_time(model, device, _mean(workload.context, model, workload), memory.decoder, workload.decoder),
     )
+
+
+def _mean(positions: int, model: ModelDimensions, workload: Workload) -> int:
+    """How many of a sequence's positions a layer of the decoder sees, in the mean over its layers."""
+    inner, layers = model.decoder.inner, model.decoder.layers
+    if inner is None or workload.thinned is None:
+        return positions
+    return positions - (workload.kept - workload.thinned) * (layers - inner.layer) // layers

@@ -24,6 +24,8 @@ TYPICAL_TEXT_TOKENS = 31
 #: Tokens around the video that a prefill pass has space for. It is larger than the typical number because it is a
 #: limit: a longer question costs another prefill pass, and every engine's activations grow with it.
 MAX_TEXT_TOKENS = 128
+#: Tokens of a text that says how long a video is, and of each time in it, such as ``123.45s,``: a token a digit.
+VIDEO_TEXT_TOKENS, TIME_TOKENS = 45, 8
 #: Positions of the cache that the default context adds for the answer.
 ANSWER_TOKENS = 512
 #: Largest size in bytes of the operator's matrix of inner products; above it, the operator works in strips of rows.
@@ -96,6 +98,16 @@ def typical_video_tokens(video: VideoSpec, params: PruneParams, frames: int, *, 
     """Video tokens of a prompt after pruning with the ``exact`` budget; arguments as in :func:`max_video_tokens`."""
     count = steps(video, frames)
     return with_row_ends(op.exact_count(count, video.tokens_per_frame, params), count, params, row_ends)
+
+
+def all_video_tokens(video: VideoSpec, params: PruneParams, frames: int, *, row_ends: bool = False) -> int:
+    """Video tokens of a prompt without pruning; arguments as in :func:`max_video_tokens`."""
+    return with_row_ends(video.total_tokens(frames), steps(video, frames), params, row_ends)
+
+
+def video_text_tokens(frames: int, video_text: bool) -> int:
+    """About how many tokens the prompt takes to say when a video's frames are, if ``video_text``."""
+    return VIDEO_TEXT_TOKENS + TIME_TOKENS * frames if video_text else 0
 
 
 def with_row_ends(tokens: int, grids: int, params: PruneParams, row_ends: bool) -> int:

@@ -22,8 +22,6 @@ RELEASED_MODELS = "released_models.json"
 #: Bytes of a weight; int4 has an fp16 scale for every 32 weights.
 BYTES: dict[Precision, float] = {"fp16": 2, "int8": 1, "fp8": 1, "int4": 0.5 + 2 / 32}
 
-_GRAPHS: tuple[GraphName, ...] = ("vision", "embed", "decoder")
-
 
 @dataclass(frozen=True)
 class LayerStack:
@@ -60,6 +58,7 @@ class ReleasedModel:
         embedding_rows: Rows of the embedding table, special rows included.
         prune: The operator's attributes.
         row_ends: Whether a newline token follows each grid row with a kept token.
+        video_text: Whether the prompt says when the frames are.
     """
 
     family: str
@@ -70,6 +69,7 @@ class ReleasedModel:
     embedding_rows: int
     prune: dict[str, int | str | list[int]]
     row_ends: bool = False
+    video_text: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,7 @@ class ModelDimensions:
         embedding_rows: Rows of the embedding table.
         params: The operator's parameters.
         row_ends: Whether a newline token follows each grid row with a kept token.
+        video_text: Whether the prompt says when the frames are.
         vision_precision: Current precision of the vision graph.
         decoder_precision: Current precision of the decoder.
         stored: Current bytes of each graph; empty for a model that is not on disk.
@@ -98,6 +99,7 @@ class ModelDimensions:
     embedding_rows: int
     params: PruneParams
     row_ends: bool = False
+    video_text: bool = False
     vision_precision: Precision = "fp16"
     decoder_precision: Precision = "fp16"
     stored: tuple[tuple[GraphName, int], ...] = ()
@@ -169,6 +171,7 @@ def _of_entry(name: str, entry: ReleasedModel) -> ModelDimensions:
         embedding_rows=entry.embedding_rows,
         params=op.params_from(entry.prune),
         row_ends=entry.row_ends,
+        video_text=entry.video_text,
     )
 
 
@@ -186,9 +189,14 @@ def _of_bundle(name: str, bundle: Bundle) -> ModelDimensions:
         embedding_rows=table.size // (2 * manifest.decoder.hidden_size),
         params=manifest.params,
         row_ends=manifest.prompt.row_end is not None,
+        video_text=manifest.prompt.video_text is not None,
         vision_precision=_precision(manifest.graphs["vision"]),
-        decoder_precision=_precision(manifest.graphs["decoder"]),
-        stored=tuple((graph, _portable_bytes(manifest, graph)) for graph in _GRAPHS),
+        decoder_precision=_precision(manifest.graphs[manifest.decoders[0]]),
+        stored=(
+            ("vision", _portable_bytes(manifest, "vision")),
+            ("embed", _portable_bytes(manifest, "embed")),
+            ("decoder", sum(_portable_bytes(manifest, graph) for graph in manifest.decoders)),
+        ),
     )
 
 

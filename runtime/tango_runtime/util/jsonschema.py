@@ -50,7 +50,7 @@ def from_json(kind: type[_T], data: object, where: str) -> _T:
 
     Args:
         kind: A dataclass: its fields are the keys, and those with a default are optional. A dict: if its keys are a
-            Literal, all of them are required. Or int, float, str, bool, Literal, tuple, list, and unions of these; a
+            Literal, no others are allowed. Or int, float, str, bool, Literal, tuple, list, and unions of these; a
             number may be annotated with its :class:`Range`, and a float is finite in any case.
         data: The result of ``json.loads``.
         where: Its name in errors, such as ``bundle.json: decoder``.
@@ -90,7 +90,7 @@ def _convert(kind: Any, data: Any, where: str) -> Any:
         return [_convert(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(data)]
     elif origin is dict and isinstance(data, dict):
         if get_origin(arguments[0]) is Literal:
-            _check_keys(data, get_args(arguments[0]), where)
+            _check_keys(data, get_args(arguments[0]), where, get_args(arguments[0]))
         return {key: _convert(arguments[1], item, f"{where}: {key}") for key, item in data.items()}
     elif type(data) is kind and (kind is not float or math.isfinite(data)):
         return data

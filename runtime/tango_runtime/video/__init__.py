@@ -2,12 +2,14 @@
 
 from tango_runtime.video.batch import FrameBatch
 from tango_runtime.video.open import open_source, sample
-from tango_runtime.video.source import Frame, FrameSource, Rounding, Sampled, Source, TimedFrame
+from tango_runtime.video.source import Clock, Frame, FrameSource, FrameStream, Rounding, Sampled, Source, TimedFrame
 
 __all__ = [
+    "Clock",
     "Frame",
     "FrameBatch",
     "FrameSource",
+    "FrameStream",
     "Rounding",
     "Sampled",
     "Source",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import cast
 
@@ -12,7 +12,7 @@ import numpy as np
 from tango_plugins import TangoError
 from tango_runtime.video.file import VideoFile
 from tango_runtime.video.frames import from_array, from_folder, from_pairs
-from tango_runtime.video.source import FrameSource, Source, TimedFrame, check_count
+from tango_runtime.video.source import FrameSource, FrameStream, Source, check_count
 
 
 def open_source(source: Source, fps: float | None = None) -> FrameSource:
@@ -62,7 +62,7 @@ def open_source(source: Source, fps: float | None = None) -> FrameSource:
     )
 
 
-def sample(source: Source, count: int, *, fps: float | None = None) -> Iterator[TimedFrame]:
+def sample(source: Source, count: int, *, fps: float | None = None) -> FrameStream:
     """Samples exactly `count` frames at the indices ``linspace(0, n - 1, count)`` of the n frames of `source`.
 
     The indices are those of the LLaVA-OneVision evaluation (LLaVA-NeXT, ``np.linspace(0, n - 1, F, dtype=int)``).
@@ -76,7 +76,8 @@ def sample(source: Source, count: int, *, fps: float | None = None) -> Iterator[
         fps: Frames per second of a folder or an array.
 
     Returns:
-        An iterator of (seconds, uint8 RGB frame [H, W, 3]) in order of time; rotation metadata is applied.
+        An iterator of (seconds, uint8 RGB frame [H, W, 3]) in order of time; rotation metadata is applied. Its
+        ``clock`` has all times, and how long the source is.
 
     Raises:
         TangoError: As :func:`open_source`, or there are fewer frames than `count`. A frame that cannot be read raises
@@ -84,4 +85,4 @@ def sample(source: Source, count: int, *, fps: float | None = None) -> Iterator[
     """
     check_count(count)
     opened = open_source(source, fps)
-    return opened.read(opened.sample(count))
+    return FrameStream(opened, opened.sample(count))

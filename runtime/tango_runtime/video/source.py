@@ -39,6 +39,19 @@ class Sampled:
         return len(self.indices)
 
 
+@dataclass(frozen=True, eq=False)
+class Clock:
+    """When the sampled frames of a video are, and how long it is.
+
+    Attributes:
+        seconds: float64 [F], time of each frame since the first frame of the source.
+        duration: Seconds from the first frame to the end of the last; None where unknown.
+    """
+
+    seconds: NDArray[np.float64]
+    duration: float | None
+
+
 class FrameSource(Protocol):
     """A finite sequence of frames whose times are known before their pixels.
 
@@ -75,6 +88,25 @@ class FrameSource(Protocol):
         Raises:
             TangoError: A frame cannot be read; raised when it is reached.
         """
+
+
+class FrameStream(Iterator[TimedFrame]):
+    """The sampled frames of a source, decoded one at a time; when they are is known before."""
+
+    def __init__(self, source: FrameSource, chosen: Sampled) -> None:
+        self._source, self._frames = source, source.read(chosen)
+        self._seconds, self._read = chosen.seconds.astype(np.float64), 0
+
+    def __next__(self) -> TimedFrame:
+        timed = next(self._frames)
+        self._seconds[self._read] = timed[0]
+        self._read += 1
+        return timed
+
+    @property
+    def clock(self) -> Clock:
+        """The times that were announced, and those of the frames that were read already."""
+        return Clock(self._seconds.copy(), self._source.duration)
 
 
 Source: TypeAlias = str | Path | NDArray[np.uint8] | Iterable[TimedFrame] | FrameSource

@@ -20,11 +20,15 @@ from tango_calibration.evaluation.evaluate import (
     evaluate,
     trials_of,
 )
+from tango_calibration.evaluation.methods import Selection
 from tango_plugins import TangoError, op, reference
 from tango_runtime import VideoLLM
 from tango_runtime.bundle import Bundle
+from tango_runtime.video import Clock
 from tests.fakes.evaluator import PARAMS, TRIALS, VIDEOS, Counter
 from tests.fakes.sequence import OneSequence
+
+CLOCK = Clock(np.zeros(8), 8.0)
 
 # Questions and records
 
@@ -56,10 +60,10 @@ def test_the_count_is_that_of_tango_even_without_a_trial_of_tango():
 
 def test_random_choices_depend_only_on_video_and_seed():
     class Remembering(Counter):
-        def answer(self, tokens, questions):
+        def answer(self, kept, clock, questions):
             self.drawn = getattr(self, "drawn", [])
-            self.drawn.append(tokens)
-            return super().answer(tokens, questions)
+            self.drawn.append(kept.tokens)
+            return super().answer(kept, clock, questions)
 
     def drawn(videos, trials, seed=0):
         evaluator = Remembering()
@@ -166,26 +170,32 @@ def test_questions_are_independent(evaluator, frames):
     features, _ = evaluator.encode_video(
         np.stack([np.array(Image.fromarray(frame).resize((112, 112))) for frame in frames])
     )
+    kept = everything(features)
+    together, _ = evaluator.answer(kept, CLOCK, QUESTIONS)
+    alone = [evaluator.answer(kept, CLOCK, [question])[0][0] for question in QUESTIONS]
+    assert together == alone == evaluator.answer(kept, CLOCK, QUESTIONS[::-1])[0][::-1]
+
+
+def everything(features):
+    """All tokens of features [F, L, D]."""
     tokens = features.reshape(-1, features.shape[-1])
-    together, _ = evaluator.answer(tokens, QUESTIONS)
-    alone = [evaluator.answer(tokens, [question])[0][0] for question in QUESTIONS]
-    assert together == alone == evaluator.answer(tokens, QUESTIONS[::-1])[0][::-1]
+    return Selection(tokens, np.arange(len(tokens), dtype=np.int32))
 
 
 def test_the_answer_ends_where_the_context_does(tiny_bundle, evaluator, frames, tmp_path):
     manifest = json.loads((tiny_bundle / "bundle.json").read_text())
-    tokens = np.zeros((20, manifest["decoder"]["hidden_size"]), np.float32)
-    [whole], _ = evaluator.answer(tokens, QUESTIONS[:1])
+    kept = everything(np.zeros((1, 20, manifest["decoder"]["hidden_size"]), np.float32))
+    [whole], _ = evaluator.answer(kept, CLOCK, QUESTIONS[:1])
     prompt = VideoLLM(tiny_bundle)._prompt
     text = sum(map(len, prompt.encode(QUESTIONS[0]))) + len(manifest["prompt"]["after_video"])
     for room in (3, 0):
         copy = shutil.copytree(tiny_bundle, tmp_path / f"{room}")
         manifest["decoder"]["context"] = 20 + text + room
         (copy / "bundle.json").write_text(json.dumps(manifest))
-    [short], _ = BundleEvaluator(tmp_path / "3").answer(tokens, QUESTIONS[:1])
+    [short], _ = BundleEvaluator(tmp_path / "3").answer(kept, CLOCK, QUESTIONS[:1])
     assert whole.startswith(short) and whole != short != ""  # noqa: PT018
     with pytest.raises(TangoError, match=f"takes {20 + text} tokens, 20 of them video"):
-        BundleEvaluator(tmp_path / "0").answer(tokens, QUESTIONS[:1])
+        BundleEvaluator(tmp_path / "0").answer(kept, CLOCK, QUESTIONS[:1])
 
 
 def test_prompts_that_do_not_fit_are_rejected_first(tiny_bundle, frames):

@@ -6,12 +6,15 @@ compute-sanitizer --tool memcheck|racecheck|initcheck python -m tests.gpu.plugin
 import numpy as np
 import torch
 
-from tango_plugins import PruneParams
+from tango_plugins import PruneParams, native_library
 from tests.gpu.plugins import test_activation
 from tests.gpu.plugins.device import Device
 from tests.gpu.plugins.test_decode import SHAPES, Decoder
 from tests.plugins.attentions import Pass, Shape
 from tests.plugins.norms import TYPES, Rows
+from tests.plugins.rows import gather, row_tensors
+from tests.plugins.thinnings import CASES as CASES_OF_THIN
+from tests.plugins.thinnings import Prompt
 from tests.plugins.videos import video
 from tests.plugins.vision_attentions import Shape as VisionShape
 from tests.plugins.vision_attentions import Vision
@@ -59,3 +62,12 @@ if __name__ == "__main__":
             assert Rows(kind, *size, types).enqueue() == 0
             torch.cuda.synchronize()
             print(kind, "norm", size)
+    for width in (64, 13):
+        tensors = row_tensors(torch.float16, width, "cuda")
+        assert gather(native_library.load(), *tensors, torch.cuda.current_stream().cuda_stream) == 0
+        torch.cuda.synchronize()
+        print("rows", width)
+    for case in CASES_OF_THIN:
+        assert Prompt(*case, torch.float16, "cuda").enqueue(native_library.load()) == 0
+        torch.cuda.synchronize()
+        print("thin", case)

@@ -20,6 +20,8 @@ SOURCES = {
     "activation": "src/elementwise/activation.cu",
     "argmax": "src/elementwise/argmax.cu",
     "norm": "src/elementwise/norm.cu",
+    "rows": "src/elementwise/rows.cu",
+    "thin": "src/thin/thin.cu",
     "operators": "adapters/operators.cpp",
     "onnxruntime": "adapters/onnxruntime/custom_operators.cpp",
     "faults": HERE / "faults.cu",

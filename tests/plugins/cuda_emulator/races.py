@@ -19,6 +19,17 @@ def attention(library):
     check(Pass(Shape(40, 4, 1, 64, 400), 260, path=library, device="cpu"))
 
 
+def thin(library):
+    import torch
+
+    from tango_plugins import native_library
+    from tests.plugins.thinnings import CASES, Prompt
+
+    prompt = Prompt(*CASES[0], torch.float16)
+    assert prompt.enqueue(native_library.load(library)) == 0
+    prompt.check()
+
+
 def norm(library):
     from tests.plugins.norms import Rows, check
 
@@ -40,6 +51,7 @@ if __name__ == "__main__":
     cases = {
         "decode": decode,
         "attention": attention,
+        "thin": thin,
         "norm": norm,
         "vision": vision,
         "no fault": lambda library: reverse(library, 0),

@@ -122,6 +122,16 @@ def test_half_precision_too(make, responsive_checkpoint, colors):
     )
 
 
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+@pytest.mark.parametrize("options", [{}, {"retention_ratio": 0.5}, {"prune": False}])
+def test_rows_of_llava_video_have_their_ends(make, responsive_checkpoint, colors, dtype, options):
+    _, folder = responsive_checkpoint("llava-video", image=126, dtype=dtype)
+    options = {"frames": 8, "max_new_tokens": 12, **options}
+    found, wanted = (llm.generate(colors, QUESTION, **options) for llm in (make(folder=folder), VideoLLM(folder)))
+    same(found, wanted)
+    assert found.rows == wanted.rows > found.kept
+
+
 @pytest.mark.parametrize("engine", ["onnxruntime", "tensorrt"])
 def test_sessions_take_turns_as_if_each_question_were_asked_anew(make, colors, engine):
     llm = make(engine)

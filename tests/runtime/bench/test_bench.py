@@ -101,9 +101,9 @@ def test_new_lengths_come_from_shorter_prompts(tiny_bundle, monkeypatch):
 def test_a_second_question_prefills_its_own_tokens_only(tiny_bundle, monkeypatch):
     passes, extend = [], OrtCpuBackend.extend
 
-    def record(self, cache, pieces):
+    def record(self, cache, pieces, thinning=None):
         passes.append(sum(map(len, pieces)))
-        return extend(self, cache, pieces)
+        return extend(self, cache, pieces, thinning)
 
     monkeypatch.setattr(OrtCpuBackend, "extend", record)
     found = Bench(Bundle.load(tiny_bundle), CPU, QUICK).measure(PRUNED, ignore)

@@ -187,6 +187,21 @@ def test_dimensions_that_contradict_the_graph_are_refused(folder, path, value):
     assert "do not fit the tensors of graphs: decoder" in load_error(folder)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{seconds}", "video_text has an unknown field 'seconds'"),
+        ("{duration.real}", "video_text has an unknown field 'duration.real'"),
+        ("{}", "video_text has an unknown field ''"),
+        ("{times", "video_text is no format string"),
+        ("{frames:.2q}", "video_text is no format string"),
+    ],
+)
+def test_a_text_about_the_video_that_cannot_be_filled_in_is_refused(folder, text, message):
+    edit(folder, lambda data: data["prompt"].update(video_text=text))
+    assert f"bundle.json: prompt: {message}" in load_error(folder)
+
+
 @pytest.fixture
 def with_device_graphs(folder):
     """A bundle whose embedding and decoder have device graphs that take their weights."""
@@ -340,8 +355,8 @@ def test_another_format_names_the_command_that_exports_again(folder):
     with pytest.raises(TangoError) as caught:
         Bundle.load(folder)
     assert caught.value.hint == (
-        "export it again: tango-export --checkpoint 'a llava' --salience-checkpoint siglip --context 8192 "
-        "--sink-positions 3 5 --output FOLDER"
+        "export it again: tango-export --model llava-ov --checkpoint 'a llava' --salience-checkpoint siglip "
+        "--context 8192 --sink-positions 3 5 --output FOLDER"
     )
 
 

@@ -55,6 +55,14 @@ def test_a_strongly_typed_engine_is_built(bundle, tmp_path, graph, precision):
     assert engine.stat().st_size > 0
 
 
+@pytest.mark.parametrize("graph", ["vision", "decoder_low", "decoder_high"])
+def test_engines_of_llava_video_with_inner_pruning_are_built(responsive_checkpoint, tmp_path, graph):
+    _, folder = responsive_checkpoint("llava-video", image=126, layers=4, inner=(2, 0.5), dtype="fp16")
+    message, log = run_worker(Bundle.load(folder), graph, tmp_path / "engine")
+    assert "peak_host" in message, log
+    assert (tmp_path / "engine").stat().st_size > 0
+
+
 def test_a_graph_that_the_parser_cannot_read_is_named(bundle, tmp_path):
     loaded = Bundle.load(shutil.copytree(bundle(), tmp_path / "bundle"))
     loaded.engine_graph("embed").write_bytes(b"no graph")

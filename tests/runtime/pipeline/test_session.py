@@ -51,7 +51,7 @@ def test_the_video_is_seen_once(llm, frames, monkeypatch):
     session = llm.session(frames, frames=8)
     extended, extend = [], llm._backend.extend
     monkeypatch.setattr(
-        llm._backend, "extend", lambda cache, pieces: (extended.append(pieces), extend(cache, pieces))[1]
+        llm._backend, "extend", lambda cache, *given: (extended.append(given[0]), extend(cache, *given))[1]
     )
     first, second = (session.ask(question, max_new_tokens=3) for question in QUESTIONS[:2])
     assert seen == [1]

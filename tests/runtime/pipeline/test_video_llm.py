@@ -54,7 +54,7 @@ def greedy(llm, source, length=12, **options):
 def test_the_video_stands_in_its_place_with_the_newline_behind_it(llm, frames, given):
     opened, extended = given("new_cache"), given("extend")
     answer = greedy(llm, frames, prune=False)
-    [(capacity,)], (_, pieces) = opened, extended[0]
+    [(capacity,)], (_, pieces, _) = opened, extended[0]
     prompt = llm.bundle.manifest.prompt
     tokenizer = llm._prompt._tokenizer
     before, after = (
@@ -73,7 +73,7 @@ def test_the_video_stands_in_its_place_with_the_newline_behind_it(llm, frames, g
 def test_what_the_operator_keeps_is_given(llm, colors, given):
     extended, pruned_at = given("extend"), given("prune")
     answer = greedy(llm, colors, retention_ratio=0.25, fps=2)
-    _, pieces = extended[0]
+    _, pieces, _ = extended[0]
     features, salience = llm._backend.vision(answer.frames, lambda done: None)
     pruned = reference.prune(features, salience, answer.seconds, llm.bundle.manifest.params.at(0.25))
     np.testing.assert_array_equal(pieces[1], pruned.tokens)
@@ -89,7 +89,7 @@ def test_each_step_sees_all_that_was_said_before(llm, frames, given):
     """Prompt and answer at once give the logits that come step by step: no position and no cached row is off."""
     extended = given("extend")
     answer = greedy(llm, frames)
-    _, pieces = extended[0]
+    _, pieces, _ = extended[0]
     backend = OneSequence(llm._backend)
     for said in range(len(answer.ids)):
         words = backend.embed(np.array(answer.ids[:said], np.int64))
@@ -355,7 +355,7 @@ def heard(llm, frames, say=None):
     """A greedy answer and the logits [N, V] of its steps; the decoder hears the tokens of ``say`` if they are given."""
     rows, extend, embed = [], llm._backend.extend, llm._backend.embed
 
-    def keep(cache, pieces):
+    def keep(cache, pieces, thinning=None):
         if rows and say:
             pieces = [embed(np.array([say[len(rows) - 1]], np.int64))]
         rows.append(extend(cache, pieces))

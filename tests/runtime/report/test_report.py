@@ -36,6 +36,8 @@ def make(F: int = 6, grid: tuple[int, int] = (4, 5), side: int = 64, **changes: 
         "indices": indices,
         "merged": rng.random(len(indices)) < 0.5,
         "segments": np.array([[0, 1], [1, F]] if F > 1 else [[0, 1]], np.int32),
+        "rows": len(indices),
+        "thinned": None,
         "prompt_tokens": len(indices) + 20,
         "generated_tokens": 12,
         "stages": [("decode video", 8.25), ("vision", 300.0), ("prune", 12.0), ("prefill", 91.75), ("decode", 600.0)],
@@ -237,3 +239,11 @@ def test_rest_is_every_token_that_was_not_kept() -> None:
 )
 def test_duration(ms: float, expected: str) -> None:
     assert duration(ms) == expected
+
+
+def test_row_ends_are_no_text(tmp_path: Path) -> None:
+    assert "7 row ends and 13 of them text<" in page(make(rows=37), tmp_path)
+
+
+def test_tokens_that_the_decoder_drops_on_its_way(tmp_path: Path) -> None:
+    assert "20 of them text; 35 in upper layers<" in page(make(thinned=15), tmp_path)

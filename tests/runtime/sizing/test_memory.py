@@ -73,7 +73,13 @@ def test_row_ends_are_part_of_the_prompt():
     capacity = op.capacity(64, 169, params)
     assert memory.max_video_tokens(video, params, 64, row_ends=True) == capacity + 13 * 64
     assert memory.with_row_ends(5, 64, params, row_ends=True) == 5 + 5
-    assert memory.with_row_ends(13 * 13 * 64, 64, params, row_ends=True) == 13 * 14 * 64
+    assert memory.all_video_tokens(video, params, 64, row_ends=True) == 13 * 14 * 64
+    assert memory.all_video_tokens(video, params, 64) == 13 * 13 * 64
+
+
+def test_what_a_prompt_says_of_its_video_is_part_of_it():
+    assert memory.video_text_tokens(64, video_text=False) == 0
+    assert memory.video_text_tokens(64, video_text=True) == 45 + 64 * len("123.45s,")
 
 
 def test_two_frames_a_step_make_one_grid(qwen):

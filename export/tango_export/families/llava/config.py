@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from tango_export.checkpoint import read_json
 from tango_export.models.qwen2 import Qwen2Config
@@ -26,6 +26,24 @@ _RANGES: dict[str, tuple[float, float]] = {
     "layer_norm_eps": (1e-12, 1e-2),
 }
 
+#: What transformers' Qwen2Config takes where a file leaves a key out.
+QWEN2_DEFAULTS = Qwen2Config(4096, 22016, 32, 32, 32, 151936, rope_theta=10000.0)
+
+#: Models that are taken for a LLaVA of these families: what config.json calls them, and their names.
+_OTHERS = {
+    "llava_next_video": "LLaVA-NeXT-Video",
+    "llava_next": "LLaVA-NeXT",
+    "llava_llama": "LLaVA with a Llama decoder",
+    "llava_mistral": "LLaVA with a Mistral decoder",
+    "video_llava": "Video-LLaVA",
+    "llavaonevision1_5": "LLaVA-OneVision-1.5",
+    "llava_onevision1_5": "LLaVA-OneVision-1.5",
+    "llava_onevision": "LLaVA-OneVision",
+}
+
+#: Which family's newline goes where, by ``mm_newline_position``.
+_NEWLINES = {"one_token": "llava-ov", "grid": "llava-video"}
+
 
 @dataclass(frozen=True)
 class Formats:
@@ -34,12 +52,16 @@ class Formats:
     Attributes:
         title: Name of the family.
         hf: ``model_type`` in Hugging Face's format; None where there is no such format.
-        lmms_lab: Settings in lmms-lab's format, and the values that the graphs are written for.
+        newline: ``mm_newline_position`` in lmms-lab's format.
+        lmms_lab: Other settings in lmms-lab's format, and the values that the graphs are written for.
+        text: What the decoder is where a file in lmms-lab's format leaves a key out.
     """
 
     title: str
     hf: str | None
+    newline: Literal["one_token", "grid"]
     lmms_lab: Mapping[str, object]
+    text: Qwen2Config = QWEN2_DEFAULTS
 
 
 @dataclass(frozen=True)
@@ -86,9 +108,10 @@ def read_config(checkpoint: Path, siglip: Path, formats: Formats) -> LlavaConfig
         return _lmms_lab_config(data, siglip, formats)
     if formats.hf is not None and data.get("model_type") == formats.hf:
         return _hf_config(data)
+    kind = str(data.get("model_type", "nameless"))
     raise TangoError(
-        f"{checkpoint} is a {data.get('model_type', 'nameless')} model, not {formats.title}",
-        f"name a checkpoint of {formats.title}",
+        f"{checkpoint} is {_OTHERS.get(kind, f'a {kind} model')} ({kind}), not {formats.title}",
+        f"name a checkpoint of {formats.title}{'' if formats.hf else ' in the format of lmms-lab'}",
     )
 
 
@@ -101,7 +124,9 @@ def _hf_config(data: dict[str, Any]) -> LlavaConfig:
     _only(data, "projector_hidden_act", "gelu")
     _only(data, "multimodal_projector_bias", True)
     tied = _is_set(data, "tie_word_embeddings") or _is_set(text, "tie_word_embeddings")
-    return LlavaConfig(_siglip_config(vision), _qwen2_config(text), tied, False, text.get("eos_token_id"))
+    return LlavaConfig(
+        _siglip_config(vision), _qwen2_config(text, QWEN2_DEFAULTS), tied, False, text.get("eos_token_id")
+    )
 
 
 def _lmms_lab_config(data: dict[str, Any], siglip: Path, formats: Formats) -> LlavaConfig:
@@ -110,12 +135,19 @@ def _lmms_lab_config(data: dict[str, Any], siglip: Path, formats: Formats) -> Ll
     _only(data, "mm_use_im_start_end", False)
     _only(data, "mm_use_im_patch_token", False)
     _only(data, "mm_resampler_type", None)
+    newline = data.get("mm_newline_position") or "one_token"  # as LLaVA-NeXT's code takes it
+    if newline != formats.newline:
+        family = _NEWLINES.get(str(newline))
+        raise TangoError(
+            f"config.json: mm_newline_position is {newline!r}, {formats.title} has {formats.newline!r}",
+            f"another model says so: try --model {family}" if family else "the released checkpoints have that",
+        )
     for key, value in formats.lmms_lab.items():
         _only(data, key, value)
     source = read_json(siglip / "config.json")
     tower = _siglip_config(_part(source, "vision_config") or source, dropped_layers=1)
     # The head's absence is what ties it: some of these files lack tie_word_embeddings or deny it.
-    return LlavaConfig(tower, _qwen2_config(data), True, True, data.get("eos_token_id"))
+    return LlavaConfig(tower, _qwen2_config(data, formats.text), True, True, data.get("eos_token_id"))
 
 
 def _siglip_config(data: dict[str, Any], dropped_layers: int = 0) -> SiglipConfig:
@@ -131,14 +163,11 @@ def _siglip_config(data: dict[str, Any], dropped_layers: int = 0) -> SiglipConfi
     return _filled(config, {"num_hidden_layers": config.num_hidden_layers - dropped_layers})
 
 
-def _qwen2_config(data: dict[str, Any]) -> Qwen2Config:
+def _qwen2_config(data: dict[str, Any], defaults: Qwen2Config) -> Qwen2Config:
     _only(data, "hidden_act", "silu")
     _only(data, "use_sliding_window", False)
     _only(data, "partial_rotary_factor", 1.0)
-    rope = _rope(data)
-    # What a file leaves out is transformers' Qwen2Config default.
-    defaults = Qwen2Config(4096, 22016, 32, 32, 32, 151936, rope_theta=10000.0)
-    config = _filled(defaults, {**data, **rope})
+    config = _filled(defaults, {**data, **_rope(data)})
     _only(data, "rope_theta", config.rope_theta)
     _only(data, "layer_types", ["full_attention"] * config.num_hidden_layers)
     _divides(config.num_attention_heads, config.hidden_size, "num_attention_heads")

@@ -8,53 +8,69 @@ from onnx import TensorProto
 from tango_export.families.llava.config import Dimensions
 from tango_export.graph.builder import Array, Definition, GraphBuilder, Read, Weight
 from tango_export.models import qwen2, siglip
-from tango_export.models.projector import pool, pooled_side, projector
-from tango_runtime.bundle import MANIFEST, Manifest
+from tango_export.models.projector import Pooling, PoolingMode, pool, projector
+from tango_runtime.bundle import MANIFEST, InnerPruning, Manifest
 from tango_runtime.util.jsonschema import from_json
 
+#: Why a decoder with inner pruning has no device form.
+_IN_TWO = "tokens are dropped between its two graphs"
 
-def bundle_definitions(manifest: Manifest) -> tuple[Definition, ...]:
+
+def bundle_definitions(mode: PoolingMode, manifest: Manifest) -> tuple[Definition, ...]:
     """The graphs of a bundle.
+
+    Args:
+        mode: The family's pooling.
+        manifest: The bundle's.
 
     Raises:
         TangoError: Its ``config`` is not this family's.
     """
-    config = from_json(Dimensions, manifest.config, f"{MANIFEST}: config")
-    return definitions(config, manifest.decoder.context, manifest.prompt.vocabulary, tied=False)
+    config, decoder = from_json(Dimensions, manifest.config, f"{MANIFEST}: config"), manifest.decoder
+    pooling, vocabulary = Pooling(mode, config.vision.side), manifest.prompt.vocabulary
+    return definitions(config, pooling, decoder.context, vocabulary, False, decoder.inner)
 
 
-def definitions(config: Dimensions, context: int, vocabulary: int, tied: bool) -> tuple[Definition, ...]:
+def definitions(
+    config: Dimensions, pooling: Pooling, context: int, vocabulary: int, tied: bool, inner: InnerPruning | None
+) -> tuple[Definition, ...]:
     """The graphs of a checkpoint.
 
     Args:
         config: Dimensions.
+        pooling: From the tower's patches to the decoder's tokens.
         context: Most positions.
         vocabulary: Ids that may be sampled.
         tied: The head is the embedding table.
+        inner: Where the decoder drops tokens on its way; None for a decoder in one graph.
     """
-    head = "decoder.embed_tokens." if tied else "lm_head."
-    no_device_form = qwen2.no_device_form(config.text)
+    first = inner.layer if inner else 0
+    upper = Definition(
+        "decoder_high" if inner else "decoder",
+        lambda g: qwen2.decoder(g, config.text, context, vocabulary, first),
+        {"lm_head.": "decoder.embed_tokens." if tied else "lm_head.", "": "decoder."},
+        _IN_TWO if inner else qwen2.no_device_form(config.text),
+    )
+    lower = Definition(
+        "decoder_low", lambda g: qwen2.lower_decoder(g, config.text, context, first), {"": "decoder."}, _IN_TWO
+    )
     return (
-        Definition("vision", lambda g: vision(g, config), {"salience.": "tower."}),
+        Definition("vision", lambda g: vision(g, config, pooling), {"salience.": "tower."}),
         Definition("embed", lambda g: embed(g, config), {}),
-        Definition(
-            "decoder",
-            lambda g: qwen2.decoder(g, config.text, context, vocabulary),
-            {"lm_head.": head, "": "decoder."},
-            no_device_form,
-        ),
+        *([lower] if inner else []),
+        upper,
     )
 
 
-def vision(g: GraphBuilder, c: Dimensions) -> None:
+def vision(g: GraphBuilder, c: Dimensions, pooling: Pooling) -> None:
     """Frames → features and salience."""
-    size, tokens, width = c.vision.image_size, pooled_side(c.vision.side) ** 2, c.text.hidden_size
+    size, tokens, width = c.vision.image_size, pooling.side**2, c.text.hidden_size
     frames = g.input("frames", "uint8", "F", size, size, 3)
     x = siglip.tower(g, normalized_pixels(g, frames), c.vision)  # [F, patches, vision width]
     salience, patches = siglip.salience(g, x, c.vision)  # [F, patches]
     column = g.node("Unsqueeze", [salience, g.constant([-1])], "salience.column")
-    pooled = pool(g, "pool", column, c.vision.side, "float32")  # [F, tokens, 1]
-    features = projector(g, patches, c.vision.hidden_size, width, c.vision.side)
+    pooled = pool(g, "pool", column, pooling, "float32")  # [F, tokens, 1]
+    features = projector(g, patches, c.vision.hidden_size, width, pooling)
     g.output(features, "features", g.dtype, "F", tokens, width)
     g.output(g.node("Squeeze", [pooled, g.constant([2])], "salience.row"), "salience", "float32", "F", tokens)
 

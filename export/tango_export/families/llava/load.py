@@ -10,12 +10,13 @@ from tango_export.checkpoint import Checkpoint
 from tango_export.families.base import Model, Reference
 from tango_export.families.llava.config import Formats, LlavaConfig, read_config
 from tango_export.families.llava.graphs import definitions
+from tango_export.families.llava.templates import HF_TEMPLATE, QWEN_1_5_TEMPLATE
 from tango_export.families.llava.weights import LLAVA_RULES, SIGLIP_RULES, renaming
 from tango_export.graph import PORTABLE, Definition, build
-from tango_export.models.projector import pooled_side
+from tango_export.models.projector import Pooling, PoolingMode
 from tango_export.tokenizer import read_chat_template, read_tokenizer, stop_ids, vocabulary_size
 from tango_plugins import PruneParams, TangoError
-from tango_runtime.bundle import DecoderSpec, PromptSpec, VideoSpec, VisionSpec
+from tango_runtime.bundle import DecoderSpec, InnerPruning, PromptSpec, VideoSpec, VisionSpec
 from tango_runtime.util.console import status
 
 #: Both of Qwen2's ends; checkpoints name one or the other.
@@ -29,27 +30,28 @@ class Variant:
     Attributes:
         formats: How its config.json is known.
         siglip: Hub id of the SigLIP that its towers were made from.
+        pooling: How the tower's patches become tokens.
         frames: Frames sampled by default.
         sinks: Grid positions of the tower's attention sinks, by token grid; a grid that is not listed has none.
-        hf_template: Chat template of a checkpoint in Hugging Face's format that has none.
-        lmms_lab_template: Chat template of a checkpoint in lmms-lab's format.
+        video_text: Text between the video and the question; see :class:`tango_runtime.bundle.PromptSpec`.
     """
 
     formats: Formats
     siglip: str
+    pooling: PoolingMode
     frames: int
     sinks: Mapping[tuple[int, int], tuple[int, ...]]
-    hf_template: str
-    lmms_lab_template: str
+    video_text: str | None = None
 
 
-def load(variant: Variant, folders: Mapping[str, Path], context: int) -> Model:
+def load(variant: Variant, folders: Mapping[str, Path], context: int, inner: InnerPruning | None = None) -> Model:
     """Opens a checkpoint; reads names and shapes, not yet the weights.
 
     Args:
         variant: The family.
         folders: ``checkpoint``: LLaVA, in either format; ``salience``: the SigLIP with the pooling head.
         context: Most positions.
+        inner: Which of the video's rows the decoder drops on its way.
 
     Raises:
         TangoError: Something is missing, misshapen, unknown or not supported; the message names it.
@@ -57,8 +59,14 @@ def load(variant: Variant, folders: Mapping[str, Path], context: int) -> Model:
     folder = folders["checkpoint"]
     head = _pooling_head(folders.get("salience", folder), variant.siglip)
     config = read_config(folder, head.folder, variant.formats)
-    text, side = config.text, pooled_side(config.vision.side)
+    text, pooling = config.text, Pooling(variant.pooling, config.vision.side)
+    grid, newline = (pooling.side,) * 2, text.vocab_size  # the newline's row follows the vocabulary
     _check_context(context, text.max_position_embeddings)
+    if inner and not 0 < inner.layer < text.num_hidden_layers:
+        raise TangoError(
+            f"--inner-layer is {inner.layer}, the decoder has {text.num_hidden_layers} layers",
+            f"give one from 1 to {text.num_hidden_layers - 1}",
+        )
     tokenizer_json, tokenizer = read_tokenizer(folder)
     vocabulary = vocabulary_size(tokenizer)
     if vocabulary > text.vocab_size:
@@ -67,21 +75,33 @@ def load(variant: Variant, folders: Mapping[str, Path], context: int) -> Model:
             "tokenizer and weights are not of the same checkpoint; download it again",
         )
     checkpoint = Checkpoint(folder, renaming(LLAVA_RULES))
-    graphs = definitions(config, context, vocabulary, tied=config.tied and "lm_head.weight" not in checkpoint)
+    tied = config.tied and "lm_head.weight" not in checkpoint
+    graphs = definitions(config, pooling, context, vocabulary, tied, inner)
     _check_weights(graphs, checkpoint, head)
     return Model(
         definitions=graphs,
         config={"vision": asdict(config.vision), "text": asdict(config.text)},
         read=lambda name: (head if name.startswith("head.") else checkpoint).read(name),
-        params=PruneParams(grid=(side, side), sink_positions=variant.sinks.get((side, side), ())),
+        params=PruneParams(
+            grid=grid,
+            sink_positions=variant.sinks.get(grid, ()),
+            decoder_share=inner.share(text.num_hidden_layers) if inner else 1.0,
+        ),
         video=VideoSpec(
-            variant.frames, (config.vision.image_size,) * 2, "bicubic", side**2, frames_per_step=1, sampling="floor"
+            frames=variant.frames,
+            size=(config.vision.image_size,) * 2,
+            resample="bicubic",
+            tokens_per_frame=pooling.side**2,
+            frames_per_step=1,
+            sampling="floor",
         ),
         prompt=PromptSpec(
             placeholder="<image>" if config.lmms_lab else "<video>",
-            after_video=(text.vocab_size,),
+            after_video=(newline,) if variant.formats.newline == "one_token" else (),
             stop=stop_ids(folder, tokenizer, config.eos, _STOP_TOKENS),
             vocabulary=vocabulary,
+            row_end=newline if variant.formats.newline == "grid" else None,
+            video_text=variant.video_text,
         ),
         vision=_vision_spec(config),
         decoder=DecoderSpec(
@@ -93,10 +113,11 @@ def load(variant: Variant, folders: Mapping[str, Path], context: int) -> Model:
             head_dim=text.head_dim,
             context=context,
             norm_eps=text.rms_norm_eps,
+            inner=inner,
         ),
-        chat_template=variant.lmms_lab_template if config.lmms_lab else _hf_template(folder, variant),
+        chat_template=QWEN_1_5_TEMPLATE if config.lmms_lab else _hf_template(folder),
         tokenizer=tokenizer_json,
-        reference=_reference(config, checkpoint, head),
+        reference=_reference(config, pooling, checkpoint, head),
     )
 
 
@@ -113,11 +134,13 @@ def _vision_spec(config: LlavaConfig) -> VisionSpec:
     )
 
 
-def _reference(config: LlavaConfig, checkpoint: Checkpoint, head: Checkpoint) -> Callable[[], Reference]:
+def _reference(
+    config: LlavaConfig, pooling: Pooling, checkpoint: Checkpoint, head: Checkpoint
+) -> Callable[[], Reference]:
     def made() -> Reference:
         from tango_export.families.llava.reference import LlavaReference
 
-        return LlavaReference(config.vision, config.text, checkpoint, head)
+        return LlavaReference(config.vision, config.text, pooling.mode, checkpoint, head)
 
     return made
 
@@ -155,9 +178,9 @@ def _check_weights(graphs: tuple[Definition, ...], checkpoint: Checkpoint, head:
     checkpoint.check(expected)
 
 
-def _hf_template(folder: Path, variant: Variant) -> str:
+def _hf_template(folder: Path) -> str:
     template = read_chat_template(folder)
     if template is None or not template.strip():
         status(f"{folder} has {'no' if template is None else 'an empty'} chat template; llava-hf's is used")
-        return variant.hf_template
+        return HF_TEMPLATE
     return template

@@ -1,9 +1,12 @@
-"""LLaVA-OneVision as transformers has it, in fp32: the golden reference of validation. Needs torch and transformers."""
+"""LLaVA as transformers has it, in fp32: the golden reference of validation. Needs torch and transformers.
+
+transformers has classes for LLaVA-OneVision. LLaVA-Video is the same but for the pooling, which is replaced.
+"""
 
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -31,11 +34,19 @@ class LlavaReference:
     Args:
         vision: The tower's dimensions.
         text: The decoder's dimensions.
-        checkpoint: LLaVA-OneVision's tensors by canonical name.
+        pooling: ``bilinear`` as LLaVA-OneVision, ``average`` as LLaVA-Video.
+        checkpoint: LLaVA's tensors by canonical name.
         head: SigLIP's pooling head.
     """
 
-    def __init__(self, vision: SiglipConfig, text: Qwen2Config, checkpoint: Checkpoint, head: Checkpoint) -> None:
+    def __init__(
+        self,
+        vision: SiglipConfig,
+        text: Qwen2Config,
+        pooling: Literal["bilinear", "average"],
+        checkpoint: Checkpoint,
+        head: Checkpoint,
+    ) -> None:
         logging.disable_progress_bar()  # the caller shows one of its own
         tied = "lm_head.weight" not in checkpoint
         config = LlavaOnevisionConfig(
@@ -48,6 +59,8 @@ class LlavaReference:
         self._model: Any = LlavaOnevisionForConditionalGeneration.from_pretrained(
             None, config=config, state_dict=state, dtype=torch.float32
         ).eval()
+        if pooling == "average":
+            self._model.model.apply_pooling = _average_pooling
         self._newline = _fp32(checkpoint, "newline")
         self._pooling = _pooling_attention(head, vision)
 
@@ -80,6 +93,13 @@ class LlavaReference:
         given = torch.from_numpy(embeddings.astype(np.float32))
         logits: Array = self._model(inputs_embeds=given[None]).logits[0].numpy()
         return logits
+
+
+def _average_pooling(x: torch.Tensor) -> torch.Tensor:
+    """[F, patches, D] → [F, tokens, D]: LLaVA-NeXT's ``avg_pool2d(x, 2)`` on the grid of patches."""
+    side = round(x.shape[1] ** 0.5)
+    grid = x.transpose(1, 2).reshape(len(x), -1, side, side)
+    return torch.nn.functional.avg_pool2d(grid, 2).flatten(-2).transpose(1, 2)
 
 
 def _text_config(text: Qwen2Config) -> dict[str, Any]:

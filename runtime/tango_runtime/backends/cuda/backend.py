@@ -1,7 +1,8 @@
 """The backend on a GPU, whatever runs the graphs: features, kept tokens, embeddings and caches stay there.
 
-The host sends frames, their times and token ids. It reads the number of kept tokens (unless the budget is exact) and,
-for each token, eight bytes (greedy) or its logits. What a report shows of the pruning is read only on request.
+The host sends frames, their times and token ids. It reads the number of kept tokens (unless the budget is exact), their
+places (if rows have ends) and, for each token, eight bytes (greedy) or its logits. What a report shows of the pruning
+is read only on request.
 
 Pruning is the CUDA library, called directly on the same stream. The bundle's prune.onnx as an engine gives the same
 bits, but neither which tokens were merged nor the segments, and only at the ratio that it was built for: it is there
@@ -21,13 +22,17 @@ from numpy.typing import NDArray
 from tango_plugins import PruneParams, native_library, op
 from tango_plugins.device_array import DeviceArray
 from tango_plugins.pruner import CudaPruner, Dtype
+from tango_plugins.row_ends import row_order
+from tango_plugins.thinning import Thinning
 from tango_runtime.backends.base import PrunedTokens, Trace
-from tango_runtime.backends.cuda.decoder import Decoder
+from tango_runtime.backends.cuda.decoder import Decoder, SequenceDecoder
 from tango_runtime.backends.cuda.device import Event, HostPool, Pool, Stream, TransferStats, rows
 from tango_runtime.backends.cuda.embedder import Embedder, Piece, TokenIds
 from tango_runtime.backends.cuda.kv_cache import KVCache
 from tango_runtime.backends.cuda.logits import DeviceLogits
+from tango_runtime.backends.cuda.row_ends import enqueue_gather
 from tango_runtime.backends.cuda.runner import GraphRunner
+from tango_runtime.backends.cuda.thinning_decoder import ThinningDecoder
 from tango_runtime.bundle import Bundle
 from tango_runtime.util.console import OnProgress
 
@@ -56,7 +61,8 @@ class CudaBackend:
         hidden_size, dtype = bundle.manifest.decoder.hidden_size, bundle.manifest.dtype
         self._embedder = Embedder(graphs, stream, self._pool, hidden_size, dtype)
         self._pruner = functools.cache(CudaPruner)
-        self._decoder = Decoder(bundle.manifest, graphs, self._embedder, stream, self._pool)
+        made: type[Decoder | ThinningDecoder] = ThinningDecoder if bundle.manifest.decoder.inner else Decoder
+        self._decoder: SequenceDecoder = made(bundle.manifest, graphs, self._embedder, stream, self._pool)
 
     @property
     def traffic(self) -> TransferStats:
@@ -111,12 +117,22 @@ class CudaBackend:
             count = op.exact_count(F, L, params)
         else:
             count = int(self._stream.download(found["count"])[0])
-        return PrunedTokens(rows(found["tokens"], 0, count), count, lambda: self._trace(found, count))
+        tokens, indices = (rows(found[name], 0, count) for name in ("tokens", "indices"))
+        return PrunedTokens(tokens, indices, count, lambda: self._trace(found, count))
 
     def flatten(self, features: DeviceArray) -> DeviceArray:
         """[F, L, D] → [F·L, D]."""
         F, L, D = features.shape
         return replace(features, shape=(F * L, D))
+
+    def with_row_ends(self, kept: PrunedTokens, columns: int, end: int) -> tuple[DeviceArray, int]:
+        """Kept tokens with a row end after each grid row that keeps one; the host reads where they are."""
+        order = row_order(self.to_host(kept.indices), columns)
+        on_device = self._pool.take("row order", order.shape, np.int32)
+        self._embedder.upload(order, on_device)
+        whole = self._pool.take("rows of the video", (len(order), kept.tokens.shape[1]), kept.tokens.dtype)
+        enqueue_gather(kept.tokens, self._embedder([self.embed(np.array([end]))]), on_device, whole, self._stream)
+        return whole, len(order)
 
     def embed(self, ids: NDArray[np.int64]) -> TokenIds:
         """[N] → embeddings [N, D], made when they are used."""
@@ -124,15 +140,16 @@ class CudaBackend:
 
     def new_cache(self, capacity: int) -> KVCache:
         """An empty sequence with room for so many positions."""
-        return self._decoder.new_cache(capacity)
+        cache: KVCache = self._decoder.new_cache(capacity)
+        return cache
 
     def reserve(self, cache: KVCache, positions: int) -> None:
         """Makes room for so many positions in all."""
         self._decoder.reserve(cache, positions)
 
-    def extend(self, cache: KVCache, pieces: Sequence[Piece]) -> DeviceLogits:
+    def extend(self, cache: KVCache, pieces: Sequence[Piece], thinning: Thinning | None = None) -> DeviceLogits:
         """Appends embeddings, [N, D] in all → logits of the last position."""
-        return self._decoder.extend(cache, pieces)
+        return self._decoder.extend(cache, pieces, thinning)
 
     def decode(self, cache: KVCache, token: int) -> DeviceLogits:
         """Appends one token → logits of its position."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
 from tango_plugins import TangoError
 from tango_plugins.device_array import DeviceArray
+from tango_plugins.thinning import Thinning
 from tango_runtime.backends.base import require_context
 from tango_runtime.backends.cuda.device import ALIGNMENT, Pool, Stream, bytes_of, rows
 from tango_runtime.backends.cuda.embedder import Embedder, Piece
@@ -19,6 +21,22 @@ from tango_runtime.bundle import Manifest
 
 #: Where the runner does not fix a cache's capacity, it is a multiple of this many positions.
 _POSITIONS = 256
+
+
+class SequenceDecoder(Protocol):
+    """What the backend asks of a decoder; see :class:`tango_runtime.backends.base.Backend`."""
+
+    def new_cache(self, capacity: int) -> Any:
+        """An empty sequence with room for so many positions."""
+
+    def reserve(self, cache: Any, positions: int) -> None:
+        """Makes room for so many positions in all."""
+
+    def extend(self, cache: Any, pieces: Sequence[Piece], thinning: Thinning | None) -> DeviceLogits:
+        """Appends embeddings, [N, D] in all → logits of the last position."""
+
+    def decode(self, cache: Any, token: int) -> DeviceLogits:
+        """Appends one token → logits of its position."""
 
 
 class Decoder:
@@ -59,8 +77,8 @@ class Decoder:
         """
         fixed = self._graphs.capacity
         if fixed is not None and capacity > fixed:
-            raise _too_small(capacity, fixed)
-        wanted = fixed or _rounded(capacity)
+            raise too_small(capacity, fixed)
+        wanted = fixed or rounded(capacity)
         while self._free:
             cache = self._free.pop()
             if cache.capacity == wanted:
@@ -81,17 +99,18 @@ class Decoder:
         if positions <= cache.capacity:
             return
         if self._graphs.capacity is not None:
-            raise _too_small(positions, cache.capacity)
+            raise too_small(positions, cache.capacity)
         self._forget(cache)
-        cache.grow(_rounded(positions))
+        cache.grow(rounded(positions))
 
-    def extend(self, cache: KVCache, pieces: Sequence[Piece]) -> DeviceLogits:
+    def extend(self, cache: KVCache, pieces: Sequence[Piece], thinning: Thinning | None = None) -> DeviceLogits:
         """Appends embeddings, [N, D] in all → logits of the last position."""
+        assert thinning is None
         embeddings, before = self._embedder(pieces), cache.length
         tokens = embeddings.shape[0]
         require_context(before, tokens, self._context)
         self.reserve(cache, before + tokens)
-        most = _aligned_below(self._graphs.tokens_at_once, bytes_of(rows(embeddings, 0, 1)))
+        most = aligned_below(self._graphs.tokens_at_once, bytes_of(rows(embeddings, 0, 1)))
         try:
             for begin in range(0, tokens, most):
                 self._pass(cache, rows(embeddings, begin, min(begin + most, tokens)))
@@ -175,18 +194,20 @@ class Decoder:
         return DeviceLogits(logits, self._pool.take("argmax", (8,), np.uint8), self._stream)
 
 
-def _too_small(positions: int, capacity: int) -> TangoError:
+def too_small(positions: int, capacity: int) -> TangoError:
+    """The error of a cache that an engine does not hold."""
     return TangoError(
         f"prompt and answer may take {positions} positions, the decoder's engine holds {capacity}",
         "ask for fewer (--max-new-tokens, --retention-ratio), or build it larger: tango build BUNDLE --context",
     )
 
 
-def _rounded(positions: int) -> int:
+def rounded(positions: int) -> int:
+    """The capacity of a cache for so many positions."""
     return -(-positions // _POSITIONS) * _POSITIONS
 
 
-def _aligned_below(most: int, row: int) -> int:
+def aligned_below(most: int, row: int) -> int:
     """The largest number of rows of so many bytes, up to ``most``, after which a tensor may begin."""
     step = ALIGNMENT // math.gcd(ALIGNMENT, row)
     return most // step * step or most

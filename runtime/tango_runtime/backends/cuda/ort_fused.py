@@ -42,12 +42,12 @@ class FusedOrtRunner(OrtRunner):
     ) -> None:
         bundle = bundle if self.fuses_quantized else _without_quantized_device_graphs(bundle)
         self._manifest, self._stream = bundle.manifest, stream
-        plain = bundle.manifest.graphs
-        self._cached = [t.name for t in plain["decoder"].outputs[1:]]
-        self.waiting = [graph for graph in OrtRunner.waiting if not plain[graph].device]
+        plain, last = bundle.manifest.graphs, bundle.manifest.decoders[-1]
+        self._cached = [t.name for t in plain[last].outputs[1:]]
+        self.waiting = [graph for graph in OrtRunner.waiting if graph in plain and not plain[graph].device]
         if plain["vision"].device:
             self.frames_at_once = 32
-        if plain["decoder"].device:
+        if plain[last].device:
             self.in_place, self.tokens_at_once = True, 4096
             self.capacity = bundle.manifest.decoder.context  # the decode kernel of a cache is made for its length
         taking, given_up = [graph for graph, spec in plain.items() if spec.device_weights], threading.Event()

@@ -24,7 +24,6 @@ from tango_runtime.bundle import Bundle, GraphName
 PROVIDER = "CUDAExecutionProvider"
 #: The provider, and the device that tensors are bound on.
 CUDA = (PROVIDER, "cuda")
-_GRAPHS: tuple[GraphName, ...] = ("vision", "embed", "decoder")
 
 
 class OrtRunner:
@@ -52,7 +51,7 @@ class OrtRunner:
     #: have products of batches of two lengths, for which ONNX Runtime writes lists of addresses into pinned memory.
     #: What a run has of it that does not wait is kept until one does, or until the session goes: then a callback of
     #: the stream frees the last of it, which CUDA forbids there, and the process is aborted.
-    waiting: Collection[GraphName] = ("vision", "decoder")
+    waiting: Collection[GraphName] = ("vision", "decoder", "decoder_low", "decoder_high")
 
     def __init__(
         self,
@@ -82,7 +81,8 @@ class OrtRunner:
         def load(graph: GraphName) -> None:
             self._sessions[graph] = _open(onnxruntime, bundle, graph, options, name, settings)
 
-        *others, decoder = _GRAPHS
+        graphs: tuple[GraphName, ...] = ("vision", "embed", *bundle.manifest.decoders)
+        *others, decoder = graphs
         with ThreadPoolExecutor() as threads:
             loading = threads.map(load, others)
             load(decoder)  # in this thread, where ctrl-C is heard

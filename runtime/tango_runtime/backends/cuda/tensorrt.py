@@ -24,8 +24,6 @@ from tango_runtime.engines.target import current_target
 from tango_runtime.system.packages import import_tensorrt
 
 #: Prune is the CUDA library's: see :mod:`tango_runtime.backends.cuda.backend`.
-_GRAPHS: tuple[GraphName, ...] = ("vision", "embed", "decoder")
-
 _TYPES = {"FLOAT": "float32", "HALF": "float16", "INT32": "int32", "INT64": "int64", "UINT8": "uint8"}
 
 
@@ -39,7 +37,8 @@ def open_backend(bundle: Bundle, threads: int = 0) -> CudaBackend:
     trt = import_tensorrt()
     stream = open_stream()  # first: TensorRT crashes where there is no GPU
     machine = current_target(trt.__version__)
-    found = {graph: engines.find(bundle, graph, machine) for graph in _GRAPHS}  # all, before the first is loaded
+    graphs: tuple[GraphName, ...] = ("vision", "embed", *bundle.manifest.decoders)
+    found = {graph: engines.find(bundle, graph, machine) for graph in graphs}  # all, before the first is loaded
     return CudaBackend(bundle, TensorRTRunner(trt, bundle, found, stream, machine.gpu), stream)
 
 
@@ -73,9 +72,9 @@ class TensorRTRunner:
         self._scratch = Buffer(max(map(_scratch_bytes, self._engines.values())))
         self._contexts = {graph: self._context(graph, PREFILL) for graph in found}
         self._replaying: dict[GraphName, Any] = {}  # contexts that a CUDA graph was recorded from
-        decoder = found["decoder"]
-        self.tokens_at_once = min(decoder.max_size("N", PREFILL), found["embed"].max_size("N"))
-        self.capacity = decoder.max_size("P", DECODE)
+        decoders = [found[graph] for graph in bundle.manifest.decoders]
+        self.tokens_at_once = min(found["embed"].max_size("N"), *(each.max_size("N", PREFILL) for each in decoders))
+        self.capacity = min(each.max_size("P", DECODE) for each in decoders)
         self.description = f"TensorRT {trt.__version__}, {gpu}"
         if cautions := [each.warning for each in found.values() if each.warning]:
             self.description += f" ({'; '.join(cautions)})"

@@ -7,6 +7,7 @@
 #include "tango/decode.h"
 #include "tango/norm.h"
 #include "tango/prune.h"
+#include "tango/thin.h"
 #include "tango/vision_attention.h"
 
 #ifndef TANGO_VERSION
@@ -38,6 +39,8 @@ size_t tango_sizeof(const char* name) {
         TANGO_SIZE(TangoPruneParams),
         TANGO_SIZE(TangoPruneShape),
         TANGO_SIZE(TangoPruneTensors),
+        TANGO_SIZE(TangoThinShape),
+        TANGO_SIZE(TangoThinTensors),
         TANGO_SIZE(TangoVisionAttentionShape),
         TANGO_SIZE(TangoVisionAttentionTensors),
     };

@@ -1,0 +1,71 @@
+"""Inner pruning on the GPU: :class:`CudaThinner`, on device memory that the caller owns."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from tango_plugins.device_array import DeviceArray, item_bytes
+from tango_plugins.errors import TangoError
+from tango_plugins.native_library import load
+from tango_plugins.structs import TangoThinShape, TangoThinTensors
+from tango_plugins.thinning import Thinning
+
+Dtype = Literal["float16", "float32"]
+
+
+class CudaThinner:
+    """Inner pruning on the GPU, of prompts of one shape.
+
+    Args:
+        thinning: Which rows may go.
+        rows: N, rows of the prompt.
+        width: D.
+        dtype: Dtype of the rows.
+        library: The CUDA library; None takes :func:`tango_plugins.native_library.installed`.
+
+    Attributes:
+        rows: M, rows that stay.
+        workspace_bytes: Scratch memory to provide on the device, aligned to 256 bytes.
+
+    Raises:
+        TangoError: There is no library, or the shape is out of range.
+    """
+
+    def __init__(
+        self, thinning: Thinning, rows: int, width: int, dtype: Dtype = "float16", library: Path | None = None
+    ) -> None:
+        self._library = load(library)
+        video = thinning.begin, thinning.rows, thinning.kept
+        self._shape = TangoThinShape(rows, *video, width, get_args(Dtype).index(dtype))
+        size = ctypes.c_size_t()
+        self._check(self._library.tango_thin_workspace(ctypes.byref(self._shape), ctypes.byref(size)))
+        self.rows, self.workspace_bytes = rows - thinning.rows + thinning.kept, size.value
+
+    def enqueue(self, prompt: Any, share: Any, *, thinned: Any, stay: Any, workspace: Any, stream: int = 0) -> None:
+        """Enqueues the kernels; returns before they are done.
+
+        Args:
+            prompt: [N, D].
+            share: [N] fp32, of which only those of the video's rows count.
+            thinned: [M, D], filled with the rows that stay.
+            stay: [M] int32, filled with where they were.
+            workspace: Scratch memory.
+            stream: A cudaStream_t.
+
+        Raises:
+            TangoError: CUDA failed.
+        """
+        arrays = [DeviceArray.of(array) for array in (prompt, share, thinned, stay)]
+        tensors = TangoThinTensors(*(array.address for array in arrays))
+        scratch = DeviceArray.of(workspace, "workspace")
+        size = math.prod(scratch.shape) * item_bytes(scratch.dtype)
+        call = ctypes.byref(self._shape), ctypes.byref(tensors), scratch.address, size, stream
+        self._check(self._library.tango_thin_enqueue(*call))
+
+    def _check(self, status: int) -> None:
+        if status != 0:
+            message = self._library.tango_last_error().decode()
+            raise TangoError(f"the CUDA library rejected the call: {message}", "see: tango doctor")
