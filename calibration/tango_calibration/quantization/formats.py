@@ -23,7 +23,7 @@ ModelOpt needs torch and CUDA; for TensorRT 10 and later it is an alternative.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -82,6 +82,21 @@ class Scheme:
             opsets[_CONTRIB] = 1
         return replace(self._form(PORTABLE, _write_qdq, _write_matmul_nbits), opsets=opsets)
 
+    def switched(self) -> Form:
+        """The portable form with the layers in both ways; an input for each says which counts: :func:`switches`."""
+        portable = self.portable()
+
+        def linear(g: GraphBuilder, layer: Linear) -> str:
+            if layer.name not in self.formats:
+                return PORTABLE.linear(g, layer)
+            ways = [(portable, "quantized"), (PORTABLE, "plain")]
+            products = [form.linear(g, replace(layer, output=f"{layer.output}.{way}")) for form, way in ways]
+            switch = g.input(f"{layer.name}.switch", "int32")
+            chosen = g.node("Cast", [switch], f"{layer.name}.is_quantized", to=TensorProto.BOOL)
+            return g.node("Where", [chosen, *products], layer.output)
+
+        return replace(portable, linear=linear)
+
     def device(self) -> Form:
         """The device form on the same weights."""
         return self._form(DEVICE, _write_per_channel, _write_blockwise)
@@ -94,6 +109,11 @@ class Scheme:
             return (write_8_bits if form in _GRIDS else write_blocks)(g, layer, form, self)
 
         return replace(base, linear=linear)
+
+
+def switches(layers: Iterable[str], quantized: str) -> dict[str, Array]:
+    """The inputs of a graph that has layers in both ways, for one of them to be quantized."""
+    return {f"{layer}.switch": np.array(layer == quantized, np.int32) for layer in layers}
 
 
 _Write = Callable[[GraphBuilder, Linear, LayerFormat, Scheme], str]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +44,7 @@ class Session:
     def __init__(
         self, model: str | bytes, options: onnxruntime.SessionOptions, weights: Mapping[str, Array] | None = None
     ) -> None:
-        self._weights = dict(weights or {})
+        self._weights, self._given = dict(weights or {}), dict[str, Array]()
         values = [_ort_value(tensor) for tensor in self._weights.values()]
         options.add_external_initializers(list(self._weights), values)
         try:
@@ -54,9 +55,15 @@ class Session:
                 "install a newer onnxruntime",
             ) from error
 
-    def run(self, feeds: dict[str, Array]) -> list[Array]:
+    def given(self, feeds: Mapping[str, Array]) -> Session:
+        """The same session, with some of its inputs given."""
+        other = copy(self)
+        other._given = {**self._given, **feeds}
+        return other
+
+    def run(self, feeds: Mapping[str, Array]) -> list[Array]:
         """All outputs."""
-        outputs: list[Array] = self._session.run(None, feeds)
+        outputs: list[Array] = self._session.run(None, {**self._given, **feeds})
         return outputs
 
 

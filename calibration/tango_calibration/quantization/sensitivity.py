@@ -19,7 +19,7 @@ from tango_calibration.quantization.arithmetic import smoothing
 from tango_calibration.quantization.cache import ObservationCache
 from tango_calibration.quantization.capture import Capture
 from tango_calibration.quantization.clips import load_frames
-from tango_calibration.quantization.formats import LayerFormat, Scheme
+from tango_calibration.quantization.formats import LayerFormat, Scheme, switches
 from tango_calibration.quantization.ranges import Array, ChannelStats
 from tango_calibration.quantization.replay import Session
 from tango_calibration.quantization.stored import StoredGraph
@@ -44,6 +44,9 @@ MAX_OUTLIER_SHARE = 0.1
 
 #: Number of steps in which more layers are excluded.
 _EXCLUSION_STEPS = 8
+
+#: Number of sessions that the layers of a graph are spread over to weigh each alone.
+_SESSIONS = 10
 
 #: Clips that losses are measured on; for vision, one frame of each.
 _LOSS_CLIPS = 8
@@ -186,22 +189,28 @@ class GraphQuantizer:
         return tuple(LayerSensitivity(name, loss, formats.get(name)) for name, loss in first.items())
 
     def _losses(self, scheme: Scheme, form: LayerFormat, names: Sequence[str]) -> dict[str, float]:
-        """Loss of the graph for each layer, when only this layer has a format."""
-        loss = cache(self._loss)
+        """Loss of the graph for each layer, when only this layer has a format.
+
+        A session has several layers in both ways: to open one takes longer than a clip, and with all of them in one,
+        every pass would compute all of them twice. Only new weights are made, so other layers do not take smoothing.
+        """
+        loss, losses = cache(self._loss), dict[str, float]()
         clips = [self._cache.key(video, self.name) for video in self._videos]
 
-        def measure(name: str) -> dict[str, Array]:
-            return {"loss": np.array(loss()(self._open(scheme, {name: form})))}
+        def measure(name: str, group: Sequence[str], session: Callable[[], Session]) -> dict[str, Array]:
+            return {"loss": np.array(loss()(session().given(switches(group, name))))}
 
-        def cached(name: str) -> float:
-            key = hashlib.sha256(f"loss {self.name} {name} {form} {clips}".encode()).hexdigest()[:24]
-            return float(self._cache.arrays(key, partial(measure, name))["loss"])
-
-        return dict(zip(names, map_with_progress(f"{self.name} {form}", cached, names), strict=True))
-
-    def _open(self, scheme: Scheme, formats: Mapping[str, LayerFormat]) -> Session:
-        """The graph with some layers quantized. Only their weights are new, so the others need not take smoothing."""
-        return replay.open_graph(self.stored, replace(scheme, formats=formats).portable())
+        size = -(-len(names) // _SESSIONS)
+        with progress(f"{self.name} {form}", len(names)) as on_progress:
+            for group in (names[begin : begin + size] for begin in range(0, len(names), size)):
+                both_ways = replace(scheme, formats=dict.fromkeys(group, form)).switched()
+                session = cache(partial(replay.open_graph, self.stored, both_ways))  # where a loss is not known yet
+                for name in group:
+                    key = hashlib.sha256(f"loss {self.name} {name} {form} {clips}".encode()).hexdigest()[:24]
+                    found = self._cache.arrays(key, partial(measure, name, group, session))
+                    losses[name] = float(found["loss"])
+                    on_progress(1)
+        return losses
 
     def _loss(self) -> Callable[[Session], float]:
         """Returns a function session → loss compared with the original graph."""
@@ -243,7 +252,8 @@ class GraphQuantizer:
         for count in range(0, len(worst), -(-len(layers) // _EXCLUSION_STEPS)):
             excluded = {layer.layer for layer in worst[:count]}
             tried = tuple(replace(layer, format=None) if layer.layer in excluded else layer for layer in layers)
-            if accepts(self._open(scheme, _formats(tried))):
+            form = replace(scheme, formats=_formats(tried)).portable()
+            if accepts(replay.open_graph(self.stored, form)):
                 return tried
         raise TangoError(
             f"{self.name} keeps other tokens even with most layers excluded",

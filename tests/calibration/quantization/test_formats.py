@@ -15,7 +15,7 @@ from onnx.reference import ReferenceEvaluator
 
 from tango_calibration.quantization import formats
 from tango_calibration.quantization.arithmetic import quantize_blocks, quantize_columns, smoothing
-from tango_calibration.quantization.formats import FP8_OPSET, Scheme
+from tango_calibration.quantization.formats import FP8_OPSET, Scheme, switches
 from tango_calibration.quantization.replay import open_written
 from tango_export.graph import DEVICE, PORTABLE, Definition, build
 from tango_export.graph.files import write_device, write_portable
@@ -67,12 +67,12 @@ class Written:
 
 @pytest.fixture
 def write(tensors, tmp_path):
-    """``write(scheme, definition=…, dtype=…, read=…)``: a graph in the portable form of a scheme."""
+    """``write(scheme, layers=…, dtype=…, read=…, form=…)``: a graph in the portable form of a scheme, or in another."""
 
-    def made(scheme=None, layers=gated, dtype="float16", read=tensors.__getitem__):
+    def made(scheme=None, layers=gated, dtype="float16", read=tensors.__getitem__, form=None):
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
         folder.mkdir()
-        form = scheme.portable() if scheme else PORTABLE
+        form = form or (scheme.portable() if scheme else PORTABLE)
         graph = build(Definition("decoder", layers, {}), form, dtype)
         return Written(folder, write_portable(graph, read, folder, lambda done: None))
 
@@ -219,6 +219,16 @@ def test_bundle_json_says_how_weights_are_read(write, w8a8, tensors, x):
         else:
             numbers = (values * scales).T
         assert error(tensors[f"{name}.weight"], numbers) < (0.01 if bits == 8 else 0.12)
+
+
+def test_a_switch_says_whether_a_layer_is_quantized(write, w8a8, x):
+    """Without a trace of the other way, so that one session weighs several layers."""
+    scheme = replace(w8a8, formats={GATE: "w8a8", DOWN: "w8a8"})
+    both = write(scheme, form=scheme.switched())
+    alone = {name: write(replace(scheme, formats={name: "w8a8"})) for name in scheme.formats}
+    for name, expected in {**alone, "": write()}.items():
+        found = open_written(both.folder, both.spec).given(switches(scheme.formats, name)).run({"x": x})[0]
+        assert (found == expected.run(x)).all()
 
 
 # Smoothing
