@@ -33,7 +33,7 @@ struct Division {
     static constexpr int kWarps = ceil_div(TANGO_MAX_NORM_WIDTH, kWarp * kSize * kGroups);
     static_assert(kWarps <= kMaxWarps, "a block must hold the widest row");
 };
-using ByVector = Division<8, 5>;  // the released towers, of 1152 and 1280, take one warp
+using ByVector = Division<8, 2>;
 using ByElement = Division<1, 8>;
 
 // The sum of a value over the threads of a row. Each call of a block has its own `scratch`, of kMaxWarps elements.
