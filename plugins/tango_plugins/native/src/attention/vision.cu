@@ -21,10 +21,10 @@ struct Tile {
     static constexpr int kWarps = 4, kThreads = kWarps * kWarp;
     static constexpr int kWarpRows = kFragments * 16, kRows = kWarps * kWarpRows, kKeys = 64;
     static constexpr int kVectors = kWidth / Half8::kSize;
-    // Bytes of a row in shared memory. It is odd in vectors: those of one column in eight adjacent rows are in different
-    // banks.
+    // Bytes of a row in shared memory. It is odd in vectors: those of one column in eight adjacent rows are in
+    // different banks.
     static constexpr int kPitch = (kVectors | 1) * 16;
-    static constexpr int kValues = kKeys * kPitch, kTileBytes = 2 * kValues;  // keys, then values
+    static constexpr int kValues = kKeys * kPitch, kTileBytes = 2 * kValues;   // keys, then values
     static constexpr int kBias = kRows * kPitch, kValueBias = kBias + kPitch;  // after a head's queries
     static constexpr int kQueryBytes = kValueBias + kPitch;
 
@@ -189,8 +189,7 @@ cudaError_t launch_attention(const VisionPass& pass, cudaStream_t stream) {
     if (error != cudaSuccess) return error;
 #ifdef TANGO_SM90A
     constexpr int kLeastRows = 128;  // of a group: fewer would leave warpgroups idle
-    if (gpu.major == 9 && pass.largest_group() >= kLeastRows)
-        return vision_attention_sm90(pass, gpu.sms, stream);
+    if (gpu.major == 9 && pass.largest_group() >= kLeastRows) return vision_attention_sm90(pass, gpu.sms, stream);
 #endif
     if (pass.shape.head_dim <= 64) return launch_attention<64>(pass, gpu, stream);
     if (pass.shape.head_dim <= 80) return launch_attention<80>(pass, gpu, stream);
@@ -223,7 +222,8 @@ int check_tensors(const TangoVisionAttentionTensors& tensors) {
     const struct {
         const char* name;
         const void* pointer;
-    } all[] = {{"query", tensors.query}, {"key", tensors.key}, {"value", tensors.value}, {"attn_out", tensors.attn_out}};
+    } all[] = {
+        {"query", tensors.query}, {"key", tensors.key}, {"value", tensors.value}, {"attn_out", tensors.attn_out}};
     for (const auto& tensor : all)
         if (int status = check_pointer(tensor.name, tensor.pointer, 16)) return status;
     return tensors.bias == nullptr ? TANGO_OK : check_pointer("bias", tensors.bias, 16);

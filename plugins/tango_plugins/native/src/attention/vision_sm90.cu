@@ -3,9 +3,8 @@
 //
 // As vision.cu, with one block per SM that goes from one tile of queries to the next. One of its warpgroups copies
 // queries, keys and values ahead, each tile of keys and of values to a slot of a ring. The others have 64 query rows
-// each. A warpgroup has the products of the next keys and of the last values computed together, and then its softmax.
-// The warpgroups take turns, so that one has its softmax while the tensor cores work for another (FlashAttention-3,
-// arXiv 2407.08608).
+// each. A warpgroup has the products of the next keys and of the last values computed together, and then its softmax,
+// while the tensor cores work for the other warpgroups (FlashAttention-3, arXiv 2407.08608).
 //
 // In shared memory a tile is stored by columns of eight dimensions: those of a row are a pitch apart, rows are 16 bytes
 // apart. Any number of dimensions that is a multiple of eight fits.
@@ -37,8 +36,7 @@ struct Tile {
     static constexpr int kBarrierBytes = 16, kQueryBuffers = 2;
     static constexpr int kRingBytes = kSharedBytes - kQueryBuffers * (kQueryBytes + kBarrierBytes);
     static constexpr int kSlots = kRingBytes / (kSlotBytes + kBarrierBytes) / 2 * 2;  // for keys and values in turns
-    static constexpr int kBytes =
-        kQueryBuffers * (kQueryBytes + kBarrierBytes) + kSlots * (kSlotBytes + kBarrierBytes);
+    static constexpr int kBytes = kQueryBuffers * (kQueryBytes + kBarrierBytes) + kSlots * (kSlotBytes + kBarrierBytes);
     // Of a thread: the SM has 64 Ki of them.
     static constexpr int kProducerRegisters = kConsumers == 3 ? 32 : 40;
     static constexpr int kConsumerRegisters = kConsumers == 3 ? 160 : 232;
@@ -159,16 +157,16 @@ class Producer {
 template <typename T>
 class Consumer {
   public:
-    __device__ Consumer(const VisionPass& pass, int group) : pass_(pass), group_(group) {}
+    __device__ Consumer(const VisionPass& pass)
+        : pass_(pass), first_row_((static_cast<int>(threadIdx.x) - kGroupThreads) / kWarp * 16) {}
 
     __device__ void run(QueryRing<T> queries, KeyValueRing<T> ring) {
-        if (group_ == T::kConsumers - 1) pass_turn();
         while (true) {
             queries.wait_filled();
             const Work& work = *static_cast<const Work*>(shared_pointer(queries.buffer() + T::kWork));
             if (work.group.size == 0) break;
-            if (pass_.tensors.bias != nullptr) add_bias(queries.buffer());
-            attend(work.group.size, queries.buffer(), ring);
+            load_queries(queries.buffer());
+            attend(work.group.size, ring);
             write(work, queries.buffer());
             arrive_warp(queries.emptied());
             queries.advance();
@@ -176,101 +174,86 @@ class Consumer {
     }
 
   private:
-    static constexpr int kWeightSteps = T::kKeys / 16;
+    static constexpr int kWidthSteps = T::kWidth / 16, kWeightSteps = T::kKeys / 16;
 
-    // Barriers 1 to 3: whose turn it is. Barriers 4 to 6: of each warpgroup.
-    __device__ void wait_turn() const {
-        asm volatile("bar.sync %0, %1;\n" ::"r"(1 + group_), "n"(2 * kGroupThreads) : "memory");
-    }
-    __device__ void pass_turn() const {
-        const int next = group_ + 1 < T::kConsumers ? group_ + 1 : 0;
-        asm volatile("bar.arrive %0, %1;\n" ::"r"(1 + next), "n"(2 * kGroupThreads) : "memory");
-    }
-    __device__ void sync_group() const {
-        asm volatile("bar.sync %0, %1;\n" ::"r"(4 + group_), "n"(kGroupThreads) : "memory");
-    }
+    // The first of a warp's rows in a buffer of queries.
+    __device__ uint32_t warp_rows(uint32_t queries) const { return queries + first_row_ * 16; }
 
-    // Adds the queries' bias to this warpgroup's rows in shared memory.
-    __device__ void add_bias(uint32_t queries) const {
-        constexpr int kSteps = ceil_div(T::kValueVectors, 2);
-        const int first = threadIdx.x / 64 % 2;
-        const uint32_t rows = queries + (64 * group_ + threadIdx.x % 64) * 16, bias = queries + T::kBias;
-        Half8 sums[kSteps];
+    // Loads the warp's queries, with their bias, into registers.
+    __device__ void load_queries(uint32_t queries) {
+        const uint32_t row = warp_rows(queries) + lane_id() % 16 * 16;
 #pragma unroll
-        for (int i = 0; i < kSteps; ++i) {
-            const int vector = first + 2 * i;
-            sums[i] = biased(load(shared_pointer(rows + vector * T::kQueryPitch)), load(shared_pointer(bias + vector * 16)));
-        }
+        for (int k = 0; k < kWidthSteps; ++k)
+            load_matrices(queries_[k], row + (2 * k + lane_id() / 16) * T::kQueryPitch);
+        if (pass_.tensors.bias == nullptr) return;
 #pragma unroll
-        for (int i = 0; i < kSteps; ++i)
-            if (first + 2 * i < T::kValueVectors) store(shared_pointer(rows + (first + 2 * i) * T::kQueryPitch), sums[i]);
-        wgmma_publish();
-        sync_group();
+        for (int k = 0; k < kWidthSteps; ++k)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                const uint32_t bias = queries + T::kBias + (2 * k + i / 2) * 16 + lane_id() % 4 * 4;
+                __half2& pair = reinterpret_cast<__half2&>(queries_[k][i]);
+                pair = __hadd2(pair, *static_cast<const __half2*>(shared_pointer(bias)));
+            }
     }
 
     // The ring is at the first keys, and ends after the last values.
-    __device__ void attend(int size, uint32_t queries, KeyValueRing<T>& ring) {
+    __device__ void attend(int size, KeyValueRing<T>& ring) {
         row_max_[0] = row_max_[1] = -INFINITY;
 #pragma unroll
         for (float& sum : attn_out_) sum = 0.0f;
-        wait_turn();
         ring.wait_filled();
         wgmma_begin();
-        multiply_keys(queries, ring.buffer());
-        finish_turn();
+        multiply_keys(ring.buffer());
+        finish_products();
         arrive_warp(ring.emptied());
         ring.advance();
 #pragma unroll 1
         for (int first = 0;; first += T::kKeys) {
             if (first + T::kKeys > size) mask(first, size);
             if (first == 0) raise_maxima();
-            if (!compute_weights()) {
+            if (!compute_weights()) {  // relative to raised maxima they are at most 1
                 raise_maxima();
                 compute_weights();
             }
             if (first + T::kKeys >= size) break;
             const KeyValueRing<T> values = ring;
             ring.advance();
-            wait_turn();
             ring.wait_filled();
             wgmma_begin();
-            multiply_keys(queries, ring.buffer());
-            multiply_values(values.buffer());
-            finish_turn();
+            multiply_keys(ring.buffer());
+            multiply_values(values.buffer());  // they were filled before the keys
+            finish_products();
             arrive_warp(values.emptied());
             arrive_warp(ring.emptied());
             ring.advance();
         }
-        wait_turn();
         ring.wait_filled();
         wgmma_begin();
         multiply_values(ring.buffer());
-        finish_turn();
+        finish_products();
         arrive_warp(ring.emptied());
         ring.advance();
     }
 
-    // Passes the turn on once all products are started, and waits for them.
-    __device__ void finish_turn() {
-        wgmma_commit();
-        pass_turn();
-        wgmma_wait<0>();
-        wgmma_hold(scores_);
-        wgmma_hold(attn_out_);
-        wgmma_hold(weights_);
-    }
-
-    __device__ void multiply_keys(uint32_t queries, uint32_t keys) {
+    __device__ void multiply_keys(uint32_t keys) {
 #pragma unroll
-        for (int k = 0; k < T::kWidth / 16; ++k)
-            wgmma(scores_, wgmma_rows<T::kQueryPitch>(queries + 2 * k * T::kQueryPitch + 64 * group_ * 16),
-                  wgmma_rows<T::kPitch>(keys + 2 * k * T::kPitch), k);
+        for (int k = 0; k < kWidthSteps; ++k)
+            wgmma(scores_, queries_[k], wgmma_rows<T::kPitch>(keys + 2 * k * T::kPitch), k);
     }
 
     __device__ void multiply_values(uint32_t values) {
 #pragma unroll
         for (int k = 0; k < kWeightSteps; ++k)
             wgmma(attn_out_, weights_[k], wgmma_columns<T::kPitch>(values + 16 * k * 16));
+    }
+
+    __device__ void finish_products() {
+        wgmma_commit();
+        wgmma_wait<0>();
+        wgmma_hold(scores_);
+        wgmma_hold(attn_out_);
+        wgmma_hold(weights_);
+        wgmma_hold(queries_);
     }
 
     // Masks the keys past the last one; `first` is that of the tile.
@@ -281,9 +264,9 @@ class Consumer {
             if (column + i / 4 * 8 + i % 2 >= size) scores_[i] = -INFINITY;
     }
 
-    // Turns scores into weights relative to the row maxima, and says whether they are large enough: no weight of the
-    // warp is above 2^8. Up to there weights are as exact as below 1. So few tiles raise a maximum, and no other one
-    // has to find its own before its exponentials can start.
+    // Turns scores into weights relative to the row maxima so far, and says whether no weight of the warp is above 2^8.
+    // Up to there weights are as exact as below 1. So few tiles raise a maximum, and the others need not find theirs
+    // before their exponentials can start.
     __device__ bool compute_weights() {
         const float shift[] = {row_max_[0] * pass_.scale, row_max_[1] * pass_.scale};
         __half2 largest[4];
@@ -319,8 +302,7 @@ class Consumer {
 
     // Writes a warp's 16 rows, by way of where its queries were.
     __device__ void write(const Work& work, uint32_t queries) const {
-        const int warp_row = 64 * group_ + threadIdx.x % kGroupThreads / kWarp * 16;
-        const uint32_t rows = queries + warp_row * 16;
+        const uint32_t rows = warp_rows(queries);
         const float factor[] = {1.0f / attn_out_[4 * T::kSums], 1.0f / attn_out_[4 * T::kSums + 2]};
         const uint32_t value_bias = queries + T::kValueBias + lane_id() % 4 * 4;
         float2 bias[T::kValueVectors];
@@ -349,7 +331,7 @@ class Consumer {
 #pragma unroll
         for (int i = 0; i < kSteps; ++i) {
             const int at = i * kWarp + lane_id(), row = at / T::kValueVectors, vector = at % T::kValueVectors;
-            const int index = work.first + warp_row + row;
+            const int index = work.first + first_row_ + row;
             if (row < 16 && index < work.group.size && vector * Half8::kSize < pass_.shape.head_dim)
                 store(attn_out, work.group.offset(index) * stride + vector * Half8::kSize, vectors[i]);
         }
@@ -358,9 +340,9 @@ class Consumer {
     static constexpr int kOutputs = 4 * (T::kSums + 1);  // of a thread
 
     const VisionPass& pass_;
-    const int group_;  // among the consumers
+    const int first_row_;  // of the warp
+    uint32_t queries_[kWidthSteps][4], weights_[kWeightSteps][4];
     float scores_[T::kKeys / 2], attn_out_[kOutputs];
-    uint32_t weights_[kWeightSteps][4];
     float row_max_[2];
 };
 
@@ -400,7 +382,7 @@ __global__ void __launch_bounds__(T::kThreads, 1) vision_attention_sm90(const __
         Producer<T>(pass).run(queries, ring);
     } else {
         take_registers<T::kConsumerRegisters>();
-        Consumer<T>(pass, group - 1).run(queries, ring);
+        Consumer<T>(pass).run(queries, ring);
     }
 }
 
@@ -414,9 +396,9 @@ cudaError_t launch_sm90(const VisionPass& pass, int sms, cudaStream_t stream) {
 
 cudaError_t vision_attention_sm90(const VisionPass& pass, int sms, cudaStream_t stream) {
     const int head_dim = pass.shape.head_dim;
-    if (head_dim <= 64) return launch_sm90<Tile<64, 64, 3, 128>>(pass, sms, stream);
-    if (head_dim <= 72) return launch_sm90<Tile<80, 72, 3, 112>>(pass, sms, stream);
-    if (head_dim <= 80) return launch_sm90<Tile<80, 80, 3, 112>>(pass, sms, stream);
+    if (head_dim <= 64) return launch_sm90<Tile<64, 64, 3, 96>>(pass, sms, stream);
+    if (head_dim <= 72) return launch_sm90<Tile<80, 72, 3, 96>>(pass, sms, stream);
+    if (head_dim <= 80) return launch_sm90<Tile<80, 80, 3, 80>>(pass, sms, stream);
     return launch_sm90<Tile<128, 128, 2, 128>>(pass, sms, stream);
 }
 

@@ -75,7 +75,7 @@ __device__ uint64_t wgmma_columns(uint32_t address) {
     "%107, %108, %109, %110, %111, %112, %113, %114, %115, %116, %117, " \
     "%118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
 #define TANGO_C4(i) "+f"(c[i]), "+f"(c[i + 1]), "+f"(c[i + 2]), "+f"(c[i + 3])
-#define TANGO_C32(i)                                                                              \
+#define TANGO_C32(i)                                                                                     \
     TANGO_C4(i), TANGO_C4(i + 4), TANGO_C4(i + 8), TANGO_C4(i + 12), TANGO_C4(i + 16), TANGO_C4(i + 20), \
         TANGO_C4(i + 24), TANGO_C4(i + 28)
 
@@ -83,8 +83,8 @@ __device__ uint64_t wgmma_columns(uint32_t address) {
 __device__ inline void wgmma(float (&c)[128], uint64_t a, uint64_t b, int accumulate) {
     asm volatile(
         "{\n.reg .pred p;\nsetp.ne.b32 p, %130, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n256k16.f32.f16.f16 {" TANGO_0_31 ", " TANGO_32_63 ", " TANGO_64_95 ", " TANGO_96_127
-        "}, %128, %129, p, 1, 1, 0, 0;\n}\n"
+        "wgmma.mma_async.sync.aligned.m64n256k16.f32.f16.f16 {" TANGO_0_31 ", " TANGO_32_63 ", " TANGO_64_95
+        ", " TANGO_96_127 "}, %128, %129, p, 1, 1, 0, 0;\n}\n"
         : TANGO_C32(0), TANGO_C32(32), TANGO_C32(64), TANGO_C32(96)
         : "l"(a), "l"(b), "r"(accumulate));
 }
@@ -109,47 +109,72 @@ __device__ inline void wgmma(float (&c)[64], uint64_t a, uint64_t b, int accumul
         : "l"(a), "l"(b), "r"(accumulate));
 }
 
-// c[64, 112] (+)= a[64, 16] b[112, 16]^T
-__device__ inline void wgmma(float (&c)[56], uint64_t a, uint64_t b, int accumulate) {
+// c[64, 80] (+)= a[64, 16] b[80, 16]^T, with a in registers, as mma() has it.
+__device__ inline void wgmma(float (&c)[40], const uint32_t (&a)[4], uint64_t b, int accumulate) {
     asm volatile(
-        "{\n.reg .pred p;\nsetp.ne.b32 p, %58, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n112k16.f32.f16.f16 {" TANGO_0_31
-        ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, "
-        "%53, %54, %55}, %56, %57, p, 1, 1, 0, 0;\n}\n"
-        : TANGO_C32(0), TANGO_C4(32), TANGO_C4(36), TANGO_C4(40), TANGO_C4(44), TANGO_C4(48), TANGO_C4(52)
-        : "l"(a), "l"(b), "r"(accumulate));
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %45, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n80k16.f32.f16.f16 {" TANGO_0_31
+        ", %32, %33, %34, %35, %36, %37, %38, %39"
+        "}, {%40, %41, %42, %43}, %44, p, 1, 1, 0;\n}\n"
+        : TANGO_C32(0), TANGO_C4(32), TANGO_C4(36)
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate));
+}
+
+// c[64, 96] (+)= a[64, 16] b[96, 16]^T, with a in registers, as mma() has it.
+__device__ inline void wgmma(float (&c)[48], const uint32_t (&a)[4], uint64_t b, int accumulate) {
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %53, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n96k16.f32.f16.f16 {" TANGO_0_31
+        ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
+        "}, {%48, %49, %50, %51}, %52, p, 1, 1, 0;\n}\n"
+        : TANGO_C32(0), TANGO_C4(32), TANGO_C4(36), TANGO_C4(40), TANGO_C4(44)
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate));
+}
+
+// c[64, 128] (+)= a[64, 16] b[128, 16]^T, with a in registers, as mma() has it.
+__device__ inline void wgmma(float (&c)[64], const uint32_t (&a)[4], uint64_t b, int accumulate) {
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %69, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 {" TANGO_0_31 ", " TANGO_32_63
+        "}, {%64, %65, %66, %67}, %68, p, 1, 1, 0;\n}\n"
+        : TANGO_C32(0), TANGO_C32(32)
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate));
 }
 
 // c[64, 72] += a[64, 16] b[16, 72], with a in registers, as mma() has it, and the rows of b along the sum.
 __device__ inline void wgmma(float (&c)[36], const uint32_t (&a)[4], uint64_t b) {
-    asm volatile("wgmma.mma_async.sync.aligned.m64n72k16.f32.f16.f16 {" TANGO_0_31 ", %32, %33, %34, %35"
-        "}, {%36, %37, %38, %39}, %40, 1, 1, 1, 1;\n"
-        : TANGO_C32(0), TANGO_C4(32)
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+    asm volatile("wgmma.mma_async.sync.aligned.m64n72k16.f32.f16.f16 {" TANGO_0_31
+                 ", %32, %33, %34, %35"
+                 "}, {%36, %37, %38, %39}, %40, 1, 1, 1, 1;\n"
+                 : TANGO_C32(0), TANGO_C4(32)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
 
 // c[64, 80] += a[64, 16] b[16, 80], with a in registers, as mma() has it, and the rows of b along the sum.
 __device__ inline void wgmma(float (&c)[40], const uint32_t (&a)[4], uint64_t b) {
-    asm volatile("wgmma.mma_async.sync.aligned.m64n80k16.f32.f16.f16 {" TANGO_0_31 ", %32, %33, %34, %35, %36, %37, %38, %39"
-        "}, {%40, %41, %42, %43}, %44, 1, 1, 1, 1;\n"
-        : TANGO_C32(0), TANGO_C4(32), TANGO_C4(36)
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+    asm volatile("wgmma.mma_async.sync.aligned.m64n80k16.f32.f16.f16 {" TANGO_0_31
+                 ", %32, %33, %34, %35, %36, %37, %38, %39"
+                 "}, {%40, %41, %42, %43}, %44, 1, 1, 1, 1;\n"
+                 : TANGO_C32(0), TANGO_C4(32), TANGO_C4(36)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
 
 // c[64, 88] += a[64, 16] b[16, 88], with a in registers, as mma() has it, and the rows of b along the sum.
 __device__ inline void wgmma(float (&c)[44], const uint32_t (&a)[4], uint64_t b) {
-    asm volatile("wgmma.mma_async.sync.aligned.m64n88k16.f32.f16.f16 {" TANGO_0_31 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43"
-        "}, {%44, %45, %46, %47}, %48, 1, 1, 1, 1;\n"
-        : TANGO_C32(0), TANGO_C4(32), TANGO_C4(36), TANGO_C4(40)
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+    asm volatile("wgmma.mma_async.sync.aligned.m64n88k16.f32.f16.f16 {" TANGO_0_31
+                 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43"
+                 "}, {%44, %45, %46, %47}, %48, 1, 1, 1, 1;\n"
+                 : TANGO_C32(0), TANGO_C4(32), TANGO_C4(36), TANGO_C4(40)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
 
 // c[64, 136] += a[64, 16] b[16, 136], with a in registers, as mma() has it, and the rows of b along the sum.
 __device__ inline void wgmma(float (&c)[68], const uint32_t (&a)[4], uint64_t b) {
-    asm volatile("wgmma.mma_async.sync.aligned.m64n136k16.f32.f16.f16 {" TANGO_0_31 ", " TANGO_32_63 ", %64, %65, %66, %67"
-        "}, {%68, %69, %70, %71}, %72, 1, 1, 1, 1;\n"
-        : TANGO_C32(0), TANGO_C32(32), TANGO_C4(64)
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+    asm volatile("wgmma.mma_async.sync.aligned.m64n136k16.f32.f16.f16 {" TANGO_0_31 ", " TANGO_32_63
+                 ", %64, %65, %66, %67"
+                 "}, {%68, %69, %70, %71}, %72, 1, 1, 1, 1;\n"
+                 : TANGO_C32(0), TANGO_C32(32), TANGO_C4(64)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
 
 #undef TANGO_0_31

@@ -18,8 +18,8 @@ struct Add {
     __device__ float operator()(float x, float bias) const { return x + bias; }
 };
 
-// The exact GELU is u less |u| times the normal distribution's tail at |u|, or for negative u just less that product. The
-// tail is t 2^(P(t) - u^2 log2(e) / 2) with t = 1 / (1 + 0.22 |u|) and a polynomial P, fitted in fp64 for the least
+// The exact GELU is u less |u| times the normal distribution's tail at |u|, or for negative u just less that product.
+// The tail is t 2^(P(t) - u^2 log2(e) / 2) with t = 1 / (1 + 0.22 |u|) and a polynomial P, fitted in fp64 for the least
 // relative error: 2.6e-7. So small values are as exact as large ones, for a third of what normcdff() takes.
 struct GeluErf {
     __device__ float operator()(float x, float bias) const {

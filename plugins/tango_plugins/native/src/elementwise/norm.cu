@@ -167,9 +167,12 @@ int check_tensors(const TangoNormShape& shape, const TangoNormTensors& tensors, 
         const void* pointer;
         size_t alignment;
         bool may_be_null;
-    } all[] = {{"residual", tensors.residual, stream, false}, {"branch", tensors.branch, branch, true},
-               {"bias", tensors.bias, branch, true},          {"weight", tensors.weight, sizeof(float), false},
-               {"beta", tensors.beta, sizeof(float), true},   {"sum", tensors.sum, stream, true},
+    } all[] = {{"residual", tensors.residual, stream, false},
+               {"branch", tensors.branch, branch, true},
+               {"bias", tensors.bias, branch, true},
+               {"weight", tensors.weight, sizeof(float), false},
+               {"beta", tensors.beta, sizeof(float), true},
+               {"sum", tensors.sum, stream, true},
                {"y", tensors.y, element_bytes(shape.y_dtype), false}};
     is_aligned = true;
     for (const auto& tensor : all) {
