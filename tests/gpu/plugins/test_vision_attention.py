@@ -10,7 +10,7 @@ from tests.plugins.vision_attentions import Shape, Vision, check
 #: Frames of the released towers (SigLIP so400m, Qwen2.5-VL), and grids and heads at the edges of the kernels' tiles.
 SHAPES = [
     Shape(2, 27, 27, 16, 72),
-    Shape(1, 36, 80, 16, 80),
+    Shape(1, 36, 80, 4, 80),
     Shape(3, 14, 14, 6, 32),
     Shape(1, 1, 1, 1, 72),
     *(Shape(2, 1, tokens, 3, 72) for tokens in (63, 64, 65, 127, 128, 129, 191, 192, 193, 255, 256, 257, 385)),
@@ -26,7 +26,7 @@ def test_a_frame_equals_fp64(shape, packed):
     check(Vision(shape, packed), range(min(shape.frames, 3)))
 
 
-@pytest.mark.parametrize("shape", [Shape(9, 27, 27, 16, 72), Shape(130, 12, 12, 2, 80), Shape(3, 60, 60, 2, 72)])
+@pytest.mark.parametrize("shape", [Shape(9, 27, 27, 16, 72), Shape(130, 12, 12, 2, 80), Shape(3, 60, 40, 2, 72)])
 def test_every_frame_equals_fp64(shape):
     check(Vision(shape))
 
@@ -58,7 +58,7 @@ def test_scores_far_apart(shape):
     """As with outliers: one key takes all of the weight, and the others underflow; scores reach thousands."""
     found = Vision(shape, scale=16.0)
     found.tensors["query"][5, 7] = found.tensors["key"][11, 7] = 3000.0
-    check(found, tolerance=4e-3)
+    check(found)
 
 
 @pytest.mark.parametrize("shape", [Shape(8, 27, 27, 16, 72), Shape(2, 36, 80, 16, 80, window=8)])

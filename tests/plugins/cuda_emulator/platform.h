@@ -80,7 +80,6 @@ inline void __threadfence() {}  // atomicAdd is sequentially consistent
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 inline float __expf(float x) { return std::exp(x); }
 inline float __fdividef(float x, float y) { return x / y; }
-inline float normcdff(float x) { return static_cast<float>(0.5 * std::erfc(-x / std::sqrt(2.0))); }
 
 inline unsigned __float_as_uint(float value) {
     unsigned bits;
@@ -125,6 +124,8 @@ inline void copy_async(SharedAddress to, const void* from) {
     open_copies.push_back({to, from});
 #endif
 }
+
+inline void copy_async_cached(SharedAddress to, const void* from) { copy_async(to, from); }
 
 inline void copy_commit() { copy_groups.push_back(std::exchange(open_copies, {})); }
 

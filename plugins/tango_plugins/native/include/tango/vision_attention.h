@@ -11,6 +11,7 @@ extern "C" {
 #endif
 
 #define TANGO_MAX_VISION_HEAD_DIM 128
+#define TANGO_MAX_VISION_WINDOW 1024
 
 /* A frame is a grid of patches, which are its tokens, row by row: T = rows columns. A window w > 0 cuts the grid into
  * w x w patches, from its first patch on; the last windows of a row or column may be smaller. A token attends to all
@@ -21,8 +22,8 @@ typedef struct TangoVisionAttentionShape {
     int32_t columns;      /* of a frame's grid */
     int32_t heads;        /* H */
     int32_t head_dim;     /* d: a multiple of 8, at most TANGO_MAX_VISION_HEAD_DIM */
-    int32_t window;       /* w, in patches; 0: the whole frame */
-    int32_t query_stride; /* elements from a token's queries to those of the next: a multiple of 8, at least H d */
+    int32_t window;       /* w, in patches, at most TANGO_MAX_VISION_WINDOW; 0: the whole frame */
+    int32_t query_stride; /* elements from a token's queries to the next one's: a multiple of 8, H d to 2^31 / T */
     int32_t key_stride;   /* as query_stride */
     int32_t value_stride; /* as query_stride */
 } TangoVisionAttentionShape;

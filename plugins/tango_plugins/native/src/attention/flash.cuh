@@ -17,12 +17,20 @@ struct alignas(16) Half8 {
     __half2 at[kSize / 2];
 };
 
-__device__ inline Half8 load(const void* from, size_t index) {
-    return *reinterpret_cast<const Half8*>(static_cast<const __half*>(from) + index);
+// Half8 from and to memory at once: __half2 is not trivially copyable, so its members would be copied one by one.
+__device__ inline Half8 load(const void* from) {
+    const uint4 bits = *static_cast<const uint4*>(from);
+    return reinterpret_cast<const Half8&>(bits);
 }
 
+__device__ inline void store(void* to, const Half8& vector) {
+    *static_cast<uint4*>(to) = reinterpret_cast<const uint4&>(vector);
+}
+
+__device__ inline Half8 load(const void* from, size_t index) { return load(static_cast<const __half*>(from) + index); }
+
 __device__ inline void store(void* to, size_t index, const Half8& vector) {
-    *reinterpret_cast<Half8*>(static_cast<__half*>(to) + index) = vector;
+    store(static_cast<__half*>(to) + index, vector);
 }
 
 __device__ inline uint32_t pack(float a, float b) {

@@ -108,8 +108,8 @@ __device__ inline void load_queries(const Pass& pass, int head, int first, unsig
         const int column = (head * group_size + (first + r) % group_size) * shape.head_dim;
         Half8 low, high;
         rotate(pass, token, pass.first_position() + token, column, part * Half8::kSize, scale, low, high);
-        *reinterpret_cast<Half8*>(to + T::offset(r, part)) = low;
-        *reinterpret_cast<Half8*>(to + T::offset(r, parts + part)) = high;
+        store(to + T::offset(r, part), low);
+        store(to + T::offset(r, parts + part), high);
     }
 }
 

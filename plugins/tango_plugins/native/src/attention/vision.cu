@@ -1,8 +1,9 @@
 // Attention of a vision tower (tango/vision_attention.h) on mma.sync, for every architecture.
 //
 // A group is what attends to each other: the tokens of a frame, or those of one of its windows. Each block of
-// vision_attention() handles some query rows of one head of a group, and goes over the group's keys tile by tile, as
-// prefill.cu does over its cache.
+// vision_attention() handles some query rows of a group, for one head after the other. It goes over the keys of a head
+// tile by tile, and copies the next tile meanwhile, also when that is the next head's. Small windows have one tile, so
+// only several heads let a block copy and compute at the same time.
 #include "attention/vision.cuh"
 
 #include <climits>
@@ -17,41 +18,50 @@ namespace {
 template <int kHeadDim, int kFragmentsPerWarp>
 struct Tile {
     static constexpr int kWidth = kHeadDim, kFragments = kFragmentsPerWarp;  // a fragment is 16 query rows
-    static constexpr int kWarps = 4, kThreads = kWarps * kWarp, kRows = kWarps * kFragments * 16;
-    static constexpr int kKeys = 64;
+    static constexpr int kWarps = 4, kThreads = kWarps * kWarp;
+    static constexpr int kWarpRows = kFragments * 16, kRows = kWarps * kWarpRows, kKeys = 64;
     static constexpr int kVectors = kWidth / Half8::kSize;
-    static constexpr int kPitch = (kVectors | 1) * 16;  // bytes of a row in shared memory
-    static constexpr int kQueryBytes = kRows * kPitch, kTileBytes = kKeys * kPitch;
-    static constexpr int kBytes = kQueryBytes + 4 * kTileBytes;  // keys and values, double-buffered
+    // Bytes of a row in shared memory. It is odd in vectors: those of one column in eight adjacent rows are in
+    // different banks.
+    static constexpr int kPitch = (kVectors | 1) * 16;
+    static constexpr int kValues = kKeys * kPitch, kTileBytes = 2 * kValues;   // keys, then values
+    static constexpr int kBias = kRows * kPitch, kValueBias = kBias + kPitch;  // after a head's queries
+    static constexpr int kQueryBytes = kValueBias + kPitch;
 
-    // An odd pitch: the vectors of one column in eight adjacent rows are in different banks.
+    // There are two tiles, the queries of a head, and, if a block has several, those of the next.
+    __device__ static int tile(int step) { return step % 2 * kTileBytes; }
+    __device__ static int queries(int head) { return 2 * kTileBytes + head % 2 * kQueryBytes; }
+    __host__ __device__ static int bytes(int heads) { return 2 * kTileBytes + (heads > 1 ? 2 : 1) * kQueryBytes; }
+
     __device__ static uint32_t offset(int row, int vector) { return row * kPitch + vector * 16; }
 };
 
-// Rows past the last one repeat it.
+// The argument of the kernel: a block has up to `heads` heads.
+struct Pass : VisionPass {
+    int heads;
+};
+
+// Zeros what no copy writes: dimensions that head_dim has not, and a bias that is not given.
 template <typename T>
-__device__ inline void load_queries(const VisionPass& pass, const Group& group, int head, int first,
-                                    unsigned char* to) {
-    const int vectors = pass.shape.head_dim / Half8::kSize;
-    for (int i = threadIdx.x; i < T::kRows * T::kVectors; i += T::kThreads) {
-        const int r = i / T::kVectors, vector = i % T::kVectors;
-        if (vector >= vectors) continue;
-        const int token = group.token(min(first + r, group.size - 1));
-        *reinterpret_cast<Half8*>(to + T::offset(r, vector)) = pass.biased_query(token, head, vector);
-    }
+__device__ inline void clear_padding(const Pass& pass, int heads, unsigned char* shared) {
+    const int vectors = pass.shape.head_dim / Half8::kSize, rows = T::bytes(heads) / T::kPitch;
+    for (int i = threadIdx.x; i < rows; i += T::kThreads)
+        for (int vector = vectors; vector < T::kVectors; ++vector) store(shared + T::offset(i, vector), Half8{});
+    if (pass.tensors.bias != nullptr) return;
+    for (int i = threadIdx.x; i < 2 * vectors; i += T::kThreads)
+        store(shared + T::queries(i % 2 % heads) + T::kValueBias + i / 2 * 16, Half8{});
 }
 
-// Starts copying a tile of keys, followed by the values. Rows past the last one repeat it.
+// Adds the queries' bias to the rows of a warp.
 template <typename T>
-__device__ inline void copy_tile(const VisionPass& pass, const Group& group, int head, int first, SharedAddress to) {
-    const int vectors = pass.shape.head_dim / Half8::kSize;
-    for (int i = threadIdx.x; i < T::kKeys * T::kVectors; i += T::kThreads) {
-        const int r = i / T::kVectors, vector = i % T::kVectors;
-        if (vector >= vectors) continue;
-        const int token = group.token(min(first + r, group.size - 1));
-        copy_async(to + T::offset(r, vector), pass.key(token, head, vector));
-        copy_async(to + T::kTileBytes + T::offset(r, vector), pass.value(token, head, vector));
+__device__ inline void add_bias(unsigned char* queries, int first) {
+#pragma unroll
+    for (int i = 0; i < T::kWarpRows * T::kVectors; i += kWarp) {
+        const int at = i + lane_id(), vector = at / T::kWarpRows;
+        unsigned char* query = queries + T::offset(first + at % T::kWarpRows, vector);
+        store(query, biased(load(query), load(queries + T::kBias + vector * 16)));
     }
+    __syncwarp();
 }
 
 // Masks the keys past the last one; `first` is that of the tile.
@@ -66,77 +76,110 @@ __device__ inline void mask(Scores<T>& scores, int first, int size) {
                 if (first + 8 * n + lane_id() % 4 * 2 + i % 2 >= size) scores[m][n][i] = -INFINITY;
 }
 
+// Writes the rows of a warp, by way of shared memory, where its queries were.
 template <typename T>
 __device__ inline void write_rows(const VisionPass& pass, const Group& group, const RowState<T>& rows, int head,
-                                  int first) {
+                                  int first, int warp_first, unsigned char* queries) {
+    unsigned char* shared = queries + T::offset(warp_first, 0);
+    float factor[T::kFragments][2];
 #pragma unroll
     for (int m = 0; m < T::kFragments; ++m)
 #pragma unroll
-        for (int i = 0; i < 2; ++i) {
-            const float sum = quad_sum(rows.row_sum[m][i]);
-            const int row = first + 16 * m + lane_id() / 4 + 8 * i;
-            if (row >= group.size) continue;
-            __half2* to = pass.output(group.token(row), head);
+        for (int i = 0; i < 2; ++i) factor[m][i] = 1.0f / quad_sum(rows.row_sum[m][i]);
 #pragma unroll
-            for (int n = 0; n < T::kWidth / 8; ++n) {
-                const int d = 8 * n + lane_id() % 4 * 2;
-                if (d >= pass.shape.head_dim) break;
-                const float2 bias = pass.value_bias(head, d);
-                to[d / 2] = __floats2half2_rn(rows.attn_out[m][n][2 * i] / sum + bias.x,
-                                              rows.attn_out[m][n][2 * i + 1] / sum + bias.y);
-            }
-        }
+    for (int n = 0; n < T::kVectors; ++n) {
+        const int column = n * 16 + lane_id() % 4 * 4;
+        const float2 bias = __half22float2(*reinterpret_cast<const __half2*>(queries + T::kValueBias + column));
+#pragma unroll
+        for (int m = 0; m < T::kFragments; ++m)
+#pragma unroll
+            for (int i = 0; i < 2; ++i)
+                *reinterpret_cast<__half2*>(shared + T::offset(16 * m + lane_id() / 4 + 8 * i, 0) + column) =
+                    __floats2half2_rn(fmaf(rows.attn_out[m][n][2 * i], factor[m][i], bias.x),
+                                      fmaf(rows.attn_out[m][n][2 * i + 1], factor[m][i], bias.y));
+    }
+    __syncwarp();
+    __half* attn_out = pass.attn_out(group, head);
+#pragma unroll 1
+    for (int i = lane_id(); i < T::kWarpRows * T::kVectors; i += kWarp) {
+        const int row = i / T::kVectors, vector = i % T::kVectors, index = first + warp_first + row;
+        const Half8 loaded = load(shared + T::offset(row, vector));
+        if (index < group.size && vector * Half8::kSize < pass.shape.head_dim)
+            store(attn_out, group.offset(index) * pass.shape.heads * pass.shape.head_dim + vector * Half8::kSize,
+                  loaded);
+    }
 }
 
 template <typename T>
-__global__ void __launch_bounds__(T::kThreads) vision_attention(VisionPass pass) {
+__global__ void __launch_bounds__(T::kThreads) vision_attention(Pass pass) {
     unsigned char* shared = reinterpret_cast<unsigned char*>(shared_memory());
     const SharedAddress base = shared_address(shared);
-    const int tiles_per_group = ceil_div(pass.largest_group(), T::kRows);
-    const int first = blockIdx.x % tiles_per_group * T::kRows;
-    const int head = blockIdx.x / tiles_per_group % pass.shape.heads;
-    const Group group = pass.group(blockIdx.x / tiles_per_group / pass.shape.heads);
+    const TangoVisionAttentionShape& shape = pass.shape;
+    const int row_tiles = ceil_div(pass.largest_group(), T::kRows), parts = ceil_div(shape.heads, pass.heads);
+    const int first = blockIdx.x % row_tiles * T::kRows;
+    const int first_head = blockIdx.x / row_tiles % parts * pass.heads;
+    const int heads = min(pass.heads, shape.heads - first_head);
+    const Group group = pass.group(blockIdx.x / row_tiles / parts);
     if (first >= group.size) return;
-    if (pass.shape.head_dim < T::kWidth) {
-        for (int i = threadIdx.x; i < T::kBytes / 16; i += T::kThreads) shared_memory()[i] = make_float4(0, 0, 0, 0);
-        __syncthreads();
-    }
-    copy_tile<T>(pass, group, head, 0, base + T::kQueryBytes);
-    copy_commit();
-    load_queries<T>(pass, group, head, first, shared);
-    const int row = warp_id() * T::kFragments * 16;
+    clear_padding<T>(pass, heads, shared);
+
+    // Starts the copies of a step: a tile of keys and values of a head, and with the first one its queries.
+    const auto copy_step = [&](int step, int head, int key) {
+        constexpr int kThreads = T::kThreads, kVectors = T::kVectors, kPitch = T::kPitch;
+        const SharedAddress to = base + T::tile(step), queries = base + T::queries(head);
+        const int h = first_head + head, d = shape.head_dim;
+        if (key == 0) {
+            copy_bias(pass, h, queries + T::kBias, queries + T::kValueBias);
+            copy_rows<kThreads, kVectors, T::kRows, kPitch, 16>(queries, pass.query(group, h), shape.query_stride, d,
+                                                                group, first);
+        }
+        copy_rows<kThreads, kVectors, T::kKeys, kPitch, 16>(to, pass.key(group, h), shape.key_stride, d, group, key);
+        copy_rows<kThreads, kVectors, T::kKeys, kPitch, 16>(to + T::kValues, pass.value(group, h), shape.value_stride,
+                                                            d, group, key);
+        copy_commit();
+    };
+    copy_step(0, 0, 0);
+    const int warp_first = warp_id() * T::kWarpRows;
     RowState<T> rows;
-    const int tiles = ceil_div(group.size, T::kKeys);
+    int head = 0, key = 0;  // of this step
 #pragma unroll 1
-    for (int tile = 0; tile < tiles; ++tile) {
+    for (int step = 0; head < heads; ++step) {
         copy_wait<0>();
         __syncthreads();  // the tile is complete, and no thread reads the one before any more
-        const SharedAddress keys = base + T::kQueryBytes + tile % 2 * 2 * T::kTileBytes;
-        if (tile + 1 < tiles)
-            copy_tile<T>(pass, group, head, (tile + 1) * T::kKeys,
-                         base + T::kQueryBytes + (tile + 1) % 2 * 2 * T::kTileBytes);
-        copy_commit();
-        if (first + row >= group.size) continue;
-        Scores<T> scores = {};
-        compute_qk<T>(scores, base, keys, row);
-        if ((tile + 1) * T::kKeys > group.size) mask<T>(scores, tile * T::kKeys, group.size);
-        update_softmax<T>(scores, rows, pass.scale);
-        accumulate_pv<T>(rows, scores, keys + T::kTileBytes);
+        const bool is_last = key + T::kKeys >= group.size;
+        const int next_head = is_last ? head + 1 : head, next_key = is_last ? 0 : key + T::kKeys;
+        if (next_head < heads) copy_step(step + 1, next_head, next_key);
+        if (first + warp_first < group.size) {
+            const int queries = T::queries(head);
+            if (key == 0 && pass.tensors.bias != nullptr) add_bias<T>(shared + queries, warp_first);
+            Scores<T> scores = {};
+            compute_qk<T>(scores, base + queries, base + T::tile(step), warp_first);
+            if (key + T::kKeys > group.size) mask<T>(scores, key, group.size);
+            update_softmax<T>(scores, rows, pass.scale);
+            accumulate_pv<T>(rows, scores, base + T::tile(step) + T::kValues);
+            if (is_last) {
+                write_rows<T>(pass, group, rows, first_head + head, first, warp_first, shared + queries);
+                rows = RowState<T>();
+            }
+        }
+        head = next_head, key = next_key;
     }
-    write_rows<T>(pass, group, rows, head, first + row);
 }
 
 template <typename T>
 cudaError_t launch_attention(const VisionPass& pass, cudaStream_t stream) {
-    const int blocks = pass.groups() * pass.shape.heads * ceil_div(pass.largest_group(), T::kRows);
-    return launch(vision_attention<T>, pass, blocks, T::kThreads, T::kBytes, stream);
+    constexpr int kHeadsOfOneTile = 4;
+    const int most = pass.largest_group() <= T::kKeys ? kHeadsOfOneTile : 1;
+    const int heads = pass.shape.heads < most ? pass.shape.heads : most;
+    const int blocks = pass.groups() * ceil_div(pass.shape.heads, heads) * ceil_div(pass.largest_group(), T::kRows);
+    return launch(vision_attention<T>, Pass{pass, heads}, blocks, T::kThreads, T::bytes(heads), stream);
 }
 
 // Large tiles read less shared memory per row. Small tiles waste less where a group has few rows.
 template <int kWidth>
 cudaError_t launch_attention(const VisionPass& pass, const DeviceProperties& gpu, cudaStream_t stream) {
     using Large = Tile<kWidth, (kWidth > 80) ? 1 : 2>;
-    const bool many = pass.largest_group() > Large::kRows && Large::kBytes <= gpu.shared_bytes;
+    const bool many = pass.largest_group() > Large::kRows && Large::bytes(1) <= gpu.shared_bytes;
     return many ? launch_attention<Large>(pass, stream) : launch_attention<Tile<kWidth, 1>>(pass, stream);
 }
 
@@ -146,8 +189,7 @@ cudaError_t launch_attention(const VisionPass& pass, cudaStream_t stream) {
     if (error != cudaSuccess) return error;
 #ifdef TANGO_SM90A
     constexpr int kLeastRows = 128;  // of a group: fewer would leave warpgroups idle
-    if (gpu.major == 9 && pass.largest_group() >= kLeastRows)
-        return vision_attention_sm90(pass, gpu.sms, stream);
+    if (gpu.major == 9 && pass.largest_group() >= kLeastRows) return vision_attention_sm90(pass, gpu.sms, stream);
 #endif
     if (pass.shape.head_dim <= 64) return launch_attention<64>(pass, gpu, stream);
     if (pass.shape.head_dim <= 80) return launch_attention<80>(pass, gpu, stream);
@@ -161,16 +203,18 @@ int check_shape(const TangoVisionAttentionShape& shape) {
                                    {"heads", shape.heads, 1, 1 << 10},
                                    {"head_dim", shape.head_dim, 8, TANGO_MAX_VISION_HEAD_DIM},
                                    {"head_dim % 8", shape.head_dim % 8, 0, 0},
-                                   {"window", shape.window, 0, INT_MAX}}))
+                                   {"window", shape.window, 0, TANGO_MAX_VISION_WINDOW}}))
         return status;
-    const int width = shape.heads * shape.head_dim;
-    const long long tokens = 1LL * shape.rows * shape.columns;  // at most 2^30
-    return check_ranges({{"frames * rows * columns", shape.frames * tokens, 1, INT_MAX / shape.heads},
-                         {"query_stride", shape.query_stride, width, INT_MAX},
+    const long long width = shape.heads * shape.head_dim, tokens = 1LL * shape.rows * shape.columns;  // at most 2^30
+    if (int status = check_ranges({{"frames * rows * columns", shape.frames * tokens, 1, INT_MAX / shape.heads},
+                                   {"rows * columns * heads * head_dim", tokens * width, 1, INT_MAX}}))
+        return status;
+    const long long longest = INT_MAX / tokens;  // a frame's elements are counted in 32 bits
+    return check_ranges({{"query_stride", shape.query_stride, width, longest},
                          {"query_stride % 8", shape.query_stride % 8, 0, 0},
-                         {"key_stride", shape.key_stride, width, INT_MAX},
+                         {"key_stride", shape.key_stride, width, longest},
                          {"key_stride % 8", shape.key_stride % 8, 0, 0},
-                         {"value_stride", shape.value_stride, width, INT_MAX},
+                         {"value_stride", shape.value_stride, width, longest},
                          {"value_stride % 8", shape.value_stride % 8, 0, 0}});
 }
 
@@ -178,7 +222,8 @@ int check_tensors(const TangoVisionAttentionTensors& tensors) {
     const struct {
         const char* name;
         const void* pointer;
-    } all[] = {{"query", tensors.query}, {"key", tensors.key}, {"value", tensors.value}, {"attn_out", tensors.attn_out}};
+    } all[] = {
+        {"query", tensors.query}, {"key", tensors.key}, {"value", tensors.value}, {"attn_out", tensors.attn_out}};
     for (const auto& tensor : all)
         if (int status = check_pointer(tensor.name, tensor.pointer, 16)) return status;
     return tensors.bias == nullptr ? TANGO_OK : check_pointer("bias", tensors.bias, 16);
@@ -197,6 +242,8 @@ int tango_vision_attention_enqueue(const TangoVisionAttentionShape* shape, const
     VisionPass pass{*shape, *tensors};
     pass.window_rows = shape->window == 0 ? shape->rows : min(shape->window, shape->rows);
     pass.window_columns = shape->window == 0 ? shape->columns : min(shape->window, shape->columns);
+    pass.windows_down = ceil_div(shape->rows, pass.window_rows);
+    pass.windows_across = ceil_div(shape->columns, pass.window_columns);
     pass.scale = kLog2E / sqrtf(static_cast<float>(shape->head_dim));
     return cuda_status(launch_attention(pass, static_cast<cudaStream_t>(stream)), "vision attention");
 }

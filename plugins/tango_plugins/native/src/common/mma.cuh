@@ -36,4 +36,11 @@ __device__ inline void load_transposed(uint32_t (&registers)[4], SharedAddress a
                  : "memory");
 }
 
+// Stores two 8 x 8 matrices of fp16, from sm_90 on. Lanes 0 to 15 pass the addresses of their 16 rows.
+__device__ inline void store_matrices(const uint32_t (&registers)[2], SharedAddress address) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x2.shared.b16 [%0], {%1,%2};\n" ::"r"(address), "r"(registers[0]),
+                 "r"(registers[1])
+                 : "memory");
+}
+
 }  // namespace tango

@@ -33,7 +33,7 @@ struct Division {
     static constexpr int kWarps = ceil_div(TANGO_MAX_NORM_WIDTH, kWarp * kSize * kGroups);
     static_assert(kWarps <= kMaxWarps, "a block must hold the widest row");
 };
-using ByVector = Division<8, 5>;  // the released towers, of 1152 and 1280, take one warp
+using ByVector = Division<8, 2>;
 using ByElement = Division<1, 8>;
 
 // The sum of a value over the threads of a row. Each call of a block has its own `scratch`, of kMaxWarps elements.
@@ -167,9 +167,12 @@ int check_tensors(const TangoNormShape& shape, const TangoNormTensors& tensors, 
         const void* pointer;
         size_t alignment;
         bool may_be_null;
-    } all[] = {{"residual", tensors.residual, stream, false}, {"branch", tensors.branch, branch, true},
-               {"bias", tensors.bias, branch, true},          {"weight", tensors.weight, sizeof(float), false},
-               {"beta", tensors.beta, sizeof(float), true},   {"sum", tensors.sum, stream, true},
+    } all[] = {{"residual", tensors.residual, stream, false},
+               {"branch", tensors.branch, branch, true},
+               {"bias", tensors.bias, branch, true},
+               {"weight", tensors.weight, sizeof(float), false},
+               {"beta", tensors.beta, sizeof(float), true},
+               {"sum", tensors.sum, stream, true},
                {"y", tensors.y, element_bytes(shape.y_dtype), false}};
     is_aligned = true;
     for (const auto& tensor : all) {

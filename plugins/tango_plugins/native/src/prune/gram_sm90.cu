@@ -5,7 +5,8 @@
 // uses each row more often. Two warpgroups have 64 rows each. While the tensor cores work on one step along D, the same
 // threads start the copies for a later step.
 #include "gram.cuh"
-#include "wgmma.cuh"
+
+#include "common/wgmma.cuh"
 
 namespace tango {
 namespace {

@@ -1,0 +1,169 @@
+"""Times the kernels of a vision tower on a GPU, next to PyTorch's in the same run.
+
+    python benchmarks/bench_kernels.py --output benchmarks/results/kernels-h200.json
+
+Each figure is the median time of one call in a replayed CUDA graph, which goes over rotating inputs. Attention takes
+one packed tensor of queries, keys and values, with a bias; PyTorch's takes views of it, without the bias. PyTorch's norm
+is an addition and a norm.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import gelu, layer_norm, rms_norm, scaled_dot_product_attention
+
+from tango_plugins import native_library, structs
+
+#: Frames, rows and columns of patches, heads, head_dim, window: SigLIP so400m of 32 frames, and both kinds of layers of
+#: Qwen2.5-VL's tower.
+ATTENTION = [(32, 27, 27, 16, 72, 0), (8, 36, 80, 16, 80, 0), (16, 36, 80, 16, 80, 8)]
+#: Kind, rows and width, types of the residual stream, of the branch and of the result (TangoDtype).
+NORMS = [
+    ("layer", 32 * 729, 1152, (0, 0, 0)),
+    ("layer", 32 * 729, 1152, (1, 0, 0)),
+    ("layer", 32 * 729, 1152, (1, 1, 1)),
+    ("rms", 8 * 2880, 1280, (0, 0, 0)),
+    ("rms", 659, 3584, (0, 0, 0)),
+]
+#: Rows and width of the MLP.
+GELU = [(32 * 729, 4304)]
+DTYPES = (torch.float16, torch.float32)
+INPUTS, CALLS = 3, 24
+
+
+def measure(calls, repeats):
+    """Microseconds of one call: median of replays of a graph of ``CALLS`` calls."""
+    for call in calls:
+        call()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for i in range(CALLS):
+            calls[i % len(calls)]()
+    graph.replay()
+    times = []
+    for _ in range(repeats):
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        graph.replay()
+        end.record()
+        torch.cuda.synchronize()
+        times.append(1e3 * begin.elapsed_time(end) / CALLS)
+    return round(sorted(times)[repeats // 2], 2)
+
+
+def enqueue(name, *arguments):
+    """Calls a function of the CUDA library on the current stream."""
+    library = native_library.load()
+    if getattr(library, name)(*arguments, torch.cuda.current_stream().cuda_stream) != 0:
+        raise RuntimeError(library.tango_last_error().decode())
+
+
+def random(*size, dtype=torch.float16):
+    """Normal numbers on the GPU."""
+    return torch.randn(*size, device="cuda").to(dtype)
+
+
+def time_attention(case, repeats):
+    """A record of one shape; the peers are left out where there are windows."""
+    F, rows, columns, H, d, window = case
+    T, width = rows * columns, H * d
+    shape = structs.TangoVisionAttentionShape(F, rows, columns, H, d, window, *[3 * width] * 3)
+    inputs = [(random(F, T, 3 * width), random(3 * width), random(F, T, width)) for _ in range(INPUTS)]
+
+    def ours(packed, bias, out):
+        parts = [packed.data_ptr() + 2 * i * width for i in range(3)]
+        tensors = structs.TangoVisionAttentionTensors(*parts, bias.data_ptr(), out.data_ptr())
+        enqueue("tango_vision_attention_enqueue", shape, tensors)
+
+    def theirs(packed, backend):
+        with sdpa_kernel(backend):
+            scaled_dot_product_attention(*(part.view(F, T, H, d).transpose(1, 2) for part in packed.chunk(3, -1)))
+
+    record = {"kernel": "vision attention", "shape": case}
+    record["us"] = measure([lambda given=given: ours(*given) for given in inputs], repeats)
+    if window == 0:
+        record["tflops"] = round(4 * F * T * T * width / record["us"] / 1e6, 1)
+        for name, backend in (("cudnn", SDPBackend.CUDNN_ATTENTION), ("flash", SDPBackend.FLASH_ATTENTION)):
+            calls = [lambda given=given, backend=backend: theirs(given[0], backend) for given in inputs]
+            record[f"{name}_us"] = measure(calls, repeats)
+    return record
+
+
+def time_norm(case, repeats):
+    """A record of one norm after an addition."""
+    kind, rows, width, types = case
+    stream, branch, y = (DTYPES[i] for i in types)
+    weight, beta = random(width, dtype=torch.float32), random(width, dtype=torch.float32)
+    half_weight, half_beta = weight.half(), beta.half()
+    shape = structs.TangoNormShape(rows, width, *types, 1e-6)
+    inputs = [[random(rows, width, dtype=dtype) for dtype in (stream, branch, stream, y)] for _ in range(INPUTS)]
+
+    def ours(residual, added, total, out):
+        tensors = structs.TangoNormTensors(
+            *(residual.data_ptr(), added.data_ptr(), None),
+            *(weight.data_ptr(), beta.data_ptr() if kind == "layer" else None, total.data_ptr(), out.data_ptr()),
+        )
+        enqueue(f"tango_{kind}_norm_enqueue", shape, tensors)
+
+    def theirs(residual, added, total, _):
+        torch.add(residual, added, out=total)
+        if kind == "layer":
+            layer_norm(total, (width,), half_weight, half_beta, 1e-6)
+        else:
+            rms_norm(total, (width,), half_weight, 1e-6)
+
+    record = {"kernel": f"{kind} norm", "shape": (rows, width), "dtypes": [str(DTYPES[i]) for i in types]}
+    record["us"] = measure([lambda given=given: ours(*given) for given in inputs], repeats)
+    bytes_moved = rows * width * (2 * stream.itemsize + branch.itemsize + y.itemsize)
+    record["tb_per_s"] = round(bytes_moved / record["us"] / 1e6, 2)
+    if types == (0, 0, 0):
+        record["torch_us"] = measure([lambda given=given: theirs(*given) for given in inputs], repeats)
+    return record
+
+
+def time_gelu(case, repeats):
+    """A record of both forms of GELU, with a bias; PyTorch's is the exact form without one."""
+    rows, width = case
+    bias, out = random(width), random(rows, width)
+    inputs = [random(rows, width) for _ in range(INPUTS)]
+    record = {"kernel": "gelu", "shape": case}
+    for form, name in enumerate(("erf", "tanh")):
+
+        def ours(x, form=form):
+            lengths = (x.data_ptr(), bias.data_ptr(), rows, width, out.data_ptr())
+            enqueue("tango_bias_gelu_enqueue", 0, form, *lengths)
+
+        record[f"{name}_us"] = measure([lambda x=x, ours=ours: ours(x) for x in inputs], repeats)
+    record["torch_us"] = measure([lambda x=x: gelu(x) for x in inputs], repeats)
+    return record
+
+
+def main():
+    """Measures everything; see the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, help="JSON file to write (default: none)")
+    parser.add_argument("--repeats", type=int, default=15, help="replays of each graph (default: %(default)s)")
+    options = parser.parse_args()
+    conditions = {
+        "gpu": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "library": native_library.load().tango_version().decode(),
+    }
+    print(json.dumps(conditions))
+    records = []
+    for time, cases in ((time_attention, ATTENTION), (time_norm, NORMS), (time_gelu, GELU)):
+        for case in cases:
+            records.append(time(case, options.repeats))
+            print(json.dumps(records[-1]), flush=True)
+    if options.output:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(json.dumps({"conditions": conditions, "records": records}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
