@@ -14,6 +14,7 @@ import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 from tokenizers import Tokenizer
 
+from tango_export.families.llava_ov import HF_TEMPLATE
 from tango_plugins import TangoError
 from tango_runtime.bundle import Bundle
 from tango_runtime.cli.main import main
@@ -89,10 +90,15 @@ def test_config_missing(desk):
     assert "config.json" in desk.refused()[0]
 
 
-@pytest.mark.parametrize("text", ["{", "[1]", "\udcff"])
-def test_config_that_is_no_json_object(desk, text):
-    (desk.llava / "config.json").write_bytes(text.encode(errors="surrogateescape"))
-    assert "config.json" in desk.refused()[0]
+#: Files that are no JSON object: cut, of another kind, not UTF-8, nested too deeply, of an integer that is too long.
+NO_OBJECT = ["", "{", "[1]", "null", "\udcff", "[" * 100_000, f'{{"a": {"9" * 5000}}}']
+
+
+@pytest.mark.parametrize("text", NO_OBJECT)
+@pytest.mark.parametrize("file", ["config.json", "generation_config.json", "chat_template.json"])
+def test_file_that_is_no_json_object(desk, file, text):
+    (desk.llava / file).write_bytes(text.encode(errors="surrogateescape"))
+    assert file in desk.refused()[0]
 
 
 @pytest.mark.parametrize(
@@ -107,9 +113,17 @@ def test_config_that_is_no_json_object(desk, text):
         ("text_config", {"hidden_size": "64"}, 'hidden_size is "64"'),
         ("text_config", {"num_hidden_layers": 0}, "num_hidden_layers is 0"),
         ("text_config", {"rope_theta": True}, "rope_theta is true"),
-        ("text_config", {"rope_scaling": {"type": "yarn"}}, "rope_scaling"),
-        ("text_config", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6}}, "rope_type"),
+        ("text_config", {"rope_scaling": {"type": "yarn"}}, "rope_scaling: type"),
+        ("text_config", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6}}, "rope_parameters: rope_type"),
+        ("text_config", {"rope_parameters": {"type": "linear", "factor": 2.0}}, "rope_parameters: type"),
+        ("text_config", {"rope_parameters": {"factor": 2.0}}, "rope_parameters: factor"),
+        ("text_config", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+        ("text_config", {"rope_parameters": {"full_attention": {"rope_theta": 1e6}}}, "full_attention"),
+        ("text_config", {"rope_parameters": {"rope_theta": 5e5}}, "rope_theta"),
         ("text_config", {"rope_parameters": "x"}, "rope_parameters"),
+        ("text_config", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ("text_config", {"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
+        ("text_config", {"tie_word_embeddings": "false"}, "tie_word_embeddings"),
         ("text_config", {"use_sliding_window": True}, "use_sliding_window"),
         ("text_config", {"hidden_act": "gelu"}, "hidden_act"),
         ("text_config", {"num_attention_heads": 3}, ""),
@@ -122,9 +136,48 @@ def test_config_of_another_model(desk, part, changes, names):
     assert names in desk.refused()[0]
 
 
+#: What is no size of anything, as Python's JSON reads it.
+NO_NUMBER = [float("nan"), float("inf"), -1, 0, True, "64", None, [64], {}, 2**40, 10**400]
+
+
+@pytest.mark.parametrize("value", NO_NUMBER, ids=lambda value: str(value)[:8])
+@pytest.mark.parametrize(
+    ("part", "key"),
+    [
+        ("text_config", "hidden_size"),
+        ("text_config", "num_hidden_layers"),
+        ("text_config", "num_key_value_heads"),
+        ("text_config", "rope_theta"),
+        ("text_config", "rms_norm_eps"),
+        ("text_config", "max_position_embeddings"),
+        ("vision_config", "image_size"),
+        ("vision_config", "patch_size"),
+        ("vision_config", "layer_norm_eps"),
+    ],
+)
+def test_config_with_a_number_out_of_range(desk, part, key, value):
+    edit_json(desk.llava / "config.json", lambda config: config[part].update({key: value}))
+    assert f"config.json: {key} is" in desk.refused()[0]
+
+
+@pytest.mark.parametrize(("image", "patch"), [(4096, 1), (14, 14), (10, 14)])
+def test_config_with_too_many_patches_or_too_few(desk, image, patch):
+    edit_json(desk.llava / "config.json", lambda c: c["vision_config"].update(image_size=image, patch_size=patch))
+    assert f"image_size {image} and patch_size {patch}" in desk.refused()[0]
+
+
+def test_settings_that_change_nothing_are_accepted(desk):
+    plain = {"rope_scaling": {"type": "default"}, "layer_types": ["full_attention"] * 2, "partial_rotary_factor": 1}
+    edit_json(desk.llava / "config.json", lambda config: config["text_config"].update(plain))
+    assert desk.export() == 0
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
+        ("mm_use_im_start_end", True),
+        ("mm_use_im_patch_token", True),
+        ("mm_resampler_type", "perceiver"),
         ("architectures", ["LlavaLlamaForCausalLM"]),
         ("mm_projector_type", "linear"),
         ("mm_spatial_pool_mode", "average"),
@@ -135,7 +188,7 @@ def test_config_of_another_model(desk, part, changes, names):
 )
 def test_lmms_lab_config_of_another_model(lmms_desk, key, value):
     edit_json(lmms_desk.llava / "config.json", lambda config: config.update({key: value}))
-    assert f"{key} is" in lmms_desk.refused()[0]
+    assert f"config.json: {key}" in lmms_desk.refused()[0]
 
 
 def test_lmms_lab_siglip_without_a_config(lmms_desk):
@@ -255,10 +308,42 @@ def test_cut_shard(sharded):
     assert "model-00003-of-00003.safetensors is cut" in sharded.refused()[0]
 
 
-@pytest.mark.parametrize("text", ["{", "{}"])
+INDEX = "model.safetensors.index.json"
+
+
+@pytest.mark.parametrize("text", ["{}", '{"weight_map": {}}', '{"weight_map": []}', *NO_OBJECT])
 def test_index_that_is_none(sharded, text):
-    (sharded.llava / "model.safetensors.index.json").write_text(text)
-    assert "model.safetensors.index.json" in sharded.refused()[0]
+    (sharded.llava / INDEX).write_bytes(text.encode(errors="surrogateescape"))
+    assert INDEX in sharded.refused()[0]
+
+
+@pytest.mark.parametrize(
+    "name", ["/shard", "../shard", "a/../../shard", "a/b", "a\\b", "C:\\a", "", ".", "..", "a\0b", 1, None]
+)
+def test_index_that_names_a_file_elsewhere(sharded, name):
+    shutil.copy(sharded.llava / "model-00001-of-00003.safetensors", sharded.folder / "shard")
+    named = str(sharded.folder / "shard") if name == "/shard" else name
+    edit_json(sharded.llava / INDEX, lambda index: index["weight_map"].update(image_newline=named))
+    assert f"{INDEX}: " in sharded.refused()[0]
+    (sharded.folder / "shard").unlink()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model-00001-of-00004.safetensors"])
+def test_weights_of_another_save_beside_the_shards(sharded, name):
+    shutil.copy(sharded.llava / "model-00001-of-00003.safetensors", sharded.llava / name)
+    error, _ = sharded.refused()
+    assert f"has {name}, which {INDEX} does not list" in error
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"])
+@pytest.mark.parametrize("shards", [1, 3])
+def test_adapter_beside_the_weights(desk, checkpoint, name, shards):
+    shutil.rmtree(desk.llava)
+    shutil.copytree(checkpoint(shards=shards)[0], desk.llava)
+    (desk.llava / name).write_text("{}")
+    error, hint = desk.refused()
+    assert f"llava has an adapter, {name}" in error
+    assert "merge" in hint
 
 
 @pytest.mark.parametrize("value", [1e5, float("nan")])
@@ -324,11 +409,89 @@ def test_tokenizer_larger_than_the_table(desk):
     assert "tokenizer has 700 ids" in error
 
 
-@pytest.mark.parametrize("file", ["chat_template.json", "generation_config.json"])
-@pytest.mark.parametrize("text", ["{", "[1]"])
-def test_side_file_that_is_no_json_object(desk, file, text):
-    (desk.llava / file).write_text(text)
-    assert file in desk.refused()[0]
+@pytest.mark.parametrize("model", [{"type": "BPE", "vocab": {}, "merges": []}, {"type": "WordLevel", "vocab": {}}])
+def test_tokenizer_without_a_vocabulary(desk, model):
+    (desk.llava / "tokenizer.json").write_text(json.dumps({"version": "1.0", "model": {"unk_token": "x", **model}}))
+    assert "empty vocabulary" in desk.refused()[0]
+
+
+def test_tokenizer_that_cannot_encode_the_template(desk):
+    known = {"<|im_start|>": 0, "<|im_end|>": 1}
+    model = {"type": "WordLevel", "vocab": known, "unk_token": "x"}
+    (desk.llava / "tokenizer.json").write_text(json.dumps({"version": "1.0", "model": model}))
+    assert "tokenizer.json cannot encode" in desk.refused()[0]
+
+
+@pytest.mark.parametrize("ids", [True, 2.5, -1, 2**40, "<|im_end|>", [1, None], [[1]], {"a": 1}, float("nan")])
+@pytest.mark.parametrize("file", ["generation_config.json", "config.json"])
+def test_stop_token_that_is_no_id(desk, file, ids):
+    edit_json(desk.llava / file, lambda data: data.get("text_config", data).update(eos_token_id=ids))
+    assert f"llava/{file}: eos_token_id has" in desk.refused()[0]
+
+
+def test_no_stop_token_of_the_tokenizer(desk):
+    tokens = json.loads((desk.llava / "tokenizer.json").read_text())
+    ends = [token for token in tokens["added_tokens"] if token["content"] in ("<|im_end|>", "<|endoftext|>")]
+    for token in ends:
+        token["content"] = token["content"].upper()
+    (desk.llava / "tokenizer.json").write_text(json.dumps(tokens))
+    for file in ("generation_config.json", "config.json"):
+        edit_json(desk.llava / file, lambda data: data.get("text_config", data).update(eos_token_id=9999))
+    assert "names no token that ends an answer" in desk.refused()[0]
+
+
+# Chat templates.
+
+
+@pytest.fixture
+def own(desk):
+    """A template unlike the family's; the checkpoint has none."""
+    (desk.llava / "chat_template.json").unlink()
+    return HF_TEMPLATE.replace("<|im_start|>", "<|im_start|>own ")
+
+
+@pytest.mark.parametrize("file", ["chat_template.json", "processor_config.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("several", [False, dict, list])
+def test_template_in_any_place(desk, own, file, several):
+    named = {"tool_use": "x", "default": own}
+    as_list = [{"name": name, "template": template} for name, template in named.items()]
+    (desk.llava / file).write_text(json.dumps({"chat_template": {False: own, dict: named, list: as_list}[several]}))
+    assert desk.export() == 0
+    assert (desk.folder / "out/chat_template.jinja").read_text() == own
+
+
+@pytest.mark.parametrize(
+    "template", [5, True, [], {}, ["x"], {"tool_use": "x"}, [{"name": "x", "template": "y"}], "\ud83d"]
+)
+def test_template_that_is_none(desk, own, template):
+    (desk.llava / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+    assert "tokenizer_config.json: chat_template is not" in desk.refused()[0]
+
+
+@pytest.mark.parametrize("text", ["", " \n"])
+def test_empty_template_is_told(desk, own, text):
+    (desk.llava / "chat_template.jinja").write_text(text)
+    assert desk.export() == 0
+    assert "llava has an empty chat template; llava-hf's is used" in desk.capsys.readouterr().err
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_template_that_is_not_utf8(desk, own, encoding):
+    (desk.llava / "chat_template.jinja").write_bytes(f"{own}{{# café #}}".encode(encoding))
+    assert "chat_template.jinja is not valid UTF-8" in desk.refused()[0]
+
+
+@pytest.mark.parametrize(
+    ("before", "error"),
+    [
+        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "within"),
+        ("{{ 1 / 0 }}", "zero"),
+    ],
+)
+def test_template_is_refused_before_weights_are_read(desk, own, monkeypatch, before, error):
+    monkeypatch.setattr("tango_export.checkpoint.Checkpoint.read", None)
+    (desk.llava / "chat_template.jinja").write_text(before + own)
+    assert error in desk.refused()[0]
 
 
 # The hub.
@@ -409,6 +572,19 @@ def test_overwrite_replaces_bundles_only(desk, output):
     error, _ = desk.refused("--overwrite", "--output", output)
     assert output in error
     assert (desk.folder / "thesis/thesis.tex").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("output", ["llava", "siglip", "."])
+def test_output_that_would_replace_the_checkpoint(desk, output):
+    for folder in (desk.llava, desk.siglip, desk.folder):
+        (folder / "bundle.json").touch()  # as if it were a bundle, which --overwrite replaces
+    assert "would replace --" in desk.refused("--overwrite", "--output", output)[0]
+    for folder in (desk.llava, desk.siglip, desk.folder):
+        (folder / "bundle.json").unlink()
+
+
+def test_output_that_is_not_utf8(desk):
+    assert "is not valid UTF-8" in desk.refused("--output", os.fsdecode(b"out\xff"))[0]
 
 
 @pytest.mark.parametrize("output", ["file/out", "n" * 300, "/proc/out"])

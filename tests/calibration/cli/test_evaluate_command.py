@@ -177,3 +177,18 @@ def test_an_interrupt_leaves_no_output(tiny_bundle, tmp_path, jobs):
     assert "Traceback" not in rest
     assert "videos 100%" not in rest
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_that_is_the_data_is_refused(tiny_bundle, folder, capsys):
+    (folder / results.RESULTS).touch()  # as if it were the output of an evaluation, which --overwrite replaces
+    assert run(tiny_bundle, "--data", folder, "--output", folder, "--overwrite") == 2
+    assert "would replace --data" in capsys.readouterr().err
+    assert (folder / "questions.jsonl").is_file()
+
+
+def test_results_about_a_folder_whose_name_is_not_utf8(tiny_bundle, folder, tmp_path):
+    renamed = folder.rename(folder.with_name(os.fsdecode(b"data\xff")))
+    arguments = ("--frames", 4, "--videos", 1, "--method", "topk", "--output", tmp_path / "out")
+    assert run(tiny_bundle, "--data", renamed, *arguments) == 0
+    found = json.loads((tmp_path / "out/results.json").read_text())
+    assert found["conditions"]["data"] == renamed.name

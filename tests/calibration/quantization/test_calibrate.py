@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -274,3 +276,26 @@ def test_the_command_rejects_invalid_arguments(request_of, capsys, more, message
     assert run(request_of("refused"), *more) == 2
     assert message in capsys.readouterr().err
     assert not request_of("refused").output.exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--output", "{bundle}", "--overwrite"], "--output .* would replace the bundle"),
+        (["--output", "{clips}", "--overwrite"], "--output .* would replace --clips"),
+        (["--output", "{clips}/..", "--overwrite"], "--output .* would replace"),
+        (["--output", "{new}", "--cache", "{new}/cache"], "--output .* would replace --cache"),
+        (["--output", "{new}", "--report-dir", "{new}"], "--output .* would replace --report-dir"),
+        (["--output", "{new}", "--report-dir", "{bundle}"], "--report-dir .* would replace the bundle"),
+    ],
+)
+def test_outputs_that_would_replace_something_are_refused(request_of, capsys, tmp_path, more, message):
+    folder = shutil.copytree(request_of("refused").bundle, tmp_path / "bundle")
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    places = {"bundle": folder, "clips": clips, "new": tmp_path / "new"}
+    arguments = [text.format(**places) for text in ["calibrate", "{bundle}", "--clips", "{clips}", *more]]
+    before = sorted(tmp_path.rglob("*"))
+    assert main(arguments) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert sorted(tmp_path.rglob("*")) == before

@@ -179,6 +179,49 @@ def test_wrong_value_is_named(folder, path, value):
     assert all(str(key) in message for key in path if isinstance(key, str)), message
 
 
+#: What is no size of anything, as Python's JSON reads it.
+NO_NUMBER = [float("nan"), float("inf"), -1, 2**31, 2**70, 10**400, True, "1"]
+
+
+@pytest.mark.parametrize("value", NO_NUMBER, ids=lambda value: str(value)[:8])
+@pytest.mark.parametrize(
+    "path",
+    [
+        ("video", "frames"),
+        ("video", "size", 0),
+        ("prompt", "after_video", 0),
+        ("prompt", "stop", 0),
+        ("prompt", "vocabulary"),
+        ("prompt", "row_end"),
+        ("vision", "layers"),
+        ("decoder", "context"),
+        ("decoder", "norm_eps"),
+        ("prune", "neighbors"),
+        ("prune", "sink_positions"),
+        ("graphs", "vision", "opset"),
+        ("graphs", "embed", "inputs", 0, "shape", 1),
+    ],
+)
+def test_a_number_out_of_range_is_named(folder, path, value):
+    if path[-1] == 1 and value == "1":
+        pytest.skip("an axis may have a name")
+
+    def spoil(data):
+        at(data, path[:-1])[path[-1]] = value
+
+    edit(folder, spoil)
+    message = load_error(folder)
+    assert len(message) < 500
+    assert all(str(key) in message for key in path if isinstance(key, str)), message
+
+
+@pytest.mark.parametrize("text", ["NaN", "1e999", "-Infinity", "9" * 5000])
+def test_a_number_that_is_none_is_named(folder, text):
+    file = folder / "bundle.json"
+    file.write_text(file.read_text().replace('"context": 8192', f'"context": {text}'))
+    assert "bundle.json" in load_error(folder)
+
+
 @pytest.mark.parametrize(
     ("path", "value"), [(("decoder", "layers"), 99), (("decoder", "kv_heads"), 7), (("prompt", "vocabulary"), 1)]
 )
@@ -194,12 +237,47 @@ def test_dimensions_that_contradict_the_graph_are_refused(folder, path, value):
         ("{duration.real}", "video_text has an unknown field 'duration.real'"),
         ("{}", "video_text has an unknown field ''"),
         ("{times", "video_text is no format string"),
-        ("{frames:.2q}", "video_text is no format string"),
+        ("{frames:.2q}", "video_text has a field of the form '.2q'"),
+        ("{duration:999999999}", "video_text has a field of the form '999999999'"),
     ],
 )
 def test_a_text_about_the_video_that_cannot_be_filled_in_is_refused(folder, text, message):
     edit(folder, lambda data: data["prompt"].update(video_text=text))
     assert f"bundle.json: prompt: {message}" in load_error(folder)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("video", "size"), [384, 383]),
+        (("graphs", "vision", "inputs"), []),
+        (("graphs", "vision", "outputs", 0, "shape", 1), 195),
+    ],
+)
+def test_frames_that_contradict_the_graph_are_refused(folder, path, value):
+    def spoil(data):
+        at(data, path[:-1])[path[-1]] = value
+
+    edit(folder, spoil)
+    assert "do not fit the tensors of graphs: vision" in load_error(folder)
+
+
+@pytest.mark.parametrize(("key", "rows"), [("after_video", [31, 32]), ("row_end", 32)])
+def test_a_row_that_the_table_does_not_have_is_refused(with_device_graphs, key, rows):
+    edit(with_device_graphs, lambda data: data["prompt"].update({key: rows}))
+    assert f"prompt: {key} is not in the table of 32 rows" in load_error(with_device_graphs)
+
+
+@pytest.mark.parametrize(("depth", "error"), [(1, "device has a device graph of its own"), (300, "nested too deeply")])
+def test_device_graphs_within_device_graphs_are_refused(with_device_graphs, depth, error):
+    def nest(data):
+        device = data["graphs"]["decoder"]["device"]
+        for _ in range(depth):
+            device = {**device, "device": device}
+        data["graphs"]["decoder"]["device"] = device
+
+    edit(with_device_graphs, nest)
+    assert error in load_error(with_device_graphs)
 
 
 @pytest.fixture
@@ -290,7 +368,7 @@ def test_another_format_is_refused(folder, number):
     assert re.search(r"bundle\.json.*format", load_error(folder))
 
 
-@pytest.mark.parametrize("text", ["", "{", "\udcff", "[]", "null", '"bundle"'])
+@pytest.mark.parametrize("text", ["", "{", "\udcff", "[]", "null", '"bundle"', "[" * 100_000, '{"a":' * 990 + "1"])
 def test_file_that_is_no_json_object(folder, text):
     (folder / "bundle.json").write_bytes(text.encode(errors="surrogateescape"))
     assert "bundle.json" in load_error(folder)
@@ -340,12 +418,46 @@ def test_commands_refuse_a_bundle_that_lacks_a_graph(folder, capsys, command):
     assert "decoder" in capsys.readouterr().err
 
 
-def test_a_name_outside_of_the_bundle_is_refused(folder, tmp_path):
+@pytest.mark.parametrize("of", ["a file", "a graph"])
+@pytest.mark.parametrize(
+    "name", ["../secret", "{}/secret", "a/../../secret", "a/b", "a\\b", "C:\\a", "", ".", "..", "a\0b", "bundle.json"]
+)
+def test_a_name_outside_of_the_bundle_is_refused(folder, tmp_path, name, of):
     (tmp_path / "secret").write_text("secret")
-    for name in ("../secret", str(tmp_path / "secret"), "a/../../secret"):
-        edit(folder, lambda data, name=name: data["files"].update({name: {"size": 6, "sha256": ""}}))
-        assert "is not a name inside of the bundle" in load_error(folder)
-        edit(folder, lambda data, name=name: data["files"].pop(name))
+    name = name.format(tmp_path)
+    if of == "a file":
+        edit(folder, lambda data: data["files"].update({name: {"size": 6, "sha256": ""}}))
+    else:
+        edit(folder, lambda data: data["graphs"]["vision"].update(file=name))
+    assert "is not a name inside of the bundle" in load_error(folder)
+
+
+def test_a_graph_of_another_format_is_refused(folder):
+    edit(folder, lambda data: data["graphs"]["vision"].update(file="vision.ort"))
+    assert "'vision.ort' is not the name of an ONNX file" in load_error(folder)
+
+
+@pytest.mark.parametrize("name", ["vision.onnx", "tokenizer.json", "bundle.json", "unlisted.data", "engines"])
+def test_a_link_that_leads_outside_is_refused(folder, tmp_path, name):
+    outside = tmp_path / "outside"
+    if (folder / name).exists():
+        (folder / name).rename(outside)
+    else:
+        outside.mkdir()
+    (folder / name).symlink_to(outside)
+    assert f"{folder / name} is a link that leads outside" in load_error(folder)
+
+
+def test_a_link_that_stays_inside_is_followed(folder):
+    (folder / "vision.onnx").rename(folder / "moved")
+    (folder / "vision.onnx").symlink_to("moved")
+    Bundle.load(folder, verify=True)
+
+
+def test_a_bundle_whose_path_is_not_utf8_is_refused(folder, tmp_path):
+    path = tmp_path / os.fsdecode(b"bundle\xff")
+    folder.rename(path)
+    assert "is not valid UTF-8" in load_error(path)
 
 
 def test_another_format_names_the_command_that_exports_again(folder):

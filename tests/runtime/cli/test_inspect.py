@@ -111,3 +111,17 @@ def test_without_a_gpu_it_cannot_tell_which_engines_fit(inspect, monkeypatch):
     engine = put(planned(inspect.bundle)["embed"])
     line = line_of(inspect(), engine)
     assert line.endswith("on NVIDIA H200; cannot tell whether it fits: CUDA sees no GPU")
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"), [("[/x]", "[/x]"), ("[red]x", "[red]x"), (":smile:", ":smile:"), ("a\x1b[2J", r"a\x1b[2J")]
+)
+def test_a_strangers_names_are_shown_as_they_are(inspect, name, shown):
+    manifest = inspect.bundle.manifest
+    prune = manifest.graphs["prune"]
+    inputs = (replace(prune.inputs[0], name=name), *prune.inputs[1:])
+    changed = replace(manifest, family=name, graphs=manifest.graphs | {"prune": replace(prune, inputs=inputs)})
+    write_manifest(inspect.bundle.path, changed)
+    out = inspect()
+    assert f": {shown}, float16" in out
+    assert out.count(shown) == 2

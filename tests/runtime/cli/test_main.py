@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections import defaultdict
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 
@@ -180,6 +181,39 @@ def test_a_system_error_has_a_hint_that_fits(command, capsys, error, hint):
     first, second = capsys.readouterr().err.splitlines()
     assert first == f"error: {error}"
     assert second.startswith(f"hint: {hint}") or hint in second
+
+
+PLAN = ["plan", "--model", "llava-ov-7b", "--device", "all"]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], PLAN])
+@pytest.mark.parametrize("buffering", ["", "1"])
+def test_a_full_standard_output_is_an_error_with_a_hint(arguments, buffering):
+    environment = os.environ | {"PYTHONUNBUFFERED": buffering}
+    command = [sys.executable, "-m", "tango_runtime.cli.main", *arguments]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=environment, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "error: [Errno 28] No space left on device\nhint: free some space on the disk\n"
+
+
+def test_results_are_written_before_they_are_printed(tmp_path):
+    file = tmp_path / "out.json"
+    command = [sys.executable, "-m", "tango_runtime.cli.main", *PLAN, "--json", file]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.DEVNULL, check=False)
+    assert done.returncode == 2
+    assert len(json.loads(file.read_text())) > 1
+
+
+@pytest.mark.parametrize("command", ["bench", "doctor", "plan"])
+def test_results_never_replace_a_file_of_the_bundle(tiny_bundle, capsys, command):
+    file = tiny_bundle / "bundle.json"
+    before = file.read_bytes()
+    named = ["--model", str(tiny_bundle), "--device", "h200"] if command == "plan" else [str(tiny_bundle)]
+    assert main([command, *named, "--json", str(file)]) == 2
+    assert "would replace the bundle" in capsys.readouterr().err
+    assert file.read_bytes() == before
 
 
 def test_tango_export_is_tango_export(monkeypatch, capsys):

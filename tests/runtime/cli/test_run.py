@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -190,12 +192,75 @@ def test_a_report_file_that_is_a_folder_is_named(run, tmp_path, option):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("option", "name"), [("--report", "pipe.html"), ("--picture", "pipe.png")])
+def test_a_pipe_is_refused_before_the_work(rejected, tmp_path, option, name):
+    os.mkfifo(tmp_path / name)
+    assert f"{name} is a named pipe" in rejected(option, tmp_path / name)[0]
+
+
+def test_one_file_for_two_outputs_is_refused_before_the_work(rejected, tmp_path):
+    for name in ("a.html", "a.png"):
+        (tmp_path / name).symlink_to("both")
+    error, _ = rejected("--report", tmp_path / "a.html", "--picture", tmp_path / "a.png")
+    assert "would replace --" in error
+
+
+@pytest.mark.parametrize("option", ["--report", "--picture"])
+def test_an_output_that_is_the_video_is_refused(rejected, clip, tmp_path, option):
+    video = tmp_path / ("clip.html" if option == "--report" else "clip.png")
+    shutil.copy(clip, video)
+    assert "would replace the video" in rejected(option, video, video=video)[0]
+    assert video.read_bytes() == clip.read_bytes()
+
+
+def test_a_picture_that_is_a_frame_is_refused(rejected, colors, tmp_path):
+    for i, frame in enumerate(colors):
+        Image.fromarray(frame).save(tmp_path / f"{i}.png")
+    assert "would replace the video" in rejected("--picture", tmp_path / "0.png", video=tmp_path)[0]
+
+
+def test_names_that_are_not_utf8(run, clip, tmp_path):
+    video, page = (tmp_path / os.fsdecode(name) for name in (b"clip\xff.mp4", b"page\xff.html"))
+    shutil.copy(clip, video)
+    assert run("--max-new-tokens", 2, "--report", page, video=video)[0] == 0
+    assert "clip?.mp4" in page.read_text()
+
+
+def test_a_report_is_written_even_if_the_answer_cannot_be_printed(tiny_bundle, clip, tmp_path):
+    options = ["--max-new-tokens", "4", "--report", tmp_path / "out.html"]
+    command = [sys.executable, "-m", "tango_runtime.cli.main", "run", tiny_bundle, clip, QUESTION, *options]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "No space left on device" in done.stderr.splitlines()[-2]
+    assert QUESTION in (tmp_path / "out.html").read_text()
+
+
 # Damaged bundles.
 
 
 @pytest.fixture
 def copied(tiny_bundle, tmp_path):
     return shutil.copytree(tiny_bundle, tmp_path / "bundle")
+
+
+@pytest.mark.parametrize(
+    ("template", "error"),
+    [
+        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}<video>", "rendered within"),
+        ("{{ 'x' * 10 ** 10 }}<video>", "more memory"),
+        ("{% include '/etc/passwd' %}<video>", "cannot be rendered"),
+    ],
+)
+def test_a_strangers_chat_template_is_refused(rejected, copied, template, error):
+    (copied / "chat_template.jinja").write_text(template)
+    files = json.loads((copied / "bundle.json").read_text())
+    files["files"]["chat_template.jinja"]["size"] = len(template)
+    (copied / "bundle.json").write_text(json.dumps(files))
+    found, _ = rejected(bundle=copied)
+    assert f"{copied}: the chat template" in found
+    assert error in found
 
 
 def test_a_missing_bundle_is_named(rejected, tmp_path):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import sys
 
 import pytest
 
-from tango_runtime.util.console import progress, stages, status, verbosity
+from tango_runtime.util.console import accept_every_character, printable, progress, stages, status, verbosity
 
 LOG = logging.getLogger("tango_runtime.some.module")
 
@@ -61,3 +63,33 @@ def test_stages_are_a_line_each_and_per_quarter(capsys):
         on_status("writing", None)
     lines = ["vision: reading", "vision: building", "vision: building 25%", "vision: writing"]
     assert capsys.readouterr().err.splitlines() == lines
+
+
+@pytest.mark.parametrize(
+    ("encoding", "shown"), [("ascii", r"\u0442 \udcff"), ("latin-1", r"\u0442 \udcff"), ("utf-8", "т \\udcff")]
+)
+def test_every_character_can_be_printed(monkeypatch, encoding, shown):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", stream)
+    accept_every_character()
+    print("т \udcff", end="", flush=True)
+    assert stream.buffer.getvalue().decode(encoding) == shown
+
+
+def test_a_line_that_cannot_be_shown_ends_nothing(monkeypatch):
+    class Full(io.StringIO):
+        def write(self, text):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(sys, "stderr", Full())
+    with verbosity(0), progress("work", 2) as on_progress:
+        status("status")
+        LOG.warning("careful")
+        on_progress(2)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"), [("[/x] ä", "[/x] ä"), ("a\x1b[2J\n", r"a\x1b[2J\n"), ("\ud800", r"\ud800")]
+)
+def test_a_strangers_text_does_not_steer_the_terminal(text, shown):
+    assert printable(text) == shown

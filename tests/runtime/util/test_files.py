@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import re
+import stat
 import threading
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,16 @@ from pathlib import Path
 import pytest
 
 from tango_plugins import TangoError
-from tango_runtime.util.files import atomic_write, require_space, staged_file, staged_folder
+from tango_runtime.util.files import (
+    atomic_write,
+    check_apart,
+    check_file,
+    is_plain_name,
+    require_links_inside,
+    require_space,
+    staged_file,
+    staged_folder,
+)
 
 bundle_folder = partial(staged_folder, holding="bundle.json")
 
@@ -251,3 +261,112 @@ def test_a_path_that_cannot_be_written_is_named(tmp_path, monkeypatch, path):
     with pytest.raises(TangoError, match=f"{re.escape(path)} cannot be written"):
         atomic_write(Path(path), lambda file: file.write(b"new"))
     assert names(tmp_path) == []
+
+
+def test_a_pipe_that_nobody_reads_is_an_error(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(TangoError, match="pipe cannot be written"):
+        atomic_write(tmp_path / "pipe", lambda file: file.write(b"new"))
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root makes devices")
+def test_a_device_is_written_to_and_not_replaced(tmp_path):
+    os.mknod(tmp_path / "null", 0o666 | stat.S_IFCHR, Path("/dev/null").stat().st_rdev)
+    check_file(tmp_path / "null")
+    atomic_write(tmp_path / "null", lambda file: file.write(b"new"))
+    assert (tmp_path / "null").is_char_device()
+
+
+def test_a_full_device_is_named():
+    with pytest.raises(TangoError, match="no space left on the disk of /dev"):
+        atomic_write(Path("/dev/full"), lambda file: file.write(b"new"))
+
+
+# What is checked before any work.
+
+
+@pytest.fixture
+def zoo(tmp_path):
+    """A folder with a file, a folder, a pipe, and links to a file, to a device and to nothing."""
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    for link, target in (("link", "file"), ("device", "/dev/null"), ("broken", "new"), ("astray", "none/new")):
+        (tmp_path / link).symlink_to(target)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["new", "file", "link", "device", "broken", "/dev/null", os.fsdecode(b"\xff")])
+def test_a_file_that_can_be_written_passes(zoo, name):
+    before = names(zoo)
+    check_file(zoo / name)
+    assert names(zoo) == before
+    assert (zoo / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [
+        ("folder", "folder is a folder"),
+        ("pipe", "pipe is a named pipe"),
+        ("none/new", "there is no folder .*none"),
+        ("astray", "there is no folder .*none"),
+        ("file/new", "there is no folder .*file"),
+        ("/proc/new", "/proc/new cannot be written"),
+        ("/sys/new", "/sys/new cannot be written"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_named(zoo, name, error):
+    with pytest.raises(TangoError, match=error):
+        check_file(zoo / name)
+
+
+@pytest.mark.parametrize(
+    ("output", "other"),
+    [
+        ("file", "file"),
+        ("link", "file"),
+        ("file", "link"),
+        ("folder/../file", "file"),
+        ("folder", "folder/inside"),
+        (".", "folder"),
+        ("folder/inside", "folder"),
+        ("broken", "new"),
+    ],
+)
+def test_an_output_that_would_replace_something_is_refused(zoo, output, other):
+    for place in ("inside", "../new"):
+        (zoo / "folder" / place).touch()
+    with pytest.raises(TangoError, match=r"--output .* would replace the input"):
+        check_apart({"--output": zoo / output}, {"the input": zoo / other})
+    with pytest.raises(TangoError, match="would replace --"):
+        check_apart({"--output": zoo / output, "--report": zoo / other}, {})
+
+
+@pytest.mark.parametrize(
+    ("output", "other"), [("new", "file"), ("folder/new", "folder"), ("device", "/dev/null"), ("new/a", "new/b")]
+)
+def test_an_output_beside_an_input_passes(zoo, output, other):
+    check_apart({"--output": zoo / output, "--none": None}, {"the input": zoo / other, "none": None})
+
+
+@pytest.mark.parametrize("name", ["/a", "../a", "a/b", "a/", "a\\b", "C:\\a", "", ".", "..", "a\0", None, 1, ["a"]])
+def test_a_name_that_may_lead_elsewhere_is_not_plain(name):
+    assert not is_plain_name(name)
+
+
+@pytest.mark.parametrize("name", ["a", "a.b", "..a", "...", "ä", "-", " "])
+def test_a_name_of_a_file_is_plain(name):
+    assert is_plain_name(name)
+
+
+def test_links_may_lead_to_files_of_the_folder_only(tmp_path):
+    inside = tmp_path / "folder"
+    (inside / "deep").mkdir(parents=True)
+    (inside / "file").touch()
+    (inside / "deep/link").symlink_to("../file")
+    (tmp_path / "other").symlink_to("folder")
+    require_links_inside(tmp_path / "other")
+    (inside / "deep/out").symlink_to("../../elsewhere")
+    with pytest.raises(TangoError, match="deep/out is a link that leads outside"):
+        require_links_inside(inside)
