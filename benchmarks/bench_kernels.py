@@ -3,7 +3,7 @@
     python benchmarks/bench_kernels.py --output benchmarks/results/kernels-h200.json
 
 Each figure is the median time of one call in a replayed CUDA graph, which goes over rotating inputs. Attention takes
-one packed tensor of queries, keys and values, with a bias; PyTorch's takes views of it, without the bias. PyTorch's
+one packed tensor of queries, keys and values, with a bias; PyTorch's takes views of it, without the bias. The peer of a
 norm is an addition and a norm.
 """
 

@@ -11,8 +11,8 @@ from tests.plugins.norms import HALF, SINGLE, TYPES, Rows, check
 
 pytestmark = pytest.mark.nvcc
 
-#: A width that one warp takes, the widest of these, one that a block takes, and some that no vector fits.
-SIZES = [(3, 192), (1, 1280), (5, 1288), (1, 7), (2, 257), (3, 1153)]
+#: Rows of a warp, the widest ones too; of a block; then the same where no vector fits.
+SIZES = [(3, 192), (5, 512), (2, 520), (1, 1280), (1, 7), (5, 255), (2, 257), (3, 1153)]
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,19 @@ import torch
 from tests.plugins.norms import HALF, SINGLE, TYPES, Rows, check
 
 #: Widths of released models (SigLIP, Qwen2.5-VL's tower, decoders), the widest, and some that no vector fits.
-SIZES = [(729, 1152), (333, 1280), (70, 896), (64, 3584), (9, 5120), (3, 8192), (1, 8), (31, 7), (5, 1153), (2, 8191)]
+SIZES = [
+    (729, 1152),
+    (333, 1280),
+    (70, 896),
+    (64, 3584),
+    (9, 5120),
+    (3, 8192),
+    (9, 512),
+    (1, 8),
+    (31, 7),
+    (5, 1153),
+    (2, 8191),
+]
 
 
 @pytest.mark.parametrize("kind", ["layer", "rms"])

@@ -33,7 +33,7 @@ struct Division {
     static constexpr int kWarps = ceil_div(TANGO_MAX_NORM_WIDTH, kWarp * kSize * kGroups);
     static_assert(kWarps <= kMaxWarps, "a block must hold the widest row");
 };
-using ByVector = Division<8, 2>;
+using ByVector = Division<8, 2>;  // with more per thread an SM holds fewer threads, and is slower
 using ByElement = Division<1, 8>;
 
 // The sum of a value over the threads of a row. Each call of a block has its own `scratch`, of kMaxWarps elements.
