@@ -34,8 +34,10 @@ def make_bundle(scratch: Path, size: str, layers: int | None) -> Path:
     """The bundle of a released shape in fp16, or of its first decoder layers."""
     shape = RELEASED[size] if layers is None else replace(RELEASED[size], layers=layers)
     root = scratch / f"{size}-{shape.layers}"
+    llava, siglip = root / "llava", root / "siglip"
+    if not siglip.is_dir():
+        make(root, shape=shape, outliers=False)
     if not (root / "bundle").is_dir():
-        llava, siglip = make(root, shape=shape, outliers=False)
         export(Request(checkpoint=str(llava), salience=str(siglip), output=root / "bundle"))
     return root / "bundle"
 

@@ -9,6 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from examples.make_checkpoint import VIDEO_LAYOUT
 from tango_export.export import Request, export
 from tango_export.families import FAMILIES
 from tango_export.graph import PORTABLE, GraphBuilder, build
@@ -130,10 +131,11 @@ def test_a_built_graph_knows_its_linear_layers(bundle, precision):
             assert gains == {}
 
 
-def test_the_definition_of_a_bundle_writes_its_graphs(bundle, tmp_path):
+@pytest.mark.parametrize("layout", ["llava-hf", VIDEO_LAYOUT])
+def test_the_definition_of_a_bundle_writes_its_graphs(bundle, tmp_path, layout):
     """From its own weights: the same bytes."""
-    found = Bundle.load(bundle())
-    for definition in FAMILIES["llava-ov"].definitions(found.manifest):
+    found = Bundle.load(bundle(layout))
+    for definition in FAMILIES[found.manifest.family].definitions(found.manifest):
         spec = found.manifest.graphs[definition.name]
         graph = build(definition, PORTABLE, found.manifest.dtype, spec.weights)
 

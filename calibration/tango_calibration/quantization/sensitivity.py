@@ -186,6 +186,8 @@ class GraphQuantizer:
             formats |= {name: form for name in left if name not in excluded}
             budget -= math.fsum(losses[name] for name in left if name not in excluded)
             left = [name for name in left if name in excluded]
+            if not left:
+                break
         return tuple(LayerSensitivity(name, loss, formats.get(name)) for name, loss in first.items())
 
     def _losses(self, scheme: Scheme, form: LayerFormat, names: Sequence[str]) -> dict[str, float]:

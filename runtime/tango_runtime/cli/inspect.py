@@ -71,11 +71,11 @@ def _graph_table(manifest: Manifest) -> Table:
 
 
 def _precision(manifest: Manifest, graph: GraphSpec) -> str:
-    found = graph.quantization
+    found, device = graph.quantization, "\nand device" if graph.device else ""
     if found is None:
-        return manifest.dtype + ("\nand device" if graph.device else "")
+        return manifest.dtype + device
     excluded = f"\n{len(found.excluded)} excluded" if found.excluded else ""
-    return f"{found.precision}\n{found.clips} clips{excluded}"
+    return f"{found.precision}{device}\n{found.clips} clips{excluded}"
 
 
 def _tensors(tensors: tuple[TensorSpec, ...], limit: int = 3) -> str:

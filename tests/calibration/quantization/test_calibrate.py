@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tango_calibration.quantization import calibrate as calibration
-from tango_calibration.quantization import replay
+from tango_calibration.quantization import replay, sensitivity
 from tango_calibration.quantization.calibrate import CalibrationRequest, calibrate
 from tango_calibration.quantization.clips import read_clips
 from tango_calibration.quantization.sensitivity import BUDGETS, divergence, layers_to_exclude, noise
@@ -117,6 +117,12 @@ def test_an_interrupted_calibration_resumes(request_of, monkeypatch, tmp_path):
     layers = calibrate(request).graphs["decoder"].layers
     pairs = -(-len(layers) // 2)
     assert len(sessions) - 100 == 1 + pairs - 3 + 2  # the original, the other layers, the original and the new
+
+
+def test_all_layers_in_the_first_format(request_of, made, monkeypatch):
+    monkeypatch.setattr(sensitivity, "OUTLIER_FACTOR", 1e9)
+    monkeypatch.setitem(sensitivity.BUDGETS, "decoder", 1e9)
+    assert calibrate(request_of("int4", vision="fp16", decoder="int4")).graphs["decoder"].excluded == ()
 
 
 def test_smoothed_8_bit_decoder(request_of):
