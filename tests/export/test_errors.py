@@ -14,7 +14,7 @@ import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 from tokenizers import Tokenizer
 
-from tango_export.families.llava_ov import HF_TEMPLATE
+from tango_export.families.llava.templates import HF_TEMPLATE
 from tango_plugins import TangoError
 from tango_runtime.bundle import Bundle
 from tango_runtime.cli.main import main

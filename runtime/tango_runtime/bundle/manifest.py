@@ -328,7 +328,7 @@ class DecoderSpec:
     heads: Positive
     kv_heads: Positive
     head_dim: Positive
-    context: Positive
+    context: Annotated[int, Range(1, 2**20)]
     norm_eps: Annotated[float, Range(0, 1)]
     rotary: RotarySpec | None = None
     inner: InnerPruning | None = None
@@ -510,6 +510,10 @@ def _check_dimensions(manifest: Manifest, file: Path) -> None:
             f"{file}: prune: a grid of {rows}x{columns} does not hold video: tokens_per_frame {tokens}", _RESTORE
         )
     _check_vision(manifest, file)
+    if decoder.layers > sum(len(manifest.graphs[name].inputs) for name in manifest.decoders):
+        raise TangoError(
+            f"{file}: decoder: {decoder.layers} layers do not fit the tensors of graphs: decoder", _RESTORE
+        )
     if decoder.rotary and 2 * sum(decoder.rotary.sections) != decoder.head_dim:
         raise TangoError(f"{file}: decoder: rotary: sections do not fit head_dim {decoder.head_dim}", _RESTORE)
     tables = [weight.shape[1:] for weight in manifest.graphs["embed"].device_weights.values()]

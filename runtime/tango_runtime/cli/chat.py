@@ -25,6 +25,7 @@ from tango_runtime.pipeline.answer import Answer
 from tango_runtime.pipeline.session import Session
 from tango_runtime.pipeline.video_llm import VideoLLM
 from tango_runtime.util.console import progress, status
+from tango_runtime.util.files import check_apart
 
 _T = TypeVar("_T")
 
@@ -166,6 +167,7 @@ class _Chat:
         if self._last is None:
             raise TangoError("there is no answer to report yet", "ask a question first")
         file = _parsed(page_file, value)
+        check_apart({"the report": file}, {"the bundle": self._args.bundle, "the video": Path(self._args.video)})
         self._llm.report(self._last, Path(self._args.video).name).write(file)
         status(f"report: {file}")
 

@@ -70,3 +70,21 @@ def test_what_does_not_fit_the_bundle_is_refused(bundle):
         StoredGraph(changed(bundle, config=other), "decoder")
     with pytest.raises(TangoError, match="there is no model family 'llava-next'"):
         StoredGraph(changed(bundle, family="llava-next"), "decoder")
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        ("text", "num_hidden_layers", 2**31 - 1),
+        ("vision", "num_hidden_layers", 2**31 - 1),
+        ("vision", "image_size", 2**31 - 1),
+        ("vision", "patch_size", 1),
+        ("text", "rope_theta", 0.0),
+        ("text", "num_attention_heads", 0),
+    ],
+)
+def test_a_config_larger_than_any_model_is_refused_before_its_graphs_are_built(bundle, part, key, value):
+    config = Bundle.load(bundle()).manifest.config
+    hostile = {**config, part: {**config[part], key: value}}
+    with pytest.raises(TangoError, match=rf"config: .*{key}"):
+        StoredGraph(changed(bundle, config=hostile), "decoder")

@@ -223,7 +223,13 @@ def test_a_number_that_is_none_is_named(folder, text):
 
 
 @pytest.mark.parametrize(
-    ("path", "value"), [(("decoder", "layers"), 99), (("decoder", "kv_heads"), 7), (("prompt", "vocabulary"), 1)]
+    ("path", "value"),
+    [
+        (("decoder", "layers"), 99),
+        (("decoder", "layers"), 2**31 - 1),
+        (("decoder", "kv_heads"), 7),
+        (("prompt", "vocabulary"), 1),
+    ],
 )
 def test_dimensions_that_contradict_the_graph_are_refused(folder, path, value):
     edit(folder, lambda data: data[path[0]].update({path[1]: value}))

@@ -90,3 +90,10 @@ def test_a_missing_video_ends_it(chat, tmp_path):
     code, out, err = chat(FIRST, video=tmp_path / "none.mp4")
     assert (code, out) == (2, "")
     assert "none.mp4" in err
+
+
+def test_a_report_never_replaces_the_video(chat, clip, tmp_path):
+    video = tmp_path / "clip.html"
+    video.write_bytes(clip.read_bytes())
+    assert "would replace the video" in chat(FIRST, f"/report {video}", video=video)[2]
+    assert video.read_bytes() == clip.read_bytes()

@@ -46,7 +46,7 @@ def test_numbers_in_range_are_converted():
         ({"count": 2.0}, "x: count is 2.0, not"),
         ({"sizes": [1, 6]}, "x: sizes[1] is 6, not an integer from 0 to 5"),
         ({"sizes": [None]}, "x: sizes[0] is null, not an integer from 0 to 5 or a string"),
-        ({"ratio": 1.5}, "x: ratio is 1.5, not a finite float from 0 to 1"),
+        ({"ratio": 1.5}, "x: ratio is 1.5, not a finite number from 0 to 1"),
         ({"ratio": float("nan")}, "x: ratio is NaN, not"),
         ({"ratio": float("inf")}, "x: ratio is Infinity, not"),
         ({"ratio": 1}, "x: ratio is 1, not"),

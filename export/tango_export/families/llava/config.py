@@ -11,7 +11,8 @@ from tango_export.checkpoint import read_json
 from tango_export.models.qwen2 import Qwen2Config
 from tango_export.models.siglip import SiglipConfig
 from tango_plugins import TangoError
-from tango_runtime.util.jsonschema import shown
+from tango_runtime.bundle import Config
+from tango_runtime.util.jsonschema import from_json, shown
 from tango_runtime.util.numbers import is_integer, is_number
 
 _EDIT = "edit config.json"
@@ -113,6 +114,26 @@ def read_config(checkpoint: Path, siglip: Path, formats: Formats) -> LlavaConfig
         f"{checkpoint} is {_OTHERS.get(kind, f'a {kind} model')} ({kind}), not {formats.title}",
         f"name a checkpoint of {formats.title}{'' if formats.hf else ' in the format of lmms-lab'}",
     )
+
+
+def bundle_dimensions(config: Config, where: str) -> Dimensions:
+    """The dimensions that a bundle says it was made with, held to the limits of config.json's.
+
+    Args:
+        config: ``config`` of its bundle.json.
+        where: What to call that in errors.
+
+    Raises:
+        TangoError: It is another family's, or a number is out of range.
+    """
+    found = from_json(Dimensions, config, where)
+    try:
+        _siglip_config(asdict(found.vision))
+        _qwen2_config(asdict(found.text), QWEN2_DEFAULTS)
+    except TangoError as error:
+        problem = error.message.removeprefix("config.json: ")
+        raise TangoError(f"{where}: {problem}", "export the bundle again") from error
+    return found
 
 
 def _hf_config(data: dict[str, Any]) -> LlavaConfig:
