@@ -17,6 +17,7 @@ from tango_runtime.backends.cuda.embedder import Embedder, Piece
 from tango_runtime.backends.cuda.kv_cache import KVCache
 from tango_runtime.backends.cuda.logits import DeviceLogits
 from tango_runtime.backends.cuda.runner import GraphRunner, Step
+from tango_runtime.backends.ort_cpu import cache_inputs
 from tango_runtime.backends.rotary import TEXT, RotaryIds
 from tango_runtime.bundle import Manifest
 
@@ -27,7 +28,7 @@ _POSITIONS = 256
 class SequenceDecoder(Protocol):
     """What the backend asks of a decoder; see :class:`tango_runtime.backends.base.Backend`."""
 
-    def new_cache(self, capacity: int) -> Any:
+    def new_cache(self, capacity: int, rotary: RotaryIds = TEXT) -> Any:
         """An empty sequence with room for so many positions."""
 
     def reserve(self, cache: Any, positions: int) -> None:
@@ -80,23 +81,16 @@ class Decoder:
         if fixed is not None and capacity > fixed:
             raise too_small(capacity, fixed)
         wanted = fixed or rounded(capacity)
-        while self._free:
-            cache = self._free.pop()
-            if cache.capacity == wanted:
-                cache.rewind(0)
-                cache.rotary = rotary
-                return cache
-            self._forget(cache)
-        rows = self._spec.outputs[1:]
-        return KVCache(
-            self._spec.inputs[-len(rows) :],
-            rows,
+        cache = self._released(wanted) or KVCache(
+            cache_inputs(self._spec),
+            self._spec.outputs[1:],
             wanted,
-            rotary,
             in_place=self._graphs.in_place,
             stream=self._stream,
             released=self._take_back,
         )
+        cache.rotary = rotary
+        return cache
 
     def reserve(self, cache: KVCache, positions: int) -> None:
         """Makes room for so many positions in all."""
@@ -183,6 +177,16 @@ class Decoder:
         self, cache: KVCache, inputs: dict[str, DeviceArray], new: dict[str, DeviceArray], length: int
     ) -> dict[str, DeviceArray]:
         return {**inputs, **cache.held(length), "logits": self._logits.memory, **new}
+
+    def _released(self, capacity: int) -> KVCache | None:
+        """A cache that was given back, cleared, if it has that capacity; others are dropped."""
+        while self._free:
+            cache = self._free.pop()
+            if cache.capacity == capacity:
+                cache.rewind(0)
+                return cache
+            self._forget(cache)
+        return None
 
     def _take_back(self, cache: KVCache) -> None:
         """Keeps a released cache for the next sequence, in the place of another."""

@@ -10,7 +10,7 @@ import numpy as np
 from tango_plugins.device_array import DeviceArray
 from tango_runtime.backends.cuda.device import ALIGNMENT, Buffer, Pool, Stream, StridedRows
 from tango_runtime.backends.cuda.runner import Step
-from tango_runtime.backends.rotary import RotaryIds
+from tango_runtime.backends.rotary import TEXT
 from tango_runtime.bundle import TensorSpec
 
 
@@ -24,7 +24,6 @@ class KVCache:
         cached: The cache's inputs of the decoder graph.
         rows: The outputs that bring new rows, in the same order.
         capacity: Positions.
-        rotary: Rotary positions of the sequence.
         in_place: The decoder itself puts new rows into the cache.
         stream: Where the copies run.
         released: Called when the cache is released.
@@ -42,7 +41,6 @@ class KVCache:
         cached: Sequence[TensorSpec],
         rows: Sequence[TensorSpec],
         capacity: int,
-        rotary: RotaryIds,
         *,
         in_place: bool,
         stream: Stream,
@@ -56,7 +54,7 @@ class KVCache:
         self._row = head_dim * self._dtype.itemsize
         self._in_place, self._stream, self._released = in_place, stream, released
         self.length = self._reached = 0  # the second: positions that were ever written since the cache was clear
-        self.rotary, self.pool = rotary, Pool()
+        self.rotary, self.pool = TEXT, Pool()
         self.step: Step | None = None
         self._allocate(capacity)
 
