@@ -309,7 +309,7 @@ def _as_json(results: _Results) -> dict[str, Any]:
             "family": manifest.family,
             "dtype": manifest.dtype,
             "decoder": asdict(manifest.decoder),
-            "source": {name: without_folder(value) for name, value in vars(manifest.source).items()},
+            "source": {name: value and without_folder(value) for name, value in vars(manifest.source).items()},
         },
         "setting": vars(setting) | {"budget": BUDGET, "batch": 1, "clip": CLIP},
         "metrics": {"milliseconds": results.clock, "device_memory": DEVICE_METRIC, "host_memory": HOST_METRIC},
