@@ -157,7 +157,7 @@ def random_weights(
     weights = {}
     for name, shape in shapes.items():
         noise = torch.randn(shape, generator=generator)
-        if "norm" in name and name.endswith("weight"):
+        if name.endswith("weight") and ("norm" in name or "ln_q" in name):
             weights[name] = 1 + 0.1 * noise
         elif name.endswith("bias") or name == "newline":
             weights[name] = 0.1 * noise
@@ -243,8 +243,8 @@ def make(
         plant_outliers(weights, shape)
     llava.mkdir(parents=True)
     siglip.mkdir()
-    _save({_stored(name, layout): w.to(dtype).contiguous() for name, w in weights.items()}, llava, shards)
-    _save(random_weights(siglip_shapes(shape), seed + 1), siglip, 1)
+    save_shards({_stored(name, layout): w.to(dtype).contiguous() for name, w in weights.items()}, llava, shards)
+    save_shards(random_weights(siglip_shapes(shape), seed + 1), siglip, 1)
     _write_configs(llava, siglip, layout, shape, vocab, tokenizer)
     return llava, siglip
 
@@ -255,7 +255,8 @@ def _stored(name: str, layout: str) -> str:
     return prefixes[prefix] + name[len(prefix) :]
 
 
-def _save(tensors: dict[str, torch.Tensor], folder: Path, shards: int) -> None:
+def save_shards(tensors: dict[str, torch.Tensor], folder: Path, shards: int) -> None:
+    """Writes tensors to one file, or to several with their index."""
     if shards == 1:
         save_file(tensors, folder / "model.safetensors", {"format": "pt"})
         return
@@ -265,7 +266,7 @@ def _save(tensors: dict[str, torch.Tensor], folder: Path, shards: int) -> None:
         part = names[i::shards]
         save_file({name: tensors[name] for name in part}, folder / file, {"format": "pt"})
         index |= dict.fromkeys(part, file)
-    _write_json(folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": index})
+    write_json(folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": index})
 
 
 def _write_configs(llava: Path, siglip: Path, layout: str, s: Shape, vocab: int, tokenizer: Tokenizer) -> None:
@@ -281,7 +282,7 @@ def _write_configs(llava: Path, siglip: Path, layout: str, s: Shape, vocab: int,
         "hidden_size": s.vision_width, "intermediate_size": s.vision_intermediate, "num_attention_heads": s.vision_heads,
         "image_size": s.image, "patch_size": s.patch, "model_type": "siglip_vision_model",
     }  # fmt: skip
-    _write_json(
+    write_json(
         siglip / "config.json",
         {"model_type": "siglip", "vision_config": {**vision, "num_hidden_layers": s.vision_layers + 1}},
     )
@@ -292,7 +293,7 @@ def _write_configs(llava: Path, siglip: Path, layout: str, s: Shape, vocab: int,
                 "mm_newline_position": "grid", "mm_spatial_pool_stride": 2, "add_time_instruction": True, "force_sample": True,
                 "add_faster_video": False, "faster_token_stride": 10,
             }  # fmt: skip
-        _write_json(llava / "config.json", {
+        write_json(llava / "config.json", {
             **text, "architectures": ["LlavaQwenForCausalLM"], "model_type": "llava", "mm_vision_tower": "google/siglip-so400m-patch14-384",
             "mm_hidden_size": s.vision_width, "mm_projector_type": "mlp2x_gelu", "mm_vision_select_layer": -2, "mm_vision_select_feature": "patch",
             "mm_patch_merge_type": "spatial_unpad", "mm_spatial_pool_mode": "bilinear", **settings,
@@ -300,23 +301,24 @@ def _write_configs(llava: Path, siglip: Path, layout: str, s: Shape, vocab: int,
         })  # fmt: skip
         stop: object = [token("<|im_end|>"), token("<|endoftext|>")]
     else:
-        _write_json(llava / "config.json", {
+        write_json(llava / "config.json", {
             "architectures": ["LlavaOnevisionForConditionalGeneration"], "model_type": "llava_onevision",
             "text_config": {**text, "model_type": "qwen2", "tie_word_embeddings": s.tied},
             "vision_config": {**vision, "num_hidden_layers": s.vision_layers, "vision_use_head": False},
             "image_token_index": token("<image>"), "video_token_index": token("<video>"), "tie_word_embeddings": False,
             "vision_feature_layer": -1, "vision_feature_select_strategy": "full", "projector_hidden_act": "gelu", "torch_dtype": "float16",
         })  # fmt: skip
-        _write_json(llava / "chat_template.json", {"chat_template": HF_TEMPLATE})
+        write_json(llava / "chat_template.json", {"chat_template": HF_TEMPLATE})
         stop = token("<|im_end|>")
-    _write_json(llava / "generation_config.json", {"eos_token_id": stop, "bos_token_id": token("<|endoftext|>")})
-    _write_json(
+    write_json(llava / "generation_config.json", {"eos_token_id": stop, "bos_token_id": token("<|endoftext|>")})
+    write_json(
         llava / "tokenizer_config.json",
         {"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"},
     )
 
 
-def _write_json(file: Path, data: dict[str, object]) -> None:
+def write_json(file: Path, data: dict[str, object]) -> None:
+    """Writes a JSON object."""
     file.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 
 

@@ -105,7 +105,7 @@ def _make_responsive(llava, outliers):
     file = llava / "model.safetensors"
     weights = {name: weight.float() for name, weight in load_file(file).items()}
     for name, weight in weights.items():
-        if "tower" in name:
+        if "tower" in name or "visual" in name:
             continue
         if name.endswith((".q_proj.weight", ".k_proj.weight")):
             weight *= sharpening
@@ -115,6 +115,57 @@ def _make_responsive(llava, outliers):
             weight *= weight[0].norm() / weight.norm(dim=1, keepdim=True)
             weight[stop] *= 0.01
     save_file({name: weight.to(torch.float16) for name, weight in weights.items()}, file, {"format": "pt"})
+
+
+@pytest.fixture(scope="session")
+def qwen_checkpoint(tmp_path_factory):
+    """``qwen_checkpoint(layout="hub", shards=…, outliers=…, seed=…, **shape)``: the folder of a Qwen2.5-VL."""
+    from examples.make_qwen_checkpoint import Shape, make
+
+    @cache
+    def made(layout="hub", *, shards=1, outliers=True, seed=0, **shape):
+        folder = tmp_path_factory.mktemp("qwen") / "checkpoint"
+        return make(folder, layout, Shape(**shape), shards=shards, outliers=outliers, seed=seed)
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def qwen_bundle(tmp_path_factory, qwen_checkpoint):
+    """``qwen_bundle(layout="hub", precision="fp16", **checkpoint options)``: the folder of its bundle."""
+    from tango_export.export import Request, export
+
+    @cache
+    def made(layout="hub", precision="fp16", **options):
+        folder, output = qwen_checkpoint(layout, **options), tmp_path_factory.mktemp("bundle") / f"qwen-{precision}"
+        return export(Request("qwen2.5-vl", str(folder), output=output, dtype=precision))
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def responsive_qwen(tmp_path_factory):
+    """``responsive_qwen(layout="hub", tied=…, dtype=…)``: folders (checkpoint, bundle), as `responsive_checkpoint`.
+
+    The bundle has 4 frames of at most 9 tokens each step, and a context of 2048 positions.
+    """
+    from examples.make_qwen_checkpoint import Shape, make
+    from tango_export.export import Request, export
+
+    @cache
+    def checkpoint(layout, tied, seed):
+        folder = tmp_path_factory.mktemp("responsive_qwen") / "checkpoint"
+        _make_responsive(make(folder, layout, Shape(tied=tied), seed=seed, outliers=False), outliers=False)
+        return folder
+
+    def made(layout="hub", tied=True, seed=0, dtype="fp32", time_step="seconds"):
+        folder = checkpoint(layout, tied, seed)
+        bundle = folder.parent / f"{dtype}-{time_step}"
+        request = Request("qwen2.5-vl", str(folder), output=bundle, dtype=dtype, frames=4, context=2048)
+        request = replace(request, max_pixels=9 * 28 * 28, time_step=time_step)
+        return folder, bundle if bundle.exists() else export(request)
+
+    return made
 
 
 @pytest.fixture(scope="session")

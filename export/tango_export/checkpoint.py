@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,6 +127,19 @@ class Checkpoint:
                     f"{stored.file}: {stored.name} is stored as {stored.dtype}",
                     "quantized checkpoints are not read: give the original",
                 )
+
+
+def renaming(rules: list[tuple[str, str | None]]) -> Rename:
+    """A function that gives a stored name its canonical one: the first rule that matches its beginning wins."""
+    compiled = [(re.compile(pattern), prefix) for pattern, prefix in rules]
+
+    def rename(stored: str) -> str | None:
+        for pattern, prefix in compiled:
+            if match := pattern.match(stored):
+                return None if prefix is None else prefix + stored[match.end() :]
+        return stored
+
+    return rename
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Literal
 
 from tango_export.families import FAMILIES, Family, Model, Preset
 from tango_export.graph import DEVICE, PORTABLE, TENSORRT, build
@@ -29,6 +30,7 @@ from tango_runtime.pipeline.prompt import Prompt
 from tango_runtime.util.console import progress, status
 from tango_runtime.util.errors import first_line
 from tango_runtime.util.files import check_output, require_space, staged_folder
+from tango_runtime.video.shape import at_size, default_size, with_max_pixels
 
 DTYPES: dict[str, Float] = {"fp16": "float16", "fp32": "float32"}
 
@@ -49,6 +51,11 @@ class Request:
         context: Most positions, prompt and answer together; None takes the family's number.
         sink_positions: Grid positions whose salience is an artifact of the tower; None takes the family's.
         inner: Which of the video's rows the decoder drops on its way; None for none.
+        frame: (height, width) in pixels that engines are built for, where frames may have any size; None takes what
+            16:9 gives within the budget of pixels.
+        max_pixels: Most pixels of a frame, where they may have any size; None takes the family's.
+        time_step: What the rotary positions of time follow, where the decoder has some: ``seconds`` or ``unit``; None
+            takes the family's, ``seconds``.
         overwrite: Replace an output that exists.
     """
 
@@ -63,6 +70,9 @@ class Request:
     context: int | None = None
     sink_positions: tuple[int, ...] | None = None
     inner: InnerPruning | None = None
+    frame: tuple[int, int] | None = None
+    max_pixels: int | None = None
+    time_step: Literal["seconds", "unit"] | None = None
     overwrite: bool = False
 
 
@@ -76,6 +86,10 @@ def export(request: Request) -> Path:
         TangoError: The request, the checkpoint or the disk is at fault; nothing is left half-written.
     """
     family, preset = find_preset(request.model)
+    if request.salience is not None and preset.salience is None:
+        raise TangoError(
+            f"{family.name} takes its salience from its own tower", "leave --salience-checkpoint out, or name --model"
+        )
     salience = request.salience if request.salience is not None else preset.salience
     source = Source(
         checkpoint=_lasting(preset.checkpoint if request.checkpoint is None else request.checkpoint),
@@ -86,6 +100,7 @@ def export(request: Request) -> Path:
     _check(request, output)
     context = family.context if request.context is None else request.context
     model = open_model(family, source.checkpoint, source.salience, context, request.inner)
+    model = _as_asked(request, model)
     params = _params(request, model)
     Prompt(model.tokenizer, model.chat_template, model.prompt.placeholder)  # rejects a broken template
     with staged_folder(output, holding=MANIFEST, overwrite=request.overwrite) as folder:
@@ -96,7 +111,7 @@ def export(request: Request) -> Path:
             format=FORMAT,
             family=family.name,
             dtype=DTYPES[request.dtype],
-            video=model.video if request.frames is None else replace(model.video, frames=request.frames),
+            video=model.video,
             prompt=model.prompt,
             vision=model.vision,
             decoder=model.decoder,
@@ -182,6 +197,22 @@ def _check(request: Request, output: Path) -> None:
     PruneParams(retention_ratio=request.retention_ratio, budget=request.budget)
     if request.inner and not 0 < request.inner.ratio <= 1:
         raise TangoError(f"--inner-ratio is {request.inner.ratio}", "it must be above 0 and at most 1")
+
+
+def _as_asked(request: Request, model: Model) -> Model:
+    """The model with what was asked of its frames and positions."""
+    video, decoder = model.video, model.decoder
+    if request.frames is not None:
+        video = replace(video, frames=request.frames)
+    if request.max_pixels is not None:
+        video = with_max_pixels(video, request.max_pixels)
+    size = request.frame or default_size(video)
+    video, vision, params = at_size(video, model.vision, model.params, size)
+    if request.time_step is not None:
+        if decoder.rotary is None:
+            raise TangoError("--time-step is given, and this decoder has one position a token", "leave it out")
+        decoder = replace(decoder, rotary=replace(decoder.rotary, time_step=request.time_step))
+    return replace(model, video=video, vision=vision, params=params, decoder=decoder)
 
 
 def _params(request: Request, model: Model) -> PruneParams:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from tango_export.graph.builder import Addition, Array, Biased, GraphBuilder, Linear, Read, Weight
+from tango_export.graph.builder import Addition, Array, Biased, GraphBuilder, Linear, Read, Tokens, Weight
 
 
 def linear(
@@ -20,8 +20,9 @@ def linear(
     fan_out: int,
     *,
     bias: bool = True,
-    tokens: int | None = None,
+    tokens: Tokens = None,
     patch: tuple[int, ...] = (),
+    wide: bool = False,
 ) -> Biased:
     """``x @ weight + bias``, x: [..., in] → [..., out].
 
@@ -37,13 +38,14 @@ def linear(
         bias: Whether the layer has one.
         tokens: Tokens of a frame, where x is [F, tokens, in]; None where it is [T, in].
         patch: The checkpoint's shape of the input, where it stores a convolution's weight [out, *patch].
+        wide: Compute in fp32, from an input and to a result that are fp32, with a weight as all others have it.
     """
     stored, tensor = (fan_out, *(patch or (fan_in,))), g.source(f"{name}.weight")
     weight = Weight(
         f"{name}.weight", (fan_in, fan_out), g.dtype, {tensor: stored}, lambda read: read(tensor).reshape(fan_out, -1).T
     )
-    own = g.parameter(f"{name}.bias", fan_out) if bias else None
-    return _product(g, name, x, weight, own, tokens)
+    own = g.parameter(f"{name}.bias", fan_out, dtype="float32" if wide else None) if bias else None
+    return product(g, name, x, weight, own, tokens, wide)
 
 
 def packed_linear(
@@ -68,12 +70,19 @@ def packed_linear(
 
     weight = Weight(f"{name}.weight", (fan_in, total), g.dtype, tensors, lambda read: stacked(tensors, read))
     bias = Weight(f"{name}.bias", (total,), g.dtype, biases, lambda read: stacked(biases, read))
-    return _product(g, name, x, weight, g.weight(bias), tokens)
+    return product(g, name, x, weight, g.weight(bias), tokens)
 
 
 def rms_norm(g: GraphBuilder, name: str, x: str | Addition, width: int, eps: float) -> tuple[str, str]:
     """The norm of x without the mean, and x: [..., width] → twice the same."""
     normed, x = g.form.rms_norm(g, name, x, width, eps)
+    g.scaled_by(normed, f"{name}.weight")
+    return normed, x
+
+
+def wide_rms_norm(g: GraphBuilder, name: str, x: str | Addition, width: int, eps: float) -> tuple[str, str]:
+    """The same over a residual stream that is fp32; the norm is not."""
+    normed, x = g.form.wide_rms_norm(g, name, x, width, eps)
     g.scaled_by(normed, f"{name}.weight")
     return normed, x
 
@@ -101,8 +110,11 @@ def gated_mlp(g: GraphBuilder, name: str, x: str, width: int, inner: int) -> Bia
     return linear(g, f"{name}.down_proj", gated, inner, width, bias=False)
 
 
-def _product(g: GraphBuilder, name: str, x: str, weight: Weight, bias: str | None, tokens: int | None) -> Biased:
+def product(
+    g: GraphBuilder, name: str, x: str, weight: Weight, bias: str | None, tokens: Tokens, wide: bool = False
+) -> Biased:
+    """A linear layer whose weight [in, out] and bias are made already; else as :func:`linear`."""
     fan_in, fan_out = weight.shape
     g.weight(weight)
-    layer = Linear(name, x, f"{name}.matmul" if bias else name, fan_in, fan_out, tokens)
-    return Biased(name, g.linear(layer), bias)
+    layer = Linear(name, x, f"{name}.matmul" if bias else name, fan_in, fan_out, tokens, wide=wide)
+    return Biased(name, g.linear(layer), bias, wide)

@@ -24,14 +24,19 @@ from tango_export.families.base import Model, Reference
 from tango_plugins import TangoError, op
 from tango_plugins.reference import prune
 from tango_runtime.backends.ort_cpu import cache_inputs, empty_cache, open_session
+from tango_runtime.backends.rotary import RotaryIds
 from tango_runtime.bundle import Bundle, GraphName, GraphSpec, TensorSpec
 from tango_runtime.util.console import progress
 from tango_runtime.util.errors import first_line
+from tango_runtime.video.shape import ClipShape
 
 #: A cosine alone is blind to scale, so the norm is compared too.
 MIN_COSINE, MAX_NORM_ERROR = 0.999, 0.01
 
 _FRAMES, _PROMPT, _STEPS = 3, 48, 4
+
+#: Where frames have any size: rows and columns of the tokens of one step, and text before the video in the prompt.
+_TOKENS, _BEFORE = (5, 9), 4
 
 #: Positions of the cache after the last.
 _SPARE = 5
@@ -112,7 +117,7 @@ def _check_origin(bundle: Bundle, model: Model, checkpoint: str) -> None:
 
 
 def _compare(bundle: Bundle, reference: Reference) -> Iterator[Comparison]:
-    frames = _frames(*bundle.manifest.video.size)
+    frames = _frames(bundle)
     with _transformers_errors():
         expected = reference.vision(frames)
     for title, spec in _forms(bundle, "vision"):
@@ -127,9 +132,10 @@ def _compare(bundle: Bundle, reference: Reference) -> Iterator[Comparison]:
         feeds = {"ids": ids, **_weights(bundle, "embed", spec)}
         embeddings = open_session(bundle.path / spec.file).run(None, feeds)[0]
         yield _comparison(title, "embeddings", embeddings, wanted)
+    rotary = _rotary(bundle, len(ids))
     with _transformers_errors():
-        logits = reference.logits(embeddings)[:, : bundle.manifest.prompt.vocabulary]
-    for title, steps in _decoders(bundle, embeddings):
+        logits = reference.logits(embeddings, rotary)[:, : bundle.manifest.prompt.vocabulary]
+    for title, steps in _decoders(bundle, embeddings, rotary):
         for end, found in steps:
             yield _comparison(title, f"logits at {end - 1}", found, logits[end - 1])
     yield _compare_prune_node(bundle)
@@ -154,14 +160,16 @@ def _transformers_errors() -> Iterator[None]:
         ) from error
 
 
-def _decoders(bundle: Bundle, embeddings: Array) -> Iterator[tuple[str, Iterator[tuple[int, Array]]]]:
+def _decoders(
+    bundle: Bundle, embeddings: Array, rotary: Array | None
+) -> Iterator[tuple[str, Iterator[tuple[int, Array]]]]:
     """Each form of the decoder: what to call it, and its passes.
 
     A decoder of two graphs runs without inner pruning: where no token is dropped, it is the original's.
     """
     graphs, names = bundle.manifest.graphs, bundle.manifest.decoders
     parts = [(open_session(bundle.graph(name)), graphs[name]) for name in names]
-    yield names[-1], _portable_steps(parts, embeddings)
+    yield names[-1], _portable_steps(parts, embeddings, rotary)
     if device := graphs[names[-1]].device:
         weights = _weights(bundle, names[-1], device)
         steps = _device_steps(open_session(bundle.path / device.file), device, embeddings, weights)
@@ -190,7 +198,9 @@ def _passes(positions: int) -> list[tuple[int, int]]:
     return [(0, _PROMPT), *((i, i + 1) for i in range(_PROMPT, positions))]
 
 
-def _portable_steps(parts: list[tuple[Any, GraphSpec]], embeddings: Array) -> Iterator[tuple[int, Array]]:
+def _portable_steps(
+    parts: list[tuple[Any, GraphSpec]], embeddings: Array, rotary: Array | None
+) -> Iterator[tuple[int, Array]]:
     """The portable decoder over caches with spare rows, given the true tokens: each pass's end, and its logits."""
     capacity = len(embeddings) + _SPARE
     caches = [empty_cache(cache_inputs(spec), capacity) for _, spec in parts]
@@ -199,7 +209,10 @@ def _portable_steps(parts: list[tuple[Any, GraphSpec]], embeddings: Array) -> It
         for (session, spec), cache in zip(parts, caches, strict=True):
             held = {name: rows[:, : capacity if begin else 0] for name, rows in cache.items()}
             first, *others = (tensor.name for tensor in spec.inputs if tensor.name not in held)
-            found = session.run(None, {first: x, **dict.fromkeys(others, positions), **held})
+            feeds = {first: x, **dict.fromkeys(others, positions), **held}
+            if rotary is not None:
+                feeds["rotary"] = rotary[:, begin:end]
+            found = session.run(None, feeds)
             for name, new in zip(cache, found[-len(cache) :], strict=True):
                 cache[name][:, begin:end] = new
             x = found[0]
@@ -252,15 +265,29 @@ def _comparison(graph: str, output: str, found: Array, expected: Array) -> Compa
         return Comparison(graph, output, float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b))), float(ratio))
 
 
-def _frames(height: int, width: int) -> Array:
-    """Frames with edges, gradients and noise: [F, height, width, 3] uint8."""
+def _frames(bundle: Bundle) -> Array:
+    """Frames with edges, gradients and noise, as the vision graph takes them, uint8."""
+    video = bundle.manifest.video
+    height, width = video.size
+    if video.budget is not None:  # a size is as good as another: here one whose windows are not whole, either way
+        height, width = (n * video.budget.factor for n in _TOKENS)
     generator = np.random.default_rng(0)
     y, x = np.mgrid[0:height, 0:width] / max(height, width)
     frames = []
     for i in range(_FRAMES):
         waves = np.stack([np.sin(x * (3 + i) + c) * np.cos(y * (5 - i) - c) for c in range(3)], -1)
         frames.append(127 + 90 * waves + generator.normal(0, 20, waves.shape))
-    return np.clip(np.stack(frames), 0, 255).astype(np.uint8)
+    shape = ClipShape.of(bundle.manifest, _FRAMES, (height, width))
+    return shape.as_steps(np.clip(np.stack(frames), 0, 255).astype(np.uint8))
+
+
+def _rotary(bundle: Bundle, tokens: int) -> Array | None:
+    """Rotary positions of a prompt with a pruned video in it, [3, N]; None where the decoder has none."""
+    rotary = bundle.manifest.decoder.rotary
+    if rotary is None:
+        return None
+    kept = np.arange(1, _TOKENS[0] * _TOKENS[1], 2)
+    return RotaryIds.of(rotary, _BEFORE, (2, *_TOKENS), 1.5, kept).at(0, tokens)
 
 
 def _features(spec: TensorSpec) -> tuple[Array, Array, Array]:

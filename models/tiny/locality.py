@@ -22,6 +22,7 @@ from tango_calibration.data.judging import is_correct
 from tango_calibration.data.synthetic import Clip, make_clip
 from tango_calibration.evaluation.methods import Selection
 from tango_runtime.video import Clock
+from tango_runtime.video.shape import ClipShape
 
 
 def tokens_near_figures(clip: Clip) -> NDArray[np.bool_]:
@@ -53,7 +54,8 @@ def main() -> None:
             features, _ = evaluator.encode_video(clip.render())
             for name, part in parts(tokens_near_figures(clip), rng).items():
                 kept = Selection(features.reshape(len(part), -1)[part], np.flatnonzero(part).astype(np.int32))
-                answers, _ = evaluator.answer(kept, Clock(np.zeros(0), None), [q.text for q in questions])
+                shape, clock = ClipShape(len(features), (384, 384), 1, (14, 14)), Clock(np.zeros(0), None)
+                answers, _ = evaluator.answer(kept, shape, clock, [q.text for q in questions])
                 correct[name] += [is_correct(q, answer) for q, answer in zip(questions, answers, strict=True)]
                 shares[name].append(float(part.mean()))
         print(f"{checkpoint}: {len(correct['all'])} questions")

@@ -34,7 +34,8 @@ from tango_calibration.evaluation.scores import Scores, combine
 from tango_plugins import PruneParams
 from tango_runtime.util.console import progress
 from tango_runtime.util.files import check_output
-from tango_runtime.video import Clock
+from tango_runtime.video import Clock, FrameStream, Source, sample
+from tango_runtime.video.shape import ClipShape
 
 #: Frames in one pass of the tower.
 CHUNK = 64
@@ -48,8 +49,6 @@ class TorchEvaluator:
         device: A PyTorch device such as ``cuda:0``.
         max_new_tokens: Maximum length of an answer.
     """
-
-    size = (SIZE, SIZE)
 
     def __init__(self, folder: Path, device: str, max_new_tokens: int = 6) -> None:
         torch.set_num_threads(1)
@@ -78,6 +77,10 @@ class TorchEvaluator:
     def __str__(self) -> str:
         return f"PyTorch {torch.__version__}, {self._device}"
 
+    def open_video(self, source: Source, frames: int) -> tuple[FrameStream, ClipShape]:
+        """The sampled frames of a video, and what they become."""
+        return sample(source, frames), ClipShape(frames, (SIZE, SIZE), 1, (14, 14))
+
     @torch.inference_mode()
     def encode_video(self, frames: NDArray[np.uint8]) -> tuple[NDArray[np.float16], NDArray[np.float32]]:
         """[F, 384, 384, 3] → features [F, 196, width] and salience [F, 196]."""
@@ -90,7 +93,9 @@ class TorchEvaluator:
         return torch.cat(features).half().cpu().numpy(), torch.cat(salient).cpu().numpy()
 
     @torch.inference_mode()
-    def answer(self, kept: methods.Selection, clock: Clock, questions: Sequence[str]) -> tuple[list[str], float]:
+    def answer(
+        self, kept: methods.Selection, shape: ClipShape, clock: Clock, questions: Sequence[str]
+    ) -> tuple[list[str], float]:
         """Greedy answers to questions about one video, and the milliseconds until the first tokens; no prompt has times."""
         video = torch.from_numpy(kept.tokens).to(self._device)[None].float()
         asked = [self._tokenizer.encode(f"\n{question}{AFTER}").ids for question in questions]

@@ -17,25 +17,36 @@ from tango_export.families import FAMILIES
 from tango_plugins import TangoError
 from tango_runtime import VideoLLM
 from tango_runtime.cli.main import main
-from tests.export.test_released_models import SHAPES
+from tests.export.test_released_models import RELEASED
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/contributing/add-a-model-family.md"
 
-#: Layouts of the fixture ``checkpoint`` that make a small checkpoint of each family.
-SMALL = {"llava-ov": "llava-hf", "llava-video": "llava-video"}
+#: The fixture that makes a small checkpoint of each family, and the layout that it is given.
+SMALL = {
+    "llava-ov": ("checkpoint", "llava-hf"),
+    "llava-video": ("checkpoint", "llava-video"),
+    "qwen2.5-vl": ("qwen_checkpoint", "hub"),
+}
 
 each = pytest.mark.parametrize("name", FAMILIES)
 
 
 @pytest.fixture
-def small(checkpoint: Callable[..., tuple[Path, Path]]) -> Callable[[str], tuple[Path, Path]]:
-    """``small("llava-ov")``: folders of a checkpoint of the family and of the source of its salience."""
-    return lambda name: checkpoint(SMALL[name], outliers=False)
+def small(request: pytest.FixtureRequest) -> Callable[[str], list[Path]]:
+    """``small("llava-ov")``: a checkpoint of the family and, where it has one, the source of its salience."""
+
+    def made(name: str) -> list[Path]:
+        maker, layout = SMALL[name]
+        found = request.getfixturevalue(maker)(layout, outliers=False)
+        return [found] if isinstance(found, Path) else list(found)
+
+    return made
 
 
-def exported(model: str, folders: tuple[Path, Path], to: Path, **options: str) -> Path:
-    return export(Request(model, str(folders[0]), str(folders[1]), to, **options))
+def exported(model: str, folders: list[Path], to: Path, **options: str) -> Path:
+    salience = str(folders[-1]) if FAMILIES[model].presets[model].salience else None
+    return export(Request(model, str(folders[0]), salience, to, **options))
 
 
 def test_the_page_has_these_lines_and_no_others() -> None:
@@ -60,7 +71,7 @@ def test_family_is_named(name):
 def test_family_can_be_planned_for(name, capsys):
     """`tango plan` knows the dimensions of every preset, from its released shapes."""
     for preset in FAMILIES[name].presets.values():
-        assert preset.bundle in SHAPES
+        assert preset.bundle in RELEASED
         assert main(["plan", "--model", preset.bundle, "--device", "h200"]) in (0, 1)
 
 
@@ -84,15 +95,15 @@ def test_family_answers(name, small, tmp_path):
 @each
 def test_family_knows_its_tensors(name, small, tmp_path):
     """A tensor that it does not know is refused by name."""
-    llava, source = small(name)
+    original, *source = small(name)
     copy = tmp_path / "copy"
     copy.mkdir()
-    for file in llava.iterdir():
+    for file in original.iterdir():
         (copy / file.name).write_bytes(file.read_bytes())
     weights = load_file(copy / "model.safetensors")
     save_file({**weights, "model.another_module.weight": torch.zeros(3)}, copy / "model.safetensors")
     with pytest.raises(TangoError, match=r"model\.another_module\.weight"):
-        exported(name, (copy, source), tmp_path / "bundle")
+        exported(name, [copy, *source], tmp_path / "bundle")
 
 
 @each

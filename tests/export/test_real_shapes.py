@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import struct
 
 import pytest
 
 from examples.make_checkpoint import make_tokenizer
 from tango_export.families import FAMILIES
 from tango_export.graph import DEVICE, PORTABLE, build
+from tests.export.sparse import write_shards, write_sparse
 
 SIGLIP = {
     "hidden_size": 1152,
@@ -178,30 +178,10 @@ def config(layout, size):
     }
 
 
-def write_sparse(file, shapes, dtype, width):
-    """A safetensors file with a true header and a hole for its tensors."""
-    header, end = {}, 0
-    for name, shape in shapes.items():
-        begin, end = end, end + math.prod(shape) * width
-        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
-    text = json.dumps(header).encode()
-    with file.open("wb") as stream:
-        stream.write(struct.pack("<Q", len(text)) + text)
-        stream.truncate(8 + len(text) + end)
-
-
 def write_llava(folder, layout, size):
     folder.mkdir()
-    shapes, names = llava(layout, size), list(llava(layout, size))
-    parts = [names[i::4] for i in range(4)] if size == "7b" else [names]
-    index = {}
-    for i, part in enumerate(parts):
-        file = f"model-{i + 1:05}-of-{len(parts):05}.safetensors" if len(parts) > 1 else "model.safetensors"
-        dtype = "F16" if layout == "llava-hf" else "BF16"
-        write_sparse(folder / file, {name: shapes[name] for name in part}, dtype, 2)
-        index |= dict.fromkeys(part, file)
-    if len(parts) > 1:
-        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    dtype = "F16" if layout == "llava-hf" else "BF16"
+    write_shards(folder, llava(layout, size), dtype, 4 if size == "7b" else 1)
     (folder / "config.json").write_text(json.dumps(config(layout, size)))
     make_tokenizer(layout != "llava-hf").save(str(folder / "tokenizer.json"))
 

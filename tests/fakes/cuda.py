@@ -258,23 +258,24 @@ class HostDecoder:
         assert len(cache) == 2 * shape.layers
         self.table = np.array([memory.address for memory in (*weights.values(), *cache)]).view(np.uint8)
 
-    def enqueue(self, embedding, position, *, logits, table, workspace, stream):
+    def enqueue(self, embedding, position, rotation=None, *, logits, table, workspace, stream):
         assert (array(workspace) == self.left).all()
         assert (array(table) == self.table).all()
         assert 0 <= position < self.shape.capacity
         self.left = array(workspace)[:] = 170
         x = array(embedding).reshape(self.shape.hidden_size)
+        places = position, position if rotation is None else rotation
         for i in range(self.shape.layers):
-            x = x + self.attend(f"layers.{i}.self_attn", self.norm(f"layers.{i}.input_layernorm", x), i, position)
+            x = x + self.attend(f"layers.{i}.self_attn", self.norm(f"layers.{i}.input_layernorm", x), i, *places)
             x = x + self.mlp(f"layers.{i}.mlp", self.norm(f"layers.{i}.post_attention_layernorm", x))
         row = self.linear("lm_head", self.norm("norm", x), self.shape.head_columns)
         array(logits)[:] = row[: self.shape.vocabulary]
 
-    def attend(self, name, x, layer, position):
+    def attend(self, name, x, layer, position, rotation):
         heads, kv_heads, width = self.shape.heads, self.shape.kv_heads, self.shape.head_dim
         packed = self.linear(f"{name}.qkv_proj", x, (heads + 2 * kv_heads) * width)
         packed = (packed + array(self.weights[f"{name}.qkv_proj.bias"])).reshape(-1, width)
-        rotated = self.rotate(packed[: heads + kv_heads].astype(np.float32), position)
+        rotated = self.rotate(packed[: heads + kv_heads].astype(np.float32), rotation)
         keys, values = (array(memory) for memory in self.cache[2 * layer : 2 * layer + 2])
         keys[:, position], values[:, position] = rotated[heads:], packed[heads + kv_heads :]
         keys, values = (rows[:, : position + 1].astype(np.float32) for rows in (keys, values))

@@ -11,6 +11,8 @@ from tango_calibration.data.questions import Question
 from tango_calibration.evaluation.evaluate import trials_of
 from tango_calibration.evaluation.methods import METHODS
 from tango_plugins import PruneParams
+from tango_runtime.video import sample
+from tango_runtime.video.shape import ClipShape
 
 PARAMS = PruneParams(grid=(4, 4), sink_positions=())
 TRIALS = trials_of(METHODS, (0.1, 0.3))
@@ -21,13 +23,14 @@ BRIGHT = "Which frame is bright?"
 class Counter:
     """Encodes noise; its answers are the number of tokens and the brightest frame."""
 
-    size = (8, 8)
-
     def __init__(self):
         self.seen, self.prefilled = 0, []
 
     def __str__(self):
         return "a counter"
+
+    def open_video(self, source, frames):
+        return sample(source, frames), ClipShape(frames, (8, 8), 1, (4, 4))
 
     def encode_video(self, frames):
         self.seen += 1
@@ -35,7 +38,7 @@ class Counter:
         rng = np.random.default_rng(self.bright)
         return rng.standard_normal((len(frames), 16, 12)).astype(np.float32), rng.random((len(frames), 16), np.float32)
 
-    def answer(self, kept, clock, questions):
+    def answer(self, kept, shape, clock, questions):
         self.prefilled.append(len(kept.tokens))
         answers = {HOW_MANY: f"{len(kept.tokens)}.", BRIGHT: str(self.bright)}
         return [answers[question] for question in questions], 5.0

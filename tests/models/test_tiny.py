@@ -12,6 +12,7 @@ from tango_calibration.evaluation.evaluate import BundleEvaluator
 from tango_calibration.evaluation.methods import Selection
 from tango_runtime.cli.main import main
 from tango_runtime.video import Clock
+from tango_runtime.video.shape import ClipShape
 
 TINY = Path(__file__).parents[2] / "models" / "tiny"
 
@@ -78,4 +79,5 @@ def test_the_scorer_evaluates_a_checkpoint_as_the_pipeline_does(trained, monkeyp
     np.testing.assert_allclose(salience, attention, rtol=2e-2)
     questions = ["What colour is the star?", "Is there a red ring?"]
     kept, clock = Selection(wanted.reshape(-1, 256), np.arange(2 * 196, dtype=np.int32)), Clock(np.zeros(2), 2.0)
-    assert ours.answer(kept, clock, questions)[0] == pipeline.answer(kept, clock, questions)[0]
+    asked = kept, ClipShape(2, (384, 384), 1, (14, 14)), clock, questions
+    assert ours.answer(*asked)[0] == pipeline.answer(*asked)[0]

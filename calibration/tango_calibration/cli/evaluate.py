@@ -21,10 +21,11 @@ from tango_calibration.evaluation.evaluate import BundleEvaluator, check_room, e
 from tango_calibration.evaluation.methods import METHODS, tango_params
 from tango_calibration.evaluation.scores import Scores
 from tango_plugins import TangoError
-from tango_runtime.bundle import MANIFEST, Bundle, sha256
+from tango_runtime.bundle import MANIFEST, Bundle, Manifest, sha256
 from tango_runtime.cli.args import (
     add_backend,
     add_bundle,
+    add_frame_size,
     add_frames,
     add_jobs,
     add_max_new_tokens,
@@ -52,6 +53,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
         help=f"maximum number of questions per generated clip (default: {_QUESTIONS})",
     )
     add_frames(parser)
+    add_frame_size(parser)
     add_retention_ratio(parser, "0.05 0.1 0.15 0.2", nargs="+", default=[0.05, 0.1, 0.15, 0.2])
     parser.add_argument(
         "--method",
@@ -77,10 +79,11 @@ def _evaluate(args: argparse.Namespace) -> int:
         check_output(args.output, overwrite=args.overwrite, holding=results.RESULTS)
         results.require_matplotlib()
     videos = _videos(args, bundle)
-    check_room(bundle, videos)
+    sizes = {"frame_size": args.frame, "max_pixels": args.max_pixels}
+    check_room(bundle, videos, **sizes)
     threads = 1 if args.jobs > 1 else 0
     open_reader = partial(
-        BundleEvaluator, args.bundle, args.backend, max_new_tokens=args.max_new_tokens, threads=threads
+        BundleEvaluator, args.bundle, args.backend, max_new_tokens=args.max_new_tokens, threads=threads, **sizes
     )
     backends: list[str] = []
     with progress("videos", len(videos)) as on_progress:
@@ -127,6 +130,7 @@ def _conditions(
         "videos": len(videos),
         "questions": sum(len(video.questions) for video in videos),
         "frames": args.frames or manifest.video.frames,
+        "frame size": _frame_size(args, manifest),
         "max_new_tokens": args.max_new_tokens,
         "backend": ", ".join(backends),
         "jobs": args.jobs,
@@ -137,6 +141,13 @@ def _conditions(
             "onnxruntime": onnxruntime.__version__,
         },
     }
+
+
+def _frame_size(args: argparse.Namespace, manifest: Manifest) -> str:
+    if manifest.video.budget is None or args.frame:
+        height, width = args.frame or manifest.video.size
+        return f"{height}x{width}"
+    return f"by aspect ratio, at most {args.max_pixels or manifest.video.budget.max_pixels} pixels"
 
 
 EVALUATE = Command(_configure, _evaluate)

@@ -13,9 +13,10 @@ import numpy as np
 from tango_calibration.data.judging import normalize
 from tango_calibration.data.questions import Question
 from tango_calibration.data.synthetic import Clip, Split, make_clip
+from tango_calibration.data.synthetic.scene import SIDE
 from tango_plugins import TangoError
 from tango_runtime.util.jsonschema import parse_json, shown
-from tango_runtime.video import Source, TimedFrame
+from tango_runtime.video import Source, TimedFrame, open_source
 
 QUESTIONS = "questions.jsonl"
 
@@ -49,6 +50,13 @@ class Video:
     frames: int
     questions: tuple[Question, ...]
     ids: tuple[str, ...]
+
+    @property
+    def frame_size(self) -> tuple[int, int] | None:
+        """(height, width) of its frames in pixels; None where unknown."""
+        if isinstance(self.source, Rendered):  # which need not be rendered for it
+            return SIDE, SIDE
+        return open_source(self.source).frame_size
 
 
 # Generated clips

@@ -25,14 +25,15 @@ from tango_plugins.thinning import Thinning
 from tango_runtime.backends.registry import select
 from tango_runtime.bundle import Bundle, Manifest
 from tango_runtime.pipeline.generate import Limits, PromptCache, decode_loop
+from tango_runtime.pipeline.positions import prompt_positions
 from tango_runtime.pipeline.prompt import Prompt, describe
 from tango_runtime.pipeline.sampling import Sampler
 from tango_runtime.pipeline.timer import StageTimer
 from tango_runtime.pipeline.video_rows import video_rows
-from tango_runtime.sizing.memory import all_video_tokens
 from tango_runtime.util.console import OnProgress
-from tango_runtime.video import Clock, sample
+from tango_runtime.video import Clock, FrameStream, Source
 from tango_runtime.video.preprocess import preprocess
+from tango_runtime.video.shape import ClipShape, choose_size, open_clip
 
 
 @dataclass(frozen=True, order=True)
@@ -108,19 +109,21 @@ class Record:
 class Evaluator(Protocol):
     """A model under evaluation; its ``str`` says what runs it."""
 
-    @property
-    def size(self) -> tuple[int, int]:
-        """(height, width) of its frames, in pixels."""
+    def open_video(self, source: Source, frames: int) -> tuple[FrameStream, ClipShape]:
+        """The sampled frames of a video, and what they become."""
 
     def encode_video(self, frames: NDArray[np.uint8]) -> tuple[Reals, Reals]:
-        """[F, H, W, 3] → features [F, L, D] and salience [F, L]."""
+        """Steps of frames, as :meth:`ClipShape.as_steps` gives them → features [F, L, D] and salience [F, L]."""
 
-    def answer(self, kept: Selection, clock: Clock, questions: Sequence[str]) -> tuple[list[str], float]:
+    def answer(
+        self, kept: Selection, shape: ClipShape, clock: Clock, questions: Sequence[str]
+    ) -> tuple[list[str], float]:
         """Answers each question independently, after one prefill of the kept tokens; there may be none.
 
         Args:
             kept: The video's tokens.
-            clock: When its frames are.
+            shape: What its frames became.
+            clock: When they are.
             questions: What is asked.
 
         Returns:
@@ -136,6 +139,8 @@ class BundleEvaluator:
         backend: ``auto``, or the name of a backend.
         max_new_tokens: Maximum length of an answer.
         threads: Threads of one operator on a CPU; 0 uses one for each core.
+        frame_size: (height, width) of the frames, for a bundle that takes any size.
+        max_pixels: Most pixels of a frame, for such a bundle.
 
     Raises:
         TangoError: The bundle is damaged, the backend cannot run it, or its chat template puts the question before the
@@ -143,25 +148,45 @@ class BundleEvaluator:
     """
 
     def __init__(
-        self, bundle: str | Path, backend: str = "auto", *, max_new_tokens: int = 16, threads: int = 0
+        self,
+        bundle: str | Path,
+        backend: str = "auto",
+        *,
+        max_new_tokens: int = 16,
+        threads: int = 0,
+        frame_size: tuple[int, int] | None = None,
+        max_pixels: int | None = None,
     ) -> None:
         self._bundle = Bundle.load(bundle)
         self._backend = select(self._bundle, backend, threads=threads)
         self._prompt = Prompt.of(self._bundle)
         self._max_new_tokens = max_new_tokens
         self._sampler = Sampler()
-        self.size = self._bundle.manifest.video.size
+        self._frame_size, self._max_pixels = frame_size, max_pixels
 
     def __str__(self) -> str:
         """The backend, in one line."""
         return self._backend.description
 
+    def open_video(self, source: Source, frames: int) -> tuple[FrameStream, ClipShape]:
+        """The sampled frames of a video, and what they become."""
+        return open_clip(
+            self._bundle.manifest,
+            source,
+            frames,
+            frame_size=self._frame_size,
+            max_pixels=self._max_pixels,
+            fixed=self._backend.frame_size,
+        )
+
     def encode_video(self, frames: NDArray[np.uint8]) -> tuple[Reals, Reals]:
-        """[F, H, W, 3] → features [F, L, D] and salience [F, L]."""
+        """Steps of frames → features [F, L, D] and salience [F, L]."""
         features, salience = self._backend.vision(frames, lambda done: None)
         return self._backend.to_host(features), self._backend.to_host(salience)
 
-    def answer(self, kept: Selection, clock: Clock, questions: Sequence[str]) -> tuple[list[str], float]:
+    def answer(
+        self, kept: Selection, shape: ClipShape, clock: Clock, questions: Sequence[str]
+    ) -> tuple[list[str], float]:
         """Answers each question independently, after one prefill of the kept tokens; see :class:`Evaluator`.
 
         Raises:
@@ -172,9 +197,10 @@ class BundleEvaluator:
         video = video_rows(manifest, self._backend, kept.tokens, kept.indices)
         length = _require_room(manifest, limits, before, afters, len(video))
         pieces, newline = [self._backend.embed(before), video], manifest.prompt.after_video
-        inner, whole = manifest.decoder.inner, len(kept.indices) == manifest.video.total_tokens(len(clock.seconds))
+        inner, whole = manifest.decoder.inner, len(kept.indices) == shape.total
         thinning = None if inner is None or whole else Thinning(len(before), len(video), inner.kept(len(video)))
-        with closing(PromptCache(self._backend, pieces, newline, length, limits.context, thinning)) as cache:
+        rotary = prompt_positions(manifest.decoder, len(before), shape, clock, kept.indices)
+        with closing(PromptCache(self._backend, pieces, newline, length, limits.context, thinning, rotary)) as cache:
             cache.reserve(max(map(len, afters)) + self._max_new_tokens)
             begin = time.perf_counter()
             cache.prefill()
@@ -210,17 +236,25 @@ def _require_room(
     return length
 
 
-def check_room(bundle: Bundle, videos: Sequence[Video]) -> None:
-    """Checks all questions before the first video runs.
+def check_room(
+    bundle: Bundle,
+    videos: Sequence[Video],
+    *,
+    frame_size: tuple[int, int] | None = None,
+    max_pixels: int | None = None,
+) -> None:
+    """Checks all questions before the first video runs; the keywords are those of :class:`BundleEvaluator`.
 
     Raises:
         TangoError: A question contains a special token, or a prompt with all tokens is longer than the context.
     """
     prompt, manifest = Prompt.of(bundle), bundle.manifest
     for video in videos:
-        row_ends, soonest = manifest.prompt.row_end is not None, Clock(np.zeros(video.frames), 0.0)
-        total = all_video_tokens(manifest.video, manifest.params, video.frames, row_ends=row_ends)
+        soonest = Clock(np.zeros(video.frames), 0.0)
         try:
+            found = video.frame_size if manifest.video.budget else None
+            size = choose_size(manifest.video, video.frames, found, asked=frame_size, max_pixels=max_pixels)
+            total = ClipShape.of(manifest, video.frames, size).rows(row_ends=manifest.prompt.row_end is not None)
             about = describe(manifest.prompt.video_text, soonest)  # of all times, these are the shortest to write
             before, afters = _encode(prompt, [question.text for question in video.questions], about)
             _require_room(manifest, Limits.of(manifest, 1), before, afters, total)
@@ -265,9 +299,10 @@ def evaluate(
 def _evaluate(
     evaluator: Evaluator, video: Video, trials: Sequence[Trial], params: PruneParams, seed: int
 ) -> list[Record]:
-    stream = sample(video.source, video.frames)
-    batch = preprocess(stream, evaluator.size)
-    features = VideoFeatures(*evaluator.encode_video(batch.host_frames), batch.seconds)
+    stream, shape = evaluator.open_video(video.source, video.frames)
+    batch = preprocess(stream, shape.size)
+    encoded = evaluator.encode_video(shape.as_steps(batch.host_frames))
+    features, params = VideoFeatures(*encoded, shape.step_seconds(batch.seconds)), params.on(shape.grid)
 
     @cache
     def select_tokens(trial: Trial) -> tuple[Selection, float]:
@@ -282,12 +317,13 @@ def _evaluate(
     records = []
     for trial in trials:
         selection, prune_ms = select_tokens(trial)
-        answers, prefill_ms = evaluator.answer(selection, stream.clock, [question.text for question in video.questions])
+        asked = [question.text for question in video.questions]
+        answers, prefill_ms = evaluator.answer(selection, shape, stream.clock, asked)
         counts = len(selection.indices), features.total
         for key, question, answer in zip(video.ids, video.questions, answers, strict=True):
             correct = is_correct(question, answer)
-            asked = video.name, key, question.text, question.type, question.tags
-            records.append(Record(*asked, trial, answer, correct, *counts, prune_ms, prefill_ms))
+            about = video.name, key, question.text, question.type, question.tags
+            records.append(Record(*about, trial, answer, correct, *counts, prune_ms, prefill_ms))
     return records
 
 

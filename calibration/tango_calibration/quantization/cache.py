@@ -68,10 +68,12 @@ class ObservationCache:
                 "merged": made.merged,
                 "prompt": made.decoder_input.prompt,
                 "answer": made.decoder_input.answer,
+                "rotary": made.decoder_input.rotary,
             }
 
         found = self.arrays(self.key(video, "capture"), arrays)
-        return Capture(found["indices"], found["merged"], DecoderInput(found["prompt"], found["answer"]))
+        taken = DecoderInput(found["prompt"], found["answer"], found["rotary"])
+        return Capture(found["indices"], found["merged"], taken)
 
     def channel_stats(self, video: Video, graph: GraphName, make: Callable[[], ChannelStats]) -> ChannelStats:
         """Statistics of the inputs of a graph's linear layers."""

@@ -19,7 +19,7 @@ from tango_calibration.parallel import map_with_progress
 from tango_calibration.quantization import replay
 from tango_calibration.quantization.cache import ObservationCache
 from tango_calibration.quantization.capture import Capture, capture
-from tango_calibration.quantization.clips import load_frames, read_clips
+from tango_calibration.quantization.clips import load_clip, read_clips
 from tango_calibration.quantization.formats import Scheme
 from tango_calibration.quantization.replay import Session, open_written
 from tango_calibration.quantization.sensitivity import GraphQuantizer, LayerSensitivity, QuantizedGraph
@@ -236,9 +236,9 @@ def _overlaps(
     """Compares the kept tokens of each clip with those of another vision graph."""
 
     def compare(video: Video, before: Capture) -> Overlap:
-        frames, seconds = load_frames(bundle, video)
-        features, salience = (np.concatenate(t) for t in zip(*replay.run_vision(vision, frames), strict=True))
-        after = reference.prune(features, salience, seconds, bundle.manifest.params)
+        clip = load_clip(bundle, video)
+        features, salience = (np.concatenate(t) for t in zip(*replay.run_vision(vision, clip.steps), strict=True))
+        after = reference.prune(features, salience, clip.seconds, clip.params(bundle))
         salient = overlap(before.indices[~before.merged], after.indices[~after.merged])
         return Overlap(overlap(before.indices, after.indices), salient)
 

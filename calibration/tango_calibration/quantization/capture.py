@@ -17,17 +17,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tango_calibration.data.dataset import Video
-from tango_calibration.quantization.clips import load_frames
+from tango_calibration.quantization.clips import load_clip
 from tango_calibration.quantization.ranges import Array
 from tango_plugins import TangoError, reference
 from tango_runtime.backends.base import Backend
+from tango_runtime.backends.rotary import RotaryIds
 from tango_runtime.bundle import Bundle
 from tango_runtime.pipeline.generate import Limits, PromptCache, decode_loop
+from tango_runtime.pipeline.positions import prompt_positions
 from tango_runtime.pipeline.prompt import Prompt, describe
 from tango_runtime.pipeline.sampling import Sampler
 from tango_runtime.pipeline.timer import StageTimer
 from tango_runtime.pipeline.video_rows import video_rows
-from tango_runtime.video import sample
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,12 @@ class DecoderInput:
     Attributes:
         prompt: Text, kept video tokens, text [N, D].
         answer: The answer's tokens, which came one by one [M, D].
+        rotary: Rotary positions of both [3, N + M] int64, for decoders that have some of their own.
     """
 
     prompt: Array
     answer: Array
+    rotary: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -64,27 +67,27 @@ def capture(bundle: Bundle, backend: Backend, prompt: Prompt, video: Video, max_
     Raises:
         TangoError: The clip cannot be read, or its prompt does not fit into the bundle's context.
     """
-    frames, seconds = load_frames(bundle, video)
-    features, salience = (backend.to_host(t) for t in backend.vision(frames, lambda done: None))
-    pruned = reference.prune(features, salience, seconds, bundle.manifest.params)
-    about = describe(bundle.manifest.prompt.video_text, sample(video.source, video.frames).clock)
+    clip = load_clip(bundle, video)
+    features, salience = (backend.to_host(t) for t in backend.vision(clip.steps, lambda done: None))
+    pruned = reference.prune(features, salience, clip.seconds, clip.params(bundle))
+    about = describe(bundle.manifest.prompt.video_text, clip.clock)
     before, after = prompt.encode(video.questions[0].text, about)
     newline = np.array(bundle.manifest.prompt.after_video, np.int64)
     texts = [backend.to_host(backend.embed(ids)) for ids in (before, np.concatenate((newline, after)))]
     rows = video_rows(bundle.manifest, backend, pruned.tokens, pruned.indices)
     whole = np.concatenate((texts[0], rows, texts[1]))
-    answer = _answer(bundle, backend, whole, len(rows), max_new_tokens, f"clip {video.name}")
-    return Capture(pruned.indices, pruned.merged, DecoderInput(whole, backend.to_host(backend.embed(answer))))
-
-
-def _answer(
-    bundle: Bundle, backend: Backend, prompt: Array, video_tokens: int, max_new_tokens: int, name: str
-) -> NDArray[np.int64]:
-    """Token ids of the greedy answer to a prompt [N, D]."""
     limits = Limits.of(bundle.manifest, max_new_tokens)
     try:
-        limits.require_room(len(prompt), video_tokens)
+        rotary = prompt_positions(bundle.manifest.decoder, len(before), clip.shape, clip.clock, pruned.indices)
+        limits.require_room(len(whole), len(rows))
     except TangoError as error:
-        raise TangoError(f"{name}: {error.message}", error.hint) from error
-    with closing(PromptCache(backend, [prompt], [], len(prompt), limits.context)) as cache:
+        raise TangoError(f"clip {video.name}: {error.message}", error.hint) from error
+    answer = backend.to_host(backend.embed(_answer(backend, whole, rotary, limits)))
+    taken = DecoderInput(whole, answer, rotary.at(0, len(whole) + len(answer)))
+    return Capture(pruned.indices, pruned.merged, taken)
+
+
+def _answer(backend: Backend, prompt: Array, rotary: RotaryIds, limits: Limits) -> NDArray[np.int64]:
+    """Token ids of the greedy answer to a prompt [N, D]."""
+    with closing(PromptCache(backend, [prompt], [], len(prompt), limits.context, rotary=rotary)) as cache:
         return np.array(list(decode_loop(cache, [], Sampler(), limits, [], StageTimer(backend))), np.int64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,11 @@ from numpy.typing import NDArray
 
 from tango_calibration.data.dataset import QUESTIONS, SYNTHETIC, Video, read_folder, synthetic
 from tango_calibration.data.questions import Question
-from tango_plugins import TangoError
+from tango_plugins import PruneParams, TangoError
 from tango_runtime.bundle import Bundle
-from tango_runtime.video import sample
+from tango_runtime.video import Clock
 from tango_runtime.video.preprocess import preprocess
+from tango_runtime.video.shape import ClipShape, open_clip
 
 #: Ranges of fewer clips describe the clips rather than the model.
 MIN_CLIPS = 4
@@ -60,17 +62,36 @@ def _folder(folder: Path, frames: int) -> list[Video]:
     return [Video(name, file, frames, questions, (name,)) for name, file in zip(names, files, strict=True)]
 
 
-def load_frames(bundle: Bundle, video: Video) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Reads a clip as the vision graph takes it.
+@dataclass(frozen=True)
+class LoadedClip:
+    """A clip as the vision graph takes it.
 
-    Returns:
-        (frames [F, height, width, 3], their times in seconds [F]).
+    Attributes:
+        steps: Steps of its frames, uint8.
+        seconds: Their times [T] fp32.
+        shape: What its frames became.
+        clock: When they are.
+    """
+
+    steps: NDArray[np.uint8]
+    seconds: NDArray[np.float32]
+    shape: ClipShape
+    clock: Clock
+
+    def params(self, bundle: Bundle) -> PruneParams:
+        """The bundle's parameters of the operator, on the grid of the clip's tokens."""
+        return bundle.manifest.params.on(self.shape.grid)
+
+
+def load_clip(bundle: Bundle, video: Video) -> LoadedClip:
+    """Reads a clip.
 
     Raises:
-        TangoError: The clip cannot be read.
+        TangoError: It cannot be read.
     """
     try:
-        batch = preprocess(sample(video.source, video.frames), bundle.manifest.video.size)
+        stream, shape = open_clip(bundle.manifest, video.source, video.frames)
+        batch = preprocess(stream, shape.size)
     except TangoError as error:
         raise TangoError(f"clip {video.name}: {error.message}", error.hint) from error
-    return batch.host_frames, batch.seconds
+    return LoadedClip(shape.as_steps(batch.host_frames), shape.step_seconds(batch.seconds), shape, stream.clock)

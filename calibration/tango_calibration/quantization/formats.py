@@ -122,10 +122,11 @@ _Write = Callable[[GraphBuilder, Linear, LayerFormat, Scheme], str]
 def _write_qdq(g: GraphBuilder, layer: Linear, form: LayerFormat, scheme: Scheme) -> str:
     """QuantizeLinear, DequantizeLinear and a product."""
     grid = _GRIDS[form]
-    dtype: Float = "float32" if grid is INT8 else g.dtype
+    own: Float = "float32" if layer.wide else g.dtype
+    dtype: Float = "float32" if grid is INT8 else own
     # A product of matrices: between operands of different ranks, TensorRT's parser inserts a reshape after the weight's
     # DequantizeLinear.
-    narrow, reshaped = dtype != g.dtype, layer.tokens is not None
+    narrow, reshaped = dtype != own, layer.tokens is not None
     outputs = [f"{layer.output}.product", *[f"{layer.output}.fp16"] * narrow, *[f"{layer.output}.shaped"] * reshaped]
     outputs[-1] = layer.output
     left = g.unrounded(layer.input, f"{layer.name}.input.fp32") if narrow else layer.input
@@ -146,8 +147,17 @@ def _write_qdq(g: GraphBuilder, layer: Linear, form: LayerFormat, scheme: Scheme
     if narrow:
         product = g.node("Cast", [product], outputs.pop(0), to=TensorProto.FLOAT16)
     if layer.tokens is not None:
-        product = g.reshape(product, outputs.pop(0), -1, layer.tokens, layer.fan_out)
+        product = _as_frames(g, layer, layer.tokens, product, outputs.pop(0))
     return product
+
+
+def _as_frames(g: GraphBuilder, layer: Linear, tokens: int | Literal["any"], product: str, name: str) -> str:
+    """The product of all rows, by frames again."""
+    if tokens != "any":
+        return g.reshape(product, name, -1, tokens, layer.fan_out)
+    frames = g.slice(g.node("Shape", [layer.input], f"{layer.name}.input.shape"), f"{layer.name}.frames", axis=0, end=2)
+    shape = g.node("Concat", [frames, g.constant([layer.fan_out])], f"{layer.name}.shape", axis=0)
+    return g.node("Reshape", [product, shape], name)
 
 
 def _write_8_bit_weight(g: GraphBuilder, layer: Linear, grid: Grid, dtype: Float, scheme: Scheme) -> str:
@@ -196,7 +206,7 @@ def _block_weights(g: GraphBuilder, layer: Linear, form: LayerFormat, scheme: Sc
     scale, blocks = f"{layer.weight}.scale", (layer.fan_out, -(-layer.fan_in // BLOCK))
     shape, layout = (*blocks, BLOCK * bits // 8), WeightQuantization(bits, BLOCK, scale)
     stored = Weight(f"{layer.weight}.int{bits}", shape, "uint8", {}, values, layout)
-    return stored, Weight(scale, blocks, g.dtype, {}, steps)
+    return stored, Weight(scale, blocks, "float32" if layer.wide else g.dtype, {}, steps)
 
 
 def _made_once(make: Callable[[Read], tuple[Array, Array]]) -> tuple[Callable[[Read], Array], Callable[[Read], Array]]:

@@ -118,7 +118,7 @@ def _ort_value(tensor: Array) -> onnxruntime.OrtValue:
 
 
 def run_vision(session: Session, frames: NDArray[np.uint8]) -> Iterator[list[Array]]:
-    """Yields all outputs of the vision graph, frame by frame."""
+    """Yields all outputs of the vision graph, step by step of frames."""
     for i in range(len(frames)):
         yield session.run({"frames": frames[i : i + 1]})
 
@@ -136,12 +136,14 @@ def run_decoder(session: Session, specs: Sequence[TensorSpec], inputs: DecoderIn
     """
     prompt = inputs.prompt
     chunks = [prompt[begin : begin + CHUNK_TOKENS] for begin in range(0, len(prompt), CHUNK_TOKENS)]
-    cache = empty_cache(specs[2:], 0)
-    length = 0
+    cache = empty_cache([spec for spec in specs if spec.name.startswith("past_")], 0)
+    rotary, length = "rotary" in {spec.name for spec in specs}, 0
     for chunk in itertools.chain(chunks, inputs.answer[:, None]):
-        positions = np.arange(length, length + len(chunk), dtype=np.int64)
-        logits, *rest = session.run({"embeddings": chunk, "positions": positions, **cache})
-        length += len(chunk)
+        begin, length = length, length + len(chunk)
+        feeds = {"embeddings": chunk, "positions": np.arange(begin, length, dtype=np.int64)}
+        if rotary:
+            feeds["rotary"] = inputs.rotary[:, begin:length]
+        logits, *rest = session.run({**feeds, **cache})
         rows, more = rest[: len(cache)], rest[len(cache) :]
         cache = {name: np.concatenate((cache[name], new), 1) for name, new in zip(cache, rows, strict=True)}
         yield [logits, *more]

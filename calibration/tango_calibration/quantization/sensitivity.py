@@ -18,7 +18,7 @@ from tango_calibration.quantization import replay
 from tango_calibration.quantization.arithmetic import smoothing
 from tango_calibration.quantization.cache import ObservationCache
 from tango_calibration.quantization.capture import Capture
-from tango_calibration.quantization.clips import load_frames
+from tango_calibration.quantization.clips import load_clip
 from tango_calibration.quantization.formats import LayerFormat, Scheme, switches
 from tango_calibration.quantization.ranges import Array, ChannelStats
 from tango_calibration.quantization.replay import Session
@@ -151,7 +151,7 @@ class GraphQuantizer:
     def _layer_inputs(self, session: Session, video: Video, capture: Capture) -> Iterator[list[Array]]:
         """Yields the inputs of the layers, for each pass over a clip."""
         if self.name == "vision":
-            frames, _ = load_frames(self._bundle, video)
+            frames = load_clip(self._bundle, video).steps
             return (outputs[2:] for outputs in replay.run_vision(session, frames))
         return (outputs[1:] for outputs in self._decode(session, capture))
 
@@ -218,7 +218,7 @@ class GraphQuantizer:
         """Returns a function session → loss compared with the original graph."""
         run: Callable[[Session], list[Array]]
         if self.name == "vision":
-            clips = [load_frames(self._bundle, video)[0] for video in self._videos[:_LOSS_CLIPS]]
+            clips = [load_clip(self._bundle, video).steps for video in self._videos[:_LOSS_CLIPS]]
             middle_frames = np.stack([frames[len(frames) // 2] for frames in clips])
             run, compare = partial(self._run_vision, middle_frames), noise
         else:

@@ -15,6 +15,7 @@ from tango_plugins.params import Budget
 from tango_runtime.bundle import InnerPruning
 from tango_runtime.cli.args import (
     add_context,
+    add_frame_size,
     add_frames,
     add_output,
     add_overwrite,
@@ -50,6 +51,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
         "so that a GPU need not wait for their number (default: %(default)s)",
     )
     add_frames(parser, note="the family's number")
+    add_frame_size(parser, "16:9 within the budget of pixels")
     add_context(parser, "the family's number")
     parser.add_argument(
         "--sink-positions",
@@ -72,6 +74,12 @@ def _configure(parser: argparse.ArgumentParser) -> None:
         metavar="RATIO",
         help="fraction of the video's tokens that it sees from there on (default with --inner-layer: 0.5)",
     )
+    parser.add_argument(
+        "--time-step",
+        choices=("seconds", "unit"),
+        help="what positions in time follow, for decoders with positions on three axes: the clock, or the number of "
+        "steps as in the code of Tango's authors (default: seconds)",
+    )
     parser.add_argument("--no-validate", action="store_true", help="do not compare the graphs with the original model")
 
 
@@ -91,6 +99,9 @@ def _run(args: argparse.Namespace) -> int:
             context=args.context,
             sink_positions=None if args.sink_positions is None else tuple(args.sink_positions),
             inner=_inner(args),
+            frame=args.frame,
+            max_pixels=args.max_pixels,
+            time_step=args.time_step,
             overwrite=args.overwrite,
         )
     )

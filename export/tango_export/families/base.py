@@ -31,13 +31,16 @@ class Reference(Protocol):
     """The original model in fp32, which validation compares with."""
 
     def vision(self, frames: Array) -> tuple[Array, Array]:
-        """Uint8 [F, H, W, 3] → features [F, L, D] and salience [F, L]."""
+        """What the vision graph takes, uint8 → features [F, L, D] and salience [F, L]."""
 
     def embed(self, ids: Array) -> Array:
         """[N] int64 → [N, D], special rows included."""
 
-    def logits(self, embeddings: Array) -> Array:
-        """[N, D] → logits of every position [N, vocabulary]."""
+    def logits(self, embeddings: Array, rotary: Array | None) -> Array:
+        """[N, D] → logits of every position [N, vocabulary].
+
+        ``rotary`` are positions on three axes [3, N] int64, None where the decoder has none.
+        """
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,9 @@ Float = Literal["float16", "float32"]
 #: Type of a stored weight.
 WeightDType = Literal[Float, "int8", "uint8", "float8_e4m3fn"]
 
+#: Tokens of a frame, a number or any; None where a tensor has no axis of frames.
+Tokens = int | Literal["any"] | None
+
 #: Reads a tensor of the checkpoint by its canonical name, in the dtype that it is stored in.
 Read = Callable[[str], Array]
 
@@ -63,11 +66,13 @@ class Biased:
         name: Name of the value with its bias.
         value: The value without.
         bias: The weight to add, None if there is none.
+        wide: Value and bias are fp32, whatever the activations are.
     """
 
     name: str
     value: str
     bias: str | None
+    wide: bool = False
 
 
 @dataclass(frozen=True)
@@ -96,6 +101,7 @@ class Linear:
         fan_in: Width of the input.
         fan_out: Width of the product.
         tokens: Tokens of a frame, where the input is [F, tokens, in]; None where it is [T, in].
+        wide: Input and product are fp32, whatever the activations are; the matrix is as all others.
         gain: Weights whose last axis scales the channels of ``input``, and nothing else. Dividing them by some factors
             and multiplying the rows of every layer that takes this input by the same changes no result.
     """
@@ -105,7 +111,8 @@ class Linear:
     output: str
     fan_in: int
     fan_out: int
-    tokens: int | None = None
+    tokens: Tokens = None
+    wide: bool = False
     gain: tuple[str, ...] = ()
 
     @property
@@ -127,6 +134,8 @@ class CacheShape:
         rope_theta: Base of the rotary frequencies.
         first: The first layer of the graph. Where it is not 0, layers before it have run: they may have dropped tokens,
             so that a token's rotary position is not its place in the cache.
+        sections: Frequencies that turn by each of three axes, where a token has a rotary position on each (time, row,
+            column) beside its place in the cache; None where it has one position.
     """
 
     layers: int
@@ -136,11 +145,29 @@ class CacheShape:
     context: int
     rope_theta: float
     first: int = 0
+    sections: tuple[int, int, int] | None = None
 
     @property
     def indices(self) -> range:
         """The layers of the graph."""
         return range(self.first, self.first + self.layers)
+
+
+@dataclass(frozen=True)
+class PatchGrid:
+    """The patches of a frame, row by row, as a vision tower of any frame size sees them.
+
+    Attributes:
+        rows: Name of their number of rows R, an int64 scalar of the graph.
+        columns: Name of their number of columns C.
+        window: Edge of an attention window, in patches; windows are cut from the grid's first patch on.
+        shared: What all layers share of the grid; only the form that made it reads it.
+    """
+
+    rows: str
+    columns: str
+    window: int
+    shared: tuple[str, ...]
 
 
 #: What all layers of a decoder share about the positions of one pass; only the form that made it reads it.
@@ -152,7 +179,7 @@ class Form:
     """How each kind of layer becomes nodes.
 
     Every function takes the builder first. A name is that of the layer, and of its result. F is the number of frames,
-    T the number of tokens of a pass, D the width.
+    T the number of tokens of a pass, D the width, R × C a grid of patches.
 
     Attributes:
         opsets: Version of every operator domain that it uses.
@@ -162,10 +189,16 @@ class Form:
         add_bias: (g, x [..., D]) → [..., D].
         layer_norm: (g, name, x [..., D], D, eps) → (the norm of x, x).
         rms_norm: The same, without the mean.
+        wide_rms_norm: The same, over a residual stream that is fp32 whatever the activations are.
         gelu: (g, name, x) → the same shape; exact.
         gelu_tanh: (g, name, x) → the same shape; the tanh approximation.
         swiglu: (g, name, gate, up) → silu(gate) · up.
         attention: (g, name, query, key and value side by side [F, T, 3 D], T, heads, head_dim) → [F, T, D].
+        patch_grid: (g, R, C, window, head_dim) → the grid: prepares what the attention of all layers shares.
+        patch_query_key: (g, name, qkv [F, R·C, 3 D], grid, heads, head_dim) → queries and keys, rotated by row and
+            column, [F, R·C, 2 heads, head_dim] fp32.
+        patch_attention: (g, name, qkv [F, R·C, 3 D], grid, heads, head_dim, windowed) → [F, R·C, D]: attention of the
+            patches of a frame, or of a window, with queries and keys rotated.
         constant_matmul: (g, name, weight [M, T], x [F, T, D]) → [F, M, D].
         start_decoder: (g, D, cache) → (embeddings [T, D], positions): declares the inputs of a decoder.
         cached_attention: (g, name, layer, qkv [T, ...], positions, cache, last) → [T, D], of the last position alone
@@ -179,10 +212,14 @@ class Form:
     add_bias: Callable[[GraphBuilder, Biased], str]
     layer_norm: Callable[[GraphBuilder, str, str | Addition, int, float], tuple[str, str]]
     rms_norm: Callable[[GraphBuilder, str, str | Addition, int, float], tuple[str, str]]
+    wide_rms_norm: Callable[[GraphBuilder, str, str | Addition, int, float], tuple[str, str]]
     gelu: Callable[[GraphBuilder, str, Biased], str]
     gelu_tanh: Callable[[GraphBuilder, str, Biased], str]
     swiglu: Callable[[GraphBuilder, str, str, str], str]
     attention: Callable[[GraphBuilder, str, Biased, int, int, int], str]
+    patch_grid: Callable[[GraphBuilder, str, str, int, int], PatchGrid]
+    patch_query_key: Callable[[GraphBuilder, str, str, PatchGrid, int, int], str]
+    patch_attention: Callable[[GraphBuilder, str, str, PatchGrid, int, int, bool], str]
     constant_matmul: Callable[[GraphBuilder, str, str, str], str]
     start_decoder: Callable[[GraphBuilder, int, CacheShape], tuple[str, Positions]]
     cached_attention: Callable[[GraphBuilder, str, int, Biased, Positions, CacheShape, bool], str]

@@ -112,7 +112,8 @@ def _angles(g: GraphBuilder, cache: CacheShape, kind: str) -> str:
     """Cosines or sines of the rotary angles of every position, [context, head_dim / 2]."""
 
     def values() -> Array:
-        angles = np.arange(cache.context, dtype=np.float32)[:, None] * rotary_frequencies(cache)
+        frequencies = rotary_frequencies(cache.rope_theta, cache.head_dim)
+        angles = np.arange(cache.context, dtype=np.float32)[:, None] * frequencies
         return np.asarray(np.cos(angles) if kind == "cos" else np.sin(angles))
 
     shape = (cache.context, cache.head_dim // 2)

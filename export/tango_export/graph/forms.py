@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tango_export.graph import device, portable
+from tango_export.graph import device, patches, portable
 from tango_export.graph.builder import Form
 from tango_export.graph.operators import FUNCTIONS
 
@@ -16,10 +16,14 @@ PORTABLE = Form(
     add_bias=portable.add_bias,
     layer_norm=portable.layer_norm,
     rms_norm=portable.rms_norm,
+    wide_rms_norm=portable.wide_rms_norm,
     gelu=portable.gelu,
     gelu_tanh=portable.gelu_tanh,
     swiglu=portable.swiglu,
     attention=portable.attention,
+    patch_grid=patches.patch_grid,
+    patch_query_key=patches.patch_query_key,
+    patch_attention=patches.patch_attention,
     constant_matmul=portable.constant_matmul,
     start_decoder=portable.start_decoder,
     cached_attention=portable.cached_attention,
@@ -37,10 +41,14 @@ DEVICE = Form(
     add_bias=device.add_bias,
     layer_norm=device.layer_norm,
     rms_norm=device.rms_norm,
+    wide_rms_norm=portable.wide_rms_norm,
     gelu=device.gelu,
     gelu_tanh=device.gelu_tanh,
     swiglu=device.swiglu,
     attention=device.attention,
+    patch_grid=patches.patch_grid,
+    patch_query_key=patches.patch_query_key,
+    patch_attention=patches.patch_attention,
     constant_matmul=device.constant_matmul,
     start_decoder=device.start_decoder,
     cached_attention=device.cached_attention,

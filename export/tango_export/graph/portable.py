@@ -7,7 +7,8 @@ Qwen2's key biases of ±150 and residual channels of 1e4 they would overflow.
 
 What TensorRT's parser wants (onnx-tensorrt, release/8.6-GA, builtin_op_importers.cpp; 10.1 accepts all of it):
 
-- Sizes that the configuration knows are numbers: only F, N and P are read from tensors.
+- Sizes that the configuration knows are numbers: only F, N, P and the size of a frame are read from tensors. Where two
+  sizes of a shape are open, one stays where it was (a 0 in Reshape) or a Gather orders elements.
 - uint8 is an input that a cast reads, and nothing else. Up to 8.6 int64 becomes int32, so no integer may exceed it.
 - No tensor but the cache is ever empty (NVIDIA/TensorRT#2102).
 - Both operands of an operator have one dtype: strongly typed networks (10 on) insert no cast.
@@ -33,7 +34,8 @@ from tango_export.graph.builder import (
 
 
 def linear(g: GraphBuilder, layer: Linear) -> str:
-    return g.node("MatMul", [layer.input, layer.weight], layer.output)
+    matrix = g.widen(layer.weight, f"{layer.weight}.fp32") if layer.wide else layer.weight
+    return g.node("MatMul", [layer.input, matrix], layer.output)
 
 
 def add_bias(g: GraphBuilder, x: Biased) -> str:
@@ -50,14 +52,24 @@ def layer_norm(g: GraphBuilder, name: str, x: str | Addition, width: int, eps: f
 
 def rms_norm(g: GraphBuilder, name: str, x: str | Addition, width: int, eps: float) -> tuple[str, str]:
     x = added(g, x)
-    wide = g.widen(x, f"{name}.fp32")
+    return _rms_norm(g, name, g.widen(x, f"{name}.fp32"), width, eps), x
+
+
+def wide_rms_norm(g: GraphBuilder, name: str, x: str | Addition, width: int, eps: float) -> tuple[str, str]:
+    if isinstance(x, Addition):
+        branch = add_bias(g, x.branch)
+        x = g.node("Add", [x.residual, branch if x.branch.wide else g.widen(branch, f"{branch}.fp32")], x.name)
+    return _rms_norm(g, name, x, width, eps), x
+
+
+def _rms_norm(g: GraphBuilder, name: str, wide: str, width: int, eps: float) -> str:
     square = g.node("Mul", [wide, wide], f"{name}.square")
     mean = g.mean(square, f"{name}.mean", -1, keepdims=1)
     root = g.node("Sqrt", [g.node("Add", [mean, _fp32(g, eps)], f"{name}.variance")], f"{name}.root")
     scale = g.node("Div", [_fp32(g, 1.0), root], f"{name}.scale")
     normed = g.node("Mul", [wide, scale], f"{name}.normalized")
     gain = g.parameter(f"{name}.weight", width, dtype="float32")
-    return g.narrow(g.node("Mul", [normed, gain], f"{name}.scaled"), name), x
+    return g.narrow(g.node("Mul", [normed, gain], f"{name}.scaled"), name)
 
 
 def gelu(g: GraphBuilder, name: str, x: Biased) -> str:
@@ -85,7 +97,7 @@ def swiglu(g: GraphBuilder, name: str, gate: str, up: str) -> str:
 
 def attention(g: GraphBuilder, name: str, qkv: Biased, tokens: int, heads: int, head_dim: int) -> str:
     query, key, value = _split_heads(g, name, qkv, tokens, heads, head_dim)
-    mixed = _attend(g, name, g.widen(query, f"{name}.query.fp32"), key, value, head_dim)
+    mixed = attend(g, name, g.widen(query, f"{name}.query.fp32"), key, value, head_dim)
     return _merge_heads(g, name, mixed, tokens, heads, head_dim)
 
 
@@ -112,7 +124,11 @@ def start_decoder(g: GraphBuilder, width: int, cache: CacheShape) -> tuple[str, 
     (an empty cache) and decoding (a cache of fixed capacity)."""
     embeddings = g.input("rows" if cache.first else "embeddings", g.dtype, "N", width)
     positions = g.input("positions", "int64", "N")
-    rotary = g.input("rotary", "int64", "N") if cache.first else positions
+    rotary = positions
+    if cache.sections is not None:
+        rotary = g.input("rotary", "int64", 3, "N")
+    elif cache.first:
+        rotary = g.input("rotary", "int64", "N")
     for layer in cache.indices:
         for kind in ("key", "value"):
             g.input(f"past_{kind}.{layer}", g.dtype, cache.kv_heads, "P", cache.head_dim)
@@ -126,7 +142,7 @@ def cached_attention(
     cos, sin, mask = positions
     rotary = heads + kv_heads  # the heads of query and key; the value's follow
     packed = g.reshape(add_bias(g, qkv), f"{name}.heads", -1, rotary + kv_heads, head_dim)
-    rotated = _rotate(g, name, g.slice(packed, f"{name}.query_key", axis=1, end=rotary), cos, sin, head_dim)
+    rotated = rotate(g, name, g.slice(packed, f"{name}.query_key", axis=1, end=rotary), cos, sin, head_dim)
     value = g.node(
         "Transpose", [g.slice(packed, f"{name}.value.slice", axis=1, begin=rotary)], f"{name}.value", perm=[1, 0, 2]
     )
@@ -144,7 +160,7 @@ def cached_attention(
         joined.append(g.node("Unsqueeze", [whole, g.constant([1])], f"{name}.{kind}s.group"))
     grouped = g.reshape(query, f"{name}.groups", tokens, kv_heads, heads // kv_heads, head_dim)
     grouped = g.node("Transpose", [grouped], f"{name}.groups.transposed", perm=[1, 2, 0, 3])
-    mixed = _attend(g, name, grouped, joined[0], joined[1], head_dim, mask)  # [kv_heads, group, T, head_dim]
+    mixed = attend(g, name, grouped, joined[0], joined[1], head_dim, mask)  # [kv_heads, group, T, head_dim]
     mixed = g.node("Transpose", [mixed], f"{name}.transposed", perm=[2, 0, 1, 3])
     return g.reshape(mixed, name, tokens, heads * head_dim)
 
@@ -184,12 +200,16 @@ def _merge_heads(g: GraphBuilder, name: str, mixed: str, tokens: int, heads: int
     return g.reshape(mixed, name, -1, tokens, heads * head_dim)
 
 
-def _attend(
-    g: GraphBuilder, name: str, query: str, key: str, value: str, head_dim: int, mask: str | None = None
+def attend(
+    g: GraphBuilder, name: str, query: str, key: str, value: str, head_dim: int, mask: str | None = None, axes: int = 4
 ) -> str:
-    """Scaled dot-product attention: query [·, ·, T, head_dim] fp32; key, value [·, ·, N, head_dim] → as the query."""
+    """Scaled dot-product attention: query [·, ·, T, head_dim] fp32; key, value [·, ·, N, head_dim] → as the query.
+
+    There may be more axes in front.
+    """
+    last = [*range(axes - 2), axes - 1, axes - 2]
     scaled = g.node("Mul", [query, _fp32(g, head_dim**-0.5)], f"{name}.query.scaled")
-    turned = g.node("Transpose", [g.widen(key, f"{name}.key.fp32")], f"{name}.key.transposed", perm=[0, 1, 3, 2])
+    turned = g.node("Transpose", [g.widen(key, f"{name}.key.fp32")], f"{name}.key.transposed", perm=last)
     scores = g.node("MatMul", [scaled, turned], f"{name}.scores")  # [·, ·, T, N] fp32
     if mask is not None:
         scores = g.node("Add", [scores, mask], f"{name}.masked")
@@ -197,31 +217,42 @@ def _attend(
     return g.node("MatMul", [shares, value], f"{name}.mixed")
 
 
-def rotary_frequencies(cache: CacheShape) -> Array:
-    """The frequencies of the rotary angles, [head_dim / 2] fp32, rounded as transformers rounds them."""
-    exponents = np.arange(0, cache.head_dim, 2, dtype=np.float32) / np.float32(cache.head_dim)
-    powers = np.power(np.float64(cache.rope_theta), exponents.astype(np.float64)).astype(np.float32)
+def rotary_frequencies(theta: float, dim: int) -> Array:
+    """The frequencies of the rotary angles of ``dim`` elements, [dim / 2] fp32, rounded as transformers rounds them."""
+    exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
+    powers = np.power(np.float64(theta), exponents.astype(np.float64)).astype(np.float32)
     return np.asarray(np.float32(1) / powers)
 
 
 def _rotation(g: GraphBuilder, positions: str, cache: CacheShape) -> tuple[str, str]:
-    """Cosines and sines of the rotary angles, [T, 1, head_dim] fp32."""
-    frequencies = g.weight(
-        Weight("rotary.inv_freq", (cache.head_dim // 2,), "float32", {}, lambda _: rotary_frequencies(cache))
-    )
+    """Cosines and sines of the rotary angles, [T, 1, head_dim] fp32, of positions [T], or [3, T] on three axes."""
+    frequencies = frequency_weight(g, "rotary.inv_freq", cache.rope_theta, cache.head_dim)
     wide = g.node("Cast", [positions], "rotary.positions", to=TensorProto.FLOAT)
-    column = g.node("Unsqueeze", [wide, g.constant([1])], "rotary.column")
+    if cache.sections is None:
+        column = g.node("Unsqueeze", [wide, g.constant([1])], "rotary.column")
+    else:  # each frequency turns by the position on its own axis: [T, head_dim / 2]
+        axes = g.constant([axis for axis, width in enumerate(cache.sections) for _ in range(width)])
+        column = g.node("Gather", [g.node("Transpose", [wide], "rotary.axes", perm=[1, 0]), axes], "rotary.own", axis=1)
     angles = g.node("Mul", [column, frequencies], "rotary.angles")
-    angles = g.node("Concat", [angles, angles], "rotary.both", axis=-1)
-    angles = g.node("Unsqueeze", [angles, g.constant([1])], "rotary.each_head")
-    return g.node("Cos", [angles], "rotary.cos"), g.node("Sin", [angles], "rotary.sin")
+    return cos_sin(g, "rotary", angles)
 
 
-def _rotate(g: GraphBuilder, name: str, x: str, cos: str, sin: str, head_dim: int) -> str:
-    """Rotates [T, heads, head_dim] by the half-split rule, in fp32."""
+def cos_sin(g: GraphBuilder, name: str, angles: str) -> tuple[str, str]:
+    """Cosines and sines [T, 1, d] of angles [T, d / 2], for each head and both halves of what is rotated."""
+    angles = g.node("Concat", [angles, angles], f"{name}.both", axis=-1)
+    angles = g.node("Unsqueeze", [angles, g.constant([1])], f"{name}.each_head")
+    return g.node("Cos", [angles], f"{name}.cos"), g.node("Sin", [angles], f"{name}.sin")
+
+
+def frequency_weight(g: GraphBuilder, name: str, theta: float, dim: int) -> str:
+    return g.weight(Weight(name, (dim // 2,), "float32", {}, lambda _: rotary_frequencies(theta, dim)))
+
+
+def rotate(g: GraphBuilder, name: str, x: str, cos: str, sin: str, head_dim: int, axis: int = 2) -> str:
+    """Rotates [T, heads, head_dim] by the half-split rule, in fp32; ``axis`` is the last of more axes."""
     wide = g.widen(x, f"{name}.query_key.fp32")
-    first = g.slice(wide, f"{name}.first_half", axis=2, end=head_dim // 2)
-    second = g.slice(wide, f"{name}.second_half", axis=2, begin=head_dim // 2)
+    first = g.slice(wide, f"{name}.first_half", axis=axis, end=head_dim // 2)
+    second = g.slice(wide, f"{name}.second_half", axis=axis, begin=head_dim // 2)
     swapped = g.node("Concat", [g.node("Neg", [second], f"{name}.negated"), first], f"{name}.swapped", axis=-1)
     parts = [g.node("Mul", [wide, cos], f"{name}.by_cos"), g.node("Mul", [swapped, sin], f"{name}.by_sin")]
     return g.node("Add", parts, f"{name}.rotated")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from onnx import TensorProto
 
@@ -36,6 +36,17 @@ class Qwen2Config:
         layers = range(self.num_hidden_layers) if layers is None else layers
         heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
         return CacheShape(len(layers), heads, kv_heads, self.head_dim, context, self.rope_theta, layers.start)
+
+
+@dataclass(frozen=True)
+class MRopeConfig(Qwen2Config):
+    """A decoder whose rotary positions have three axes, which share the frequencies."""
+
+    mrope_section: tuple[int, int, int] = (16, 24, 24)
+
+    def cache(self, context: int, layers: range | None = None) -> CacheShape:
+        """As of any other, with the frequencies of each axis."""
+        return replace(super().cache(context, layers), sections=self.mrope_section)
 
 
 def decoder(g: GraphBuilder, c: Qwen2Config, context: int, vocabulary: int, first: int = 0) -> None:

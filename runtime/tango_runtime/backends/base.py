@@ -13,6 +13,7 @@ from numpy.typing import DTypeLike, NDArray
 from tango_plugins import PruneParams, TangoError
 from tango_plugins.device_array import DeviceArray
 from tango_plugins.thinning import Thinning
+from tango_runtime.backends.rotary import TEXT, RotaryIds
 from tango_runtime.util.console import OnProgress
 
 #: A tensor where the backend keeps it: a NumPy array on a CPU, a device array on a GPU. The pipeline only passes it on.
@@ -89,9 +90,11 @@ class KVCache(Protocol):
 
     Attributes:
         length: Positions that are filled.
+        rotary: The sequence's rotary positions, where the decoder has some of its own.
     """
 
     length: int
+    rotary: RotaryIds
 
     def release(self) -> None:
         """Gives the memory back to the backend, which may use it for the next cache."""
@@ -106,20 +109,23 @@ class Backend(Protocol):
     Attributes:
         description: The backend, in one line.
         fallback_reason: Why ``auto`` took no faster backend; empty where it took the fastest, or was given a name.
+        frame_size: (height, width) of the only frames that its graphs were built for; None where they take any that
+            the bundle allows.
     """
 
     description: str
     fallback_reason: str
+    frame_size: tuple[int, int] | None
 
     def frame_buffer(self, count: int, size: tuple[int, int]) -> NDArray[np.uint8]:
         """An array [F, H, W, 3] to fill, in memory that :meth:`vision` reads the fastest; size is (H, W)."""
 
     def vision(self, frames: NDArray[np.uint8] | DeviceArray, on_progress: OnProgress) -> tuple[Tensor, Tensor]:
-        """[F, H, W, 3] → features [F, L, D] and salience [F, L]; ``on_progress`` gets the number of frames done.
+        """Steps of frames [F, ...], as the vision graph takes them → features [F, L, D] and salience [F, L].
 
-        A backend on a device takes frames that are there already, too, if they are in its memory. It reports 0 when
-        the frames are on their way there, before anything is computed, and may
-        report frames that it still computes.
+        ``on_progress`` gets the number of steps done. A backend on a device takes frames that are there already, too,
+        if they are in its memory. It reports 0 when the frames are on their way there, before anything is computed,
+        and may report steps that it still computes.
         """
 
     def prune(
@@ -145,11 +151,12 @@ class Backend(Protocol):
     def embed(self, ids: NDArray[np.int64]) -> Tensor:
         """[N] → embeddings [N, D]."""
 
-    def new_cache(self, capacity: int) -> KVCache:
+    def new_cache(self, capacity: int, rotary: RotaryIds = TEXT) -> KVCache:
         """An empty sequence.
 
         Args:
             capacity: Positions that it will probably need: up to there it does not have to grow.
+            rotary: Its rotary positions, for a decoder that has some of its own.
         """
 
     def reserve(self, cache: KVCache, positions: int) -> None:

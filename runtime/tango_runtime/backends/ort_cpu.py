@@ -15,6 +15,7 @@ from tango_plugins.device_array import DeviceArray
 from tango_plugins.thinning import Thinning
 from tango_runtime.backends.base import HostEvent, PrunedTokens, Trace, require_context
 from tango_runtime.backends.ort_options import session_options
+from tango_runtime.backends.rotary import TEXT, RotaryIds
 from tango_runtime.bundle import Bundle, GraphName, GraphSpec, TensorSpec
 from tango_runtime.util.console import OnProgress
 from tango_runtime.util.errors import first_line
@@ -74,8 +75,8 @@ def ort_errors(what: str, hint: str) -> Iterator[None]:
 class HostKVCache:
     """Keys and values on the host: for each tensor of the decoder's cache [heads, capacity, head_dim]."""
 
-    def __init__(self, specs: Sequence[TensorSpec], capacity: int) -> None:
-        self.rows = empty_cache(specs, capacity)
+    def __init__(self, specs: Sequence[TensorSpec], capacity: int, rotary: RotaryIds) -> None:
+        self.rows, self.rotary = empty_cache(specs, capacity), rotary
         self.capacity, self.length = capacity, 0
 
     def reserve(self, positions: int) -> None:
@@ -124,20 +125,22 @@ class OrtCpuBackend:
         self._vision, self._embed = (open_graph(bundle, name, threads) for name in ("vision", "embed"))
         self._decoder = open_graph(bundle, bundle.manifest.decoders[-1], threads)
         self._cache_specs = cache_inputs(bundle.manifest.graphs[bundle.manifest.decoders[-1]])
+        self._rotary = bundle.manifest.decoder.rotary is not None
         self._context = bundle.manifest.decoder.context
         self.description, self.fallback_reason = f"ONNX Runtime {_onnxruntime().__version__}, CPU", ""
+        self.frame_size = None
 
     def frame_buffer(self, count: int, size: tuple[int, int]) -> NDArray[np.uint8]:
         """An array [F, H, W, 3] to fill."""
         return np.empty((count, *size, 3), np.uint8)
 
     def vision(self, frames: NDArray[np.uint8] | DeviceArray, on_progress: OnProgress) -> tuple[Array, Array]:
-        """[F, H, W, 3] → features [F, L, D] and salience [F, L]; ``on_progress`` gets the number of frames done."""
+        """Steps of frames [F, ...] → features [F, L, D] and salience [F, L]; ``on_progress`` gets the number done."""
         if isinstance(frames, DeviceArray):
             raise TangoError("frames on a device were given to the CPU backend", "take a backend on that device")
         parts = []
         for i in range(len(frames)):
-            # One frame at a time: on a CPU a batch is no faster, and its scores would take F times the memory.
+            # One step at a time: on a CPU a batch is no faster, and its scores would take F times the memory.
             parts.append(run_graph(self._vision, {"frames": frames[i : i + 1]}))
             on_progress(1)
         features, salience = (np.concatenate(part) for part in zip(*parts, strict=True))
@@ -165,9 +168,9 @@ class OrtCpuBackend:
         embeddings: Array = run_graph(self._embed, {"ids": ids})[0]
         return embeddings
 
-    def new_cache(self, capacity: int) -> HostKVCache:
+    def new_cache(self, capacity: int, rotary: RotaryIds = TEXT) -> HostKVCache:
         """An empty sequence with room for so many positions."""
-        return HostKVCache(self._cache_specs, capacity)
+        return HostKVCache(self._cache_specs, capacity, rotary)
 
     def reserve(self, cache: HostKVCache, positions: int) -> None:
         """Makes room for so many positions in all."""
@@ -207,10 +210,13 @@ class OrtCpuBackend:
 
     def _append(self, cache: HostKVCache, embeddings: Array) -> NDArray[np.float32]:
         """One pass of the decoder."""
-        positions = np.arange(cache.length, cache.length + len(embeddings), dtype=np.int64)
+        begin, end = cache.length, cache.length + len(embeddings)
+        feeds = {"embeddings": embeddings, "positions": np.arange(begin, end, dtype=np.int64)}
+        if self._rotary:
+            feeds["rotary"] = cache.rotary.at(begin, end)
         # An empty cache spares attention the rows that would not count.
         past = cache.rows if cache.length else {name: rows[:, :0] for name, rows in cache.rows.items()}
-        logits, *rows = run_graph(self._decoder, {"embeddings": embeddings, "positions": positions, **past})
+        logits, *rows = run_graph(self._decoder, {**feeds, **past})
         cache.append(rows)
         found: NDArray[np.float32] = logits
         return found

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tango_plugins.thinning import Thinning, thin
 from tango_runtime.backends.base import require_context
 from tango_runtime.backends.ort_cpu import PASS, Array, HostKVCache, OrtCpuBackend, cache_inputs, open_graph, run_graph
+from tango_runtime.backends.rotary import TEXT, RotaryIds
 from tango_runtime.backends.thinned_cache import ThinnedCache
 from tango_runtime.bundle import Bundle
 
@@ -47,9 +48,9 @@ class ThinningOrtCpuBackend(OrtCpuBackend):
         spec = bundle.manifest.graphs["decoder_low"]
         self._lower_specs, self._hidden = cache_inputs(spec), spec.outputs[0]
 
-    def new_cache(self, capacity: int) -> HostThinnedCache:  # type: ignore[override]
+    def new_cache(self, capacity: int, rotary: RotaryIds = TEXT) -> HostThinnedCache:  # type: ignore[override]
         """An empty sequence with room for so many positions."""
-        low, high = (HostKVCache(specs, capacity) for specs in (self._lower_specs, self._cache_specs))
+        low, high = (HostKVCache(specs, capacity, rotary) for specs in (self._lower_specs, self._cache_specs))
         return HostThinnedCache(low, high, np.zeros((capacity, int(self._hidden.shape[1])), self._hidden.dtype))
 
     def extend(  # type: ignore[override]

@@ -30,9 +30,8 @@ def _first_token(request: dict[str, Any]) -> dict[str, Any]:
     llm = VideoLLM(measurable(Bundle.load(request["bundle"])), request["backend"])
     loaded = time.monotonic()
     clip, question = make_clip(case, setting.frames_of(llm.bundle), setting.seed), make_question(llm.bundle)
-    ratio = setting.retention_ratio
     asked = time.monotonic()
-    llm.generate(clip, question, frames=len(clip), retention_ratio=ratio, prune=case.prune, max_new_tokens=1)
+    llm.generate(clip, question, **setting.of_video(clip), prune=case.prune, max_new_tokens=1)
     first = time.monotonic()
     return {"load": 1e3 * (loaded - start), "first token": 1e3 * (first - asked), "host_memory": peak_host()}
 

@@ -65,6 +65,8 @@ class Setting:
         warm_up: Answers before the measured ones, at least 1: the first loads kernels, and memory is read after each.
         repeats: Measured answers, at least 1.
         seed: Seed of the clip.
+        frame_size: (height, width) that frames get, for a bundle that takes any size; None takes what follows from the
+            source's.
 
     Raises:
         TangoError: A number is out of range.
@@ -76,6 +78,7 @@ class Setting:
     warm_up: int = 2
     repeats: int = 10
     seed: int = 0
+    frame_size: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         for name, minimum in (("frames", 1), ("decode_tokens", 1), ("warm_up", 1), ("repeats", 1), ("seed", 0)):
@@ -84,6 +87,11 @@ class Setting:
                 raise TangoError(f"--{name.replace('_', '-')} is {value}", f"it must be at least {minimum}")
         if self.retention_ratio is not None:
             PruneParams(retention_ratio=self.retention_ratio)
+
+    def of_video(self, clip: NDArray[np.uint8]) -> dict[str, Any]:
+        """What a pipeline is told of the clip."""
+        size = None if self.frame_size is None else (self.frame_size[0], self.frame_size[1])  # a list, out of JSON
+        return {"frames": len(clip), "frame_size": size, "retention_ratio": self.retention_ratio}
 
     def frames_of(self, bundle: Bundle) -> int:
         """Frames of the clip, F."""
@@ -310,8 +318,7 @@ class Bench:
         Successive questions differ from their first word on: a session does not prefill a common beginning again.
         """
         setting, samples = self._setting, []
-        ratio = setting.retention_ratio
-        with self._llm.session(clip, frames=len(clip), retention_ratio=ratio, prune=case.prune) as session:
+        with self._llm.session(clip, **setting.of_video(clip), prune=case.prune) as session:
             session.ask(self._question, max_new_tokens=1)
             questions = cycle((self._other_question, self._question))
             for question in islice(questions, setting.warm_up + setting.repeats):
@@ -343,8 +350,7 @@ class Bench:
         answer = self._llm.generate(
             clip,
             question,
-            frames=len(clip),
-            retention_ratio=setting.retention_ratio,
+            **setting.of_video(clip),
             prune=case.prune,
             max_new_tokens=1 + setting.decode_tokens,
         )

@@ -212,9 +212,19 @@ class VideoSpec:
     sampling: Literal["floor", "nearest"]
     budget: PixelBudget | None = None
 
+    def steps(self, frames: int) -> int:
+        """Steps of so many frames: what the vision graph takes and the operator prunes."""
+        return -(-frames // self.frames_per_step)
+
+    def step_tokens(self, size: tuple[int, int]) -> int:
+        """Tokens of one step of frames of a size (height, width)."""
+        if self.budget is None:
+            return self.tokens_per_frame
+        return (size[0] // self.budget.factor) * (size[1] // self.budget.factor)
+
     def total_tokens(self, frames: int) -> int:
         """Video tokens of so many frames at the default size, F·L."""
-        return -(-frames // self.frames_per_step) * self.tokens_per_frame
+        return self.steps(frames) * self.tokens_per_frame
 
 
 @dataclass(frozen=True)
@@ -250,11 +260,13 @@ class RotarySpec:
         sections: Frequencies of each axis; their sum is half of ``head_dim``.
         time_step: ``seconds``: time ids follow the clip's clock; ``unit``: two ids a step, as the authors of Tango do.
         tokens_per_second: Time ids of one second.
+        positions: Ids of an axis that the decoder was made for, 0 up to here.
     """
 
     sections: tuple[Whole, Whole, Whole]
     time_step: Literal["seconds", "unit"]
     tokens_per_second: Positive
+    positions: Positive
 
 
 @dataclass(frozen=True)
@@ -516,6 +528,13 @@ def _check_dimensions(manifest: Manifest, file: Path) -> None:
         )
     if decoder.rotary and 2 * sum(decoder.rotary.sections) != decoder.head_dim:
         raise TangoError(f"{file}: decoder: rotary: sections do not fit head_dim {decoder.head_dim}", _RESTORE)
+    budget, size = manifest.video.budget, manifest.video.size
+    if budget is not None and size != (rows * budget.factor, columns * budget.factor):
+        raise TangoError(
+            f"{file}: video: size {size[0]}x{size[1]} does not hold a grid of {rows}x{columns} tokens of "
+            f"{budget.factor} pixels",
+            _RESTORE,
+        )
     tables = [weight.shape[1:] for weight in manifest.graphs["embed"].device_weights.values()]
     for name in manifest.decoders:
         graph = manifest.graphs[name]

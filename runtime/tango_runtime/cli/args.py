@@ -62,6 +62,14 @@ def non_negative_float(text: str) -> float:
     return _float(text, lambda value: 0 <= value < math.inf, "a number of at least 0")
 
 
+def frame_size(text: str) -> tuple[int, int]:
+    """A height and a width in pixels, as ``336x588``."""
+    height, _, width = text.lower().partition("x")
+    if not (height.isdecimal() and width.isdecimal() and int(height) > 0 and int(width) > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a height and a width, as in 336x588")
+    return int(height), int(width)
+
+
 def new_file(text: str) -> Path:
     """A file that can be written."""
     path = Path(text)
@@ -132,10 +140,33 @@ def add_frames(parser: argparse.ArgumentParser, default: int | None = None, note
     )
 
 
+def add_frame(parser: argparse._ActionsContainer, note: str = "the bundle's") -> None:
+    """``--frame``."""
+    parser.add_argument(
+        "--frame",
+        type=frame_size,
+        metavar="HxW",
+        help=f"height and width in pixels that frames are resized to, for models that take any size (default: {note})",
+    )
+
+
+def add_frame_size(parser: argparse.ArgumentParser, note: str = "the video's aspect within the pixels allowed") -> None:
+    """``--frame`` or ``--max-pixels``."""
+    group = parser.add_mutually_exclusive_group()
+    add_frame(group, note)
+    group.add_argument(
+        "--max-pixels",
+        type=positive_int,
+        metavar="N",
+        help="maximum number of pixels of a frame, for models that take any size (default: the bundle's)",
+    )
+
+
 def add_video(parser: argparse.ArgumentParser) -> None:
-    """``VIDEO``, ``--frames`` and ``--fps``."""
+    """``VIDEO``, ``--frames``, ``--fps``, ``--frame`` and ``--max-pixels``."""
     parser.add_argument("video", help="video file, or folder of images")
     add_frames(parser)
+    add_frame_size(parser)
     parser.add_argument("--fps", type=positive_float, help="frame rate of a folder of images (default: 1)")
 
 

@@ -36,6 +36,7 @@ from tango_runtime.cli.args import (
     STDOUT,
     add_backend,
     add_bundle,
+    add_frame,
     add_frames,
     add_json,
     add_pruning,
@@ -83,6 +84,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     add_bundle(parser)
     add_backend(parser)
     add_frames(parser)
+    add_frame(parser, "what follows from the clip's")
     add_pruning(parser)
     parser.add_argument("--only-pruned", action="store_true", help="do not run unpruned (default: run both)")
     parser.add_argument(
@@ -138,7 +140,8 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def _run(args: argparse.Namespace) -> int:
-    setting = Setting(args.frames, args.retention_ratio, args.decode_tokens, args.warm_up, args.repeats, args.seed)
+    counts = args.decode_tokens, args.warm_up, args.repeats
+    setting = Setting(args.frames, args.retention_ratio, *counts, args.seed, args.frame)
     _check(args)
     bundle = Bundle.load(args.bundle)
     results = _Results(bundle, setting, [_Result(case) for case in _cases(args, bundle)])
@@ -173,9 +176,9 @@ def _check(args: argparse.Namespace) -> None:
 
 def _cases(args: argparse.Namespace, bundle: Bundle) -> list[Case]:
     """Pruned cases first: the peak of memory only grows, and theirs is lower."""
-    edge = bundle.manifest.video.size[0]
+    height, width = bundle.manifest.video.size
     prunes = [*([] if args.no_prune else [True]), *([] if args.only_pruned else [False])]
-    return [Case(prune, *size) for prune, size in itertools.product(prunes, args.source_size or [(edge, edge)])]
+    return [Case(prune, *size) for prune, size in itertools.product(prunes, args.source_size or [(width, height)])]
 
 
 def _start_cold(args: argparse.Namespace, setting: Setting, case: Case) -> list[dict[str, float]]:
@@ -306,7 +309,7 @@ def _as_json(results: _Results) -> dict[str, Any]:
             "family": manifest.family,
             "dtype": manifest.dtype,
             "decoder": asdict(manifest.decoder),
-            "source": {name: without_folder(value) for name, value in vars(manifest.source).items()},
+            "source": {name: value and without_folder(value) for name, value in vars(manifest.source).items()},
         },
         "setting": vars(setting) | {"budget": BUDGET, "batch": 1, "clip": CLIP},
         "metrics": {"milliseconds": results.clock, "device_memory": DEVICE_METRIC, "host_memory": HOST_METRIC},

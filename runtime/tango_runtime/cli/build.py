@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from tango_plugins import TangoError
 from tango_runtime.bundle import GRAPHS, Bundle, GraphName
-from tango_runtime.cli.args import add_bundle, add_context, add_retention_ratio, new_file, positive_int
+from tango_runtime.cli.args import add_bundle, add_context, add_frame, add_retention_ratio, new_file, positive_int
 from tango_runtime.cli.command import Command
 from tango_runtime.engines import (
     HARDWARE_LEVELS,
@@ -60,6 +60,7 @@ def _configure_shapes(group: argparse._ArgumentGroup) -> None:
         metavar="N",
         help="maximum number of tokens in one prefill pass (default: the pruned video plus 128)",
     )
+    add_frame(group)
     add_context(group, "--max-tokens plus 512")
     add_retention_ratio(group)
 
@@ -98,6 +99,7 @@ def _options(args: argparse.Namespace) -> BuildOptions:
         hardware_compatibility=args.hardware_compatibility,
         strip_weights=args.strip_weights,
         retention_ratio=args.retention_ratio,
+        frame=args.frame,
     )
 
 

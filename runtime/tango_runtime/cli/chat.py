@@ -107,6 +107,8 @@ class _Chat:
             session = self._llm.session(
                 args.video,
                 frames=args.frames,
+                frame_size=args.frame,
+                max_pixels=args.max_pixels,
                 retention_ratio=args.retention_ratio,
                 prune=not args.no_prune,
                 fps=args.fps,

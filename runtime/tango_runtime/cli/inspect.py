@@ -10,7 +10,7 @@ from rich.table import Table
 
 from tango_plugins import TangoError
 from tango_runtime import engines
-from tango_runtime.bundle import GRAPHS, Bundle, GraphSpec, Manifest, TensorSpec
+from tango_runtime.bundle import GRAPHS, Bundle, GraphSpec, Manifest, TensorSpec, VideoSpec
 from tango_runtime.cli.args import add_bundle, add_verify
 from tango_runtime.cli.command import Command
 from tango_runtime.engines import Target
@@ -42,17 +42,25 @@ def _run(args: argparse.Namespace) -> int:
 def _facts(bundle: Bundle, *, verified: bool) -> dict[str, str]:
     manifest = bundle.manifest
     video, decoder, params, source = manifest.video, manifest.decoder, manifest.params, manifest.source
-    height, width = video.size
     salience = f", salience of {source.salience}" if source.salience else ""
     return {
         "bundle": f"{bundle.path}: {manifest.family}, {manifest.dtype}",
         "source": f"{source.checkpoint}{salience}, by {source.exporter}",
-        "video": f"{video.frames} frames of {width}x{height}, {video.tokens_per_frame} tokens each",
+        "video": _video(video),
         "prune": f"retention ratio {params.retention_ratio}, budget {params.budget}, merge order {params.merge_order}",
         "decoder": f"{decoder.layers} layers, hidden size {decoder.hidden_size}, context {decoder.context}"
         + (f", {inner.ratio:g} of the video from layer {inner.layer} on" if (inner := decoder.inner) else ""),
         "files": "SHA-256 of every file matches bundle.json" if verified else "sizes match bundle.json",
     }
+
+
+def _video(video: VideoSpec) -> str:
+    height, width = video.size
+    step = "each" if video.frames_per_step == 1 else f"every {video.frames_per_step}"
+    if video.budget is None:
+        return f"{video.frames} frames of {width}x{height}, {video.tokens_per_frame} tokens {step}"
+    budget = f"up to {video.budget.max_pixels} pixels in multiples of {video.budget.factor}"
+    return f"{video.frames} frames of {budget}, by default {width}x{height}: {video.tokens_per_frame} tokens {step}"
 
 
 def _graph_table(manifest: Manifest) -> Table:

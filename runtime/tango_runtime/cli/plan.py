@@ -7,7 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from tango_plugins import TangoError
-from tango_runtime.cli.args import STDOUT, add_context, add_frames, add_json, add_precisions, add_pruning, write_json
+from tango_runtime.cli.args import (
+    STDOUT,
+    add_context,
+    add_frame,
+    add_frames,
+    add_json,
+    add_precisions,
+    add_pruning,
+    write_json,
+)
 from tango_runtime.cli.command import Command
 from tango_runtime.sizing import (
     COMPUTE,
@@ -36,6 +45,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", required=True, help=f"{', '.join(DEVICES)}, or {_ALL} to compare all")
     add_frames(parser, note="the model's")
+    add_frame(parser, "the model's")
     add_pruning(parser, "the model's")
     add_precisions(parser)
     add_context(parser, "the longest prompt plus 512")
@@ -50,6 +60,7 @@ def _options(args: argparse.Namespace) -> SizingOptions:
         vision=args.vision,
         decoder=args.decoder,
         context=args.context,
+        frame=args.frame,
     )
 
 
@@ -88,10 +99,8 @@ def _print(name: str, found: Estimate, options: SizingOptions) -> None:
     device, workload = found.device, found.workload
     print(f"{found.model.name} on {name}, {device.title}" + (f" ({device.mode})" if device.mode else ""))
     thinned = "" if workload.thinned is None else f", {workload.thinned} of them in the decoder's upper layers"
-    print(
-        f"{workload.frames} frames, {workload.tokens} video tokens, {workload.kept} kept{thinned}; "
-        f"context {workload.context}"
-    )
+    frames = f"{workload.frames} frames of {workload.size[1]}x{workload.size[0]}"
+    print(f"{frames}, {workload.tokens} video tokens, {workload.kept} kept{thinned}; context {workload.context}")
     if packs := device.packs(workload.vision, workload.decoder):
         print("JetPack " + ", ".join(f"{pack} (TensorRT {tensorrt})" for pack, tensorrt in packs.items()))
     print()

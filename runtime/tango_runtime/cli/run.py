@@ -48,6 +48,8 @@ def _run(args: argparse.Namespace) -> int:
             args.video,
             args.question,
             frames=args.frames,
+            frame_size=args.frame,
+            max_pixels=args.max_pixels,
             retention_ratio=args.retention_ratio,
             prune=not args.no_prune,
             max_new_tokens=args.max_new_tokens,

@@ -11,6 +11,7 @@ from tango_runtime.bundle import GRAPHS, Bundle, DecoderSpec, GraphName, Manifes
 from tango_runtime.engines.spec import FOLDER, HARDWARE_LEVELS, EngineSpec, Profile, Shape, Target, digests
 from tango_runtime.sizing import memory
 from tango_runtime.util.versions import release
+from tango_runtime.video.shape import at_size
 
 _ITEM_BYTES = {"float16": 2, "float32": 4}
 _MIB = 1 << 20
@@ -35,6 +36,8 @@ class BuildOptions:
         hardware_compatibility: A key of ``HARDWARE_LEVELS``.
         strip_weights: Leave the weights out of the engine; loading it takes them from the bundle.
         retention_ratio: Fraction of tokens that the prune engine keeps; None takes the bundle's.
+        frame: (height, width) of the frames, where the bundle takes any size: an engine is built for one. None takes
+            the bundle's default.
     """
 
     min_frames: int = 1
@@ -48,6 +51,7 @@ class BuildOptions:
     hardware_compatibility: str = "none"
     strip_weights: bool = False
     retention_ratio: float | None = None
+    frame: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -123,6 +127,7 @@ def plan_engines(
     Raises:
         TangoError: An option is out of range, or this TensorRT does not know it.
     """
+    bundle = _at_frame(bundle, options)
     sizes = _sizes(bundle.manifest, options)
     _check_options(target, options)
     chosen = all_graphs(bundle) if graphs is None else graphs
@@ -132,6 +137,15 @@ def plan_engines(
 def all_graphs(bundle: Bundle) -> tuple[GraphName, ...]:
     """The graphs of a bundle, in the order in which engines of them are built."""
     return tuple(graph for graph in GRAPHS if graph in bundle.manifest.graphs)
+
+
+def _at_frame(bundle: Bundle, options: BuildOptions) -> Bundle:
+    """The bundle with the frames that engines are built for as its default."""
+    if options.frame is None:
+        return bundle
+    manifest = bundle.manifest
+    video, vision, params = at_size(manifest.video, manifest.vision, manifest.params, options.frame)
+    return replace(bundle, manifest=replace(manifest, video=video, vision=vision, prune=op.attributes(params)))
 
 
 @dataclass(frozen=True)
@@ -153,8 +167,9 @@ def _sizes(manifest: Manifest, options: BuildOptions) -> _Sizes:
     _require(
         1 <= frames[0] <= frames[1] <= frames[2], "frames", frames, "1 <= --min-frames <= --opt-frames <= --max-frames"
     )
-    _require(frames[2] <= memory.MAX_FRAMES, "--max-frames", frames[2], f"at most {memory.MAX_FRAMES}")
     limit, video, row_ends = manifest.decoder.context, manifest.video, manifest.prompt.row_end is not None
+    highest = memory.MAX_FRAMES * video.frames_per_step
+    _require(frames[2] <= highest, "--max-frames", frames[2], f"at most {highest}")
     kept = memory.max_video_tokens(video, params, frames[2], row_ends=row_ends)
     text = memory.video_text_tokens(frames[2], manifest.prompt.video_text is not None)
     most = _or(options.max_tokens, memory.default_pass_tokens(kept + text, limit))
@@ -256,7 +271,14 @@ def _profiles(manifest: Manifest, sizes: _Sizes, graph: GraphName) -> tuple[Prof
     if graph in manifest.decoders:
         prefill = {"N": sizes.tokens, "P": (0, 0, sizes.context)}
         return _profile(inputs, prefill), _profile(inputs, {"N": (1, 1, 1), "P": full})
-    return (_profile(inputs, {"F": sizes.frames, "N": sizes.tokens}),)
+    low, typical, high = (manifest.video.steps(frames) for frames in sizes.frames)
+    if graph == "vision" and manifest.video.budget is not None:  # the runtime gives it so many steps at once
+        tokens, item = manifest.video.tokens_per_frame, _ITEM_BYTES[manifest.dtype]
+        most = memory.vision_steps_at_once(manifest, tokens, item)
+        low, typical, high = (min(n, most) for n in (low, typical, high))
+    fixed = dict(zip("HWL", (*manifest.video.size, manifest.video.tokens_per_frame), strict=True))
+    axes = {axis: (size, size, size) for axis, size in fixed.items()}
+    return (_profile(inputs, {"F": (low, typical, high), "N": sizes.tokens, **axes}),)
 
 
 def _profile(inputs: Sequence[TensorSpec], axes: Mapping[str, tuple[int, int, int]]) -> Profile:

@@ -79,7 +79,7 @@ class BuiltEngine:
         return "STRIP_PLAN" in self.sidecar.spec.flags
 
     def max_size(self, axis: str, profile: int = 0) -> int:
-        """Largest size of a named axis of the graph (``F``, ``N``, ``P``) in a profile."""
+        """Largest size of a named axis of the graph (``F``, ``H``, ``W``, ``N``, ``P``) in a profile."""
         return self._bounds(axis, profile)[1]
 
     def min_size(self, axis: str, profile: int = 0) -> int:
@@ -120,8 +120,20 @@ class BuiltEngine:
         raise KeyError(axis)
 
 
-_AXES: dict[int | str, str] = {"F": "frames", "N": "tokens", "P": "cached positions"}
-_FLAGS: dict[int | str, str] = {"F": "--min-frames/--max-frames", "N": "--max-tokens", "P": "--context"}
+_AXES: dict[int | str, str] = {
+    "F": "frames",
+    "H": "pixels of height",
+    "W": "pixels of width",
+    "N": "tokens",
+    "P": "cached positions",
+}
+_FLAGS: dict[int | str, str] = {
+    "F": "--min-frames/--max-frames",
+    "H": "--frame",
+    "W": "--frame",
+    "N": "--max-tokens",
+    "P": "--context",
+}
 
 
 def find(
@@ -239,6 +251,8 @@ def _mismatch(manifest: Manifest, spec: EngineSpec, target: Target, params: Prun
         return f"was built with the plugin's interface {spec.plugin}, installed is {installed}"
     wanted = op.node_attributes(params)
     for name, value in spec.attributes.items():
+        if name == "grid" and manifest.video.budget is not None:  # any that it was built for is one of the bundle's
+            continue
         if wanted.get(name) != value:
             return f"was built for {name} {value}, needed is {wanted.get(name)}"
     return None

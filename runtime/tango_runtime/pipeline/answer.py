@@ -9,6 +9,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from tango_runtime.video.shape import ClipShape
+
 #: Why an answer ended: a stop token, ``max_new_tokens``, or the end of the bundle's context.
 Finish = Literal["stop", "length", "context"]
 
@@ -25,19 +27,21 @@ class Answer:
         finish: Why it ended.
         kept: Video tokens that the decoder saw, K.
         rows: Positions that the video takes in the prompt: its kept tokens, and the row ends among them.
-        total: Video tokens that the vision graph gave, F·L.
+        total: Video tokens that the vision graph gave.
         thinned: Those of them that the decoder's upper layers saw; None where every layer saw all.
         prompt_tokens: Positions of the prompt, video tokens included.
         stages: Milliseconds of each stage, in order: ``video`` (decoding and resizing), ``vision``, ``prune`` (unless
             every token is kept), ``prefill`` (up to the first token), ``decode`` (all later tokens). Of a session,
             only the first answer has the first three.
-        indices: [K] int32, flat index f·L + l of each kept token.
+        shape: The frames' size, their steps, and the grid of the tokens of one step; None before it begins.
+        indices: [K] int32, flat index f·L + l of each kept token: f is the step of frames, and the frame where a step
+            is one.
         merged: [K] bool, True for a merged context token, False for one kept as it is.
-        segments: [S, 2] int32, first frame and one past the last.
+        segments: [S, 2] int32, first step of frames and one past the last.
         frames: [F, H, W, 3] uint8, as the vision graph took them. Where that is a GPU, the memory is pinned, and stays
             pinned as long as the array or a view of it is kept.
         seconds: [F] fp32, time of each frame.
-        salience: [F, L] fp32.
+        salience: [T, L] fp32, of each step's tokens.
         aspect: Width over height of the source's frames.
     """
 
@@ -51,6 +55,7 @@ class Answer:
     thinned: int | None = None
     total: int = 0
     prompt_tokens: int = 0
+    shape: ClipShape | None = None
     stages: dict[str, float] = field(default_factory=dict)
     indices: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
     merged: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))

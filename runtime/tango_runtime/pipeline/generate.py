@@ -10,6 +10,7 @@ import numpy as np
 from tango_plugins import TangoError
 from tango_plugins.thinning import Thinning
 from tango_runtime.backends.base import Backend, KVCache, Logits, Tensor
+from tango_runtime.backends.rotary import TEXT, RotaryIds
 from tango_runtime.bundle import Manifest
 from tango_runtime.pipeline.answer import Finish
 from tango_runtime.pipeline.sampling import Sampler
@@ -31,6 +32,7 @@ class PromptCache:
         length: Positions of the start, of pieces and ids.
         context: Most positions of a sequence.
         thinning: Which rows of the start the upper layers of the decoder do without; None for none.
+        rotary: Rotary positions of the sequence, for a decoder that has some of its own.
 
     Attributes:
         length: Positions of the start.
@@ -44,9 +46,10 @@ class PromptCache:
         length: int,
         context: int,
         thinning: Thinning | None = None,
+        rotary: RotaryIds = TEXT,
     ) -> None:
         self.length = length
-        self._backend, self._context, self._thinning = backend, context, thinning
+        self._backend, self._context, self._thinning, self._rotary = backend, context, thinning, rotary
         self._pieces: Sequence[Tensor] | None = pieces
         self._ids = ids
         self._cache: KVCache | None = None
@@ -63,7 +66,7 @@ class PromptCache:
         self._require_open()
         positions = min(self.length + text, self._context)
         if self._cache is None:
-            self._cache = self._backend.new_cache(positions)
+            self._cache = self._backend.new_cache(positions, self._rotary)
         else:
             self._backend.reserve(self._cache, positions)
 

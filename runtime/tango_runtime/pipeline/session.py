@@ -16,12 +16,14 @@ from tango_runtime.backends.base import Backend, PrunedTokens, Tensor, Trace
 from tango_runtime.bundle import Manifest
 from tango_runtime.pipeline.answer import Answer, AnswerStream
 from tango_runtime.pipeline.generate import Limits, PromptCache, decode_loop
+from tango_runtime.pipeline.positions import prompt_positions
 from tango_runtime.pipeline.prompt import Prompt, describe
 from tango_runtime.pipeline.sampling import Sampler
 from tango_runtime.pipeline.timer import StageTimer
 from tango_runtime.util.console import OnProgress
 from tango_runtime.video import FrameStream
 from tango_runtime.video.preprocess import preprocess
+from tango_runtime.video.shape import ClipShape
 
 
 @dataclass(frozen=True)
@@ -30,13 +32,13 @@ class VideoRequest:
 
     Attributes:
         timed: Its sampled frames, read to the end.
-        frames: How many they are, F.
+        shape: What they become.
         params: The operator's parameters, None to keep every token.
         on_progress: Called with the number of frames that the vision graph has done.
     """
 
     timed: FrameStream
-    frames: int
+    shape: ClipShape
     params: PruneParams | None
     on_progress: OnProgress
 
@@ -56,7 +58,8 @@ class Session:
         kept: Video tokens that the decoder sees, K.
         rows: Positions that they take, row ends included.
         thinned: Those of them that the upper layers see; None where the decoder sees all in every layer.
-        total: Video tokens that the vision graph gave, F·L.
+        total: Video tokens that the vision graph gave.
+        shape: The frames' size, and the tokens that they became.
         seconds: [F] fp32, time of each frame.
         aspect: Width over height of the source's frames.
     """
@@ -65,20 +68,24 @@ class Session:
         self._backend, self._manifest, self._prompt = backend, manifest, prompt
         self._retention_ratio = request.retention_ratio
         self._timer = StageTimer(backend)  # read with the first answer: until then nothing waits
+        self.shape = shape = request.shape
         with self._timer.measure_on_host("video"):
-            buffer = backend.frame_buffer(request.frames, manifest.video.size)
-            batch = preprocess(request.timed, manifest.video.size, buffer)
+            buffer = backend.frame_buffer(shape.steps * shape.frames_per_step, shape.size)
+            batch = preprocess(request.timed, shape.size, buffer[: shape.frames])
+            buffer[shape.frames :] = buffer[shape.frames - 1]
             self._frames, self.seconds, self.aspect = batch.frames, batch.seconds, batch.aspect
         with self._timer.measure("vision"):
-            features, self._salience = backend.vision(self._frames, request.on_progress)
-        self._about = describe(manifest.prompt.video_text, request.timed.clock)
-        self.total = manifest.video.total_tokens(request.frames)
+            features, self._salience = backend.vision(shape.as_steps(buffer), _in_frames(request))
+        self._clock = request.timed.clock
+        self._about = describe(manifest.prompt.video_text, self._clock)
+        self.total = shape.total
         if request.params is None:
             self._pruned = _all_tokens(backend.flatten(features), self.total)
             self._tokens, self.rows = self._with_row_ends()
         else:
             with self._timer.measure("prune"):
-                self._pruned = backend.prune(features, self._salience, self.seconds, request.params)
+                seconds = shape.step_seconds(self.seconds)
+                self._pruned = backend.prune(features, self._salience, seconds, request.params)
                 self._tokens, self.rows = self._with_row_ends()
         self.kept = self._pruned.count
         inner = manifest.decoder.inner if request.params else None
@@ -244,6 +251,7 @@ class Session:
         answer.stages = timer.stages
         answer.kept, answer.rows, answer.thinned = self.kept, self.rows, self.thinned
         answer.frames, answer.seconds, answer.aspect = self.frames, self.seconds, self.aspect
+        answer.shape = self.shape
         answer.prompt_tokens = cache.length + len(text)
         answer.finish = yield from decode_loop(cache, text, sampler, limits, answer.ids, timer)
         trace, answer.salience = self._read_trace()
@@ -271,8 +279,11 @@ class Session:
             pieces = [self._backend.embed(before), self._tokens]
             length = len(before) + self.rows + len(newline)
             thinning = None if self.thinned is None else Thinning(len(before), self.rows, self.thinned)
-            context = self._manifest.decoder.context
-            self._cache = PromptCache(self._backend, pieces, newline, length, context, thinning)
+            decoder, kept = self._manifest.decoder, self._pruned.indices
+            if decoder.rotary is not None:
+                kept = self._backend.to_host(kept)
+            rotary = prompt_positions(decoder, len(before), self.shape, self._clock, kept)
+            self._cache = PromptCache(self._backend, pieces, newline, length, decoder.context, thinning, rotary)
             weakref.finalize(self, self._cache.close).atexit = False
         return self._cache
 
@@ -281,7 +292,7 @@ class Session:
         end = self._manifest.prompt.row_end
         if end is None:
             return self._pruned.tokens, self._pruned.count
-        return self._backend.with_row_ends(self._pruned, self._manifest.params.grid[1], end)
+        return self._backend.with_row_ends(self._pruned, self.shape.grid[1], end)
 
     def _read_trace(self) -> tuple[Trace, NDArray[np.float32]]:
         """What a report needs of the pruning, on the host; no token of an answer waits for it."""
@@ -295,6 +306,19 @@ def _all_tokens(tokens: Tensor, total: int) -> PrunedTokens:
     indices = np.arange(total, dtype=np.int32)
     trace = Trace(indices, np.zeros(total, np.bool_), np.zeros((0, 2), np.int32))
     return PrunedTokens(tokens, indices, total, lambda: trace)
+
+
+def _in_frames(request: VideoRequest) -> OnProgress:
+    """What a backend tells of steps, as frames."""
+    left = request.shape.frames
+
+    def on_steps(done: int) -> None:
+        nonlocal left
+        frames = min(done * request.shape.frames_per_step, left)  # the last step may repeat a frame
+        left -= frames
+        request.on_progress(frames)
+
+    return on_steps
 
 
 def finished(stream: AnswerStream) -> Answer:

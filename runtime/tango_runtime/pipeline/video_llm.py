@@ -7,18 +7,17 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tango_plugins import TangoError
 from tango_runtime.backends.base import Backend
 from tango_runtime.backends.registry import select
-from tango_runtime.bundle import Bundle, Manifest
+from tango_runtime.bundle import Bundle
 from tango_runtime.pipeline.answer import Answer, AnswerStream
 from tango_runtime.pipeline.generate import Limits
 from tango_runtime.pipeline.prompt import Prompt, describe
 from tango_runtime.pipeline.sampling import Sampler
 from tango_runtime.pipeline.session import Session, VideoRequest, finished
-from tango_runtime.sizing.memory import all_video_tokens
 from tango_runtime.util.console import OnProgress
-from tango_runtime.video import Source, sample
+from tango_runtime.video import Source
+from tango_runtime.video.shape import open_clip
 
 if TYPE_CHECKING:
     from tango_runtime.report.report import Report
@@ -37,7 +36,6 @@ class VideoLLM:
 
     def __init__(self, bundle: str | Path | Bundle, backend: str | Backend = "auto") -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
-        _require_supported(self.bundle.manifest)
         self._backend = select(self.bundle, backend) if isinstance(backend, str) else backend
         self._prompt = Prompt.of(self.bundle)
         self._latest: weakref.ref[Session] | None = None  # whose tensors the backend still shares
@@ -57,6 +55,8 @@ class VideoLLM:
         source: Source,
         *,
         frames: int | None = None,
+        frame_size: tuple[int, int] | None = None,
+        max_pixels: int | None = None,
         retention_ratio: float | None = None,
         prune: bool = True,
         fps: float | None = None,
@@ -68,6 +68,9 @@ class VideoLLM:
             source: A video file, a folder of images, a uint8 array [N, H, W, 3], or any iterable of (seconds, uint8
                 [H, W, 3]); see :func:`tango_runtime.video.sample`.
             frames: Frames sampled uniformly, F; the bundle's number by default.
+            frame_size: (height, width) in pixels of the frames, for a bundle that takes any size; by default what the
+                video's aspect ratio gives within the bundle's budget of pixels.
+            max_pixels: Most pixels of a frame, in place of the budget's.
             retention_ratio: Fraction of the video tokens kept; the bundle's by default.
             prune: False keeps every token.
             fps: Frames a second of a folder or an array.
@@ -77,7 +80,8 @@ class VideoLLM:
         Raises:
             TangoError: An argument is out of range, or the video cannot be read or is shorter than ``frames``.
         """
-        return self._see(self._request(source, frames, retention_ratio, prune, fps, on_progress))
+        request = self._request(source, frames, retention_ratio, prune, fps, on_progress, frame_size, max_pixels)
+        return self._see(request)
 
     def generate(
         self,
@@ -85,6 +89,8 @@ class VideoLLM:
         question: str,
         *,
         frames: int | None = None,
+        frame_size: tuple[int, int] | None = None,
+        max_pixels: int | None = None,
         retention_ratio: float | None = None,
         prune: bool = True,
         max_new_tokens: int = 128,
@@ -100,6 +106,8 @@ class VideoLLM:
                 source,
                 question,
                 frames=frames,
+                frame_size=frame_size,
+                max_pixels=max_pixels,
                 retention_ratio=retention_ratio,
                 prune=prune,
                 max_new_tokens=max_new_tokens,
@@ -117,6 +125,8 @@ class VideoLLM:
         question: str,
         *,
         frames: int | None = None,
+        frame_size: tuple[int, int] | None = None,
+        max_pixels: int | None = None,
         retention_ratio: float | None = None,
         prune: bool = True,
         max_new_tokens: int = 128,
@@ -131,9 +141,12 @@ class VideoLLM:
         Everything that can be checked is checked before the video is decoded, which the first piece does.
 
         Args:
-            source: As of :meth:`session`, like ``frames``, ``retention_ratio``, ``prune``, ``fps``, ``on_progress``.
+            source: As of :meth:`session`, like everything else that is about the video.
             question: Plain text.
             frames: Frames sampled uniformly, F; the bundle's number by default.
+            frame_size: (height, width) in pixels of the frames, for a bundle that takes any size; by default what the
+                video's aspect ratio gives within the bundle's budget of pixels.
+            max_pixels: Most pixels of a frame, in place of the budget's.
             retention_ratio: Fraction of the video tokens kept; the bundle's by default.
             prune: False keeps every token.
             max_new_tokens: Most tokens of the answer.
@@ -149,12 +162,10 @@ class VideoLLM:
         """
         manifest = self.bundle.manifest
         limits, sampler = Limits.of(manifest, max_new_tokens), Sampler(temperature, top_p, seed)
-        request = self._request(source, frames, retention_ratio, prune, fps, on_progress)
+        request = self._request(source, frames, retention_ratio, prune, fps, on_progress, frame_size, max_pixels)
         before, text = self._prompt.encode(question, describe(manifest.prompt.video_text, request.timed.clock))
-        answer = Answer(question, request.retention_ratio, total=manifest.video.total_tokens(request.frames))
-        row_ends = manifest.prompt.row_end is not None
-        whole = all_video_tokens(manifest.video, manifest.params, request.frames, row_ends=row_ends)
-        video = 0 if prune else whole
+        answer = Answer(question, request.retention_ratio, total=request.shape.total)
+        video = 0 if prune else request.shape.rows(row_ends=manifest.prompt.row_end is not None)
         limits.require_room(len(before) + len(text) + len(manifest.prompt.after_video) + video, video)
 
         def pieces() -> Generator[str, None, None]:
@@ -174,6 +185,8 @@ class VideoLLM:
 
         from tango_runtime.report.report import Report
 
+        shape = answer.shape
+        assert shape is not None, "the answer is finished"
         return Report(
             video=video,
             question=answer.question,
@@ -182,10 +195,10 @@ class VideoLLM:
             backend=self.backend,
             version=version("tango-edge"),
             retention_ratio=answer.retention_ratio,
-            frames=answer.frames,
-            seconds=answer.seconds,
+            frames=answer.frames[:: shape.frames_per_step],
+            seconds=answer.seconds[:: shape.frames_per_step],
             aspect=answer.aspect,
-            grid=self.bundle.manifest.params.grid,
+            grid=shape.grid,
             salience=answer.salience,
             indices=answer.indices,
             merged=answer.merged,
@@ -206,12 +219,24 @@ class VideoLLM:
         prune: bool,
         fps: float | None,
         on_progress: OnProgress | None,
+        frame_size: tuple[int, int] | None,
+        max_pixels: int | None,
     ) -> VideoRequest:
-        params = self.bundle.manifest.params
+        manifest = self.bundle.manifest
+        count = manifest.video.frames if frames is None else frames
+        timed, shape = open_clip(
+            manifest,
+            source,
+            count,
+            fps=fps,
+            frame_size=frame_size,
+            max_pixels=max_pixels,
+            fixed=self._backend.frame_size,
+        )
+        params = manifest.params.on(shape.grid)
         params = params if retention_ratio is None else params.at(retention_ratio)
-        count = self.bundle.manifest.video.frames if frames is None else frames
-        timed = sample(source, count, fps=fps)
-        return VideoRequest(timed, count, params if prune else None, on_progress or (lambda frames: None))
+        done = on_progress or (lambda frames: None)
+        return VideoRequest(timed, shape, params if prune else None, done)
 
     def _see(self, request: VideoRequest) -> Session:
         """A session about a video, once the one before needs nothing more of the backend's shared tensors."""
@@ -221,24 +246,3 @@ class VideoLLM:
         session = Session(self._backend, self.bundle.manifest, self._prompt, request)
         self._latest = weakref.ref(session)
         return session
-
-
-def _require_supported(manifest: Manifest) -> None:
-    """Refuses a bundle that asks for something that this runtime does not do.
-
-    Raises:
-        TangoError: It does; the message names the key.
-    """
-    video = manifest.video
-    asked = {
-        "video: budget": video.budget is not None,
-        "video: frames_per_step": video.frames_per_step != 1,
-        "video: sampling": video.sampling != "floor",
-        "video: size": video.size[0] != video.size[1],
-        "decoder: rotary": manifest.decoder.rotary is not None,
-    }
-    if unknown := [key for key, needed in asked.items() if needed]:
-        raise TangoError(
-            f"a {manifest.family} bundle needs {', '.join(unknown)}, which this tango-edge does not do",
-            "install a newer tango-edge",
-        )

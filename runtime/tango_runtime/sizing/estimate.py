@@ -48,6 +48,7 @@ class SizingOptions:
         vision: Precision of the vision graph.
         decoder: Precision of the decoder.
         context: Positions of the cache; None takes the longest prompt and room for an answer.
+        frame: (height, width) of the frames, where the model takes any size.
     """
 
     frames: int | None = None
@@ -56,6 +57,7 @@ class SizingOptions:
     vision: Precision | None = None
     decoder: Precision | None = None
     context: int | None = None
+    frame: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class Workload:
 
     Attributes:
         frames: Frames of the video.
+        size: (height, width) of each in pixels.
         tokens: Video tokens before pruning.
         kept: Video tokens in the prompt, row ends included.
         thinned: Those of them that the decoder's upper layers see; None where every layer sees all.
@@ -75,6 +78,7 @@ class Workload:
     """
 
     frames: int
+    size: tuple[int, int]
     tokens: int
     kept: int
     thinned: int | None
@@ -140,6 +144,8 @@ def estimate(model: ModelDimensions, device: Device, options: SizingOptions) -> 
     Raises:
         TangoError: An option is out of range, or the device cannot run a precision or the operator.
     """
+    if options.frame is not None:
+        model = model.at_size(options.frame)
     workload = _workload(model, options)
     for graph, precision in (("vision", workload.vision), ("decoder", workload.decoder)):
         if precision not in device.precisions:
@@ -209,8 +215,9 @@ def _runs_operator(device: Device) -> bool:
 
 def _workload(model: ModelDimensions, options: SizingOptions) -> Workload:
     frames = model.video.frames if options.frames is None else options.frames
-    if not 1 <= frames <= MAX_FRAMES:
-        raise TangoError(f"--frames is {frames}", f"it must be from 1 to {MAX_FRAMES}")
+    highest = MAX_FRAMES * model.video.frames_per_step
+    if not 1 <= frames <= highest:
+        raise TangoError(f"--frames is {frames}", f"it must be from 1 to {highest}")
     kept, most = _video_tokens(model, options, frames)
     text = rules.video_text_tokens(frames, model.video_text)
     limit, prompt = model.decoder.context, kept + text + TYPICAL_TEXT_TOKENS
@@ -228,6 +235,7 @@ def _workload(model: ModelDimensions, options: SizingOptions) -> Workload:
         )
     return Workload(
         frames=frames,
+        size=model.video.size,
         tokens=model.video.total_tokens(frames),
         kept=kept,
         thinned=inner.kept(kept) if (inner := model.decoder.inner) and options.prune else None,

@@ -31,6 +31,9 @@ ANSWER_TOKENS = 512
 #: Largest size in bytes of the operator's matrix of inner products; above it, the operator works in strips of rows.
 MAX_PRODUCTS_BYTES = 160 * 10**6
 
+#: Bytes that the vision graph's activations may take where frames have any size: it is given so many steps at once.
+VISION_BYTES = 2 << 30
+
 _TILE = 64
 _FP32 = 4
 
@@ -76,11 +79,6 @@ def default_context(pass_tokens: int, limit: int) -> int:
     return min(limit, _round_up(pass_tokens + ANSWER_TOKENS))
 
 
-def steps(video: VideoSpec, frames: int) -> int:
-    """Steps of frames in a video: the grids that the vision graph gives and the operator prunes."""
-    return video.total_tokens(frames) // video.tokens_per_frame
-
-
 def max_video_tokens(video: VideoSpec, params: PruneParams, frames: int, *, row_ends: bool = False) -> int:
     """Most video tokens that a prompt can hold after pruning.
 
@@ -90,19 +88,19 @@ def max_video_tokens(video: VideoSpec, params: PruneParams, frames: int, *, row_
         frames: Frames of the video.
         row_ends: Whether a newline token follows each grid row with a kept token.
     """
-    count = steps(video, frames)
+    count = video.steps(frames)
     return with_row_ends(op.capacity(count, video.tokens_per_frame, params), count, params, row_ends)
 
 
 def typical_video_tokens(video: VideoSpec, params: PruneParams, frames: int, *, row_ends: bool = False) -> int:
     """Video tokens of a prompt after pruning with the ``exact`` budget; arguments as in :func:`max_video_tokens`."""
-    count = steps(video, frames)
+    count = video.steps(frames)
     return with_row_ends(op.exact_count(count, video.tokens_per_frame, params), count, params, row_ends)
 
 
 def all_video_tokens(video: VideoSpec, params: PruneParams, frames: int, *, row_ends: bool = False) -> int:
     """Video tokens of a prompt without pruning; arguments as in :func:`max_video_tokens`."""
-    return with_row_ends(video.total_tokens(frames), steps(video, frames), params, row_ends)
+    return with_row_ends(video.total_tokens(frames), video.steps(frames), params, row_ends)
 
 
 def video_text_tokens(frames: int, video_text: bool) -> int:
@@ -126,15 +124,34 @@ def activation_bytes(graph: GraphName, dims: Dimensions, shapes: MaxShapes, item
     """
     hidden, tokens = dims.decoder.hidden_size, shapes.pass_tokens
     if graph == "vision":
-        vision = dims.vision
-        scores = 2 * _FP32 * vision.heads * vision.patches
-        return steps(dims.video, shapes.frames) * vision.patches * (scores + 8 * item * hidden)
+        steps = dims.video.steps(shapes.frames)
+        if dims.video.budget is not None:
+            steps = min(steps, vision_steps_at_once(dims, dims.video.tokens_per_frame, item))
+        return steps * _step_bytes(dims, dims.video.tokens_per_frame, item)
     if graph == "prune":
         return workspace_bytes(dims.video.total_tokens(shapes.frames), hidden)
     if graph == "embed":
         return tokens * hidden * item
     scores = 2 * _FP32 * dims.decoder.heads * (shapes.context + tokens)
     return tokens * (scores + 16 * item * hidden)
+
+
+def vision_steps_at_once(dims: Dimensions, tokens: int, item: int) -> int:
+    """Steps of frames that one pass of the vision graph takes within ``VISION_BYTES``, at least one.
+
+    Args:
+        dims: The model's dimensions.
+        tokens: Tokens of a step.
+        item: Bytes of an element of the graph's tensors.
+    """
+    return max(1, VISION_BYTES // _step_bytes(dims, tokens, item))
+
+
+def _step_bytes(dims: Dimensions, tokens: int, item: int) -> int:
+    """Bytes of the vision graph's activations for one step of so many tokens."""
+    vision = dims.vision
+    patches = vision.patches * tokens // dims.video.tokens_per_frame
+    return patches * (2 * _FP32 * vision.heads * patches + 8 * item * dims.decoder.hidden_size)
 
 
 def cache_bytes(decoder: DecoderSpec, positions: int, item: int) -> int:

@@ -7,7 +7,7 @@ derives them from the families and compares. A new preset adds an entry here and
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -16,6 +16,7 @@ from tango_plugins import PruneParams, TangoError, op
 from tango_runtime.bundle import Bundle, DecoderSpec, GraphName, GraphSpec, Manifest, VideoSpec, VisionSpec
 from tango_runtime.sizing.devices import Precision
 from tango_runtime.util.jsonschema import from_json
+from tango_runtime.video.shape import at_size
 
 RELEASED_MODELS = "released_models.json"
 
@@ -103,6 +104,15 @@ class ModelDimensions:
     vision_precision: Precision = "fp16"
     decoder_precision: Precision = "fp16"
     stored: tuple[tuple[GraphName, int], ...] = ()
+
+    def at_size(self, size: tuple[int, int]) -> ModelDimensions:
+        """The model with frames of another size (height, width).
+
+        Raises:
+            TangoError: It does not take them.
+        """
+        video, vision, params = at_size(self.video, self.vision, self.params, size)
+        return replace(self, video=video, vision=vision, params=params)
 
     @property
     def tower(self) -> LayerStack:

@@ -21,7 +21,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tango_runtime.sizing.devices import Device, Precision
-from tango_runtime.sizing.memory import cache_bytes, products_bytes, steps
+from tango_runtime.sizing.memory import cache_bytes, products_bytes
 from tango_runtime.sizing.models import BYTES, LayerStack, ModelDimensions
 
 #: Of the data sheet's 989 TFLOP/s a product of large fp16 matrices reached 687, of its 4.8 TB/s a copy 4.02.
@@ -62,7 +62,7 @@ class StageTimes:
 def vision_time(model: ModelDimensions, device: Device, frames: int, precision: Precision = "fp16") -> float:
     """Seconds for tower and projector."""
     spec, tower = model.vision, model.tower
-    grids, (per_patch, per_token) = steps(model.video, frames), spec.projector
+    grids, (per_patch, per_token) = model.video.steps(frames), spec.projector
     patches = grids * spec.patches
     linear = 2 * (patches * (tower.weights + per_patch) + model.video.total_tokens(frames) * per_token)
     work = _Work(linear, precision, grids * model.vision_attention)

@@ -12,7 +12,7 @@ import numpy as np
 from tango_plugins import TangoError
 from tango_runtime.video.file import VideoFile
 from tango_runtime.video.frames import from_array, from_folder, from_pairs
-from tango_runtime.video.source import FrameSource, FrameStream, Source, check_count
+from tango_runtime.video.source import FrameSource, FrameStream, Rounding, Source, check_count
 
 
 def open_source(source: Source, fps: float | None = None) -> FrameSource:
@@ -62,10 +62,9 @@ def open_source(source: Source, fps: float | None = None) -> FrameSource:
     )
 
 
-def sample(source: Source, count: int, *, fps: float | None = None) -> FrameStream:
+def sample(source: Source, count: int, *, fps: float | None = None, rounding: Rounding = "floor") -> FrameStream:
     """Samples exactly `count` frames at the indices ``linspace(0, n - 1, count)`` of the n frames of `source`.
 
-    The indices are those of the LLaVA-OneVision evaluation (LLaVA-NeXT, ``np.linspace(0, n - 1, F, dtype=int)``).
     Seconds count from the first frame. A video is read twice: its packets first, without decoding, for the number of
     frames and their times; then only what the chosen frames depend on is decoded, one frame in memory at a time. The
     frames are those that decoding the whole video gives; damage in a part that no chosen frame needs stays unnoticed.
@@ -74,6 +73,7 @@ def sample(source: Source, count: int, *, fps: float | None = None) -> FrameStre
         source: What to sample; see :func:`open_source`.
         count: Number of frames, at least 1.
         fps: Frames per second of a folder or an array.
+        rounding: How the indices become integers; see :func:`tango_runtime.video.source.choose`.
 
     Returns:
         An iterator of (seconds, uint8 RGB frame [H, W, 3]) in order of time; rotation metadata is applied. Its
@@ -85,4 +85,4 @@ def sample(source: Source, count: int, *, fps: float | None = None) -> FrameStre
     """
     check_count(count)
     opened = open_source(source, fps)
-    return FrameStream(opened, opened.sample(count))
+    return FrameStream(opened, opened.sample(count, rounding=rounding))

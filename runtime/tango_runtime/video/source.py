@@ -104,6 +104,11 @@ class FrameStream(Iterator[TimedFrame]):
         return timed
 
     @property
+    def frame_size(self) -> tuple[int, int] | None:
+        """(height, width) in pixels of the source's first frame, as it is read; None where unknown."""
+        return self._source.frame_size
+
+    @property
     def clock(self) -> Clock:
         """The times that were announced, and those of the frames that were read already."""
         return Clock(self._seconds.copy(), self._source.duration)

@@ -25,10 +25,11 @@ from tango_plugins import TangoError, op, reference
 from tango_runtime import VideoLLM
 from tango_runtime.bundle import Bundle
 from tango_runtime.video import Clock
+from tango_runtime.video.shape import ClipShape
 from tests.fakes.evaluator import PARAMS, TRIALS, VIDEOS, Counter
 from tests.fakes.sequence import OneSequence
 
-CLOCK = Clock(np.zeros(8), 8.0)
+SHAPE, CLOCK = ClipShape(8, (112, 112), 1, (4, 4)), Clock(np.zeros(8), 8.0)
 
 # Questions and records
 
@@ -60,10 +61,10 @@ def test_the_count_is_that_of_tango_even_without_a_trial_of_tango():
 
 def test_random_choices_depend_only_on_video_and_seed():
     class Remembering(Counter):
-        def answer(self, kept, clock, questions):
+        def answer(self, kept, *asked):
             self.drawn = getattr(self, "drawn", [])
             self.drawn.append(kept.tokens)
-            return super().answer(kept, clock, questions)
+            return super().answer(kept, *asked)
 
     def drawn(videos, trials, seed=0):
         evaluator = Remembering()
@@ -171,9 +172,9 @@ def test_questions_are_independent(evaluator, frames):
         np.stack([np.array(Image.fromarray(frame).resize((112, 112))) for frame in frames])
     )
     kept = everything(features)
-    together, _ = evaluator.answer(kept, CLOCK, QUESTIONS)
-    alone = [evaluator.answer(kept, CLOCK, [question])[0][0] for question in QUESTIONS]
-    assert together == alone == evaluator.answer(kept, CLOCK, QUESTIONS[::-1])[0][::-1]
+    together, _ = evaluator.answer(kept, SHAPE, CLOCK, QUESTIONS)
+    alone = [evaluator.answer(kept, SHAPE, CLOCK, [question])[0][0] for question in QUESTIONS]
+    assert together == alone == evaluator.answer(kept, SHAPE, CLOCK, QUESTIONS[::-1])[0][::-1]
 
 
 def everything(features):
@@ -185,17 +186,17 @@ def everything(features):
 def test_the_answer_ends_where_the_context_does(tiny_bundle, evaluator, frames, tmp_path):
     manifest = json.loads((tiny_bundle / "bundle.json").read_text())
     kept = everything(np.zeros((1, 20, manifest["decoder"]["hidden_size"]), np.float32))
-    [whole], _ = evaluator.answer(kept, CLOCK, QUESTIONS[:1])
+    [whole], _ = evaluator.answer(kept, SHAPE, CLOCK, QUESTIONS[:1])
     prompt = VideoLLM(tiny_bundle)._prompt
     text = sum(map(len, prompt.encode(QUESTIONS[0]))) + len(manifest["prompt"]["after_video"])
     for room in (3, 0):
         copy = shutil.copytree(tiny_bundle, tmp_path / f"{room}")
         manifest["decoder"]["context"] = 20 + text + room
         (copy / "bundle.json").write_text(json.dumps(manifest))
-    [short], _ = BundleEvaluator(tmp_path / "3").answer(kept, CLOCK, QUESTIONS[:1])
+    [short], _ = BundleEvaluator(tmp_path / "3").answer(kept, SHAPE, CLOCK, QUESTIONS[:1])
     assert whole.startswith(short) and whole != short != ""  # noqa: PT018
     with pytest.raises(TangoError, match=f"takes {20 + text} tokens, 20 of them video"):
-        BundleEvaluator(tmp_path / "0").answer(kept, CLOCK, QUESTIONS[:1])
+        BundleEvaluator(tmp_path / "0").answer(kept, SHAPE, CLOCK, QUESTIONS[:1])
 
 
 def test_prompts_that_do_not_fit_are_rejected_first(tiny_bundle, frames):

@@ -29,7 +29,9 @@ def test_nothing_is_computed_twice(fp16, clips, tmp_path):
     def make():
         made.append(1)
         some = np.ones((2, 3), np.float16)
-        return Capture(np.arange(3, dtype=np.int32), np.zeros(3, np.bool_), DecoderInput(some, some[:0]))
+        return Capture(
+            np.arange(3, dtype=np.int32), np.zeros(3, np.bool_), DecoderInput(some, some[:0], np.arange(3)[None])
+        )
 
     for max_new_tokens in (4, 4, 5):
         found = ObservationCache(tmp_path, fp16, max_new_tokens).capture(clips[0], make)

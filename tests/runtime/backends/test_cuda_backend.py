@@ -85,7 +85,7 @@ def same(found, wanted):
     ("engine", "limits"),
     [
         ("onnxruntime", {}),
-        ("onnxruntime", {"tokens_at_once": 16, "frames_at_once": 3}),
+        ("onnxruntime", {"tokens_at_once": 16, "steps_at_once": 3}),
         ("onnxruntime", {"tokens_at_once": 7}),
         ("tensorrt", {}),
     ],

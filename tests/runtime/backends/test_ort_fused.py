@@ -70,7 +70,7 @@ def close(found, wanted, tolerance=1e-4):
 
 
 @pytest.mark.parametrize("prune", [True, False])
-@pytest.mark.parametrize("limits", [{}, {"tokens_at_once": 16, "frames_at_once": 3}, {"tokens_at_once": 7}])
+@pytest.mark.parametrize("limits", [{}, {"tokens_at_once": 16, "steps_at_once": 3}, {"tokens_at_once": 7}])
 def test_sixty_four_tokens_are_the_plain_graphs(make, colors, limits, prune):
     llm, plain = make(**limits)
     options = {"frames": 8, "prune": prune, "max_new_tokens": 64}
@@ -192,7 +192,7 @@ def test_a_quantized_decoder_runs_as_its_plain_graph(make, host, quantized, colo
     graphs, files = llm.bundle.manifest.graphs, llm.bundle.manifest.files
     assert graphs["decoder"].device
     assert not llm._backend._graphs.in_place
-    assert llm._backend._graphs.frames_at_once == 32
+    assert llm._backend._graphs.steps_at_once == 32
     options = {"frames": 8, "prune": False, "max_new_tokens": 8}
     stages = [OneSequence(each._backend) for each in (llm, plain)]
     close(*(np.array(each.prefill([each.embed(np.arange(20, 60))], 64)) for each in stages), 1e-2)

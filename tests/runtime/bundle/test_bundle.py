@@ -490,11 +490,11 @@ def test_quantized_weights_have_a_place(with_device_graphs):
 
 
 def test_positions_on_three_axes_are_an_input_of_the_decoder(folder):
-    rotary = {"sections": [8, 12, 12], "time_step": "seconds", "tokens_per_second": 2}
+    rotary = {"sections": [8, 12, 12], "time_step": "seconds", "tokens_per_second": 2, "positions": 128000}
     edit(folder, lambda data: data["decoder"].update(rotary=rotary))
     assert "do not fit the tensors of graphs: decoder" in load_error(folder)
     axis = {"name": "rotary", "dtype": "int64", "shape": [3, "N"]}
     edit(folder, lambda data: data["graphs"]["decoder"]["inputs"].insert(2, axis))
-    assert Bundle.load(folder).manifest.decoder.rotary == RotarySpec((8, 12, 12), "seconds", 2)
+    assert Bundle.load(folder).manifest.decoder.rotary == RotarySpec((8, 12, 12), "seconds", 2, 128000)
     edit(folder, lambda data: data["decoder"]["rotary"].update(sections=[8, 12, 13]))
     assert "sections do not fit head_dim 64" in load_error(folder)

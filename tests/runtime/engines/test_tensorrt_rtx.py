@@ -27,9 +27,9 @@ pytest.importorskip(
 NEWEST = Target("11.0.0", "9.0", "TensorRT-RTX")
 
 
-def run_worker(bundle, graph, output):
+def run_worker(bundle, graph, output, **options):
     """Builds a graph's engine as `tango build` does; returns the last message of the worker, and its log."""
-    (planned,) = plan_engines(bundle, NEWEST, BuildOptions(), [graph])
+    (planned,) = plan_engines(bundle, NEWEST, BuildOptions(**options), [graph])
     assert "STRONGLY_TYPED" in planned.spec.flags
     inputs, cache = bundle.manifest.graphs[graph].inputs, output.with_suffix(".cache")
     job = Job(planned.spec, str(bundle.engine_graph(graph)), inputs, None, str(output), str(cache), os.getpid())
@@ -61,6 +61,22 @@ def test_engines_of_llava_video_with_inner_pruning_are_built(responsive_checkpoi
     message, log = run_worker(Bundle.load(folder), graph, tmp_path / "engine")
     assert "peak_host" in message, log
     assert (tmp_path / "engine").stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    ("graph", "options"),
+    [
+        ("vision", {"frame": (112, 224)}),  # whole windows
+        ("vision", {"frame": (140, 252), "max_frames": 8}),  # windows cut on both sides, any number of steps
+        ("embed", {}),
+        ("decoder", {}),
+    ],
+)
+def test_an_engine_of_qwen_is_built_for_one_frame_size(qwen_bundle, tmp_path, graph, options):
+    engine = tmp_path / "engine"
+    message, log = run_worker(Bundle.load(qwen_bundle(precision="fp16")), graph, engine, **options)
+    assert "peak_host" in message, log
+    assert engine.stat().st_size > 0
 
 
 def test_a_graph_that_the_parser_cannot_read_is_named(bundle, tmp_path):

@@ -54,7 +54,7 @@ def greedy(llm, source, length=12, **options):
 def test_the_video_stands_in_its_place_with_the_newline_behind_it(llm, frames, given):
     opened, extended = given("new_cache"), given("extend")
     answer = greedy(llm, frames, prune=False)
-    [(capacity,)], (_, pieces, _) = opened, extended[0]
+    [(capacity, _)], (_, pieces, _) = opened, extended[0]
     prompt = llm.bundle.manifest.prompt
     tokenizer = llm._prompt._tokenizer
     before, after = (

@@ -83,7 +83,7 @@ def test_what_a_prompt_says_of_its_video_is_part_of_it():
 
 
 def test_two_frames_a_step_make_one_grid(qwen):
-    assert [memory.steps(qwen.video, frames) for frames in (1, 2, 3, 32)] == [1, 1, 2, 16]
+    assert [qwen.video.steps(frames) for frames in (1, 2, 3, 32)] == [1, 1, 2, 16]
     assert memory.typical_video_tokens(qwen.video, qwen.params, 32) == 1152
 
 

@@ -6,15 +6,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tango_export.checkpoint import Checkpoint
+from tango_export.checkpoint import Checkpoint, renaming
 from tango_export.families.base import Model, Reference
 from tango_export.families.llava.config import Formats, LlavaConfig, read_config
 from tango_export.families.llava.graphs import definitions
 from tango_export.families.llava.templates import HF_TEMPLATE, QWEN_1_5_TEMPLATE
-from tango_export.families.llava.weights import LLAVA_RULES, SIGLIP_RULES, renaming
-from tango_export.graph import PORTABLE, Definition, build
+from tango_export.families.llava.weights import LLAVA_RULES, SIGLIP_RULES
+from tango_export.families.opening import check_context, expected_tensors, read_vocabulary
+from tango_export.graph import Definition
 from tango_export.models.projector import Pooling, PoolingMode
-from tango_export.tokenizer import read_chat_template, read_tokenizer, stop_ids, vocabulary_size
+from tango_export.tokenizer import read_chat_template, read_tokenizer, stop_ids
 from tango_plugins import PruneParams, TangoError
 from tango_runtime.bundle import DecoderSpec, InnerPruning, PromptSpec, VideoSpec, VisionSpec
 from tango_runtime.util.console import status
@@ -61,19 +62,14 @@ def load(variant: Variant, folders: Mapping[str, Path], context: int, inner: Inn
     config = read_config(folder, head.folder, variant.formats)
     text, pooling = config.text, Pooling(variant.pooling, config.vision.side)
     grid, newline = (pooling.side,) * 2, text.vocab_size  # the newline's row follows the vocabulary
-    _check_context(context, text.max_position_embeddings)
+    check_context(context, text.max_position_embeddings)
     if inner and not 0 < inner.layer < text.num_hidden_layers:
         raise TangoError(
             f"--inner-layer is {inner.layer}, the decoder has {text.num_hidden_layers} layers",
             f"give one from 1 to {text.num_hidden_layers - 1}",
         )
     tokenizer_json, tokenizer = read_tokenizer(folder)
-    vocabulary = vocabulary_size(tokenizer)
-    if vocabulary > text.vocab_size:
-        raise TangoError(
-            f"{folder}: the tokenizer has {vocabulary} ids, the table {text.vocab_size} rows",
-            "tokenizer and weights are not of the same checkpoint; download it again",
-        )
+    vocabulary = read_vocabulary(folder, tokenizer, text.vocab_size)
     checkpoint = Checkpoint(folder, renaming(LLAVA_RULES))
     tied = config.tied and "lm_head.weight" not in checkpoint
     graphs = definitions(config, pooling, context, vocabulary, tied, inner)
@@ -156,18 +152,8 @@ def _pooling_head(folder: Path, siglip: str) -> Checkpoint:
     return head
 
 
-def _check_context(context: int, most: int) -> None:
-    if not 1 <= context <= most:
-        raise TangoError(
-            f"--context is {context}, the decoder was made for 1 to {most} positions", f"give at most --context {most}"
-        )
-
-
 def _check_weights(graphs: tuple[Definition, ...], checkpoint: Checkpoint, head: Checkpoint) -> None:
-    expected: dict[str, tuple[int, ...]] = {}
-    for definition in graphs:
-        for weight in build(definition, PORTABLE, "float32").weights:
-            expected |= weight.tensors
+    expected = expected_tensors(graphs)
     for name in [name for name in expected if name.startswith("head.")]:
         shape = expected.pop(name)
         if head.shape(name) != shape:

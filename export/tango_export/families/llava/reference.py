@@ -88,8 +88,8 @@ class LlavaReference:
         return rows
 
     @torch.no_grad()
-    def logits(self, embeddings: Array) -> Array:
-        """[N, D] → logits of every position [N, vocabulary]."""
+    def logits(self, embeddings: Array, rotary: Array | None = None) -> Array:
+        """[N, D] → logits of every position [N, vocabulary]; it takes no ``rotary``."""
         given = torch.from_numpy(embeddings.astype(np.float32))
         logits: Array = self._model(inputs_embeds=given[None]).logits[0].numpy()
         return logits

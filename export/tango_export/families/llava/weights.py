@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
-from tango_export.checkpoint import Rename
-
 #: Names on disk, in any layout, → canonical names; the first rule that matches. None leaves a tensor out.
 LLAVA_RULES = [
     (r".*(\.inv_freq|\.position_ids)$", None),
@@ -23,16 +19,3 @@ SIGLIP_RULES = [
     (r"(vision_model\.)?head\.", "head."),
     (r".*", None),
 ]
-
-
-def renaming(rules: list[tuple[str, str | None]]) -> Rename:
-    """A function that gives a stored name its canonical one: the first rule that matches its beginning wins."""
-    compiled = [(re.compile(pattern), prefix) for pattern, prefix in rules]
-
-    def rename(stored: str) -> str | None:
-        for pattern, prefix in compiled:
-            if match := pattern.match(stored):
-                return None if prefix is None else prefix + stored[match.end() :]
-        return stored
-
-    return rename

@@ -33,7 +33,9 @@ from tango_runtime.backends.cuda.logits import DeviceLogits
 from tango_runtime.backends.cuda.row_ends import enqueue_gather
 from tango_runtime.backends.cuda.runner import GraphRunner
 from tango_runtime.backends.cuda.thinning_decoder import ThinningDecoder
+from tango_runtime.backends.rotary import TEXT, RotaryIds
 from tango_runtime.bundle import Bundle
+from tango_runtime.sizing import memory
 from tango_runtime.util.console import OnProgress
 
 
@@ -48,6 +50,7 @@ class CudaBackend:
     Attributes:
         description: The backend, in one line.
         fallback_reason: Why ``auto`` took no faster backend, empty where this one was asked for by name.
+        frame_size: (height, width) of the only frames that the graphs were built for; None for any.
 
     Raises:
         TangoError: The device has not enough memory.
@@ -57,7 +60,8 @@ class CudaBackend:
         self.description, self.fallback_reason = graphs.description, ""
         self._graphs, self._stream, self._pool = graphs, stream, Pool()
         self._frames_pool = HostPool()
-        self._features = bundle.manifest.graphs["vision"].outputs[0]
+        self._manifest = bundle.manifest
+        self.frame_size = graphs.frame_size
         hidden_size, dtype = bundle.manifest.decoder.hidden_size, bundle.manifest.dtype
         self._embedder = Embedder(graphs, stream, self._pool, hidden_size, dtype)
         self._pruner = functools.cache(CudaPruner)
@@ -76,13 +80,17 @@ class CudaBackend:
     def vision(
         self, frames: NDArray[np.uint8] | DeviceArray, on_progress: OnProgress
     ) -> tuple[DeviceArray, DeviceArray]:
-        """[F, H, W, 3] → features [F, L, D] and salience [F, L]; ``on_progress`` gets the number of frames done."""
-        F, (L, D) = frames.shape[0], self._features.shape[1:]
+        """Steps of frames [F, ...] → features [F, L, D] and salience [F, L]; ``on_progress`` gets the number done."""
+        F, (height, width) = frames.shape[0], frames.shape[-3:-1]
+        manifest, D = self._manifest, self._manifest.decoder.hidden_size
+        L = manifest.video.step_tokens((height, width))
         video = frames if isinstance(frames, DeviceArray) else self._upload_frames(frames)
-        features = self._pool.take("features", (F, int(L), int(D)), self._features.dtype)
-        salience = self._pool.take("salience", (F, int(L)), np.float32)
+        features = self._pool.take("features", (F, L, D), manifest.dtype)
+        salience = self._pool.take("salience", (F, L), np.float32)
         on_progress(0)
-        most = self._graphs.frames_at_once or F
+        most = self._graphs.steps_at_once or F
+        if manifest.video.budget is not None:  # a step may be large: as many as fit a memory that does not grow with it
+            most = min(most, memory.vision_steps_at_once(manifest, L, np.dtype(manifest.dtype).itemsize))
         for begin in range(0, F, most):
             end = min(begin + most, F)
             named = {"frames": video, "features": features, "salience": salience}
@@ -138,9 +146,9 @@ class CudaBackend:
         """[N] → embeddings [N, D], made when they are used."""
         return TokenIds(ids)
 
-    def new_cache(self, capacity: int) -> KVCache:
+    def new_cache(self, capacity: int, rotary: RotaryIds = TEXT) -> KVCache:
         """An empty sequence with room for so many positions."""
-        cache: KVCache = self._decoder.new_cache(capacity)
+        cache: KVCache = self._decoder.new_cache(capacity, rotary)
         return cache
 
     def reserve(self, cache: KVCache, positions: int) -> None:

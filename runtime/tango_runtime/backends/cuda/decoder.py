@@ -17,6 +17,8 @@ from tango_runtime.backends.cuda.embedder import Embedder, Piece
 from tango_runtime.backends.cuda.kv_cache import KVCache
 from tango_runtime.backends.cuda.logits import DeviceLogits
 from tango_runtime.backends.cuda.runner import GraphRunner, Step
+from tango_runtime.backends.ort_cpu import cache_inputs
+from tango_runtime.backends.rotary import TEXT, RotaryIds
 from tango_runtime.bundle import Manifest
 
 #: Where the runner does not fix a cache's capacity, it is a multiple of this many positions.
@@ -26,7 +28,7 @@ _POSITIONS = 256
 class SequenceDecoder(Protocol):
     """What the backend asks of a decoder; see :class:`tango_runtime.backends.base.Backend`."""
 
-    def new_cache(self, capacity: int) -> Any:
+    def new_cache(self, capacity: int, rotary: RotaryIds = TEXT) -> Any:
         """An empty sequence with room for so many positions."""
 
     def reserve(self, cache: Any, positions: int) -> None:
@@ -57,7 +59,7 @@ class Decoder:
         self._graphs, self._embedder, self._stream, self._pool = graphs, embedder, stream, pool
         self._spec = manifest.graphs["decoder"]
         self._hidden_size, self._dtype = manifest.decoder.hidden_size, manifest.dtype
-        self._context = manifest.decoder.context
+        self._context, self._rotary = manifest.decoder.context, manifest.decoder.rotary is not None
         self._logits = self._new_logits()
         self._positions = pool.take("all positions", (self._context,), graphs.dtype("decoder", "positions"))
         stream.upload(np.arange(self._context), self._positions)
@@ -69,8 +71,8 @@ class Decoder:
             self._step_of(first)
             first.release()
 
-    def new_cache(self, capacity: int) -> KVCache:
-        """An empty sequence with room for so many positions.
+    def new_cache(self, capacity: int, rotary: RotaryIds = TEXT) -> KVCache:
+        """An empty sequence with room for so many positions, and its rotary positions.
 
         Raises:
             TangoError: The runner's caches are smaller, or the device has not enough memory.
@@ -79,20 +81,16 @@ class Decoder:
         if fixed is not None and capacity > fixed:
             raise too_small(capacity, fixed)
         wanted = fixed or rounded(capacity)
-        while self._free:
-            cache = self._free.pop()
-            if cache.capacity == wanted:
-                cache.rewind(0)
-                return cache
-            self._forget(cache)
-        return KVCache(
-            self._spec.inputs[2:],
+        cache = self._released(wanted) or KVCache(
+            cache_inputs(self._spec),
             self._spec.outputs[1:],
             wanted,
             in_place=self._graphs.in_place,
             stream=self._stream,
             released=self._take_back,
         )
+        cache.rotary = rotary
+        return cache
 
     def reserve(self, cache: KVCache, positions: int) -> None:
         """Makes room for so many positions in all."""
@@ -123,7 +121,7 @@ class Decoder:
         """Appends one token → logits of its position."""
         require_context(cache.length, 1, self._context)
         self.reserve(cache, cache.length + 1)
-        self._step_of(cache)(token, cache.length)
+        self._step_of(cache)(token, cache.length, cache.length + cache.rotary.offset)
         cache.advance(1)
         return self._logits
 
@@ -132,8 +130,12 @@ class Decoder:
         tokens, length = embeddings.shape[0], cache.length
         positions = self._pool.take("positions", (tokens,), self._positions.dtype)
         self._stream.copy(rows(self._positions, length, length + tokens), positions)
+        inputs = {"embeddings": embeddings, "positions": positions}
+        if self._rotary:
+            inputs["rotary"] = self._pool.take("rotary", (3, tokens), positions.dtype)
+            self._embedder.upload(cache.rotary.at(length, length + tokens), inputs["rotary"])
         new = cache.room(tokens, self._pool)
-        self._graphs.bind("decoder", self._tensors(cache, embeddings, positions, new, length))()
+        self._graphs.bind("decoder", self._tensors(cache, inputs, new, length))()
         cache.fill(new, tokens)
 
     def _step_of(self, cache: KVCache) -> Step:
@@ -153,12 +155,17 @@ class Decoder:
         take, stream, positions, embed = self._pool.take, self._stream, self._positions, self._embedder.embed
         ids, position = take("step ids", (1,), self._embedder.ids_dtype), take("step position", (1,), positions.dtype)
         embedding = take("step embedding", (1, self._hidden_size), self._dtype)
+        inputs = {"embeddings": embedding, "positions": position}
+        if self._rotary:
+            inputs["rotary"] = take("step rotary", (3, 1), positions.dtype)
         new = cache.room(1, self._pool, "step rows")
-        run = self._graphs.bind("decoder", self._tensors(cache, embedding, position, new, cache.capacity), replay=True)
+        run = self._graphs.bind("decoder", self._tensors(cache, inputs, new, cache.capacity), replay=True)
 
-        def step(token: int, length: int) -> None:
+        def step(token: int, length: int, rotation: int) -> None:
             stream.upload(np.array([token]), ids)
             stream.copy(rows(positions, length, length + 1), position)
+            if self._rotary:
+                stream.upload(np.full((3, 1), rotation), inputs["rotary"])
             embed(ids, embedding)
             run()
             if not self._graphs.in_place:
@@ -167,15 +174,19 @@ class Decoder:
         return step
 
     def _tensors(
-        self, cache: KVCache, embeddings: DeviceArray, positions: DeviceArray, new: dict[str, DeviceArray], length: int
+        self, cache: KVCache, inputs: dict[str, DeviceArray], new: dict[str, DeviceArray], length: int
     ) -> dict[str, DeviceArray]:
-        return {
-            "embeddings": embeddings,
-            "positions": positions,
-            **cache.held(length),
-            "logits": self._logits.memory,
-            **new,
-        }
+        return {**inputs, **cache.held(length), "logits": self._logits.memory, **new}
+
+    def _released(self, capacity: int) -> KVCache | None:
+        """A cache that was given back, cleared, if it has that capacity; others are dropped."""
+        while self._free:
+            cache = self._free.pop()
+            if cache.capacity == capacity:
+                cache.rewind(0)
+                return cache
+            self._forget(cache)
+        return None
 
     def _take_back(self, cache: KVCache) -> None:
         """Keeps a released cache for the next sequence, in the place of another."""

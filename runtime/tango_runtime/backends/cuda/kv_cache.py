@@ -10,6 +10,7 @@ import numpy as np
 from tango_plugins.device_array import DeviceArray
 from tango_runtime.backends.cuda.device import ALIGNMENT, Buffer, Pool, Stream, StridedRows
 from tango_runtime.backends.cuda.runner import Step
+from tango_runtime.backends.rotary import TEXT
 from tango_runtime.bundle import TensorSpec
 
 
@@ -30,6 +31,7 @@ class KVCache:
     Attributes:
         capacity: Positions that there is room for.
         length: Positions that are filled.
+        rotary: Rotary positions of the sequence.
         pool: Memory that lives as long as the cache.
         step: Its decode step, None until one is made.
     """
@@ -52,7 +54,7 @@ class KVCache:
         self._row = head_dim * self._dtype.itemsize
         self._in_place, self._stream, self._released = in_place, stream, released
         self.length = self._reached = 0  # the second: positions that were ever written since the cache was clear
-        self.pool = Pool()
+        self.rotary, self.pool = TEXT, Pool()
         self.step: Step | None = None
         self._allocate(capacity)
 

@@ -46,7 +46,7 @@ class FusedOrtRunner(OrtRunner):
         self._cached = [t.name for t in plain[last].outputs[1:]]
         self.waiting = [graph for graph in OrtRunner.waiting if graph in plain and not plain[graph].device]
         if plain["vision"].device:
-            self.frames_at_once = 32
+            self.steps_at_once = 32
         if plain[last].device:
             self.in_place, self.tokens_at_once = True, 4096
             self.capacity = bundle.manifest.decoder.context  # the decode kernel of a cache is made for its length
@@ -90,9 +90,10 @@ class FusedOrtRunner(OrtRunner):
         self._stream.clear(workspace)  # the kernel's to write alone from here on
         stream = self._stream.handle
 
-        def step(token: int, position: int) -> None:
+        def step(token: int, position: int, rotation: int) -> None:
             embedding = rows(embeddings, token, token + 1)
-            decoder.enqueue(embedding, position, logits=logits, table=table, workspace=workspace, stream=stream)
+            memory = {"logits": logits, "table": table, "workspace": workspace}
+            decoder.enqueue(embedding, position, rotation, **memory, stream=stream)
 
         return step
 

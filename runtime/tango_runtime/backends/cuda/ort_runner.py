@@ -42,9 +42,10 @@ class OrtRunner:
     """
 
     #: Attention is not fused: its scores take 17 MB in fp16 for each frame of 384×384 and layer.
-    frames_at_once = 8
+    steps_at_once = 8
     #: The scores of a pass of the decoder are heads · tokens · positions.
     tokens_at_once = 2048
+    frame_size = None
     capacity: int | None = None
     in_place = False
     #: Graphs whose runs wait for their end. It costs time, and the stream keeps the order anyway; but the plain graphs

@@ -11,8 +11,9 @@ from tango_runtime.bundle import GraphName
 
 Run = Callable[[], None]
 
-#: Puts one token of a sequence on the stream, given its id and its position: fills the logits and the cache's row.
-Step = Callable[[int, int], None]
+#: Puts one token of a sequence on the stream, given its id, its row in the cache and its rotary position: fills the
+#: logits and that row.
+Step = Callable[[int, int, int], None]
 
 
 class GraphRunner(Protocol):
@@ -23,8 +24,12 @@ class GraphRunner(Protocol):
         """The backend, in one line."""
 
     @property
-    def frames_at_once(self) -> int | None:
-        """Most frames of one pass; None for all."""
+    def steps_at_once(self) -> int | None:
+        """Most steps of frames of one pass, where frames have one size; None for all."""
+
+    @property
+    def frame_size(self) -> tuple[int, int] | None:
+        """(height, width) of the only frames that it takes; None for any that the bundle allows."""
 
     @property
     def tokens_at_once(self) -> int:

@@ -59,7 +59,6 @@ class TensorRTRunner:
         TangoError: An engine cannot be loaded, or its tensors are not the graph's.
     """
 
-    frames_at_once = None
     in_place = False
 
     def __init__(
@@ -75,6 +74,11 @@ class TensorRTRunner:
         decoders = [found[graph] for graph in bundle.manifest.decoders]
         self.tokens_at_once = min(found["embed"].max_size("N"), *(each.max_size("N", PREFILL) for each in decoders))
         self.capacity = min(each.max_size("P", DECODE) for each in decoders)
+        self.steps_at_once, self.frame_size = None, None
+        if bundle.manifest.video.budget is not None:
+            vision = found["vision"]
+            self.steps_at_once = vision.max_size("F")
+            self.frame_size = vision.max_size("H"), vision.max_size("W")
         self.description = f"TensorRT {trt.__version__}, {gpu}"
         if cautions := [each.warning for each in found.values() if each.warning]:
             self.description += f" ({'; '.join(cautions)})"

@@ -23,6 +23,7 @@ from tango_runtime.backends.cuda.logits import DeviceLogits
 from tango_runtime.backends.cuda.row_ends import enqueue_gather
 from tango_runtime.backends.cuda.runner import GraphRunner
 from tango_runtime.backends.ort_cpu import cache_inputs
+from tango_runtime.backends.rotary import TEXT, RotaryIds
 from tango_runtime.backends.thinned_cache import ThinnedCache
 from tango_runtime.bundle import GraphName, Manifest
 
@@ -71,7 +72,7 @@ class ThinningDecoder:
         self._all_positions = {name: self._positions_of(name) for name in self._specs}
         self._free: DeviceThinnedCache | None = None  # its memory serves the next sequence
 
-    def new_cache(self, capacity: int) -> DeviceThinnedCache:
+    def new_cache(self, capacity: int, rotary: RotaryIds = TEXT) -> DeviceThinnedCache:
         """An empty sequence with room for so many positions."""
         fixed = self._graphs.capacity
         if fixed is not None and capacity > fixed:

@@ -1,0 +1,153 @@
+"""Opens a Qwen2.5-VL checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from tango_export.checkpoint import Checkpoint, renaming
+from tango_export.families.base import Model, Reference
+from tango_export.families.opening import check_context, expected_tensors, read_vocabulary
+from tango_export.families.qwen25_vl.config import QwenConfig, read_config
+from tango_export.families.qwen25_vl.graphs import definitions
+from tango_export.tokenizer import read_chat_template, read_tokenizer, stop_ids
+from tango_plugins import PruneParams, TangoError
+from tango_runtime.bundle import DecoderSpec, InnerPruning, PixelBudget, PromptSpec, RotarySpec, VideoSpec, VisionSpec
+from tango_runtime.util.console import status
+
+#: Names on disk, in any layout, → canonical names; the first rule that matches. None leaves a tensor out.
+RULES = [
+    (r".*inv_freq$", None),
+    (r"(model\.)?visual\.", "tower."),
+    (r"(model\.)?language_model\.(model\.)?", "decoder."),
+    (r"model\.(?=embed_tokens\.|layers\.|norm\.)", "decoder."),
+]
+
+#: The released checkpoints' template, as far as a video and text need it.
+TEMPLATE = (
+    "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}"
+    "{{ '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}{% endif %}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' }}"
+    "{% for content in message['content'] %}{% if content['type'] == 'video' %}"
+    "{{ '<|vision_start|><|video_pad|><|vision_end|>' }}{% else %}{{ content['text'] }}{% endif %}{% endfor %}"
+    "{{ '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+PLACEHOLDER = "<|video_pad|>"
+_STOP_TOKENS = ("<|im_end|>", "<|endoftext|>")
+
+#: Frames when the caller asks for no other number, and the size that 16:9 has within the budget of so many.
+FRAMES, SIZE = 32, (560, 1008)
+
+#: Pixels of a frame, and of all frames, a token being 784 of them: qwen-vl-utils, vision_process.py, 0.0.11 and later.
+BUDGET = PixelBudget(factor=28, min_pixels=128 * 784, max_pixels=768 * 784, total_pixels=int(128000 * 784 * 0.9))
+
+
+def load(folders: Mapping[str, Path], context: int, inner: InnerPruning | None = None) -> Model:
+    """Opens a checkpoint; reads names and shapes, not yet the weights.
+
+    Args:
+        folders: ``checkpoint``, in any layout.
+        context: Most positions.
+        inner: Not for this decoder.
+
+    Raises:
+        TangoError: Something is missing, misshapen, unknown or not supported; the message names it.
+    """
+    if inner is not None:
+        raise TangoError("Qwen2.5-VL's decoder has no inner pruning", "leave --inner-layer out")
+    folder = folders["checkpoint"]
+    config = read_config(folder)
+    text, tower = config.text, config.vision
+    check_context(context, text.max_position_embeddings)
+    tokenizer_json, tokenizer = read_tokenizer(folder)
+    _check_tokens(folder, tokenizer)
+    vocabulary = read_vocabulary(folder, tokenizer, text.vocab_size)
+    checkpoint = Checkpoint(folder, renaming(RULES))
+    graphs = definitions(config, context, vocabulary, tied=config.tied and "lm_head.weight" not in checkpoint)
+    checkpoint.check(expected_tensors(graphs))
+    grid = SIZE[0] // BUDGET.factor, SIZE[1] // BUDGET.factor
+    tokens, joined = grid[0] * grid[1], tower.hidden_size * tower.spatial_merge_size**2
+    return Model(
+        definitions=graphs,
+        config={"vision": asdict(config.vision), "text": asdict(config.text)},
+        read=checkpoint.read,
+        params=PruneParams(grid=grid, sink_positions=()),
+        video=VideoSpec(
+            FRAMES,
+            SIZE,
+            "bicubic",
+            tokens,
+            frames_per_step=2,
+            sampling="nearest",
+            budget=BUDGET,
+        ),
+        prompt=PromptSpec(
+            placeholder=PLACEHOLDER,
+            after_video=(),
+            stop=stop_ids(folder, tokenizer, config.eos, _STOP_TOKENS),
+            vocabulary=vocabulary,
+        ),
+        vision=VisionSpec(
+            layers=tower.depth,
+            hidden_size=tower.hidden_size,
+            intermediate_size=tower.intermediate_size,
+            heads=tower.num_heads,
+            patches=tokens * tower.spatial_merge_size**2,
+            projector=(0, joined * (joined + tower.out_hidden_size)),
+            mlp="gated",
+            global_layers=len(tower.fullatt_block_indexes),
+            window=tower.window**2,
+        ),
+        decoder=DecoderSpec(
+            layers=text.num_hidden_layers,
+            hidden_size=text.hidden_size,
+            intermediate_size=text.intermediate_size,
+            heads=text.num_attention_heads,
+            kv_heads=text.num_key_value_heads,
+            head_dim=text.head_dim,
+            context=context,
+            norm_eps=text.rms_norm_eps,
+            rotary=_rotary(config),
+        ),
+        chat_template=_chat_template(folder),
+        tokenizer=tokenizer_json,
+        reference=_reference(config, checkpoint),
+    )
+
+
+def _rotary(config: QwenConfig) -> RotarySpec:
+    return RotarySpec(
+        sections=config.text.mrope_section,
+        time_step="seconds",
+        tokens_per_second=config.tokens_per_second,
+        positions=config.text.max_position_embeddings,
+    )
+
+
+def _check_tokens(folder: Path, tokenizer: Tokenizer) -> None:
+    for token in ("<|vision_start|>", PLACEHOLDER, "<|vision_end|>"):
+        if tokenizer.token_to_id(token) is None:
+            raise TangoError(
+                f"{folder}: the tokenizer has no {token}", "take tokenizer.json from the checkpoint on the hub"
+            )
+
+
+def _chat_template(folder: Path) -> str:
+    template = read_chat_template(folder)
+    if template is None or not template.strip():
+        status(f"{folder} has {'no' if template is None else 'an empty'} chat template; the released checkpoints' is used")
+        return TEMPLATE
+    return template
+
+
+def _reference(config: QwenConfig, checkpoint: Checkpoint) -> Callable[[], Reference]:
+    def made() -> Reference:
+        from tango_export.families.qwen25_vl.reference import QwenReference
+
+        return QwenReference(config, checkpoint)
+
+    return made
