@@ -24,6 +24,10 @@ settings.register_profile("untimed", deadline=None, suppress_health_check=[Healt
 settings.load_profile("untimed")
 
 
+def pytest_addoption(parser):
+    parser.addoption("--tensorrt-include", type=Path, help="folder of NvInfer.h, where it is not in a usual place")
+
+
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Path, Path]]:
     """``checkpoint(layout="llava-hf", dtype=…, shards=…, outliers=…, **shape)``: the folders (llava, siglip)."""

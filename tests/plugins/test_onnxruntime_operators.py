@@ -8,21 +8,17 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
-from onnx import helper
 
 from tango_export.graph.operators import FUNCTIONS
 from tango_plugins.native_library import NATIVE
 from tests.plugins.attentions import Pass, Shape
 from tests.plugins.cuda_emulator import compiled
+from tests.plugins.operators import FLOAT, HALF, ROWS, example, open_graph, random
 
 pytestmark = pytest.mark.nvcc
 
-RNG = np.random.default_rng(0)
-EPSILON = {"epsilon": 1e-5}
-HALF, FLOAT = np.float16, np.float32
 #: The library in full, but for what decodes and prunes.
 PARTS = ("attention", "vision", "norm", "activation", "operators", "onnxruntime")
 
@@ -30,57 +26,6 @@ PARTS = ("attention", "vision", "norm", "activation", "operators", "onnxruntime"
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
     return compiled(tmp_path_factory.mktemp("operators"), *PARTS)
-
-
-def random(dtype, *shape):
-    return RNG.normal(size=shape).astype(dtype)
-
-
-def open_graph(op, inputs, outputs, library=None, profile=None, **attributes):
-    """A session of a graph with the operator alone; without the library it runs the operator's ONNX function.
-
-    Args:
-        op: The operator.
-        inputs: Arrays by name, in order.
-        outputs: A dtype and a number of axes by name, in order.
-        library: The library that has the operator.
-        profile: Folder for a profile of the run.
-        attributes: The operator's.
-    """
-
-    def value_info(name, dtype, axes):
-        return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), [None] * axes)
-
-    node = helper.make_node(op, list(inputs), list(outputs), "node", domain="tango", **attributes)
-    taken = [value_info(name, array.dtype, array.ndim) for name, array in inputs.items()]
-    graph = helper.make_graph([node], "graph", taken, [value_info(name, *kind) for name, kind in outputs.items()])
-    opsets = [helper.make_opsetid(domain, version) for domain, version in (("", 17), ("tango", 1))]
-    model = helper.make_model(graph, opset_imports=opsets, functions=[FUNCTIONS[op]], ir_version=8)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    if profile is not None:
-        options.enable_profiling, options.profile_file_prefix = True, str(profile / "profile")
-    if library is not None:
-        options.register_custom_ops_library(str(library))
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-
-
-def example(op, dtype, shape, stream=None):
-    """Inputs, outputs and attributes of an operator of rows: x [*shape], and what belongs to it."""
-    width, stream = shape[-1], stream or dtype
-    x, row, outputs = random(dtype, *shape), random(dtype, width), {"y": (dtype, len(shape))}
-    gains = {name: random(FLOAT, width) for name in ("weight", "beta")[: 2 if op.endswith("LayerNorm") else 1]}
-    if op == "SwiGLU":
-        return {"gate": x, "up": random(dtype, *shape)}, outputs, {}
-    if "Norm" not in op:
-        return {"x": x, "bias": row}, outputs, {}
-    if not op.startswith("Add"):
-        return {"x": x, **gains}, outputs, EPSILON
-    branch = {"branch": x} | ({"bias": row} if op == "AddLayerNorm" else {})
-    return {"residual": random(stream, *shape), **branch, **gains}, outputs | {"sum": (stream, len(shape))}, EPSILON
-
-
-ROWS = ("Bias", "BiasGelu", "BiasFastGelu", "SwiGLU", "LayerNorm", "RMSNorm", "AddLayerNorm", "AddRMSNorm")
 
 
 def compare(library, op, inputs, outputs, attributes, tolerance):

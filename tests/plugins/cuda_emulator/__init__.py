@@ -12,25 +12,34 @@ from tango_plugins.native_library import NATIVE
 
 HERE = Path(__file__).parent
 
+_TENSORRT = ("plugin", "plugin_v2", "plugin_v3", "prune", "table")
+
 #: What can be emulated.
-SOURCES = {
-    "decode": "src/decode/decode.cu",
-    "attention": "src/attention/prefill.cu",
-    "vision": "src/attention/vision.cu",
-    "activation": "src/elementwise/activation.cu",
-    "argmax": "src/elementwise/argmax.cu",
-    "norm": "src/elementwise/norm.cu",
-    "rows": "src/elementwise/rows.cu",
-    "thin": "src/thin/thin.cu",
-    "operators": "adapters/operators.cpp",
-    "onnxruntime": "adapters/onnxruntime/custom_operators.cpp",
-    "faults": HERE / "faults.cu",
+SOURCES: dict[str, tuple[str | Path, ...]] = {
+    "decode": ("src/decode/decode.cu",),
+    "attention": ("src/attention/prefill.cu",),
+    "vision": ("src/attention/vision.cu",),
+    "activation": ("src/elementwise/activation.cu",),
+    "argmax": ("src/elementwise/argmax.cu",),
+    "norm": ("src/elementwise/norm.cu",),
+    "rows": ("src/elementwise/rows.cu",),
+    "thin": ("src/thin/thin.cu",),
+    "operators": ("adapters/operators.cpp",),
+    "onnxruntime": ("adapters/onnxruntime/custom_operators.cpp",),
+    # Needs TensorRT's headers. The plugin that prunes fails in it.
+    "tensorrt": (HERE / "no_prune.cpp", *(f"adapters/tensorrt/{name}.cpp" for name in _TENSORRT)),
+    "faults": (HERE / "faults.cu",),
 }
 COMMON = ("src/common/check.cpp", "src/common/device.cu", "src/common/library.cpp", HERE / "cuda_runtime.cpp")
 
 
 def compiled(
-    folder: Path, *names: str, sms: int = 16, shared_bytes: int = 227 << 10, flags: tuple[str, ...] = ()
+    folder: Path,
+    *names: str,
+    sms: int = 16,
+    shared_bytes: int = 227 << 10,
+    flags: tuple[str, ...] = (),
+    headers: Path | None = None,
 ) -> Path:
     """Builds a shared library of unmodified sources.
 
@@ -40,6 +49,7 @@ def compiled(
         sms: SMs of the emulated GPU.
         shared_bytes: Largest shared memory of a block on it.
         flags: More flags for the host compiler.
+        headers: Folder of TensorRT's.
 
     Returns:
         The library.
@@ -57,7 +67,8 @@ def compiled(
     }
     command += [f"-D{name}={value}" for name, value in defines.items()]
     command += [f"-I{path}" for path in (HERE, NATIVE, NATIVE / "src", NATIVE / "include")]
-    sources = [NATIVE / source for source in (*COMMON, *(SOURCES[name] for name in names))]
+    command += ["-isystem", str(headers)] if headers else []
+    sources = [NATIVE / source for part in (COMMON, *(SOURCES[name] for name in names)) for source in part]
     library = folder / "library.so"
     subprocess.run([*command, *map(str, sources), "-o", str(library)], check=True)
     return library

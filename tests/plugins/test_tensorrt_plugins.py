@@ -1,0 +1,199 @@
+"""The TensorRT plugins, with their kernels in the CUDA emulator, in a host that does with them what TensorRT does.
+
+Needs NvInfer.h: ``--tensorrt-include FOLDER``. Which of the two interfaces is tested is for its version to say.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tango_plugins.native_library import NATIVE
+from tests.plugins.attentions import Pass, Shape
+from tests.plugins.cuda_emulator import compiled
+from tests.plugins.operators import FLOAT, HALF, ROWS, example, open_graph, random
+
+pytestmark = pytest.mark.nvcc
+
+#: Where JetPack and NVIDIA's packages install the headers.
+USUAL = ("/usr/include/x86_64-linux-gnu", "/usr/include/aarch64-linux-gnu", "/usr/local/tensorrt/include")
+
+
+class HostTensor(ctypes.Structure):
+    """As in tensorrt_host.cpp."""
+
+    _fields_ = (
+        ("type", ctypes.c_char_p),
+        ("rank", ctypes.c_int32),
+        ("shape", ctypes.c_int64 * 8),
+        ("data", ctypes.c_void_p),
+    )
+
+
+class Number(ctypes.Union):
+    """The value of a field."""
+
+    _fields_ = (("integer", ctypes.c_int32), ("real", ctypes.c_float))
+
+
+class HostField(ctypes.Structure):
+    """As in tensorrt_host.cpp."""
+
+    _fields_ = (("name", ctypes.c_char_p), ("is_float", ctypes.c_int32), ("value", Number))
+
+
+@pytest.fixture(scope="module")
+def headers(request):
+    """The folder of NvInfer.h."""
+    named = request.config.getoption("--tensorrt-include")
+    for folder in [named] if named else map(Path, USUAL):
+        if (folder / "NvInfer.h").is_file():
+            return folder.resolve()
+    assert named is None, f"{named} has no NvInfer.h"
+    pytest.skip("there is no NvInfer.h (--tensorrt-include FOLDER)")
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory, headers):
+    parts = ("attention", "vision", "norm", "activation", "operators", "onnxruntime", "tensorrt")
+    flags = ("-Wno-deprecated-declarations",)
+    return compiled(tmp_path_factory.mktemp("plugins"), *parts, flags=flags, headers=headers)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, headers, library):
+    """``run(op, inputs, outputs, **attributes)`` fills the outputs; returns None, or what is wrong."""
+    path = tmp_path_factory.mktemp("host") / "host.so"
+    command = ["nvcc", "-x", "c++", "-std=c++17", "-shared", "-cudart", "none", "-isystem", str(headers)]
+    command += ["-Xcompiler", "-fPIC,-Wall,-Wextra,-Werror,-Wno-deprecated-declarations"]
+    source = str(Path(__file__).with_name("tensorrt_host.cpp"))
+    subprocess.run([*command, source, "-ldl", "-o", str(path)], check=True)
+    host = ctypes.CDLL(str(path))
+    host.host_run.restype = host.host_names.restype = ctypes.c_char_p
+
+    def tensors(arrays):
+        return (HostTensor * len(arrays))(
+            *(
+                HostTensor(a.dtype.name.encode(), a.ndim, (ctypes.c_int64 * 8)(*a.shape), a.ctypes.data)
+                for a in arrays.values()
+            )
+        )
+
+    def called(op, inputs, outputs, **attributes):
+        fields = (HostField * len(attributes))(
+            *(
+                HostField(name.encode(), isinstance(value, float), Number(**{_member(value): value}))
+                for name, value in attributes.items()
+            )
+        )
+        given = (fields, len(fields), tensors(inputs), len(inputs), tensors(outputs), len(outputs))
+        wrong = host.host_run(str(library).encode(), op.encode(), *given)
+        return wrong.decode() if wrong else None
+
+    called.names = lambda: host.host_names(str(library).encode()).decode().split()
+    return called
+
+
+def _member(value):
+    return "real" if isinstance(value, float) else "integer"
+
+
+def compare(run, library, op, inputs, outputs, attributes):
+    """A plugin and a custom operator, which are made of one table, give the same bits."""
+    wanted = open_graph(op, inputs, outputs, library, **attributes).run(None, inputs)
+    found = {name: np.full_like(array, np.nan) for name, array in zip(outputs, wanted, strict=True)}
+    assert run(op, inputs, found, **attributes) is None
+    for array, expected in zip(found.values(), wanted, strict=True):
+        assert array.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("op", ROWS)
+@pytest.mark.parametrize("dtype", [FLOAT, HALF])
+@pytest.mark.parametrize("shape", [(5,), (2, 3, 17), (0, 4)])
+def test_it_is_the_custom_operator(run, library, op, shape, dtype):
+    compare(run, library, op, *example(op, dtype, shape))
+
+
+@pytest.mark.parametrize("op", ["AddLayerNorm", "AddRMSNorm"])
+def test_the_residual_stream_may_be_wider(run, library, op):
+    compare(run, library, op, *example(op, HALF, (3, 24), FLOAT))
+
+
+def test_attention_of_a_tower(run, library):
+    inputs = {"qkv": random(HALF, 2, 9, 3 * 128), "bias": random(HALF, 3 * 128)}
+    compare(run, library, "VisionAttention", inputs, {"y": (HALF, 3)}, {"num_heads": 2})
+
+
+def test_every_operator_is_a_plugin(run):
+    assert {*ROWS, "VisionAttention", "CachedAttention", "TangoPrune"} == set(run.names())
+
+
+def attend(run, found, copied=()):
+    """Attention over a cache in the plugin: what is wrong, the output, and the cache."""
+    arrays = {name: tensor.numpy() for name, tensor in found.tensors.items()}
+    cache = {name: arrays[name].copy() for name in ("keys", "values")}
+    inputs = {"qkv": arrays["qkv"], "bias": arrays["bias"], **cache}
+    inputs |= {name: arrays[name] for name in ("last", "cosines", "sines")}
+    present = {name: rows.copy() if name in copied else rows for name, rows in cache.items()}
+    outputs = {"attn_out": np.full_like(arrays["attn_out"], np.nan), **present}
+    heads = {"num_heads": found.shape.heads, "kv_num_heads": found.shape.kv_heads}
+    return run("CachedAttention", inputs, outputs, **heads), outputs["attn_out"], *cache.values()
+
+
+def test_attention_over_a_cache(run, library):
+    found = Pass(Shape(5, 6, 2, 32, 64), 20, path=library, device="cpu")
+    wrong, *given = attend(run, found)
+    assert wrong is None
+    assert found.enqueue() == 0
+    for array, name in zip(given, ("attn_out", "keys", "values"), strict=True):
+        assert array.tobytes() == found.tensors[name].numpy().tobytes()
+
+
+def test_a_cache_that_would_have_to_be_copied_is_rejected(run, library):
+    found = Pass(Shape(9, 4, 2, 16, 40), path=library, device="cpu")
+    wrong, *_ = attend(run, found, copied={"values"})
+    assert wrong == "CachedAttention: past and present must be the same memory"
+
+
+def rows(dtype=HALF):
+    return {"x": random(dtype, 2, 8), "weight": random(FLOAT, 8)}, {"y": np.zeros((2, 8), dtype)}
+
+
+def test_types_that_no_kernel_has_are_rejected(run):
+    inputs, outputs = rows()
+    inputs["weight"] = inputs["weight"].astype(HALF)
+    assert run("RMSNorm", inputs, outputs, epsilon=1e-5) == "tensor 1 cannot have this type"
+
+
+def test_wrong_shapes_are_rejected_by_name(run):
+    inputs, outputs = rows()
+    inputs["weight"] = random(FLOAT, 7)
+    assert run("RMSNorm", inputs, outputs, epsilon=1e-5) == "RMSNorm: the shapes of the inputs do not match"
+
+
+def test_a_missing_input_is_named(run):
+    inputs, outputs = rows()
+    del inputs["weight"]
+    assert run("RMSNorm", inputs, outputs, epsilon=1e-5) == "RMSNorm: it takes 2 inputs"
+
+
+def test_too_few_axes_are_named(run):
+    inputs = {"qkv": random(HALF, 9, 384), "bias": random(HALF, 384)}
+    wrong = run("VisionAttention", inputs, {"y": np.zeros((9, 128), HALF)}, num_heads=2)
+    assert wrong == "VisionAttention: input 0 has too few axes"
+
+
+@pytest.mark.parametrize("attributes", [{}, {"epsilon": 1}])
+def test_a_wrong_field_is_named(run, attributes):
+    assert run("RMSNorm", *rows(), **attributes) == "RMSNorm: attribute epsilon must be one number"
+
+
+def test_the_sources_are_those_that_cmake_compiles():
+    listed = re.search(r"add_library\(tango_tensorrt SHARED (.*?)\)\n", (NATIVE / "CMakeLists.txt").read_text(), re.S)
+    found = {path.name for path in (NATIVE / "adapters" / "tensorrt").glob("*.cpp")}
+    assert set(re.findall(r"adapters/tensorrt/(\S+)", listed.group(1))) == found
