@@ -100,10 +100,11 @@ def from_pairs(pairs: Iterable[TimedFrame], name: str = "the source") -> Indexed
         name: What messages call them.
 
     Raises:
-        TangoError: An item is something else, or the times do not ascend.
+        TangoError: An item is something else, the times do not ascend, or frames of a sequence are one buffer.
     """
     frames: Sequence[TimedFrame] | None = pairs if isinstance(pairs, Sequence) else None
     copies: list[Frame] = []
+    buffers: dict[int, int] = {}
     times: list[float] = []
     before = -math.inf
     for i, item in enumerate(pairs):
@@ -117,6 +118,8 @@ def from_pairs(pairs: Iterable[TimedFrame], name: str = "the source") -> Indexed
         times.append(seconds)
         if frames is None:
             copies.append(frame.copy())
+        elif (same := buffers.setdefault(frame.ctypes.data, i)) != i:
+            raise TangoError(f"frames {same} and {i} are the same memory", "give copies: frame.copy()")
     since_first = np.array(times) - (times[0] if times else 0.0)
     return IndexedFrames(
         name, since_first, duration_of(since_first), copies.__getitem__ if frames is None else lambda i: frames[i][1]

@@ -67,8 +67,8 @@ def sample(source: Source, count: int, *, fps: float | None = None) -> FrameStre
 
     The indices are those of the LLaVA-OneVision evaluation (LLaVA-NeXT, ``np.linspace(0, n - 1, F, dtype=int)``).
     Seconds count from the first frame. A video is read twice: its packets first, without decoding, for the number of
-    frames and their times; then only what the chosen frames depend on is decoded, one frame in memory at a time. The
-    frames are those that decoding the whole video gives; damage in a part that no chosen frame needs stays unnoticed.
+    frames and their times; then, before the first frame is given, only what the chosen ones depend on is decoded. They
+    are those that decoding the whole video gives; damage in a part that no chosen frame needs stays unnoticed.
 
     Args:
         source: What to sample; see :func:`open_source`.

@@ -15,8 +15,8 @@ from tango_runtime.video.batch import FrameBatch
 from tango_runtime.video.source import Frame, TimedFrame
 
 #: Frames that are resized at a time, each on its own thread while the source decodes the next: Pillow and FFmpeg
-#: release the GIL.
-_AT_ONCE = 8
+#: release the GIL. Large ones are fewer, so that they take no more than so many bytes.
+_AT_ONCE, _MAX_BYTES = 8, 1 << 28
 
 
 def resize(rgb: Frame, size: tuple[int, int]) -> Frame:
@@ -65,8 +65,9 @@ def preprocess(frames: Iterable[TimedFrame], size: tuple[int, int], out: NDArray
     aspect = 1.0
     with ThreadPoolExecutor(_AT_ONCE) as threads:
         for time, rgb in frames:
-            if len(resized) >= _AT_ONCE:
-                resized[-_AT_ONCE]()  # waits
+            at_once = max(1, min(_AT_ONCE, _MAX_BYTES // max(rgb.nbytes, 1)))
+            if len(resized) >= at_once:
+                resized[-at_once]()  # waits
             fits = rgb.shape[:2] == tuple(size)  # nothing to do is not worth a thread
             resized.append(partial(resize, rgb, size) if fits else threads.submit(resize, rgb, size).result)
             seconds.append(time)
