@@ -22,6 +22,7 @@ SOURCES = {
     "norm": "src/elementwise/norm.cu",
     "rows": "src/elementwise/rows.cu",
     "thin": "src/thin/thin.cu",
+    "resize": "src/frames/resize.cu",
     "operators": "adapters/operators.cpp",
     "onnxruntime": "adapters/onnxruntime/custom_operators.cpp",
     "faults": HERE / "faults.cu",
