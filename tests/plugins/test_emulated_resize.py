@@ -71,7 +71,7 @@ def test_no_frames(path):
         ({"frames": -1}, "frames is -1"),
         ({"format": 3}, "format is 3: it must be from 0 to 2"),
         ({"rows": 0}, "rows is 0"),
-        ({"columns": 16385}, "columns is 16385: it must be from 1 to 16384"),
+        ({"columns": 65537}, "columns is 65537: it must be from 1 to 65536"),
         ({"out_rows": 0}, "out_rows is 0"),
         ({"out_columns": 0}, "out_columns is 0"),
         ({"pitch": 65}, "pitch is 65: it must be from 66"),

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tango_plugins import PruneParams, TangoError
+from tango_plugins.device_array import DeviceArray
 from tango_plugins.thinning import Thinning
 from tango_runtime.backends.base import Backend, PrunedTokens, Tensor, Trace
 from tango_runtime.bundle import Manifest
@@ -21,7 +22,6 @@ from tango_runtime.pipeline.sampling import Sampler
 from tango_runtime.pipeline.timer import StageTimer
 from tango_runtime.util.console import OnProgress
 from tango_runtime.video import FrameStream
-from tango_runtime.video.preprocess import preprocess
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,7 @@ class Session:
         self._retention_ratio = request.retention_ratio
         self._timer = StageTimer(backend)  # read with the first answer: until then nothing waits
         with self._timer.measure_on_host("video"):
-            buffer = backend.frame_buffer(request.frames, manifest.video.size)
-            batch = preprocess(request.timed, manifest.video.size, buffer)
+            batch = backend.load_frames(request.timed, request.frames, manifest.video.size)
             self._frames, self.seconds, self.aspect = batch.frames, batch.seconds, batch.aspect
         with self._timer.measure("vision"):
             features, self._salience = backend.vision(self._frames, request.on_progress)
@@ -202,7 +201,9 @@ class Session:
     @property
     def frames(self) -> NDArray[np.uint8]:
         """[F, H, W, 3] uint8, as the vision graph took them; copied from the device if they are there."""
-        return self._backend.to_host(self._frames)
+        if isinstance(self._frames, DeviceArray):
+            self._frames = self._backend.to_host(self._frames)
+        return self._frames
 
     @property
     def stages(self) -> dict[str, float]:
@@ -216,6 +217,7 @@ class Session:
 
     def settle(self) -> None:
         """Takes what it still needs of the backend's shared tensors, before another video overwrites them."""
+        _ = self.frames
         if self._closed:
             return
         self._open(self._prompt.encode("?")[0] if self._before is None else self._before).prefill()
@@ -243,10 +245,11 @@ class Session:
         self._answered = True
         answer.stages = timer.stages
         answer.kept, answer.rows, answer.thinned = self.kept, self.rows, self.thinned
-        answer.frames, answer.seconds, answer.aspect = self.frames, self.seconds, self.aspect
+        answer.seconds, answer.aspect = self.seconds, self.aspect
         answer.prompt_tokens = cache.length + len(text)
         answer.finish = yield from decode_loop(cache, text, sampler, limits, answer.ids, timer)
         trace, answer.salience = self._read_trace()
+        answer.frames = self.frames
         answer.indices, answer.merged, answer.segments = trace.indices, trace.merged, trace.segments
 
     def _require_turn(self, turn: int | None) -> None:

@@ -20,7 +20,7 @@ typedef enum TangoPixelFormat {
 typedef struct TangoResizeShape {
     int32_t frames;        /* from 0 to 65536 */
     int32_t format;        /* TangoPixelFormat */
-    int32_t rows, columns; /* of a source frame as it is stored, from 1 to 16384 pixels */
+    int32_t rows, columns; /* of a source frame as it is stored, from 1 to 65536 pixels */
     int32_t pitch;         /* bytes from a row to the next, of luma and chroma alike */
     int32_t frame_rows;    /* rows of `pitch` bytes from a frame to the next; any number for a single frame */
     int32_t matrix;        /* color matrix of NV12 and P010: MatrixCoefficients of ITU-T H.273, 1, 4, 5, 6, 7 or 9;
@@ -28,7 +28,7 @@ typedef struct TangoResizeShape {
     int32_t full_range;    /* 1: luma is from 0 to 255, as in JPEG; 0: from 16 to 235 */
     /* How the frame is shown: rows and columns are exchanged, then their order is reversed. 0 or 1 each. */
     int32_t transpose, flip_rows, flip_columns;
-    int32_t out_rows, out_columns; /* from 1 to 16384 */
+    int32_t out_rows, out_columns; /* from 1 to 65536 */
     int32_t columns_first; /* 1: columns are resized before rows; values are rounded in between. Pillow before 13 begins
                               with the rows; from 13 on with the columns if the height, as shown, shrinks by more
                               pixels than twice what the width does (a negative number where it grows). */

@@ -13,7 +13,7 @@ namespace tango {
 namespace {
 
 constexpr int kThreads = 256, kMaxBlocks = 1 << 20;
-constexpr int kMaxFrames = 1 << 16, kMaxSide = 1 << 14;
+constexpr int kMaxFrames = 1 << 16, kMaxSide = 1 << 16;
 constexpr size_t kAlignment = 256;
 
 constexpr double kSupport = 2.0;  // of the bicubic filter, in source pixels where nothing is reduced
