@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tango_plugins.errors import TangoError
@@ -11,15 +12,19 @@ from tango_plugins.errors import TangoError
 
 @dataclass(frozen=True)
 class DeviceArray:
-    """Contiguous device memory: its address, shape and dtype (``float16``, ``int32``, …)."""
+    """Contiguous device memory: its address, shape and dtype (``float16``, ``int32``, …).
+
+    ``owner`` is what the memory belongs to, where it must be kept for that.
+    """
 
     address: int
     shape: tuple[int, ...]
     dtype: str
+    owner: Any = field(default=None, repr=False, compare=False)
 
     @classmethod
     def of(cls, array: Any, name: str = "array") -> DeviceArray:
-        """The device memory of an object with ``__cuda_array_interface__``.
+        """The device memory of an object with ``__cuda_array_interface__`` or ``__dlpack__``, which is not copied.
 
         Raises:
             TangoError: It has none, or is not contiguous.
@@ -33,9 +38,54 @@ class DeviceArray:
             if strides is not None and not _contiguous(shape, [stride // size for stride in strides]):
                 raise TangoError(f"{name} is not contiguous", "pass a contiguous copy")
             dtypes = {"f": "float", "i": "int", "u": "uint", "b": "bool"}
-            return cls(int(described["data"][0]), shape, f"{dtypes.get(code, code)}{size * 8}")
-        hint = "it must have __cuda_array_interface__: a torch tensor or a CuPy array on the GPU"
+            return cls(int(described["data"][0]), shape, f"{dtypes.get(code, code)}{size * 8}", array)
+        if is_on_device(array):
+            return _from_dlpack(array, name)
+        hint = "it must have __cuda_array_interface__ or __dlpack__: a torch tensor or a CuPy array on the GPU"
         raise TangoError(f"{name} is a {type(array).__name__}, which has no device pointer", hint)
+
+
+def is_on_device(array: Any) -> bool:
+    """Whether an object is an array in a GPU's memory."""
+    if isinstance(array, DeviceArray) or hasattr(array, "__cuda_array_interface__"):
+        return True
+    return hasattr(array, "__dlpack_device__") and int(array.__dlpack_device__()[0]) in _CUDA_DEVICES
+
+
+class _DLTensor(ctypes.Structure):
+    """DLTensor of DLPack's ABI 0 and 1, whose DLManagedTensor begins with it."""
+
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("device_type", ctypes.c_int32),
+        ("device_id", ctypes.c_int32),
+        ("ndim", ctypes.c_int32),
+        ("code", ctypes.c_uint8),
+        ("bits", ctypes.c_uint8),
+        ("lanes", ctypes.c_uint16),
+        ("shape", ctypes.POINTER(ctypes.c_int64)),
+        ("strides", ctypes.POINTER(ctypes.c_int64)),
+        ("byte_offset", ctypes.c_uint64),
+    )
+
+
+#: DLDeviceType: kDLCUDA and kDLCUDAManaged.
+_CUDA_DEVICES = (2, 13)
+
+#: DLDataTypeCode, and how NumPy calls it.
+_DLPACK_CODES = {0: "int", 1: "uint", 2: "float", 4: "bfloat", 6: "bool"}
+
+
+def _from_dlpack(array: Any, name: str) -> DeviceArray:
+    capsule = array.__dlpack__()  # nobody consumes it: when it goes, it gives the memory back
+    pointer = ctypes.pythonapi.PyCapsule_GetPointer
+    pointer.restype, pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
+    tensor = _DLTensor.from_address(pointer(capsule, b"dltensor"))
+    shape = tuple(tensor.shape[: tensor.ndim])
+    if tensor.strides and not _contiguous(shape, tensor.strides[: tensor.ndim]):
+        raise TangoError(f"{name} is not contiguous", "pass a contiguous copy")
+    dtype = f"{_DLPACK_CODES.get(tensor.code, f'code {tensor.code}, ')}{tensor.bits}"
+    return DeviceArray((tensor.data or 0) + tensor.byte_offset, shape, dtype, capsule)
 
 
 def _contiguous(shape: Sequence[int], strides: Sequence[int]) -> bool:

@@ -27,6 +27,7 @@ _PRUNE = (POINTER(structs.TangoPruneShape), POINTER(structs.TangoPruneParams))
 _SCRATCH = (c_void_p, c_size_t, c_void_p)  # workspace, its size, stream
 _PRUNE_TENSORS = (POINTER(structs.TangoPruneTensors), *_SCRATCH)
 _DECODE = POINTER(structs.TangoDecodeShape)
+_RESIZE = POINTER(structs.TangoResizeShape)
 _THIN = POINTER(structs.TangoThinShape)
 _ROWS = (c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_void_p)
 _NORM = (POINTER(structs.TangoNormShape), POINTER(structs.TangoNormTensors), c_void_p)
@@ -50,6 +51,8 @@ _ARGUMENTS: dict[str, tuple[Any, ...]] = {
         POINTER(structs.TangoVisionAttentionTensors),
         c_void_p,
     ),
+    "tango_resize_workspace": (_RESIZE, _SIZE),
+    "tango_resize_enqueue": (_RESIZE, POINTER(structs.TangoResizeTensors), *_SCRATCH),
     "tango_layer_norm_enqueue": _NORM,
     "tango_rms_norm_enqueue": _NORM,
     "tango_bias_enqueue": (c_int32, *_ROWS),

@@ -101,6 +101,21 @@ class TangoPruneTensors(ctypes.Structure):
     _fields_ = _pointers("features", "salience", "timestamps", "tokens", "indices", "count", "merged", "segments")
 
 
+class TangoResizeShape(ctypes.Structure):
+    """Of tango/frames.h."""
+
+    _fields_ = _integers(
+        *("frames", "format", "rows", "columns", "pitch", "frame_rows", "matrix", "full_range"),
+        *("transpose", "flip_rows", "flip_columns", "out_rows", "out_columns", "columns_first"),
+    )
+
+
+class TangoResizeTensors(ctypes.Structure):
+    """Of tango/frames.h."""
+
+    _fields_ = _pointers("image", "chroma", "resized")
+
+
 class TangoThinShape(ctypes.Structure):
     """Of tango/thin.h."""
 
@@ -140,6 +155,8 @@ STRUCTS = (
     TangoPruneParams,
     TangoPruneShape,
     TangoPruneTensors,
+    TangoResizeShape,
+    TangoResizeTensors,
     TangoThinShape,
     TangoThinTensors,
     TangoVisionAttentionShape,

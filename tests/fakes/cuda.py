@@ -14,8 +14,10 @@ import time
 from enum import IntEnum
 
 import numpy as np
+from PIL import Image
 
 from tango_plugins import reference
+from tango_plugins.device_array import DeviceArray
 from tango_plugins.op import capacity
 from tango_plugins.thinning import thin
 from tango_runtime.backends.cuda.logits import ARGMAX
@@ -151,6 +153,9 @@ class HostCuda:
         assert self.recording is None, "waiting cannot be recorded"
         assert all(ctypes.string_at(source, len(sent)) == sent for source, sent in self.flying)
         self.flying.clear()
+        return (Status.cudaSuccess,)
+
+    def cudaDeviceSynchronize(self):
         return (Status.cudaSuccess,)
 
     def cudaEventCreate(self):
@@ -306,6 +311,15 @@ class HostDecoder:
         return (x.astype(np.float32) @ weight.astype(np.float32, copy=False)).astype(x.dtype)
 
 
+def resize(shape, image, chroma, resized, workspace, stream):
+    """In the place of tango_plugins.resize.enqueue, for RGB."""
+    size = (shape.rows, shape.columns, 3)
+    assert shape.pitch == 3 * shape.columns
+    frame = Image.fromarray(array(DeviceArray(image, size, "uint8")))
+    found = frame.resize((shape.out_columns, shape.out_rows), Image.Resampling.BICUBIC)
+    array(resized)[:] = np.asarray(found)
+
+
 def argmax(values, best, stream):
     """In the place of tango_runtime.backends.cuda.logits.enqueue_argmax."""
     row = array(values)
@@ -325,11 +339,14 @@ def install(monkeypatch, memory=1 << 32):
     """Puts all of this in the place of CUDA."""
     from tango_plugins import native_library
     from tango_runtime.backends.cuda import backend as cuda
-    from tango_runtime.backends.cuda import device, logits, thinning_decoder
+    from tango_runtime.backends.cuda import device, frames, logits, thinning_decoder
     from tango_runtime.backends.cuda import ort_fused as fused
 
     found = HostCuda(memory)
     monkeypatch.setattr(device, "cudart", lambda: found)
+    monkeypatch.setattr(frames, "cudart", lambda: found)
+    monkeypatch.setattr(frames, "workspace_bytes", lambda shape: 256)
+    monkeypatch.setattr(frames, "enqueue", resize)
     monkeypatch.setattr(native_library, "load", lambda: None)
     monkeypatch.setattr(cuda, "CudaPruner", HostPruner)
     monkeypatch.setattr(cuda, "enqueue_gather", gather)

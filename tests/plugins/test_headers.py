@@ -20,8 +20,9 @@ C_TYPES = {"int32_t": ctypes.c_int32, "float": ctypes.c_float}
 def fields(body):
     """Name and ctypes type of each field; all pointers count as void pointers."""
     for declaration in filter(None, map(str.strip, body.split(";"))):
-        kind, pointer, name = re.fullmatch(r"(?:const )?(\w+)(\*?) (\w+)", declaration).groups()
-        yield name, ctypes.c_void_p if pointer else C_TYPES[kind]
+        kind, pointer, names = re.fullmatch(r"(?:const )?(\w+)(\*?) (\w+(?:, \w+)*)", declaration).groups()
+        for name in names.split(", "):
+            yield name, ctypes.c_void_p if pointer else C_TYPES[kind]
 
 
 @pytest.mark.parametrize("name", sorted(STRUCTS))

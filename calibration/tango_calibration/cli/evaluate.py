@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -38,6 +39,8 @@ from tango_runtime.cli.args import (
 from tango_runtime.cli.command import Command
 from tango_runtime.util.console import progress, status
 from tango_runtime.util.files import check_apart, check_output
+
+_log = logging.getLogger(__name__)
 
 _CLIPS, _QUESTIONS = 100, 8
 
@@ -86,18 +89,34 @@ def _evaluate(args: argparse.Namespace) -> int:
         BundleEvaluator, args.bundle, args.backend, max_new_tokens=args.max_new_tokens, threads=threads, **sizes
     )
     backends: list[str] = []
+    failures: dict[str, TangoError] = {}
     with progress("videos", len(videos)) as on_progress:
         records = evaluate_in_parallel(
-            open_reader, videos, trials, params, on_progress, jobs=args.jobs, seed=args.seed, opened=backends.append
+            open_reader,
+            videos,
+            trials,
+            params,
+            on_progress,
+            jobs=args.jobs,
+            seed=args.seed,
+            opened=backends.append,
+            on_failure=lambda video, error: failures.update({video.name: error}),
         )
+    if failures and not records:
+        raise next(iter(failures.values()))
+    videos = [video for video in videos if video.name not in failures]
     scores = Scores(records)
     summaries = [scores.summary(trial) for trial in trials]
     if args.output:  # before they are printed: the reader of standard output may have closed it
         conditions = _conditions(args, bundle, videos, backends)
+        if failures:
+            conditions["videos left out"] = {name: error.message for name, error in failures.items()}
         results.write(args.output, conditions, videos, records, summaries, overwrite=args.overwrite)
         status(f"results: {args.output}")
     print(*results.overall(summaries), *results.by("type", summaries), sep="\n")
-    return 0
+    for name, error in failures.items():
+        _log.warning("%s is left out of these figures: %s", name, error)
+    return 1 if failures else 0
 
 
 def _videos(args: argparse.Namespace, bundle: Bundle) -> list[Video]:

@@ -9,7 +9,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -337,6 +337,7 @@ def evaluate_in_parallel(
     jobs: int,
     seed: int = 0,
     opened: Callable[[str], None] = lambda evaluator: None,
+    on_failure: Callable[[Video, TangoError], None] | None = None,
 ) -> list[Record]:
     """Does what :func:`evaluate` does in several processes, each with its own evaluator.
 
@@ -349,6 +350,8 @@ def evaluate_in_parallel(
         jobs: Number of processes; 1 uses this process.
         seed: Seed of random methods.
         opened: Called at the end with the ``str`` of each evaluator, once for equal ones.
+        on_failure: Called at the end with each video that cannot be read or evaluated, and why; it has no records.
+            None: the first such video ends the evaluation.
 
     Returns:
         The records of :func:`evaluate`, in the same order.
@@ -356,14 +359,35 @@ def evaluate_in_parallel(
     Raises:
         TangoError: As in :func:`evaluate`, or a process died.
     """
-    results = map_in_processes(partial(_open, open_evaluator, trials, params, seed), videos, on_progress, jobs=jobs)
-    for evaluator in dict.fromkeys(evaluator for evaluator, _ in results):
+    worker = partial(_open, open_evaluator, trials, params, seed, on_failure is not None)
+    results = map_in_processes(worker, videos, on_progress, jobs=jobs)
+    for evaluator in dict.fromkeys(evaluator for evaluator, *_ in results):
         opened(evaluator)
-    return [record for _, records in results for record in records]
+    for video, (_, _, failure) in zip(videos, results, strict=True):
+        if on_failure and failure:
+            on_failure(video, TangoError(*failure))
+    return [record for _, records, _ in results for record in records]
+
+
+#: ``str`` of the evaluator; the records of a video; message and hint of its failure.
+_Result: TypeAlias = tuple[str, list[Record], tuple[str, str] | None]
 
 
 def _open(
-    open_evaluator: Callable[[], Evaluator], trials: Sequence[Trial], params: PruneParams, seed: int
-) -> Callable[[Video], tuple[str, list[Record]]]:
+    open_evaluator: Callable[[], Evaluator],
+    trials: Sequence[Trial],
+    params: PruneParams,
+    seed: int,
+    survives: bool,
+) -> Callable[[Video], _Result]:
     evaluator = open_evaluator()
-    return lambda video: (str(evaluator), evaluate(evaluator, [video], trials, params, seed=seed))
+
+    def work(video: Video) -> _Result:
+        try:
+            return str(evaluator), evaluate(evaluator, [video], trials, params, seed=seed), None
+        except TangoError as error:
+            if not survives:
+                raise
+            return str(evaluator), [], (error.message, error.hint)
+
+    return work

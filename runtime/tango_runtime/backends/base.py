@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,6 +15,8 @@ from tango_plugins.device_array import DeviceArray
 from tango_plugins.thinning import Thinning
 from tango_runtime.backends.rotary import TEXT, RotaryIds
 from tango_runtime.util.console import OnProgress
+from tango_runtime.video.batch import FrameBatch
+from tango_runtime.video.source import TimedFrame
 
 #: A tensor where the backend keeps it: a NumPy array on a CPU, a device array on a GPU. The pipeline only passes it on.
 Tensor = Any
@@ -117,8 +119,12 @@ class Backend(Protocol):
     fallback_reason: str
     frame_size: tuple[int, int] | None
 
-    def frame_buffer(self, count: int, size: tuple[int, int]) -> NDArray[np.uint8]:
-        """An array [F, H, W, 3] to fill, in memory that :meth:`vision` reads the fastest; size is (H, W)."""
+    def load_frames(self, timed: Iterable[TimedFrame], count: int, size: tuple[int, int]) -> FrameBatch:
+        """Reads so many frames of any size → frames of a size (H, W), where :meth:`vision` reads them the fastest.
+
+        Raises:
+            TangoError: A frame cannot be read, or is not uint8 RGB [H, W, 3] in memory that the backend reads.
+        """
 
     def vision(self, frames: NDArray[np.uint8] | DeviceArray, on_progress: OnProgress) -> tuple[Tensor, Tensor]:
         """Steps of frames [F, ...], as the vision graph takes them → features [F, L, D] and salience [F, L].

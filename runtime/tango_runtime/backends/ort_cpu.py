@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,9 @@ from tango_runtime.bundle import Bundle, GraphName, GraphSpec, TensorSpec
 from tango_runtime.util.console import OnProgress
 from tango_runtime.util.errors import first_line
 from tango_runtime.util.versions import release
+from tango_runtime.video.batch import FrameBatch
+from tango_runtime.video.preprocess import preprocess
+from tango_runtime.video.source import TimedFrame
 
 Array = NDArray[Any]
 
@@ -130,9 +133,9 @@ class OrtCpuBackend:
         self.description, self.fallback_reason = f"ONNX Runtime {_onnxruntime().__version__}, CPU", ""
         self.frame_size = None
 
-    def frame_buffer(self, count: int, size: tuple[int, int]) -> NDArray[np.uint8]:
-        """An array [F, H, W, 3] to fill."""
-        return np.empty((count, *size, 3), np.uint8)
+    def load_frames(self, timed: Iterable[TimedFrame], count: int, size: tuple[int, int]) -> FrameBatch:
+        """Reads so many frames of any size → frames of a size (H, W)."""
+        return preprocess(timed, size)
 
     def vision(self, frames: NDArray[np.uint8] | DeviceArray, on_progress: OnProgress) -> tuple[Array, Array]:
         """Steps of frames [F, ...] → features [F, L, D] and salience [F, L]; ``on_progress`` gets the number done."""

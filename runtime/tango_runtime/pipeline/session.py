@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tango_plugins import PruneParams, TangoError
+from tango_plugins.device_array import DeviceArray
 from tango_plugins.thinning import Thinning
 from tango_runtime.backends.base import Backend, PrunedTokens, Tensor, Trace
 from tango_runtime.bundle import Manifest
@@ -22,7 +23,6 @@ from tango_runtime.pipeline.sampling import Sampler
 from tango_runtime.pipeline.timer import StageTimer
 from tango_runtime.util.console import OnProgress
 from tango_runtime.video import FrameStream
-from tango_runtime.video.preprocess import preprocess
 from tango_runtime.video.shape import ClipShape
 
 
@@ -70,12 +70,10 @@ class Session:
         self._timer = StageTimer(backend)  # read with the first answer: until then nothing waits
         self.shape = shape = request.shape
         with self._timer.measure_on_host("video"):
-            buffer = backend.frame_buffer(shape.steps * shape.frames_per_step, shape.size)
-            batch = preprocess(request.timed, shape.size, buffer[: shape.frames])
-            buffer[shape.frames :] = buffer[shape.frames - 1]
+            batch = backend.load_frames(request.timed, shape.frames, shape.size)
             self._frames, self.seconds, self.aspect = batch.frames, batch.seconds, batch.aspect
         with self._timer.measure("vision"):
-            features, self._salience = backend.vision(shape.as_steps(buffer), _in_frames(request))
+            features, self._salience = backend.vision(self._steps(), _in_frames(request))
         self._clock = request.timed.clock
         self._about = describe(manifest.prompt.video_text, self._clock)
         self.total = shape.total
@@ -209,7 +207,9 @@ class Session:
     @property
     def frames(self) -> NDArray[np.uint8]:
         """[F, H, W, 3] uint8, as the vision graph took them; copied from the device if they are there."""
-        return self._backend.to_host(self._frames)
+        if isinstance(self._frames, DeviceArray):
+            self._frames = self._backend.to_host(self._frames)
+        return self._frames
 
     @property
     def stages(self) -> dict[str, float]:
@@ -223,6 +223,7 @@ class Session:
 
     def settle(self) -> None:
         """Takes what it still needs of the backend's shared tensors, before another video overwrites them."""
+        _ = self.frames
         if self._closed:
             return
         self._open(self._prompt.encode("?")[0] if self._before is None else self._before).prefill()
@@ -250,11 +251,11 @@ class Session:
         self._answered = True
         answer.stages = timer.stages
         answer.kept, answer.rows, answer.thinned = self.kept, self.rows, self.thinned
-        answer.frames, answer.seconds, answer.aspect = self.frames, self.seconds, self.aspect
-        answer.shape = self.shape
+        answer.seconds, answer.aspect, answer.shape = self.seconds, self.aspect, self.shape
         answer.prompt_tokens = cache.length + len(text)
         answer.finish = yield from decode_loop(cache, text, sampler, limits, answer.ids, timer)
         trace, answer.salience = self._read_trace()
+        answer.frames = self.frames
         answer.indices, answer.merged, answer.segments = trace.indices, trace.merged, trace.segments
 
     def _require_turn(self, turn: int | None) -> None:
@@ -286,6 +287,10 @@ class Session:
             self._cache = PromptCache(self._backend, pieces, newline, length, decoder.context, thinning, rotary)
             weakref.finalize(self, self._cache.close).atexit = False
         return self._cache
+
+    def _steps(self) -> NDArray[np.uint8] | DeviceArray:
+        """The frames as the vision graph takes them; several a step are put together on the host."""
+        return self._frames if self.shape.frames_per_step == 1 else self.shape.as_steps(self.frames)
 
     def _with_row_ends(self) -> tuple[Tensor, int]:
         """What the decoder gets of the video, and how many positions that takes."""

@@ -16,8 +16,9 @@ class FrameBatch:
     """All sampled frames of a video at the size that the vision graph takes.
 
     Attributes:
-        frames: uint8 RGB [F, H, W, 3] on the host, or on the device of the backend that takes them. A GPU backend's
-            ``frame_buffer`` gives pinned memory, which stays pinned as long as the array or a view of it is kept.
+        frames: uint8 RGB [F, H, W, 3] on the host, or on the device of the backend that takes them. On the host of a
+            GPU it is pinned memory, which stays pinned as long as the array or a view of it is kept; on the device it
+            lasts until that backend loads other frames.
         seconds: float32 [F], time of each frame since the first frame of the source.
         aspect: Width over height of the source's first sampled frame, before it was resized.
     """

@@ -18,15 +18,22 @@ from numpy.typing import NDArray
 
 from tango_plugins import TangoError
 from tango_runtime.util.versions import release
+from tango_runtime.video.h264 import may_have_fields
+from tango_runtime.video.playlist import check_playlist
 from tango_runtime.video.rgb import shown_size, to_rgb
 from tango_runtime.video.source import Rounding, Sampled, TimedFrame, choose, duration_of
 from tango_runtime.video.truncation import check_complete
 
 _log = logging.getLogger("tango_runtime.video")
 
-#: Codecs whose every packet is one shown frame. VP8 is not among them: its alternate reference frames are packets of
-#: their own that are never shown, so only decoding shows how many frames a VP8 file has.
-_FRAME_PER_PACKET = {"h264", "hevc", "av1", "vp9", "mpeg4", "mpeg2video", "mpeg1video", "mjpeg", "prores", "ffv1"}
+#: Codecs whose every shown packet is one frame. Of others every packet is decoded, to see that it is.
+_FRAME_PER_PACKET = {
+    *("h264", "hevc", "av1", "vp8", "vp9", "mpeg4", "mpeg2video", "mpeg1video", "mjpeg", "prores", "ffv1"),
+    *("wmv1", "wmv2", "msmpeg4v2", "msmpeg4v3", "flv1"),
+}
+
+#: An MPEG-4 packet of at most so many bytes may be a mark that a frame is left out.
+_LEFT_OUT = 16
 
 #: Threads within a frame only: with several frames under way, how many of them a damaged packet takes along depends on
 #: the number of cores. Frames whose packets are whole decode to the same pixels either way.
@@ -35,8 +42,11 @@ _EXACT = "SLICE"
 #: Most frames by which decoding and presentation order differ (H.264, H.265).
 _REORDERING = 16
 
-#: Most pixels of a frame: 16384×8192, four times an 8K video.
-_MAX_PIXELS = 1 << 27
+#: Most pixels of a frame: 8192×8192, twice an 8K video.
+_MAX_PIXELS = 1 << 26
+
+#: Most bytes of decoded frames that are held until it is known that they are the right ones: 80 of 1920×1080.
+_MAX_HELD = 1 << 28
 
 #: Formats that FFmpeg recognizes by content and that are no video of their own.
 _NOT_VIDEO = {"concat": "a list of other files", "tty": "a text"}
@@ -73,31 +83,28 @@ class VideoFile:
 
     def sample(self, count: int, *, rounding: Rounding = "floor") -> Sampled:
         """Chooses the frames ``linspace(0, n - 1, count)``."""
+        if count > len(self._timeline.times) and self._timeline.is_uncertain:
+            self._decode_all("it may have more frames than packets")
         return choose(self._timeline.seconds, count, rounding, self.name)
 
     def read(self, chosen: Sampled) -> Iterator[TimedFrame]:
-        """Decodes the chosen frames, one in memory at a time.
+        """Decodes the chosen frames, and gives the first once all are known to be the right ones.
 
         Where the decoder gives other frames than the packets announced, the whole file is decoded once to know its
-        frames, and as many of them are chosen again. Frames that were given already may be one index beside these.
+        frames, and as many of them are chosen again.
 
         Raises:
-            TangoError: The file cannot be read, has fewer frames than were chosen, or frames were given already that
-                are further away from those chosen again.
+            TangoError: The file cannot be read, or has fewer frames than were chosen.
         """
-        given: list[float] = []
         try:
-            for timed in self._read(self._current(chosen)):
-                given.append(timed[0])
-                yield timed
-            return
+            chosen = self._current(chosen)
+            frames = self._decode(chosen.indices.tolist())
         except _DisagreementError as error:
-            reason = str(error)
-        self._timeline = _decode_all(self._path, reason, len(self._timeline.times), self.duration)
-        again, done = self.sample(len(chosen), rounding=chosen.rounding), len(given)
-        if not self._continues(given, again):
-            raise TangoError(f"{self.name} is damaged: {reason}", _repair(self._path))
-        yield from self._read(Sampled(again.indices[done:], again.seconds[done:], again.rounding))
+            self._decode_all(str(error))
+            chosen = self._current(chosen)
+            frames = self._decode(chosen.indices.tolist())
+        for seconds, (_, frame) in zip(chosen.seconds.tolist(), frames, strict=True):
+            yield seconds, to_rgb(frame, self.name)
 
     def _current(self, chosen: Sampled) -> Sampled:
         """`chosen`, or as many frames chosen again where decoding has since shown that those do not exist."""
@@ -106,20 +113,19 @@ class VideoFile:
             return chosen
         return self.sample(len(chosen), rounding=chosen.rounding)
 
-    def _continues(self, given: list[float], again: Sampled) -> bool:
-        """Whether frames at these seconds are those chosen again, or their neighbors, and leave the rest in order."""
-        seconds, done = self._timeline.seconds, len(given)
-        indices = np.searchsorted(seconds, given)
-        return (
-            np.array_equal(seconds[np.minimum(indices, len(seconds) - 1)], given)
-            and bool(np.all(np.abs(indices - again.indices[:done]) <= 1))
-            and (done == 0 or done == len(again) or bool(indices[-1] < again.indices[done]))
-        )
+    def _decode_all(self, reason: str) -> None:
+        self._timeline = _decode_all(self._path, reason, len(self._timeline.times), self.duration)
 
-    def _read(self, chosen: Sampled) -> Iterator[TimedFrame]:
-        seconds = dict(zip(chosen.indices.tolist(), chosen.seconds.tolist(), strict=True))
-        for i, frame in _decode_frames(self._path, self._timeline, list(seconds)):
-            yield seconds[i], to_rgb(frame, self.name)
+    def _decode(self, chosen: list[int]) -> Iterator[tuple[int, Any]]:
+        """(index, PyAV frame) of the chosen frames; those that are too many to be held are decoded again."""
+        held: list[tuple[int, Any]] = []
+        size = 0
+        for i, frame in _decode_frames(self._path, self._timeline, chosen):
+            size += sum(plane.buffer_size for plane in frame.planes)
+            if size <= _MAX_HELD:
+                held.append((i, frame))
+        rest = chosen[len(held) :]
+        return chain(held, _decode_frames(self._path, self._timeline, rest) if rest else ())
 
 
 class _Packet(NamedTuple):
@@ -128,8 +134,9 @@ class _Packet(NamedTuple):
     pts: int | None
     dts: int | None
     key: bool
-    hidden: bool  # decoded for others' sake and not shown (edit lists)
+    hidden: bool  # decoded for others' sake and not shown (edit lists, VP8's alternate references)
     corrupt: bool
+    size: int
 
 
 @dataclass(frozen=True)
@@ -140,13 +147,19 @@ class _Timeline:
         times: Presentation time of each frame in ticks, ascending; strictly where ``packets`` is not None.
         tick: Seconds per tick.
         packets: For each frame the place of its packet in the file; None where only decoding showed the frames.
-        keys: Places of the keyframes' packets, ascending, and the presentation time of each.
+        keys: Places of the packets where decoding may begin, ascending, and the presentation time of each; none where
+            every packet must be decoded.
     """
 
     times: list[int]
     tick: Fraction
     packets: list[int] | None = None
     keys: tuple[Sequence[int], Sequence[int]] = ((), ())
+
+    @property
+    def is_uncertain(self) -> bool:
+        """Whether only reading shows that each of the packets is one frame."""
+        return self.packets is not None and not self.keys[0]
 
     @cached_property
     def seconds(self) -> NDArray[np.float64]:
@@ -177,12 +190,7 @@ def _check_file(path: Path) -> None:
     if path.stat().st_size == 0:
         raise TangoError(f"{path} is empty", "copy or record the video again")
     check_complete(path)
-    with path.open("rb") as file:
-        if file.read(7) == b"#EXTM3U" and b"#EXT-X-ENDLIST" not in file.read():
-            raise TangoError(
-                f"{path} is a playlist that has no end: FFmpeg would wait for more",
-                "add a line #EXT-X-ENDLIST at its end",
-            )
+    check_playlist(path)
 
 
 @contextlib.contextmanager
@@ -207,10 +215,13 @@ def _open(path: Path, threads: str = "AUTO") -> Iterator[tuple[Any, Any]]:
             width, height = stream.codec_context.width, stream.codec_context.height
             if width * height > _MAX_PIXELS:  # a GIF of 100 bytes may claim gigabytes
                 raise TangoError(f"the frames of {path} have {width}×{height} pixels", "scale the video down")
+            stream.codec_context.options = {"max_pixels": str(_MAX_PIXELS)}  # where the size changes later
             stream.thread_type = threads
             yield container, stream
     except av.FFmpegError as error:
-        raise TangoError(f"{path} cannot be read as a video: {error.strerror}", _repair(path)) from error
+        raise TangoError(
+            f"{path} cannot be read as a video: {error.strerror}", "check that it plays; copy or record it again"
+        ) from error
 
 
 def _repair(path: Path) -> str:
@@ -218,35 +229,35 @@ def _repair(path: Path) -> str:
 
 
 def _read_timeline(path: Path) -> _Timeline:
-    """The timeline of the packets or, where they do not determine the frames, of decoding everything."""
+    """The timeline of the packets or, where these do not tell the frames' times, of decoding everything."""
     with _open(path) as (container, stream):
-        packets = []
-        for p in _demux(container, stream):
-            if _is_encrypted(p):  # the decoder would make frames of noise of some packets
-                raise TangoError(f"the video of {path} is encrypted", "give a file without encryption")
-            packets.append(_Packet(p.pts, p.dts, p.is_keyframe, p.is_discard, p.is_corrupt))
-        tick, codec, rate = Fraction(stream.time_base), stream.codec_context.name, stream.guessed_rate
+        codec, extradata = stream.codec_context.codec.canonical_name, stream.codec_context.extradata
+        packets = [_read_packet(packet, codec, path) for packet in _demux(container, stream)]
+        tick, rate = Fraction(stream.time_base), stream.guessed_rate
     if packets and packets[-1].corrupt:
         raise TangoError(f"{path} is truncated in the middle of frame {len(packets) - 1}", "copy or record it again")
     shown = sorted((p.pts, place) for place, p in enumerate(packets) if p.pts is not None and not p.hidden)
-    times = [pts for pts, _ in shown]
-    if reason := _reason_to_decode(codec, packets, times):
-        seconds = (times[-1] - times[0]) * tick if times else len(packets) / Fraction(rate) if rate else None
+    times, places = [pts for pts, _ in shown], [place for _, place in shown]
+    seconds = (times[-1] - times[0]) * tick if times else len(packets) / Fraction(rate) if rate else None
+    if reason := _why_times_are_unknown(packets, times):
         return _decode_all(path, reason, len(packets), None if seconds is None else float(seconds))
+    if reason := _why_frames_are_uncertain(codec, extradata, packets):
+        _warn_of_decoding(path, reason, len(times), None if seconds is None else float(seconds))
+        return _Timeline(times, tick, places)
     keys = [(place, p.pts) for place, p in enumerate(packets) if p.key and p.pts is not None]
-    places, key_times = [place for place, _ in keys], [pts for _, pts in keys]
-    return _Timeline(times, tick, [place for _, place in shown], (places, key_times))
+    return _Timeline(times, tick, places, ([place for place, _ in keys], [pts for _, pts in keys]))
 
 
-def _is_encrypted(packet: Any) -> bool:
-    """Whether a packet has a key in its side data, which PyAV shows from version 16 on."""
-    return hasattr(packet, "has_sidedata") and bool(packet.has_sidedata("encryption_info"))
+def _read_packet(packet: Any, codec: str, path: Path) -> _Packet:
+    if packet.has_sidedata("encryption_info"):  # the decoder would make frames of noise of some packets
+        raise TangoError(f"the video of {path} is encrypted", "give a file without encryption")
+    shown = codec != "vp8" or memoryview(packet)[0] & 1 << 4  # RFC 6386, section 9.1: show_frame
+    hidden = packet.is_discard or not shown
+    return _Packet(packet.pts, packet.dts, packet.is_keyframe, hidden, packet.is_corrupt, packet.size)
 
 
-def _reason_to_decode(codec: str, packets: list[_Packet], times: list[int]) -> str:
-    """Why the packets do not determine the frames; empty where they do."""
-    if codec not in _FRAME_PER_PACKET:
-        return f"a packet of {codec} is not always one frame"
+def _why_times_are_unknown(packets: list[_Packet], times: list[int]) -> str:
+    """Why the packets do not tell when frames are shown; empty where they do."""
     if any(p.pts is None for p in packets):
         return "its packets have no times"
     if len(set(times)) != len(times):
@@ -255,10 +266,23 @@ def _reason_to_decode(codec: str, packets: list[_Packet], times: list[int]) -> s
     return "" if dts == sorted(dts) else "its timestamps step back, as where two recordings were joined"
 
 
+def _why_frames_are_uncertain(codec: str, extradata: bytes | None, packets: list[_Packet]) -> str:
+    """Why a shown packet may not be one frame; empty where each is."""
+    if codec == "h264" and may_have_fields(extradata):
+        return "its packets may be fields"
+    if codec == "mpeg4" and min(p.size for p in packets) <= _LEFT_OUT:
+        return "its packets may be marks of frames left out"
+    return "" if codec in _FRAME_PER_PACKET else f"a packet of {codec} is not always one frame"
+
+
+def _warn_of_decoding(path: Path, reason: str, frames: int, seconds: float | None) -> None:
+    length = f"about {frames} frames" + ("" if seconds is None else f", {seconds:.1f} s of video")
+    _log.warning("%s: %s; decoding the whole file to know its frames (%s)", path, reason, length)
+
+
 def _decode_all(path: Path, reason: str, packets: int, seconds: float | None) -> _Timeline:
     """The timeline that decoding everything gives, with a warning because that takes long."""
-    length = f"about {packets} frames" + ("" if seconds is None else f", {seconds:.1f} s of video")
-    _log.warning("%s: %s; decoding the whole file to know its frames (%s)", path, reason, length)
+    _warn_of_decoding(path, reason, packets, seconds)
     with _open(path, threads=_EXACT) as (container, stream):
         times = [frame.pts for frame in _decode(stream, _demux(container, stream))]
         tick, rate, format_name = Fraction(stream.time_base), stream.guessed_rate, container.format.name
@@ -311,9 +335,12 @@ def _plan_runs(timeline: _Timeline, chosen: list[int]) -> list[_Run]:
 
     Decoding from a keyframe gives what decoding from the start gives for every frame presented at or after the
     keyframe. The others that follow it in the file (the leading pictures of an open GOP) need the keyframe before.
+    Without keyframes all packets are decoded, so that every frame is seen.
     """
     assert timeline.packets is not None
     places, times = timeline.keys
+    if timeline.is_uncertain:
+        return [_Run(0, max(timeline.packets) + 1, 0, len(timeline.times) - 1)]
     runs: list[_Run] = []
     for i in chosen:
         last = timeline.packets[i]

@@ -10,13 +10,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from numbers import Real
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 from tango_plugins import TangoError
-from tango_runtime.video.source import Frame, Rounding, Sampled, TimedFrame, choose, duration_of
+from tango_plugins.device_array import DeviceArray, is_on_device
+from tango_runtime.video.source import Frame, Rounding, Sampled, TimedFrame, choose, duration_of, is_uint8
 
 _IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
 
@@ -72,7 +74,7 @@ def from_array(array: NDArray[np.uint8], fps: float) -> IndexedFrames:
     Raises:
         TangoError: The array has another dtype or shape.
     """
-    if array.dtype != np.uint8 or array.ndim != 4 or array.shape[-1] != 3:
+    if not is_uint8(array) or len(array.shape) != 4 or array.shape[-1] != 3:
         raise TangoError(
             f"the frames are an array of {array.dtype} {list(array.shape)}", "give uint8 RGB frames [N, H, W, 3]"
         )
@@ -100,10 +102,11 @@ def from_pairs(pairs: Iterable[TimedFrame], name: str = "the source") -> Indexed
         name: What messages call them.
 
     Raises:
-        TangoError: An item is something else, or the times do not ascend.
+        TangoError: An item is something else, the times do not ascend, or frames of a sequence are one buffer.
     """
     frames: Sequence[TimedFrame] | None = pairs if isinstance(pairs, Sequence) else None
     copies: list[Frame] = []
+    buffers: dict[int, int] = {}
     times: list[float] = []
     before = -math.inf
     for i, item in enumerate(pairs):
@@ -116,7 +119,9 @@ def from_pairs(pairs: Iterable[TimedFrame], name: str = "the source") -> Indexed
         before = seconds
         times.append(seconds)
         if frames is None:
-            copies.append(frame.copy())
+            copies.append(_copy(frame))
+        elif (same := buffers.setdefault(_address(frame), i)) != i:
+            raise TangoError(f"frames {same} and {i} are the same memory", "give copies: frame.copy()")
     since_first = np.array(times) - (times[0] if times else 0.0)
     return IndexedFrames(
         name, since_first, duration_of(since_first), copies.__getitem__ if frames is None else lambda i: frames[i][1]
@@ -133,10 +138,20 @@ def _check_pair(item: object, i: int) -> TimedFrame:
     if not isinstance(item, tuple) or seconds is None:
         raise TangoError(f"item {i} is not a (seconds, frame) pair", "give (float, uint8 RGB array [H, W, 3]) pairs")
     frame = item[1]
-    if not (isinstance(frame, np.ndarray) and frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[-1] == 3):
-        what = f"{frame.dtype} {list(frame.shape)}" if isinstance(frame, np.ndarray) else type(frame).__name__
+    is_array = isinstance(frame, np.ndarray) or is_on_device(frame)
+    if not (is_array and is_uint8(frame) and len(frame.shape) == 3 and frame.shape[-1] == 3):
+        what = f"{frame.dtype} {list(frame.shape)}" if is_array else type(frame).__name__
         raise TangoError(f"frame {i} is {what}", "give uint8 RGB frames [H, W, 3]")
     return seconds, frame
+
+
+def _copy(frame: Any) -> Frame:
+    copy: Frame = frame.clone() if hasattr(frame, "clone") else frame.copy()  # torch; NumPy and CuPy
+    return copy
+
+
+def _address(frame: Frame) -> int:
+    return DeviceArray.of(frame).address if is_on_device(frame) else frame.ctypes.data
 
 
 def _seconds(time: object) -> float | None:

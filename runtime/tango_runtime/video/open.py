@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tango_plugins import TangoError
+from tango_plugins.device_array import is_on_device
 from tango_runtime.video.file import VideoFile
 from tango_runtime.video.frames import from_array, from_folder, from_pairs
 from tango_runtime.video.source import FrameSource, FrameStream, Rounding, Source, check_count
@@ -25,7 +27,8 @@ def open_source(source: Source, fps: float | None = None) -> FrameSource:
 
             - the path of a video file;
             - the path of a folder of images, taken in natural order (``frame2`` before ``frame10``);
-            - a uint8 array [N, H, W, 3] of RGB frames;
+            - a uint8 array [N, H, W, 3] of RGB frames, on the host or, with ``__cuda_array_interface__`` or
+              ``__dlpack__``, on the GPU of the backend that takes them;
             - a finite iterable of (seconds, uint8 RGB frame [H, W, 3]), times ascending. Its length must be known, so
               whatever is not a sequence is first copied into memory to its end: 6 MB a frame at 1920×1080. Seconds may
               be any real number, a fraction or a ``datetime.timedelta``;
@@ -41,8 +44,8 @@ def open_source(source: Source, fps: float | None = None) -> FrameSource:
         raise TangoError(f"fps is {fps}", "it must be a positive number of frames per second")
     if isinstance(source, str) and not source:
         raise TangoError("the path of the video is empty", "give the path of a video file or of a folder of images")
-    if isinstance(source, np.ndarray):
-        return from_array(source, fps or 1.0)
+    if isinstance(source, np.ndarray) or is_on_device(source):
+        return from_array(cast("NDArray[np.uint8]", source), fps or 1.0)
     if isinstance(source, (str, Path)) and Path(source).is_dir():
         return from_folder(Path(source), fps or 1.0)
     if fps is not None:
@@ -66,8 +69,8 @@ def sample(source: Source, count: int, *, fps: float | None = None, rounding: Ro
     """Samples exactly `count` frames at the indices ``linspace(0, n - 1, count)`` of the n frames of `source`.
 
     Seconds count from the first frame. A video is read twice: its packets first, without decoding, for the number of
-    frames and their times; then only what the chosen frames depend on is decoded, one frame in memory at a time. The
-    frames are those that decoding the whole video gives; damage in a part that no chosen frame needs stays unnoticed.
+    frames and their times; then, before the first frame is given, only what the chosen ones depend on is decoded. They
+    are those that decoding the whole video gives; damage in a part that no chosen frame needs stays unnoticed.
 
     Args:
         source: What to sample; see :func:`open_source`.

@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tango_plugins import TangoError
+from tango_plugins.device_array import is_on_device
 from tango_runtime.video.batch import FrameBatch
-from tango_runtime.video.source import Frame, TimedFrame
+from tango_runtime.video.source import Frame, TimedFrame, is_uint8
 
 #: Frames that are resized at a time, each on its own thread while the source decodes the next: Pillow and FFmpeg
-#: release the GIL.
-_AT_ONCE = 8
+#: release the GIL. Large ones are fewer, so that they take no more than so many bytes.
+_AT_ONCE, _MAX_BYTES = 8, 1 << 28
 
 
 def resize(rgb: Frame, size: tuple[int, int]) -> Frame:
@@ -40,11 +41,19 @@ def resize(rgb: Frame, size: tuple[int, int]) -> Frame:
     height, width = size
     if height < 1 or width < 1:
         raise TangoError(f"the frame size is {height}×{width}", "it must be a positive number of pixels")
-    if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[-1] != 3 or rgb.size == 0:
-        raise TangoError(f"a frame is {rgb.dtype} {list(rgb.shape)}", "give uint8 RGB frames [H, W, 3]")
+    check_frame(rgb)
+    if is_on_device(rgb):
+        raise TangoError("a frame is on a GPU, and is wanted on the host", "copy it, or use a backend on that GPU")
     if rgb.shape[:2] == (height, width):
         return rgb
     return np.array(Image.fromarray(rgb).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def check_frame(rgb: Frame) -> None:
+    """Rejects what is no uint8 RGB frame [H, W, 3] with pixels, wherever it is."""
+    shape = tuple(rgb.shape)
+    if not is_uint8(rgb) or len(shape) != 3 or shape[-1] != 3 or 0 in shape:
+        raise TangoError(f"a frame is {rgb.dtype} {list(shape)}", "give uint8 RGB frames [H, W, 3]")
 
 
 def preprocess(frames: Iterable[TimedFrame], size: tuple[int, int], out: NDArray[np.uint8] | None = None) -> FrameBatch:
@@ -65,12 +74,14 @@ def preprocess(frames: Iterable[TimedFrame], size: tuple[int, int], out: NDArray
     aspect = 1.0
     with ThreadPoolExecutor(_AT_ONCE) as threads:
         for time, rgb in frames:
-            if len(resized) >= _AT_ONCE:
-                resized[-_AT_ONCE]()  # waits
+            size_bytes = int(np.prod(rgb.shape))
+            at_once = max(1, min(_AT_ONCE, _MAX_BYTES // max(size_bytes, 1)))
+            if len(resized) >= at_once:
+                resized[-at_once]()  # waits
             fits = rgb.shape[:2] == tuple(size)  # nothing to do is not worth a thread
             resized.append(partial(resize, rgb, size) if fits else threads.submit(resize, rgb, size).result)
             seconds.append(time)
-            if len(seconds) == 1 and rgb.size:
+            if len(seconds) == 1 and size_bytes:
                 aspect = rgb.shape[1] / rgb.shape[0]
     if not resized:
         raise TangoError("there are no frames", "sample at least one frame")

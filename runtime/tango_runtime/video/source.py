@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from tango_plugins import TangoError
 from tango_runtime.util.numbers import is_integer
 
+#: On the host, or an array on a GPU with ``__cuda_array_interface__`` or ``__dlpack__``, for a backend that takes it.
 Frame: TypeAlias = NDArray[np.uint8]
 TimedFrame: TypeAlias = tuple[float, Frame]
 
@@ -142,6 +143,11 @@ def choose(seconds: NDArray[np.float64], count: int, rounding: Rounding, name: s
     even = np.linspace(0, n - 1, count)
     indices = (np.floor(even) if rounding == "floor" else np.rint(even)).astype(np.int64)
     return Sampled(indices, seconds[indices], rounding)
+
+
+def is_uint8(array: Any) -> bool:
+    """Whether an array of whatever library is of this dtype."""
+    return str(array.dtype).rpartition(".")[-1] == "uint8"
 
 
 def check_count(count: int) -> None:

@@ -77,6 +77,24 @@ def test_the_command_writes_its_results(tiny_bundle, folder, tmp_path, capsys):
     assert len(picture.convert("RGB").getcolors(1 << 20)) > 10
 
 
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_video_that_cannot_be_read_is_left_out(tiny_bundle, folder, tmp_path, capsys, jobs):
+    (folder / "b" / "2.png").write_bytes(b"no image")
+    settings = ("--data", folder, "--frames", 4, "--method", "tango", "--retention-ratio", 0.1, "--jobs", jobs)
+    assert run(tiny_bundle, *settings, "--output", tmp_path / "out") == 1
+    assert "warning: b is left out of these figures" in capsys.readouterr().err.replace("\n", " ")
+    found = json.loads((tmp_path / "out/results.json").read_text())
+    assert {question["video"] for question in found["questions"]} == {"a", "c"}
+    assert found["conditions"]["videos"] == 2
+    assert "2.png cannot be read" in found["conditions"]["videos left out"]["b"]
+
+
+def test_no_video_that_can_be_read_is_an_error(tiny_bundle, folder, tmp_path, capsys):
+    assert run(tiny_bundle, "--data", folder, "--frames", 5, "--output", tmp_path / "out") == 2
+    assert "has 4 frames" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_generated_clips_in_two_processes(tiny_bundle, capsys):
     asked = ("--videos", 2, "--questions", 2, "--frames", 8, "--method", "topk", "--retention-ratio", 0.1)
     assert run(tiny_bundle, *asked) == 0

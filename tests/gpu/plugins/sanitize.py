@@ -12,6 +12,8 @@ from tests.gpu.plugins.device import Device
 from tests.gpu.plugins.test_decode import SHAPES, Decoder
 from tests.plugins.attentions import Pass, Shape
 from tests.plugins.norms import TYPES, Rows
+from tests.plugins.resizes import SURFACES, Frames
+from tests.plugins.resizes import Shape as FrameShape
 from tests.plugins.rows import gather, row_tensors
 from tests.plugins.thinnings import CASES as CASES_OF_THIN
 from tests.plugins.thinnings import Prompt
@@ -51,6 +53,10 @@ if __name__ == "__main__":
         assert Vision(VisionShape(2, *tokens, 2, head_dim, window)).enqueue() == 0
         torch.cuda.synchronize()
         print("vision attention", tokens, head_dim, window)
+    for shape in (FrameShape(37, 53, 16, 21, gap=3), *SURFACES[::5]):
+        Frames(shape).enqueue()
+        torch.cuda.synchronize()
+        print("resize", shape)
     for name in test_activation.NAMES:
         for size in ((33, 64), (7, 13)):
             a, b, y = test_activation.tensors(name, size, torch.float16)

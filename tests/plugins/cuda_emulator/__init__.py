@@ -24,6 +24,7 @@ SOURCES: dict[str, tuple[str | Path, ...]] = {
     "norm": ("src/elementwise/norm.cu",),
     "rows": ("src/elementwise/rows.cu",),
     "thin": ("src/thin/thin.cu",),
+    "resize": ("src/frames/resize.cu",),
     "operators": ("adapters/operators.cpp",),
     "onnxruntime": ("adapters/onnxruntime/custom_operators.cpp",),
     # Needs TensorRT's headers. The plugin that prunes fails in it.

@@ -77,6 +77,8 @@ inline void __syncwarp() { warp().barrier.arrive_and_wait(); }
 inline void __syncthreads() { block->all.arrive_and_wait(); }
 inline unsigned atomicAdd(unsigned* to, unsigned value) { return std::atomic_ref(*to).fetch_add(value); }
 inline void __threadfence() {}  // atomicAdd is sequentially consistent
+inline double __dadd_rn(double a, double b) { return a + b; }
+inline double __dmul_rn(double a, double b) { return a * b; }
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 inline float __expf(float x) { return std::exp(x); }
 inline float __fdividef(float x, float y) { return x / y; }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,10 @@ def test_names_and_texts_are_escaped(tmp_path: Path) -> None:
     html = page(make(**texts, stages=[(evil, 1.0), (evil, 2.0)]), tmp_path)
     assert "<script>alert" not in html
     assert html.count("&lt;script&gt;alert(&#39;&amp;&#39;)") >= 8
+
+
+def test_a_name_that_is_not_utf_8_is_shown_with_question_marks(tmp_path: Path) -> None:
+    assert "caf?.mp4" in page(make(video=os.fsdecode(b"caf\xe9.mp4")), tmp_path)
 
 
 def test_tokens_and_overlays_match_the_arrays(tmp_path: Path) -> None:

@@ -54,6 +54,13 @@ def test_frames_may_leave_a_cameras_buffer_while_they_are_read():
     assert [(s, number_in(rgb)) for s, rgb in source.read(chosen)] == [(0.0, 0), (2.0, 2), (4.0, 4), (7.0, 7)]
 
 
+def test_a_sequence_of_one_buffer_is_rejected():
+    buffer = picture(0)
+    rejected(
+        [(0.0, buffer), (1.0, picture(1)), (2.0, buffer[:, :32])], 1, "frames 0 and 2 are the same memory", "copies"
+    )
+
+
 def test_a_sequence_is_not_copied():
     timed = [(float(i), picture(i)) for i in range(4)]
     assert all(given is kept for (_, given), (_, kept) in zip(sample(timed, 4), timed, strict=True))

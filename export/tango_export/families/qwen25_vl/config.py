@@ -152,7 +152,7 @@ def _whole_layers(data: dict[str, Any], depth: int) -> tuple[int, ...]:
     layers = found if isinstance(found, list) and all(type(n) is int for n in found) else []
     if depth - 1 not in layers or not all(0 <= n < depth for n in layers):
         raise TangoError(
-            f"config.json: fullatt_block_indexes is {shown(found)}, not some of {depth} layers with the last among them",
+            f"config.json: fullatt_block_indexes is {shown(found)}, not some of {depth} layers and the last of them",
             "the released checkpoints have that; is this another model?",
         )
     return tuple(layers)

@@ -139,7 +139,9 @@ def _check_tokens(folder: Path, tokenizer: Tokenizer) -> None:
 def _chat_template(folder: Path) -> str:
     template = read_chat_template(folder)
     if template is None or not template.strip():
-        status(f"{folder} has {'no' if template is None else 'an empty'} chat template; the released checkpoints' is used")
+        status(
+            f"{folder} has {'no' if template is None else 'an empty'} chat template; the released checkpoints' is used"
+        )
         return TEMPLATE
     return template
 

@@ -12,7 +12,7 @@ for programs without Python.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -26,8 +26,9 @@ from tango_plugins.row_ends import row_order
 from tango_plugins.thinning import Thinning
 from tango_runtime.backends.base import PrunedTokens, Trace
 from tango_runtime.backends.cuda.decoder import Decoder, SequenceDecoder
-from tango_runtime.backends.cuda.device import Event, HostPool, Pool, Stream, TransferStats, rows
+from tango_runtime.backends.cuda.device import Event, Pool, Stream, TransferStats, rows
 from tango_runtime.backends.cuda.embedder import Embedder, Piece, TokenIds
+from tango_runtime.backends.cuda.frames import FrameLoader
 from tango_runtime.backends.cuda.kv_cache import KVCache
 from tango_runtime.backends.cuda.logits import DeviceLogits
 from tango_runtime.backends.cuda.row_ends import enqueue_gather
@@ -37,6 +38,8 @@ from tango_runtime.backends.rotary import TEXT, RotaryIds
 from tango_runtime.bundle import Bundle
 from tango_runtime.sizing import memory
 from tango_runtime.util.console import OnProgress
+from tango_runtime.video.batch import FrameBatch
+from tango_runtime.video.source import TimedFrame
 
 
 class CudaBackend:
@@ -59,7 +62,7 @@ class CudaBackend:
     def __init__(self, bundle: Bundle, graphs: GraphRunner, stream: Stream) -> None:
         self.description, self.fallback_reason = graphs.description, ""
         self._graphs, self._stream, self._pool = graphs, stream, Pool()
-        self._frames_pool = HostPool()
+        self._load_frames = FrameLoader(stream, self._pool)
         self._manifest = bundle.manifest
         self.frame_size = graphs.frame_size
         hidden_size, dtype = bundle.manifest.decoder.hidden_size, bundle.manifest.dtype
@@ -73,9 +76,9 @@ class CudaBackend:
         """Copies between host and device so far."""
         return self._stream.traffic
 
-    def frame_buffer(self, count: int, size: tuple[int, int]) -> NDArray[np.uint8]:
-        """An array [F, H, W, 3] to fill, in pinned memory, which the GPU reads by itself."""
-        return self._frames_pool.take((count, *size, 3), np.uint8)
+    def load_frames(self, timed: Iterable[TimedFrame], count: int, size: tuple[int, int]) -> FrameBatch:
+        """Reads so many frames of any size → frames of a size (H, W): in pinned memory, or resized on the GPU."""
+        return self._load_frames(timed, count, size)
 
     def vision(
         self, frames: NDArray[np.uint8] | DeviceArray, on_progress: OnProgress

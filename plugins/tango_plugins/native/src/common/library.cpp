@@ -5,6 +5,7 @@
 #include "tango/attention.h"
 #include "tango/common.h"
 #include "tango/decode.h"
+#include "tango/frames.h"
 #include "tango/norm.h"
 #include "tango/prune.h"
 #include "tango/thin.h"
@@ -39,6 +40,8 @@ size_t tango_sizeof(const char* name) {
         TANGO_SIZE(TangoPruneParams),
         TANGO_SIZE(TangoPruneShape),
         TANGO_SIZE(TangoPruneTensors),
+        TANGO_SIZE(TangoResizeShape),
+        TANGO_SIZE(TangoResizeTensors),
         TANGO_SIZE(TangoThinShape),
         TANGO_SIZE(TangoThinTensors),
         TANGO_SIZE(TangoVisionAttentionShape),

@@ -1,0 +1,103 @@
+"""What an H.264 stream's sequence parameter set says of its packets (ITU-T H.264, 7.3.2.1.1)."""
+
+from __future__ import annotations
+
+_SPS = 7
+
+#: Profiles whose parameter sets describe chroma and bit depth.
+_HIGH = {100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135}
+
+
+def may_have_fields(extradata: bytes | None) -> bool:
+    """Whether a frame may be coded as two fields, each a packet of its own (PAFF); True where nothing says it is not.
+
+    Args:
+        extradata: The decoder's, with start codes (Annex B) or as in an MP4 (avcC, ISO/IEC 14496-15).
+    """
+    sets = [unit for unit in _units(extradata or b"") if unit and unit[0] & 31 == _SPS]
+    try:
+        return not sets or any(not _is_frames_only(unit) for unit in sets)
+    except IndexError:
+        return True
+
+
+def _units(extradata: bytes) -> list[bytes]:
+    """The NAL units among which the sequence parameter sets are."""
+    if extradata[:1] != b"\1":
+        return extradata.split(b"\0\0\1")
+    units, at = [], 6
+    for _ in range(extradata[5] & 31 if len(extradata) > 5 else 0):
+        length = int.from_bytes(extradata[at : at + 2], "big")
+        units.append(extradata[at + 2 : at + 2 + length])
+        at += 2 + length
+    return units
+
+
+def _is_frames_only(unit: bytes) -> bool:
+    """frame_mbs_only_flag of a sequence parameter set."""
+    bits = _Bits(unit[1:].replace(b"\0\0\3", b"\0\0"))
+    profile = bits.take(8)
+    bits.take(16)  # constraints, level
+    bits.number()  # id
+    if profile in _HIGH:
+        _skip_chroma(bits)
+    bits.number()  # length of frame_num
+    order = bits.number()
+    if order == 0:
+        bits.number()  # length of the picture order count
+    elif order == 1:
+        bits.take(1)
+        bits.number()
+        bits.number()
+        for _ in range(bits.number()):
+            bits.number()
+    bits.number()  # reference frames
+    bits.take(1)
+    bits.number()  # width
+    bits.number()  # height
+    return bool(bits.take(1))
+
+
+def _skip_chroma(bits: _Bits) -> None:
+    chroma = bits.number()
+    if chroma == 3:
+        bits.take(1)
+    bits.number()  # bit depth of luma
+    bits.number()  # and of chroma
+    bits.take(1)
+    if bits.take(1):
+        for i in range(12 if chroma == 3 else 8):
+            if bits.take(1):
+                _skip_scaling_list(bits, 16 if i < 6 else 64)
+
+
+def _skip_scaling_list(bits: _Bits, size: int) -> None:
+    last, scale = 8, 8
+    for _ in range(size):
+        if scale:
+            code = bits.number()
+            scale = (last + (code + 1) // 2 * (1 if code % 2 else -1)) % 256
+        last = scale or last
+
+
+class _Bits:
+    """Reads bits; IndexError beyond the last."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._at = 0
+
+    def take(self, count: int) -> int:
+        """An unsigned number of `count` bits."""
+        value = 0
+        for _ in range(count):
+            value = value << 1 | self._data[self._at // 8] >> 7 - self._at % 8 & 1
+            self._at += 1
+        return value
+
+    def number(self) -> int:
+        """An Exp-Golomb code, ue(v)."""
+        zeros = 0
+        while not self.take(1):
+            zeros += 1
+        return (1 << zeros) - 1 + self.take(zeros)

@@ -1,0 +1,159 @@
+"""Frames on their way to the vision graph of a GPU, whose memory and resize are emulated on the host."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tango_plugins import TangoError
+from tango_plugins.device_array import DeviceArray
+from tango_runtime import VideoLLM
+from tango_runtime.backends.cuda import device
+from tango_runtime.backends.cuda.backend import CudaBackend
+from tango_runtime.backends.cuda.device import Pool, Stream
+from tango_runtime.backends.cuda.frames import FrameLoader
+from tango_runtime.backends.cuda.ort_runner import OrtRunner
+from tango_runtime.video import open_source, sample
+from tango_runtime.video.preprocess import preprocess, resize
+from tests.fakes.cuda import array, install
+
+SIZE, QUESTION = (28, 20), "What happens in the video?"
+
+
+class OnDevice:
+    """An array in what stands for a GPU's memory, as libraries show one: by an interface of theirs."""
+
+    def __init__(self, host, held, kind):
+        self._host, self._held, self._kind = host, held, kind
+        self.shape, self.dtype = held.shape, f"torch.{held.dtype}"
+        host.blocks[held.ctypes.data] = (held, held.nbytes)
+        if kind == "cuda_array_interface":
+            self.__cuda_array_interface__ = held.__array_interface__
+
+    def __len__(self):
+        return len(self._held)
+
+    def __getitem__(self, i):
+        return OnDevice(self._host, self._held[i], self._kind)
+
+    def clone(self):
+        return OnDevice(self._host, self._held.copy(), self._kind)
+
+    def __dlpack__(self):
+        return self._held.__dlpack__()
+
+    def __dlpack_device__(self):
+        return (2, 0) if self._kind == "dlpack" else (1, 0)
+
+
+@pytest.fixture
+def host(monkeypatch):
+    return install(monkeypatch)
+
+
+@pytest.fixture
+def stream(host):
+    return Stream()
+
+
+@pytest.fixture
+def load(stream):
+    return FrameLoader(stream, Pool())
+
+
+def noise(*shape):
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 9])
+def test_large_frames_are_resized_on_the_device(load, stream, count):
+    frames = [noise(60 + i, 90 - i, 3) for i in range(count)]
+    batch = load([(float(i), frame) for i, frame in enumerate(frames)], count, SIZE)
+    assert isinstance(batch.frames, DeviceArray)
+    assert (batch.frames.shape, batch.aspect) == ((count, *SIZE, 3), 1.5)
+    np.testing.assert_array_equal(array(batch.frames), [resize(frame, SIZE) for frame in frames])
+    np.testing.assert_array_equal(batch.seconds, np.arange(count))
+    assert (stream.traffic.uploaded, stream.traffic.downloads) == (sum(frame.nbytes for frame in frames), 0)
+
+
+def test_few_frames_are_pinned_at_a_time(load, host):
+    own = len(host.locked)
+    for _ in range(3):
+        load([(float(i), noise(60, 90, 3)) for i in range(20)], 20, SIZE)
+    assert len(host.locked) - own <= 4
+    assert host.locks - own <= 4
+
+
+def test_small_frames_stay_on_the_host(load, stream):
+    frames = [(float(i), noise(30, 28, 3)) for i in range(3)]
+    batch = load(frames, 3, SIZE)
+    np.testing.assert_array_equal(batch.host_frames, preprocess(frames, SIZE).host_frames)
+    assert stream.traffic.uploads == 0
+
+
+@pytest.mark.parametrize("kind", ["cuda_array_interface", "dlpack"])
+def test_frames_on_the_device_do_not_leave_it(load, host, stream, kind):
+    frames = noise(12, 24, 32, 3)
+    expected = [resize(frame, SIZE) for frame in frames[[0, 3, 7, 11]]]
+    on_device = OnDevice(host, frames, kind)
+    pairs = [(float(i), on_device[i]) for i in range(12)]
+    assert open_source(on_device).frame_size == open_source(pairs).frame_size == (24, 32)
+    for source in (on_device, pairs, iter(pairs)):
+        batch = load(sample(source, 4), 4, SIZE)
+        np.testing.assert_array_equal(array(batch.frames), expected)
+        np.testing.assert_array_equal(batch.seconds, [0, 3, 7, 11])
+    assert vars(stream.traffic) == dict.fromkeys(("uploads", "uploaded", "downloads", "downloaded"), 0)
+
+
+def test_arrays_that_are_no_frames_are_rejected(load, host):
+    frames = noise(4, 24, 32, 3)
+    for held, words in ((frames.astype(np.float32), "float32"), (frames[..., :2], r"\[4, 24, 32, 2\]")):
+        with pytest.raises(TangoError, match=words):
+            open_source(OnDevice(host, held, "dlpack"))
+    for kind in ("cuda_array_interface", "dlpack"):
+        with pytest.raises(TangoError, match="a frame is not contiguous"):
+            load(sample(OnDevice(host, frames[:, :, ::2], kind), 2), 2, SIZE)
+    with pytest.raises(TangoError, match="on a GPU, and is wanted on the host"):
+        preprocess(sample(OnDevice(host, frames, "dlpack"), 2), SIZE)
+    with pytest.raises(TangoError, match="there are no frames"):
+        load([], 1, SIZE)
+    with pytest.raises(TangoError, match="a frame is float32"):
+        load([(0.0, frames[0].repeat(4, 0)), (1.0, frames[0].astype(np.float32))], 2, SIZE)
+
+
+@pytest.fixture
+def llm(host, tiny_bundle):
+    import onnxruntime
+
+    made, stream = VideoLLM(tiny_bundle, "ort-cpu"), Stream()
+    graphs = OrtRunner(onnxruntime, made.bundle, stream, ("CPUExecutionProvider", "cpu"))
+    made._backend = CudaBackend(made.bundle, graphs, stream)
+    return made
+
+
+def test_answers_are_those_of_the_host(llm, host, tiny_bundle):
+    frames = noise(8, 100, 160, 3)
+    right = VideoLLM(tiny_bundle, "ort-cpu").generate(frames, QUESTION, frames=4, max_new_tokens=8)
+    for source in (frames, OnDevice(host, frames, "dlpack")):
+        answer = llm.generate(source, QUESTION, frames=4, max_new_tokens=8)
+        assert (answer.ids, answer.kept) == (right.ids, right.kept)
+        np.testing.assert_array_equal(answer.frames, right.frames)
+        assert answer.aspect == right.aspect
+
+
+def test_a_session_keeps_its_frames_when_another_video_comes(llm):
+    videos = noise(2, 4, 100, 160, 3)
+    sessions = [llm.session(video, frames=4) for video in videos]
+    sessions[0].close()
+    size = llm.bundle.manifest.video.size
+    for session, video in zip(sessions, videos, strict=True):
+        np.testing.assert_array_equal(session.frames, [resize(frame, size) for frame in video])
+
+
+def test_device_memory_is_given_back(load, host, stream, monkeypatch):
+    held = []
+    for _ in range(3):
+        load([(float(i), noise(60, 90, 3)) for i in range(5)], 5, SIZE)
+        held.append((host.held(), host.allocations))
+    assert held[0] == held[1] == held[2]
+    assert device.cudart() is host
