@@ -68,7 +68,7 @@ class Shape:
     vision_width: int = 72
     vision_intermediate: int = 144
     vision_layers: int = 2
-    vision_heads: int = 2
+    vision_heads: int = 3
     image: int = 384
     patch: int = 14
     width: int = 64

@@ -216,3 +216,11 @@ def test_a_decoder_whose_widths_the_kernel_cannot_take_has_none(checkpoint, tmp_
     graphs = Bundle.load(output, verify=True).manifest.graphs
     assert "decoder has no device graph: a width is no multiple of 16" in capsys.readouterr().err
     assert {name for name, spec in graphs.items() if spec.device} == {"vision", "embed"}
+
+
+def test_a_tower_whose_heads_the_kernel_cannot_take_has_none(checkpoint, tmp_path, capsys):
+    llava, siglip = checkpoint(vision_heads=2)
+    output = export(Request(checkpoint=str(llava), salience=str(siglip), output=tmp_path / "out"))
+    graphs = Bundle.load(output).manifest.graphs
+    assert "vision has no device graph: its heads are 36 wide, no multiple of 8" in capsys.readouterr().err
+    assert {name for name, spec in graphs.items() if spec.device} == {"embed", "decoder"}

@@ -9,6 +9,9 @@ import numpy as np
 from tango_export.graph.builder import Addition, Array, GraphBuilder, Read, Weight
 from tango_export.layers import gelu_mlp, linear, self_attention
 
+#: What the kernel of a tower's attention takes of the width of a head.
+HEAD_DIM_MULTIPLE, MAX_HEAD_DIM = 8, 128
+
 
 @dataclass(frozen=True)
 class SiglipConfig:
@@ -100,3 +103,11 @@ def folded_probe(g: GraphBuilder, c: SiglipConfig) -> str:
     shapes = ((1, 1, width), (3 * width, width), (3 * width,))
     tensors = dict(zip(names, shapes, strict=True))
     return g.weight(Weight("salience.probe", (width, heads), "float32", tensors, values))
+
+
+def no_device_form(c: SiglipConfig) -> str | None:
+    """Why the kernel of its attention does not take a tower; None where it does (tango/vision_attention.h)."""
+    width = c.hidden_size // c.num_attention_heads
+    if width % HEAD_DIM_MULTIPLE or width > MAX_HEAD_DIM:
+        return f"its heads are {width} wide, no multiple of {HEAD_DIM_MULTIPLE} up to {MAX_HEAD_DIM}"
+    return None

@@ -54,7 +54,12 @@ def definitions(
         "decoder_low", lambda g: qwen2.lower_decoder(g, config.text, context, first), {"": "decoder."}, _IN_TWO
     )
     return (
-        Definition("vision", lambda g: vision(g, config, pooling), {"salience.": "tower."}),
+        Definition(
+            "vision",
+            lambda g: vision(g, config, pooling),
+            {"salience.": "tower."},
+            siglip.no_device_form(config.vision),
+        ),
         Definition("embed", lambda g: embed(g, config), {}),
         *([lower] if inner else []),
         upper,
