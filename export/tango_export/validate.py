@@ -25,7 +25,7 @@ from tango_plugins import TangoError, op
 from tango_plugins.reference import prune
 from tango_runtime.backends.ort_cpu import cache_inputs, empty_cache, open_session
 from tango_runtime.backends.rotary import RotaryIds
-from tango_runtime.bundle import Bundle, GraphName, GraphSpec, TensorSpec
+from tango_runtime.bundle import Bundle, GraphName, GraphSpec
 from tango_runtime.util.console import progress
 from tango_runtime.util.errors import first_line
 from tango_runtime.video.shape import ClipShape
@@ -249,10 +249,11 @@ def _compare_prune_node(bundle: Bundle) -> Comparison:
 
 def _compare_prune_function(bundle: Bundle) -> Comparison:
     """What the node's function keeps of a small video against the reference, whose indices it must give exactly."""
-    inputs = _features(bundle.manifest.graphs["prune"].inputs[0])
+    manifest = bundle.manifest
+    inputs = _features(manifest.video.tokens_per_frame, manifest.decoder.hidden_size, manifest.dtype)
     feeds = dict(zip(op.INPUTS, inputs, strict=True))
     tokens, indices, _ = open_session(bundle.graph("prune")).run(None, feeds)
-    expected = prune(*inputs, bundle.manifest.params)
+    expected = prune(*inputs, manifest.params)
     if not np.array_equal(indices, expected.indices):
         return Comparison("prune", "tokens", 0.0, 0.0)
     return _comparison("prune", "tokens", tokens, expected.tokens)
@@ -290,14 +291,13 @@ def _rotary(bundle: Bundle, tokens: int) -> Array | None:
     return RotaryIds.of(rotary, _BEFORE, (2, *_TOKENS), 1.5, kept).at(0, tokens)
 
 
-def _features(spec: TensorSpec) -> tuple[Array, Array, Array]:
+def _features(tokens: int, width: int, dtype: str) -> tuple[Array, Array, Array]:
     """Features [F, L, D], half of which hardly change, salience [F, L] and timestamps [F]."""
     generator = np.random.default_rng(2)
-    tokens, width = (int(n) for n in spec.shape[1:])
     scene, noise = generator.normal(size=(tokens, width)), generator.normal(size=(_FRAMES, tokens, width))
     features = scene + np.where(generator.random(tokens) < 0.5, 0.1, 2.0)[:, None] * noise
     salience = generator.random((_FRAMES, tokens), np.float32)
-    return features.astype(spec.dtype), salience, np.arange(_FRAMES, dtype=np.float32)
+    return features.astype(dtype), salience, np.arange(_FRAMES, dtype=np.float32)
 
 
 def _ids(bundle: Bundle) -> Array:

@@ -115,7 +115,7 @@ def test_file_that_is_no_json_object(desk, file, text):
         ("text_config", {"rope_theta": True}, "rope_theta is true"),
         ("text_config", {"rope_scaling": {"type": "yarn"}}, "rope_scaling: type"),
         ("text_config", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6}}, "rope_parameters: rope_type"),
-        ("text_config", {"rope_parameters": {"type": "linear", "factor": 2.0}}, "rope_parameters: type"),
+        ("text_config", {"rope_parameters": {"type": "linear"}}, "rope_parameters: type"),
         ("text_config", {"rope_parameters": {"factor": 2.0}}, "rope_parameters: factor"),
         ("text_config", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
         ("text_config", {"rope_parameters": {"full_attention": {"rope_theta": 1e6}}}, "full_attention"),

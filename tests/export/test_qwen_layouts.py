@@ -150,7 +150,7 @@ def test_a_checkpoint_without_a_template_gets_the_released_one(copy, qwen_bundle
     ours, theirs = (Prompt.of(Bundle.load(path)) for path in (export_to(tmp_path / "out", folder), qwen_bundle()))
     for found, wanted in zip(ours.encode("Who?"), theirs.encode("Who?"), strict=True):
         np.testing.assert_array_equal(found, wanted)
-    before, after = theirs._around_video("Who?")
+    before, after = theirs._template.around_video("Who?")
     assert before == ("<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|vision_start|>")
     assert after == "<|vision_end|>Who?<|im_end|>\n<|im_start|>assistant\n"
 
@@ -203,16 +203,21 @@ def test_other_models_are_named(copy, tmp_path, kind, title):
 @pytest.mark.parametrize(
     ("part", "key", "value", "message"),
     [
-        (None, "hidden_act", "gelu", "hidden_act is 'gelu'"),
-        (None, "use_sliding_window", True, "use_sliding_window is True"),
+        (None, "hidden_act", "gelu", 'hidden_act is "gelu"'),
+        (None, "use_sliding_window", True, "use_sliding_window is true"),
         (None, "hidden_size", None, "has no hidden_size"),
-        (None, "layer_types", ["full_attention", "sliding_attention"], "layer_types is 'sliding_attention'"),
+        (
+            None,
+            "layer_types",
+            ["full_attention", "sliding_attention"],
+            'layer_types is ["full_attention", "sliding_attention"]',
+        ),
         (None, "head_dim", 32, "head_dim is 32"),
         (None, "num_attention_heads", 5, "num_attention_heads is 5, which does not divide 64"),
-        ("rope_scaling", "type", "yarn", "type is 'yarn'"),
+        ("rope_scaling", "type", "yarn", 'type is "yarn"'),
         ("rope_scaling", "mrope_section", [2, 3, 4], "mrope_section is [2, 3, 4], whose sum is not half"),
         ("rope_scaling", "mrope_section", [2, 6], "mrope_section is [2, 6], not three positive integers"),
-        ("vision_config", "hidden_act", "quick_gelu", "hidden_act is 'quick_gelu'"),
+        ("vision_config", "hidden_act", "quick_gelu", 'hidden_act is "quick_gelu"'),
         ("vision_config", "patch_size", 16, "patch_size is 16"),
         ("vision_config", "temporal_patch_size", 1, "temporal_patch_size is 1"),
         ("vision_config", "spatial_merge_size", 4, "spatial_merge_size is 4"),
@@ -224,7 +229,7 @@ def test_other_models_are_named(copy, tmp_path, kind, title):
         ("vision_config", "depth", 0, "depth is 0, not a positive int"),
         ("vision_config", "fullatt_block_indexes", [1, 2], "fullatt_block_indexes is [1, 2]"),
         ("vision_config", "fullatt_block_indexes", [3, 9], "fullatt_block_indexes is [3, 9]"),
-        ("vision_config", "fullatt_block_indexes", "all", "fullatt_block_indexes is 'all'"),
+        ("vision_config", "fullatt_block_indexes", "all", 'fullatt_block_indexes is "all"'),
         ("vision_config", "rope_parameters", {"rope_theta": 1e6}, "rope_theta is 1000000.0"),
         ("vision_config", "tokens_per_second", 0.5, "tokens_per_second is 0.5"),
         (None, "vision_config", 3, "vision_config is 3, not an object"),
