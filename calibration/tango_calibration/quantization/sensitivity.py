@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+import onnxruntime
 
 from tango_calibration.data.dataset import Video
 from tango_calibration.parallel import map_with_progress
@@ -215,7 +216,10 @@ class GraphQuantizer:
         return losses
 
     def _loss(self) -> Callable[[Session], float]:
-        """Returns a function session → loss compared with the original graph."""
+        """Returns a function session → loss compared with the original graph.
+
+        The function raises a TangoError where a loss is not finite, as ONNX Runtime 1.22 makes it of 4-bit products.
+        """
         run: Callable[[Session], list[Array]]
         if self.name == "vision":
             clips = [load_clip(self._bundle, video).steps for video in self._videos[:_LOSS_CLIPS]]
@@ -224,7 +228,16 @@ class GraphQuantizer:
         else:
             run, compare = self._run_decoder, divergence
         original = run(replay.open_graph(self.stored))
-        return lambda session: compare(original, run(session))
+
+        def loss(session: Session) -> float:
+            if math.isfinite(found := compare(original, run(session))):
+                return found
+            raise TangoError(
+                f"{self.name} in {self._precision} gives no finite numbers on ONNX Runtime {onnxruntime.__version__}",
+                "install a newer onnxruntime",
+            )
+
+        return loss
 
     def _run_vision(self, frames: Array, session: Session) -> list[Array]:
         """Features and salience of all frames."""

@@ -235,6 +235,13 @@ def test_a_clip_that_does_not_decode(request_of, tmp_path):
     rejected(request_of("x", clips=str(tmp_path)), "clip 0.mp4")
 
 
+def test_a_loss_that_is_no_number(request_of, monkeypatch, tmp_path):
+    """ONNX Runtime 1.22 gives NaN for 4-bit products of fp16."""
+    monkeypatch.setattr(sensitivity, "divergence", lambda original, quantized: float("nan"))
+    request = request_of("x", vision="fp16", decoder="int4", cache=tmp_path)
+    rejected(request, "decoder in int4 gives no finite numbers on ONNX Runtime")
+
+
 def test_only_quantized_graphs_have_a_quantization(made):
     request, _ = made
     graphs = json.loads((request.output / MANIFEST).read_text())["graphs"]
