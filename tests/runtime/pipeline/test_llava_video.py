@@ -89,7 +89,7 @@ def test_the_questions_of_a_session_are_answered_as_if_asked_alone(model, colors
 def test_a_chat_says_once_when_the_frames_are(model, colors):
     with model.llm.session(colors, frames=8) as session:
         first, second = (session.chat(text, max_new_tokens=3) for text in ("What?", "And then?"))
-        follow_up = len(model.llm._prompt.follow_up(["What?", "And then?"]))
+        follow_up = len(model.llm._prompt.follow_up("And then?"))
     assert second.prompt_tokens == first.prompt_tokens + len(first.ids) + follow_up
 
 

@@ -196,7 +196,7 @@ def test_a_chat_goes_on_at_the_right_positions(model):
         first = session.chat(QUESTION, max_new_tokens=6)
         second = session.chat("And then?", max_new_tokens=LENGTH)
     x, places = prompt_of(model, QUESTION, expected(model, frames, 8, size))
-    more = model.llm._prompt.follow_up([QUESTION, "And then?"])
+    more = model.llm._prompt.follow_up("And then?")
     ids = [*first.ids, *more.tolist()]
     places = np.concatenate((places, np.tile(places.max() + 1 + np.arange(len(ids)), (3, 1))), 1)
     x = np.concatenate((x, model.numpy.table[ids]))
