@@ -4,7 +4,7 @@
 
 Checkpoint and bundle are made in SCRATCH, unless they are there. Each precision is a process of its own, on generated
 clips; losses of random weights say nothing, but cost as much as others. The 7B takes 50 GB of disk, and as much memory
-as its decoder's weights in fp32, 28 GB, and 3 GB more.
+as its decoder's weights in fp32, 28 GB, and 5 GB more.
 
 ``peak_bytes`` is the process's ``ru_maxrss``, which counts what is mapped of the bundle and can be dropped;
 ``private_peak_bytes`` is the most of its own memory, sampled.
