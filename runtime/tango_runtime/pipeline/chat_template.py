@@ -13,7 +13,7 @@ from tango_plugins import TangoError
 
 #: What rendering may take: seconds of the processor, seconds in all, bytes of memory. A template of the hub takes 0.1 s
 #: and 20 MB, nearly all of it to start Python.
-_PROCESSOR_S, _IN_ALL_S, _MEMORY = 4, 30, 512 << 20
+_PROCESSOR_S, _IN_ALL_S, _MEMORY = 4, 300, 512 << 20
 
 #: Most characters of a template.
 _LONGEST = 1 << 20
