@@ -7,7 +7,8 @@ from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tango_plugins import TangoError
-from tango_runtime.util.jsonschema import shown
+from tango_runtime.bundle import MANIFEST, Config
+from tango_runtime.util.jsonschema import from_json, shown
 from tango_runtime.util.numbers import is_integer, is_number
 
 if TYPE_CHECKING:
@@ -45,6 +46,27 @@ def filled(defaults: _Config, data: dict[str, Any]) -> _Config:
             raise TangoError(f"config.json: {name} is {shown(value)}, not {what}", EDIT)
         values[name] = kind(value)
     return type(defaults)(**values)
+
+
+def bundle_dimensions(kind: type[_Config], config: Config) -> _Config:
+    """The dimensions that a bundle says it was made with, held to the same limits: it may come from a stranger.
+
+    Args:
+        kind: The family's dimensions: a dataclass of each part of the model.
+        config: ``config`` of the bundle.json.
+
+    Raises:
+        TangoError: It is another family's, or a number is out of range.
+    """
+    where = f"{MANIFEST}: config"
+    found = from_json(kind, config, where)
+    for name, values in config.items():
+        try:
+            filled(getattr(found, name), values)
+        except TangoError as error:
+            problem = error.message.removeprefix("config.json: ")
+            raise TangoError(f"{where}: {name}: {problem}", "export the bundle again") from error
+    return found
 
 
 def part(data: dict[str, Any], key: str) -> dict[str, Any]:
@@ -100,6 +122,6 @@ def rope(data: dict[str, Any], *kinds: str, more: Collection[str] = ()) -> dict[
     kept |= dict.fromkeys(("type", "rope_type"), ("default", *kinds))
     name = "rope_scaling" if data.get("rope_scaling") else "rope_parameters"  # the latter is transformers 5's
     found = part(data, name)
-    for key in sorted(found.keys() - {"rope_theta", *more}):
+    for key in (key for key in found if key not in ("rope_theta", *more)):
         only({f"{name}: {key}": found[key]}, f"{name}: {key}", *kept.get(key, (None,)))
     return found

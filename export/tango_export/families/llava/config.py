@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,8 +12,6 @@ from tango_export.families.settings import EDIT, divides, filled, is_set, only, 
 from tango_export.models.qwen2 import Qwen2Config
 from tango_export.models.siglip import SiglipConfig
 from tango_plugins import TangoError
-from tango_runtime.bundle import Config
-from tango_runtime.util.jsonschema import from_json
 
 #: Most patches along a side of a frame.
 _MOST_SIDE = 64
@@ -107,26 +105,6 @@ def read_config(checkpoint: Path, siglip: Path, formats: Formats) -> LlavaConfig
     )
 
 
-def bundle_dimensions(config: Config, where: str) -> Dimensions:
-    """The dimensions that a bundle says it was made with, held to the limits of config.json's.
-
-    Args:
-        config: ``config`` of its bundle.json.
-        where: What to call that in errors.
-
-    Raises:
-        TangoError: It is another family's, or a number is out of range.
-    """
-    found = from_json(Dimensions, config, where)
-    try:
-        _siglip_config(asdict(found.vision))
-        _qwen2_config(asdict(found.text), QWEN2_DEFAULTS)
-    except TangoError as error:
-        problem = error.message.removeprefix("config.json: ")
-        raise TangoError(f"{where}: {problem}", "export the bundle again") from error
-    return found
-
-
 def _hf_config(data: dict[str, Any]) -> LlavaConfig:
     text, vision = part(data, "text_config"), part(data, "vision_config")
     only(text, "model_type", "qwen2")
@@ -169,10 +147,19 @@ def _siglip_config(data: dict[str, Any], dropped_layers: int = 0) -> SiglipConfi
     defaults = SiglipConfig(768, 3072, 12, 12, image_size=224, patch_size=16)
     config = filled(defaults, data)
     divides(config.num_attention_heads, config.hidden_size, "num_attention_heads")
-    if not 2 <= config.side <= _MOST_SIDE:  # pooling halves it, by a matrix that grows with its fourth power
-        where = f"image_size {config.image_size} and patch_size {config.patch_size}"
-        raise TangoError(f"config.json: {where} give {config.side} patches a side, not 2 to {_MOST_SIDE}", EDIT)
+    check_side(config)
     return filled(config, {"num_hidden_layers": config.num_hidden_layers - dropped_layers})
+
+
+def check_side(config: SiglipConfig) -> None:
+    """Refuses a grid of patches that pooling cannot halve, or whose matrix, of its fourth power, would be huge.
+
+    Raises:
+        TangoError: It is too small or too large.
+    """
+    if not 2 <= config.side <= _MOST_SIDE:
+        sizes = f"image_size {config.image_size} and patch_size {config.patch_size}"
+        raise TangoError(f"config.json: {sizes} give {config.side} patches a side, not 2 to {_MOST_SIDE}", EDIT)
 
 
 def _qwen2_config(data: dict[str, Any], defaults: Qwen2Config) -> Qwen2Config:

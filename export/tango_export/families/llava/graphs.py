@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 from onnx import TensorProto
 
-from tango_export.families.llava.config import Dimensions, bundle_dimensions
+from tango_export.families.llava.config import Dimensions, check_side
+from tango_export.families.settings import bundle_dimensions
 from tango_export.graph.builder import Array, Definition, GraphBuilder, Read, Weight
 from tango_export.models import qwen2, siglip
 from tango_export.models.projector import Pooling, PoolingMode, pool, projector
-from tango_runtime.bundle import MANIFEST, InnerPruning, Manifest
+from tango_runtime.bundle import InnerPruning, Manifest
 
 #: Why a decoder with inner pruning has no device form.
 _IN_TWO = "tokens are dropped between its two graphs"
@@ -25,7 +26,8 @@ def bundle_definitions(mode: PoolingMode, manifest: Manifest) -> tuple[Definitio
     Raises:
         TangoError: Its ``config`` is not this family's, or has a number out of range.
     """
-    config, decoder = bundle_dimensions(manifest.config, f"{MANIFEST}: config"), manifest.decoder
+    config, decoder = bundle_dimensions(Dimensions, manifest.config), manifest.decoder
+    check_side(config.vision)
     pooling, vocabulary = Pooling(mode, config.vision.side), manifest.prompt.vocabulary
     return definitions(config, pooling, decoder.context, vocabulary, False, decoder.inner)
 

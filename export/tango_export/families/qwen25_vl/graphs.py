@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from tango_export.families.qwen25_vl.config import Dimensions
+from tango_export.families.settings import bundle_dimensions
 from tango_export.graph.builder import Definition, GraphBuilder
 from tango_export.models import qwen2, qwen_vision
-from tango_runtime.bundle import MANIFEST, Manifest
-from tango_runtime.util.jsonschema import from_json
+from tango_runtime.bundle import Manifest
 
 
 def bundle_definitions(manifest: Manifest) -> tuple[Definition, ...]:
     """The graphs of a bundle.
 
     Raises:
-        TangoError: Its ``config`` is not this family's.
+        TangoError: Its ``config`` is not this family's, or has a number out of range.
     """
-    config = from_json(Dimensions, manifest.config, f"{MANIFEST}: config")
+    config = bundle_dimensions(Dimensions, manifest.config)
     return definitions(config, manifest.decoder.context, manifest.prompt.vocabulary, False)
 
 
