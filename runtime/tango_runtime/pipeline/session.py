@@ -289,8 +289,10 @@ class Session:
         return self._cache
 
     def _steps(self) -> NDArray[np.uint8] | DeviceArray:
-        """The frames as the vision graph takes them; several a step are put together on the host."""
-        return self._frames if self.shape.frames_per_step == 1 else self.shape.as_steps(self.frames)
+        """The frames as the vision graph takes them; where one is missing, from the host."""
+        if isinstance(self._frames, DeviceArray) and not self.shape.missing:
+            return self.shape.as_steps(self._frames)
+        return self.shape.as_steps(self.frames)
 
     def _with_row_ends(self) -> tuple[Tensor, int]:
         """What the decoder gets of the video, and how many positions that takes."""

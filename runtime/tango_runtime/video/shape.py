@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tango_plugins import PruneParams, TangoError
+from tango_plugins.device_array import DeviceArray
 from tango_runtime.bundle import Manifest, PixelBudget, VideoSpec, VisionSpec
 from tango_runtime.video.open import sample
 from tango_runtime.video.source import Clock, FrameStream, Source
+
+_Frames = TypeVar("_Frames", NDArray[np.uint8], DeviceArray)
 
 #: Aspect ratio above which no frame is taken (qwen-vl-utils, vision_process.py).
 _MAX_ASPECT = 200
@@ -59,18 +63,25 @@ class ClipShape:
         """Tokens of the video, T·L."""
         return self.steps * self.step_tokens
 
-    def as_steps(self, frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Frames [F, H, W, 3], or as many as the steps hold, as the vision graph takes them.
+    @property
+    def missing(self) -> int:
+        """Frames that the last step lacks."""
+        return self.steps * self.frames_per_step - self.frames
+
+    def as_steps(self, frames: _Frames) -> _Frames:
+        """Frames [F, H, W, 3] as the vision graph takes them; on the host, unless none is missing.
 
         Returns:
             [T, frames_per_step, H, W, 3]; the frames themselves where a step is a frame.
         """
         if self.frames_per_step == 1:
             return frames
-        missing = self.steps * self.frames_per_step - len(frames)
-        if missing:
-            frames = np.concatenate((frames, np.repeat(frames[-1:], missing, 0)))
-        return frames.reshape(self.steps, self.frames_per_step, *frames.shape[1:])
+        shape = (self.steps, self.frames_per_step, *frames.shape[1:])
+        if isinstance(frames, DeviceArray):
+            return replace(frames, shape=shape)
+        if self.missing:
+            frames = np.concatenate((frames, np.repeat(frames[-1:], self.missing, 0)))
+        return frames.reshape(shape)
 
     def step_seconds(self, seconds: NDArray[np.float32]) -> NDArray[np.float32]:
         """Times of the frames [F] → of the steps [T], fp32.

@@ -55,6 +55,22 @@ def test_smoothing_of_all_weights_is_exact(stored, precision, tolerance, tmp_pat
         np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * np.abs(b).max())
 
 
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp16", 2e-3), ("fp32", 1e-6)])
+def test_smoothing_of_a_tower_of_any_frame_size(qwen_bundle, precision, tolerance, tmp_path):
+    """Its second half has products in fp32, and the bias of up_proj shrinks with the weight."""
+    found = StoredGraph(Bundle.load(qwen_bundle(precision=precision)), "vision")
+    assert {layer.wide for layer in found.linears} == {True, False}
+    rng = np.random.default_rng(0)
+    factors = {layer.input: np.exp2(rng.integers(-1, 2, layer.fan_in)).astype(np.float32) for layer in found.linears}
+    smoothing = {layer.name: factors[layer.input] for layer in found.linears if layer.gain}
+    kinds = {name.split(".", 3)[-1] for name in smoothing}
+    assert kinds == {"attn.qkv", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"}
+    spec = write_portable(found.build(PORTABLE), found.smoothed(smoothing), tmp_path, lambda done: None)
+    feeds = {"frames": rng.integers(0, 255, (2, 2, 84, 140, 3), np.uint8)}
+    for a, b in zip(open_session(tmp_path / spec.file).run(None, feeds), open_graph(found).run(feeds), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * np.abs(b).max())
+
+
 def changed(bundle, **changes):
     found = Bundle.load(bundle())
     return replace(found, manifest=replace(found.manifest, **changes))

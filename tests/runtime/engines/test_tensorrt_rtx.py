@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from tango_calibration.quantization.calibrate import CalibrationRequest, calibrate
 from tango_runtime.bundle import Bundle
 from tango_runtime.engines import BuildOptions, Target, plan_engines
 from tango_runtime.engines.worker import Job
@@ -77,6 +78,17 @@ def test_an_engine_of_qwen_is_built_for_one_frame_size(qwen_bundle, tmp_path, gr
     message, log = run_worker(Bundle.load(qwen_bundle(precision="fp16")), graph, engine, **options)
     assert "peak_host" in message, log
     assert engine.stat().st_size > 0
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+def test_an_engine_of_qwens_quantized_tower_is_built(responsive_qwen, tmp_path, precision):
+    _, folder = responsive_qwen(dtype="fp16")
+    sizes = {"videos": 4, "frames": 8, "max_new_tokens": 2, "cache": tmp_path / "cache"}
+    calibrate(CalibrationRequest(folder, tmp_path / "less", "synthetic", precision, runtime="tensorrt", **sizes))
+    quantized = Bundle.load(tmp_path / "less")
+    assert quantized.manifest.graphs["vision"].quantization.precision == precision
+    message, log = run_worker(quantized, "vision", tmp_path / "engine", frame=(112, 224))
+    assert "peak_host" in message, log
 
 
 def test_a_graph_that_the_parser_cannot_read_is_named(bundle, tmp_path):

@@ -272,6 +272,19 @@ def test_steps_go_through_the_tower_as_memory_allows(make, responsive_qwen, monk
     assert taken == [(n, 2, 84, 140, 3) for n in at_once]
 
 
+@pytest.mark.parametrize("count", [8, 7])
+def test_large_frames_are_resized_on_the_gpu(make, responsive_qwen, count):
+    """Where steps are whole they stay there: only what the answer shows comes back."""
+    options, large = {"frames": count, "frame_size": (84, 140)}, video(9, 200, 320)
+    llm, plain = make("onnxruntime"), VideoLLM(responsive_qwen()[1], "ort-cpu")
+    traffic, nbytes = llm._backend.traffic, count * 84 * 140 * 3
+    before = replace(traffic)
+    with llm.session(large, **options) as session, plain.session(large, **options) as wanted:
+        assert (traffic.downloaded - before.downloaded < nbytes) == (count % 2 == 0)
+        same(session.ask(QUESTION, max_new_tokens=8), wanted.ask(QUESTION, max_new_tokens=8))
+        np.testing.assert_array_equal(session.frames, wanted.frames)
+
+
 def test_half_precision_too(make, responsive_qwen):
     options = {"frames": 5, "frame_size": (84, 140), "max_new_tokens": 8}
     wanted = VideoLLM(responsive_qwen(dtype="fp16")[1], "ort-cpu").generate(video(), QUESTION, **options)
