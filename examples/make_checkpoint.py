@@ -91,7 +91,7 @@ RELEASED = {
 
 def tensor_shapes(s: Shape, vocab: int) -> dict[str, tuple[int, ...]]:
     """Shape of every tensor, by canonical name."""
-    w, v, kv = s.width, s.vision_width, s.width // s.heads * s.kv_heads
+    w, v = s.width, s.vision_width
     shapes: dict[str, tuple[int, ...]] = {
         "decoder.embed_tokens.weight": (vocab, w),
         "decoder.norm.weight": (w,),
@@ -109,15 +109,21 @@ def tensor_shapes(s: Shape, vocab: int) -> dict[str, tuple[int, ...]]:
     if not s.tied:
         shapes["head.weight"] = (vocab, w)
     for i in range(s.layers):
-        p = f"decoder.layers.{i}."
-        for name, rows in (("q", w), ("k", kv), ("v", kv)):
-            shapes |= {f"{p}self_attn.{name}_proj.weight": (rows, w), f"{p}self_attn.{name}_proj.bias": (rows,)}
-        shapes |= {f"{p}self_attn.o_proj.weight": (w, w), f"{p}mlp.down_proj.weight": (w, s.intermediate)}
-        shapes |= {f"{p}mlp.{name}_proj.weight": (s.intermediate, w) for name in ("gate", "up")}
-        shapes |= {f"{p}{name}_layernorm.weight": (w,) for name in ("input", "post_attention")}
+        shapes |= decoder_layer(f"decoder.layers.{i}.", w, s.width // s.heads * s.kv_heads, s.intermediate)
     for i in range(s.vision_layers):
         shapes |= {f"tower.encoder.layers.{i}.{k}": x for k, x in _vision_layer(s).items()}
     return shapes
+
+
+def decoder_layer(prefix: str, width: int, kv_width: int, intermediate: int) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor of a Qwen2 layer."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, rows in (("q", width), ("k", kv_width), ("v", kv_width)):
+        shapes |= {f"self_attn.{name}_proj.weight": (rows, width), f"self_attn.{name}_proj.bias": (rows,)}
+    shapes |= {"self_attn.o_proj.weight": (width, width), "mlp.down_proj.weight": (width, intermediate)}
+    shapes |= {f"mlp.{name}_proj.weight": (intermediate, width) for name in ("gate", "up")}
+    shapes |= {f"{name}_layernorm.weight": (width,) for name in ("input", "post_attention")}
+    return {f"{prefix}{name}": shape for name, shape in shapes.items()}
 
 
 def _vision_layer(s: Shape) -> dict[str, tuple[int, ...]]:

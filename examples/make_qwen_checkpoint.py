@@ -19,7 +19,14 @@ from pathlib import Path
 import torch
 from tokenizers import AddedToken, Tokenizer
 
-from examples.make_checkpoint import make_tokenizer, plant_outliers, random_weights, save_shards, write_json
+from examples.make_checkpoint import (
+    decoder_layer,
+    make_tokenizer,
+    plant_outliers,
+    random_weights,
+    save_shards,
+    write_json,
+)
 
 #: Canonical prefix → prefix on disk.
 PREFIXES = {
@@ -72,7 +79,7 @@ RELEASED = {
 
 def tensor_shapes(s: Shape, vocab: int) -> dict[str, tuple[int, ...]]:
     """Shape of every tensor, by canonical name."""
-    w, v, kv, joined = s.width, s.vision_width, s.width // s.heads * s.kv_heads, 4 * s.vision_width
+    w, v, joined = s.width, s.vision_width, 4 * s.vision_width
     shapes: dict[str, tuple[int, ...]] = {
         "decoder.embed_tokens.weight": (vocab, w),
         "decoder.norm.weight": (w,),
@@ -86,12 +93,7 @@ def tensor_shapes(s: Shape, vocab: int) -> dict[str, tuple[int, ...]]:
     if not s.tied:
         shapes["head.weight"] = (vocab, w)
     for i in range(s.layers):
-        p = f"decoder.layers.{i}."
-        for name, rows in (("q", w), ("k", kv), ("v", kv)):
-            shapes |= {f"{p}self_attn.{name}_proj.weight": (rows, w), f"{p}self_attn.{name}_proj.bias": (rows,)}
-        shapes |= {f"{p}self_attn.o_proj.weight": (w, w), f"{p}mlp.down_proj.weight": (w, s.intermediate)}
-        shapes |= {f"{p}mlp.{name}_proj.weight": (s.intermediate, w) for name in ("gate", "up")}
-        shapes |= {f"{p}{name}_layernorm.weight": (w,) for name in ("input", "post_attention")}
+        shapes |= decoder_layer(f"decoder.layers.{i}.", w, s.width // s.heads * s.kv_heads, s.intermediate)
     for i in range(s.vision_layers):
         p, m = f"tower.blocks.{i}.", s.vision_intermediate
         for name, rows, columns in (

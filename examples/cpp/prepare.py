@@ -15,7 +15,7 @@ import numpy as np
 
 from tango_plugins import TangoError
 from tango_runtime import engines
-from tango_runtime.bundle import GRAPHS, Bundle
+from tango_runtime.bundle import Bundle
 from tango_runtime.engines.target import current_target
 from tango_runtime.pipeline.prompt import Prompt, describe
 from tango_runtime.system.packages import import_tensorrt
@@ -27,7 +27,7 @@ def find_engines(bundle: Bundle, ratio: float | None) -> dict[str, Path]:
     """The engine of each graph that fits this machine."""
     params, target = bundle.manifest.params, current_target(import_tensorrt().__version__)
     params = params if ratio is None else params.at(ratio)
-    chosen = {graph: engines.find(bundle, graph, target, params) for graph in GRAPHS}
+    chosen = {graph: engines.find(bundle, graph, target, params) for graph in engines.all_graphs(bundle)}
     for engine in chosen.values():
         if engine.stripped or engine.version_compatible:
             raise TangoError(
@@ -37,15 +37,24 @@ def find_engines(bundle: Bundle, ratio: float | None) -> dict[str, Path]:
     return {graph: engine.path.resolve() for graph, engine in chosen.items()}
 
 
+def _require_plain(bundle: Bundle) -> None:
+    """Refuses a bundle that asks for what the C++ program does not do."""
+    manifest = bundle.manifest
+    asked = {
+        "prompts": ("have row ends, which the C++ program does not place", manifest.prompt.row_end is not None),
+        "decoders": ("drop tokens on their way, which the C++ program does not do", manifest.decoder.inner),
+        "positions": ("have three axes, which the C++ program does not count", manifest.decoder.rotary),
+    }
+    for what, (problem, is_asked) in asked.items():
+        if is_asked:
+            raise TangoError(f"{what} of a {manifest.family} bundle {problem}", "ask in Python: tango run")
+
+
 def write(args: argparse.Namespace) -> None:
     if args.max_new_tokens < 1:
         raise TangoError(f"--max-new-tokens is {args.max_new_tokens}", "give at least 1")
     bundle = Bundle.load(args.bundle)
-    if bundle.manifest.prompt.row_end is not None:
-        raise TangoError(
-            f"prompts of a {bundle.manifest.family} bundle have row ends, which the C++ program does not place",
-            "ask in Python: tango run",
-        )
+    _require_plain(bundle)
     manifest, engine_files = bundle.manifest, find_engines(bundle, args.retention_ratio)
     count = manifest.video.frames if args.frames is None else args.frames
     stream = sample(args.video, count)

@@ -31,10 +31,18 @@ def test_a_clip_names_the_engine_of_every_graph(bundle, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__version__="8.6.0"))
     monkeypatch.setattr(prepare, "current_target", lambda version: None)
     engine = SimpleNamespace(path=tmp_path / "an.engine", stripped=False, version_compatible=False)
-    monkeypatch.setattr(prepare.engines, "find", lambda *of: engine)
+    asked = []
+    monkeypatch.setattr(prepare.engines, "find", lambda bundle, graph, *more: asked.append(graph) or engine)
     arguments = [bundle(), tmp_path / "clip.mp4", "What?", tmp_path / "clip", "--frames", "4"]
     monkeypatch.setattr("sys.argv", ["prepare.py", *map(str, arguments)])
     prepare.main()
+    assert asked == ["vision", "prune", "embed", "decoder"]
     told = dict(line.split(" ", 1) for line in (tmp_path / "clip" / "clip.txt").read_text().splitlines())
-    assert [told[graph] for graph in ("vision", "prune", "embed", "decoder")] == [str(engine.path)] * 4
+    assert [told[graph] for graph in asked] == [str(engine.path)] * 4
     assert len(told["seconds"].split()) == 4
+
+
+def test_a_bundle_with_positions_on_three_axes_is_refused(qwen_bundle, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["prepare.py", str(qwen_bundle()), "clip.mp4", "What?", str(tmp_path / "clip")])
+    with pytest.raises(SystemExit, match=r"positions of a qwen2\.5-vl bundle have three axes"):
+        prepare.main()

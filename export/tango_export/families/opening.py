@@ -8,8 +8,11 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from tango_export.graph import PORTABLE, Definition, build
-from tango_export.tokenizer import vocabulary_size
+from tango_export.models.qwen2 import Qwen2Config
+from tango_export.tokenizer import read_chat_template, vocabulary_size
 from tango_plugins import TangoError
+from tango_runtime.bundle import DecoderSpec
+from tango_runtime.util.console import status
 
 
 def check_context(context: int, most: int) -> None:
@@ -33,6 +36,35 @@ def read_vocabulary(folder: Path, tokenizer: Tokenizer, rows: int) -> int:
             "tokenizer and weights are not of the same checkpoint; download it again",
         )
     return vocabulary
+
+
+def chat_template(folder: Path, default: str, whose: str) -> str:
+    """The checkpoint's chat template; where it has none, or an empty one, a default, which is said.
+
+    Args:
+        folder: The checkpoint.
+        default: The template in its place.
+        whose: Whose template that is.
+    """
+    found = read_chat_template(folder)
+    if found is None or not found.strip():
+        status(f"{folder} has {'no' if found is None else 'an empty'} chat template; {whose} is used")
+        return default
+    return found
+
+
+def decoder_spec(text: Qwen2Config, context: int) -> DecoderSpec:
+    """What bundle.json says of a Qwen2 decoder for so many positions."""
+    return DecoderSpec(
+        layers=text.num_hidden_layers,
+        hidden_size=text.hidden_size,
+        intermediate_size=text.intermediate_size,
+        heads=text.num_attention_heads,
+        kv_heads=text.num_key_value_heads,
+        head_dim=text.head_dim,
+        context=context,
+        norm_eps=text.rms_norm_eps,
+    )
 
 
 def expected_tensors(graphs: Iterable[Definition]) -> dict[str, tuple[int, ...]]:

@@ -99,10 +99,8 @@ AddLayerNorm <epsilon> (residual, branch, branch_bias, weight, bias) => (y, sum)
 }
 """
 
-#: x [..., D], weight [D] fp32 → [..., D].
-_RMS_NORM = """
-RMSNorm <epsilon> (x, weight) => (y) {
-    wide = Cast <to = 1> (x)
+#: From wide, fp32, to scaled.
+_RMS_STEPS = """
     square = Mul (wide, wide)
     mean = ReduceMean <axes = [-1], keepdims = 1> (square)
     eps = Constant <value_float: float = @epsilon> ()
@@ -110,27 +108,28 @@ RMSNorm <epsilon> (x, weight) => (y) {
     root = Sqrt (variance)
     normed = Div (wide, root)
     scaled = Mul (normed, weight)
+"""
+
+#: x [..., D], weight [D] fp32 → [..., D].
+_RMS_NORM = f"""
+RMSNorm <epsilon> (x, weight) => (y) {{
+    wide = Cast <to = 1> (x)
+{_RMS_STEPS}
     y = CastLike (scaled, x)
-}
+}}
 """
 
 #: The norm of sum = residual + branch; residual and sum are of one type, branch and y of one.
-_ADD_RMS_NORM = """
-AddRMSNorm <epsilon> (residual, branch, weight) => (y, sum) {
+_ADD_RMS_NORM = f"""
+AddRMSNorm <epsilon> (residual, branch, weight) => (y, sum) {{
     r = Cast <to = 1> (residual)
     b = Cast <to = 1> (branch)
     added = Add (r, b)
     sum = CastLike (added, residual)
     wide = Cast <to = 1> (sum)
-    square = Mul (wide, wide)
-    mean = ReduceMean <axes = [-1], keepdims = 1> (square)
-    eps = Constant <value_float: float = @epsilon> ()
-    variance = Add (mean, eps)
-    root = Sqrt (variance)
-    normed = Div (wide, root)
-    scaled = Mul (normed, weight)
+{_RMS_STEPS}
     y = CastLike (scaled, branch)
-}
+}}
 """
 
 #: Attention among the tokens of each frame: qkv [F, T, 3·H·d], query, key and value of a token one behind the other;

@@ -91,17 +91,18 @@ class Bundle:
                 raise TangoError(f"{file} has changed: its SHA-256 is not the one in {MANIFEST}", again)
         for graph in self.manifest.graphs.values():
             for name in graph.files:
-                _check_data(self.path / name, graph.data, again)
+                _check_data(self.path / name, graph.data)
 
 
-def _check_data(graph: Path, data: str, again: str) -> None:
+def _check_data(graph: Path, data: str) -> None:
     """Refuses a graph that is none, or that keeps weights elsewhere than in its data file."""
+    hint = "check the bundle with: tango inspect BUNDLE --verify"
     try:
         elsewhere = external_files(graph) - {data}
     except ValueError as error:
-        raise TangoError(f"{graph} is no ONNX graph: {error}", again) from error
+        raise TangoError(f"{graph} is no ONNX graph: {error}", hint) from error
     if elsewhere:
-        raise TangoError(f"{graph} keeps weights in {min(elsewhere)!r}, not in {data}", again)
+        raise TangoError(f"{graph} keeps weights in {min(elsewhere)!r}, not in {data}", hint)
 
 
 def describe(file: Path) -> FileSpec:

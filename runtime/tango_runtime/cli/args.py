@@ -228,6 +228,24 @@ def add_sampling(parser: argparse.ArgumentParser, max_new_tokens: int = 128) -> 
     add_seed(parser)
 
 
+def video_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What :func:`add_video` and :func:`add_pruning` were given, for :meth:`tango_runtime.VideoLLM.session`."""
+    return {
+        "frames": args.frames,
+        "frame_size": args.frame,
+        "max_pixels": args.max_pixels,
+        "fps": args.fps,
+        "retention_ratio": args.retention_ratio,
+        "prune": not args.no_prune,
+    }
+
+
+def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What :func:`add_sampling` was given, for :meth:`tango_runtime.VideoLLM.stream` and a session's."""
+    names = ("max_new_tokens", "temperature", "top_p", "seed")
+    return {name: getattr(args, name) for name in names}
+
+
 def add_context(parser: argparse._ActionsContainer, note: str) -> None:
     """``--context``."""
     parser.add_argument(

@@ -19,6 +19,8 @@ from tango_runtime.cli.args import (
     page_file,
     positive_int,
     ratio,
+    sampling_options,
+    video_options,
 )
 from tango_runtime.cli.command import Command
 from tango_runtime.pipeline.answer import Answer
@@ -104,29 +106,12 @@ class _Chat:
     def _see(self) -> Session:
         args = self._args
         with progress("vision", args.frames or self._llm.bundle.manifest.video.frames) as on_progress:
-            session = self._llm.session(
-                args.video,
-                frames=args.frames,
-                frame_size=args.frame,
-                max_pixels=args.max_pixels,
-                retention_ratio=args.retention_ratio,
-                prune=not args.no_prune,
-                fps=args.fps,
-                on_progress=on_progress,
-            )
+            session = self._llm.session(args.video, on_progress=on_progress, **video_options(args))
         status(f"kept {session.kept} / {session.total} video tokens; /help lists commands")
         return session
 
     def _answer(self, message: str) -> None:
-        args = self._args
-        stream = self._session.stream(
-            message,
-            chat=True,
-            max_new_tokens=args.max_new_tokens,
-            temperature=args.temperature,
-            top_p=args.top_p,
-            seed=args.seed,
-        )
+        stream = self._session.stream(message, chat=True, **sampling_options(self._args))
         try:
             for piece in stream:
                 print(piece, end="", flush=True)

@@ -15,6 +15,8 @@ from tango_runtime.cli.args import (
     add_video,
     page_file,
     picture_file,
+    sampling_options,
+    video_options,
 )
 from tango_runtime.cli.command import Command
 from tango_runtime.pipeline.answer import Answer
@@ -47,17 +49,9 @@ def _run(args: argparse.Namespace) -> int:
         stream = llm.stream(
             args.video,
             args.question,
-            frames=args.frames,
-            frame_size=args.frame,
-            max_pixels=args.max_pixels,
-            retention_ratio=args.retention_ratio,
-            prune=not args.no_prune,
-            max_new_tokens=args.max_new_tokens,
-            temperature=args.temperature,
-            top_p=args.top_p,
-            seed=args.seed,
-            fps=args.fps,
             on_progress=on_progress,
+            **video_options(args),
+            **sampling_options(args),
         )
         first = next(stream, "")
     pieces = itertools.chain([first], stream, ["\n"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from tango_export.checkpoint import Checkpoint, renaming
@@ -12,13 +12,12 @@ from tango_export.families.llava.config import Formats, LlavaConfig, read_config
 from tango_export.families.llava.graphs import definitions
 from tango_export.families.llava.templates import HF_TEMPLATE, QWEN_1_5_TEMPLATE
 from tango_export.families.llava.weights import LLAVA_RULES, SIGLIP_RULES
-from tango_export.families.opening import check_context, expected_tensors, read_vocabulary
+from tango_export.families.opening import chat_template, check_context, decoder_spec, expected_tensors, read_vocabulary
 from tango_export.graph import Definition
 from tango_export.models.projector import Pooling, PoolingMode
-from tango_export.tokenizer import read_chat_template, read_tokenizer, stop_ids
+from tango_export.tokenizer import read_tokenizer, stop_ids
 from tango_plugins import PruneParams, TangoError
-from tango_runtime.bundle import DecoderSpec, InnerPruning, PromptSpec, VideoSpec, VisionSpec
-from tango_runtime.util.console import status
+from tango_runtime.bundle import InnerPruning, PromptSpec, VideoSpec, VisionSpec
 
 #: Both of Qwen2's ends; checkpoints name one or the other.
 _STOP_TOKENS = ("<|im_end|>", "<|endoftext|>")
@@ -100,18 +99,8 @@ def load(variant: Variant, folders: Mapping[str, Path], context: int, inner: Inn
             video_text=variant.video_text,
         ),
         vision=_vision_spec(config),
-        decoder=DecoderSpec(
-            layers=text.num_hidden_layers,
-            hidden_size=text.hidden_size,
-            intermediate_size=text.intermediate_size,
-            heads=text.num_attention_heads,
-            kv_heads=text.num_key_value_heads,
-            head_dim=text.head_dim,
-            context=context,
-            norm_eps=text.rms_norm_eps,
-            inner=inner,
-        ),
-        chat_template=QWEN_1_5_TEMPLATE if config.lmms_lab else _hf_template(folder),
+        decoder=replace(decoder_spec(text, context), inner=inner),
+        chat_template=QWEN_1_5_TEMPLATE if config.lmms_lab else chat_template(folder, HF_TEMPLATE, "llava-hf's"),
         tokenizer=tokenizer_json,
         reference=_reference(config, pooling, checkpoint, head),
     )
@@ -162,11 +151,3 @@ def _check_weights(graphs: tuple[Definition, ...], checkpoint: Checkpoint, head:
                 "give the SigLIP that this checkpoint's tower was made from",
             )
     checkpoint.check(expected)
-
-
-def _hf_template(folder: Path) -> str:
-    template = read_chat_template(folder)
-    if template is None or not template.strip():
-        status(f"{folder} has {'no' if template is None else 'an empty'} chat template; llava-hf's is used")
-        return HF_TEMPLATE
-    return template

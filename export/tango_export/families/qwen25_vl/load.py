@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
 from tango_export.checkpoint import Checkpoint, renaming
 from tango_export.families.base import Model, Reference
-from tango_export.families.opening import check_context, expected_tensors, read_vocabulary
+from tango_export.families.opening import chat_template, check_context, decoder_spec, expected_tensors, read_vocabulary
 from tango_export.families.qwen25_vl.config import QwenConfig, read_config
 from tango_export.families.qwen25_vl.graphs import definitions
-from tango_export.tokenizer import read_chat_template, read_tokenizer, stop_ids
+from tango_export.tokenizer import read_tokenizer, stop_ids
 from tango_plugins import PruneParams, TangoError
-from tango_runtime.bundle import DecoderSpec, InnerPruning, PixelBudget, PromptSpec, RotarySpec, VideoSpec, VisionSpec
-from tango_runtime.util.console import status
+from tango_runtime.bundle import InnerPruning, PixelBudget, PromptSpec, RotarySpec, VideoSpec, VisionSpec
 
 #: Names on disk, in any layout, → canonical names; the first rule that matches. None leaves a tensor out.
 RULES = [
@@ -102,18 +101,8 @@ def load(folders: Mapping[str, Path], context: int, inner: InnerPruning | None =
             global_layers=len(tower.fullatt_block_indexes),
             window=tower.window**2,
         ),
-        decoder=DecoderSpec(
-            layers=text.num_hidden_layers,
-            hidden_size=text.hidden_size,
-            intermediate_size=text.intermediate_size,
-            heads=text.num_attention_heads,
-            kv_heads=text.num_key_value_heads,
-            head_dim=text.head_dim,
-            context=context,
-            norm_eps=text.rms_norm_eps,
-            rotary=_rotary(config),
-        ),
-        chat_template=_chat_template(folder),
+        decoder=replace(decoder_spec(text, context), rotary=_rotary(config)),
+        chat_template=chat_template(folder, TEMPLATE, "the released checkpoints'"),
         tokenizer=tokenizer_json,
         reference=_reference(config, checkpoint),
     )
@@ -134,16 +123,6 @@ def _check_tokens(folder: Path, tokenizer: Tokenizer) -> None:
             raise TangoError(
                 f"{folder}: the tokenizer has no {token}", "take tokenizer.json from the checkpoint on the hub"
             )
-
-
-def _chat_template(folder: Path) -> str:
-    template = read_chat_template(folder)
-    if template is None or not template.strip():
-        status(
-            f"{folder} has {'no' if template is None else 'an empty'} chat template; the released checkpoints' is used"
-        )
-        return TEMPLATE
-    return template
 
 
 def _reference(config: QwenConfig, checkpoint: Checkpoint) -> Callable[[], Reference]:
