@@ -51,7 +51,7 @@ def test_the_demo_runs(checkpoint, tmp_path):
     llava, _ = checkpoint()
     demo = tmp_path / "demo"
     variables = [f"BIN={Path(sys.executable).parent}", f"DEMO={demo}", f"CHECKPOINT={llava.parent}"]
-    command = ["make", "--old-file", ".venv/installed", "demo", *variables]
+    command = ["make", "--old-file", ".venv/demo", "demo", *variables]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Truth:") == 3

@@ -1,4 +1,4 @@
-"""A bundle's fused graphs on ONNX Runtime's CUDA provider, and decoding by the CUDA library, on the same weights.
+"""A bundle's device graphs on ONNX Runtime's CUDA provider, and decoding by the CUDA library, on the same weights.
 
 ONNX Runtime takes passes over many tokens, with the operators of the CUDA library: attention is one of them, and the
 cache grows in place. A decode step is one kernel of that library. Both are given the addresses of weights
@@ -26,7 +26,7 @@ from tango_runtime.bundle import Bundle, GraphName, Manifest
 
 
 class FusedOrtRunner(OrtRunner):
-    """Sessions of a bundle's fused graphs, where it has them, and of its plain ones; made as :class:`OrtRunner`."""
+    """Sessions of a bundle's device graphs, where it has them, and of its plain ones; made as :class:`OrtRunner`."""
 
     #: Whether quantized graphs run fused: without kernels for their weights, which the CUDA library does not have yet,
     #: every pass would unpack all of them, and the plain graphs are faster.
@@ -54,7 +54,7 @@ class FusedOrtRunner(OrtRunner):
         with ThreadPoolExecutor() as threads:  # while the sessions are loaded
             uploading = threads.map(lambda graph: Weights(bundle.path, plain[graph], given_up), taking)
             try:
-                super().__init__(onnxruntime, _fused(bundle), stream, provider, operators)
+                super().__init__(onnxruntime, _with_device_graphs(bundle), stream, provider, operators)
                 self._weights = dict(zip(taking, uploading, strict=True))
             except BaseException:  # ctrl-C too: leaving this block waits for the uploads
                 given_up.set()
@@ -121,8 +121,8 @@ def _without_quantized_device_graphs(bundle: Bundle) -> Bundle:
     return replace(bundle, manifest=replace(bundle.manifest, graphs=graphs))
 
 
-def _fused(bundle: Bundle) -> Bundle:
-    """A bundle with its fused graphs in the place of the plain ones, where it has them."""
+def _with_device_graphs(bundle: Bundle) -> Bundle:
+    """A bundle with its device graphs in the place of the plain ones, where it has them."""
     graphs = {name: spec.device or spec for name, spec in bundle.manifest.graphs.items()}
     return replace(bundle, manifest=replace(bundle.manifest, graphs=graphs))
 
