@@ -174,7 +174,11 @@ def choose_size(
         return check_size(video.budget, asked)
     if source is None:
         raise TangoError("the source does not say how large its frames are", "give a size: --frame HxW")
-    return size_within(video.budget.factor, *pixels_of(video.budget, frames, max_pixels), *source)
+    factor, (least, most) = video.budget.factor, pixels_of(video.budget, frames, max_pixels)
+    size = size_within(factor, least, most, *source)
+    if max_pixels is not None and size[0] * size[1] > most:  # enlarged to the least, and rounded up beyond the most
+        return _filling(factor, most, *source)
+    return size
 
 
 def at_size(
@@ -248,9 +252,15 @@ def size_within(factor: int, least: float, most: float, height: int, width: int)
         raise TangoError(f"frames of {width}x{height} are too narrow", f"give an aspect ratio of at most {_MAX_ASPECT}")
     h, w = (max(factor, round(edge / factor) * factor) for edge in (height, width))
     if h * w > most:
-        scale = math.sqrt(height * width / most)
-        h, w = (max(factor, math.floor(edge / scale / factor) * factor) for edge in (height, width))
-    elif h * w < least:
+        return _filling(factor, most, height, width)
+    if h * w < least:
         scale = math.sqrt(least / (height * width))
         h, w = (math.ceil(edge * scale / factor) * factor for edge in (height, width))
+    return h, w
+
+
+def _filling(factor: int, most: float, height: int, width: int) -> tuple[int, int]:
+    """The largest multiples of ``factor`` with nearly the same aspect whose area is at most so much."""
+    scale = math.sqrt(height * width / most)
+    h, w = (max(factor, math.floor(edge / scale / factor) * factor) for edge in (height, width))
     return h, w

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tango_plugins import PruneParams, TangoError
@@ -47,6 +47,7 @@ def test_sizes_are_the_references(height, width, frames):
     assert size_of(height, width, frames) == smart_resize(height, width, most=frame_budget(frames))
 
 
+@example(20, 20, 128 * 784)  # enlarged to the least, it would be 336x336
 @given(EDGES, EDGES, st.integers(28 * 28, 10**6))
 def test_a_callers_limit_counts_even_below_the_least(height, width, most):
     h, w = size_of(height, width, max_pixels=most)
