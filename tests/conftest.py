@@ -28,6 +28,31 @@ def pytest_addoption(parser):
     parser.addoption("--tensorrt-include", type=Path, help="folder of NvInfer.h, where it is not in a usual place")
 
 
+#: Where JetPack and NVIDIA's packages install TensorRT's headers.
+USUAL = ("/usr/include/x86_64-linux-gnu", "/usr/include/aarch64-linux-gnu", "/usr/local/tensorrt/include")
+
+
+@pytest.fixture(scope="session")
+def tensorrt_headers(request: pytest.FixtureRequest) -> Path:
+    """The folder of NvInfer.h."""
+    named = request.config.getoption("--tensorrt-include")
+    for folder in [named] if named else map(Path, USUAL):
+        if (folder / "NvInfer.h").is_file():
+            return Path(folder).resolve()
+    assert named is None, f"{named} has no NvInfer.h"
+    pytest.skip("there is no NvInfer.h (--tensorrt-include FOLDER)")
+
+
+@pytest.fixture(scope="session")
+def emulated_plugins(tmp_path_factory: pytest.TempPathFactory, tensorrt_headers: Path) -> Path:
+    """The CUDA library's operators as plugins of TensorRT, and as ONNX Runtime's operators, for a CPU."""
+    from tests.plugins.cuda_emulator import compiled
+
+    parts = ("attention", "vision", "norm", "activation", "operators", "onnxruntime", "tensorrt")
+    flags = ("-Wno-deprecated-declarations",)
+    return compiled(tmp_path_factory.mktemp("plugins"), *parts, flags=flags, headers=tensorrt_headers)
+
+
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Path, Path]]:
     """``checkpoint(layout="llava-hf", dtype=…, shards=…, outliers=…, **shape)``: the folders (llava, siglip)."""

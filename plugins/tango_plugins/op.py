@@ -35,6 +35,9 @@ NAME = "TangoPrune"
 DOMAIN = "tango"
 VERSION = "1"
 
+#: Attributes of every ONNX node of the domain: TensorRT's parser takes the namespace from the domain only since 10.10.
+PLUGIN_ATTRIBUTES = {"plugin_namespace": DOMAIN, "plugin_version": VERSION}
+
 #: In the order of the ONNX node and the plugin.
 INPUTS = ("features", "salience", "timestamps")
 OUTPUTS = ("tokens", "indices", "count")
@@ -65,15 +68,13 @@ def attributes(params: PruneParams) -> dict[str, Attribute]:
 def node_attributes(params: PruneParams, precision: Precision = "fast") -> dict[str, Attribute]:
     """All attributes of an ONNX node, for a host that knows no rules and no model.
 
-    The segment threshold and the sink positions are always written out. The plugin's namespace is an attribute too:
-    TensorRT's parser takes it from the node's domain only since 10.10.
+    The segment threshold and the sink positions are always written out.
 
     Args:
         params: Parameters of the operator.
         precision: Inner products of the CUDA library, ``fast`` or ``exact``.
     """
-    host = {"precision": precision, "plugin_namespace": DOMAIN, "plugin_version": VERSION}
-    return attributes(params.resolved()) | host
+    return attributes(params.resolved()) | {"precision": precision} | PLUGIN_ATTRIBUTES
 
 
 def params_from(found: Mapping[str, Attribute]) -> PruneParams:

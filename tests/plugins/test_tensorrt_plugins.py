@@ -15,13 +15,9 @@ import pytest
 
 from tango_plugins.native_library import NATIVE
 from tests.plugins.attentions import Pass, Shape
-from tests.plugins.cuda_emulator import compiled
 from tests.plugins.operators import FLOAT, HALF, ROWS, example, open_graph, random
 
 pytestmark = pytest.mark.nvcc
-
-#: Where JetPack and NVIDIA's packages install the headers.
-USUAL = ("/usr/include/x86_64-linux-gnu", "/usr/include/aarch64-linux-gnu", "/usr/local/tensorrt/include")
 
 
 class HostTensor(ctypes.Structure):
@@ -48,28 +44,10 @@ class HostField(ctypes.Structure):
 
 
 @pytest.fixture(scope="module")
-def headers(request):
-    """The folder of NvInfer.h."""
-    named = request.config.getoption("--tensorrt-include")
-    for folder in [named] if named else map(Path, USUAL):
-        if (folder / "NvInfer.h").is_file():
-            return folder.resolve()
-    assert named is None, f"{named} has no NvInfer.h"
-    pytest.skip("there is no NvInfer.h (--tensorrt-include FOLDER)")
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory, headers):
-    parts = ("attention", "vision", "norm", "activation", "operators", "onnxruntime", "tensorrt")
-    flags = ("-Wno-deprecated-declarations",)
-    return compiled(tmp_path_factory.mktemp("plugins"), *parts, flags=flags, headers=headers)
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory, headers, library):
+def run(tmp_path_factory, tensorrt_headers, emulated_plugins):
     """``run(op, inputs, outputs, **attributes)`` fills the outputs; returns None, or what is wrong."""
     path = tmp_path_factory.mktemp("host") / "host.so"
-    command = ["nvcc", "-x", "c++", "-std=c++17", "-shared", "-cudart", "none", "-isystem", str(headers)]
+    command = ["nvcc", "-x", "c++", "-std=c++17", "-shared", "-cudart", "none", "-isystem", str(tensorrt_headers)]
     command += ["-Xcompiler", "-fPIC,-Wall,-Wextra,-Werror,-Wno-deprecated-declarations"]
     source = str(Path(__file__).with_name("tensorrt_host.cpp"))
     subprocess.run([*command, source, "-ldl", "-o", str(path)], check=True)
@@ -92,10 +70,10 @@ def run(tmp_path_factory, headers, library):
             )
         )
         given = (fields, len(fields), tensors(inputs), len(inputs), tensors(outputs), len(outputs))
-        wrong = host.host_run(str(library).encode(), op.encode(), *given)
+        wrong = host.host_run(str(emulated_plugins).encode(), op.encode(), *given)
         return wrong.decode() if wrong else None
 
-    called.names = lambda: host.host_names(str(library).encode()).decode().split()
+    called.names = lambda: host.host_names(str(emulated_plugins).encode()).decode().split()
     return called
 
 
@@ -115,18 +93,18 @@ def compare(run, library, op, inputs, outputs, attributes):
 @pytest.mark.parametrize("op", ROWS)
 @pytest.mark.parametrize("dtype", [FLOAT, HALF])
 @pytest.mark.parametrize("shape", [(5,), (2, 3, 17), (0, 4)])
-def test_it_is_the_custom_operator(run, library, op, shape, dtype):
-    compare(run, library, op, *example(op, dtype, shape))
+def test_it_is_the_custom_operator(run, emulated_plugins, op, shape, dtype):
+    compare(run, emulated_plugins, op, *example(op, dtype, shape))
 
 
 @pytest.mark.parametrize("op", ["AddLayerNorm", "AddRMSNorm"])
-def test_the_residual_stream_may_be_wider(run, library, op):
-    compare(run, library, op, *example(op, HALF, (3, 24), FLOAT))
+def test_the_residual_stream_may_be_wider(run, emulated_plugins, op):
+    compare(run, emulated_plugins, op, *example(op, HALF, (3, 24), FLOAT))
 
 
-def test_attention_of_a_tower(run, library):
+def test_attention_of_a_tower(run, emulated_plugins):
     inputs = {"qkv": random(HALF, 2, 9, 3 * 128), "bias": random(HALF, 3 * 128)}
-    compare(run, library, "VisionAttention", inputs, {"y": (HALF, 3)}, {"num_heads": 2})
+    compare(run, emulated_plugins, "VisionAttention", inputs, {"y": (HALF, 3)}, {"num_heads": 2})
 
 
 def test_every_operator_is_a_plugin(run):
@@ -145,8 +123,8 @@ def attend(run, found, copied=()):
     return run("CachedAttention", inputs, outputs, **heads), outputs["attn_out"], *cache.values()
 
 
-def test_attention_over_a_cache(run, library):
-    found = Pass(Shape(5, 6, 2, 32, 64), 20, path=library, device="cpu")
+def test_attention_over_a_cache(run, emulated_plugins):
+    found = Pass(Shape(5, 6, 2, 32, 64), 20, path=emulated_plugins, device="cpu")
     wrong, *given = attend(run, found)
     assert wrong is None
     assert found.enqueue() == 0
@@ -154,8 +132,8 @@ def test_attention_over_a_cache(run, library):
         assert array.tobytes() == found.tensors[name].numpy().tobytes()
 
 
-def test_a_cache_that_would_have_to_be_copied_is_rejected(run, library):
-    found = Pass(Shape(9, 4, 2, 16, 40), path=library, device="cpu")
+def test_a_cache_that_would_have_to_be_copied_is_rejected(run, emulated_plugins):
+    found = Pass(Shape(9, 4, 2, 16, 40), path=emulated_plugins, device="cpu")
     wrong, *_ = attend(run, found, copied={"values"})
     assert wrong == "CachedAttention: past and present must be the same memory"
 

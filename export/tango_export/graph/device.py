@@ -100,7 +100,7 @@ def last_position(g: GraphBuilder, name: str, x: str, width: int) -> str:
 
 
 def _operator(g: GraphBuilder, kind: str, inputs: list[str], name: str, *more: str, **attributes: object) -> str:
-    return g.node(kind, inputs, name, *more, domain=op.DOMAIN, **attributes)
+    return g.node(kind, inputs, name, *more, domain=op.DOMAIN, **attributes, **op.PLUGIN_ATTRIBUTES)
 
 
 def _bias_of(x: Biased) -> str:

@@ -91,7 +91,8 @@ def write_device(graph: Graph, portable: GraphSpec, read: Read, folder: Path) ->
     taken = [TensorSpec(name, shared[name].dtype, shared[name].shape) for name in stored if name in shared]
     own = [numpy_helper.from_array(load(w, read), w.name) for w in graph.weights if w.name not in shared]
     inputs = (*graph.inputs, *taken)
-    spec = GraphSpec(f"{graph.name}.device.onnx", portable.opset, ("onnxruntime",), inputs, graph.outputs)
+    runtimes: tuple[Runtime, ...] = ("onnxruntime", "tensorrt")
+    spec = GraphSpec(f"{graph.name}.device.onnx", portable.opset, runtimes, inputs, graph.outputs)
     onnx.save(model_proto(graph, inputs, own), folder / spec.file)  # onnx's checker does not know these operators
     return replace(portable, device=spec)
 

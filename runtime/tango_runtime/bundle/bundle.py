@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tango_plugins import TangoError
 from tango_runtime.bundle.external_data import external_files
-from tango_runtime.bundle.manifest import MANIFEST, FileSpec, GraphName, Manifest, read_manifest
+from tango_runtime.bundle.manifest import MANIFEST, FileSpec, GraphForm, GraphName, Manifest, read_manifest
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,9 @@ class Bundle:
         """Path of a graph's ONNX file."""
         return self.path / self.manifest.graphs[name].file
 
-    def engine_graph(self, name: GraphName) -> Path:
+    def engine_graph(self, name: GraphName, form: GraphForm = "portable") -> Path:
         """Path of the ONNX file that TensorRT builds a graph's engine from."""
-        return self.path / self.manifest.engine_files(name)[0]
+        return self.path / self.manifest.engine_files(name, form)[0]
 
     def graph_bytes(self, name: GraphName) -> int:
         """Size of all files of a graph."""

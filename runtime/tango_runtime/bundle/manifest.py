@@ -30,6 +30,9 @@ WEIGHT_ALIGNMENT = 256
 #: A decoder that drops tokens on its way is two graphs, ``decoder_low`` and ``decoder_high``, in place of ``decoder``.
 GraphName = Literal["vision", "prune", "embed", "decoder", "decoder_low", "decoder_high"]
 GRAPHS: tuple[GraphName, ...] = get_args(GraphName)
+
+#: ``device``: in the CUDA library's operators, with weights as inputs. ``portable``: in standard ones.
+GraphForm = Literal["portable", "device"]
 Runtime = Literal["onnxruntime", "tensorrt"]
 DType = Literal["float16", "float32", "float8_e4m3fn", "int32", "int64", "int8", "uint8"]
 Precision = Literal["int8", "fp8", "int4"]
@@ -162,6 +165,12 @@ class GraphSpec:
         """The weights that the device graph takes as inputs."""
         inputs = {tensor.name for tensor in self.device.inputs} if self.device else set()
         return {name: weight for name, weight in (self.weights or {}).items() if name in inputs}
+
+    @property
+    def device_inputs(self) -> tuple[TensorSpec, ...]:
+        """The device graph's inputs that are no weights."""
+        inputs = self.device.inputs if self.device else ()
+        return tuple(tensor for tensor in inputs if tensor.name not in (self.weights or {}))
 
 
 @dataclass(frozen=True)
@@ -410,9 +419,11 @@ class Manifest:
         graph = self.graphs[name]
         return (*self._with_data(name, graph.file), *graph.files[1:])
 
-    def engine_files(self, name: GraphName) -> tuple[str, ...]:
-        """The files that TensorRT builds a graph's engine from."""
+    def engine_files(self, name: GraphName, form: GraphForm = "portable") -> tuple[str, ...]:
+        """The files that TensorRT builds a graph's engine from: of a device graph, no weights."""
         graph = self.graphs[name]
+        if form == "device":
+            return graph.device.files if graph.device else ()
         return self._with_data(name, graph.tensorrt or graph.file)
 
     def _with_data(self, name: GraphName, file: str) -> tuple[str, ...]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from typing import get_args
 
-from tango_plugins import TangoError
-from tango_runtime.bundle import GRAPHS, Bundle, GraphName
+from tango_runtime.bundle import GRAPHS, Bundle, GraphForm, GraphName
 from tango_runtime.cli.args import add_bundle, add_context, add_frame, add_retention_ratio, new_file, positive_int
 from tango_runtime.cli.command import Command
 from tango_runtime.engines import (
@@ -30,6 +30,12 @@ from tango_runtime.util.units import megabytes
 def _configure(parser: argparse.ArgumentParser) -> None:
     add_bundle(parser)
     parser.add_argument("--graphs", nargs="+", choices=GRAPHS, help="graphs to build engines for (default: all)")
+    parser.add_argument(
+        "--form",
+        choices=get_args(GraphForm),
+        help="device: graphs in the CUDA library's operators, with weights beside the engine; portable: graphs in "
+        "standard operators (default: device where the bundle has it and the plugins are built)",
+    )
     _configure_shapes(parser.add_argument_group("shapes"))
     _configure_builder(parser.add_argument_group("builder"))
     parser.add_argument("--dry-run", action="store_true", help="show what would be built, and build nothing")
@@ -100,19 +106,14 @@ def _options(args: argparse.Namespace) -> BuildOptions:
         strip_weights=args.strip_weights,
         retention_ratio=args.retention_ratio,
         frame=args.frame,
+        form=args.form,
     )
 
 
 def _run(args: argparse.Namespace) -> int:
     bundle = Bundle.load(args.bundle)
     target, plugin = current_target(import_tensorrt().__version__), system.plugin()
-    graphs = args.graphs or _available_graphs(bundle, plugin, target.tensorrt)
-    plans = plan_engines(bundle, target, _options(args), graphs)
-    if plugin and not plugin.serves(target.tensorrt) and any(plan.graph == "prune" for plan in plans):
-        raise TangoError(
-            f"{plugin.path} has the interface {plugin.api}, which is not for TensorRT {target.tensorrt}",
-            "build it with this TensorRT's headers: tango plugin build --tensorrt-include FOLDER",
-        )
+    plans = plan_engines(bundle, target, _options(args), args.graphs or _available_graphs(bundle, target))
     status(f"TensorRT {target.tensorrt}, {target.gpu}, compute capability {target.compute_capability}")
     if args.dry_run:
         _print_plans(plans)
@@ -122,11 +123,11 @@ def _run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _available_graphs(bundle: Bundle, plugin: system.Plugin | None, tensorrt: str) -> Sequence[GraphName]:
+def _available_graphs(bundle: Bundle, target: Target) -> Sequence[GraphName]:
     """All graphs, without prune if its plugin is not built: `tango run` then uses the CUDA library for it."""
-    if plugin and plugin.serves(tensorrt):
+    if target.plugin is not None:
         return all_graphs(bundle)
-    status("skipping the prune engine: its plugin is not built for this TensorRT (tango plugin build)")
+    status("no prune engine, no device graphs: the plugins are not built for this TensorRT (tango plugin build)")
     return tuple(graph for graph in all_graphs(bundle) if graph != "prune")
 
 
@@ -163,6 +164,7 @@ def _print_plans(plans: Sequence[EnginePlan]) -> None:
     for plan in plans:
         print(f"{plan.graph}: {plan.path} ({'built' if is_built(plan) else 'not built'})")
         print(f"  key      {plan.key}")
+        print(f"  form     {plan.spec.form}")
         print(f"  flags    {' '.join(plan.flags)}")
         for i, profile in enumerate(plan.profiles):
             print(f"  profile  {i}: {_shapes(profile)}")

@@ -11,6 +11,7 @@ from tango_runtime.bundle import GRAPHS, Bundle
 from tango_runtime.doctor.check import Check
 from tango_runtime.doctor.machine import Machine
 from tango_runtime.engines import FOLDER, BuiltEngine, Target, all_graphs, find, read_sidecar, sidecars
+from tango_runtime.engines.target import target_of
 from tango_runtime.system import gpu as system
 from tango_runtime.util.console import printable
 from tango_runtime.util.units import megabytes
@@ -39,7 +40,7 @@ def check_bundle(bundle: Bundle, machine: Machine, *, verify: bool) -> list[Chec
         plugin = system.plugin()
     except TangoError:  # check_machine has reported it
         plugin = None
-    target = Target(tensorrt, gpu.compute_capability, gpu.name, plugin.interface if plugin else None)
+    target = target_of(gpu, tensorrt, plugin)
     return [*checks, *_engines(bundle, target, verify), *_unused_engines(bundle)]
 
 
@@ -64,8 +65,8 @@ def _describe(engine: BuiltEngine) -> str:
     sidecar = engine.sidecar
     axis, what = _AXES.get(sidecar.spec.graph, ("N", "tokens"))
     size = f"{megabytes(sidecar.size, 1)}, {engine.min_size(axis)} to {engine.max_size(axis)} {what}"
-    context = f", context {engine.max_size('P', 1)}" if sidecar.spec.graph.startswith("decoder") else ""
-    return f"{engine.path.name}, {size}{context}"
+    context = f", context {engine.max_size('P', -1)}" if sidecar.spec.graph.startswith("decoder") else ""
+    return f"{engine.path.name}, {engine.form} graph, {size}{context}"
 
 
 def _unused_engines(bundle: Bundle) -> Iterator[Check]:

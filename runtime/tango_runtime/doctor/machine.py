@@ -226,14 +226,14 @@ def _libraries(tensorrt: str | None, gpu: system.Gpu | None) -> list[Check]:
 
 
 def _tensorrt_plugin(plugin: system.Plugin | None, tensorrt: str | None) -> Check:
-    """The plugin, which only a prune engine needs."""
+    """The plugins, which a prune engine and those of device graphs need."""
     fix = "tango plugin build --tensorrt-include FOLDER, with the folder of NvInfer.h"
     if plugin is None:
-        return Check("TensorRT plugin", "warning", "not built: no prune engine", fix)
+        return Check("TensorRT plugins", "warning", "not built: no prune engine, no device graphs", fix)
     text = f"{plugin.path}, interface {plugin.interface}, {plugin.api}"
     if tensorrt and not plugin.serves(tensorrt):
-        return Check("TensorRT plugin", "warning", f"{text}: not for TensorRT {tensorrt}", fix)
-    return Check("TensorRT plugin", "ok", text)
+        return Check("TensorRT plugins", "warning", f"{text}: not for TensorRT {tensorrt}", fix)
+    return Check("TensorRT plugins", "ok", text)
 
 
 def _onnxruntime() -> list[Check]:

@@ -46,7 +46,7 @@ def build(
         bundle: The bundle.
         planned: The engine, from :func:`tango_runtime.engines.plan_engines`.
         target: This machine.
-        plugin: The TensorRT plugin, for prune.
+        plugin: The library of the TensorRT plugins, for an engine that has some.
         timing_cache: File of measured kernel times; None takes this machine's file in the bundle.
         rebuild: Build the engine even if it exists.
         on_status: Receives the progress.
@@ -65,9 +65,9 @@ def build(
         start = time.monotonic()
         job = Job(
             spec=planned.spec,
-            model=str(bundle.engine_graph(planned.graph)),
+            model=str(bundle.engine_graph(planned.graph, planned.spec.form)),
             inputs=bundle.manifest.graphs[planned.graph].inputs,
-            plugin=str(plugin) if plugin and planned.graph == "prune" else None,
+            plugin=str(plugin) if plugin and planned.spec.plugin is not None else None,
             output=str(partial),
             timing_cache=str(cache),
             parent=os.getpid(),
@@ -126,10 +126,9 @@ def require_memory(planned: EnginePlan, left: Free) -> None:
             )
     folder = planned.path.parent if planned.path.parent.is_dir() else planned.path.parent.parent
     disk = shutil.disk_usage(folder).free
-    if needs.weights > disk:
+    if needs.file > disk:
         raise TangoError(
-            f"{planned.path.name} takes about {gigabytes(needs.weights)}, "
-            f"the disk of {folder} has {gigabytes(disk)} free",
+            f"{planned.path.name} takes about {gigabytes(needs.file)}, the disk of {folder} has {gigabytes(disk)} free",
             f"free some; to list unused engines: tango doctor {folder.parent if folder.name == FOLDER else folder}",
         )
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tango_plugins import PruneParams, TangoError, op
-from tango_runtime.bundle import GRAPHS, Bundle, DecoderSpec, GraphName, Manifest, TensorSpec
+from tango_runtime.bundle import GRAPHS, Bundle, DecoderSpec, GraphForm, GraphName, Manifest, TensorSpec
 from tango_runtime.engines.spec import FOLDER, HARDWARE_LEVELS, EngineSpec, Profile, Shape, Target, digests
 from tango_runtime.sizing import memory
 from tango_runtime.util.versions import release
@@ -38,6 +38,7 @@ class BuildOptions:
         retention_ratio: Fraction of tokens that the prune engine keeps; None takes the bundle's.
         frame: (height, width) of the frames, where the bundle takes any size: an engine is built for one. None takes
             the bundle's default.
+        form: The form of the graphs; None takes the device form of each that has one, where the plugins are built.
     """
 
     min_frames: int = 1
@@ -52,6 +53,7 @@ class BuildOptions:
     strip_weights: bool = False
     retention_ratio: float | None = None
     frame: tuple[int, int] | None = None
+    form: GraphForm | None = None
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,8 @@ class EngineMemory:
     """Rough memory of an engine, in bytes.
 
     Attributes:
-        weights: Its weights.
+        weights: Its weights, in the engine or beside it.
+        file: The engine's file.
         activations: Memory beside the weights while it runs at its largest shapes.
         cache: Keys and values that the runtime holds for it.
         build_device: Device memory of its build.
@@ -67,6 +70,7 @@ class EngineMemory:
     """
 
     weights: int
+    file: int
     activations: int
     cache: int
     build_device: int
@@ -185,29 +189,49 @@ def _sizes(manifest: Manifest, options: BuildOptions) -> _Sizes:
 
 def _plan(bundle: Bundle, target: Target, options: BuildOptions, sizes: _Sizes, graph: GraphName) -> EnginePlan:
     manifest = bundle.manifest
-    prune = graph == "prune"
-    _check_graph(bundle, target, graph)
+    if graph not in manifest.graphs:
+        raise TangoError(f"{bundle.path} has no graph {graph}", f"its graphs are {', '.join(all_graphs(bundle))}")
+    prune, form = graph == "prune", _form(bundle, target, options, graph)
+    _check_graph(bundle, target, graph, form)
     spec = EngineSpec(
         graph=graph,
-        files={} if prune else digests(manifest, graph),
+        form=form,
+        files={} if prune else digests(manifest, graph, form),
         attributes=op.node_attributes(sizes.params) if prune else {},
-        plugin=target.plugin if prune else None,
+        plugin=target.plugin if prune or form == "device" else None,
         tensorrt=target.tensorrt,
         compute_capability=_hardware(target, options),
-        flags=_flags(manifest, target, options, graph),
+        flags=_flags(manifest, target, options, graph, form),
         hardware_compatibility=options.hardware_compatibility,
         optimization_level=options.optimization_level,
         workspace=options.workspace,
-        profiles=_profiles(manifest, sizes, graph),
+        profiles=_profiles(manifest, sizes, graph, form),
     )
     return EnginePlan(spec, bundle.path / FOLDER / spec.name, _memory(manifest, spec, sizes))
 
 
-def _check_graph(bundle: Bundle, target: Target, graph: GraphName) -> None:
-    """Rejects a graph that there is not, or that this TensorRT cannot run."""
-    if graph not in bundle.manifest.graphs:
-        raise TangoError(f"{bundle.path} has no graph {graph}", f"its graphs are {', '.join(all_graphs(bundle))}")
+def _form(bundle: Bundle, target: Target, options: BuildOptions, graph: GraphName) -> GraphForm:
+    """The form of a graph that its engine is built from."""
+    device = bundle.manifest.graphs[graph].device
+    usable = device is not None and "tensorrt" in device.runtimes
+    if options.form == "device" and not usable and graph != "prune":  # which is one node, and has no forms
+        raise TangoError(
+            f"the {graph} graph of {bundle.path} has no device form for TensorRT",
+            "leave --form out, or export the bundle again",
+        )
+    wanted = options.form or ("portable" if target.plugin is None else "device")
+    return "device" if usable and wanted == "device" else "portable"
+
+
+def _check_graph(bundle: Bundle, target: Target, graph: GraphName, form: GraphForm) -> None:
+    """Rejects a graph that this TensorRT cannot run."""
     spec = bundle.manifest.graphs[graph]
+    if target.plugin is None and (graph == "prune" or form == "device"):
+        raise TangoError(
+            f"the plugins that the {graph} engine needs are not built for TensorRT {target.tensorrt}",
+            "build them: tango plugin build (--tensorrt-include names the headers); or do without: "
+            + ("--graphs vision embed decoder" if graph == "prune" else "--form portable"),
+        )
     if "tensorrt" not in spec.runtimes:
         raise TangoError(
             f"TensorRT cannot run the {graph} graph of {bundle.path}: it is for {', '.join(spec.runtimes)}",
@@ -217,12 +241,6 @@ def _check_graph(bundle: Bundle, target: Target, graph: GraphName) -> None:
         raise TangoError(
             f"the {graph} graph of {bundle.path} is in fp8, which needs TensorRT 10; this is {target.tensorrt}",
             f"quantize to int8: {_quantize(graph)}",
-        )
-    if graph == "prune" and target.plugin is None:
-        raise TangoError(
-            "the TensorRT plugin, which the prune engine needs, is not built",
-            "build it: tango plugin build (--tensorrt-include names the headers); or leave prune out: "
-            "--graphs vision embed decoder",
         )
 
 
@@ -234,7 +252,9 @@ def _hardware(target: Target, options: BuildOptions) -> str:
     return "8.0+" if options.hardware_compatibility == "ampere+" else target.compute_capability
 
 
-def _flags(manifest: Manifest, target: Target, options: BuildOptions, graph: GraphName) -> tuple[str, ...]:
+def _flags(
+    manifest: Manifest, target: Target, options: BuildOptions, graph: GraphName, form: GraphForm
+) -> tuple[str, ...]:
     """The flags that give every layer the precision that it has in the graph.
 
     From TensorRT 10 on the network is strongly typed; before, each layer is constrained. TF32 rounds the operands of an
@@ -254,20 +274,24 @@ def _flags(manifest: Manifest, target: Target, options: BuildOptions, graph: Gra
         flags.append("TF32")
     if options.version_compatible:
         flags.append("VERSION_COMPATIBLE")
-    if options.strip_weights and graph != "prune":  # prune has no weights
+    if options.strip_weights and graph != "prune" and form == "portable":  # the others contain none
         flags += ["STRIP_PLAN", "REFIT_IDENTICAL"]
     return tuple(flags)
 
 
-def _profiles(manifest: Manifest, sizes: _Sizes, graph: GraphName) -> tuple[Profile, ...]:
-    """The ranges of a graph's inputs.
+def _profiles(manifest: Manifest, sizes: _Sizes, graph: GraphName, form: GraphForm) -> tuple[Profile, ...]:
+    """The ranges of a graph's inputs but for weights.
 
-    The decoder has two. Prefill takes any number of tokens after any number of cached ones. It is optimized for an
-    empty cache: the whole prompt in one pass. TensorRT allows a size of 0 (0 <= min <= opt <= max in NvInferRuntime.h
-    of 8.6 to 11.1), and NVIDIA's GPT2 for 8.6 (TensorRT, demo/HuggingFace) has such a cache. A decode step takes one
-    token after a cache of fixed capacity; ``positions`` says how much of the cache is valid.
+    A device decoder extends a cache of fixed capacity in place. A portable one has two profiles. Prefill takes any
+    number of tokens after any number of cached ones. It is optimized for an empty cache: the whole prompt in one pass.
+    TensorRT allows a size of 0 (0 <= min <= opt <= max in NvInferRuntime.h of 8.6 to 11.1), and NVIDIA's GPT2 for 8.6
+    (TensorRT, demo/HuggingFace) has such a cache. A decode step takes one token after a cache of fixed capacity;
+    ``positions`` says how much of the cache is valid.
     """
     inputs, full = manifest.graphs[graph].inputs, (sizes.context,) * 3
+    if form == "device":
+        axes = {"F": sizes.frames, "N": sizes.tokens, "P": full}
+        return (_profile(manifest.graphs[graph].device_inputs, axes),)
     if graph in manifest.decoders:
         prefill = {"N": sizes.tokens, "P": (0, 0, sizes.context)}
         return _profile(inputs, prefill), _profile(inputs, {"N": (1, 1, 1), "P": full})
@@ -291,16 +315,18 @@ def _profile(inputs: Sequence[TensorSpec], axes: Mapping[str, tuple[int, int, in
 def _memory(manifest: Manifest, spec: EngineSpec, sizes: _Sizes) -> EngineMemory:
     item = _ITEM_BYTES[manifest.dtype]
     shapes = memory.MaxShapes(sizes.frames[2], sizes.tokens[2], sizes.context)
-    weights = sum(manifest.files[name].size for name in spec.files)
+    file = sum(manifest.files[name].size for name in spec.files)
+    beside = manifest.files[manifest.graphs[spec.graph].data].size if spec.form == "device" else 0
     activations = memory.activation_bytes(spec.graph, manifest, shapes, item)
     cache = memory.cache_bytes(_layers_of(manifest, spec.graph), sizes.context, item)
     # The host holds the weights as read and the engine as written, the device the weights of the kernels it times.
     return EngineMemory(
-        weights=weights,
+        weights=file + beside,
+        file=file,
         activations=activations,
         cache=cache,
-        build_device=weights + activations + (spec.workspace or 0) * _MIB + _CONTEXT_BYTES,
-        build_host=2 * weights + _LIBRARY_BYTES,
+        build_device=file + activations + (spec.workspace or 0) * _MIB + _CONTEXT_BYTES,
+        build_host=2 * file + _LIBRARY_BYTES,
     )
 
 

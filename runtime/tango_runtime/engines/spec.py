@@ -9,7 +9,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 
-from tango_runtime.bundle import GraphName, Manifest
+from tango_runtime.bundle import GraphForm, GraphName, Manifest
 
 #: Folder of the engines in a bundle.
 FOLDER = "engines"
@@ -21,7 +21,7 @@ Range = tuple[Shape, Shape, Shape]
 #: The ranges of all inputs of a graph, by name.
 Profile = dict[str, Range]
 
-#: Indices of the decoder's profiles in its engine.
+#: Indices of a portable decoder's profiles in its engine.
 PREFILL, DECODE = 0, 1
 
 #: trtexec's values of --hardware-compatibility, and TensorRT's name of each level.
@@ -36,7 +36,7 @@ class Target:
         tensorrt: Version of TensorRT, as ``8.6.0``.
         compute_capability: The GPU's, as ``9.0``.
         gpu: The GPU's name.
-        plugin: Interface version of the TensorRT plugin, None if it is not built.
+        plugin: Interface version of the TensorRT plugins, None if they are not built for this TensorRT.
     """
 
     tensorrt: str
@@ -51,19 +51,22 @@ class EngineSpec:
 
     Attributes:
         graph: The graph.
+        form: Of a ``device`` graph, the weights are inputs and no part of the engine: it serves every bundle with this
+            graph, such as the next fine-tune.
         files: SHA-256 of the graph's files by name; empty for prune, whose network is one node made of ``attributes``.
         attributes: The operator's attributes; empty for all graphs but prune.
-        plugin: Interface version of the TensorRT plugin; None for all graphs but prune.
+        plugin: Interface version of the TensorRT plugins; None where the engine has none.
         tensorrt: Version of TensorRT.
         compute_capability: The GPU's, as ``9.0``; ``8.0+`` for any GPU of at least 8.0.
         flags: Names of TensorRT's network and builder flags.
         hardware_compatibility: A key of ``HARDWARE_LEVELS``.
         optimization_level: TensorRT's builder optimization level.
         workspace: MiB, None for TensorRT's own limit.
-        profiles: One profile; the decoder has two, ``PREFILL`` and ``DECODE``.
+        profiles: One profile; a portable decoder has two, ``PREFILL`` and ``DECODE``.
     """
 
     graph: GraphName
+    form: GraphForm
     files: dict[str, str]
     attributes: dict[str, int | str | list[int]]
     plugin: str | None
@@ -87,6 +90,6 @@ class EngineSpec:
         return f"{self.graph}-{self.key}.engine"
 
 
-def digests(manifest: Manifest, graph: GraphName) -> dict[str, str]:
+def digests(manifest: Manifest, graph: GraphName, form: GraphForm) -> dict[str, str]:
     """SHA-256 of the files that TensorRT reads of a graph, by name."""
-    return {name: manifest.files[name].sha256 for name in manifest.engine_files(graph)}
+    return {name: manifest.files[name].sha256 for name in manifest.engine_files(graph, form)}

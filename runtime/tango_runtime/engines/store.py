@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tango_plugins import PruneParams, TangoError, op
-from tango_runtime.bundle import Bundle, GraphName, Manifest, TensorSpec, sha256
+from tango_runtime.bundle import Bundle, GraphForm, GraphName, Manifest, TensorSpec, sha256
 from tango_runtime.engines.spec import FOLDER, EngineSpec, Profile, Target, digests
 from tango_runtime.util.jsonschema import from_json, parse_json, shown
 from tango_runtime.util.versions import release
 
 #: Version of the sidecar's schema.
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -45,14 +45,15 @@ class Sidecar:
 class BuiltEngine:
     """An engine on disk that fits this machine.
 
-    The caller must set ``runtime.engine_host_code_allowed = True`` for a ``version_compatible`` engine, and refit a
-    ``stripped`` one from the graph's ONNX file (``OnnxParserRefitter``). TensorRT 8 and 9 turn a graph's int64 inputs
-    into int32: ask the engine for its types.
+    The caller must set ``runtime.engine_host_code_allowed = True`` for a ``version_compatible`` engine, load the
+    library of the plugins for any other that has ``plugins``, bind the weights of a ``device`` graph, and refit a
+    ``stripped`` engine from the graph's ONNX file (``OnnxParserRefitter``). TensorRT 8 and 9 turn a graph's int64
+    inputs into int32: ask the engine for its types.
 
     Attributes:
         path: The engine.
         sidecar: Its sidecar, read and checked.
-        inputs: The graph's inputs.
+        inputs: The graph's inputs but for weights.
         rebuild: The command that builds the engine again.
         warning: Why the engine may be slow here; None for no reason.
     """
@@ -67,6 +68,16 @@ class BuiltEngine:
     def profiles(self) -> tuple[Profile, ...]:
         """Its optimization profiles."""
         return self.sidecar.spec.profiles
+
+    @property
+    def form(self) -> GraphForm:
+        """The form of its graph."""
+        return self.sidecar.spec.form
+
+    @property
+    def plugins(self) -> bool:
+        """Whether it has plugins."""
+        return self.sidecar.spec.plugin is not None
 
     @property
     def version_compatible(self) -> bool:
@@ -195,7 +206,9 @@ def check(bundle: Bundle, file: Path, target: Target, params: PruneParams, *, ve
         raise TangoError(f"{engine} has {size or 0} bytes, its sidecar says {sidecar.size}", again)
     if verify and sha256(engine) != sidecar.sha256:
         raise TangoError(f"{engine} has changed: its SHA-256 is not the one in {file.name}", again)
-    return BuiltEngine(engine, sidecar, bundle.manifest.graphs[graph].inputs, rebuild, _warning(sidecar, target))
+    spec = bundle.manifest.graphs[graph]
+    inputs = spec.device_inputs if sidecar.spec.form == "device" else spec.inputs
+    return BuiltEngine(engine, sidecar, inputs, rebuild, _warning(sidecar, target))
 
 
 def sidecars(bundle: Bundle, graph: GraphName) -> list[Path]:
@@ -243,12 +256,12 @@ def _mismatch(manifest: Manifest, spec: EngineSpec, target: Target, params: Prun
             f"was built for compute capability {spec.compute_capability}, "
             f"this GPU has {target.compute_capability} ({target.gpu})"
         )
-    if spec.graph != "prune":
-        same = spec.files == digests(manifest, spec.graph)
-        return None if same else "was built from another graph than the bundle's"
-    if spec.plugin != target.plugin:
+    if spec.plugin not in (None, target.plugin):
         installed = f"interface {target.plugin}" if target.plugin else "none (tango plugin build)"
-        return f"was built with the plugin's interface {spec.plugin}, installed is {installed}"
+        return f"was built with the plugins' interface {spec.plugin}, installed is {installed}"
+    if spec.graph != "prune":
+        same = spec.files == digests(manifest, spec.graph, spec.form)
+        return None if same else "was built from another graph than the bundle's"
     wanted = op.node_attributes(params)
     for name, value in spec.attributes.items():
         if name == "grid" and manifest.video.budget is not None:  # any that it was built for is one of the bundle's

@@ -13,7 +13,12 @@ def current_target(tensorrt: str) -> Target:
         tensorrt: ``tensorrt.__version__``.
 
     Raises:
-        TangoError: There is no GPU, or the TensorRT plugin cannot be loaded.
+        TangoError: There is no GPU, or the library of the TensorRT plugins cannot be loaded.
     """
-    gpu, plugin = system.gpu(), system.plugin()
-    return Target(tensorrt, gpu.compute_capability, gpu.name, plugin.interface if plugin else None)
+    return target_of(system.gpu(), tensorrt, system.plugin())
+
+
+def target_of(gpu: system.Gpu, tensorrt: str, plugin: system.Plugin | None) -> Target:
+    """A machine as a target: its GPU, its version of TensorRT, and what there is of the plugins."""
+    usable = plugin is not None and plugin.serves(tensorrt)
+    return Target(tensorrt, gpu.compute_capability, gpu.name, plugin.interface if plugin and usable else None)

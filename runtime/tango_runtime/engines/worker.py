@@ -25,9 +25,11 @@ from typing import Any
 
 import numpy as np
 
-from tango_plugins import op
+from tango_plugins import TangoError, op
 from tango_runtime.bundle import TensorSpec
 from tango_runtime.engines import HARDWARE_LEVELS, EngineSpec
+from tango_runtime.engines.functions import without_functions
+from tango_runtime.engines.plugins import load_plugins
 from tango_runtime.util.files import staged_file
 from tango_runtime.util.jsonschema import from_json
 
@@ -36,6 +38,9 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 #: cuBLAS and cuDNN take memory and need matching versions. From TensorRT 10 on they are off by default.
 _FOREIGN_TACTICS = ("CUBLAS", "CUBLAS_LT", "CUDNN")
+
+#: Lets a plugin give an output the memory of an input, as attention does with a cache that grows in place.
+_IN_PLACE = "ALIASED_PLUGIN_IO_10_03"
 
 #: Layers without floating-point arithmetic, or with types that are fixed by the layer.
 _FREE_LAYERS = (
@@ -56,7 +61,7 @@ class Job:
         spec: What to build it from.
         model: Path of the graph's ONNX file.
         inputs: The graph's inputs.
-        plugin: Path of the TensorRT plugin, for prune only.
+        plugin: Path of the library of plugins; None where the engine has none.
         output: Path of the engine.
         timing_cache: Path of the measured kernel times of earlier builds; the build reads it and adds its own.
         parent: Id of the process that started this one, which ends when that process ends.
@@ -85,6 +90,9 @@ def main() -> int:
     except BuildError as error:
         send({"error": str(error)})
         return 1
+    except TangoError as error:
+        send({"error": error.message})
+        return 1
     send({"peak_host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024})
     return 0
 
@@ -98,7 +106,7 @@ def _build(job: Job, send: Callable[[dict[str, Any]], None]) -> None:
         builder = trt.Builder(logger)
     except TypeError as error:  # the binding raises it for a null pointer
         raise BuildError("TensorRT finds no usable GPU") from error
-    library = _load_plugin(trt, job.plugin) if job.plugin else None
+    library = load_plugins(trt, Path(job.plugin)) if job.plugin else None
     network = builder.create_network(_network_flags(trt, job.spec))
     send({"stage": "reading the graph"})
     parser = _fill(trt, logger, network, job)
@@ -131,10 +139,19 @@ def _fill(trt: Any, logger: Any, network: Any, job: Job) -> Any:
     if job.spec.graph == "prune":
         return _add_prune(trt, network, job)
     parser = trt.OnnxParser(network, logger)
-    if not parser.parse_from_file(job.model):  # by path: the weights are in a file beside it
+    if not _parse(parser, job):
         errors = "; ".join(str(parser.get_error(i)) for i in range(parser.num_errors))
         raise BuildError(f"TensorRT cannot read {job.model}: {errors}")
     return parser
+
+
+def _parse(parser: Any, job: Job) -> bool:
+    if job.spec.form == "portable":
+        return bool(parser.parse_from_file(job.model))  # by path: the weights are in a file beside it
+    try:
+        return bool(parser.parse(without_functions(Path(job.model).read_bytes())))
+    except ValueError as error:
+        raise BuildError(f"{job.model} is no ONNX file: {error}") from error
 
 
 def _add_prune(trt: Any, network: Any, job: Job) -> list[Any]:
@@ -184,22 +201,6 @@ def plugin_fields(trt: Any, attributes: dict[str, int | str | list[int]]) -> tup
         arrays.append(array)
         fields.append(trt.PluginField(name, array, kind))
     return arrays, trt.PluginFieldCollection(fields)
-
-
-def _load_plugin(trt: Any, path: str) -> Any:
-    """Registers the plugin's creator; returns the object that must outlive its use."""
-    registry = trt.get_plugin_registry()
-    if hasattr(registry, "load_library"):  # TensorRT 8.6 on
-        library = registry.load_library(path)
-        if library is None:
-            raise BuildError(f"TensorRT cannot load the plugin {path}")
-        return library
-    nvinfer, loaded = ctypes.CDLL("libnvinfer.so.8"), ctypes.CDLL(path)
-    nvinfer.getPluginRegistry.restype = ctypes.c_void_p
-    loaded.tango_register_plugins.argtypes, loaded.tango_register_plugins.restype = [ctypes.c_void_p], ctypes.c_bool
-    if not loaded.tango_register_plugins(nvinfer.getPluginRegistry()):
-        raise BuildError(f"TensorRT cannot register the plugin {path}")
-    return loaded
 
 
 def keep_float(trt: Any, network: Any) -> int:
@@ -281,6 +282,9 @@ def _configure(trt: Any, builder: Any, job: Job) -> Any:
     if spec.hardware_compatibility != "none":
         level = trt.HardwareCompatibilityLevel.__members__[HARDWARE_LEVELS[spec.hardware_compatibility]]
         config.hardware_compatibility_level = level
+    preview = getattr(trt, "PreviewFeature", None)
+    if spec.form == "device" and preview is not None and _IN_PLACE in preview.__members__:  # 10.3 on
+        config.set_preview_feature(preview.__members__[_IN_PLACE], True)
     if job.plugin and "VERSION_COMPATIBLE" in spec.flags:
         config.plugins_to_serialize = [job.plugin]
     own = (member for name, member in trt.TacticSource.__members__.items() if name not in _FOREIGN_TACTICS)

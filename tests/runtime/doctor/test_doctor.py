@@ -136,7 +136,7 @@ def test_tensorrt_in_another_interpreter(gpu_machine):
 
 def test_a_plugin_for_another_tensorrt(gpu_machine):
     gpu_machine["plugin"] = replace(gpu_machine["plugin"], api="V3")
-    found = checks()["TensorRT plugin"]
+    found = checks()["TensorRT plugins"]
     assert found.status == "warning"
     assert "--tensorrt-include" in found.fix
 
@@ -194,7 +194,7 @@ def test_engines_of_a_changed_graph_are_listed_for_removal(gpu_machine, bundle, 
     this = Target("8.6.0", "9.0", "NVIDIA H200", "1")
     one = put(plan_engines(loaded, this, BuildOptions(), ["vision"])[0], this)
     manifest = loaded.path / "bundle.json"
-    digest = loaded.manifest.files[loaded.engine_graph("vision").name].sha256
+    digest = loaded.manifest.files[loaded.engine_graph("vision", "device").name].sha256
     manifest.write_text(manifest.read_text().replace(digest, "0" * 64))
     assert str(one.path) in checks(loaded.path)["engines/"].fix
 

@@ -52,8 +52,8 @@ def find_error(bundle, graph, machine=H200, *arguments, **options):
     return error.value
 
 
-def test_two_profiles_of_the_decoder(loaded):
-    prefill, decode = planned(loaded, max_tokens=100, context=300)["decoder"].profiles
+def test_two_profiles_of_a_portable_decoder(loaded):
+    prefill, decode = planned(loaded, max_tokens=100, context=300, form="portable")["decoder"].profiles
     width, heads = loaded.manifest.decoder.hidden_size, loaded.manifest.decoder.kv_heads
     low, typical, high = prefill["embeddings"]
     assert (low, high) == ((1, width), (100, width))
@@ -64,11 +64,51 @@ def test_two_profiles_of_the_decoder(loaded):
     assert decode["positions"] == ((1,), (1,), (1,))
 
 
+def test_a_device_decoder_extends_a_cache_of_fixed_capacity(loaded):
+    (profile,) = planned(loaded, max_tokens=100, context=300)["decoder"].profiles
+    layers = loaded.manifest.decoder.layers
+    assert len(profile) == 2 + 2 * layers  # and no weights
+    assert [shape[0] for shape in profile["embeddings"]][::2] == [1, 100]
+    assert {shape[1] for shape in profile[f"past_value.{layers - 1}"]} == {300}
+    assert profile["last_position"] == ((1,), (1,), (1,))
+
+
+def test_device_graphs_are_built_where_there_are_plugins_for_them(loaded):
+    def forms(*arguments, **options):
+        return {graph: one.spec.form for graph, one in planned(loaded, *arguments, **options).items()}
+
+    everywhere = dict.fromkeys(("vision", "embed", "decoder"), "device")
+    assert forms() == forms(form="device") == {**everywhere, "prune": "portable"}
+    portable = dict.fromkeys(everywhere, "portable")
+    assert forms(form="portable") == {**portable, "prune": "portable"}
+    assert forms(replace(H200, plugin=None), tuple(everywhere)) == portable
+    with pytest.raises(TangoError, match=r"plugins.*not built for TensorRT 8\.6\.0") as error:
+        forms(replace(H200, plugin=None), ["vision"], form="device")
+    assert "--form portable" in error.value.hint
+
+
+def test_a_graph_that_has_no_device_form_is_built_in_its_portable_one(loaded):
+    bundle = quantized(loaded, "int8", "onnxruntime", "tensorrt")
+    found = planned(bundle)
+    assert (found["decoder"].spec.form, found["embed"].spec.form) == ("portable", "device")
+    with pytest.raises(TangoError, match=r"decoder graph .* has no device form"):
+        planned(bundle, form="device")
+
+
+def test_an_engine_of_a_device_graph_serves_other_weights(loaded):
+    """Those of a fine-tune, whose graph is the same."""
+    made = put_all(loaded)
+    other = changed(loaded, "decoder.onnx.data")
+    assert find(other, "decoder", H200).path == made["decoder"].path
+    assert planned(other)["decoder"].key == made["decoder"].key
+    assert set(made["decoder"].spec.files) == {"decoder.device.onnx"}
+
+
 def test_by_default_a_pruned_prompt_fits_in_one_pass(loaded):
     from tango_plugins import op
 
     manifest = loaded.manifest
-    most = planned(loaded, max_frames=64)["decoder"].profiles[PREFILL]["positions"][2][0]
+    most = planned(loaded, max_frames=64)["decoder"].profiles[PREFILL]["embeddings"][2][0]
     assert most >= op.capacity(64, manifest.video.tokens_per_frame, manifest.params) + 128
 
 
@@ -90,7 +130,8 @@ def test_a_sidecar_reads_back_as_it_was_written(loaded):
 @pytest.mark.parametrize(
     ("machine", "options", "changed"),
     [
-        (replace(H200, plugin="2"), {}, {"prune"}),
+        (replace(H200, plugin="2"), {"form": "portable"}, {"prune"}),
+        (replace(H200, plugin="2"), {"form": "device"}, {"vision", "prune", "embed", "decoder"}),
         (replace(H200, gpu="NVIDIA H100"), {}, set()),
         (replace(H200, tensorrt="8.6.1"), {}, {"vision", "prune", "embed", "decoder"}),
         (replace(H200, compute_capability="8.9"), {}, {"vision", "prune", "embed", "decoder"}),
@@ -102,18 +143,21 @@ def test_a_sidecar_reads_back_as_it_was_written(loaded):
     ],
 )
 def test_a_key_depends_on_what_the_engine_depends_on_and_nothing_else(loaded, machine, options, changed):
-    before = planned(loaded, max_tokens=256, context=512, opt_frames=3, max_frames=3)
-    after = planned(loaded, machine, **{"max_tokens": 256, "context": 512, "opt_frames": 3, "max_frames": 3, **options})
+    given = {"max_tokens": 256, "context": 512, "opt_frames": 3, "max_frames": 3}
+    before = planned(loaded, **given, form=options.get("form"))
+    after = planned(loaded, machine, **given | options)
     assert {graph for graph in before if before[graph].key != after[graph].key} == changed
 
 
-def test_another_graph_has_another_key(loaded):
-    before = planned(loaded)
-    file = replace(loaded.manifest.files["vision.onnx.data"], sha256="0" * 64)
-    other = replace(
-        loaded, manifest=replace(loaded.manifest, files={**loaded.manifest.files, "vision.onnx.data": file})
-    )
-    after = planned(other)
+def changed(bundle, name):
+    """The bundle with another file of that name."""
+    file = replace(bundle.manifest.files[name], sha256="0" * 64)
+    return replace(bundle, manifest=replace(bundle.manifest, files={**bundle.manifest.files, name: file}))
+
+
+@pytest.mark.parametrize(("form", "file"), [("portable", "vision.onnx.data"), ("device", "vision.device.onnx")])
+def test_another_graph_has_another_key(loaded, form, file):
+    before, after = planned(loaded, form=form), planned(changed(loaded, file), form=form)
     assert {graph for graph in before if before[graph].key != after[graph].key} == {"vision"}
 
 
@@ -127,7 +171,7 @@ def test_precision_is_the_graphs_own(loaded):
 
 def quantized(loaded, precision, *engines):
     quantization = Quantization(precision, 0, ())
-    graph = replace(loaded.manifest.graphs["decoder"], quantization=quantization, runtimes=engines)
+    graph = replace(loaded.manifest.graphs["decoder"], quantization=quantization, runtimes=engines, device=None)
     return replace(loaded, manifest=replace(loaded.manifest, graphs={**loaded.manifest.graphs, "decoder": graph}))
 
 
@@ -218,8 +262,7 @@ def test_another_ratio_is_rejected_with_the_command_that_builds_it(loaded):
 
 def test_another_graph_is_rejected(loaded):
     put_all(loaded)
-    file = replace(loaded.manifest.files["decoder.onnx"], sha256="0" * 64)
-    other = replace(loaded, manifest=replace(loaded.manifest, files={**loaded.manifest.files, "decoder.onnx": file}))
+    other = changed(loaded, "decoder.device.onnx")
     assert "another graph" in find_error(other, "decoder").message
     assert find(other, "vision", H200)
 
@@ -234,7 +277,7 @@ def test_a_truncated_missing_or_changed_engine_is_rejected(loaded):
     assert "SHA-256" in find_error(loaded, "decoder", verify=True).message
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 99}', '{"format": 2}', '{"format": 2, "spec": 3}'])
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 99}', '{"format": 3}', '{"format": 3, "spec": 3}'])
 def test_a_damaged_sidecar_is_rejected(loaded, content):
     made = put_all(loaded)
     file = made["vision"].path.with_suffix(".json")
@@ -275,7 +318,7 @@ def test_another_gpu_of_the_same_kind_is_a_warning(loaded):
 
 
 def test_shapes_outside_a_profile_name_axis_bound_and_flag(loaded):
-    put_all(loaded, max_frames=4, max_tokens=100, context=300)
+    put_all(loaded, max_frames=4, max_tokens=100, context=300, form="portable")
     vision, decoder = find(loaded, "vision", H200), find(loaded, "decoder", H200)
     assert (decoder.max_size("N"), decoder.max_size("P", DECODE), decoder.min_size("P")) == (100, 300, 0)
     size = loaded.manifest.video.size[0]
@@ -298,4 +341,8 @@ def test_estimates_grow_with_what_they_depend_on(loaded):
     decoder = loaded.manifest.decoder
     assert long.cache == 2 * decoder.layers * decoder.kv_heads * decoder.head_dim * 1024 * 2
     assert short.activations < long.activations
-    assert long.weights == loaded.manifest.files["decoder.onnx"].size + loaded.manifest.files["decoder.onnx.data"].size
+    files = loaded.manifest.files
+    assert long.weights == long.file + files["decoder.onnx.data"].size
+    assert long.file == files["decoder.device.onnx"].size
+    portable = planned(loaded, form="portable")["decoder"].memory
+    assert portable.weights == portable.file == files["decoder.onnx"].size + files["decoder.onnx.data"].size

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
 
+import onnx
 import pytest
 
 from tango_calibration.quantization.calibrate import CalibrationRequest, calibrate
+from tango_export.graph.operators import FUNCTIONS
 from tango_runtime.bundle import Bundle
 from tango_runtime.engines import BuildOptions, Target, plan_engines
 from tango_runtime.engines.worker import Job
@@ -25,25 +29,36 @@ pytest.importorskip(
     "tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed: pip install 'tango-edge[test]' on Linux x86-64"
 )
 
-NEWEST = Target("11.0.0", "9.0", "TensorRT-RTX")
+NEWEST = Target("11.0.0", "9.0", "TensorRT-RTX", plugin="1")
 
 
-def run_worker(bundle, graph, output, **options):
+def run_worker(bundle, graph, output, form="portable", plugins=None, **options):
     """Builds a graph's engine as `tango build` does; returns the last message of the worker, and its log."""
-    (planned,) = plan_engines(bundle, NEWEST, BuildOptions(**options), [graph])
+    (planned,) = plan_engines(bundle, NEWEST, BuildOptions(form=form, **options), [graph])
     assert "STRONGLY_TYPED" in planned.spec.flags
     inputs, cache = bundle.manifest.graphs[graph].inputs, output.with_suffix(".cache")
-    job = Job(planned.spec, str(bundle.engine_graph(graph)), inputs, None, str(output), str(cache), os.getpid())
+    model, parent = str(bundle.engine_graph(graph, form)), os.getpid()
+    job = Job(planned.spec, model, inputs, str(plugins) if plugins else None, str(output), str(cache), parent)
     paths = [str(Path(__file__).parents[2] / "fakes" / "tensorrt_rtx"), *sys.path]
+    linked = link_rtx(output.parent) if plugins else os.environ.get("LD_LIBRARY_PATH", "")
     done = subprocess.run(
         [sys.executable, "-m", "tango_runtime.engines.worker"],
         input=json.dumps(asdict(job)),
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "LD_LIBRARY_PATH": linked},
         capture_output=True,
         text=True,
         check=False,
     )
     return json.loads(done.stdout.splitlines()[-1]), done.stderr
+
+
+def link_rtx(folder):
+    """A folder where the parser finds the library by the name that it opens for a plugin, and the package has not."""
+    (library,) = Path(import_module("tensorrt_rtx_libs").__file__).parent.glob("libtensorrt_rtx.so.*")
+    link = folder / "libtensorrt_rtx.so"
+    link.unlink(missing_ok=True)
+    link.symlink_to(library)
+    return str(folder)
 
 
 @pytest.mark.parametrize(
@@ -62,6 +77,35 @@ def test_engines_of_llava_video_with_inner_pruning_are_built(responsive_checkpoi
     message, log = run_worker(Bundle.load(folder), graph, tmp_path / "engine")
     assert "peak_host" in message, log
     assert (tmp_path / "engine").stat().st_size > 0
+
+
+@pytest.mark.nvcc
+@pytest.mark.parametrize("graph", ["vision", "embed", "decoder"])
+def test_an_engine_of_a_device_graph_has_plugins_and_no_weights(bundle, tmp_path, v3_plugins, graph):
+    loaded, engine = Bundle.load(bundle()), tmp_path / "engine"
+    message, log = run_worker(loaded, graph, engine, "device", v3_plugins)
+    assert "peak_host" in message, log
+    content = engine.read_bytes()
+    operators = {node.op_type for node in onnx.load(loaded.engine_graph(graph, "device")).graph.node if node.domain}
+    assert {name for name in FUNCTIONS if name.encode() in content} == operators
+    assert graph == "embed" or operators
+    data = (loaded.path / loaded.manifest.graphs[graph].data).read_bytes()
+    for name, weight in loaded.manifest.graphs[graph].device_weights.items():
+        if weight.end - weight.offset > 256:
+            assert data[weight.offset : weight.end] not in content, name
+
+
+def test_without_the_plugins_no_function_takes_their_place(bundle, tmp_path):
+    message, log = run_worker(Bundle.load(bundle()), "decoder", tmp_path / "engine", "device")
+    assert "RMSNorm" in message["error"], log
+
+
+@pytest.fixture(scope="module")
+def v3_plugins(tensorrt_headers, emulated_plugins):
+    version = (tensorrt_headers / "NvInferVersion.h").read_text()
+    if int(re.search(r"(?:NV_TENSORRT_MAJOR|TRT_MAJOR_ENTERPRISE) (\d+)", version).group(1)) < 10:
+        pytest.skip("these headers are of TensorRT 8: its plugins are not those of 10")
+    return emulated_plugins
 
 
 @pytest.mark.parametrize(
