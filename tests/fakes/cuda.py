@@ -339,8 +339,7 @@ def install(monkeypatch, memory=1 << 32):
     """Puts all of this in the place of CUDA."""
     from tango_plugins import native_library
     from tango_runtime.backends.cuda import backend as cuda
-    from tango_runtime.backends.cuda import device, frames, logits, thinning_decoder
-    from tango_runtime.backends.cuda import ort_fused as fused
+    from tango_runtime.backends.cuda import device, device_decoder, frames, logits, thinning_decoder
 
     found = HostCuda(memory)
     monkeypatch.setattr(device, "cudart", lambda: found)
@@ -352,6 +351,6 @@ def install(monkeypatch, memory=1 << 32):
     monkeypatch.setattr(cuda, "enqueue_gather", gather)
     monkeypatch.setattr(thinning_decoder, "enqueue_gather", gather)
     monkeypatch.setattr(thinning_decoder, "CudaThinner", HostThinner)
-    monkeypatch.setattr(fused, "CudaDecoder", HostDecoder)
+    monkeypatch.setattr(device_decoder, "CudaDecoder", HostDecoder)
     monkeypatch.setattr(logits, "enqueue_argmax", argmax)
     return found

@@ -1,7 +1,8 @@
 """A fake of TensorRT for machines without a GPU: the part of its Python API that the backend calls, on ONNX Runtime.
 
-Engines are in the bundle with real sidecars; their content is the name of a graph. Like TensorRT 8, it does not let two
-contexts share a profile, takes int32 where the graph has int64, and needs tensors at multiples of 256 bytes.
+Engines are in the bundle with real sidecars; their content is the name of a graph and its form. Like TensorRT 8, it
+does not let two contexts share a profile, takes int32 where the graph has int64, and needs tensors at multiples of 256
+bytes.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ from tests.fakes.cuda import array
 MACHINE = Target("8.6.0", "9.0", "NVIDIA Test", "1")
 
 
-def build(folder, **options):
-    """Writes engines of all graphs but prune into a bundle's folder."""
+def build(folder, graphs=(), **options):
+    """Writes engines into a bundle's folder, by default of all graphs but prune."""
     bundle = Bundle.load(folder)
-    graphs = [graph for graph in engines.all_graphs(bundle) if graph != "prune"]
+    graphs = graphs or [graph for graph in engines.all_graphs(bundle) if graph != "prune"]
     planned = engines.plan_engines(bundle, MACHINE, BuildOptions(**options), graphs)
     for engine in planned:
         engine.path.parent.mkdir(exist_ok=True)
-        engine.path.write_text(engine.graph)
+        engine.path.write_text(f"{engine.graph} {engine.spec.form}")
         size, digest = engine.path.stat().st_size, sha256(engine.path)
         sidecar = Sidecar(engines.FORMAT, engine.spec, MACHINE.gpu, size, digest, seconds=1.0, peak_host=1)
         engine.path.with_suffix(".json").write_text(json.dumps(asdict(sidecar)))
@@ -39,7 +40,7 @@ class DataType(Enum):
     FLOAT, HALF, INT32, UINT8 = range(4)
 
 
-_TYPES = {"float32": "FLOAT", "float16": "HALF", "int64": "INT32", "uint8": "UINT8"}
+_TYPES = {"float32": "FLOAT", "float16": "HALF", "int32": "INT32", "int64": "INT32", "uint8": "UINT8"}
 
 
 class HostTensorRT:
@@ -59,18 +60,28 @@ class HostTensorRT:
             pass
 
     def __init__(self, bundle, cuda):
-        self.bundle, self.cuda, self.replays = bundle, cuda, 0
+        self.bundle, self.cuda, self.replays, self.libraries = bundle, cuda, 0, []
+
+    def get_plugin_registry(self):
+        return self
+
+    def load_library(self, path):
+        self.libraries.append(path)
+        return path
 
     def Runtime(self, logger):  # noqa: N802
         outer = self
 
         class Runtime:
             def deserialize_cuda_engine(self, data):
-                name = bytes(data).decode()
+                name, _, form = bytes(data).decode().partition(" ")
                 if name not in outer.bundle.manifest.graphs:
                     logger.log(logger.ERROR, "magic tag does not match")
                     return None
-                return Engine(outer, name)
+                if form == "device" and not outer.libraries:
+                    logger.log(logger.ERROR, "getPluginCreator could not find plugin")
+                    return None
+                return Engine(outer, name, form)
 
         return Runtime()
 
@@ -78,11 +89,12 @@ class HostTensorRT:
 class Engine:
     device_memory_size = 1 << 16
 
-    def __init__(self, trt, graph):
+    def __init__(self, trt, graph, form):
         from tango_runtime.backends.ort_cpu import open_session
 
-        self.trt, self.spec = trt, trt.bundle.manifest.graphs[graph]
-        self.session, self.profiles = open_session(trt.bundle.graph(graph)), set()
+        plain = trt.bundle.manifest.graphs[graph]
+        self.trt, self.spec = trt, plain.device if form == "device" else plain
+        self.session, self.profiles = open_session(trt.bundle.path / self.spec.file), set()
         self.tensors = {t.name: t for t in (*self.spec.inputs, *self.spec.outputs)}
         self.num_io_tensors = len(self.tensors)
 
@@ -100,7 +112,8 @@ class Context:
     device_memory = None
 
     def __init__(self, engine):
-        self.engine, self.shapes, self.addresses = engine, {}, {}
+        self.engine, self.addresses = engine, {}
+        self.shapes = {tensor.name: tensor.shape for tensor in engine.spec.inputs}
 
     def set_optimization_profile_async(self, profile, stream):
         free = profile not in self.engine.profiles
@@ -125,6 +138,9 @@ class Context:
     def run(self, shapes, addresses, recorded):
         self.engine.trt.replays += recorded
         spec = self.engine.spec
+        for name in addresses:
+            if name.startswith("past_") and spec.file.endswith(".device.onnx"):
+                assert addresses[name.replace("past", "present")] == addresses[name], "no plugin copies the cache"
         taken = {"int64": "int32"}
         feeds = {
             t.name: array(DeviceArray(addresses[t.name], shapes[t.name], taken.get(t.dtype, t.dtype))).astype(t.dtype)

@@ -288,10 +288,10 @@ def _profiles(manifest: Manifest, sizes: _Sizes, graph: GraphName, form: GraphFo
     (TensorRT, demo/HuggingFace) has such a cache. A decode step takes one token after a cache of fixed capacity;
     ``positions`` says how much of the cache is valid.
     """
-    inputs, full = manifest.graphs[graph].inputs, (sizes.context,) * 3
-    if form == "device":
-        axes = {"F": sizes.frames, "N": sizes.tokens, "P": full}
-        return (_profile(manifest.graphs[graph].device_inputs, axes),)
+    spec, full = manifest.graphs[graph], (sizes.context,) * 3
+    inputs = spec.device_inputs if form == "device" else spec.inputs
+    if form == "device" and graph in manifest.decoders:
+        return (_profile(inputs, {"N": sizes.tokens, "P": full}),)
     if graph in manifest.decoders:
         prefill = {"N": sizes.tokens, "P": (0, 0, sizes.context)}
         return _profile(inputs, prefill), _profile(inputs, {"N": (1, 1, 1), "P": full})

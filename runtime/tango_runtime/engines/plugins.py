@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import ctypes
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from tango_plugins import TangoError
 
 
+@cache
 def load_plugins(trt: Any, path: Path) -> Any:
-    """Registers the plugins of a library.
+    """Registers the plugins of a library, once in a process, for as long as it lives.
 
     Args:
         trt: The ``tensorrt`` module.
         path: The library.
 
     Returns:
-        What must outlive the use of the plugins.
+        TensorRT's handle of it.
 
     Raises:
         TangoError: TensorRT cannot load them.

@@ -106,7 +106,8 @@ def _build(job: Job, send: Callable[[dict[str, Any]], None]) -> None:
         builder = trt.Builder(logger)
     except TypeError as error:  # the binding raises it for a null pointer
         raise BuildError("TensorRT finds no usable GPU") from error
-    library = load_plugins(trt, Path(job.plugin)) if job.plugin else None
+    if job.plugin:
+        load_plugins(trt, Path(job.plugin))
     network = builder.create_network(_network_flags(trt, job.spec))
     send({"stage": "reading the graph"})
     parser = _fill(trt, logger, network, job)
@@ -123,7 +124,7 @@ def _build(job: Job, send: Callable[[dict[str, Any]], None]) -> None:
     send({"stage": "writing"})
     Path(job.output).write_bytes(engine)
     _save_timing_cache(config, cache, Path(job.timing_cache))
-    del parser, library  # the parser owns the network's weights
+    del parser  # it owns the network's weights
 
 
 # The network.

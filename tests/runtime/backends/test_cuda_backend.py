@@ -413,7 +413,7 @@ def test_shapes_outside_the_engines_are_refused_by_name(make, colors):
 def test_engines_that_cannot_be_used_are_refused(make, built, tmp_path):
     folder = shutil.copytree(built, tmp_path / "bundle")
     engine = next((folder / "engines").glob("decoder-*.engine"))
-    engine.write_bytes(b"garbage")
+    engine.write_bytes(b"x" * engine.stat().st_size)
     with pytest.raises(TangoError, match=r"TensorRT cannot load .*decoder-.*: magic tag does not match") as refused:
         make("tensorrt", folder)
     assert "tango build" in refused.value.hint

@@ -128,8 +128,9 @@ class Decoder:
     def _pass(self, cache: KVCache, embeddings: DeviceArray) -> None:
         """One pass of the decoder."""
         tokens, length = embeddings.shape[0], cache.length
-        positions = self._pool.take("positions", (tokens,), self._positions.dtype)
-        self._stream.copy(rows(self._positions, length, length + tokens), positions)
+        taken = 1 if self._graphs.in_place else tokens
+        positions = self._pool.take("positions", (taken,), self._positions.dtype)
+        self._stream.copy(rows(self._positions, length + tokens - taken, length + tokens), positions)
         inputs = {"embeddings": embeddings, "positions": positions}
         if self._rotary:
             inputs["rotary"] = self._pool.take("rotary", (3, tokens), positions.dtype)

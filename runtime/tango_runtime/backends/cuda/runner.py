@@ -41,7 +41,7 @@ class GraphRunner(Protocol):
 
     @property
     def in_place(self) -> bool:
-        """Whether the decoder itself puts new rows into the cache."""
+        """Whether the decoder itself puts new rows into the cache; of positions it then takes the last alone."""
 
     def dtype(self, graph: GraphName, tensor: str) -> str:
         """The dtype that it takes for a tensor, by NumPy's name: TensorRT 8 has int32 where the graph has int64."""

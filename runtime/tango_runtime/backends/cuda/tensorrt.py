@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import mmap
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,16 @@ from tango_plugins.device_array import DeviceArray
 from tango_runtime import engines
 from tango_runtime.backends.cuda.backend import CudaBackend, open_stream
 from tango_runtime.backends.cuda.device import Buffer, Pool, Stream
-from tango_runtime.backends.cuda.runner import Run
+from tango_runtime.backends.cuda.device_decoder import DeviceDecoder
+from tango_runtime.backends.cuda.runner import Run, Step
+from tango_runtime.backends.cuda.weights import upload_weights
 from tango_runtime.bundle import Bundle, GraphName
-from tango_runtime.engines import DECODE, PREFILL, BuiltEngine
+from tango_runtime.engines import PREFILL, BuiltEngine
+from tango_runtime.engines.plugins import load_plugins
 from tango_runtime.engines.target import current_target
+from tango_runtime.system import gpu as system
 from tango_runtime.system.packages import import_tensorrt
 
-#: Prune is the CUDA library's: see :mod:`tango_runtime.backends.cuda.backend`.
 _TYPES = {"FLOAT": "float32", "HALF": "float16", "INT32": "int32", "INT64": "int64", "UINT8": "uint8"}
 
 
@@ -39,6 +42,10 @@ def open_backend(bundle: Bundle, threads: int = 0) -> CudaBackend:
     machine = current_target(trt.__version__)
     graphs: tuple[GraphName, ...] = ("vision", "embed", *bundle.manifest.decoders)
     found = {graph: engines.find(bundle, graph, machine) for graph in graphs}  # all, before the first is loaded
+    if any(engine.plugins and not engine.version_compatible for engine in found.values()):  # which embeds them
+        plugin = system.plugin()
+        assert plugin is not None, "an engine with plugins fits no machine without them"
+        load_plugins(trt, plugin.path)
     return CudaBackend(bundle, TensorRTRunner(trt, bundle, found, stream, machine.gpu), stream)
 
 
@@ -46,7 +53,8 @@ class TensorRTRunner:
     """Engines and their contexts on one stream; see :class:`tango_runtime.backends.cuda.runner.GraphRunner`.
 
     Engines run one after the other, so they share one piece of scratch memory, as large as the neediest wants it. A
-    context that replays has a CUDA graph recorded from it and is used for nothing else.
+    context that replays has a CUDA graph recorded from it and is used for nothing else. Engines of device graphs are
+    given the addresses of weights that lie on the device once.
 
     Args:
         trt: The ``tensorrt`` module.
@@ -59,7 +67,6 @@ class TensorRTRunner:
         TangoError: An engine cannot be loaded, or its tensors are not the graph's.
     """
 
-    in_place = False
 
     def __init__(
         self, trt: Any, bundle: Bundle, found: Mapping[GraphName, BuiltEngine], stream: Stream, gpu: str
@@ -67,13 +74,22 @@ class TensorRTRunner:
         self._trt, self._found, self._stream = trt, found, stream
         self._logger = _logger(trt)
         self._runtime = trt.Runtime(self._logger)
-        self._engines = {graph: self._load(bundle, graph) for graph in found}
+        self._engines: dict[GraphName, Any] = {}
+        on_device = {graph for graph, engine in found.items() if engine.form == "device"}
+        self.in_place = "decoder" in on_device
+        taken = {graph for graph in found if graph in on_device or (graph == "embed" and self.in_place)}
+        self._weights = upload_weights(bundle, taken, lambda: self._load_all(bundle))  # decoding reads embed's, too
+        self._decoder = DeviceDecoder(bundle.manifest, self._weights, stream) if self.in_place else None
         self._scratch = Buffer(max(map(_scratch_bytes, self._engines.values())))
         self._contexts = {graph: self._context(graph, PREFILL) for graph in found}
         self._replaying: dict[GraphName, Any] = {}  # contexts that a CUDA graph was recorded from
+        self._bound: dict[tuple[GraphName, bool], dict[str, DeviceArray]] = {}  # to each of the two kinds of contexts
+        for graph in on_device:
+            weights = {name: self._weights[graph][name] for name in bundle.manifest.graphs[graph].device_weights}
+            self._give(graph, self._contexts[graph], (), weights)
         decoders = [found[graph] for graph in bundle.manifest.decoders]
         self.tokens_at_once = min(found["embed"].max_size("N"), *(each.max_size("N", PREFILL) for each in decoders))
-        self.capacity = min(each.max_size("P", DECODE) for each in decoders)
+        self.capacity = min(each.max_size("P", -1) for each in decoders)
         self.steps_at_once, self.frame_size = None, None
         if bundle.manifest.video.budget is not None:
             vision = found["vision"]
@@ -85,20 +101,25 @@ class TensorRTRunner:
 
     def dtype(self, graph: GraphName, tensor: str) -> str:
         """What the engine takes for a tensor, by NumPy's name."""
+        if self._decoder and tensor == "positions":
+            return self._decoder.positions
         return _TYPES[self._engines[graph].get_tensor_dtype(tensor).name]
 
     def bind(self, graph: GraphName, tensors: Mapping[str, DeviceArray], *, replay: bool = False) -> Run:
         """Prepares an engine to read and write these tensors; gives the function that runs it."""
         found = self._found[graph]
+        if self._decoder and graph == "decoder":
+            tensors = self._decoder.tensors(tensors)
         # TensorRT 8 lets no two contexts share a profile, so replays have the engine's last one to themselves.
         profile = len(found.profiles) - 1 if replay else PREFILL
         inputs = {tensor.name: tensors[tensor.name].shape for tensor in found.inputs}
         found.check(inputs, profile)
         context = self._replay_context(graph, profile) if replay else self._contexts[graph]
-        taken = [context.set_input_shape(name, shape) for name, shape in inputs.items()]
-        taken += [context.set_tensor_address(name, memory.address) for name, memory in tensors.items()]
-        if not all(taken):
-            raise self._failed(f"{found.path} refuses its tensors")
+        bound = self._bound.setdefault((graph, replay), {})
+        new = {name: memory for name, memory in tensors.items() if bound.get(name) != memory}
+        bound.clear()
+        self._give(graph, context, inputs, new)
+        bound.update(tensors)
 
         def run() -> None:
             if not context.execute_async_v3(self._stream.handle):
@@ -106,8 +127,18 @@ class TensorRTRunner:
 
         return self._record(run) if replay else run
 
-    def step(self, cache: Sequence[DeviceArray], logits: DeviceArray, pool: Pool) -> None:
-        """None: a step is a pass of the engines."""
+    def step(self, cache: Sequence[DeviceArray], logits: DeviceArray, pool: Pool) -> Step | None:
+        """The CUDA library's, where the decoder's engine is of a device graph; else a step is a pass of the engines."""
+        return self._decoder.step(cache, logits, pool) if self._decoder else None
+
+    def _give(
+        self, graph: GraphName, context: Any, inputs: Collection[str], tensors: Mapping[str, DeviceArray]
+    ) -> None:
+        """Gives a context addresses, and the shapes of the inputs."""
+        taken = [context.set_input_shape(name, memory.shape) for name, memory in tensors.items() if name in inputs]
+        taken += [context.set_tensor_address(name, memory.address) for name, memory in tensors.items()]
+        if not all(taken):
+            raise self._failed(f"{self._found[graph].path} refuses its tensors")
 
     def _record(self, run: Run) -> Run:
         """A CUDA graph of one run."""
@@ -121,6 +152,9 @@ class TensorRTRunner:
         if graph not in self._replaying:
             self._replaying[graph] = self._context(graph, profile)
         return self._replaying[graph]
+
+    def _load_all(self, bundle: Bundle) -> None:
+        self._engines = {graph: self._load(bundle, graph) for graph in self._found}
 
     def _load(self, bundle: Bundle, graph: GraphName) -> Any:
         found = self._found[graph]
@@ -143,7 +177,8 @@ class TensorRTRunner:
             raise self._failed(f"{found.path} does not take the weights of {model}", f"build it again: {found.rebuild}")
 
     def _check_tensors(self, bundle: Bundle, graph: GraphName, engine: Any) -> None:
-        spec, narrowed = bundle.manifest.graphs[graph], {"int64": ("int64", "int32")}
+        plain, narrowed = bundle.manifest.graphs[graph], {"int64": ("int64", "int32")}
+        spec = plain.device if plain.device and self._found[graph].form == "device" else plain
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         listed = {t.name: narrowed.get(t.dtype, (t.dtype,)) for t in (*spec.inputs, *spec.outputs)}
         if set(names) != set(listed) or any(

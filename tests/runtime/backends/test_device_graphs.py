@@ -1,4 +1,7 @@
-"""The stages with fused graphs, with the GPU's memory emulated on the host and ONNX Runtime's CPU kernels."""
+"""The stages with device graphs, with the GPU's memory emulated on the host and ONNX Runtime's CPU kernels.
+
+What runs the graphs is ONNX Runtime itself, or a fake of TensorRT.
+"""
 
 from __future__ import annotations
 
@@ -6,25 +9,31 @@ import shutil
 from dataclasses import replace
 from functools import cache
 from itertools import zip_longest
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tango_plugins import TangoError
 from tango_runtime import VideoLLM
+from tango_runtime.backends.cuda import tensorrt
 from tango_runtime.backends.cuda.backend import CudaBackend
 from tango_runtime.backends.cuda.device import Stream
 from tango_runtime.backends.cuda.ort_fused import FusedOrtRunner
 from tango_runtime.bundle import Bundle, describe, write_manifest
+from tango_runtime.system import gpu as system
 from tests.fakes.cuda import install
 from tests.fakes.sequence import OneSequence
+from tests.fakes.tensorrt_engines import MACHINE, HostTensorRT, build
 from tests.runtime.backends.test_cuda_backend import overflow
 
 QUESTION = "What happens in the video?"
+ENGINES = ("onnxruntime", "tensorrt")
 
 
 @pytest.fixture(scope="module")
 def fused(responsive_checkpoint, tmp_path_factory):
-    """``fused("fp32")``: a bundle with device graphs; ``tango-export`` writes them in fp16 only."""
+    """``fused("fp32")``: a bundle with device graphs, and engines; ``tango-export`` writes the graphs in fp16 only."""
     from tango_export.export import DTYPES, find_preset, open_model, write_device_graphs
 
     @cache
@@ -37,6 +46,7 @@ def fused(responsive_checkpoint, tmp_path_factory):
         devices = [spec.device.file for spec in graphs.values() if spec.device]
         files = manifest.files | {file: describe(folder / file) for file in devices}
         write_manifest(folder, replace(manifest, graphs=graphs, files=files))
+        build(folder, max_frames=8, max_tokens=600, context=2048)
         return folder
 
     return made
@@ -49,17 +59,27 @@ def host(monkeypatch):
 
 
 @pytest.fixture
-def make(fused, host):
-    """``make(dtype, **limits)``: a chain with the fused graphs, and one with the CPU's plain ones."""
+def make(fused, host, monkeypatch):
+    """``make(engine, dtype, **limits)``: a chain with the device graphs, and one with the CPU's plain ones."""
     import onnxruntime
 
-    def made(dtype="fp32", folder=None, **limits):
-        plain, llm = (VideoLLM(folder or fused(dtype), "ort-cpu") for _ in range(2))
+    plugin = system.Plugin(Path("plugins.so"), "1", "V2", "sm_90")
+    monkeypatch.setattr(system, "plugin", lambda: plugin)
+    monkeypatch.setattr(tensorrt, "current_target", lambda version: MACHINE)
+
+    def open_backend(engine, bundle):
+        if engine == "tensorrt":
+            trt = HostTensorRT(bundle, host)
+            monkeypatch.setattr(tensorrt, "import_tensorrt", lambda: trt)
+            return tensorrt.open_backend(bundle)
         stream = Stream()
-        graphs = FusedOrtRunner(onnxruntime, llm.bundle, stream, ("CPUExecutionProvider", "cpu"))
+        return CudaBackend(bundle, FusedOrtRunner(onnxruntime, bundle, stream, ("CPUExecutionProvider", "cpu")), stream)
+
+    def made(engine="onnxruntime", dtype="fp32", folder=None, **limits):
+        plain, llm = (VideoLLM(folder or fused(dtype), "ort-cpu") for _ in range(2))
+        llm._backend = open_backend(engine, llm.bundle)
         for name, value in limits.items():
-            setattr(graphs, name, value)
-        llm._backend = CudaBackend(llm.bundle, graphs, stream)
+            setattr(llm._backend._graphs, name, value)
         return llm, plain
 
     return made
@@ -70,19 +90,48 @@ def close(found, wanted, tolerance=1e-4):
 
 
 @pytest.mark.parametrize("prune", [True, False])
-@pytest.mark.parametrize("limits", [{}, {"tokens_at_once": 16, "steps_at_once": 3}, {"tokens_at_once": 7}])
-def test_sixty_four_tokens_are_the_plain_graphs(make, colors, limits, prune):
-    llm, plain = make(**limits)
+@pytest.mark.parametrize(
+    ("engine", "limits"),
+    [
+        ("onnxruntime", {}),
+        ("onnxruntime", {"tokens_at_once": 16, "steps_at_once": 3}),
+        ("onnxruntime", {"tokens_at_once": 7}),
+        ("tensorrt", {}),
+        ("tensorrt", {"tokens_at_once": 7}),
+    ],
+)
+def test_sixty_four_tokens_are_the_plain_graphs(make, colors, engine, limits, prune):
+    llm, plain = make(engine, **limits)
     options = {"frames": 8, "prune": prune, "max_new_tokens": 64}
     found, wanted = (each.generate(colors, QUESTION, **options) for each in (llm, plain))
     np.testing.assert_array_equal(found.indices, wanted.indices)
     assert found.ids == wanted.ids
 
 
+@pytest.mark.parametrize("budget", ["paper", "exact"])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_second_questions_of_either_budget_are_the_plain_graphs(make, colors, engine, budget):
+    heard = []
+    for llm in make(engine):
+        llm.bundle = with_budget(llm.bundle, budget)
+        with llm.session(colors, frames=8) as session:
+            answers = [session.ask(text, max_new_tokens=12) for text in (QUESTION, "Who?", QUESTION)]
+            answers.append(session.chat("And then?", max_new_tokens=12))
+        heard.append([(answer.ids, answer.kept) for answer in answers])
+    assert heard[0] == heard[1]
+    assert heard[0][0] == heard[0][2]
+
+
+def with_budget(bundle, budget):
+    manifest = bundle.manifest
+    return replace(bundle, manifest=replace(manifest, prune=manifest.prune | {"budget": budget}))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize(("dtype", "tolerance"), [("fp32", 1e-4), ("fp16", 3e-2)])
-def test_text_follows_text_and_is_rewound(make, dtype, tolerance):
+def test_text_follows_text_and_is_rewound(make, engine, dtype, tolerance):
     ids, heard = np.arange(20, 29), []
-    for llm in make(dtype):
+    for llm in make(engine, dtype):
         stages, rows = OneSequence(llm._backend), []
         tokens = np.random.default_rng(0).standard_normal((30, llm.bundle.manifest.decoder.hidden_size))
         tokens = tokens.astype(llm.bundle.manifest.dtype)
@@ -96,26 +145,29 @@ def test_text_follows_text_and_is_rewound(make, dtype, tolerance):
     np.testing.assert_array_equal(heard[0][:3], heard[0][6:])
 
 
-def test_a_prompt_of_one_token_and_one_that_fills_the_context(make):
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_prompt_of_one_token_and_one_that_fills_the_context(make, engine):
     for count in (1, 2047):
         heard = []
-        for llm in make():
+        for llm in make(engine):
             stages = OneSequence(llm._backend)
             rows = [np.array(stages.prefill([stages.embed(np.arange(count) % 200)], 2048))]
             heard.append(np.stack([*rows, np.array(stages.decode(7))]))
         close(*heard)
 
 
-def test_what_an_overflow_left_in_the_cache_is_forgotten(make, frames):
-    llm, _ = make()
+@pytest.mark.parametrize("engine", ENGINES)
+def test_what_an_overflow_left_in_the_cache_is_forgotten(make, frames, engine):
+    llm, _ = make(engine)
     wanted = llm.generate(frames, QUESTION, max_new_tokens=8).ids
     overflow(llm._backend)
     assert llm.generate(frames, QUESTION, max_new_tokens=8).ids == wanted
 
 
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize(("dtype", "tolerance"), [("fp32", 1e-4), ("fp16", 3e-2)])
-def test_a_step_is_a_pass_of_one_token(make, dtype, tolerance):
-    stages = OneSequence(make(dtype)[0]._backend)
+def test_a_step_is_a_pass_of_one_token(make, engine, dtype, tolerance):
+    stages = OneSequence(make(engine, dtype)[0]._backend)
     for count in (1, 30, 500):
         stages.prefill([stages.embed(np.arange(count) % 200)], 512)
         for length, token in enumerate((7, 8, 7), count):
@@ -137,8 +189,9 @@ def test_steps_go_on_in_another_cache(make):
     close(*heard)
 
 
-def test_weights_lie_on_the_device_once(make, host):
-    llm, _ = make()
+@pytest.mark.parametrize("engine", ENGINES)
+def test_weights_lie_on_the_device_once(make, host, engine):
+    llm, _ = make(engine)
     graphs = llm.bundle.manifest.graphs
     sizes = {llm.bundle.manifest.files[graphs[name].data].size for name in ("vision", "embed", "decoder")}
     for _ in range(3):
@@ -152,8 +205,9 @@ def test_weights_lie_on_the_device_once(make, host):
     assert not host.blocks
 
 
-def test_for_a_token_nothing_goes_up(make):
-    stages = OneSequence(make()[0]._backend)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_for_a_token_nothing_goes_up(make, engine):
+    stages = OneSequence(make(engine)[0]._backend)
     logits, traffic = stages.prefill([stages.embed(np.arange(9))], 64), stages.traffic
     before = replace(traffic)
     for _ in range(5):
@@ -240,8 +294,9 @@ def test_a_bundle_without_fused_graphs_runs_its_plain_ones(tiny_bundle, host, co
     assert [llm.generate(colors, text, max_new_tokens=8).ids for text in (QUESTION, "Where?")] == wanted
 
 
-def test_sessions_take_turns_as_if_each_question_were_asked_anew(make, colors):
-    llm = make()[0]
+@pytest.mark.parametrize("engine", ENGINES)
+def test_sessions_take_turns_as_if_each_question_were_asked_anew(make, colors, engine):
+    llm = make(engine)[0]
     videos, questions = (colors, colors[::-1]), [QUESTION, "Who?", "What happens here?", QUESTION]
     alone = [[llm.generate(video, each, max_new_tokens=8).ids for video in videos] for each in questions]
     sessions = [llm.session(video) for video in videos]
@@ -251,3 +306,34 @@ def test_sessions_take_turns_as_if_each_question_were_asked_anew(make, colors):
     for pieces in zip_longest(*streams):
         assert pieces
     assert [stream.answer.ids for stream in streams] == alone[1]
+
+
+def test_a_question_binds_no_cache_anew(make):
+    backend = make("tensorrt")[0]._backend
+    stages, context = OneSequence(backend), backend._graphs._contexts["decoder"]
+    stages.prefill([stages.embed(np.arange(30))], 64)
+    given = []
+    context.set_tensor_address = lambda name, address: given.append(name) or True
+    stages.rewind(20)
+    stages.extend(stages.embed(np.arange(5)))
+    assert given == ["embeddings"]  # where they lay, in another shape
+
+
+def test_engines_of_either_form_run_together(make, fused, colors, tmp_path):
+    """As where one was built before its plugins were."""
+    for portable in ("vision", "embed", "decoder"):
+        folder = shutil.copytree(fused("fp32"), tmp_path / portable)
+        for file in (folder / "engines").glob(f"{portable}-*"):
+            file.unlink()
+        build(folder, graphs=[portable], form="portable", max_frames=8, max_tokens=600, context=2048)
+        llm, plain = make("tensorrt", folder=folder)
+        assert llm._backend._graphs.in_place == (portable != "decoder")
+        found, wanted = (each.generate(colors, QUESTION, frames=8, max_new_tokens=8).ids for each in (llm, plain))
+        assert found == wanted
+
+
+def test_plugins_that_cannot_be_loaded_are_named(make, monkeypatch):
+    monkeypatch.setattr(HostTensorRT, "load_library", lambda self, path: None)
+    with pytest.raises(TangoError, match=r"cannot load the plugins of plugins\.so") as error:
+        make("tensorrt")
+    assert "tango plugin build" in error.value.hint

@@ -1,0 +1,91 @@
+"""What is the same of a decoder's device graph whatever engine runs it: its tensors, and decoding without the graph.
+
+The engine takes passes over many tokens: attention is an operator of the CUDA library, and the cache grows in place. A
+decode step is one kernel of that library, on the same weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from tango_plugins.decoder import CudaDecoder, DecoderShape
+from tango_plugins.device_array import DeviceArray
+from tango_runtime.backends.cuda.device import Pool, Stream, rows
+from tango_runtime.backends.cuda.runner import Step
+from tango_runtime.backends.cuda.weights import Weights
+from tango_runtime.bundle import GraphName, Manifest
+
+
+class DeviceDecoder:
+    """The device graph of a bundle's decoder.
+
+    Args:
+        manifest: The bundle's.
+        weights: Those of ``embed`` and ``decoder``.
+        stream: What everything runs on.
+
+    Attributes:
+        positions: The dtype of the last position.
+    """
+
+    positions = "int32"
+
+    def __init__(self, manifest: Manifest, weights: Mapping[GraphName, Weights], stream: Stream) -> None:
+        self._manifest, self._weights, self._stream = manifest, weights["decoder"], stream
+        (table,) = manifest.graphs["embed"].device_weights
+        self._words = weights["embed"][table]
+        self._rows = [t.name for t in manifest.graphs["decoder"].outputs[1:]]
+
+    def tensors(self, plain: Mapping[str, DeviceArray]) -> dict[str, DeviceArray]:
+        """The portable decoder's tensors as those of the device graph: past and present are the whole cache."""
+        graph = self._manifest.graphs["decoder"]
+        assert graph.device is not None
+        _, last, *past = (t.name for t in graph.device_inputs)
+        cache = [plain[name] for name in self._rows]
+        return {
+            "embeddings": plain["embeddings"],
+            last: plain["positions"],
+            **dict(zip(past, cache, strict=True)),
+            "logits": plain["logits"],
+            **dict(zip((t.name for t in graph.device.outputs[1:]), cache, strict=True)),
+        }
+
+    def step(self, cache: Sequence[DeviceArray], logits: DeviceArray, pool: Pool) -> Step | None:
+        """The CUDA library's decode step: the token's embedding is a row of the table.
+
+        None for quantized weights: then a step is a pass of the graph.
+        """
+        if self._manifest.graphs["decoder"].quantization:
+            return None
+        decoder = CudaDecoder(_shape(self._manifest, self._weights, cache[0].shape[1]), self._weights, cache)
+        table = pool.take("decoder table", decoder.table.shape, np.uint8)
+        workspace = pool.take("decoder workspace", (decoder.workspace_bytes,), np.uint8)
+        self._stream.upload(decoder.table, table)
+        self._stream.clear(workspace)  # the kernel's to write alone from here on
+        words, stream = self._words, self._stream.handle
+
+        def step(token: int, position: int, rotation: int) -> None:
+            embedding = rows(words, token, token + 1)
+            memory = {"logits": logits, "table": table, "workspace": workspace}
+            decoder.enqueue(embedding, position, rotation, **memory, stream=stream)
+
+        return step
+
+
+def _shape(manifest: Manifest, weights: Weights, capacity: int) -> DecoderShape:
+    """The decoder's dimensions; the shapes of the weights have those that bundle.json has not."""
+    spec, layer = manifest.decoder, "layers.0"
+    return DecoderShape(
+        layers=spec.layers,
+        hidden_size=spec.hidden_size,
+        heads=weights[f"{layer}.self_attn.o_proj.weight"].shape[0] // spec.head_dim,
+        kv_heads=spec.kv_heads,
+        head_dim=spec.head_dim,
+        intermediate=weights[f"{layer}.mlp.gate_proj.weight"].shape[1],
+        vocabulary=manifest.prompt.vocabulary,
+        head_columns=weights["lm_head.weight"].shape[1],
+        capacity=capacity,
+        norm_eps=spec.norm_eps,
+    )
