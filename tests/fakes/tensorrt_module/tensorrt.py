@@ -29,6 +29,15 @@ LayerType = enum.Enum(
 )
 
 
+class Registry:
+    def load_library(self, path):
+        return path if Path(path).is_file() else None
+
+
+def get_plugin_registry():
+    return Registry()
+
+
 class Logger:
     WARNING = 1
 
@@ -75,7 +84,7 @@ class ICastLayer(Layer):
 
 class Network:
     def __init__(self):
-        self.inputs, self.layers, self.model = [], [], None
+        self.inputs, self.layers, self.model, self.bytes = [], [], None, None
 
     num_inputs = property(lambda self: len(self.inputs))
     num_layers = property(lambda self: len(self.layers))
@@ -99,6 +108,10 @@ class OnnxParser:
     def parse_from_file(self, path):
         self.network.model = path
         return Path(path).stat().st_size > 0
+
+    def parse(self, model):
+        self.network.bytes = len(model)
+        return True
 
 
 class Profile:
@@ -167,6 +180,9 @@ class Builder:
 
     def build_serialized_network(self, network, config):
         print("TensorRT prints where it likes")
+        content = {"flags": sorted(config.flags), "profiles": config.profiles, **config.limits}
+        if network.model is None:
+            return json.dumps({**content, "bytes": network.bytes}).encode()
         folder = Path(network.model).parent
         behavior = folder / "behavior"
         how = behavior.read_text() if behavior.is_file() else ""
@@ -181,5 +197,4 @@ class Builder:
         with (folder / "builds").open("a") as builds:
             builds.write(f"{Path(network.model).stem}\n")
         config.cache.entries.add(Path(network.model).stem.encode())
-        content = {"flags": sorted(config.flags), "profiles": config.profiles, **config.limits}
         return b"" if how == "empty" else json.dumps(content).encode()

@@ -20,6 +20,7 @@ from tango_runtime.bundle import Bundle
 from tango_runtime.cli import main as cli
 from tango_runtime.engines import BuildOptions, Target, find, plan_engines, read_sidecar
 from tango_runtime.engines.build import build, default_timing_cache, is_built, require_memory
+from tango_runtime.engines.functions import without_functions
 from tango_runtime.engines.worker import Phases, keep_float, plugin_fields
 from tango_runtime.system import gpu as machine
 from tango_runtime.system.gpu import Free, Gpu
@@ -92,6 +93,31 @@ def test_an_engine_and_its_sidecar(loaded):
     assert stages == ["loading TensorRT", "reading the graph", "choosing kernels", "writing"]
     assert read_sidecar(one.path.with_suffix(".json")).peak_host > 1e6
     assert find(loaded, "decoder", HERE, verify=True).path == one.path
+
+
+def test_an_engine_of_a_device_graph(loaded, tmp_path):
+    plugins = tmp_path / "plugins.so"
+    here = replace(HERE, plugin="1")
+    (one,) = plan_engines(loaded, here, BuildOptions(), ["decoder"])
+    with pytest.raises(TangoError, match=r"TensorRT cannot load the plugins of .*plugins\.so"):
+        build(loaded, one, here, plugin=plugins)
+    plugins.touch()
+    assert build(loaded, one, here, plugin=plugins)
+    engine = json.loads(one.path.read_text())
+    graph = loaded.engine_graph("decoder", "device").read_bytes()
+    assert engine["bytes"] == len(without_functions(graph)) < len(graph)
+    assert engine["profiles"] == json.loads(json.dumps(one.profiles))
+    sidecar = read_sidecar(one.path.with_suffix(".json"))
+    assert (sidecar.spec.form, list(sidecar.spec.files)) == ("device", ["decoder.device.onnx"])
+    assert find(loaded, "decoder", here, verify=True).plugins
+
+
+def test_a_device_graph_that_is_no_onnx_file_is_named(loaded, tmp_path):
+    here = replace(HERE, plugin="1")
+    (one,) = plan_engines(loaded, here, BuildOptions(), ["embed"])
+    loaded.engine_graph("embed", "device").write_bytes(b"no graph")
+    with pytest.raises(TangoError, match=r"embed\.device\.onnx is no ONNX file"):
+        build(loaded, one, here)
 
 
 def test_what_is_built_is_not_built_again(loaded):
