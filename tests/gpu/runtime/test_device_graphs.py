@@ -1,8 +1,9 @@
-"""The fused graphs on ONNX Runtime's CUDA provider and the kernel that decodes, against the plain ones on the CPU."""
+"""The device graphs on a GPU, in TensorRT and ONNX Runtime, and the kernel that decodes, against the CPU's graphs."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,22 +15,38 @@ from tango_runtime.backends.cuda.device import cudart
 from tango_runtime.backends.registry import select
 from tests.fakes.sequence import OneSequence
 from tests.gpu.runtime import heads
+from tests.gpu.runtime.conftest import build
 from tests.gpu.runtime.test_backends import close
 
 
 @pytest.fixture(scope="module")
-def chains(request, tmp_path_factory):
-    """A bundle with the released heads on the GPU, fused, and on the CPU."""
-    onnxruntime = pytest.importorskip("onnxruntime")
-    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-        pytest.skip("ONNX Runtime is the one without CUDA")
+def folder(request, tmp_path_factory):
+    """A bundle with the released heads."""
     given = request.config.getoption("--bundles")
     path = given / "heads" if given else heads.write(tmp_path_factory.mktemp("heads"))
     if not path.exists():
         pytest.skip(f"there is no {path}: python -m tests.gpu.runtime.heads {given}")
-    gpu, cpu = VideoLLM(path, "ort-cuda"), VideoLLM(path, "ort-cpu")
+    return path
+
+
+@pytest.fixture(scope="module", params=["tensorrt", "ort-cuda"])
+def chains(request, folder, tmp_path_factory):
+    """The bundle on the GPU, by its device graphs, and on the CPU."""
+    onnxruntime, path = pytest.importorskip("onnxruntime"), folder
+    if request.param == "tensorrt":
+        pytest.importorskip("tensorrt", reason="TensorRT is not installed")
+        path = shutil.copytree(folder, tmp_path_factory.mktemp("engines") / "heads")
+        build(path, "--form", "device", "--max-frames", "33", "--max-tokens", "2048", "--context", "4096")
+    elif "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        pytest.skip("ONNX Runtime is the one without CUDA")
+    gpu, cpu = VideoLLM(path, request.param), VideoLLM(path, "ort-cpu")
     assert gpu._backend._graphs.in_place
     return gpu, cpu
+
+
+def opened_again(gpu):
+    """The same bundle on the same backend, once more."""
+    return select(gpu.bundle, "tensorrt" if gpu.backend.startswith("TensorRT") else "ort-cuda")
 
 
 def pieces(stages, width, ids, count):
@@ -49,7 +66,9 @@ def test_vision_is_the_plain_graphs(chains, count):
 
 
 def test_the_librarys_operators_are_what_runs(chains, tmp_path, monkeypatch):
-    """And not what the graphs say of them for engines that lack the library."""
+    """And not what the graphs say of them for engines that lack the library, which TensorRT is not given."""
+    if not chains[0].backend.startswith("ONNX Runtime"):
+        pytest.skip("only ONNX Runtime has functions to fall back on")
     made = sessions._options
 
     def profiling(*arguments):
@@ -121,7 +140,7 @@ def test_memory_does_not_grow(chains):
 def test_two_loaded_side_by_side(chains):
     """Each has its own stream, weights and workspace."""
     gpu, _ = chains
-    both, ids = [OneSequence(gpu._backend), OneSequence(select(gpu.bundle, "ort-cuda"))], np.arange(20, 40)
+    both, ids = [OneSequence(gpu._backend), OneSequence(opened_again(gpu))], np.arange(20, 40)
     rows = []
     for stages in both:
         stages.prefill([stages.embed(ids)], 1024)
