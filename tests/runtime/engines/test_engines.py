@@ -171,7 +171,7 @@ def test_precision_is_the_graphs_own(loaded):
 
 def quantized(loaded, precision, *engines):
     quantization = Quantization(precision, 0, ())
-    graph = replace(loaded.manifest.graphs["decoder"], quantization=quantization, runtimes=engines, device=None)
+    graph = replace(loaded.manifest.graphs["decoder"], quantization=quantization, runtimes=engines)
     return replace(loaded, manifest=replace(loaded.manifest, graphs={**loaded.manifest.graphs, "decoder": graph}))
 
 
