@@ -40,6 +40,7 @@ def open_backend(bundle: Bundle, threads: int = 0) -> CudaBackend:
     trt = import_tensorrt()
     stream = open_stream()  # first: TensorRT crashes where there is no GPU
     machine = current_target(trt.__version__)
+    # Prune is the CUDA library's: see tango_runtime.backends.cuda.backend.
     graphs: tuple[GraphName, ...] = ("vision", "embed", *bundle.manifest.decoders)
     found = {graph: engines.find(bundle, graph, machine) for graph in graphs}  # all, before the first is loaded
     if any(engine.plugins and not engine.version_compatible for engine in found.values()):  # which embeds them
@@ -66,7 +67,6 @@ class TensorRTRunner:
     Raises:
         TangoError: An engine cannot be loaded, or its tensors are not the graph's.
     """
-
 
     def __init__(
         self, trt: Any, bundle: Bundle, found: Mapping[GraphName, BuiltEngine], stream: Stream, gpu: str
