@@ -2,7 +2,7 @@
 
 python -m tests.gpu.runtime.heads FOLDER
 
-writes FOLDER/heads, for tests/gpu/runtime/test_device_graphs_on_gpu.py. Which kernel computes an attention depends on them.
+writes FOLDER/heads, for test_device_graphs_on_gpu.py. Which kernel computes an attention depends on them.
 """
 
 from __future__ import annotations
