@@ -104,7 +104,7 @@ def test_agreement():
 
 def test_sizes_of_tensorrt_engines(bundle, quantized, tmp_path, monkeypatch, capsys):
     folder, file = shutil.copytree(bundle(), tmp_path / "bundle"), tmp_path / "out.json"
-    engines = host_tensorrt.build(folder, max_frames=8)
+    engines = host_tensorrt.build(folder, max_frames=8, form="portable")
     module = host_tensorrt.HostTensorRT(Bundle.load(folder), host_cuda.install(monkeypatch))
     monkeypatch.setitem(sys.modules, "tensorrt", module)
     for user in (bench_precision, tensorrt):

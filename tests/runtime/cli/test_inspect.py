@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
+import onnx
 import pytest
 
 from tango_plugins import TangoError
@@ -63,7 +64,7 @@ def test_device_graphs_are_shown_and_counted(inspect):
     write_manifest(inspect.bundle.path, replace(manifest, graphs=portable))
     assert "and device" not in inspect()
     spec, file = manifest.graphs["prune"], inspect.bundle.path / "prune.device.onnx"
-    file.write_bytes(bytes(7_200_000))
+    file.write_bytes(onnx.ModelProto(doc_string=7_200_000 * "x").SerializeToString())
     graphs = portable | {"prune": replace(spec, device=replace(spec, file=file.name))}
     files = manifest.files | {file.name: describe(file)}
     write_manifest(inspect.bundle.path, replace(manifest, graphs=graphs, files=files))
