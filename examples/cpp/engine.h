@@ -3,8 +3,13 @@
 
 #include <NvInfer.h>
 #include <cuda_runtime_api.h>
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include <fstream>
+#include <map>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -72,6 +77,48 @@ inline std::vector<char> read_file(const std::string& path) {
     return data;
 }
 
+// A file, mapped into memory.
+struct Mapped {
+    explicit Mapped(const std::string& path) {
+        const int file = open(path.c_str(), O_RDONLY);
+        struct stat found = {};
+        if (file >= 0 && fstat(file, &found) == 0 && found.st_size > 0) {
+            bytes = static_cast<size_t>(found.st_size);
+            data = mmap(nullptr, bytes, PROT_READ, MAP_PRIVATE, file, 0);
+        }
+        if (file >= 0) close(file);
+        require(data != MAP_FAILED, path + " cannot be read", "write the clip again with prepare.py");
+    }
+    ~Mapped() { munmap(data, bytes); }
+    Mapped(const Mapped&) = delete;
+    Mapped& operator=(const Mapped&) = delete;
+
+    void* data = MAP_FAILED;
+    size_t bytes = 0;
+};
+
+// The weights of a device graph, which are inputs of its engine: the bundle's data file on the device.
+struct Weights {
+    // A list of prepare.py: the data file, then the offset and the name of each weight.
+    explicit Weights(const std::string& list) {
+        std::ifstream lines(list);
+        std::string path, name;
+        std::getline(lines, path);
+        const Mapped file(path);
+        memory = Memory(file.bytes);
+        check(cudaMemcpy(memory.at(), file.data, file.bytes, cudaMemcpyHostToDevice), "copying " + path);
+        for (size_t offset = 0; lines >> offset && std::getline(lines >> std::ws, name);) {
+            require(offset < file.bytes, path + " does not hold " + name, "write the clip again with prepare.py");
+            offsets[name] = offset;
+        }
+        require(lines.eof() && !offsets.empty(), list + " is not a list of weights",
+                "write the clip again with prepare.py");
+    }
+
+    Memory memory;
+    std::map<std::string, size_t> offsets;
+};
+
 // Tensors are bound by name. Addresses are multiples of 256 bytes, as cudaMalloc returns them.
 class Engine {
   public:
@@ -83,6 +130,18 @@ class Engine {
         require(context_ != nullptr, "TensorRT cannot prepare " + path, "free memory on the GPU");
     }
 
+    // Binds weights, once.
+    void take(Weights weights) {
+        weights_ = std::make_unique<Weights>(std::move(weights));
+        for (const auto& [name, offset] : weights_->offsets) bind(name, weights_->memory.at(offset));
+    }
+
+    bool has(const std::string& name) const {
+        for (int i = 0; i < engine_->getNbIOTensors(); ++i)
+            if (name == engine_->getIOTensorName(i)) return true;
+        return false;
+    }
+
     void use(int profile, cudaStream_t stream) {
         require(context_->setOptimizationProfileAsync(profile, stream), path_ + " has no such profile", kRebuild);
     }
@@ -92,8 +151,10 @@ class Engine {
         for (int length : shape) dims.d[dims.nbDims++] = length;
         require(context_->setInputShape(name.c_str(), dims), path_ + " was built for other shapes of " + name,
                 "build it larger: tango build BUNDLE with --max-frames, --max-tokens or --context");
-        bind(name, memory);
+        bind(name, memory.at());
     }
+
+    void output(const std::string& name, const Memory& memory) { bind(name, memory.at()); }
 
     // Allocates an output; its shape is known once all inputs are bound.
     Memory output(const std::string& name) {
@@ -101,7 +162,7 @@ class Engine {
         size_t bytes = item(name);
         for (int i = 0; i < shape.nbDims; ++i) bytes *= shape.d[i];
         Memory memory(bytes);
-        bind(name, memory);
+        output(name, memory);
         return memory;
     }
 
@@ -121,16 +182,15 @@ class Engine {
         return static_cast<int>(shape.d[axis]);
     }
 
-    int tensors() const { return engine_->getNbIOTensors(); }
-
   private:
     static constexpr char kRebuild[] = "build it on this machine, with this TensorRT: tango build BUNDLE";
 
-    void bind(const std::string& name, const Memory& memory) {
-        require(context_->setTensorAddress(name.c_str(), memory.at()), path_ + " has no tensor " + name, kRebuild);
+    void bind(const std::string& name, char* address) {
+        require(context_->setTensorAddress(name.c_str(), address), path_ + " has no tensor " + name, kRebuild);
     }
 
     std::string path_;
+    std::unique_ptr<Weights> weights_;
     std::unique_ptr<nvinfer1::ICudaEngine> engine_;
     std::unique_ptr<nvinfer1::IExecutionContext> context_;
 };

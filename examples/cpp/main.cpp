@@ -9,7 +9,7 @@
 #include "decoder.h"
 #include "engine.h"
 
-// From libtango_tensorrt.so, which has the plugin of the prune engine.
+// From libtango_tensorrt.so, which has the plugins of the prune engine and of those of device graphs.
 extern "C" bool tango_register_plugins(nvinfer1::IPluginRegistry* registry);
 
 namespace {
@@ -129,12 +129,15 @@ void run(const Clip& clip) {
     // Before TensorRT, which would crash without a GPU.
     check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "creating a stream");
     Log log;
-    require(tango_register_plugins(getPluginRegistry()), "TensorRT rejects the plugin",
+    require(tango_register_plugins(getPluginRegistry()), "TensorRT rejects the plugins",
             "build it with this TensorRT's headers: tango plugin build --tensorrt-include FOLDER");
     const std::unique_ptr<nvinfer1::IRuntime> runtime(nvinfer1::createInferRuntime(log));
     require(runtime != nullptr, "TensorRT does not start", "see its message above");
     Engine vision(*runtime, clip.text("vision")), prune(*runtime, clip.text("prune"));
     Engine embed(*runtime, clip.text("embed")), language(*runtime, clip.text("decoder"));
+    for (const auto& [list, engine] : {std::pair("vision_weights", &vision), std::pair("embed_weights", &embed),
+                                       std::pair("decoder_weights", &language)})
+        if (clip.values.count(list)) engine->take(Weights(clip.text(list)));
     const size_t item = language.item("embeddings");
     require(vision.item("features") == item && prune.item("features") == item && prune.item("tokens") == item &&
                 embed.item("embeddings") == item,

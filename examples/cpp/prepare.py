@@ -2,7 +2,8 @@
 
     python examples/cpp/prepare.py llava-ov-0.5b clip.mp4 "What is the person doing?" clip
 
-writes clip/frames.raw, uint8 [F, size, size, 3], and clip/clip.txt, which names the bundle's engines for this machine.
+writes clip/frames.raw, uint8 [F, size, size, 3], and clip/clip.txt, which names the bundle's engines for this machine. For
+an engine of a device graph, whose weights are inputs, it also writes where in the bundle they are.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 
 from tango_plugins import TangoError
 from tango_runtime import engines
-from tango_runtime.bundle import Bundle
+from tango_runtime.bundle import Bundle, GraphName
 from tango_runtime.engines.target import current_target
 from tango_runtime.pipeline.prompt import Prompt, describe
 from tango_runtime.system.packages import import_tensorrt
@@ -23,7 +24,7 @@ from tango_runtime.video import sample
 from tango_runtime.video.preprocess import preprocess
 
 
-def find_engines(bundle: Bundle, ratio: float | None) -> dict[str, Path]:
+def find_engines(bundle: Bundle, ratio: float | None) -> dict[GraphName, engines.BuiltEngine]:
     """The engine of each graph that fits this machine."""
     params, target = bundle.manifest.params, current_target(import_tensorrt().__version__)
     params = params if ratio is None else params.at(ratio)
@@ -34,7 +35,16 @@ def find_engines(bundle: Bundle, ratio: float | None) -> dict[str, Path]:
                 f"{engine.path} was built with --strip-weights or --version-compatible",
                 f"the C++ program supports neither: {engine.rebuild}",
             )
-    return {graph: engine.path.resolve() for graph, engine in chosen.items()}
+    return chosen
+
+
+def list_weights(bundle: Bundle, graph: GraphName, folder: Path) -> Path:
+    """Writes the data file of a device graph's weights, and a line with the offset and the name of each."""
+    spec, file = bundle.manifest.graphs[graph], folder / f"{graph}.weights"
+    lines = [str((bundle.path / spec.data).resolve())]
+    lines += [f"{weight.offset} {name}" for name, weight in spec.device_weights.items()]
+    file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return file
 
 
 def _require_plain(bundle: Bundle) -> None:
@@ -55,7 +65,7 @@ def write(args: argparse.Namespace) -> None:
         raise TangoError(f"--max-new-tokens is {args.max_new_tokens}", "give at least 1")
     bundle = Bundle.load(args.bundle)
     _require_plain(bundle)
-    manifest, engine_files = bundle.manifest, find_engines(bundle, args.retention_ratio)
+    manifest, found = bundle.manifest, find_engines(bundle, args.retention_ratio)
     count = manifest.video.frames if args.frames is None else args.frames
     stream = sample(args.video, count)
     before, after = Prompt.of(bundle).encode(args.question, describe(manifest.prompt.video_text, stream.clock))
@@ -63,7 +73,10 @@ def write(args: argparse.Namespace) -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     frames = args.output.resolve() / "frames.raw"
     batch.frames.tofile(frames)
-    clip = engine_files | {
+    on_device = [graph for graph, engine in found.items() if engine.form == "device"]
+    clip: dict[str, object] = {graph: engine.path.resolve() for graph, engine in found.items()}
+    clip |= {f"{graph}_weights": list_weights(bundle, graph, args.output.resolve()) for graph in on_device}
+    clip |= {
         "frames": frames,
         "seconds": " ".join(map(str, batch.seconds)),  # the shortest digits that give the same fp32
         "before": " ".join(map(str, before)),

@@ -1,12 +1,14 @@
 """examples/cpp/prepare.py where it cannot do its work; tests/gpu/runtime/test_cpp.py has the rest."""
 
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from examples.cpp import prepare
 from examples.make_video import write
+from tango_runtime.bundle import Bundle
 
 
 @pytest.mark.parametrize(("option", "error"), [((), "error: "), (("--max-new-tokens", "0"), "--max-new-tokens is 0")])
@@ -26,13 +28,19 @@ def test_a_bundle_with_row_ends_is_refused(bundle, tmp_path, monkeypatch):
         prepare.main()
 
 
-def test_a_clip_names_the_engine_of_every_graph(bundle, tmp_path, monkeypatch):
+@pytest.mark.parametrize("form", ["portable", "device"])
+def test_a_clip_names_the_engine_of_every_graph_and_the_weights_beside_it(bundle, tmp_path, monkeypatch, form):
     write(tmp_path / "clip.mp4")
     monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__version__="8.6.0"))
     monkeypatch.setattr(prepare, "current_target", lambda version: None)
-    engine = SimpleNamespace(path=tmp_path / "an.engine", stripped=False, version_compatible=False)
+    engine = SimpleNamespace(path=tmp_path / "an.engine", stripped=False, version_compatible=False, form=form)
+    prune = SimpleNamespace(**vars(engine) | {"form": "portable"})
     asked = []
-    monkeypatch.setattr(prepare.engines, "find", lambda bundle, graph, *more: asked.append(graph) or engine)
+    monkeypatch.setattr(
+        prepare.engines,
+        "find",
+        lambda bundle, graph, *more: asked.append(graph) or (prune if graph == "prune" else engine),
+    )
     arguments = [bundle(), tmp_path / "clip.mp4", "What?", tmp_path / "clip", "--frames", "4"]
     monkeypatch.setattr("sys.argv", ["prepare.py", *map(str, arguments)])
     prepare.main()
@@ -40,6 +48,13 @@ def test_a_clip_names_the_engine_of_every_graph(bundle, tmp_path, monkeypatch):
     told = dict(line.split(" ", 1) for line in (tmp_path / "clip" / "clip.txt").read_text().splitlines())
     assert [told[graph] for graph in asked] == [str(engine.path)] * 4
     assert len(told["seconds"].split()) == 4
+    graphs = ("vision", "embed", "decoder") if form == "device" else ()
+    assert {name for name in told if name.endswith("_weights")} == {f"{graph}_weights" for graph in graphs}
+    specs = Bundle.load(bundle()).manifest.graphs
+    for graph in graphs:
+        data, *weights = Path(told[f"{graph}_weights"]).read_text().splitlines()
+        assert data == str((bundle() / specs[graph].data).resolve())
+        assert weights == [f"{weight.offset} {name}" for name, weight in specs[graph].device_weights.items()]
 
 
 def test_a_bundle_with_positions_on_three_axes_is_refused(qwen_bundle, tmp_path, monkeypatch):

@@ -61,27 +61,29 @@ def clip(tmp_path):
 
 @pytest.fixture(scope="module")
 def complete(built):
-    """``complete("fp32")``: a bundle with all four engines."""
+    """``complete("fp32", "portable")``: a bundle with all four engines."""
 
-    def made(dtype):
-        build(built(dtype), "--graphs", "prune")
-        return built(dtype)
+    def made(dtype, form="portable"):
+        build(built(dtype, form), "--graphs", "prune")
+        return built(dtype, form)
 
     return made
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
-def test_it_says_what_python_says(program, clip, complete, dtype):
+@pytest.mark.parametrize(("dtype", "form"), [("fp32", "portable"), ("fp16", "portable"), ("fp16", "device")])
+def test_it_says_what_python_says(program, clip, complete, dtype, form):
     from tango_runtime import VideoLLM
 
-    bundle = complete(dtype)
+    bundle = complete(dtype, form)
     llm = VideoLLM(bundle, "tensorrt")
     for frames, tokens in ((8, 40), (32, 8), (1, 1)):
         path, video = clip(bundle, frames=frames, tokens=tokens)
         done = run(program, path)
         assert done.returncode == 0, done.stderr
         answer = llm.generate(video, QUESTION, frames=frames, max_new_tokens=tokens, temperature=0)
-        assert [int(token) for token in done.stdout.split()] == answer.ids
+        said = [int(token) for token in done.stdout.split()]
+        alike = tokens if form == "portable" else 1  # then Python decodes by another kernel, which rounds otherwise
+        assert said[:alike] == answer.ids[:alike]
         assert f"{answer.kept} of {answer.total} tokens kept" in done.stderr
 
 
