@@ -122,12 +122,13 @@ IPluginV3OneBuild& build(IPluginV3* plugin) {
     return capability<IPluginV3OneBuild>(plugin, PluginCapabilityType::kBUILD);
 }
 
-Made* make(IPluginCreatorInterface* creator, const PluginFieldCollection& fields) {
+Made* make(IPluginCreatorInterface* creator, const PluginFieldCollection& fields, bool building) {
     auto* made = static_cast<IPluginCreatorV3One*>(creator);
     IPluginV3* first = made->createPlugin("node", &fields, TensorRTPhase::kBUILD);
     if (first == nullptr) return nullptr;
     IPluginV3* copy = first->clone();
     delete first;
+    if (building) return copy;
     auto& runtime = capability<IPluginV3OneRuntime>(copy, PluginCapabilityType::kRUNTIME);
     IPluginV3* loaded = made->createPlugin("node", runtime.getFieldsToSerialize(), TensorRTPhase::kRUNTIME);
     delete copy;
@@ -194,11 +195,12 @@ Description describe(const HostTensor& tensor) {
 
 const PluginTensorDesc& known(const Description& description) { return description; }
 
-Made* make(IPluginCreator* creator, const PluginFieldCollection& fields) {
+Made* make(IPluginCreator* creator, const PluginFieldCollection& fields, bool building) {
     IPluginV2* first = creator->createPlugin("node", &fields);
     if (first == nullptr) return nullptr;
     auto* copy = static_cast<IPluginV2DynamicExt*>(first)->clone();
     first->destroy();
+    if (building) return copy;
     std::vector<char> bytes(copy->getSerializationSize());
     copy->serialize(bytes.data());
     copy->destroy();
@@ -306,10 +308,10 @@ extern "C" const char* host_names(const char* path) {
     return names.c_str();
 }
 
-// Null, or what is wrong.
+// Null, or what is wrong. `building`: as a builder runs a plugin to time it, before any engine stores it.
 extern "C" const char* host_run(const char* path, const char* name, const HostField* fields, int32_t field_count,
                                 const HostTensor* inputs, int32_t input_count, const HostTensor* outputs,
-                                int32_t output_count) {
+                                int32_t output_count, int32_t building) {
     std::vector<PluginField> given;
     for (int32_t i = 0; i < field_count; ++i)
         given.emplace_back(fields[i].name, &fields[i].integer,
@@ -319,7 +321,7 @@ extern "C" const char* host_run(const char* path, const char* name, const HostFi
     for (auto* creator : creators_of(path)) {
         if (std::strcmp(name_of(creator), name) != 0) continue;
         message = "no reason was given";
-        Made* plugin = make(creator, collection);
+        Made* plugin = make(creator, collection, building != 0);
         if (plugin == nullptr) return message.c_str();
         const bool done = run(plugin, {inputs, inputs + input_count}, {outputs, outputs + output_count});
         destroy(plugin);

@@ -45,7 +45,10 @@ class HostField(ctypes.Structure):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, tensorrt_headers, emulated_plugins):
-    """``run(op, inputs, outputs, **attributes)`` fills the outputs; returns None, or what is wrong."""
+    """``run(op, inputs, outputs, **attributes)`` fills the outputs; returns None, or what is wrong.
+
+    ``building``: as a builder runs a plugin to time it, before any engine stores it.
+    """
     path = tmp_path_factory.mktemp("host") / "host.so"
     command = ["nvcc", "-x", "c++", "-std=c++17", "-shared", "-cudart", "none", "-isystem", str(tensorrt_headers)]
     command += ["-Xcompiler", "-fPIC,-Wall,-Wextra,-Werror,-Wno-deprecated-declarations"]
@@ -62,7 +65,7 @@ def run(tmp_path_factory, tensorrt_headers, emulated_plugins):
             )
         )
 
-    def called(op, inputs, outputs, **attributes):
+    def called(op, inputs, outputs, building=False, **attributes):
         fields = (HostField * len(attributes))(
             *(
                 HostField(name.encode(), isinstance(value, float), Number(**{_member(value): value}))
@@ -70,7 +73,7 @@ def run(tmp_path_factory, tensorrt_headers, emulated_plugins):
             )
         )
         given = (fields, len(fields), tensors(inputs), len(inputs), tensors(outputs), len(outputs))
-        wrong = host.host_run(str(emulated_plugins).encode(), op.encode(), *given)
+        wrong = host.host_run(str(emulated_plugins).encode(), op.encode(), *given, int(building))
         return wrong.decode() if wrong else None
 
     called.names = lambda: host.host_names(str(emulated_plugins).encode()).decode().split()
@@ -111,7 +114,7 @@ def test_every_operator_is_a_plugin(run):
     assert {*ROWS, "VisionAttention", "CachedAttention", "TangoPrune"} == set(run.names())
 
 
-def attend(run, found, copied=()):
+def attend(run, found, copied=(), **how):
     """Attention over a cache in the plugin: what is wrong, the output, and the cache."""
     arrays = {name: tensor.numpy() for name, tensor in found.tensors.items()}
     cache = {name: arrays[name].copy() for name in ("keys", "values")}
@@ -120,7 +123,7 @@ def attend(run, found, copied=()):
     present = {name: rows.copy() if name in copied else rows for name, rows in cache.items()}
     outputs = {"attn_out": np.full_like(arrays["attn_out"], np.nan), **present}
     heads = {"num_heads": found.shape.heads, "kv_num_heads": found.shape.kv_heads}
-    return run("CachedAttention", inputs, outputs, **heads), outputs["attn_out"], *cache.values()
+    return run("CachedAttention", inputs, outputs, **heads, **how), outputs["attn_out"], *present.values()
 
 
 def test_attention_over_a_cache(run, emulated_plugins):
@@ -136,6 +139,27 @@ def test_a_cache_that_would_have_to_be_copied_is_rejected(run, emulated_plugins)
     found = Pass(Shape(9, 4, 2, 16, 40), path=emulated_plugins, device="cpu")
     wrong, *_ = attend(run, found, copied={"values"})
     assert wrong == "CachedAttention: past and present must be the same memory"
+
+
+def test_a_builder_that_has_no_cache_times_nothing(run, emulated_plugins):
+    found = Pass(Shape(9, 4, 2, 16, 40), path=emulated_plugins, device="cpu")
+    before = [found.tensors[name].numpy().tobytes() for name in ("attn_out", "keys", "values")]
+    wrong, *after = attend(run, found, copied={"keys", "values"}, building=True)
+    assert wrong is None
+    assert [array.tobytes() for array in after] == before
+
+
+@pytest.mark.parametrize(("last", "nearest"), [(-(2**31), 8), (-5, 8), (40, 39), (2**31 - 1, 39)])
+def test_a_builder_may_time_on_memory_that_nobody_filled(run, emulated_plugins, last, nearest):
+    """The last position is then any number; rows are written inside the cache."""
+    results = []
+    for position in (last, nearest):
+        found = Pass(Shape(9, 4, 2, 16, 40), path=emulated_plugins, device="cpu")
+        found.tensors |= {name: tensor.nan_to_num() for name, tensor in found.tensors.items()}
+        found.tensors["last"][0] = position
+        results.append(attend(run, found, building=True))
+    for given, wanted in zip(*results, strict=True):
+        assert given is wanted is None or given.tobytes() == wanted.tobytes()
 
 
 def rows(dtype=HALF):

@@ -1,5 +1,6 @@
 #include "operators.h"
 
+#include <algorithm>
 #include <climits>
 
 #include "common/check.h"
@@ -211,10 +212,15 @@ Lengths Operator::shape(size_t output, const std::vector<Tensor>& inputs, const 
     return shape;
 }
 
+bool Operator::is_in_place(const std::vector<Tensor>& inputs, const std::vector<Tensor>& outputs) const {
+    return std::all_of(in_place.begin(), in_place.end(), [&](const std::pair<int, int>& shared) {
+        return inputs[shared.first].data == outputs[shared.second].data;
+    });
+}
+
 int Operator::run(const Call& call) const {
-    for (const auto& [input, output] : in_place)
-        if (call.inputs[input].data != call.outputs[output].data)
-            return fail(TANGO_BAD_ARGUMENT, "past and present must be the same memory");
+    if (!is_in_place(call.inputs, call.outputs))
+        return fail(TANGO_BAD_ARGUMENT, "past and present must be the same memory");
     return enqueue(call);
 }
 

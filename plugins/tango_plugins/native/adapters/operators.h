@@ -73,6 +73,9 @@ struct Operator {
     // Shape of an output; empty where the inputs have too few axes for it.
     Lengths shape(size_t output, const std::vector<Tensor>& inputs, const std::vector<Value>& attributes) const;
 
+    // Whether the tensors that must be the same memory are.
+    bool is_in_place(const std::vector<Tensor>& inputs, const std::vector<Tensor>& outputs) const;
+
     // Enqueues it, and returns a TangoStatus.
     int run(const Call& call) const;
 };

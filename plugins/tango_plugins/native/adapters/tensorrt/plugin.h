@@ -12,6 +12,9 @@ namespace tango {
 
 constexpr char kVersion[] = "1", kNamespace[] = "tango";
 
+// What TensorRT makes a plugin for. A builder times it on memory that nobody filled.
+enum class Phase { kBuild, kRun };
+
 // An operator as a node of a network. Tensors are counted from 0, and at a position inputs come before outputs.
 class Plugin {
   public:
@@ -55,7 +58,7 @@ class PluginKind {
     virtual const nvinfer1::PluginFieldCollection* field_names() const = 0;
 
     // Null, after reporting the error, if a field is missing, or has a wrong type or value.
-    virtual std::unique_ptr<Plugin> make(const nvinfer1::PluginFieldCollection& fields) const = 0;
+    virtual std::unique_ptr<Plugin> make(const nvinfer1::PluginFieldCollection& fields, Phase phase) const = 0;
 };
 
 // TangoPrune.

@@ -139,13 +139,12 @@ class CreatorV2 final : public IPluginCreator {
     explicit CreatorV2(const PluginKind* kind) : kind_(kind) {}
 
     IPluginV2* createPlugin(char const*, PluginFieldCollection const* fields) noexcept override {
-        std::unique_ptr<Plugin> made = fields == nullptr ? nullptr : kind_->make(*fields);
-        return made == nullptr ? nullptr : new PluginV2(std::move(made));
+        return fields == nullptr ? nullptr : make(*fields, Phase::kBuild);
     }
 
-    IPluginV2* deserializePlugin(char const* name, void const* data, size_t length) noexcept override {
+    IPluginV2* deserializePlugin(char const*, void const* data, size_t length) noexcept override {
         StoredFields stored;
-        if (stored.read(static_cast<const char*>(data), length)) return createPlugin(name, &stored.collection());
+        if (stored.read(static_cast<const char*>(data), length)) return make(stored.collection(), Phase::kRun);
         report(kind_->name(), "the engine contains a plugin of another version: rebuild the engine");
         return nullptr;
     }
@@ -157,6 +156,11 @@ class CreatorV2 final : public IPluginCreator {
     char const* getPluginNamespace() const noexcept override { return kNamespace; }
 
   private:
+    IPluginV2* make(const PluginFieldCollection& fields, Phase phase) const {
+        std::unique_ptr<Plugin> made = kind_->make(fields, phase);
+        return made == nullptr ? nullptr : new PluginV2(std::move(made));
+    }
+
     const PluginKind* kind_;
 };
 

@@ -98,8 +98,9 @@ class CreatorV3 final : public IPluginCreatorV3One {
   public:
     explicit CreatorV3(const PluginKind* kind) : kind_(kind) {}
 
-    IPluginV3* createPlugin(char const*, PluginFieldCollection const* fields, TensorRTPhase) noexcept override {
-        std::unique_ptr<Plugin> made = fields == nullptr ? nullptr : kind_->make(*fields);
+    IPluginV3* createPlugin(char const*, PluginFieldCollection const* fields, TensorRTPhase phase) noexcept override {
+        const Phase known = phase == TensorRTPhase::kBUILD ? Phase::kBuild : Phase::kRun;
+        std::unique_ptr<Plugin> made = fields == nullptr ? nullptr : kind_->make(*fields, known);
         return made == nullptr ? nullptr : new PluginV3(std::move(made));
     }
 

@@ -231,7 +231,7 @@ class PruneKind final : public PluginKind {
     const char* name() const override { return kName; }
     const nvinfer1::PluginFieldCollection* field_names() const override { return &collection_; }
 
-    std::unique_ptr<Plugin> make(const nvinfer1::PluginFieldCollection& given) const override {
+    std::unique_ptr<Plugin> make(const nvinfer1::PluginFieldCollection& given, Phase) const override {
         auto plugin = std::make_unique<PrunePlugin>();
         return plugin->read(given) ? std::move(plugin) : nullptr;
     }

@@ -35,7 +35,8 @@ union Field {
 
 class TablePlugin final : public Plugin {
   public:
-    TablePlugin(const Operator& op, const std::vector<Field>& values) : op_(op), values_(values) {
+    TablePlugin(const Operator& op, const std::vector<Field>& values, Phase phase)
+        : op_(op), values_(values), phase_(phase) {
         for (size_t i = 0; i < values_.size(); ++i) {
             const Attribute& attribute = op_.attributes[i];
             attributes_.push_back(attribute.is_float ? Value{0, values_[i].real} : Value{values_[i].integer, 0.0f});
@@ -47,7 +48,7 @@ class TablePlugin final : public Plugin {
     TablePlugin(const TablePlugin& other) = delete;  // the fields point into this object
     TablePlugin& operator=(const TablePlugin&) = delete;
 
-    std::unique_ptr<Plugin> clone() const override { return std::make_unique<TablePlugin>(op_, values_); }
+    std::unique_ptr<Plugin> clone() const override { return std::make_unique<TablePlugin>(op_, values_, phase_); }
     const char* name() const override { return op_.name; }
     int outputs() const override { return static_cast<int>(op_.outputs.size()); }
     const nvinfer1::PluginFieldCollection* fields() override { return &collection_; }
@@ -99,6 +100,7 @@ class TablePlugin final : public Plugin {
         }
         const Signature* found = signature(types);
         if (found == nullptr) return reject("there is no such operator for these types"), -1;
+        if (phase_ == Phase::kBuild && !op_.is_in_place(in, out)) return 0;  // a builder has no cache for it
         if (op_.run({*found, attributes_, in, out, stream}) != TANGO_OK) return reject(tango_last_error()), -1;
         return 0;
     }
@@ -136,6 +138,7 @@ class TablePlugin final : public Plugin {
 
     const Operator& op_;
     std::vector<Field> values_;
+    Phase phase_;
     std::vector<Value> attributes_;
     std::vector<PluginField> fields_;
     nvinfer1::PluginFieldCollection collection_ = {};
@@ -152,7 +155,7 @@ class TableKind final : public PluginKind {
     const char* name() const override { return op_.name; }
     const nvinfer1::PluginFieldCollection* field_names() const override { return &collection_; }
 
-    std::unique_ptr<Plugin> make(const nvinfer1::PluginFieldCollection& given) const override {
+    std::unique_ptr<Plugin> make(const nvinfer1::PluginFieldCollection& given, Phase phase) const override {
         std::vector<Field> values;
         for (const PluginField& known : fields_) {
             const PluginField* const end = given.fields + given.nbFields;
@@ -165,7 +168,7 @@ class TableKind final : public PluginKind {
             }
             std::memcpy(&values.emplace_back(), found->data, sizeof(Field));
         }
-        return std::make_unique<TablePlugin>(op_, values);
+        return std::make_unique<TablePlugin>(op_, values, phase);
     }
 
   private:

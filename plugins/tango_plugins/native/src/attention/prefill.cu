@@ -24,8 +24,9 @@ struct Pass {
 
     __device__ int group_size() const { return shape.heads / shape.kv_heads; }
     __device__ int columns() const { return (shape.heads + 2 * shape.kv_heads) * shape.head_dim; }
-    // Position of the first new token.
-    __device__ int first_position() const { return *tensors.last + 1 - shape.tokens; }
+    // Position of the last new token, inside the cache whatever the memory says: builders of engines time on any.
+    __device__ int last_position() const { return min(max(*tensors.last, shape.tokens - 1), shape.capacity - 1); }
+    __device__ int first_position() const { return last_position() + 1 - shape.tokens; }
 };
 
 // Eight columns of a token's query, key or value, with their bias.
@@ -116,7 +117,7 @@ __device__ inline void load_queries(const Pass& pass, int head, int first, unsig
 // Starts copying a tile of keys, followed by the values. Rows past the last position repeat the last one.
 template <typename T>
 __device__ inline void copy_tile(const Pass& pass, int head, int first, SharedAddress to) {
-    const int vectors = pass.shape.head_dim / Half8::kSize, last = *pass.tensors.last;
+    const int vectors = pass.shape.head_dim / Half8::kSize, last = pass.last_position();
     const size_t first_row = static_cast<size_t>(head) * pass.shape.capacity;
 #pragma unroll
     for (int i = threadIdx.x; i < T::kKeys * T::kVectors; i += T::kThreads) {
