@@ -61,6 +61,7 @@ def test_it_is_small():
     assert sum(sizes) <= 16e6
 
 
+@pytest.mark.slow
 def test_it_answers_the_questions_of_the_demo(bundle, tmp_path, capsys):
     make_clip.main([str(tmp_path / "videos")])
     quiz.main([str(bundle), str(tmp_path / "videos"), "--frames", "16"])

@@ -230,6 +230,7 @@ def under_sanitizer(folder, environment, kernel, case):
     return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["decode", "attention", "vision", "norm", "thin"])
 def test_no_two_threads_race(tmp_path, sanitizer, name):
     ran = under_sanitizer(tmp_path, sanitizer, name, name)

@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[2]
 
 pytestmark = [
     pytest.mark.nvcc,
+    pytest.mark.slow,
     pytest.mark.skipif(
         shutil.which("nvcc") is None or shutil.which("cmake") is None, reason="nvcc or cmake is not on the PATH"
     ),
