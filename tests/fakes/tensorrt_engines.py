@@ -101,6 +101,9 @@ class Engine:
     def get_tensor_name(self, i):
         return list(self.tensors)[i]
 
+    def get_tensor_shape(self, name):
+        return tuple(n if isinstance(n, int) else -1 for n in self.tensors[name].shape)
+
     def get_tensor_dtype(self, name):
         return DataType[_TYPES[self.tensors[name].dtype]]
 
@@ -122,7 +125,8 @@ class Context:
 
     def set_input_shape(self, name, shape):
         self.shapes[name] = shape
-        return True
+        fixed = self.engine.get_tensor_shape(name)
+        return len(shape) == len(fixed) and all(n in (-1, m) for n, m in zip(fixed, shape, strict=True))
 
     def set_tensor_address(self, name, address):
         self.addresses[name] = address

@@ -68,7 +68,8 @@ def constant_matmul(g: GraphBuilder, name: str, weight: str, x: str) -> str:
     ONNX Runtime strides through such. Through others it goes by lists of addresses, which it keeps in pinned memory
     until a run that waits for its end, or until the session goes, when freeing them aborts the process.
     """
-    frames = g.node("Shape", [x], f"{name}.frames", start=0, end=1)
+    # TensorRT 8 gives the whole shape whatever part of it Shape is asked for.
+    frames = g.slice(g.node("Shape", [x], f"{name}.sizes"), f"{name}.frames", axis=0, begin=0, end=1)
     shape = g.node("Concat", [frames, g.constant(g.weights[weight].shape)], f"{name}.shape", axis=0)
     return g.node("MatMul", [g.node("Expand", [weight, shape], f"{name}.repeated"), x], name)
 

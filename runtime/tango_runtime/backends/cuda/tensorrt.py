@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import mmap
 from collections import deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -135,10 +135,13 @@ class TensorRTRunner:
         self, graph: GraphName, context: Any, inputs: Collection[str], tensors: Mapping[str, DeviceArray]
     ) -> None:
         """Gives a context addresses, and the shapes of the inputs."""
-        taken = [context.set_input_shape(name, memory.shape) for name, memory in tensors.items() if name in inputs]
-        taken += [context.set_tensor_address(name, memory.address) for name, memory in tensors.items()]
-        if not all(taken):
-            raise self._failed(f"{self._found[graph].path} refuses its tensors")
+        engine = self._found[graph].path
+        for name, memory in tensors.items():
+            if name in inputs and not context.set_input_shape(name, memory.shape):
+                built = _shown(self._engines[graph].get_tensor_shape(name))
+                raise self._failed(f"{engine} takes {name} of {built}, not of {_shown(memory.shape)}")
+            if not context.set_tensor_address(name, memory.address):
+                raise self._failed(f"{engine} refuses the memory of {name}")
 
     def _record(self, run: Run) -> Run:
         """A CUDA graph of one run."""
@@ -203,6 +206,11 @@ class TensorRTRunner:
         errors = "; ".join(self._logger.errors)
         self._logger.errors.clear()
         return TangoError(f"{what}: {errors or 'TensorRT gives no reason'}", hint)
+
+
+def _shown(shape: Iterable[int]) -> str:
+    """``?x384x384x3``, where a length may vary."""
+    return "x".join("?" if length < 0 else str(length) for length in shape)
 
 
 def _logger(trt: Any) -> Any:
