@@ -111,6 +111,15 @@ def test_sixty_four_tokens_are_the_portable_graphs(written):
         rows, found = portable.step(token), device.step(token)
 
 
+@pytest.mark.parametrize("graph", ["vision", "embed", "decoder"])
+def test_tensorrt_8_reads_its_shapes(written, graph):
+    """Its parser knows no part of a shape (opset 15): it takes the whole one in silence."""
+    folder, _ = written
+    for file in (f"{graph}.device.onnx", f"{graph}.onnx"):
+        nodes = onnx.load(folder / file, load_external_data=False).graph.node
+        assert not [node.name for node in nodes if node.op_type == "Shape" and node.attribute]
+
+
 def test_every_layer_is_fused_and_nothing_is_left(written):
     folder, _ = written
     decoder = Bundle.load(folder).manifest.decoder

@@ -21,6 +21,7 @@ import pytest
 
 from tango_calibration.quantization.calibrate import CalibrationRequest, calibrate
 from tango_export.graph.operators import FUNCTIONS
+from tango_plugins import op
 from tango_runtime.bundle import Bundle
 from tango_runtime.engines import BuildOptions, Target, plan_engines
 from tango_runtime.engines.worker import Job
@@ -124,15 +125,44 @@ def test_an_engine_of_qwen_is_built_for_one_frame_size(qwen_bundle, tmp_path, gr
     assert engine.stat().st_size > 0
 
 
+def quantized(folder, output, **precisions):
+    """A bundle for TensorRT whose graphs have other precisions."""
+    sizes = {"videos": 4, "frames": 8, "max_new_tokens": 2, "cache": output.parent / "cache"}
+    calibrate(CalibrationRequest(folder, output, "synthetic", runtime="tensorrt", **precisions, **sizes))
+    return Bundle.load(output)
+
+
 @pytest.mark.parametrize("precision", ["int8", "fp8"])
-def test_an_engine_of_qwens_quantized_tower_is_built(responsive_qwen, tmp_path, precision):
+def test_engines_of_quantized_graphs_are_built(responsive_checkpoint, tmp_path, precision):
+    _, folder = responsive_checkpoint(dtype="fp16")
+    bundle = quantized(folder, tmp_path / "less", vision=precision, decoder=precision)
+    for graph in ("vision", "decoder"):
+        assert bundle.manifest.graphs[graph].quantization.precision == precision
+        message, log = run_worker(bundle, graph, tmp_path / graph)
+        assert "peak_host" in message, log
+
+
+def test_an_engine_of_qwens_quantized_tower_is_built(responsive_qwen, tmp_path):
     _, folder = responsive_qwen(dtype="fp16")
-    sizes = {"videos": 4, "frames": 8, "max_new_tokens": 2, "cache": tmp_path / "cache"}
-    calibrate(CalibrationRequest(folder, tmp_path / "less", "synthetic", precision, runtime="tensorrt", **sizes))
-    quantized = Bundle.load(tmp_path / "less")
-    assert quantized.manifest.graphs["vision"].quantization.precision == precision
-    message, log = run_worker(quantized, "vision", tmp_path / "engine", frame=(112, 224))
+    bundle = quantized(folder, tmp_path / "less", vision="int8")
+    assert bundle.manifest.graphs["vision"].quantization.precision == "int8"
+    message, log = run_worker(bundle, "vision", tmp_path / "engine", frame=(112, 224))
     assert "peak_host" in message, log
+
+
+@pytest.mark.nvcc
+def test_prune_onnx_is_built_through_its_plugin(bundle, tmp_path, v3_plugins):
+    engine, script = tmp_path / "engine", Path(__file__).with_name("rtx_prune.py")
+    model = Bundle.load(bundle()).engine_graph("prune")
+    done = subprocess.run(
+        [sys.executable, script, model, v3_plugins, engine],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "LD_LIBRARY_PATH": link_rtx(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert op.NAME.encode() in engine.read_bytes()
 
 
 def test_a_graph_that_the_parser_cannot_read_is_named(bundle, tmp_path):
