@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -41,6 +42,14 @@ def tensorrt_headers(request: pytest.FixtureRequest) -> Path:
             return Path(folder).resolve()
     assert named is None, f"{named} has no NvInfer.h"
     pytest.skip("there is no NvInfer.h (--tensorrt-include FOLDER)")
+
+
+@pytest.fixture(scope="session")
+def tensorrt_version(tensorrt_headers: Path) -> tuple[int, int]:
+    """Major and minor version of these headers."""
+    text = (tensorrt_headers / "NvInferVersion.h").read_text()
+    major, minor = re.findall(r"define (?:NV_TENSORRT|TRT)_(?:MAJOR|MINOR)(?:_ENTERPRISE)? (\d+)", text)
+    return int(major), int(minor)
 
 
 @pytest.fixture(scope="session")

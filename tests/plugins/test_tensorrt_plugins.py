@@ -1,6 +1,7 @@
 """The TensorRT plugins, with their kernels in the CUDA emulator, in a host that does with them what TensorRT does.
 
-Needs NvInfer.h: ``--tensorrt-include FOLDER``. Which of the two interfaces is tested is for its version to say.
+Needs NvInfer.h: ``--tensorrt-include FOLDER``. Which of the two interfaces is tested is for its version to say. A
+compiler's warning is an error.
 """
 
 from __future__ import annotations
@@ -44,11 +45,13 @@ class HostField(ctypes.Structure):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, tensorrt_headers, emulated_plugins):
+def run(tmp_path_factory, tensorrt_headers, tensorrt_version, emulated_plugins):
     """``run(op, inputs, outputs, **attributes)`` fills the outputs; returns None, or what is wrong.
 
     ``building``: as a builder runs a plugin to time it, before any engine stores it.
     """
+    if tensorrt_version < (8, 6):
+        pytest.skip("TensorRT 8.5 does not ask a library for its plugins; with its headers they were compiled")
     path = tmp_path_factory.mktemp("host") / "host.so"
     command = ["nvcc", "-x", "c++", "-std=c++17", "-shared", "-cudart", "none", "-isystem", str(tensorrt_headers)]
     command += ["-Xcompiler", "-fPIC,-Wall,-Wextra,-Werror,-Wno-deprecated-declarations"]
