@@ -15,8 +15,12 @@ from tango_runtime.video.shape import at_size
 
 _ITEM_BYTES = {"float16": 2, "float32": 4}
 _MIB = 1 << 20
-#: A CUDA context with TensorRT's kernels, and the builder's libraries on the host: about 1 GiB each.
-_CONTEXT_BYTES = _LIBRARY_BYTES = 1 << 30
+#: A CUDA context with TensorRT's kernels, on the device.
+_CONTEXT_BYTES = 3 << 29
+#: Host memory of a build by TensorRT's first version that takes so much: its libraries, and copies of the weights that
+#: the engine holds. Of 8, measured with 8.6.0 on x86-64; of 10 and 11, with TensorRT-RTX 1.6.1 in their place
+#: (docs/design/engine-builds.md).
+_HOST_BYTES = {(10,): (1 << 30, 5), (0,): (4_600_000_000, 9)}
 
 
 @dataclass(frozen=True)
@@ -318,16 +322,17 @@ def _memory(manifest: Manifest, spec: EngineSpec, sizes: _Sizes) -> EngineMemory
     shapes = memory.MaxShapes(sizes.frames[2], sizes.tokens[2], sizes.context)
     file = sum(manifest.files[name].size for name in spec.files)
     beside = manifest.files[manifest.graphs[spec.graph].data].size if spec.form == "device" else 0
-    activations = memory.activation_bytes(spec.graph, manifest, shapes, item)
+    activations = memory.activation_bytes(spec.graph, manifest, shapes, item, fused=spec.form == "device")
     cache = memory.cache_bytes(_layers_of(manifest, spec.graph), sizes.context, item)
-    # The host holds the weights as read and the engine as written, the device the weights of the kernels it times.
+    libraries, copies = next(each for since, each in _HOST_BYTES.items() if release(spec.tensorrt) >= since)
+    # The device holds the weights of the kernels that are timed.
     return EngineMemory(
         weights=file + beside,
         file=file,
         activations=activations,
         cache=cache,
         build_device=file + activations + (spec.workspace or 0) * _MIB + _CONTEXT_BYTES,
-        build_host=2 * file + _LIBRARY_BYTES,
+        build_host=libraries + copies * file,
     )
 
 

@@ -2,7 +2,8 @@
 
 These are upper estimates by arithmetic, and every command that prints one says so:
 
-- activations: attention scores in fp32, twice, or the widest other tensor. Kernels that fuse attention take less;
+- activations: attention scores in fp32, twice, or the widest other tensors. Kernels that fuse attention, as those of
+  device graphs do, store no scores;
 - cache: keys and values of every position of the context;
 - workspace: the Tango operator's, in its ``fast`` precision (plugins/README.md).
 """
@@ -113,7 +114,7 @@ def with_row_ends(tokens: int, grids: int, params: PruneParams, row_ends: bool) 
     return tokens + (min(tokens, grids * params.grid[0]) if row_ends else 0)
 
 
-def activation_bytes(graph: GraphName, dims: Dimensions, shapes: MaxShapes, item: int) -> int:
+def activation_bytes(graph: GraphName, dims: Dimensions, shapes: MaxShapes, item: int, *, fused: bool = False) -> int:
     """Bytes of a graph's activations at its largest shapes.
 
     Args:
@@ -121,10 +122,13 @@ def activation_bytes(graph: GraphName, dims: Dimensions, shapes: MaxShapes, item
         dims: The model's dimensions.
         shapes: The largest shapes.
         item: Bytes of an element of the graph's tensors.
+        fused: Whether attention is fused.
     """
     hidden, tokens = dims.decoder.hidden_size, shapes.pass_tokens
     if graph == "vision":
         steps = dims.video.steps(shapes.frames)
+        if fused:
+            return steps * dims.vision.patches * item * _layer_width(dims.vision, hidden)
         if dims.video.budget is not None:
             steps = min(steps, vision_steps_at_once(dims, dims.video.tokens_per_frame, item))
         return steps * _step_bytes(dims, dims.video.tokens_per_frame, item)
@@ -132,8 +136,15 @@ def activation_bytes(graph: GraphName, dims: Dimensions, shapes: MaxShapes, item
         return workspace_bytes(dims.video.total_tokens(shapes.frames), hidden)
     if graph == "embed":
         return tokens * hidden * item
+    if fused:
+        return tokens * item * _layer_width(dims.decoder)
     scores = 2 * _FP32 * dims.decoder.heads * (shapes.context + tokens)
     return tokens * (scores + 16 * item * hidden)
+
+
+def _layer_width(stack: VisionSpec | DecoderSpec, after: int = 0) -> int:
+    """Elements of a token that a layer holds at most: its stream, norms, attention and MLP, or what comes after it."""
+    return max(6 * stack.hidden_size + 3 * stack.intermediate_size, 8 * after)
 
 
 def vision_steps_at_once(dims: Dimensions, tokens: int, item: int) -> int:
