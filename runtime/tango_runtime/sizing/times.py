@@ -12,8 +12,8 @@ memory term and STEP · layers: in fp16 it is one kernel whose blocks synchroniz
 COMPUTE and MEMORY are what a matrix product and a copy reached of an H200's data sheet. PASSES, LAYER and STEP are
 fitted to this project's pipeline there, on ONNX Runtime with fused graphs (docs/results/experiments.md).
 tests/runtime/sizing/test_plan.py compares the estimates with those times, and with published times of an Orin Nano to
-which nothing was fitted. TensorRT 8.6 fuses less: it takes three times the estimate for the tower and for the prefill
-of the 0.5B model.
+which nothing was fitted. TensorRT 8.6 fuses less in portable graphs: they take three times the estimate for the
+tower and for the prefill of the 0.5B model.
 """
 
 from __future__ import annotations
