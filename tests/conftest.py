@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 from collections.abc import Callable
@@ -9,6 +10,10 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+# The products of these tests are small: a second thread of NumPy or torch takes as much again to wait for work. Their
+# libraries read this as they are loaded.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest

@@ -7,12 +7,14 @@
 
 #include <cuda_fp16.h>
 #include <cuda_runtime_api.h>
+#include <linux/futex.h>
 #include <math.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
 #include <atomic>
-#include <barrier>
 #include <cmath>
 #include <cstring>
 #include <deque>
@@ -22,9 +24,37 @@
 #include <utility>
 #include <vector>
 
+// A std::barrier whose threads sleep at once. There are far more of them than cores, so waiting awake takes the time of
+// those that are waited for.
+class Barrier {
+  public:
+    explicit Barrier(int threads) : threads_(threads), missing_(threads) {}
+
+    // The phase that this thread has arrived in.
+    uint32_t arrive() {
+        const uint32_t phase = phase_.load();
+        if (missing_.fetch_sub(1) == 1) {
+            missing_.store(threads_);
+            phase_.store(phase + 1);
+            syscall(SYS_futex, &phase_, FUTEX_WAKE_PRIVATE, threads_, nullptr);
+        }
+        return phase;
+    }
+
+    void arrive_and_wait() {
+        const uint32_t phase = arrive();
+        while (phase_.load() == phase) syscall(SYS_futex, &phase_, FUTEX_WAIT_PRIVATE, phase, nullptr);
+    }
+
+  private:
+    const int threads_;
+    std::atomic<int> missing_;
+    std::atomic<uint32_t> phase_ = 0;
+};
+
 // The lanes of a warp exchange values through this.
 struct Warp {
-    std::barrier<> barrier{32};
+    Barrier barrier{32};
     uint64_t values[32];
     const char* addresses[32];
     uint32_t left[32][4], right[32][2];
@@ -37,20 +67,20 @@ class Block {
         std::memset(shared.data(), 0xff, shared.size() * sizeof(float4));  // NaN
     }
 
-    std::barrier<>& named_barrier(int id, int threads) {
-        if (std::barrier<>* found = named_[id].load()) return *found;
+    Barrier& named_barrier(int id, int threads) {
+        if (Barrier* found = named_[id].load()) return *found;
         const std::lock_guard<std::mutex> lock(naming_);
-        if (named_[id].load() == nullptr) named_[id] = owned_.emplace_back(new std::barrier<>(threads)).get();
+        if (named_[id].load() == nullptr) named_[id] = owned_.emplace_back(new Barrier(threads)).get();
         return *named_[id].load();
     }
 
-    std::barrier<> all;
+    Barrier all;
     std::deque<Warp> warps;
     std::vector<float4> shared;
 
   private:
-    std::array<std::atomic<std::barrier<>*>, 16> named_ = {};
-    std::vector<std::unique_ptr<std::barrier<>>> owned_;
+    std::array<std::atomic<Barrier*>, 16> named_ = {};
+    std::vector<std::unique_ptr<Barrier>> owned_;
     std::mutex naming_;
 };
 
