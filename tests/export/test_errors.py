@@ -492,6 +492,7 @@ def test_template_that_is_not_utf8(desk, own, encoding):
 )
 def test_template_is_refused_before_weights_are_read(desk, own, monkeypatch, before, error):
     monkeypatch.setattr("tango_export.checkpoint.Checkpoint.read", None)
+    monkeypatch.setattr("tango_runtime.pipeline.chat_template._PROCESSOR_S", 1)
     (desk.llava / "chat_template.jinja").write_text(before + own)
     assert error in desk.refused()[0]
 

@@ -45,7 +45,8 @@ def asked(count):
     return videos[: count // 4]
 
 
-@pytest.mark.parametrize("count", [40, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [40, 200])
 def test_accuracy_is_as_documented(bundle, count):
     evaluator = BundleEvaluator(bundle, threads=1)
     scores = Scores(evaluate(evaluator, asked(count), [ALL, TANGO], Bundle.load(bundle).manifest.params))

@@ -253,7 +253,8 @@ def copied(tiny_bundle, tmp_path):
         ("{% include '/etc/passwd' %}<video>", "cannot be rendered"),
     ],
 )
-def test_a_strangers_chat_template_is_refused(rejected, copied, template, error):
+def test_a_strangers_chat_template_is_refused(rejected, copied, monkeypatch, template, error):
+    monkeypatch.setattr("tango_runtime.pipeline.chat_template._PROCESSOR_S", 1)
     (copied / "chat_template.jinja").write_text(template)
     files = json.loads((copied / "bundle.json").read_text())
     files["files"]["chat_template.jinja"]["size"] = len(template)
