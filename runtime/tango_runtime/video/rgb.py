@@ -42,7 +42,11 @@ def _is_transposed(frame: Any) -> bool:
 
 def _display_matrix(frame: Any) -> tuple[tuple[int, int], tuple[int, int]]:
     """((a, b), (c, d)): pixel (x, y) is shown at (a·x + c·y, b·x + d·y), up to a shift (ISO/IEC 14496-12)."""
-    data = frame.side_data.get("DISPLAYMATRIX")
+    from av.sidedata.sidedata import SideDataContainer
+
+    # Not frame.side_data: that refers to the frame and the frame to it, so that its pixels and the threads of its
+    # decoder would stay until Python collects cycles.
+    data = SideDataContainer(frame).get("DISPLAYMATRIX")
     if data is None:
         return (1, 0), (0, 1)
     a, b, _, c, d, *_ = np.frombuffer(data, np.int32).tolist()

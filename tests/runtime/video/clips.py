@@ -29,6 +29,7 @@ def write(path, encoder="libx264", options=None, times=range(60), muxer=None, dr
     with av.open(str(path), "w", options=muxer or {}) as container:
         stream = container.add_stream(encoder, rate=24, options=options or H264)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.codec_context.thread_count = 1  # libvpx's threads would wait for each other by spinning
         for i, time in enumerate(times):
             frame = av.VideoFrame.from_ndarray(draw(i), format="rgb24")
             frame.pts = time

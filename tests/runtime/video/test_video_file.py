@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import gc
 import io
 import logging
+import os
 import struct
 from types import SimpleNamespace
 
@@ -504,3 +506,20 @@ def test_a_small_file_of_huge_frames_is_rejected(tmp_path):
     canvas = struct.pack("<HH", 15000, 15000) + b"\x80\0\0\0\0\0\xff\xff\xff"
     (tmp_path / "clip.gif").write_bytes(b"GIF89a" + canvas + 4 * frame + b"\x3b")
     rejected(tmp_path / "clip.gif", 2, "clip.gif", "15000×15000")
+
+
+def test_nothing_of_a_video_outlives_its_frames(tmp_path):
+    """Neither decoders, whose threads would add up, nor decoded frames wait for Python to collect cycles."""
+    path = write(tmp_path / "clip.mp4")
+    list(sample(path, 4))
+    gc.collect()
+    gc.disable()
+    try:
+        threads = len(os.listdir("/proc/self/task"))
+        for _ in range(4):
+            list(sample(path, 4))
+            next(sample(path, 4))
+        assert len(os.listdir("/proc/self/task")) <= threads
+        assert not [thing for thing in gc.get_objects() if isinstance(thing, av.VideoFrame)]
+    finally:
+        gc.enable()
