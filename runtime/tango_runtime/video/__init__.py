@@ -1,6 +1,7 @@
-"""A file, a folder of images, arrays or an iterable → sampled frames with their times."""
+"""A file, a folder of images, arrays, an iterable or a live stream → sampled frames with their times."""
 
 from tango_runtime.video.batch import FrameBatch
+from tango_runtime.video.live import LiveFrame, LiveSource
 from tango_runtime.video.open import open_source, sample
 from tango_runtime.video.source import Clock, Frame, FrameSource, FrameStream, Rounding, Sampled, Source, TimedFrame
 
@@ -10,6 +11,8 @@ __all__ = [
     "FrameBatch",
     "FrameSource",
     "FrameStream",
+    "LiveFrame",
+    "LiveSource",
     "Rounding",
     "Sampled",
     "Source",

@@ -46,7 +46,7 @@ def _display_matrix(frame: Any) -> tuple[tuple[int, int], tuple[int, int]]:
 
     # Not frame.side_data: that refers to the frame and the frame to it, so that its pixels and the threads of its
     # decoder would stay until Python collects cycles.
-    data = SideDataContainer(frame).get("DISPLAYMATRIX")
+    data = SideDataContainer(frame).get("DISPLAYMATRIX")  # type: ignore[call-arg]  # PyAV's stub has no constructor
     if data is None:
         return (1, 0), (0, 1)
     a, b, _, c, d, *_ = np.frombuffer(data, np.int32).tolist()
