@@ -164,10 +164,17 @@ def add_frame_size(parser: argparse.ArgumentParser, note: str = "the video's asp
 
 def add_video(parser: argparse.ArgumentParser) -> None:
     """``VIDEO``, ``--frames``, ``--fps``, ``--frame`` and ``--max-pixels``."""
-    parser.add_argument("video", help="video file, or folder of images")
+    parser.add_argument(
+        "video",
+        help="video file, folder of images, or live stream: rtsp://, http://, https://, or - for standard input",
+    )
     add_frames(parser)
     add_frame_size(parser)
-    parser.add_argument("--fps", type=positive_float, help="frame rate of a folder of images (default: 1)")
+    parser.add_argument(
+        "--fps",
+        type=positive_float,
+        help="frame rate of a folder of images, or at which a live stream is sampled (default: 1)",
+    )
 
 
 def add_retention_ratio(parser: argparse._ActionsContainer, note: str = "the bundle's", **options: Any) -> None:

@@ -28,6 +28,7 @@ from tango_runtime.pipeline.session import Session
 from tango_runtime.pipeline.video_llm import VideoLLM
 from tango_runtime.util.console import progress, status
 from tango_runtime.util.files import check_apart
+from tango_runtime.video.address import STDIN, source_name
 
 _T = TypeVar("_T")
 
@@ -43,6 +44,8 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
+    if args.video == STDIN:
+        raise TangoError("standard input cannot be the video: questions are read from it", "give a file or an address")
     llm = VideoLLM(args.bundle, backend=args.backend)
     status(f"backend: {llm.backend}" + (f" ({llm.fallback_reason})" if llm.fallback_reason else ""))
     chat = _Chat(llm, args)
@@ -155,7 +158,7 @@ class _Chat:
             raise TangoError("there is no answer to report yet", "ask a question first")
         file = _parsed(page_file, value)
         check_apart({"the report": file}, {"the bundle": self._args.bundle, "the video": Path(self._args.video)})
-        self._llm.report(self._last, Path(self._args.video).name).write(file)
+        self._llm.report(self._last, source_name(self._args.video)).write(file)
         status(f"report: {file}")
 
     def _help(self, value: str) -> None:

@@ -23,6 +23,7 @@ from tango_runtime.pipeline.answer import Answer
 from tango_runtime.pipeline.video_llm import VideoLLM
 from tango_runtime.util.console import progress, status
 from tango_runtime.util.files import check_apart
+from tango_runtime.video.address import is_live, source_name
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +46,10 @@ def _run(args: argparse.Namespace) -> int:
     check_apart(outputs, {"the bundle": args.bundle, "the video": Path(args.video)})
     llm = VideoLLM(args.bundle, backend=args.backend)
     status(f"backend: {llm.backend}" + (f" ({llm.fallback_reason})" if llm.fallback_reason else ""))
-    with progress("vision", args.frames or llm.bundle.manifest.video.frames) as on_progress:
+    frames = args.frames or llm.bundle.manifest.video.frames
+    if is_live(args.video):
+        status(f"taking {frames} frames of {source_name(args.video)}, {args.fps or 1:g} a second")
+    with progress("vision", frames) as on_progress:
         stream = llm.stream(
             args.video,
             args.question,
@@ -98,7 +102,7 @@ def _print_figures(answer: Answer) -> None:
 
 
 def _write_reports(llm: VideoLLM, answer: Answer, args: argparse.Namespace) -> None:
-    report = llm.report(answer, Path(args.video).name)
+    report = llm.report(answer, source_name(args.video))
     if args.report:
         report.write(args.report)
         status(f"report: {args.report}")

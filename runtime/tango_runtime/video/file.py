@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from tango_plugins import TangoError
 from tango_runtime.util.versions import release
+from tango_runtime.video.address import PIPE_CAMERA
 from tango_runtime.video.h264 import may_have_fields
 from tango_runtime.video.playlist import check_playlist
 from tango_runtime.video.rgb import shown_size, to_rgb
@@ -186,7 +187,7 @@ def _check_file(path: Path) -> None:
     if not path.exists():
         raise TangoError(f"{path} does not exist", "give the path of a video file or of a folder of images")
     if not path.is_file():
-        raise TangoError(f"{path} is not a regular file", "read a camera as examples/camera.py does")
+        raise TangoError(f"{path} is not a regular file", f"pipe a camera: {PIPE_CAMERA}")
     if path.stat().st_size == 0:
         raise TangoError(f"{path} is empty", "copy or record the video again")
     check_complete(path)

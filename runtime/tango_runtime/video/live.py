@@ -8,12 +8,16 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from types import TracebackType
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tango_plugins import TangoError
 from tango_runtime.video.preprocess import resize
-from tango_runtime.video.source import Frame, check_count
+from tango_runtime.video.source import Frame, Rounding, Sampled, TimedFrame, check_count, choose, duration_of
 from tango_runtime.video.stream import CutError, LiveInput, Picture, open_stream
 
 _log = logging.getLogger("tango_runtime.video")
@@ -23,6 +27,9 @@ _PAUSE, _LONGEST_PAUSE = 0.25, 8.0
 
 #: Seconds by which a stream's own clock may differ from this machine's from one picture to the next.
 _DRIFT = 5.0
+
+#: Seconds by which containers round times: Matroska and FLV count milliseconds.
+_ROUNDING = 1e-3
 
 #: Least seconds from a picture to the next where a stream's own times do not ascend.
 _STEP = 1e-3
@@ -186,9 +193,10 @@ class LiveSource:
         times, due = _Times(exact=self._input.ends), 0
         for is_new, now, picture in self._connections():
             seconds = times.next(picture.seconds, now, is_new=is_new)
-            if seconds * self._fps < due - 1e-6:
+            reached = math.floor((seconds + _ROUNDING) * self._fps)
+            if reached < due:
                 continue
-            due = math.floor(seconds * self._fps + 1e-6) + 1
+            due = reached + 1
             frame = picture.rgb()
             if not self._keep(seconds, frame if self._size is None else resize(frame, self._size)):
                 return
@@ -242,6 +250,51 @@ class LiveSource:
     @property
     def _would_drop(self) -> bool:
         return len(self._ring) == self._capacity and self._ring[0].number > self._given
+
+
+class FirstFrames:
+    """A FrameSource of a live stream: its first frames at a rate, as many as are asked for, which takes their time.
+
+    Args:
+        source: As of :class:`LiveSource`.
+        fps: Frames a second, 1 by default.
+    """
+
+    def __init__(self, source: str | LiveInput, fps: float | None = None) -> None:
+        self._input = open_stream(source) if isinstance(source, str) else source
+        self._fps, self.name = fps, self._input.name
+        self._frames: list[LiveFrame] = []
+
+    @property
+    def duration(self) -> float | None:
+        """Seconds from the first frame to the end of the last; None before they were taken."""
+        return duration_of(self._seconds) if self._frames else None
+
+    @property
+    def frame_size(self) -> tuple[int, int] | None:
+        """(height, width) in pixels of the first frame; None before it was taken."""
+        if not self._frames:
+            return None
+        height, width, _ = self._frames[0].frame.shape
+        return height, width
+
+    def sample(self, count: int, *, rounding: Rounding = "floor") -> Sampled:
+        """Takes the next ``count`` frames of the stream into memory.
+
+        Raises:
+            TangoError: The stream failed, or ended before it had so many.
+        """
+        with LiveSource(self._input, fps=self._fps, capacity=count, lossless=True) as live:
+            self._frames = list(islice(live, count))
+        return choose(self._seconds, count, rounding, self.name)
+
+    def read(self, chosen: Sampled) -> Iterator[TimedFrame]:
+        """Gives the chosen frames."""
+        return ((self._frames[i].seconds, self._frames[i].frame) for i in chosen.indices.tolist())
+
+    @property
+    def _seconds(self) -> NDArray[np.float64]:
+        return np.array([frame.seconds for frame in self._frames])
 
 
 class _Times:

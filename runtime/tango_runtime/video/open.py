@@ -1,4 +1,4 @@
-"""Any source → a FrameSource: the one place that distinguishes files, folders, arrays and iterables."""
+"""Any source → a FrameSource: the one place that distinguishes files, folders, streams, arrays and iterables."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 
 from tango_plugins import TangoError
 from tango_plugins.device_array import is_on_device
+from tango_runtime.video.address import is_live
 from tango_runtime.video.file import VideoFile
 from tango_runtime.video.frames import from_array, from_folder, from_pairs
+from tango_runtime.video.live import FirstFrames
 from tango_runtime.video.source import FrameSource, FrameStream, Rounding, Source, check_count
 
 
@@ -27,14 +29,16 @@ def open_source(source: Source, fps: float | None = None) -> FrameSource:
 
             - the path of a video file;
             - the path of a folder of images, taken in natural order (``frame2`` before ``frame10``);
+            - the address of a live stream, as a string: ``rtsp://…``, ``http://…``, ``https://…``, or ``-``, standard
+              input. Its first frames are taken when it is sampled. A file or folder of that name goes first;
             - a uint8 array [N, H, W, 3] of RGB frames, on the host or, with ``__cuda_array_interface__`` or
               ``__dlpack__``, on the GPU of the backend that takes them;
             - a finite iterable of (seconds, uint8 RGB frame [H, W, 3]), times ascending. Its length must be known, so
               whatever is not a sequence is first copied into memory to its end: 6 MB a frame at 1920×1080. Seconds may
               be any real number, a fraction or a ``datetime.timedelta``;
             - a FrameSource, which is returned as it is.
-        fps: Frames per second of a folder or an array, which have no times: frame i is at i / fps seconds. 1.0 where
-            not given.
+        fps: Frames per second of a folder or an array, which have no times: frame i is at i / fps seconds; or that are
+            taken of a live stream. 1.0 where not given.
 
     Raises:
         TangoError: The source cannot be read, is truncated, its times do not ascend, or `fps` is given for a source
@@ -48,10 +52,12 @@ def open_source(source: Source, fps: float | None = None) -> FrameSource:
         return from_array(cast("NDArray[np.uint8]", source), fps or 1.0)
     if isinstance(source, (str, Path)) and Path(source).is_dir():
         return from_folder(Path(source), fps or 1.0)
+    if isinstance(source, str) and is_live(source):
+        return FirstFrames(source, fps)
     if fps is not None:
         raise TangoError(
             f"fps={fps:g} was given for a source that has times of its own",
-            "omit fps; it is for folders of images and arrays",
+            "omit fps; it is for folders of images, arrays and live streams",
         )
     if isinstance(source, (str, Path)):
         return VideoFile(Path(source))
@@ -61,7 +67,7 @@ def open_source(source: Source, fps: float | None = None) -> FrameSource:
         return from_pairs(source)
     raise TangoError(
         f"the source is of type {type(source).__name__}",
-        "give the path of a video or a folder of images, an array, or an iterable of (seconds, frame) pairs",
+        "give the path of a video or a folder of images, an array, an iterable of (seconds, frame) pairs, or a stream",
     )
 
 
@@ -75,7 +81,7 @@ def sample(source: Source, count: int, *, fps: float | None = None, rounding: Ro
     Args:
         source: What to sample; see :func:`open_source`.
         count: Number of frames, at least 1.
-        fps: Frames per second of a folder or an array.
+        fps: Frames per second of a folder, an array or a live stream.
         rounding: How the indices become integers; see :func:`tango_runtime.video.source.choose`.
 
     Returns:

@@ -56,9 +56,8 @@ class Clock:
 class FrameSource(Protocol):
     """A finite sequence of frames whose times are known before their pixels.
 
-    A camera has no end, so it is not a source by itself. It fills a bounded buffer with copies of its frames; what the
-    buffer holds at one moment is a source: ``open_source(list(buffer))``. The buffer may drop those frames meanwhile.
-    examples/camera.py shows it.
+    A camera has no end, so it is not a source by itself. What a :class:`tango_runtime.video.LiveSource` holds of it at
+    one moment is one: its frames with their times, as a list.
     """
 
     @property

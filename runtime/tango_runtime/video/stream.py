@@ -159,7 +159,7 @@ class _Reader:
                 return os.read(self._descriptor, size)
             if time.monotonic() > end:
                 raise TangoError(
-                    f"{self._name} gave nothing for {self._patience:g} s", "check that what writes to the pipe runs"
+                    f"{self._name} gave nothing for {self._patience:.1f} s", "check that what writes to the pipe runs"
                 )
         return b""
 

@@ -97,3 +97,9 @@ def test_a_report_never_replaces_the_video(chat, clip, tmp_path):
     video.write_bytes(clip.read_bytes())
     assert "would replace the video" in chat(FIRST, f"/report {video}", video=video)[2]
     assert video.read_bytes() == clip.read_bytes()
+
+
+def test_standard_input_cannot_be_the_video_too(chat):
+    code, out, err = chat(FIRST, video="-")
+    assert (code, out) == (2, "")
+    assert "error: standard input cannot be the video: questions are read from it" in err

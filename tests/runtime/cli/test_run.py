@@ -15,6 +15,8 @@ import pytest
 from PIL import Image
 
 from tango_runtime.cli.main import main
+from tango_runtime.video import sample
+from tests.runtime.video.clips import write
 
 QUESTION = "What happens?"
 
@@ -44,6 +46,39 @@ def rejected(run):
         return error[7:], hint[6:]
 
     return call
+
+
+# Sources.
+
+
+@pytest.fixture
+def on_stdin():
+    """Puts a file on standard input."""
+    before = os.dup(0)
+
+    def put(path):
+        with path.open("rb") as file:
+            os.dup2(file.fileno(), 0)
+
+    yield put
+    os.dup2(before, 0)
+    os.close(before)
+
+
+def test_a_stream_on_standard_input(run, llm, on_stdin, tmp_path):
+    stream, page = write(tmp_path / "clip.ts"), tmp_path / "kept.html"
+    on_stdin(stream)
+    code, out, err = run("--frames", 3, "--fps", 4, "--max-new-tokens", 8, "--report", page, video="-")
+    frames = list(sample(stream, 60))[:18:6]
+    assert (code, out) == (0, llm.generate(frames, QUESTION, frames=3, max_new_tokens=8).text + "\n")
+    assert "taking 3 frames of standard input, 4 a second" in err
+    assert "standard input" in page.read_text()
+
+
+def test_a_stream_that_is_shorter_than_asked_for(rejected, on_stdin, tmp_path):
+    on_stdin(write(tmp_path / "clip.ts"))
+    error, hint = rejected("--frames", 3000, "--fps", 4, video="-")
+    assert (error, hint) == ("standard input has 10 frames, 3000 were asked for", "ask for fewer: --frames 10")
 
 
 # Output.
