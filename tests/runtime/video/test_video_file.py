@@ -13,7 +13,9 @@ import pytest
 from PIL import Image
 
 from tango_runtime.video import file as video
-from tango_runtime.video import open_source, sample
+from tango_runtime.video import open_source, sample, timeline
+from tango_runtime.video.container import demux
+from tango_runtime.video.timeline import read_timeline
 from tests.runtime.video import fields_h264
 from tests.runtime.video.clips import H264, OPEN_GOP, decode_all, number_in, picture, rejected, write
 
@@ -76,6 +78,60 @@ def test_the_frames_are_those_of_a_full_decode(tmp_path, kind):
     assert [number_in(f) for f in frames] == list(range(60))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_frames_are_the_same_where_far_packets_are_sought(tmp_path, kind, monkeypatch):
+    monkeypatch.setattr(video, "_FAR", 8)
+    suffix, encoder, options = KINDS[kind]
+    assert_as_decoded(write(tmp_path / f"clip{suffix}", encoder, options))
+
+
+@pytest.fixture
+def by_index(monkeypatch):
+    """Reads short files as long ones are read."""
+    monkeypatch.setattr(timeline, "_MANY", 30)
+    monkeypatch.setattr(timeline, "_LOOK", 16)
+    monkeypatch.setattr(video, "_FAR", 8)
+
+
+@pytest.mark.parametrize("kind", [kind for kind, (suffix, *_) in KINDS.items() if suffix == ".mp4"])
+def test_a_long_file_is_read_by_its_index(tmp_path, kind, by_index):
+    suffix, encoder, options = KINDS[kind]
+    path = write(tmp_path / f"clip{suffix}", encoder, options)
+    assert read_timeline(path).is_from_index
+    assert_as_decoded(path)
+    np.testing.assert_array_equal(read_timeline(path).seconds, read_timeline(path, by_index=False).seconds)
+
+
+def test_an_index_is_not_believed_where_decoding_shows_another_time(tmp_path, by_index):
+    """Decoding times are even here, those of presentation are not: a frame is shown late."""
+    path = write(tmp_path / "clip.mp4")
+    with av.open(str(path)) as source, av.open(str(tmp_path / "late.mp4"), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        packets = [p for p in source.demux(video=0) if p.size]
+        order = sorted(p.pts for p in packets)
+        late = {order[36]: order[36] + 100}
+        for packet in packets:
+            packet.pts, packet.stream = late.get(packet.pts, packet.pts), stream
+            target.mux(packet)
+    path = tmp_path / "late.mp4"
+    assert read_timeline(path).is_from_index
+    assert_as_decoded(path)
+    exact = read_timeline(path, by_index=False).seconds
+    np.testing.assert_array_equal([seconds for seconds, _ in sample(path, 60)], exact)
+
+
+@pytest.mark.parametrize("times", [[*range(40), *range(50, 70)], range(0, 120, 2)])
+def test_times_by_the_index_are_those_of_the_packets(tmp_path, times, by_index):
+    path = write(tmp_path / "clip.mp4", times=times)
+    assert_as_decoded(path)
+    np.testing.assert_array_equal(read_timeline(path).seconds, read_timeline(path, by_index=False).seconds)
+
+
+def test_damage_is_found_in_a_file_that_is_read_by_its_index(tmp_path, by_index):
+    path = damage(write(tmp_path / "clip.mp4"), 20)
+    assert_as_decoded(path, counts=(1, 2, 16))
+
+
 def test_times_are_the_files_own_from_the_first_frame(tmp_path):
     times = [*range(5, 25), *range(40, 80, 3), 200]  # a late start and a variable rate
     path = write(tmp_path / "clip.mkv", times=times)
@@ -91,18 +147,17 @@ def test_a_stream_without_times_takes_them_from_its_rate(tmp_path):
 
 
 def test_only_what_the_wanted_frames_depend_on_is_decoded(tmp_path):
-    timeline = video._read_timeline(write(tmp_path / "clip.mp4"))
-    runs = video._plan_runs(timeline, [0, 30, 59])
+    found = read_timeline(write(tmp_path / "clip.mp4"))
+    runs = video._plan_runs(found, [0, 30, 59])
     assert [run.start for run in runs] == [0, 24, 48]
     assert sum(run.stop - run.start for run in runs) < 30
 
 
 def test_a_leading_picture_of_an_open_gop_needs_the_keyframe_before(tmp_path):
-    timeline = video._read_timeline(write(tmp_path / "clip.mp4", options={"x264-params": OPEN_GOP}))
-    places, times = timeline.keys
-    leading = timeline.times.index(times[2]) - 1
-    assert timeline.packets[leading] > places[2]
-    assert video._plan_runs(timeline, [leading])[0].start == places[1]
+    found = read_timeline(write(tmp_path / "clip.mp4", options={"x264-params": OPEN_GOP}))
+    leading = found.times.index(found.keys[2].pts) - 1
+    assert found.packets[leading] > found.keys[2].place
+    assert video._plan_runs(found, [leading])[0].start == found.keys[1].place
 
 
 @pytest.mark.parametrize(("encoder", "key"), [("libx264", "x264-params"), ("libx265", "x265-params")])
@@ -255,7 +310,8 @@ def test_times_are_known_before_pixels(tmp_path, monkeypatch):
     def decode(*_):
         raise AssertionError("decoded")
 
-    monkeypatch.setattr(video, "_decode", decode)
+    monkeypatch.setattr(video, "decode", decode)
+    monkeypatch.setattr(timeline, "decode", decode)
     source = open_source(path)
     chosen = source.sample(4)
     assert chosen.indices.tolist() == [0, 19, 39, 59]
@@ -339,7 +395,7 @@ def test_a_stream_that_is_found_late_does_not_end_the_video():
                     raise IndexError("list index out of range")  # as PyAV does; the packet of the new stream is lost
                 yield SimpleNamespace(size=number)
 
-    assert [packet.size for packet in video._demux(Container(), None)] == [1, 2, 4, 5]
+    assert [packet.size for packet in demux(Container(), None)] == [1, 2, 4, 5]
 
 
 @pytest.mark.parametrize("name", ["10:30:15.mp4", "C:clip.mp4", "concat:clip.mp4", "-.mp4", "%03d.mp4"])
@@ -430,7 +486,7 @@ def test_h264_with_b_frames_in_avi(tmp_path, caplog):
     ],
 )
 def test_times_that_repeat_or_step_back(times, right):
-    assert video._ascending(times) == right
+    assert timeline._ascending(times) == right
 
 
 def test_a_bad_packet_late_in_a_file(tmp_path):
