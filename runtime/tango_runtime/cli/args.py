@@ -10,11 +10,12 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from tango_plugins import PruneParams, TangoError
 from tango_runtime.backends.registry import BACKENDS
 from tango_runtime.util.files import atomic_write, check_file
+from tango_runtime.video import Sampling
 
 #: The value of an output option that stands for standard output.
 STDOUT = Path("-")
@@ -162,13 +163,25 @@ def add_frame_size(parser: argparse.ArgumentParser, note: str = "the video's asp
     )
 
 
+def add_sampling_of_frames(parser: argparse.ArgumentParser) -> None:
+    """``--sampling``."""
+    parser.add_argument(
+        "--sampling",
+        choices=get_args(Sampling),
+        default="exact",
+        help="which frames of a video file: evenly spaced ones, or the keyframe nearest to each, which is faster "
+        "(default: %(default)s)",
+    )
+
+
 def add_video(parser: argparse.ArgumentParser) -> None:
-    """``VIDEO``, ``--frames``, ``--fps``, ``--frame`` and ``--max-pixels``."""
+    """``VIDEO``, ``--frames``, ``--sampling``, ``--fps``, ``--frame`` and ``--max-pixels``."""
     parser.add_argument(
         "video",
         help="video file, folder of images, or live stream: rtsp://, http://, https://, or - for standard input",
     )
     add_frames(parser)
+    add_sampling_of_frames(parser)
     add_frame_size(parser)
     parser.add_argument(
         "--fps",
@@ -242,6 +255,7 @@ def video_options(args: argparse.Namespace) -> dict[str, Any]:
         "frame_size": args.frame,
         "max_pixels": args.max_pixels,
         "fps": args.fps,
+        "sampling": args.sampling,
         "retention_ratio": args.retention_ratio,
         "prune": not args.no_prune,
     }

@@ -91,6 +91,8 @@ def _print_pieces(pieces: Iterable[str], *, to_the_end: bool) -> OSError | None:
 
 def _print_figures(answer: Answer) -> None:
     status("")
+    if answer.sampling:
+        status(f"sampled {answer.sampling}")
     ends = f", {answer.rows - answer.kept} row ends" if answer.rows > answer.kept else ""
     status(f"kept {answer.kept} / {answer.total} video tokens ({answer.kept / answer.total:.1%}){ends}")
     if answer.thinned is not None:

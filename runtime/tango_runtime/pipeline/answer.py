@@ -41,6 +41,7 @@ class Answer:
         frames: [F, H, W, 3] uint8, as the vision graph took them. Where that is a GPU, the memory is pinned, and stays
             pinned as long as the array or a view of it is kept.
         seconds: [F] fp32, time of each frame.
+        off: [F] float64, seconds by which each keyframe is after the frame of exact sampling; None where that is used.
         salience: [T, L] fp32, of each step's tokens.
         aspect: Width over height of the source's frames.
     """
@@ -62,8 +63,17 @@ class Answer:
     segments: NDArray[np.int32] = field(default_factory=lambda: np.zeros((0, 2), np.int32))
     frames: NDArray[np.uint8] = field(default_factory=lambda: np.zeros((0, 0, 0, 3), np.uint8))
     seconds: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+    off: NDArray[np.float64] | None = None
     salience: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0), np.float32))
     aspect: float = 1.0
+
+    @property
+    def sampling(self) -> str:
+        """How the frames were chosen, one line; empty where they are evenly spaced."""
+        if self.off is None:
+            return ""
+        far = np.abs(self.off)
+        return f"keyframes, {far.mean():.2f} s on average and {far.max():.2f} s at most from evenly spaced frames"
 
     @property
     def first_token_ms(self) -> float:

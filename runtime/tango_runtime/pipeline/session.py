@@ -61,6 +61,7 @@ class Session:
         total: Video tokens that the vision graph gave.
         shape: The frames' size, and the tokens that they became.
         seconds: [F] fp32, time of each frame.
+        off: [F] float64, seconds by which each keyframe is after the frame of exact sampling; None where that is used.
         aspect: Width over height of the source's frames.
     """
 
@@ -74,7 +75,7 @@ class Session:
             self._frames, self.seconds, self.aspect = batch.frames, batch.seconds, batch.aspect
         with self._timer.measure("vision"):
             features, self._salience = backend.vision(self._steps(), _in_frames(request))
-        self._clock = request.timed.clock
+        self._clock, self.off = request.timed.clock, request.timed.off
         self._about = describe(manifest.prompt.video_text, self._clock)
         self.total = shape.total
         if request.params is None:
@@ -251,7 +252,7 @@ class Session:
         self._answered = True
         answer.stages = timer.stages
         answer.kept, answer.rows, answer.thinned = self.kept, self.rows, self.thinned
-        answer.seconds, answer.aspect, answer.shape = self.seconds, self.aspect, self.shape
+        answer.seconds, answer.aspect, answer.shape, answer.off = self.seconds, self.aspect, self.shape, self.off
         answer.prompt_tokens = cache.length + len(text)
         answer.finish = yield from decode_loop(cache, text, sampler, limits, answer.ids, timer)
         trace, answer.salience = self._read_trace()

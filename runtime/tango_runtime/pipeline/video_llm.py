@@ -16,7 +16,7 @@ from tango_runtime.pipeline.prompt import Prompt, describe
 from tango_runtime.pipeline.sampling import Sampler
 from tango_runtime.pipeline.session import Session, VideoRequest, finished
 from tango_runtime.util.console import OnProgress
-from tango_runtime.video import Source
+from tango_runtime.video import Sampling, Source
 from tango_runtime.video.shape import open_clip
 
 if TYPE_CHECKING:
@@ -60,27 +60,31 @@ class VideoLLM:
         retention_ratio: float | None = None,
         prune: bool = True,
         fps: float | None = None,
+        sampling: Sampling = "exact",
         on_progress: OnProgress | None = None,
     ) -> Session:
         """Sees a video once, for any number of questions about it.
 
         Args:
-            source: A video file, a folder of images, a uint8 array [N, H, W, 3], or any iterable of (seconds, uint8
-                [H, W, 3]); see :func:`tango_runtime.video.sample`.
+            source: A video file, a folder of images, a uint8 array [N, H, W, 3], any iterable of (seconds, uint8
+                [H, W, 3]), or the address of a live stream; see :func:`tango_runtime.video.sample`.
             frames: Frames sampled uniformly, F; the bundle's number by default.
             frame_size: (height, width) in pixels of the frames, for a bundle that takes any size; by default what the
                 video's aspect ratio gives within the bundle's budget of pixels.
             max_pixels: Most pixels of a frame, in place of the budget's.
             retention_ratio: Fraction of the video tokens kept; the bundle's by default.
             prune: False keeps every token.
-            fps: Frames a second of a folder or an array.
+            fps: Frames a second of a folder, an array or a live stream.
+            sampling: ``keyframes`` takes, of a video file, the keyframe nearest to each frame: less is decoded.
             on_progress: Called, while the vision graph works, with the number of frames done since the last call; a GPU
                 may still compute them.
 
         Raises:
             TangoError: An argument is out of range, or the video cannot be read or is shorter than ``frames``.
         """
-        request = self._request(source, frames, retention_ratio, prune, fps, on_progress, frame_size, max_pixels)
+        request = self._request(
+            source, frames, retention_ratio, prune, fps, on_progress, frame_size, max_pixels, sampling
+        )
         return self._see(request)
 
     def generate(
@@ -98,6 +102,7 @@ class VideoLLM:
         top_p: float = 1.0,
         seed: int | None = None,
         fps: float | None = None,
+        sampling: Sampling = "exact",
         on_progress: OnProgress | None = None,
     ) -> Answer:
         """Answers a question about a video; arguments and errors are those of :meth:`stream`."""
@@ -115,6 +120,7 @@ class VideoLLM:
                 top_p=top_p,
                 seed=seed,
                 fps=fps,
+                sampling=sampling,
                 on_progress=on_progress,
             )
         )
@@ -134,6 +140,7 @@ class VideoLLM:
         top_p: float = 1.0,
         seed: int | None = None,
         fps: float | None = None,
+        sampling: Sampling = "exact",
         on_progress: OnProgress | None = None,
     ) -> AnswerStream:
         """Answers a question about a video, piece by piece: a session with one question.
@@ -153,7 +160,8 @@ class VideoLLM:
             temperature: 0 is greedy.
             top_p: Nucleus of the sampling.
             seed: Seed of the sampling.
-            fps: Frames a second of a folder or an array.
+            fps: Frames a second of a folder, an array or a live stream.
+            sampling: ``keyframes`` takes, of a video file, the keyframe nearest to each frame: less is decoded.
             on_progress: Called with the number of frames done since the last call.
 
         Raises:
@@ -162,7 +170,9 @@ class VideoLLM:
         """
         manifest = self.bundle.manifest
         limits, sampler = Limits.of(manifest, max_new_tokens), Sampler(temperature, top_p, seed)
-        request = self._request(source, frames, retention_ratio, prune, fps, on_progress, frame_size, max_pixels)
+        request = self._request(
+            source, frames, retention_ratio, prune, fps, on_progress, frame_size, max_pixels, sampling
+        )
         before, text = self._prompt.encode(question, describe(manifest.prompt.video_text, request.timed.clock))
         answer = Answer(question, request.retention_ratio, total=request.shape.total)
         video = 0 if prune else request.shape.rows(row_ends=manifest.prompt.row_end is not None)
@@ -197,6 +207,7 @@ class VideoLLM:
             retention_ratio=answer.retention_ratio,
             frames=answer.frames[:: shape.frames_per_step],
             seconds=answer.seconds[:: shape.frames_per_step],
+            sampling=answer.sampling,
             aspect=answer.aspect,
             grid=shape.grid,
             salience=answer.salience,
@@ -221,6 +232,7 @@ class VideoLLM:
         on_progress: OnProgress | None,
         frame_size: tuple[int, int] | None,
         max_pixels: int | None,
+        sampling: Sampling,
     ) -> VideoRequest:
         manifest = self.bundle.manifest
         count = manifest.video.frames if frames is None else frames
@@ -232,6 +244,7 @@ class VideoLLM:
             frame_size=frame_size,
             max_pixels=max_pixels,
             fixed=self._backend.frame_size,
+            sampling=sampling,
         )
         params = manifest.params.on(shape.grid)
         params = params if retention_ratio is None else params.at(retention_ratio)

@@ -43,6 +43,7 @@ class Report:
         retention_ratio: Requested fraction of video tokens, or None for an unpruned run.
         frames: uint8 [F, S, S, 3], RGB, resized to the square that the model takes.
         seconds: float32 [F], time of each frame in the video; non-decreasing.
+        sampling: How the frames were chosen, one line; empty where they are evenly spaced.
         aspect: Width over height of the video, which undoes that resize.
         grid: (H, W) tokens of a frame; L = H·W.
         salience: float32 [F, L], finite.
@@ -70,6 +71,7 @@ class Report:
     retention_ratio: float | None
     frames: NDArray[np.uint8]
     seconds: NDArray[np.float32]
+    sampling: str
     aspect: float
     grid: tuple[int, int]
     salience: NDArray[np.float32]

@@ -3,7 +3,17 @@
 from tango_runtime.video.batch import FrameBatch
 from tango_runtime.video.live import LiveFrame, LiveSource
 from tango_runtime.video.open import open_source, sample
-from tango_runtime.video.source import Clock, Frame, FrameSource, FrameStream, Rounding, Sampled, Source, TimedFrame
+from tango_runtime.video.source import (
+    Clock,
+    Frame,
+    FrameSource,
+    FrameStream,
+    Rounding,
+    Sampled,
+    Sampling,
+    Source,
+    TimedFrame,
+)
 
 __all__ = [
     "Clock",
@@ -15,6 +25,7 @@ __all__ = [
     "LiveSource",
     "Rounding",
     "Sampled",
+    "Sampling",
     "Source",
     "TimedFrame",
     "open_source",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from bisect import bisect_left
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
@@ -15,7 +15,7 @@ import numpy as np
 
 from tango_runtime.video.container import EXACT, check_file, decode, demux, open_video
 from tango_runtime.video.rgb import shown_size, to_rgb
-from tango_runtime.video.source import Rounding, Sampled, TimedFrame, choose, duration_of
+from tango_runtime.video.source import Rounding, Sampled, Sampling, TimedFrame, choose, duration_of
 from tango_runtime.video.timeline import Key, Timeline, decode_all, read_timeline
 
 _log = logging.getLogger("tango_runtime.video")
@@ -32,14 +32,16 @@ class VideoFile:
 
     Args:
         path: The file.
+        sampling: Which frames :meth:`sample` chooses. Where the keyframes are not known and every frame has to be
+            decoded, the exact ones are taken.
 
     Raises:
         TangoError: The file cannot be read or is truncated, or is not a video.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, sampling: Sampling = "exact") -> None:
         self.name = str(path)
-        self._path = path
+        self._path, self._sampling = path, sampling
         check_file(path)
         self._timeline = read_timeline(path)
         self._seek = True
@@ -58,10 +60,23 @@ class VideoFile:
         return None
 
     def sample(self, count: int, *, rounding: Rounding = "floor") -> Sampled:
-        """Chooses the frames ``linspace(0, n - 1, count)``."""
+        """Chooses the frames ``linspace(0, n - 1, count)``, or the keyframes that are nearest to them in time."""
         if count > len(self._timeline.times) and self._timeline.is_uncertain:
             self._decode_all("it may have more frames than packets")
-        return choose(self._timeline.seconds, count, rounding, self.name)
+        exact = choose(self._timeline.seconds, count, rounding, self.name)
+        return exact if self._sampling == "exact" else self._nearest_keyframes(exact)
+
+    def _nearest_keyframes(self, exact: Sampled) -> Sampled:
+        """The keyframe nearest in time to each frame, the earlier of two; one may be nearest to several."""
+        found = (self._timeline.index(key.pts) for key in self._timeline.keys)
+        keys = np.array(sorted({i for i in found if i is not None}), np.int64)
+        if not len(keys):
+            return replace(exact, wanted=exact.seconds)
+        seconds = self._timeline.seconds[keys]
+        after = np.clip(np.searchsorted(seconds, exact.seconds), 1, len(keys) - 1) if len(keys) > 1 else 0
+        before = np.maximum(after - 1, 0)
+        nearer = np.where(exact.seconds - seconds[before] <= seconds[after] - exact.seconds, before, after)
+        return Sampled(keys[nearer], seconds[nearer], exact.rounding, wanted=exact.seconds)
 
     def read(self, chosen: Sampled) -> Iterator[TimedFrame]:
         """Decodes the chosen frames, and gives the first once all are known to be the right ones.
@@ -75,12 +90,13 @@ class VideoFile:
         while True:
             try:
                 chosen = self._current(chosen)
-                frames = self._decode(chosen.indices.tolist())
+                frames = self._decode(np.unique(chosen.indices).tolist())
                 break
             except _DisagreementError as error:
                 self._learn(error)
-        for seconds, (_, frame) in zip(chosen.seconds.tolist(), frames, strict=True):
-            yield seconds, to_rgb(frame, self.name)
+        for i, frame in frames:
+            rgb = to_rgb(frame, self.name)
+            yield from ((seconds, rgb) for seconds in chosen.seconds[chosen.indices == i].tolist())
 
     def _current(self, chosen: Sampled) -> Sampled:
         """`chosen`, or as many frames chosen again where decoding has since shown that those do not exist."""

@@ -16,10 +16,10 @@ from tango_runtime.video.address import is_live
 from tango_runtime.video.file import VideoFile
 from tango_runtime.video.frames import from_array, from_folder, from_pairs
 from tango_runtime.video.live import FirstFrames
-from tango_runtime.video.source import FrameSource, FrameStream, Rounding, Source, check_count
+from tango_runtime.video.source import FrameSource, FrameStream, Rounding, Sampling, Source, check_count
 
 
-def open_source(source: Source, fps: float | None = None) -> FrameSource:
+def open_source(source: Source, fps: float | None = None, sampling: Sampling = "exact") -> FrameSource:
     """Opens a source and learns its times.
 
     A video file is decoded for that only where its packets do not determine its frames; a warning says so.
@@ -39,11 +39,15 @@ def open_source(source: Source, fps: float | None = None) -> FrameSource:
             - a FrameSource, which is returned as it is.
         fps: Frames per second of a folder or an array, which have no times: frame i is at i / fps seconds; or that are
             taken of a live stream. 1.0 where not given.
+        sampling: Which frames sampling takes; ``keyframes`` is for video files.
 
     Raises:
         TangoError: The source cannot be read, is truncated, its times do not ascend, or `fps` is given for a source
             that has times of its own.
     """
+    is_file = isinstance(source, Path) or (isinstance(source, str) and not is_live(source))
+    if sampling == "keyframes" and not (is_file and not Path(cast("str | Path", source)).is_dir()):
+        raise TangoError("only video files have keyframes", "leave sampling by keyframes out")
     if fps is not None and not (math.isfinite(fps) and fps > 0):
         raise TangoError(f"fps is {fps}", "it must be a positive number of frames per second")
     if isinstance(source, str) and not source:
@@ -60,7 +64,7 @@ def open_source(source: Source, fps: float | None = None) -> FrameSource:
             "omit fps; it is for folders of images, arrays and live streams",
         )
     if isinstance(source, (str, Path)):
-        return VideoFile(Path(source))
+        return VideoFile(Path(source), sampling)
     if hasattr(source, "sample") and hasattr(source, "read"):
         return cast(FrameSource, source)
     if isinstance(source, Iterable):
@@ -71,7 +75,14 @@ def open_source(source: Source, fps: float | None = None) -> FrameSource:
     )
 
 
-def sample(source: Source, count: int, *, fps: float | None = None, rounding: Rounding = "floor") -> FrameStream:
+def sample(
+    source: Source,
+    count: int,
+    *,
+    fps: float | None = None,
+    rounding: Rounding = "floor",
+    sampling: Sampling = "exact",
+) -> FrameStream:
     """Samples exactly `count` frames at the indices ``linspace(0, n - 1, count)`` of the n frames of `source`.
 
     Seconds count from the first frame. A video is read twice: its packets first, without decoding, for the number of
@@ -83,6 +94,8 @@ def sample(source: Source, count: int, *, fps: float | None = None, rounding: Ro
         count: Number of frames, at least 1.
         fps: Frames per second of a folder, an array or a live stream.
         rounding: How the indices become integers; see :func:`tango_runtime.video.source.choose`.
+        sampling: ``keyframes`` takes, of a video file, the keyframe nearest in time to each of these, and decodes
+            no others. One may be nearest to several. ``FrameStream.off`` says how far off they are.
 
     Returns:
         An iterator of (seconds, uint8 RGB frame [H, W, 3]) in order of time; rotation metadata is applied. Its
@@ -93,5 +106,5 @@ def sample(source: Source, count: int, *, fps: float | None = None, rounding: Ro
             when it is reached; everything else before the first frame.
     """
     check_count(count)
-    opened = open_source(source, fps)
+    opened = open_source(source, fps, sampling)
     return FrameStream(opened, opened.sample(count, rounding=rounding))

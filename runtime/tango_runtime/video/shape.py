@@ -13,7 +13,7 @@ from tango_plugins import PruneParams, TangoError
 from tango_plugins.device_array import DeviceArray
 from tango_runtime.bundle import Manifest, PixelBudget, VideoSpec, VisionSpec
 from tango_runtime.video.open import sample
-from tango_runtime.video.source import Clock, FrameStream, Source
+from tango_runtime.video.source import Clock, FrameStream, Sampling, Source
 
 _Frames = TypeVar("_Frames", NDArray[np.uint8], DeviceArray)
 
@@ -114,6 +114,7 @@ def open_clip(
     frame_size: tuple[int, int] | None = None,
     max_pixels: int | None = None,
     fixed: tuple[int, int] | None = None,
+    sampling: Sampling = "exact",
 ) -> tuple[FrameStream, ClipShape]:
     """Opens a video, samples it as a bundle does, and says what its frames become; no chosen frame is decoded yet.
 
@@ -125,12 +126,13 @@ def open_clip(
         frame_size: The caller's own (height, width).
         max_pixels: The caller's own most pixels of a frame.
         fixed: The only size that the backend's graphs take.
+        sampling: Which frames are taken.
 
     Raises:
         TangoError: The source cannot be read or is shorter, or its frames cannot have that size.
     """
     video = manifest.video
-    stream = sample(source, frames, fps=fps, rounding=video.sampling)
+    stream = sample(source, frames, fps=fps, rounding=video.sampling, sampling=sampling)
     found = stream.frame_size if video.budget else None
     size = choose_size(video, frames, found, asked=frame_size, max_pixels=max_pixels, fixed=fixed)
     return stream, ClipShape.of(manifest, frames, size)

@@ -20,20 +20,25 @@ TimedFrame: TypeAlias = tuple[float, Frame]
 #: How the indices ``linspace(0, n - 1, F)`` become integers: LLaVA takes the floor; Qwen rounds, halves to even.
 Rounding = Literal["floor", "nearest"]
 
+#: Which frames of a video are taken: evenly those of every n-th index, or the keyframe nearest to each of them in time.
+Sampling = Literal["exact", "keyframes"]
+
 
 @dataclass(frozen=True, eq=False)
 class Sampled:
     """The frames that sampling chose.
 
     Attributes:
-        indices: int64 [F], index of each frame among the n frames of the source, strictly ascending.
+        indices: int64 [F], index of each frame among the n frames of the source, ascending. Only keyframes may repeat.
         seconds: float64 [F], time of each frame since the first frame of the source.
         rounding: How the indices were rounded.
+        wanted: float64 [F], times of the frames that exact sampling takes, where these are keyframes near them.
     """
 
     indices: NDArray[np.int64]
     seconds: NDArray[np.float64]
     rounding: Rounding
+    wanted: NDArray[np.float64] | None = None
 
     def __len__(self) -> int:
         """Number of frames, F."""
@@ -94,7 +99,7 @@ class FrameStream(Iterator[TimedFrame]):
     """The sampled frames of a source, decoded one at a time; when they are is known before."""
 
     def __init__(self, source: FrameSource, chosen: Sampled) -> None:
-        self._source, self._frames = source, source.read(chosen)
+        self._source, self._frames, self._wanted = source, source.read(chosen), chosen.wanted
         self._seconds, self._read = chosen.seconds.astype(np.float64), 0
 
     def __next__(self) -> TimedFrame:
@@ -107,6 +112,11 @@ class FrameStream(Iterator[TimedFrame]):
     def frame_size(self) -> tuple[int, int] | None:
         """(height, width) in pixels of the source's first frame, as it is read; None where unknown."""
         return self._source.frame_size
+
+    @property
+    def off(self) -> NDArray[np.float64] | None:
+        """float64 [F], seconds by which each keyframe is after the frame of exact sampling; None where that is used."""
+        return None if self._wanted is None else self._seconds - self._wanted
 
     @property
     def clock(self) -> Clock:

@@ -81,6 +81,21 @@ def test_a_stream_that_is_shorter_than_asked_for(rejected, on_stdin, tmp_path):
     assert (error, hint) == ("standard input has 10 frames, 3000 were asked for", "ask for fewer: --frames 10")
 
 
+def test_keyframes(run, llm, tmp_path):
+    path, page = write(tmp_path / "clip.mp4"), tmp_path / "kept.html"  # a keyframe every 12 of 60 frames, 24 a second
+    code, out, err = run("--sampling", "keyframes", "--frames", 3, "--max-new-tokens", 8, "--report", page, video=path)
+    frames = [timed for i, timed in enumerate(sample(path, 60)) if i in (0, 24, 48)]  # near 0, 29 and 59
+    assert (code, out) == (0, llm.generate(frames, QUESTION, frames=3, max_new_tokens=8).text + "\n")
+    said = f"keyframes, {16 / 24 / 3:.2f} s on average and {11 / 24:.2f} s at most from evenly spaced frames"
+    assert f"sampled {said}" in err
+    assert said in page.read_text()
+
+
+def test_a_folder_has_no_keyframes(rejected, colors, tmp_path):
+    Image.fromarray(colors[0]).save(tmp_path / "0.png")
+    assert rejected("--sampling", "keyframes", video=tmp_path)[0] == "only video files have keyframes"
+
+
 # Output.
 
 

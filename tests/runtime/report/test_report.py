@@ -31,6 +31,7 @@ def make(F: int = 6, grid: tuple[int, int] = (4, 5), side: int = 64, **changes: 
         "retention_ratio": 0.25,
         "frames": _texture(rng, F, side),
         "seconds": np.arange(F, dtype=np.float32) / 2,
+        "sampling": "",
         "aspect": 16 / 9,
         "grid": grid,
         "salience": rng.random((F, grid[0] * grid[1]), np.float32),
@@ -252,3 +253,8 @@ def test_row_ends_are_no_text(tmp_path: Path) -> None:
 
 def test_tokens_that_the_decoder_drops_on_its_way(tmp_path: Path) -> None:
     assert "20 of them text; 35 in upper layers<" in page(make(thinned=15), tmp_path)
+
+
+def test_the_page_says_how_frames_were_chosen(tmp_path):
+    make(sampling="keyframes, 0.25 s off").write(tmp_path / "page.html")
+    assert "keyframes, 0.25 s off" in (tmp_path / "page.html").read_text()

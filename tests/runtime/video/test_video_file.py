@@ -14,7 +14,7 @@ from PIL import Image
 
 from tango_runtime.video import file as video
 from tango_runtime.video import open_source, sample, timeline
-from tango_runtime.video.container import demux
+from tango_runtime.video.container import decode, demux
 from tango_runtime.video.timeline import read_timeline
 from tests.runtime.video import fields_h264
 from tests.runtime.video.clips import H264, OPEN_GOP, decode_all, number_in, picture, rejected, write
@@ -130,6 +130,40 @@ def test_times_by_the_index_are_those_of_the_packets(tmp_path, times, by_index):
 def test_damage_is_found_in_a_file_that_is_read_by_its_index(tmp_path, by_index):
     path = damage(write(tmp_path / "clip.mp4"), 20)
     assert_as_decoded(path, counts=(1, 2, 16))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("count", [1, 3, 7, 60])
+def test_the_nearest_keyframe_of_each_frame(tmp_path, kind, count):
+    suffix, encoder, options = KINDS[kind]
+    path = write(tmp_path / f"clip{suffix}", encoder, options)
+    frames, found = decode_all(path), read_timeline(path)
+    exact = np.linspace(0, 59, count, dtype=int)
+    if found.keys:  # else every frame was decoded, and the exact ones are taken
+        keys = [found.index(key.pts) for key in found.keys]
+        right = [min(keys, key=lambda k: (abs(found.seconds[k] - found.seconds[i]), k)) for i in exact]
+    else:
+        right = exact
+    stream = sample(path, count, sampling="keyframes")
+    for (seconds, rgb), i in zip(stream, right, strict=True):
+        np.testing.assert_array_equal(rgb, frames[i])
+        assert seconds == found.seconds[i]
+    np.testing.assert_allclose(stream.off, found.seconds[right] - found.seconds[exact])
+    assert sample(path, count).off is None
+
+
+def test_a_keyframe_is_all_that_is_decoded_of_its_group(tmp_path, monkeypatch):
+    path = write(tmp_path / "clip.mp4")
+    decoded = []
+    monkeypatch.setattr(video, "decode", lambda stream, packets: decode(stream, decoded_of(packets)))
+
+    def decoded_of(packets):
+        for packet in packets:
+            decoded.append(packet.is_keyframe)
+            yield packet
+
+    assert len(list(sample(path, 4, sampling="keyframes"))) == 4
+    assert decoded == [True] * 4
 
 
 def test_times_are_the_files_own_from_the_first_frame(tmp_path):
