@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import logging
-from bisect import bisect_left
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cached_property
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from tango_runtime.video.container import EXACT, check_file, decode, demux, open_video
+from tango_runtime.video.container import check_file, decode, demux, open_video
+from tango_runtime.video.decoding import Decoders, DisagreementError, SeekError, decode_frames, software
 from tango_runtime.video.rgb import shown_size, to_rgb
-from tango_runtime.video.source import Rounding, Sampled, Sampling, TimedFrame, choose, duration_of
-from tango_runtime.video.timeline import Key, Timeline, decode_all, read_timeline
+from tango_runtime.video.source import Frame, Rounding, Sampled, Sampling, TimedFrame, choose, duration_of
+from tango_runtime.video.timeline import decode_all, read_timeline
+
+_T = TypeVar("_T")
 
 _log = logging.getLogger("tango_runtime.video")
 
 #: Most bytes of decoded frames that are held until it is known that they are the right ones: 80 of 1920×1080.
 _MAX_HELD = 1 << 28
-
-#: So many packets between two runs are sought over, not read.
-_FAR = 500
 
 
 class VideoFile:
@@ -92,10 +91,9 @@ class VideoFile:
                 chosen = self._current(chosen)
                 frames = self._decode(np.unique(chosen.indices).tolist())
                 break
-            except _DisagreementError as error:
+            except DisagreementError as error:
                 self._learn(error)
-        for i, frame in frames:
-            rgb = to_rgb(frame, self.name)
+        for i, rgb in frames:
             yield from ((seconds, rgb) for seconds in chosen.seconds[chosen.indices == i].tolist())
 
     def _current(self, chosen: Sampled) -> Sampled:
@@ -105,9 +103,9 @@ class VideoFile:
             return chosen
         return self.sample(len(chosen), rounding=chosen.rounding)
 
-    def _learn(self, error: _DisagreementError) -> None:
+    def _learn(self, error: DisagreementError) -> None:
         """Knows the file better after a timeline that was wrong."""
-        if isinstance(error, _SeekError):
+        if isinstance(error, SeekError):
             self._seek = False
         elif self._timeline.is_from_index:
             _log.info("%s: %s; reading all of its packets", self.name, error)
@@ -118,125 +116,28 @@ class VideoFile:
     def _decode_all(self, reason: str) -> None:
         self._timeline = decode_all(self._path, reason, len(self._timeline.times), self.duration)
 
-    def _decode(self, chosen: list[int]) -> Iterator[tuple[int, Any]]:
-        """(index, PyAV frame) of the chosen frames; those that are too many to be held are decoded again."""
+    def _decode(self, chosen: list[int]) -> Iterator[tuple[int, Frame]]:
+        """(index, RGB) of the chosen frames in order; those that are too many to be held are decoded again."""
+        pixels = self._timeline.pixels
+        if len(chosen) * pixels * 3 <= _MAX_HELD:
+            found = dict(self._frames(chosen, software(pixels, seek=self._seek), self._to_rgb))
+            return ((i, found.pop(i)) for i in chosen)
         held: list[tuple[int, Any]] = []
         size = 0
-        for i, frame in self._frames(chosen):
+        for i, frame in self._frames(chosen, Decoders(self._seek), _itself):
             size += sum(plane.buffer_size for plane in frame.planes)
             if size <= _MAX_HELD:
                 held.append((i, frame))
         rest = chosen[len(held) :]
-        return chain(held, self._frames(rest) if rest else ())
+        again = self._frames(rest, Decoders(self._seek), _itself) if rest else ()
+        return ((i, self._to_rgb(frame)) for i, frame in chain(held, again))
 
-    def _frames(self, chosen: list[int]) -> Iterator[tuple[int, Any]]:
-        return _decode_frames(self._path, self._timeline, chosen, seek=self._seek)
+    def _frames(self, chosen: list[int], decoders: Decoders, use: Callable[[Any], _T]) -> Iterator[tuple[int, _T]]:
+        return decode_frames(self._path, self._timeline, chosen, decoders, use)
 
-
-@dataclass(frozen=True)
-class _Run:
-    """Packets to decode without a gap, and the frames that they must give."""
-
-    start: int
-    stop: int
-    first: int
-    last: int
+    def _to_rgb(self, frame: Any) -> Frame:
+        return to_rgb(frame, self.name)
 
 
-class _DisagreementError(Exception):
-    """The decoder gives other frames than the timeline announced."""
-
-
-class _SeekError(_DisagreementError):
-    """Seeking does not lead where the timeline says."""
-
-
-def _decode_frames(path: Path, timeline: Timeline, chosen: list[int], *, seek: bool) -> Iterator[tuple[int, Any]]:
-    """Yields (index, PyAV frame) of the chosen frames, ascending."""
-    wanted = set(chosen)
-    with open_video(path, threads=EXACT if timeline.packets is None else "AUTO") as (container, stream):
-        if timeline.packets is None:
-            decoded = enumerate(decode(stream, demux(container, stream)))
-            yield from islice(((i, frame) for i, frame in decoded if i in wanted), len(chosen))
-            return
-        packets = _Packets(container, stream, timeline, seek=seek)
-        for run in _plan_runs(timeline, chosen):
-            numbered = _in_order(decode(stream, packets.of(run)), run, timeline)
-            yield from ((i, frame) for i, frame in numbered if i in wanted)
-
-
-class _Packets:
-    """The packets of a file, of which far ones are sought."""
-
-    def __init__(self, container: Any, stream: Any, timeline: Timeline, *, seek: bool) -> None:
-        self._container, self._stream, self._keys = container, stream, timeline.keys
-        self._seek, self._place = seek, 0
-        self._packets = demux(container, stream)
-
-    def of(self, run: _Run) -> Iterator[Any]:
-        """The packets of a run; runs ascend."""
-        start = run.start
-        if self._seek and start - self._place > _FAR:
-            yield self._find(self._keys[bisect_left(self._keys, (start,))])
-            start = self._place = start + 1
-        yield from islice(self._packets, start - self._place, run.stop - self._place)
-        self._place = run.stop
-
-    def _find(self, key: Key) -> Any:
-        """The packet of a key; the others come after it."""
-        for ticks in (key.pts, key.dts):
-            if ticks is None or key.pos is None:
-                continue
-            self._container.seek(ticks, stream=self._stream)
-            self._packets = demux(self._container, self._stream)
-            for packet in islice(self._packets, _FAR):
-                if (packet.pos, packet.dts) == (key.pos, key.dts):
-                    return packet
-                if packet.dts is not None and key.dts is not None and packet.dts > key.dts:
-                    break
-        raise _SeekError("its keyframes cannot be sought")
-
-
-def _plan_runs(timeline: Timeline, chosen: list[int]) -> list[_Run]:
-    """The least packets that give the chosen frames.
-
-    Decoding from a keyframe gives what decoding from the start gives for every frame presented at or after the
-    keyframe. The others that follow it in the file (the leading pictures of an open GOP) need the keyframe before.
-    Without keyframes all packets are decoded, so that every frame is seen.
-    """
-    assert timeline.packets is not None
-    keys = timeline.keys
-    if timeline.is_uncertain:
-        return [_Run(0, max(timeline.packets) + 1, 0, len(timeline.times) - 1)]
-    runs: list[_Run] = []
-    for i in chosen:
-        last = timeline.packets[i]
-        k = bisect_left(keys, (last + 1,)) - 1
-        while k >= 0 and keys[k].pts > timeline.times[i]:
-            k -= 1
-        start, first = (keys[k].place, bisect_left(timeline.times, keys[k].pts)) if k >= 0 else (0, 0)
-        last += timeline.slack
-        if runs and start < runs[-1].stop:
-            before = runs.pop()
-            start, first, last = before.start, before.first, max(last, before.stop - 1)
-        runs.append(_Run(start, last + 1, first, i))
-    return runs
-
-
-def _in_order(frames: Iterator[Any], run: _Run, timeline: Timeline) -> Iterator[tuple[int, Any]]:
-    """Numbers the frames of a run and holds them against the timeline, frame by frame."""
-    assert timeline.packets is not None
-    due = [i for i in range(run.last, run.first - 1, -1) if timeline.packets[i] < run.stop]
-    for frame in frames:
-        i = timeline.index(frame.pts)
-        if i is None:
-            raise _DisagreementError("the decoder gives a frame that no packet announced")
-        if i < run.first or i > run.last:
-            continue  # before: a leading picture, of another run; after: not needed
-        if frame.is_corrupt:  # what is made up for the missing part depends on where decoding began
-            raise _DisagreementError(f"the frame at {timeline.seconds[i]:.3f} s is damaged")
-        if not due or i != due.pop():
-            raise _DisagreementError(f"the frame at {timeline.seconds[i]:.3f} s comes out of the decoder unexpectedly")
-        yield i, frame
-    if due:
-        raise _DisagreementError(f"the frame at {timeline.seconds[due[-1]]:.3f} s does not come out of the decoder")
+def _itself(frame: Any) -> Any:
+    return frame

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 
 from tango_plugins import TangoError
 from tango_runtime.video.address import KINDS, PIPED, STDIN, Kind, is_live, redacted
+from tango_runtime.video.container import lenient
 from tango_runtime.video.rgb import to_rgb
 from tango_runtime.video.source import Frame
 
@@ -100,7 +101,7 @@ class Network:
         if "tls" in self._kind.protocols and (roots := ssl.get_default_verify_paths().cafile):
             options["ca_file"] = roots
         try:
-            with av.open(self._address, options=options, timeout=patience, metadata_errors="ignore") as container:
+            with av.open(self._address, options=options, timeout=patience, **lenient()) as container:
                 if self._address.lower().startswith("http") and container.duration is not None:
                     seconds = container.duration / av.time_base
                     raise TangoError(
@@ -134,7 +135,7 @@ class Pipe:
 
         reader = _Reader(self._descriptor, self.name, patience, closed)
         try:
-            with av.open(reader, options=_options(PIPED), metadata_errors="ignore") as container:
+            with av.open(reader, options=_options(PIPED), **lenient()) as container:
                 yield from _decode(container, self.name)
         except av.FFmpegError as error:
             if closed.is_set():

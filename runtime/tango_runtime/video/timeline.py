@@ -73,6 +73,7 @@ class Timeline:
     Attributes:
         times: Presentation time of each frame in ticks, ascending; strictly where ``packets`` is not None.
         tick: Seconds per tick.
+        pixels: Of a frame.
         packets: For each frame the place of its packet in the file; None where only decoding showed the frames.
         keys: Packets where decoding may begin, by place; none where every packet must be decoded.
         slack: By how many packets the packet of a frame may follow the place that ``packets`` has.
@@ -82,6 +83,7 @@ class Timeline:
 
     times: Sequence[int]
     tick: Fraction
+    pixels: int
     packets: Sequence[int] | None = None
     keys: Sequence[Key] = ()
     slack: int = 0
@@ -118,7 +120,7 @@ def read_timeline(path: Path, *, by_index: bool = True) -> Timeline:
             return indexed
         codec, extradata = stream.codec_context.codec.canonical_name, stream.codec_context.extradata
         packets = [_read_packet(packet, codec, path) for packet in demux(container, stream)]
-        tick, rate = Fraction(stream.time_base), stream.guessed_rate
+        tick, rate, pixels = Fraction(stream.time_base), stream.guessed_rate, _pixels(stream)
     if packets and packets[-1].corrupt:
         raise TangoError(f"{path} is truncated in the middle of frame {len(packets) - 1}", "copy or record it again")
     shown = sorted((p.pts, place) for place, p in enumerate(packets) if p.pts is not None and not p.hidden)
@@ -128,9 +130,9 @@ def read_timeline(path: Path, *, by_index: bool = True) -> Timeline:
         return decode_all(path, reason, len(packets), None if seconds is None else float(seconds))
     if reason := _why_frames_are_uncertain(codec, extradata, packets):
         _warn_of_decoding(path, reason, len(times), None if seconds is None else float(seconds))
-        return Timeline(times, tick, places)
+        return Timeline(times, tick, pixels, places)
     keys = [Key(place, p.pts, p.dts, p.pos) for place, p in enumerate(packets) if p.key and p.pts is not None]
-    return Timeline(times, tick, places, keys)
+    return Timeline(times, tick, pixels, places, keys)
 
 
 def _read_index(path: Path, container: Any, stream: Any) -> Timeline | None:
@@ -159,7 +161,12 @@ def _read_index(path: Path, container: Any, stream: Any) -> Timeline | None:
     begin = min(times)
     keys = [Key(i, begin + i * step, dts, pos) for i, (dts, pos, _, is_key) in enumerate(listed) if is_key]
     slack = max(place - (pts - begin) // step for place, pts in enumerate(times))
-    return Timeline(range(begin, begin + n * step, step), Fraction(stream.time_base), range(n), keys, slack, True)
+    even = range(begin, begin + n * step, step)
+    return Timeline(even, Fraction(stream.time_base), _pixels(stream), range(n), keys, slack, is_from_index=True)
+
+
+def _pixels(stream: Any) -> int:
+    return int(stream.codec_context.width * stream.codec_context.height)
 
 
 def _read_packet(packet: Any, codec: str, path: Path) -> Packet:
@@ -199,17 +206,18 @@ def decode_all(path: Path, reason: str, packets: int, seconds: float | None) -> 
     _warn_of_decoding(path, reason, packets, seconds)
     with open_video(path, threads=EXACT) as (container, stream):
         times = [frame.pts for frame in decode(stream, demux(container, stream))]
-        tick, rate, format_name = Fraction(stream.time_base), stream.guessed_rate, container.format.name
+        tick, rate, pixels = Fraction(stream.time_base), stream.guessed_rate, _pixels(stream)
+        format_name = container.format.name
     if not times:
         raise TangoError(f"no frame of {path} ({format_name}) can be decoded", f"is it encrypted? {repair(path)}")
     if None in times:  # raw streams: no times, at best a rate
         if not rate:
             raise TangoError(f"{path} has neither times nor a frame rate", repair(path))
-        return Timeline(list(range(len(times))), 1 / Fraction(rate))
+        return Timeline(range(len(times)), 1 / Fraction(rate), pixels)
     ascending = _ascending(times)
     if ascending != times:
         _log.warning("%s: the times of its frames step back; the frames keep their order, their times are fixed", path)
-    return Timeline(ascending, tick)
+    return Timeline(ascending, tick, pixels)
 
 
 def _ascending(times: list[int]) -> list[int]:

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tango_runtime.video import decoding, open_source, sample, timeline
 from tango_runtime.video import file as video
-from tango_runtime.video import open_source, sample, timeline
 from tango_runtime.video.container import decode, demux
+from tango_runtime.video.decoding import plan_runs
 from tango_runtime.video.timeline import read_timeline
 from tests.runtime.video import fields_h264
 from tests.runtime.video.clips import H264, OPEN_GOP, decode_all, number_in, picture, rejected, write
@@ -79,8 +80,10 @@ def test_the_frames_are_those_of_a_full_decode(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_frames_are_the_same_where_far_packets_are_sought(tmp_path, kind, monkeypatch):
-    monkeypatch.setattr(video, "_FAR", 8)
+@pytest.mark.parametrize("cores", [1, 5])
+def test_the_frames_are_the_same_on_any_cores_where_far_packets_are_sought(tmp_path, kind, cores, monkeypatch):
+    monkeypatch.setattr(decoding, "_cores", lambda: cores)
+    monkeypatch.setattr(decoding, "_FAR", 8)
     suffix, encoder, options = KINDS[kind]
     assert_as_decoded(write(tmp_path / f"clip{suffix}", encoder, options))
 
@@ -90,7 +93,7 @@ def by_index(monkeypatch):
     """Reads short files as long ones are read."""
     monkeypatch.setattr(timeline, "_MANY", 30)
     monkeypatch.setattr(timeline, "_LOOK", 16)
-    monkeypatch.setattr(video, "_FAR", 8)
+    monkeypatch.setattr(decoding, "_FAR", 8)
 
 
 @pytest.mark.parametrize("kind", [kind for kind, (suffix, *_) in KINDS.items() if suffix == ".mp4"])
@@ -155,7 +158,7 @@ def test_the_nearest_keyframe_of_each_frame(tmp_path, kind, count):
 def test_a_keyframe_is_all_that_is_decoded_of_its_group(tmp_path, monkeypatch):
     path = write(tmp_path / "clip.mp4")
     decoded = []
-    monkeypatch.setattr(video, "decode", lambda stream, packets: decode(stream, decoded_of(packets)))
+    monkeypatch.setattr(decoding, "decode", lambda stream, packets: decode(stream, decoded_of(packets)))
 
     def decoded_of(packets):
         for packet in packets:
@@ -164,6 +167,25 @@ def test_a_keyframe_is_all_that_is_decoded_of_its_group(tmp_path, monkeypatch):
 
     assert len(list(sample(path, 4, sampling="keyframes"))) == 4
     assert decoded == [True] * 4
+
+
+def test_an_error_on_one_of_several_decoders_ends_all(tmp_path, monkeypatch):
+    path = write(tmp_path / "clip.mp4")
+    monkeypatch.setattr(decoding, "_cores", lambda: 5)
+    found = read_timeline(path)
+
+    def use(frame):
+        if number_in(frame.to_ndarray(format="rgb24")) == 30:
+            raise ValueError("this one")
+        return frame.pts
+
+    threads = _threads()
+    with pytest.raises(ValueError, match="this one"):
+        list(decoding.decode_frames(path, found, range(60), decoding.software(1, seek=True), use))
+    stopped = decoding.decode_frames(path, found, range(60), decoding.software(1, seek=True), lambda frame: frame.pts)
+    next(stopped)
+    stopped.close()
+    assert _threads() <= threads
 
 
 def test_times_are_the_files_own_from_the_first_frame(tmp_path):
@@ -182,7 +204,7 @@ def test_a_stream_without_times_takes_them_from_its_rate(tmp_path):
 
 def test_only_what_the_wanted_frames_depend_on_is_decoded(tmp_path):
     found = read_timeline(write(tmp_path / "clip.mp4"))
-    runs = video._plan_runs(found, [0, 30, 59])
+    runs = plan_runs(found, [0, 30, 59])
     assert [run.start for run in runs] == [0, 24, 48]
     assert sum(run.stop - run.start for run in runs) < 30
 
@@ -191,7 +213,7 @@ def test_a_leading_picture_of_an_open_gop_needs_the_keyframe_before(tmp_path):
     found = read_timeline(write(tmp_path / "clip.mp4", options={"x264-params": OPEN_GOP}))
     leading = found.times.index(found.keys[2].pts) - 1
     assert found.packets[leading] > found.keys[2].place
-    assert video._plan_runs(found, [leading])[0].start == found.keys[1].place
+    assert plan_runs(found, [leading])[0].start == found.keys[1].place
 
 
 @pytest.mark.parametrize(("encoder", "key"), [("libx264", "x264-params"), ("libx265", "x265-params")])
@@ -344,7 +366,7 @@ def test_times_are_known_before_pixels(tmp_path, monkeypatch):
     def decode(*_):
         raise AssertionError("decoded")
 
-    monkeypatch.setattr(video, "decode", decode)
+    monkeypatch.setattr(decoding, "decode", decode)
     monkeypatch.setattr(timeline, "decode", decode)
     source = open_source(path)
     chosen = source.sample(4)
@@ -615,6 +637,6 @@ def test_nothing_of_a_video_outlives_its_frames(tmp_path):
             list(sample(path, 4))
             next(sample(path, 4))
         assert _threads() <= threads
-        assert not [thing for thing in gc.get_objects() if isinstance(thing, av.VideoFrame)]
+        assert not [thing for thing in gc.get_objects() if type(thing) is av.VideoFrame]
     finally:
         gc.enable()
