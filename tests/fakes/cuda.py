@@ -19,6 +19,7 @@ from PIL import Image
 from tango_plugins import reference
 from tango_plugins.device_array import DeviceArray
 from tango_plugins.op import capacity
+from tango_plugins.resize import NV12, RGB24
 from tango_plugins.thinning import thin
 from tango_runtime.backends.cuda.logits import ARGMAX
 
@@ -100,6 +101,9 @@ class HostCuda:
 
     def cudaMemGetInfo(self):
         return Status.cudaSuccess, self.memory - self.held(), self.memory
+
+    def cudaGetDevice(self):
+        return Status.cudaSuccess, 0
 
     def cudaGetLastError(self):
         return (Status.cudaSuccess,)
@@ -312,12 +316,27 @@ class HostDecoder:
 
 
 def resize(shape, image, chroma, resized, workspace, stream):
-    """In the place of tango_plugins.resize.enqueue, for RGB."""
-    size = (shape.rows, shape.columns, 3)
-    assert shape.pitch == 3 * shape.columns
-    frame = Image.fromarray(array(DeviceArray(image, size, "uint8")))
-    found = frame.resize((shape.out_columns, shape.out_rows), Image.Resampling.BICUBIC)
+    """In the place of tango_plugins.resize.enqueue, for RGB and NV12."""
+    if shape.format == RGB24:
+        assert shape.pitch == 3 * shape.columns
+        rgb = array(DeviceArray(image, (shape.rows, shape.columns, 3), "uint8"))
+    else:
+        rgb = nv12_to_rgb(shape, image, chroma)
+    shown = rgb.transpose(1, 0, 2) if shape.transpose else rgb
+    shown = np.ascontiguousarray(shown[:: 1 - 2 * shape.flip_rows, :: 1 - 2 * shape.flip_columns])
+    found = Image.fromarray(shown).resize((shape.out_columns, shape.out_rows), Image.Resampling.BICUBIC)
     array(resized)[:] = np.asarray(found)
+
+
+def nv12_to_rgb(shape, image, chroma):
+    """Converts a frame in what stands for device memory."""
+    from tests.plugins import resizes
+
+    half = -(-shape.rows // 2), -(-shape.columns // 2)
+    luma = array(DeviceArray(image, (shape.rows, shape.pitch), "uint8"))[:, : shape.columns]
+    colors = array(DeviceArray(chroma, (half[0], shape.pitch), "uint8"))[:, : 2 * half[1]].reshape(*half, 2)
+    made = resizes.Shape(shape.rows, shape.columns, 1, 1, format=NV12, matrix=shape.matrix, full_range=shape.full_range)
+    return resizes.rgb(made, [luma[None].astype(int), colors[None].astype(int)])[0]
 
 
 def argmax(values, best, stream):

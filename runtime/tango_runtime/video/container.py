@@ -13,6 +13,7 @@ from tango_runtime.util.versions import release
 from tango_runtime.video.address import PIPE_CAMERA
 from tango_runtime.video.playlist import check_playlist
 from tango_runtime.video.truncation import check_complete
+from tango_runtime.video.yuv import HardwareError
 
 #: Threads within a frame only: with several frames under way, how many of them a damaged packet takes along depends on
 #: the number of cores. Frames whose packets are whole decode to the same pixels either way.
@@ -70,6 +71,8 @@ def open_video(
                 )
             if stream.codec_context is None:
                 raise TangoError(f"the video stream of {path} has no decoder here", repair(path))
+            if device is not None and not stream.codec_context.is_hwaccel:
+                raise HardwareError(f"the GPU does not decode {stream.codec_context.name}")
             width, height = stream.codec_context.width, stream.codec_context.height
             if width * height > MAX_PIXELS:  # a GIF of 100 bytes may claim gigabytes
                 raise TangoError(f"the frames of {path} have {width}×{height} pixels", "scale the video down")
@@ -77,6 +80,8 @@ def open_video(
             stream.thread_type, stream.codec_context.thread_count = threads, thread_count
             yield container, stream
     except av.FFmpegError as error:
+        if device is not None:
+            raise HardwareError(f"FFmpeg cannot use the GPU: {error.strerror}") from error
         raise TangoError(
             f"{path} cannot be read as a video: {error.strerror}", "check that it plays; copy or record it again"
         ) from error
@@ -90,10 +95,17 @@ def lenient() -> dict[str, str]:
 
 
 def _on_device(device: int) -> Any:
-    """PyAV's wish for frames that the GPU decodes, and that stay in its memory, in the context of the CUDA runtime."""
-    from av.codec.hwaccel import HWAccel
+    """PyAV's wish for frames that the GPU decodes, and that stay in its memory, in the context of the CUDA runtime.
 
-    return HWAccel("cuda", device=str(device), is_hw_owned=True, options={"primary_ctx": "1"})
+    Raises:
+        HardwareError: PyAV is too old for that.
+    """
+    try:
+        from av.codec.hwaccel import HWAccel
+
+        return HWAccel("cuda", device=str(device), is_hw_owned=True)
+    except (ImportError, TypeError) as error:
+        raise HardwareError("PyAV 16 or newer is needed for that") from error
 
 
 def repair(path: Path) -> str:

@@ -100,10 +100,12 @@ def decode_frames(
             yield from islice(((i, use(frame)) for i, frame in decoded if i in wanted), len(wanted))
         return
     groups = _share(plan_runs(timeline, chosen), decoders.count)
-    count = 0 if len(groups) == 1 else max(1, _cores() // len(groups))  # 0: as many as FFmpeg thinks best
+    threads = 0 if len(groups) == 1 else max(1, _cores() // len(groups))  # 0: as many as FFmpeg thinks best
+    if decoders.device is not None:
+        threads = 1
 
     def work(runs: Sequence[Run]) -> Iterator[tuple[int, _T]]:
-        with open_video(path, thread_count=count, device=decoders.device) as (container, stream):
+        with open_video(path, thread_count=threads, device=decoders.device) as (container, stream):
             packets = _Packets(container, stream, timeline, seek=decoders.seek)
             for run in runs:
                 numbered = _in_order(decode(stream, packets.of(run)), run, timeline)

@@ -13,10 +13,11 @@ from typing import Any, TypeVar
 import numpy as np
 
 from tango_runtime.video.container import check_file, decode, demux, open_video
-from tango_runtime.video.decoding import Decoders, DisagreementError, SeekError, decode_frames, software
+from tango_runtime.video.decoding import Decoders, DisagreementError, SeekError, decode_frames, plan_runs, software
 from tango_runtime.video.rgb import shown_size, to_rgb
 from tango_runtime.video.source import Frame, Rounding, Sampled, Sampling, TimedFrame, choose, duration_of
 from tango_runtime.video.timeline import decode_all, read_timeline
+from tango_runtime.video.yuv import HardwareError, YuvFrame
 
 _T = TypeVar("_T")
 
@@ -24,6 +25,12 @@ _log = logging.getLogger("tango_runtime.video")
 
 #: Most bytes of decoded frames that are held until it is known that they are the right ones: 80 of 1920×1080.
 _MAX_HELD = 1 << 28
+
+#: Decoders that share the engines of a GPU, of which a device has one to seven.
+_GPU_DECODERS = 8
+
+#: Least pixels to be decoded for which they are worth their start: 64 frames of 1920×1080.
+_WORTH = 1 << 27
 
 
 class VideoFile:
@@ -95,6 +102,30 @@ class VideoFile:
                 self._learn(error)
         for i, rgb in frames:
             yield from ((seconds, rgb) for seconds in chosen.seconds[chosen.indices == i].tolist())
+
+    def decode_on(self, chosen: Sampled, device: int) -> Iterator[tuple[int, YuvFrame]] | None:
+        """Decodes the chosen frames on a GPU, by several decoders: (which of them, frame) as they come.
+
+        None where little is to be decoded.
+
+        Raises:
+            HardwareError: The GPU does not decode the file, or gives other frames than the timeline announced: then
+                :meth:`read` finds out which are right.
+            TangoError: The file cannot be read.
+        """
+        if self._timeline.packets is None or self._timeline.is_uncertain:
+            raise HardwareError("every frame has to be decoded to know them")
+        needed = sum(run.stop - run.start for run in plan_runs(self._timeline, np.unique(chosen.indices).tolist()))
+        return None if needed * self._timeline.pixels < _WORTH else self._decode_on(chosen, device)
+
+    def _decode_on(self, chosen: Sampled, device: int) -> Iterator[tuple[int, YuvFrame]]:
+        decoders = Decoders(self._seek, _GPU_DECODERS, device)
+        try:
+            for i, frame in self._frames(np.unique(chosen.indices).tolist(), decoders, YuvFrame.of):
+                for which in np.flatnonzero(chosen.indices == i).tolist():
+                    yield which, frame
+        except DisagreementError as error:
+            raise HardwareError(str(error)) from error
 
     def _current(self, chosen: Sampled) -> Sampled:
         """`chosen`, or as many frames chosen again where decoding has since shown that those do not exist."""

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from tango_plugins import TangoError
 from tango_runtime.video.source import Frame
+
+
+class Turn(NamedTuple):
+    """Rows and columns are exchanged, then their order is reversed."""
+
+    transpose: bool
+    flip_rows: bool
+    flip_columns: bool
 
 
 def to_rgb(frame: Any, name: str) -> Frame:
@@ -24,20 +32,23 @@ def to_rgb(frame: Any, name: str) -> Frame:
             f"{int(frame.colorspace)}): {error.strerror}",
             "convert the file: ffmpeg -i IN -vf scale=out_color_matrix=bt709 -colorspace bt709 OUT.mp4",
         ) from error
-    (a, b), (c, d) = _display_matrix(frame)
-    if _is_transposed(frame):
-        rgb, a, d = rgb.transpose(1, 0, 2), c, b
-    return np.ascontiguousarray(rgb[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
+    turn = turn_of(frame)
+    if turn.transpose:
+        rgb = rgb.transpose(1, 0, 2)
+    return np.ascontiguousarray(rgb[:: -1 if turn.flip_rows else 1, :: -1 if turn.flip_columns else 1])
 
 
 def shown_size(frame: Any) -> tuple[int, int]:
     """(height, width) in pixels of what :func:`to_rgb` gives."""
-    return (frame.width, frame.height) if _is_transposed(frame) else (frame.height, frame.width)
+    return (frame.width, frame.height) if turn_of(frame).transpose else (frame.height, frame.width)
 
 
-def _is_transposed(frame: Any) -> bool:
+def turn_of(frame: Any) -> Turn:
+    """What shows a frame upright."""
     (a, b), (c, d) = _display_matrix(frame)
-    return abs(b) + abs(c) > abs(a) + abs(d)
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        return Turn(transpose=True, flip_rows=b < 0, flip_columns=c < 0)
+    return Turn(transpose=False, flip_rows=d < 0, flip_columns=a < 0)
 
 
 def _display_matrix(frame: Any) -> tuple[tuple[int, int], tuple[int, int]]:

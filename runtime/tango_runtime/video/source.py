@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tango_plugins import TangoError
 from tango_runtime.util.numbers import is_integer
+
+if TYPE_CHECKING:
+    from tango_runtime.video.yuv import YuvFrame
 
 #: On the host, or an array on a GPU with ``__cuda_array_interface__`` or ``__dlpack__``, for a backend that takes it.
 Frame: TypeAlias = NDArray[np.uint8]
@@ -100,13 +103,30 @@ class FrameStream(Iterator[TimedFrame]):
 
     def __init__(self, source: FrameSource, chosen: Sampled) -> None:
         self._source, self._frames, self._wanted = source, source.read(chosen), chosen.wanted
-        self._seconds, self._read = chosen.seconds.astype(np.float64), 0
+        self._seconds, self._read, self._chosen = chosen.seconds.astype(np.float64), 0, chosen
+
+    def decode_on(self, device: int) -> Iterator[tuple[int, YuvFrame]] | None:
+        """The frames as a GPU decodes them, in place of what iterating gives: (which of them, frame) in any order.
+
+        None where the source does not know how. What was given is not to be used where it ends with an error.
+
+        Raises:
+            HardwareError: The GPU does not decode the source; iterating does.
+            TangoError: As iterating.
+        """
+        decode = getattr(self._source, "decode_on", None)
+        return decode(self._chosen, device) if decode else None
 
     def __next__(self) -> TimedFrame:
         timed = next(self._frames)
         self._seconds[self._read] = timed[0]
         self._read += 1
         return timed
+
+    @property
+    def name(self) -> str:
+        """What messages call the source."""
+        return self._source.name
 
     @property
     def frame_size(self) -> tuple[int, int] | None:

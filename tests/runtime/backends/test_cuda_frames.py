@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from tango_plugins import TangoError
 from tango_plugins.device_array import DeviceArray
+from tango_plugins.resize import NV12, P010
 from tango_runtime import VideoLLM
 from tango_runtime.backends.cuda import device
 from tango_runtime.backends.cuda.backend import CudaBackend
 from tango_runtime.backends.cuda.device import Pool, Stream
 from tango_runtime.backends.cuda.frames import FrameLoader
 from tango_runtime.backends.cuda.ort_runner import OrtRunner
-from tango_runtime.video import open_source, sample
+from tango_runtime.video import decoding, file, open_source, sample, yuv
+from tango_runtime.video.container import open_video
 from tango_runtime.video.preprocess import preprocess, resize
+from tango_runtime.video.rgb import Turn, turn_of
+from tango_runtime.video.yuv import HardwareError, YuvFrame
 from tests.fakes.cuda import array, install
+from tests.runtime.video.clips import show, write
 
 SIZE, QUESTION = (28, 20), "What happens in the video?"
 
@@ -119,6 +126,114 @@ def test_arrays_that_are_no_frames_are_rejected(load, host):
         load([], 1, SIZE)
     with pytest.raises(TangoError, match="a frame is float32"):
         load([(0.0, frames[0].repeat(4, 0)), (1.0, frames[0].astype(np.float32))], 2, SIZE)
+
+
+class Decoder:
+    """A GPU's decoder: FFmpeg's, whose frames are put into device memory as NV12, with gaps between the rows.
+
+    Attributes:
+        refuses: Why it decodes nothing.
+        lies: It gives another frame than it should, once.
+    """
+
+    def __init__(self, host, monkeypatch):
+        self.refuses, self.lies, self.decoded, self._host = "", False, 0, host
+        monkeypatch.setattr(decoding, "open_video", self._open)
+        monkeypatch.setattr(file, "YuvFrame", self)
+        monkeypatch.setattr(file, "_WORTH", 0)
+
+    def _open(self, path, *, device=None, **options):
+        if device is not None and self.refuses:
+            raise HardwareError(self.refuses)
+        return open_video(path, **options)
+
+    def of(self, frame):
+        if self.lies:
+            self.lies = False
+            raise decoding.DisagreementError("another frame")
+        height, width = frame.height, frame.width
+        held = np.full((height + height // 2, width + 16), 77, np.uint8)
+        y, u, v = (np.frombuffer(p, np.uint8).reshape(p.height, p.line_size)[:, : p.width] for p in frame.planes)
+        held[:height, :width] = y
+        held[height:, :width] = np.stack((u, v), -1).reshape(height // 2, width)
+        address, pitch = held.ctypes.data, width + 16
+        self._host.blocks[address] = (held, held.nbytes)
+        self.decoded += 1
+        where = (NV12, address, address + height * pitch, pitch, height, width)
+        return YuvFrame(*where, int(frame.colorspace), int(frame.color_range) == 2, turn_of(frame), held)
+
+
+@pytest.fixture
+def decoder(host, monkeypatch):
+    return Decoder(host, monkeypatch)
+
+
+@pytest.mark.parametrize("sampling", ["exact", "keyframes"])
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_file_that_the_gpu_decodes(load, stream, decoder, tmp_path, sampling, turned):
+    path = write(tmp_path / "clip.mp4")
+    if turned:
+        show(path, 0, 1, -1, 0)
+    right = preprocess(sample(path, 7, sampling=sampling), SIZE)
+    frames = sample(path, 7, sampling=sampling)
+    batch = load(frames, 7, SIZE)
+    assert decoder.decoded == (5 if sampling == "keyframes" else 7)
+    np.testing.assert_array_equal(array(batch.frames), right.host_frames)
+    np.testing.assert_array_equal(batch.seconds, right.seconds)
+    assert batch.aspect == right.aspect == (0.75 if turned else 4 / 3)
+    assert stream.traffic.uploads == 0
+
+
+@pytest.mark.parametrize("fault", ["refuses", "lies"])
+def test_what_the_gpu_does_not_decode_is_decoded_in_software(load, decoder, tmp_path, fault, caplog):
+    path = write(tmp_path / "clip.mp4")
+    setattr(decoder, fault, "another frame")
+    right = preprocess(sample(path, 7), SIZE)
+    for _ in range(2):
+        setattr(decoder, fault, "another frame")
+        batch = load(sample(path, 7), 7, SIZE)
+        found = array(batch.frames) if isinstance(batch.frames, DeviceArray) else batch.frames
+        np.testing.assert_array_equal(found, right.host_frames)
+    assert [record.getMessage() for record in caplog.records] == [f"{path} is decoded in software: another frame"]
+
+
+def cuda_frame(**changes):
+    """What PyAV gives of a frame in a GPU's memory."""
+    planes = SimpleNamespace(line_size=2048, buffer_ptr=1 << 20), SimpleNamespace(line_size=2048, buffer_ptr=1 << 24)
+    facts = {"format": SimpleNamespace(name="cuda"), "sw_format": SimpleNamespace(name="p010le"), "planes": planes}
+    facts |= {"height": 34, "width": 60, "colorspace": 9, "color_range": 1}
+    return SimpleNamespace(**facts | changes)
+
+
+def test_a_frame_of_the_gpus_decoder(monkeypatch):
+    monkeypatch.setattr(yuv, "turn_of", lambda frame: Turn(True, False, True))
+    frame = cuda_frame()
+    found = YuvFrame.of(frame)
+    assert (found.format, found.image, found.chroma, found.pitch) == (P010, 1 << 20, 1 << 24, 2048)
+    assert (found.rows, found.columns, found.shown, found.matrix, found.full_range) == (34, 60, (60, 34), 9, False)
+    assert found.owner is frame
+    assert YuvFrame.of(cuda_frame(color_range=2)).full_range
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"format": SimpleNamespace(name="yuv444p")}, "yuv444p"),
+        ({"sw_format": SimpleNamespace(name="yuv444p16le")}, "yuv444p16le"),
+        ({"colorspace": 8}, "color space 8"),
+        ({"planes": (SimpleNamespace(line_size=64), SimpleNamespace(line_size=32))}, "64 and 32 bytes"),
+    ],
+)
+def test_a_frame_that_is_not_converted_on_the_gpu(changes, reason):
+    with pytest.raises(HardwareError, match=reason):
+        YuvFrame.of(cuda_frame(**changes))
+
+
+def test_a_little_is_not_worth_a_decoder_of_the_gpu(load, decoder, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(file, "_WORTH", 1 << 40)
+    load(sample(write(tmp_path / "clip.mp4"), 7), 7, SIZE)
+    assert decoder.decoded == 0
+    assert not caplog.records
 
 
 @pytest.fixture

@@ -38,6 +38,15 @@ def write(path, encoder="libx264", options=None, times=range(60), muxer=None, dr
     return path
 
 
+def show(path, a, b, c, d):
+    """Gives an MP4 a display matrix: its pixel (x, y) is shown at (a·x + c·y, b·x + d·y)."""
+    data = bytearray(path.read_bytes())
+    at = data.index(b"tkhd") + 44  # past version, times, track, duration, layer, group, volume
+    one = 1 << 16
+    data[at : at + 36] = np.array([a * one, b * one, 0, c * one, d * one, 0, 0, 0, 1 << 30], ">i4").tobytes()
+    path.write_bytes(data)
+
+
 def decode_all(path):
     """Every frame of the video, as a player that starts at the beginning shows them."""
     frames = []

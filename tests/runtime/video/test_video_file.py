@@ -18,7 +18,7 @@ from tango_runtime.video.container import decode, demux
 from tango_runtime.video.decoding import plan_runs
 from tango_runtime.video.timeline import read_timeline
 from tests.runtime.video import fields_h264
-from tests.runtime.video.clips import H264, OPEN_GOP, decode_all, number_in, picture, rejected, write
+from tests.runtime.video.clips import H264, OPEN_GOP, decode_all, number_in, picture, rejected, show, write
 
 # Name → file suffix, encoder, encoder options. B-frames wherever the codec has them.
 KINDS = {
@@ -60,15 +60,6 @@ def damage(path, place):
     data[start + 4 : start + size] = b"\xff" * (size - 4)
     path.write_bytes(data)
     return path
-
-
-def show(path, a, b, c, d):
-    """Gives an MP4 a display matrix: its pixel (x, y) is shown at (a·x + c·y, b·x + d·y)."""
-    data = bytearray(path.read_bytes())
-    at = data.index(b"tkhd") + 44  # past version, times, track, duration, layer, group, volume
-    one = 1 << 16
-    data[at : at + 36] = np.array([a * one, b * one, 0, c * one, d * one, 0, 0, 0, 1 << 30], ">i4").tobytes()
-    path.write_bytes(data)
 
 
 @pytest.mark.parametrize("kind", KINDS)

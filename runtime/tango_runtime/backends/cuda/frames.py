@@ -6,6 +6,7 @@ time than its resize on a thread of the host.
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,7 +21,10 @@ from tango_plugins.structs import TangoResizeShape
 from tango_runtime.backends.cuda.device import HostPool, Pool, Stream, check, cudart, rows
 from tango_runtime.video.batch import FrameBatch
 from tango_runtime.video.preprocess import check_frame, preprocess
-from tango_runtime.video.source import Frame, TimedFrame
+from tango_runtime.video.source import Frame, FrameStream, TimedFrame
+from tango_runtime.video.yuv import HardwareError, YuvFrame
+
+_log = logging.getLogger("tango_runtime.video")
 
 #: A frame of at least so many times the pixels that the vision graph takes is large.
 _LARGE = 2
@@ -40,6 +44,7 @@ class FrameLoader:
     def __init__(self, stream: Stream, pool: Pool) -> None:
         self._stream, self._pool = stream, pool
         self._batches, self._staging = HostPool(), HostPool()
+        self._said: set[str] = set()  # why files were decoded in software
 
     def __call__(self, timed: Iterable[TimedFrame], count: int, size: tuple[int, int]) -> FrameBatch:
         """Sampled frames → a batch of (height, width) ``size``, on the device if the first of them is large or there.
@@ -47,6 +52,8 @@ class FrameLoader:
         Raises:
             TangoError: A frame is no uint8 RGB [H, W, 3], or there is none.
         """
+        if isinstance(timed, FrameStream) and (batch := self._decode(timed, count, size)):
+            return batch
         frames = iter(timed)
         first = next(frames, None)
         if first is None:
@@ -55,6 +62,26 @@ class FrameLoader:
         if is_on_device(first[1]) or height * width >= _LARGE * size[0] * size[1]:
             return self._resize(frames, self._pool.take("frames", (count, *size, 3), np.uint8), width / height)
         return preprocess(frames, size, self._batches.take((count, *size, 3), np.uint8))
+
+    def _decode(self, stream: FrameStream, count: int, size: tuple[int, int]) -> FrameBatch | None:
+        """Frames that the GPU decodes; None where it does not, which is said."""
+        resized, aspect = self._pool.take("frames", (count, *size, 3), np.uint8), 1.0
+        try:
+            decoded = stream.decode_on(check(cudart().cudaGetDevice()))
+            if decoded is None:
+                return None
+            for i, frame in decoded:
+                check(cudart().cudaDeviceSynchronize())  # the decoder's copy of it, on a stream of its own
+                self._enqueue_yuv(frame, rows(resized, i, i + 1))
+                self._stream.synchronize()  # the decoder writes to its memory again once it is given back
+                if i == 0:
+                    aspect = frame.shown[1] / frame.shown[0]
+        except HardwareError as reason:
+            level = logging.DEBUG if str(reason) in self._said else logging.WARNING
+            _log.log(level, "%s is decoded in software: %s", stream.name, reason)
+            self._said.add(str(reason))
+            return None
+        return FrameBatch(resized, np.asarray(stream.clock.seconds, np.float32), aspect)
 
     def _resize(self, timed: Iterable[TimedFrame], resized: DeviceArray, aspect: float) -> FrameBatch:
         seconds: list[float] = []
@@ -95,10 +122,21 @@ class FrameLoader:
             self._stream.upload(frame, source)
             frame = source
         height, width, _ = frame.shape
+        shape = {"format": RGB24, "rows": height, "columns": width, "pitch": 3 * width}
+        self._enqueue_shape(shape, (height, width), frame.address, None, resized)
+
+    def _enqueue_yuv(self, frame: YuvFrame, resized: DeviceArray) -> None:
+        shape = {
+            **{"format": frame.format, "rows": frame.rows, "columns": frame.columns, "pitch": frame.pitch},
+            **{"matrix": frame.matrix, "full_range": frame.full_range, **frame.turn._asdict()},
+        }
+        self._enqueue_shape(shape, frame.shown, frame.image, frame.chroma, resized)
+
+    def _enqueue_shape(
+        self, source: dict[str, int], shown: tuple[int, int], image: int, chroma: int | None, resized: DeviceArray
+    ) -> None:
         size = (resized.shape[1], resized.shape[2])
-        shape = TangoResizeShape(
-            **{"frames": 1, "format": RGB24, "rows": height, "columns": width, "pitch": 3 * width},
-            **{"out_rows": size[0], "out_columns": size[1], "columns_first": columns_first((height, width), size)},
-        )
+        out = {"out_rows": size[0], "out_columns": size[1], "columns_first": columns_first(shown, size)}
+        shape = TangoResizeShape(frames=1, **source, **out)
         workspace = self._pool.take("resize", (workspace_bytes(shape),), np.uint8)
-        enqueue(shape, frame.address, None, resized, workspace, self._stream.handle)
+        enqueue(shape, image, chroma, resized, workspace, self._stream.handle)
