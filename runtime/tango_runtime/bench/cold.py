@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from tango_plugins import TangoError
-from tango_runtime.bench.measure import Case, Setting, make_clip, make_question, measurable, peak_host
+from tango_runtime.bench.measure import Case, Setting, make_question, measurable, peak_host
 from tango_runtime.bundle import Bundle
 from tango_runtime.pipeline.video_llm import VideoLLM
 
@@ -29,9 +29,9 @@ def _first_token(request: dict[str, Any]) -> dict[str, Any]:
     start = time.monotonic()
     llm = VideoLLM(measurable(Bundle.load(request["bundle"])), request["backend"])
     loaded = time.monotonic()
-    clip, question = make_clip(case, setting.frames_of(llm.bundle), setting.seed), make_question(llm.bundle)
+    clip, question = setting.clip_of(case, llm.bundle), make_question(llm.bundle)
     asked = time.monotonic()
-    llm.generate(clip, question, **setting.of_video(clip), prune=case.prune, max_new_tokens=1)
+    llm.generate(clip, question, **setting.of_video(llm.bundle), prune=case.prune, max_new_tokens=1)
     first = time.monotonic()
     return {"load": 1e3 * (loaded - start), "first token": 1e3 * (first - asked), "host_memory": peak_host()}
 

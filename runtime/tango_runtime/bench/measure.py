@@ -32,6 +32,7 @@ from tango_runtime.pipeline.prompt import Prompt
 from tango_runtime.pipeline.video_llm import VideoLLM
 from tango_runtime.sizing.memory import TYPICAL_TEXT_TOKENS
 from tango_runtime.util.console import OnProgress
+from tango_runtime.video import Sampling, sample
 
 Samples = dict[str, list[float]]
 
@@ -67,6 +68,8 @@ class Setting:
         seed: Seed of the clip.
         frame_size: (height, width) that frames get, for a bundle that takes any size; None takes what follows from the
             source's.
+        video: A video file in place of the generated clip.
+        sampling: Which frames of the file are taken.
 
     Raises:
         TangoError: A number is out of range.
@@ -79,6 +82,8 @@ class Setting:
     repeats: int = 10
     seed: int = 0
     frame_size: tuple[int, int] | None = None
+    video: str | None = None
+    sampling: Sampling = "exact"
 
     def __post_init__(self) -> None:
         for name, minimum in (("frames", 1), ("decode_tokens", 1), ("warm_up", 1), ("repeats", 1), ("seed", 0)):
@@ -88,10 +93,15 @@ class Setting:
         if self.retention_ratio is not None:
             PruneParams(retention_ratio=self.retention_ratio)
 
-    def of_video(self, clip: NDArray[np.uint8]) -> dict[str, Any]:
+    def of_video(self, bundle: Bundle) -> dict[str, Any]:
         """What a pipeline is told of the clip."""
         size = None if self.frame_size is None else (self.frame_size[0], self.frame_size[1])  # a list, out of JSON
-        return {"frames": len(clip), "frame_size": size, "retention_ratio": self.retention_ratio}
+        frames, ratio = self.frames_of(bundle), self.retention_ratio
+        return {"frames": frames, "frame_size": size, "retention_ratio": ratio, "sampling": self.sampling}
+
+    def clip_of(self, case: Case, bundle: Bundle) -> str | NDArray[np.uint8]:
+        """The video file, or the generated clip."""
+        return self.video or make_clip(case, self.frames_of(bundle), self.seed)
 
     def frames_of(self, bundle: Bundle) -> int:
         """Frames of the clip, F."""
@@ -128,7 +138,8 @@ class Measured:
         thinned: Those of them that the decoder's upper layers see; None where every layer sees all.
         total: Video tokens before pruning, F·L.
         prompt_tokens: Positions of the prompt.
-        milliseconds: Samples by name, in the order of the pipeline: ``video`` (sampling and resizing, on the host),
+        milliseconds: Samples by name, in the order of the pipeline: ``open`` (of a file: learning its frames' times, by
+            itself, as the call does it again), ``video`` (decoding and resizing),
             ``upload`` (on a device only), ``vision``, ``prune``, ``prefill``, ``first token`` (from the call to the
             first token), ``decode`` (from one token to the next), ``answer`` (from the call to its end), ``second
             question`` (from the call to its first token, in a session that has answered another question) and ``first
@@ -296,7 +307,7 @@ class Bench:
             TangoError: The pipeline or its backend cannot run the case.
         """
         require_room(self._llm.bundle, self._setting, case)
-        clip = make_clip(case, self._setting.frames_of(self._llm.bundle), self._setting.seed)
+        clip = self._setting.clip_of(case, self._llm.bundle)
         samples: Samples = {}
         for i in range(-self._setting.warm_up, self._setting.repeats):
             answer, found = self._answer(clip, case, self._question)
@@ -312,13 +323,13 @@ class Bench:
         counts = answer.kept, answer.rows, answer.thinned, answer.total, answer.prompt_tokens
         return Measured(*counts, samples, device, peak_host())
 
-    def _second_questions(self, clip: NDArray[np.uint8], case: Case) -> list[float]:
+    def _second_questions(self, clip: str | NDArray[np.uint8], case: Case) -> list[float]:
         """Milliseconds to the first token of questions in a session that has answered another question.
 
         Successive questions differ from their first word on: a session does not prefill a common beginning again.
         """
         setting, samples = self._setting, []
-        with self._llm.session(clip, **setting.of_video(clip), prune=case.prune) as session:
+        with self._llm.session(clip, **setting.of_video(self._llm.bundle), prune=case.prune) as session:
             session.ask(self._question, max_new_tokens=1)
             questions = cycle((self._other_question, self._question))
             for question in islice(questions, setting.warm_up + setting.repeats):
@@ -327,7 +338,7 @@ class Bench:
                 samples.append(1e3 * (time.perf_counter() - start))
         return samples[setting.warm_up :]
 
-    def _new_lengths(self, clip: NDArray[np.uint8], case: Case, longest: int) -> Samples:
+    def _new_lengths(self, clip: str | NDArray[np.uint8], case: Case, longest: int) -> Samples:
         """First tokens of shorter prompts of lengths not measured before, as far as the question has words."""
         self._lengths.add(longest)
         fresh = [n for n in range(1, self._question.count(_WORD) + 1) if longest - n not in self._lengths]
@@ -343,14 +354,19 @@ class Bench:
         if self.on_device:
             self._peak = max(self._peak, _device_in_use() - self._memory_before)
 
-    def _answer(self, clip: NDArray[np.uint8], case: Case, question: str) -> tuple[Answer, Samples]:
+    def _answer(self, clip: str | NDArray[np.uint8], case: Case, question: str) -> tuple[Answer, Samples]:
         setting, timed = self._setting, self._timed
         timed.reset()
+        found: Samples = {}
+        if setting.video:
+            start = time.perf_counter()
+            sample(setting.video, setting.frames_of(self._llm.bundle), sampling=setting.sampling)
+            found["open"] = [1e3 * (time.perf_counter() - start)]
         start = time.perf_counter()
         answer = self._llm.generate(
             clip,
             question,
-            **setting.of_video(clip),
+            **setting.of_video(self._llm.bundle),
             prune=case.prune,
             max_new_tokens=1 + setting.decode_tokens,
         )
@@ -361,7 +377,7 @@ class Bench:
                 "use fewer --decode-tokens, or fewer --frames",
             )
         times = [*timed.decode_starts, end]
-        found = {"video": [answer.stages["video"]]}
+        found["video"] = [answer.stages["video"]]
         stages = {stage: answer.stages[stage] for stage in ("vision", "prune", "prefill") if stage in answer.stages}
         if timed.upload is not None:
             found["upload"] = [timed.upload]

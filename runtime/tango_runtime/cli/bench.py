@@ -31,6 +31,7 @@ from tango_runtime.bench.measure import (
     require_room,
     spread,
 )
+from tango_runtime.bench.sampling import compare_sampling, cores
 from tango_runtime.bundle import Bundle
 from tango_runtime.cli.args import (
     STDOUT,
@@ -40,6 +41,7 @@ from tango_runtime.cli.args import (
     add_frames,
     add_json,
     add_pruning,
+    add_sampling_of_frames,
     add_seed,
     positive_int,
     write_json,
@@ -48,6 +50,7 @@ from tango_runtime.cli.command import Command
 from tango_runtime.util.console import OnProgress, progress, status
 from tango_runtime.util.files import check_apart
 from tango_runtime.util.units import megabytes
+from tango_runtime.video import open_source
 
 _COLD_STARTS = 3
 _MAX_PIXELS = 8192  # per side
@@ -77,6 +80,7 @@ class _Results:
     conditions: dict[str, Any] = field(default_factory=dict)
     cold_starts: list[dict[str, float]] = field(default_factory=list)
     clock: str = ""
+    sampling: dict[str, list[float] | str] = field(default_factory=dict)
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
@@ -85,6 +89,8 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     add_backend(parser)
     add_frames(parser)
     add_frame(parser, "what follows from the clip's")
+    parser.add_argument("--video", metavar="FILE", help="video file to measure with (default: a generated clip)")
+    add_sampling_of_frames(parser)
     add_pruning(parser)
     parser.add_argument("--only-pruned", action="store_true", help="do not run unpruned (default: run both)")
     parser.add_argument(
@@ -141,7 +147,7 @@ def _size(text: str) -> tuple[int, int]:
 
 def _run(args: argparse.Namespace) -> int:
     counts = args.decode_tokens, args.warm_up, args.repeats
-    setting = Setting(args.frames, args.retention_ratio, *counts, args.seed, args.frame)
+    setting = Setting(args.frames, args.retention_ratio, *counts, args.seed, args.frame, args.video, args.sampling)
     _check(args)
     bundle = Bundle.load(args.bundle)
     results = _Results(bundle, setting, [_Result(case) for case in _cases(args, bundle)])
@@ -152,6 +158,8 @@ def _run(args: argparse.Namespace) -> int:
     bench = Bench(bundle, args.backend, setting)
     status(f"backend: {bench.description}")
     _measure(bench, results)
+    if args.video:
+        results.sampling = compare_sampling(Path(args.video), setting.frames_of(bundle), setting.repeats)
     results.conditions |= {"gpu_after": gpu_state(), "backend": bench.description, "load_ms": bench.load_ms}
     results.clock = _CLOCKS[bench.on_device]
     on_device = bench.on_device
@@ -167,7 +175,14 @@ def _run(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> None:
     """Finds what would otherwise fail only after everything has been measured."""
     checkpoint = Path(args.compare_torch) if args.compare_torch else None
-    check_apart({"--json": args.json}, {"the bundle": args.bundle, "--compare-torch": checkpoint})
+    video = Path(args.video) if args.video else None
+    check_apart({"--json": args.json}, {"the bundle": args.bundle, "--compare-torch": checkpoint, "--video": video})
+    if args.video and (args.source_size or args.compare_torch is not None):
+        raise TangoError(
+            "--video was given with --source-size or --compare-torch, which are for generated clips", "drop one of them"
+        )
+    if args.sampling != "exact" and not args.video:
+        raise TangoError("only video files have keyframes", "name one: --video FILE")
     if args.no_prune and args.only_pruned:
         raise TangoError("--no-prune and --only-pruned are mutually exclusive", "drop one of them")
     if args.compare_torch is not None and not (find_spec("torch") and find_spec("transformers")):
@@ -177,6 +192,8 @@ def _check(args: argparse.Namespace) -> None:
 def _cases(args: argparse.Namespace, bundle: Bundle) -> list[Case]:
     """Pruned cases first: the peak of memory only grows, and theirs is lower."""
     height, width = bundle.manifest.video.size
+    if args.video:
+        height, width = open_source(args.video, sampling=args.sampling).frame_size or (height, width)
     prunes = [*([] if args.no_prune else [True]), *([] if args.only_pruned else [False])]
     return [Case(prune, *size) for prune, size in itertools.product(prunes, args.source_size or [(width, height)])]
 
@@ -295,6 +312,11 @@ def _notes(results: _Results) -> Iterator[str]:
         medians = {name: spread([started[name] for started in results.cold_starts])["p50"] for name in names}
         times = ", ".join(f"{name} {ms:.0f}" for name, ms in medians.items())
         yield f"cold start, median of {len(results.cold_starts)} processes, ms: {times}"
+    if results.sampling:
+        yield f"sampling alone, to RGB frames on the host, {cores()} cores, median ms: " + ", ".join(
+            f"{name} {found if isinstance(found, str) else _ms(spread(found)['p50'])}"
+            for name, found in results.sampling.items()
+        )
     processes = results.conditions["gpu_before"].get("processes")
     if processes:
         yield f"other processes were on the GPU: {'; '.join(processes)}"
@@ -302,6 +324,7 @@ def _notes(results: _Results) -> Iterator[str]:
 
 def _as_json(results: _Results) -> dict[str, Any]:
     manifest, setting = results.bundle.manifest, results.setting
+    video = Path(setting.video).name if setting.video else None
     return {
         "conditions": results.conditions,
         "bundle": {
@@ -311,9 +334,12 @@ def _as_json(results: _Results) -> dict[str, Any]:
             "decoder": asdict(manifest.decoder),
             "source": {name: value and without_folder(value) for name, value in vars(manifest.source).items()},
         },
-        "setting": vars(setting) | {"budget": BUDGET, "batch": 1, "clip": CLIP},
+        "setting": vars(setting) | {"video": video, "budget": BUDGET, "batch": 1, "clip": CLIP},
         "metrics": {"milliseconds": results.clock, "device_memory": DEVICE_METRIC, "host_memory": HOST_METRIC},
         "cold_starts": results.cold_starts,
+        "sampling_alone": {
+            name: found if isinstance(found, str) else spread(found) for name, found in results.sampling.items()
+        },
         "cases": [_case(result) for result in results.cases],
     }
 

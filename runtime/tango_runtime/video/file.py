@@ -53,6 +53,11 @@ class VideoFile:
         self._seek = True
 
     @property
+    def frames(self) -> int:
+        """How many frames it has."""
+        return len(self._timeline.times)
+
+    @property
     def duration(self) -> float:
         """Seconds from the first frame to the end of the last."""
         return duration_of(self._timeline.seconds)

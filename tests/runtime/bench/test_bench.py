@@ -16,13 +16,14 @@ from tango_runtime.backends.cuda.backend import CudaBackend
 from tango_runtime.backends.cuda.device import Stream
 from tango_runtime.backends.cuda.ort_runner import OrtRunner
 from tango_runtime.backends.ort_cpu import OrtCpuBackend
-from tango_runtime.bench import conditions, measure
+from tango_runtime.bench import conditions, measure, sampling
 from tango_runtime.bench.measure import Bench, Case, Setting, cold_start, make_clip, spread
 from tango_runtime.bundle import Bundle
 from tango_runtime.cli import bench as bench_command
 from tango_runtime.cli.main import main
 from tango_runtime.video.preprocess import resize
 from tests.fakes.cuda import Status, install
+from tests.runtime.video.clips import write
 
 CPU = "ort-cpu"
 QUICK = Setting(decode_tokens=3, warm_up=1, repeats=2)
@@ -291,3 +292,44 @@ def test_an_invalid_option_is_named_before_measuring(run, options, error, monkey
     assert (code, out) == (2, "")
     assert error in err
     assert "hint: " in err
+
+
+def test_a_video_file(run, tmp_path):
+    path = write(tmp_path / "clip.mp4")
+    code, out, err, found = run("--video", path, "--only-pruned", "--sampling", "keyframes")
+    assert code == 0
+    (case,) = found["cases"]
+    assert list(case["milliseconds"]["tango"])[:3] == ["open", "video", "vision"]
+    assert (found["setting"]["video"], found["setting"]["sampling"]) == ("clip.mp4", "keyframes")
+    assert "pruned, 64x48: kept" in out
+    assert "sampling alone, to RGB frames on the host" in err
+    assert found["sampling_alone"]["tango"]["count"] == 2
+    assert set(found["sampling_alone"]) == {"tango", "decord2", "torchcodec"}
+
+
+def test_a_reader_that_is_not_there_or_fails(tmp_path, monkeypatch):
+    def absent(*_):
+        raise ImportError
+
+    def broken(*_):
+        raise RuntimeError("no such codec\nmore")
+
+    monkeypatch.setattr(sampling, "_decord", absent)
+    monkeypatch.setattr(sampling, "_torchcodec", broken)
+    found = sampling.compare_sampling(write(tmp_path / "clip.mp4"), 4, 3)
+    assert len(found["tango"]) == 3
+    assert (found["decord2"], found["torchcodec"]) == ("not installed", "failed: no such codec")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--video", "clip.mp4", "--source-size", "64x48"], "--video was given with --source-size"),
+        (["--sampling", "keyframes"], "only video files have keyframes"),
+        (["--video", "nowhere.mp4"], "nowhere.mp4 does not exist"),
+    ],
+)
+def test_options_of_a_video_that_do_not_go_together(run, options, said):
+    code, _, err, found = run(*options)
+    assert (code, found) == (2, None)
+    assert said in err
