@@ -8,14 +8,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tango_plugins import TangoError
     from tango_runtime.pipeline.answer import Answer, AnswerStream
+    from tango_runtime.pipeline.encoded import EncodedVideo
+    from tango_runtime.pipeline.live import LiveVideo
     from tango_runtime.pipeline.session import Session
     from tango_runtime.pipeline.video_llm import VideoLLM
 
-__all__ = ["Answer", "AnswerStream", "Session", "TangoError", "VideoLLM"]
+__all__ = ["Answer", "AnswerStream", "EncodedVideo", "LiveVideo", "Session", "TangoError", "VideoLLM"]
 
 _MODULES = {
     "Answer": "tango_runtime.pipeline.answer",
     "AnswerStream": "tango_runtime.pipeline.answer",
+    "EncodedVideo": "tango_runtime.pipeline.encoded",
+    "LiveVideo": "tango_runtime.pipeline.live",
     "Session": "tango_runtime.pipeline.session",
     "TangoError": "tango_plugins",
     "VideoLLM": "tango_runtime.pipeline.video_llm",

@@ -50,11 +50,13 @@ def test_the_run_commands_work(home: Path) -> None:
 
 
 def test_the_python_examples_work(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    one_question, session, operator = blocks("python")
+    one_question, session, stream, operator = blocks("python")
     exec(compile(one_question, "README.md", "exec"), {})
     assert re.search(r"\d+ 512 \{'video': .*'prefill': ", capsys.readouterr().out)
     exec(compile(session, "README.md", "exec"), {})
     assert len(capsys.readouterr().out.splitlines()) >= 4
+    exec(compile(stream, "README.md", "exec"), {})
+    assert re.match(r"5\.\d s: ", capsys.readouterr().out)
     exec(compile(operator, "README.md", "exec"), {})
     count, width = re.fullmatch(r"(\d+) \(\1, (\d+)\) \[.*\]\n", capsys.readouterr().out).groups()
     assert (0 < int(count) < 8 * 196, width) == (True, "64")

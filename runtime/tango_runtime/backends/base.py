@@ -102,6 +102,31 @@ class KVCache(Protocol):
         """Gives the memory back to the backend, which may use it for the next cache."""
 
 
+class FeatureRing(Protocol):
+    """What the vision graph gave for the newest steps of frames, in memory that does not grow with them.
+
+    Attributes:
+        held: Steps that it holds.
+    """
+
+    held: int
+
+    def append(self, features: Tensor, salience: Tensor) -> None:
+        """Adds steps, features [T, L, D] and salience [T, L]; where there is no room, they replace the oldest.
+
+        All steps have the same L and D until :meth:`clear`.
+        """
+
+    def newest(self, steps: int) -> tuple[Tensor, Tensor]:
+        """The newest so many steps, oldest first: features [T, L, D] and salience [T, L].
+
+        They last until the next call of this or of :meth:`append`, of any ring of the backend.
+        """
+
+    def clear(self) -> None:
+        """Forgets all steps; the next ones may have another L."""
+
+
 class Backend(Protocol):
     """Runs the graphs of one bundle, for one thread at a time.
 
@@ -133,6 +158,9 @@ class Backend(Protocol):
         if they are in its memory. It reports 0 when the frames are on their way there, before anything is computed,
         and may report steps that it still computes.
         """
+
+    def new_ring(self, steps: int) -> FeatureRing:
+        """An empty ring for so many steps of frames, where :meth:`prune` reads them."""
 
     def prune(
         self, features: Tensor, salience: Tensor, seconds: NDArray[np.float32], params: PruneParams

@@ -14,6 +14,7 @@ from tango_plugins import PruneParams, TangoError, reference, row_ends
 from tango_plugins.device_array import DeviceArray
 from tango_plugins.thinning import Thinning
 from tango_runtime.backends.base import HostEvent, PrunedTokens, Trace, require_context
+from tango_runtime.backends.host_ring import HostFeatureRing
 from tango_runtime.backends.ort_options import session_options
 from tango_runtime.backends.rotary import TEXT, RotaryIds
 from tango_runtime.bundle import Bundle, GraphName, GraphSpec, TensorSpec
@@ -148,6 +149,10 @@ class OrtCpuBackend:
             on_progress(1)
         features, salience = (np.concatenate(part) for part in zip(*parts, strict=True))
         return features, salience
+
+    def new_ring(self, steps: int) -> HostFeatureRing:
+        """An empty ring for so many steps of frames."""
+        return HostFeatureRing(steps)
 
     def prune(
         self, features: Array, salience: Array, seconds: NDArray[np.float32], params: PruneParams

@@ -16,6 +16,27 @@ Finish = Literal["stop", "length", "context"]
 
 
 @dataclass
+class LiveMoment:
+    """Which part of a stream an answer is about.
+
+    Attributes:
+        begin: Seconds of the window's first frame on the stream's clock.
+        end: Seconds of its last.
+        frames: Frames in it.
+        lag: Seconds from the arrival of its last frame to the first piece of the answer; None for a recording.
+        dropped: Frames of the stream that were given up so far, because newer ones had come.
+        gaps: Times so far that the stream paused or began anew.
+    """
+
+    begin: float
+    end: float
+    frames: int
+    lag: float | None
+    dropped: int
+    gaps: int
+
+
+@dataclass
 class Answer:
     """An answer and what it was read from; complete when its stream has ended.
 
@@ -44,6 +65,7 @@ class Answer:
         off: [F] float64, seconds by which each keyframe is after the frame of exact sampling; None where that is used.
         salience: [T, L] fp32, of each step's tokens.
         aspect: Width over height of the source's frames.
+        live: Which part of a stream it is about; None for a video.
     """
 
     question: str
@@ -66,6 +88,7 @@ class Answer:
     off: NDArray[np.float64] | None = None
     salience: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0), np.float32))
     aspect: float = 1.0
+    live: LiveMoment | None = None
 
     @property
     def sampling(self) -> str:

@@ -93,6 +93,30 @@ class Prompt:
         self._check_question(message)
         return self._ids(self._template.follow_up(message))
 
+    def encode_chat(
+        self, history: Sequence[tuple[str, str]], question: str, about: str = ""
+    ) -> tuple[NDArray[np.int64], list[int]]:
+        """Encodes a chat about one video, up to where the answer to its last message begins.
+
+        Args:
+            history: Earlier messages with their answers.
+            question: The last message.
+            about: What the prompt says of the video before the first message.
+
+        Returns:
+            (ids before the video, ids after the video).
+
+        Raises:
+            TangoError: As :meth:`encode` and :meth:`follow_up`, of an answer too.
+        """
+        messages = [*(message for message, _ in history), question]
+        before, after = self.encode(messages[0], about)
+        text = after.tolist()
+        for (_, answer), message in zip(history, messages[1:], strict=True):
+            self._check_question(answer)
+            text += [*self._ids(answer).tolist(), *self.follow_up(message).tolist()]
+        return before, text
+
     def decode(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> str:
         """The text of token ids, special tokens left out. Bytes that are no UTF-8 become U+FFFD."""
         text: str = self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)

@@ -4,48 +4,22 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tango_plugins import PruneParams, TangoError
-from tango_plugins.device_array import DeviceArray
 from tango_plugins.thinning import Thinning
 from tango_runtime.backends.base import Backend, PrunedTokens, Tensor, Trace
 from tango_runtime.bundle import Manifest
 from tango_runtime.pipeline.answer import Answer, AnswerStream
+from tango_runtime.pipeline.encoded import EncodedClip
 from tango_runtime.pipeline.generate import Limits, PromptCache, decode_loop
 from tango_runtime.pipeline.positions import prompt_positions
 from tango_runtime.pipeline.prompt import Prompt, describe
 from tango_runtime.pipeline.sampling import Sampler
 from tango_runtime.pipeline.timer import StageTimer
-from tango_runtime.util.console import OnProgress
-from tango_runtime.video import FrameStream
-from tango_runtime.video.shape import ClipShape
-
-
-@dataclass(frozen=True)
-class VideoRequest:
-    """A video, checked and ready to be seen once.
-
-    Attributes:
-        timed: Its sampled frames, read to the end.
-        shape: What they become.
-        params: The operator's parameters, None to keep every token.
-        on_progress: Called with the number of frames that the vision graph has done.
-    """
-
-    timed: FrameStream
-    shape: ClipShape
-    params: PruneParams | None
-    on_progress: OnProgress
-
-    @property
-    def retention_ratio(self) -> float | None:
-        """Fraction of the video tokens to be kept, None where nothing is pruned."""
-        return self.params.retention_ratio if self.params else None
 
 
 class Session:
@@ -65,29 +39,35 @@ class Session:
         aspect: Width over height of the source's frames.
     """
 
-    def __init__(self, backend: Backend, manifest: Manifest, prompt: Prompt, request: VideoRequest) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        manifest: Manifest,
+        prompt: Prompt,
+        clip: EncodedClip,
+        params: PruneParams | None,
+        timer: StageTimer,
+    ) -> None:
         self._backend, self._manifest, self._prompt = backend, manifest, prompt
-        self._retention_ratio = request.retention_ratio
-        self._timer = StageTimer(backend)  # read with the first answer: until then nothing waits
-        self.shape = shape = request.shape
-        with self._timer.measure_on_host("video"):
-            batch = backend.load_frames(request.timed, shape.frames, shape.size)
-            self._frames, self.seconds, self.aspect = batch.frames, batch.seconds, batch.aspect
-        with self._timer.measure("vision"):
-            features, self._salience = backend.vision(self._steps(), _in_frames(request))
-        self._clock, self.off = request.timed.clock, request.timed.off
+        self._retention_ratio = params.retention_ratio if params else None
+        self._timer = timer  # read with the first answer: until then nothing waits
+        self.shape = shape = clip.shape
+        self.seconds, self.aspect, self._salience = clip.seconds, clip.aspect, clip.salience
+        self._read_frames = clip.read_frames
+        self._frames: NDArray[np.uint8] | None = None
+        self._clock, self.off = clip.clock, clip.off
         self._about = describe(manifest.prompt.video_text, self._clock)
         self.total = shape.total
-        if request.params is None:
-            self._pruned = _all_tokens(backend.flatten(features), self.total)
+        if params is None:
+            self._pruned = _all_tokens(backend.flatten(clip.features), self.total)
             self._tokens, self.rows = self._with_row_ends()
         else:
-            with self._timer.measure("prune"):
+            with timer.measure("prune"):
                 seconds = shape.step_seconds(self.seconds)
-                self._pruned = backend.prune(features, self._salience, seconds, request.params)
+                self._pruned = backend.prune(clip.features, self._salience, seconds, params)
                 self._tokens, self.rows = self._with_row_ends()
         self.kept = self._pruned.count
-        inner = manifest.decoder.inner if request.params else None
+        inner = manifest.decoder.inner if params else None
         self.thinned = inner.kept(self.rows) if inner else None
         self._answered = self._closed = False
         self._before: NDArray[np.int64] | None = None
@@ -134,6 +114,7 @@ class Session:
         question: str,
         *,
         chat: bool = False,
+        history: Sequence[tuple[str, str]] = (),
         max_new_tokens: int = 128,
         temperature: float = 0.0,
         top_p: float = 1.0,
@@ -144,6 +125,7 @@ class Session:
         Args:
             question: Plain text.
             chat: Continue the chat. The message counts as part of it when its answer has been read to the end.
+            history: Earlier messages with their answers, of a chat that the caller keeps.
             max_new_tokens: Most tokens of the answer.
             temperature: 0 is greedy.
             top_p: Nucleus of the sampling.
@@ -154,14 +136,18 @@ class Session:
                 bundle's context, or the session is closed.
         """
         limits, sampler = Limits.of(self._manifest, max_new_tokens), Sampler(temperature, top_p, seed)
-        before, text = self.encode(question, chat=chat)
+        before, text = self.encode(question, chat=chat, history=history)
         answer = self.new_answer(question)
         limits.require_room(self._open(before).length + len(text), self.rows)
         turn = len(self._turns) if chat else None
         return AnswerStream(answer, self.answer_into(answer, before, text, sampler, limits, turn=turn))
 
-    def encode(self, question: str, *, chat: bool = False) -> tuple[NDArray[np.int64], list[int]]:
+    def encode(
+        self, question: str, *, chat: bool = False, history: Sequence[tuple[str, str]] = ()
+    ) -> tuple[NDArray[np.int64], list[int]]:
         """Token ids before the video and after it; of a chat, with all that was said before."""
+        if history:
+            return self._prompt.encode_chat(history, question, self._about)
         before, after = self._prompt.encode(question, self._about)
         if not (chat and self._turns):
             return before, after.tolist()
@@ -208,8 +194,8 @@ class Session:
     @property
     def frames(self) -> NDArray[np.uint8]:
         """[F, H, W, 3] uint8, as the vision graph took them; copied from the device if they are there."""
-        if isinstance(self._frames, DeviceArray):
-            self._frames = self._backend.to_host(self._frames)
+        if self._frames is None:
+            self._frames = self._read_frames()
         return self._frames
 
     @property
@@ -289,12 +275,6 @@ class Session:
             weakref.finalize(self, self._cache.close).atexit = False
         return self._cache
 
-    def _steps(self) -> NDArray[np.uint8] | DeviceArray:
-        """The frames as the vision graph takes them; where one is missing, from the host."""
-        if isinstance(self._frames, DeviceArray) and not self.shape.missing:
-            return self.shape.as_steps(self._frames)
-        return self.shape.as_steps(self.frames)
-
     def _with_row_ends(self) -> tuple[Tensor, int]:
         """What the decoder gets of the video, and how many positions that takes."""
         end = self._manifest.prompt.row_end
@@ -314,19 +294,6 @@ def _all_tokens(tokens: Tensor, total: int) -> PrunedTokens:
     indices = np.arange(total, dtype=np.int32)
     trace = Trace(indices, np.zeros(total, np.bool_), np.zeros((0, 2), np.int32))
     return PrunedTokens(tokens, indices, total, lambda: trace)
-
-
-def _in_frames(request: VideoRequest) -> OnProgress:
-    """What a backend tells of steps, as frames."""
-    left = request.shape.frames
-
-    def on_steps(done: int) -> None:
-        nonlocal left
-        frames = min(done * request.shape.frames_per_step, left)  # the last step may repeat a frame
-        left -= frames
-        request.on_progress(frames)
-
-    return on_steps
 
 
 def finished(stream: AnswerStream) -> Answer:

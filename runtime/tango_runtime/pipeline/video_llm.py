@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from tango_plugins import PruneParams, TangoError
 from tango_runtime.backends.base import Backend
 from tango_runtime.backends.registry import select
 from tango_runtime.bundle import Bundle
 from tango_runtime.pipeline.answer import Answer, AnswerStream
+from tango_runtime.pipeline.encoded import EncodedClip, EncodedVideo, VideoRequest, encode
+from tango_runtime.pipeline.feed import open_feed
 from tango_runtime.pipeline.generate import Limits
+from tango_runtime.pipeline.live import LiveVideo
 from tango_runtime.pipeline.prompt import Prompt, describe
 from tango_runtime.pipeline.sampling import Sampler
-from tango_runtime.pipeline.session import Session, VideoRequest, finished
+from tango_runtime.pipeline.session import Session, finished
+from tango_runtime.pipeline.timer import StageTimer
+from tango_runtime.pipeline.window import FrameWindow
 from tango_runtime.util.console import OnProgress
 from tango_runtime.video import Sampling, Source
-from tango_runtime.video.shape import open_clip
+from tango_runtime.video.shape import ClipShape, open_clip
 
 if TYPE_CHECKING:
     from tango_runtime.report.report import Report
@@ -50,9 +56,25 @@ class VideoLLM:
         """Why ``auto`` took no faster backend; empty where it took the fastest, or one was asked for by name."""
         return self._backend.fallback_reason
 
-    def session(
+    def encode(
         self,
         source: Source,
+        *,
+        frames: int | None = None,
+        frame_size: tuple[int, int] | None = None,
+        max_pixels: int | None = None,
+        fps: float | None = None,
+        on_progress: OnProgress | None = None,
+        sampling: Sampling = "exact",
+    ) -> EncodedVideo:
+        """Sees a video once, for sessions at any retention ratio; arguments and errors are :meth:`session`'s."""
+        request = self._request(source, frames, fps, on_progress, frame_size, max_pixels, sampling)
+        self._settle()
+        return EncodedVideo(self._backend, request)
+
+    def session(
+        self,
+        source: Source | EncodedVideo,
         *,
         frames: int | None = None,
         frame_size: tuple[int, int] | None = None,
@@ -67,7 +89,8 @@ class VideoLLM:
 
         Args:
             source: A video file, a folder of images, a uint8 array [N, H, W, 3], any iterable of (seconds, uint8
-                [H, W, 3]), or the address of a live stream; see :func:`tango_runtime.video.sample`.
+                [H, W, 3]), or the address of a live stream; see :func:`tango_runtime.video.sample`. Or what
+                :meth:`encode` gave: then nothing is left to say of its frames.
             frames: Frames sampled uniformly, F; the bundle's number by default.
             frame_size: (height, width) in pixels of the frames, for a bundle that takes any size; by default what the
                 video's aspect ratio gives within the bundle's budget of pixels.
@@ -82,10 +105,13 @@ class VideoLLM:
         Raises:
             TangoError: An argument is out of range, or the video cannot be read or is shorter than ``frames``.
         """
-        request = self._request(
-            source, frames, retention_ratio, prune, fps, on_progress, frame_size, max_pixels, sampling
-        )
-        return self._see(request)
+        if isinstance(source, EncodedVideo):
+            if (frames, frame_size, max_pixels, fps, sampling) != (None, None, None, None, "exact"):
+                raise TangoError("a video that is encoded has its frames already", "say which when it is encoded")
+            params = self._params(source.shape, retention_ratio, prune)
+            return self._open(lambda timer: source.clip(self._backend), params)
+        request = self._request(source, frames, fps, on_progress, frame_size, max_pixels, sampling)
+        return self._see(request, self._params(request.shape, retention_ratio, prune))
 
     def generate(
         self,
@@ -170,19 +196,95 @@ class VideoLLM:
         """
         manifest = self.bundle.manifest
         limits, sampler = Limits.of(manifest, max_new_tokens), Sampler(temperature, top_p, seed)
-        request = self._request(
-            source, frames, retention_ratio, prune, fps, on_progress, frame_size, max_pixels, sampling
-        )
+        request = self._request(source, frames, fps, on_progress, frame_size, max_pixels, sampling)
+        params = self._params(request.shape, retention_ratio, prune)
         before, text = self._prompt.encode(question, describe(manifest.prompt.video_text, request.timed.clock))
-        answer = Answer(question, request.retention_ratio, total=request.shape.total)
+        answer = Answer(question, params.retention_ratio if params else None, total=request.shape.total)
         video = 0 if prune else request.shape.rows(row_ends=manifest.prompt.row_end is not None)
         limits.require_room(len(before) + len(text) + len(manifest.prompt.after_video) + video, video)
 
         def pieces() -> Generator[str, None, None]:
-            with self._see(request) as session:
+            with self._see(request, params) as session:
                 yield from session.answer_into(answer, *session.encode(question), sampler, limits)
 
         return AnswerStream(answer, pieces())
+
+    def live(
+        self,
+        source: Source | Iterable[Any],
+        *,
+        window: int | None = None,
+        fps: float = 1.0,
+        frame_size: tuple[int, int] | None = None,
+        max_pixels: int | None = None,
+        retention_ratio: float | None = None,
+        prune: bool = True,
+        drop: bool | None = None,
+        on_arrival: Callable[[], None] = lambda: None,
+    ) -> LiveVideo:
+        """Opens a stream, for questions about its last frames at any time. Every frame is encoded once.
+
+        Args:
+            source: A camera: any iterable of (seconds, frame) or (number, seconds, frame) that is not a sequence; it is
+                read on a thread of its own, and loses what the numbers leave out. Or a recording, as of
+                :meth:`session`.
+            window: Frames that a question is about; the bundle's number by default. A multiple of the frames of a step.
+            fps: Frames a second that are taken of the stream; of a folder or an array, also how far its frames are
+                apart.
+            frame_size: (height, width) in pixels of the frames, for a bundle that takes any size.
+            max_pixels: Most pixels of a frame, in place of the budget's.
+            retention_ratio: Fraction of the video tokens kept; the bundle's by default.
+            prune: False keeps every token.
+            drop: Whether frames are given up when newer ones come: by default a camera's are, a recording's are not.
+            on_arrival: Called, on another thread, when a frame of a camera came.
+
+        Raises:
+            TangoError: An argument is out of range, or a recording cannot be read.
+        """
+        manifest = self.bundle.manifest
+        frames = manifest.video.frames if window is None else window
+        self._params(ClipShape.of(manifest, frames), retention_ratio, prune)  # a ratio out of range is an error now
+        held = FrameWindow(self._backend, manifest, frames, fps, self._settle, frame_size, max_pixels)
+        feed = open_feed(source, fps, frames, drop=drop, on_arrival=on_arrival)
+
+        def see(clip: EncodedClip) -> Session:
+            return self._open(lambda timer: clip, self._params(clip.shape, retention_ratio, prune))
+
+        return LiveVideo(feed, held, see)
+
+    def watch(
+        self,
+        source: Source | Iterable[Any],
+        question: str,
+        *,
+        window: int | None = None,
+        step: float = 5.0,
+        fps: float = 1.0,
+        frame_size: tuple[int, int] | None = None,
+        max_pixels: int | None = None,
+        retention_ratio: float | None = None,
+        prune: bool = True,
+        drop: bool | None = None,
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+    ) -> Iterator[Answer]:
+        """Answers a question about a stream every ``step`` seconds of it: :meth:`live`, and its ``watch``."""
+        live = self.live(
+            source,
+            window=window,
+            fps=fps,
+            frame_size=frame_size,
+            max_pixels=max_pixels,
+            retention_ratio=retention_ratio,
+            prune=prune,
+            drop=drop,
+        )
+        with live:
+            yield from live.watch(
+                question, step=step, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed
+            )
 
     def report(self, answer: Answer, video: str) -> Report:
         """What a run kept, ready to be written.
@@ -226,8 +328,6 @@ class VideoLLM:
         self,
         source: Source,
         frames: int | None,
-        retention_ratio: float | None,
-        prune: bool,
         fps: float | None,
         on_progress: OnProgress | None,
         frame_size: tuple[int, int] | None,
@@ -246,16 +346,26 @@ class VideoLLM:
             fixed=self._backend.frame_size,
             sampling=sampling,
         )
-        params = manifest.params.on(shape.grid)
-        params = params if retention_ratio is None else params.at(retention_ratio)
-        done = on_progress or (lambda frames: None)
-        return VideoRequest(timed, shape, params if prune else None, done)
+        return VideoRequest(timed, shape, on_progress or (lambda frames: None))
 
-    def _see(self, request: VideoRequest) -> Session:
-        """A session about a video, once the one before needs nothing more of the backend's shared tensors."""
+    def _params(self, shape: ClipShape, retention_ratio: float | None, prune: bool) -> PruneParams | None:
+        """The operator's parameters for frames of a shape, None to keep every token."""
+        params = self.bundle.manifest.params.on(shape.grid)
+        params = params if retention_ratio is None else params.at(retention_ratio)
+        return params if prune else None
+
+    def _see(self, request: VideoRequest, params: PruneParams | None) -> Session:
+        return self._open(lambda timer: encode(self._backend, request, timer), params)
+
+    def _open(self, encoded: Callable[[StageTimer], EncodedClip], params: PruneParams | None) -> Session:
+        """A session about frames, once the one before needs nothing more of the backend's shared tensors."""
+        self._settle()
+        timer = StageTimer(self._backend)
+        session = Session(self._backend, self.bundle.manifest, self._prompt, encoded(timer), params, timer)
+        self._latest = weakref.ref(session)
+        return session
+
+    def _settle(self) -> None:
         before = self._latest() if self._latest else None
         if before is not None:
             before.settle()
-        session = Session(self._backend, self.bundle.manifest, self._prompt, request)
-        self._latest = weakref.ref(session)
-        return session

@@ -15,7 +15,7 @@ import numpy as np
 from tango_runtime.video.container import check_file, decode, demux, open_video
 from tango_runtime.video.decoding import Decoders, DisagreementError, SeekError, decode_frames, plan_runs, software
 from tango_runtime.video.rgb import shown_size, to_rgb
-from tango_runtime.video.source import Frame, Rounding, Sampled, Sampling, TimedFrame, choose, duration_of
+from tango_runtime.video.source import Frame, Rounding, Sampled, Sampling, TimedFrame, choose, choose_at, duration_of
 from tango_runtime.video.timeline import decode_all, read_timeline
 from tango_runtime.video.yuv import HardwareError, YuvFrame
 
@@ -88,6 +88,10 @@ class VideoFile:
         before = np.maximum(after - 1, 0)
         nearer = np.where(exact.seconds - seconds[before] <= seconds[after] - exact.seconds, before, after)
         return Sampled(keys[nearer], seconds[nearer], exact.rounding, wanted=exact.seconds)
+
+    def sample_at(self, fps: float) -> Sampled:
+        """Chooses the first frame of every 1 / fps seconds."""
+        return choose_at(self._timeline.seconds, fps, self.name)
 
     def read(self, chosen: Sampled) -> Iterator[TimedFrame]:
         """Decodes the chosen frames, and gives the first once all are known to be the right ones.

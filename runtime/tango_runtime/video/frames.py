@@ -18,7 +18,7 @@ from PIL import ExifTags, Image
 
 from tango_plugins import TangoError
 from tango_plugins.device_array import DeviceArray, is_on_device
-from tango_runtime.video.source import Frame, Rounding, Sampled, TimedFrame, choose, duration_of, is_uint8
+from tango_runtime.video.source import Frame, Rounding, Sampled, TimedFrame, choose, choose_at, duration_of, is_uint8
 
 _IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
 
@@ -61,6 +61,10 @@ class IndexedFrames:
     def sample(self, count: int, *, rounding: Rounding = "floor") -> Sampled:
         """Chooses the frames ``linspace(0, n - 1, count)``."""
         return choose(self.seconds, count, rounding, self.name)
+
+    def sample_at(self, fps: float) -> Sampled:
+        """Chooses the first frame of every 1 / fps seconds."""
+        return choose_at(self.seconds, fps, self.name)
 
     def read(self, chosen: Sampled) -> Iterator[TimedFrame]:
         """Gives the chosen frames, each when it is asked for."""
@@ -110,7 +114,7 @@ def from_pairs(pairs: Iterable[TimedFrame], name: str = "the source") -> Indexed
     times: list[float] = []
     before = -math.inf
     for i, item in enumerate(pairs):
-        seconds, frame = _check_pair(item, i)
+        seconds, frame = check_pair(item, i)
         if not before < seconds < math.inf:
             raise TangoError(
                 f"timestamps do not ascend: frame {i} is at {seconds:g} s after {before:g} s",
@@ -119,7 +123,7 @@ def from_pairs(pairs: Iterable[TimedFrame], name: str = "the source") -> Indexed
         before = seconds
         times.append(seconds)
         if frames is None:
-            copies.append(_copy(frame))
+            copies.append(copy_frame(frame))
         elif (same := buffers.setdefault(_address(frame), i)) != i:
             raise TangoError(f"frames {same} and {i} are the same memory", "give copies: frame.copy()")
     since_first = np.array(times) - (times[0] if times else 0.0)
@@ -132,8 +136,12 @@ def _at_rate(name: str, n: int, fps: float, frame: Callable[[int], Frame]) -> In
     return IndexedFrames(name, np.arange(n) / fps, n / fps, frame)
 
 
-def _check_pair(item: object, i: int) -> TimedFrame:
-    """Item i of an iterable, once it is known to be a (seconds, frame) pair."""
+def check_pair(item: object, i: int) -> TimedFrame:
+    """Item i of an iterable, once it is known to be a (seconds, frame) pair.
+
+    Raises:
+        TangoError: It is something else, or its frame is no uint8 RGB [H, W, 3].
+    """
     seconds = _seconds(item[0]) if isinstance(item, tuple) and len(item) == 2 else None
     if not isinstance(item, tuple) or seconds is None:
         raise TangoError(f"item {i} is not a (seconds, frame) pair", "give (float, uint8 RGB array [H, W, 3]) pairs")
@@ -145,7 +153,8 @@ def _check_pair(item: object, i: int) -> TimedFrame:
     return seconds, frame
 
 
-def _copy(frame: Any) -> Frame:
+def copy_frame(frame: Any) -> Frame:
+    """A copy of a frame, where it is."""
     copy: Frame = frame.clone() if hasattr(frame, "clone") else frame.copy()  # torch; NumPy and CuPy
     return copy
 

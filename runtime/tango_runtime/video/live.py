@@ -288,6 +288,14 @@ class FirstFrames:
             self._frames = list(islice(live, count))
         return choose(self._seconds, count, rounding, self.name)
 
+    def sample_at(self, fps: float) -> Sampled:
+        """Nothing: there is no end up to which frames could be chosen.
+
+        Raises:
+            TangoError: Always.
+        """
+        raise TangoError(f"{self.name} has no end", "say how many frames, or watch it: llm.watch(source, question)")
+
     def read(self, chosen: Sampled) -> Iterator[TimedFrame]:
         """Gives the chosen frames."""
         return ((self._frames[i].seconds, self._frames[i].frame) for i in chosen.indices.tolist())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +14,6 @@ from tango_plugins.device_array import DeviceArray
 from tango_runtime.bundle import Manifest, PixelBudget, VideoSpec, VisionSpec
 from tango_runtime.video.open import sample
 from tango_runtime.video.source import Clock, FrameStream, Sampling, Source
-
-_Frames = TypeVar("_Frames", NDArray[np.uint8], DeviceArray)
 
 #: Aspect ratio above which no frame is taken (qwen-vl-utils, vision_process.py).
 _MAX_ASPECT = 200
@@ -68,7 +66,11 @@ class ClipShape:
         """Frames that the last step lacks."""
         return self.steps * self.frames_per_step - self.frames
 
-    def as_steps(self, frames: _Frames) -> _Frames:
+    @overload
+    def as_steps(self, frames: NDArray[np.uint8]) -> NDArray[np.uint8]: ...
+    @overload
+    def as_steps(self, frames: NDArray[np.uint8] | DeviceArray) -> NDArray[np.uint8] | DeviceArray: ...
+    def as_steps(self, frames: NDArray[np.uint8] | DeviceArray) -> NDArray[np.uint8] | DeviceArray:
         """Frames [F, H, W, 3] as the vision graph takes them; on the host, unless none is missing.
 
         Returns:

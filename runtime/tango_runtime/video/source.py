@@ -64,8 +64,7 @@ class Clock:
 class FrameSource(Protocol):
     """A finite sequence of frames whose times are known before their pixels.
 
-    A camera has no end, so it is not a source by itself. What a :class:`tango_runtime.video.LiveSource` holds of it at
-    one moment is one: its frames with their times, as a list.
+    A camera has no end, so it is not a source by itself: :meth:`tango_runtime.VideoLLM.live` reads it.
     """
 
     @property
@@ -85,6 +84,13 @@ class FrameSource(Protocol):
 
         Raises:
             TangoError: The source has fewer frames, or ``count`` is below 1.
+        """
+
+    def sample_at(self, fps: float) -> Sampled:
+        """Chooses the first frame of every 1 / fps seconds since the first.
+
+        Raises:
+            TangoError: The source has no frames.
         """
 
     def read(self, chosen: Sampled) -> Iterator[TimedFrame]:
@@ -172,6 +178,24 @@ def choose(seconds: NDArray[np.float64], count: int, rounding: Rounding, name: s
     even = np.linspace(0, n - 1, count)
     indices = (np.floor(even) if rounding == "floor" else np.rint(even)).astype(np.int64)
     return Sampled(indices, seconds[indices], rounding)
+
+
+def choose_at(seconds: NDArray[np.float64], fps: float, name: str) -> Sampled:
+    """Chooses the first frame of every 1 / fps seconds, of a source whose frames all have known times.
+
+    Args:
+        seconds: [n], time of each frame since the first.
+        fps: Frames a second, above 0; where the source has fewer, all are chosen.
+        name: What messages call the source.
+
+    Raises:
+        TangoError: There are no frames.
+    """
+    if not len(seconds):
+        raise TangoError(f"{name} has no frames", "give a source with at least one frame")
+    slots = np.floor(seconds * fps + 1e-6)  # a time that rounding put just below a slot is in it
+    indices = np.flatnonzero(np.diff(slots, prepend=-1) > 0)
+    return Sampled(indices, seconds[indices], "floor")
 
 
 def is_uint8(array: Any) -> bool:

@@ -28,6 +28,7 @@ from tango_runtime.backends.base import PrunedTokens, Trace
 from tango_runtime.backends.cuda.decoder import Decoder, SequenceDecoder
 from tango_runtime.backends.cuda.device import Event, Pool, Stream, TransferStats, rows
 from tango_runtime.backends.cuda.embedder import Embedder, Piece, TokenIds
+from tango_runtime.backends.cuda.feature_ring import DeviceFeatureRing
 from tango_runtime.backends.cuda.frames import FrameLoader
 from tango_runtime.backends.cuda.kv_cache import KVCache
 from tango_runtime.backends.cuda.logits import DeviceLogits
@@ -105,6 +106,10 @@ class CudaBackend:
         video = self._pool.take("frames", frames.shape, np.uint8)
         self._stream.upload(frames, video)
         return video
+
+    def new_ring(self, steps: int) -> DeviceFeatureRing:
+        """An empty ring for so many steps of frames, on the device."""
+        return DeviceFeatureRing(steps, self._stream, self._pool)
 
     def prune(
         self, features: DeviceArray, salience: DeviceArray, seconds: NDArray[np.float32], params: PruneParams

@@ -1,0 +1,145 @@
+"""`tango watch`: the same question about the last seconds of a stream, again and again."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shlex
+import subprocess
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+from tango_plugins import TangoError
+from tango_runtime.cli.args import (
+    add_backend,
+    add_bundle,
+    add_frame_size,
+    add_pruning,
+    add_sampling,
+    positive_float,
+    positive_int,
+    sampling_options,
+)
+from tango_runtime.cli.command import Command
+from tango_runtime.pipeline.answer import Answer
+from tango_runtime.pipeline.video_llm import VideoLLM
+from tango_runtime.util.console import status
+
+#: The exit code where ``--alert`` ended the watch.
+_ALERTED = 1
+
+
+def _configure(parser: argparse.ArgumentParser) -> None:
+    add_bundle(parser)
+    parser.add_argument("source", help="stream to watch: rtsp://, http://, https://, - for standard input; or a file or folder")
+    parser.add_argument("question", help="question about the video")
+    parser.add_argument(
+        "--window", type=positive_int, metavar="N", help="frames that an answer is about (default: the bundle's)"
+    )
+    parser.add_argument(
+        "--rate", type=positive_float, default=1.0, metavar="FPS", help="frames a second taken (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--every",
+        type=positive_float,
+        default=5.0,
+        metavar="SECONDS",
+        help="seconds of the stream from one answer to the next (default: %(default)s)",
+    )
+    parser.add_argument("--answers", type=positive_int, metavar="N", help="stop after N answers (default: never)")
+    parser.add_argument("--jsonl", action="store_true", help="write each answer as a line of JSON")
+    parser.add_argument(
+        "--alert",
+        metavar="TEXT",
+        help="stop with exit code 1 at the first answer that has this text in it, as a word of its own",
+    )
+    parser.add_argument(
+        "--alert-command",
+        metavar="COMMAND",
+        help="run this command in place of stopping, with the answer's line of JSON on its standard input",
+    )
+    add_frame_size(parser)
+    add_pruning(parser)
+    add_sampling(parser)
+    add_backend(parser)
+
+
+def _run(args: argparse.Namespace) -> int:
+    if args.alert_command and not args.alert:
+        raise TangoError("--alert-command was given without --alert", "say on which text: --alert yes")
+    llm = VideoLLM(args.bundle, backend=args.backend)
+    status(f"backend: {llm.backend}" + (f" ({llm.fallback_reason})" if llm.fallback_reason else ""))
+    for answer in islice(_answers(llm, args), args.answers):
+        alert = args.alert is not None and _mentions(answer.text, args.alert)
+        line = json.dumps(_as_json(answer, alert), ensure_ascii=False)
+        print(line if args.jsonl else _as_text(answer, alert), flush=True)
+        if alert and args.alert_command:
+            _call(args.alert_command, line)
+        elif alert:
+            return _ALERTED
+    return 0
+
+
+def _answers(llm: VideoLLM, args: argparse.Namespace) -> Iterator[Answer]:
+    return llm.watch(
+        args.source,
+        args.question,
+        window=args.window,
+        step=args.every,
+        fps=args.rate,
+        frame_size=args.frame,
+        max_pixels=args.max_pixels,
+        retention_ratio=args.retention_ratio,
+        prune=not args.no_prune,
+        **sampling_options(args),
+    )
+
+
+def _mentions(answer: str, text: str) -> bool:
+    """Whether an answer has a text in it, not as a part of a longer word, in whatever case."""
+    return re.search(rf"(?<!\w){re.escape(text)}(?!\w)", answer, re.IGNORECASE) is not None
+
+
+def _as_text(answer: Answer, alert: bool) -> str:
+    """One line: when, what, and what it took."""
+    live = answer.live
+    assert live is not None
+    figures = [f"kept {answer.kept}/{answer.total}", f"first token {answer.first_token_ms:.0f} ms"]
+    figures += [] if live.lag is None else [f"lag {live.lag:.2f} s"]
+    figures += [f"{live.dropped} frames dropped"] if live.dropped else []
+    said = " ".join(answer.text.split())
+    return f"[{live.begin:.1f}-{live.end:.1f} s] {'ALERT ' if alert else ''}{said}  ({', '.join(figures)})"
+
+
+def _as_json(answer: Answer, alert: bool) -> dict[str, Any]:
+    live = answer.live
+    assert live is not None
+    return {
+        "begin": live.begin,
+        "end": live.end,
+        "frames": live.frames,
+        "answer": answer.text,
+        "finish": answer.finish,
+        "alert": alert,
+        "kept": answer.kept,
+        "total": answer.total,
+        "lag_seconds": live.lag,
+        "dropped": live.dropped,
+        "gaps": live.gaps,
+        "stages_ms": answer.stages,
+    }
+
+
+def _call(command: str, line: str) -> None:
+    """Runs the command of an alert to its end; one that fails is reported, and the watch goes on."""
+    try:
+        code = subprocess.run(shlex.split(command), input=f"{line}\n".encode(), check=False).returncode
+    except (OSError, ValueError) as error:
+        raise TangoError(f"the command {command!r} cannot be run: {error}", "check --alert-command") from error
+    if code:
+        status(f"warning: {command!r} ended with {code}")
+
+
+WATCH = Command(_configure, _run)

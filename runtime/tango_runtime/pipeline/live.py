@@ -1,0 +1,204 @@
+"""A stream of frames, encoded as they come, and questions about the last of them."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Generator, Iterator
+from time import monotonic
+from types import TracebackType
+
+from tango_plugins import TangoError
+from tango_runtime.pipeline.answer import Answer, AnswerStream, LiveMoment
+from tango_runtime.pipeline.encoded import EncodedClip
+from tango_runtime.pipeline.feed import Feed
+from tango_runtime.pipeline.session import Session, finished
+from tango_runtime.pipeline.window import FrameWindow
+from tango_runtime.util.numbers import is_number
+
+_log = logging.getLogger("tango_runtime.live")
+
+#: A camera that gives nothing for so many seconds is reported.
+_PATIENCE = 10.0
+
+
+class LiveVideo:
+    """The newest frames of a stream, and questions about them.
+
+    Frames are encoded when something is asked or :meth:`take_in` is called; those of a camera that come faster wait, as
+    many as the window has, and the oldest of them are given up. So memory is constant, and an answer is about the
+    newest frames whatever the model's speed. Made by :meth:`tango_runtime.VideoLLM.live`; a context manager, for one
+    thread.
+
+    Attributes:
+        feed: Where the frames come from.
+        window: The newest of them.
+    """
+
+    def __init__(self, feed: Feed, window: FrameWindow, see: Callable[[EncodedClip], Session]) -> None:
+        self.feed, self.window, self._see = feed, window, see
+        self._session: Session | None = None
+        self._seen = -1  # how many frames were encoded when it was made
+        self._closed = False
+
+    def ask(
+        self,
+        question: str,
+        *,
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+    ) -> Answer:
+        """Answers a question about the window; arguments and errors are those of :meth:`stream`."""
+        return finished(
+            self.stream(question, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
+        )
+
+    def stream(
+        self,
+        question: str,
+        *,
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+    ) -> AnswerStream:
+        """Answers a question about the window as it is now, piece by piece.
+
+        What came of a camera is taken in first. Where the window is empty, the first frames are waited for; of a
+        recording, the first window is read.
+
+        Args:
+            question: Plain text.
+            max_new_tokens: Most tokens of the answer.
+            temperature: 0 is greedy.
+            top_p: Nucleus of the sampling.
+            seed: Seed of the sampling.
+
+        Raises:
+            TangoError: As :meth:`tango_runtime.Session.stream`; or the stream ended before its first step of frames, or
+                this is closed.
+            Exception: What the source raised.
+        """
+        if self.feed.live and not self.feed.over:
+            self.take_in(0)
+        if not self.window.held:
+            while not (self.window.held if self.feed.live else self.window.full) and self.take_in():
+                pass
+        inner = self.session().stream(
+            question, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed
+        )
+        newest, (begin, end) = self.window.newest, self.window.span
+        moment = LiveMoment(begin, end, self.window.held, None, self.feed.dropped, self.window.gaps)
+        inner.answer.live = moment
+        return AnswerStream(inner.answer, _stamped(inner, moment, newest.at if newest else None))
+
+    def session(self) -> Session:
+        """The session about the window as it is; the same until frames are taken in.
+
+        Raises:
+            TangoError: There is no whole step of frames, or this is closed.
+        """
+        self._require_open()
+        if self._session is None or self._seen != self.window.encoded:
+            self._session, self._seen = None, self.window.encoded  # an answer that is not finished keeps its own
+            self._session = self._see(self.window.clip())
+        return self._session
+
+    def take_in(self, wait: float | None = None) -> bool:
+        """Encodes the frames that came: all that wait of a camera, the next one of a recording.
+
+        Args:
+            wait: Most seconds to wait for a first one; None for any time, with a warning now and then.
+
+        Returns:
+            Whether there were any: False where none came in time, or the stream is over.
+
+        Raises:
+            TangoError: The backend failed, or this is closed.
+            Exception: What the source raised.
+        """
+        self._require_open()
+        arrivals = self.feed.take(_PATIENCE if wait is None else wait)
+        waited = _PATIENCE
+        while not arrivals and wait is None and not self.feed.over:
+            _log.warning("the stream: no frame has come for %.0f s", waited)
+            arrivals = self.feed.take(_PATIENCE)
+            waited += _PATIENCE
+        self.window.add(arrivals)
+        return bool(arrivals)
+
+    def watch(
+        self,
+        question: str,
+        *,
+        step: float = 5.0,
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+    ) -> Iterator[Answer]:
+        """Asks the same question again and again.
+
+        Args:
+            question: Plain text.
+            step: Seconds of the stream from one answer to the next. Where the model takes longer, steps are left out.
+            max_new_tokens: Most tokens of an answer.
+            temperature: 0 is greedy.
+            top_p: Nucleus of the sampling.
+            seed: Seed of the sampling.
+
+        Yields:
+            An answer for every step, and one for what follows the last when the stream ends.
+
+        Raises:
+            TangoError: As :meth:`stream`, or ``step`` is not above 0.
+            Exception: What the source raised.
+        """
+        if not is_number(step) or not 0 < step < math.inf:
+            raise TangoError(f"step is {step!r}", "it must be a positive number of seconds")
+        due, asked = step, 0
+        while True:
+            while (more := self.window.elapsed < due) and self.take_in():
+                pass
+            if self.window.encoded > asked:
+                asked = self.window.encoded
+                yield finished(
+                    self.stream(
+                        question, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed
+                    )
+                )
+            if more and self.feed.over:
+                return
+            due += step * (1 + math.floor(max(self.window.elapsed - due, 0.0) / step))
+
+    def close(self) -> None:
+        """Stops reading the stream, and gives the memory back."""
+        self._closed = True
+        self.feed.close()
+        if self._session is not None:
+            self._session.close()
+
+    def __enter__(self) -> LiveVideo:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise TangoError("the stream is closed", "open another: llm.live(source)")
+
+
+def _stamped(inner: AnswerStream, moment: LiveMoment, came: float | None) -> Generator[str, None, None]:
+    """Pieces of an answer; with the first, its moment gets the lag."""
+    with inner:
+        piece = next(inner, "")
+        if came is not None:
+            moment.lag = monotonic() - came
+        if piece:
+            yield piece
+        yield from inner
