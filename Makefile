@@ -14,7 +14,7 @@ CHECKPOINT := models/tiny
 	touch $@
 
 .venv/installed: .venv/demo
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[validate,cpu,calibration,test]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[validate,cpu,calibration,server,test]'
 	touch $@
 
 demo: .venv/demo

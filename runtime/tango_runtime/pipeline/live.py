@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from time import monotonic
 from types import TracebackType
 
@@ -59,6 +59,7 @@ class LiveVideo:
         self,
         question: str,
         *,
+        history: Sequence[tuple[str, str]] = (),
         max_new_tokens: int = 128,
         temperature: float = 0.0,
         top_p: float = 1.0,
@@ -71,6 +72,7 @@ class LiveVideo:
 
         Args:
             question: Plain text.
+            history: Earlier messages with their answers, of a chat that the caller keeps.
             max_new_tokens: Most tokens of the answer.
             temperature: 0 is greedy.
             top_p: Nucleus of the sampling.
@@ -87,7 +89,12 @@ class LiveVideo:
             while not (self.window.held if self.feed.live else self.window.full) and self.take_in():
                 pass
         inner = self.session().stream(
-            question, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed
+            question,
+            history=history,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
         )
         newest, (begin, end) = self.window.newest, self.window.span
         moment = LiveMoment(begin, end, self.window.held, None, self.feed.dropped, self.window.gaps)

@@ -214,7 +214,7 @@ class Session:
         if self._closed:
             return
         self._open(self._prompt.encode("?")[0] if self._before is None else self._before).prefill()
-        self._read_trace()
+        self.read_trace()
 
     def close(self) -> None:
         """Gives the key/value cache back; further questions are errors."""
@@ -241,7 +241,7 @@ class Session:
         answer.seconds, answer.aspect, answer.shape, answer.off = self.seconds, self.aspect, self.shape, self.off
         answer.prompt_tokens = cache.length + len(text)
         answer.finish = yield from decode_loop(cache, text, sampler, limits, answer.ids, timer)
-        trace, answer.salience = self._read_trace()
+        trace, answer.salience = self.read_trace()
         answer.frames = self.frames
         answer.indices, answer.merged, answer.segments = trace.indices, trace.merged, trace.segments
 
@@ -282,8 +282,8 @@ class Session:
             return self._pruned.tokens, self._pruned.count
         return self._backend.with_row_ends(self._pruned, self.shape.grid[1], end)
 
-    def _read_trace(self) -> tuple[Trace, NDArray[np.float32]]:
-        """What a report needs of the pruning, on the host; no token of an answer waits for it."""
+    def read_trace(self) -> tuple[Trace, NDArray[np.float32]]:
+        """What was kept, and the salience [T, L] fp32 of every token; no token of an answer waits for it."""
         if self._trace is None:
             self._trace = self._pruned.trace(), self._backend.to_host(self._salience)
         return self._trace

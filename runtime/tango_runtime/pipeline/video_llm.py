@@ -52,6 +52,11 @@ class VideoLLM:
         return self._backend.description
 
     @property
+    def frame_size(self) -> tuple[int, int] | None:
+        """(height, width) of the only frames that the backend's graphs take; None for any that the bundle allows."""
+        return self._backend.frame_size
+
+    @property
     def fallback_reason(self) -> str:
         """Why ``auto`` took no faster backend; empty where it took the fastest, or one was asked for by name."""
         return self._backend.fallback_reason

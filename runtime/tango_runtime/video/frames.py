@@ -186,12 +186,17 @@ def _read_image(path: Path) -> Frame:
         with Image.open(path) as image:
             if image.mode.startswith(("I", "F")):  # Pillow would clip these to white instead of scaling them
                 raise TangoError(f"{path} has pixels of more than 8 bits", "convert it to 8 bits per channel")
-            rgb, turn = image.convert("RGB"), _turn(image)
-            return np.array(rgb if turn is None else rgb.transpose(turn))
+            return np.array(upright(image))
     except TangoError:
         raise
     except Exception as error:  # a damaged image may raise anything
         raise TangoError(f"{path} cannot be read as an image: {error}", "replace or remove the file") from error
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """An image in RGB, turned as its EXIF data says."""
+    rgb, turn = image.convert("RGB"), _turn(image)
+    return rgb if turn is None else rgb.transpose(turn)
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:

@@ -91,9 +91,9 @@ def test_shared_options_are_shared():
     for command, option, _ in options():
         users[option].add(command)
     videos, making = {"run", "chat", "watch", "bench", "evaluate"}, {"export", "validate", "build", "calibrate"}
-    everywhere = videos | making | {"inspect", "doctor", "plan"}
+    everywhere = videos | making | {"inspect", "doctor", "plan", "serve"}
     assert users["--verbose"] == users["--quiet"] == users["--debug"] == everywhere | {"plugin build", "plugin info"}
-    assert users["--backend"] == videos
+    assert users["--backend"] == videos | {"serve"}
     assert users["--json"] == {"doctor", "plan", "bench"}
     assert users["--no-prune"] == {"run", "chat", "watch", "plan", "bench"}
     assert users["--overwrite"] == {"export", "calibrate", "evaluate"}
@@ -101,7 +101,7 @@ def test_shared_options_are_shared():
 
 def test_backends_are_those_of_the_registry():
     choices = [action.choices for _, option, action in options() if option == "--backend"]
-    assert choices == [["auto", *BACKENDS]] * 5
+    assert choices == [["auto", *BACKENDS]] * 6
 
 
 def test_help_uses_engine_only_for_tensorrt_engines():

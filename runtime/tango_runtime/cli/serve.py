@@ -1,0 +1,126 @@
+"""`tango serve`: bundles behind OpenAI's API."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from tango_plugins import TangoError
+from tango_runtime.cli.args import add_backend, non_negative_int, positive_int
+from tango_runtime.cli.command import Command
+from tango_runtime.pipeline.video_llm import VideoLLM
+from tango_runtime.server.serve import listen, serve
+from tango_runtime.server.settings import Settings
+from tango_runtime.util.console import status
+
+
+def _configure(parser: argparse.ArgumentParser) -> None:
+    defaults = Settings()
+    parser.add_argument(
+        "bundles", nargs="+", type=Path, metavar="bundle", help="bundle folders; the first is the default"
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
+    parser.add_argument(
+        "--port",
+        type=non_negative_int,
+        default=8000,
+        help="port; 0 takes a free one (default: %(default)s)",
+    )
+    parser.add_argument("--api-key", metavar="KEY", help="key that clients must present (default: none)")
+    parser.add_argument(
+        "--api-key-file",
+        type=Path,
+        metavar="FILE",
+        help="file whose first line is the key",
+    )
+    parser.add_argument(
+        "--media-root", type=Path, metavar="FOLDER", help="folder whose files clients may name as file: (default: none)"
+    )
+    parser.add_argument(
+        "--allow-private", action="store_true", help="let clients name URLs of addresses that are not public"
+    )
+    parser.add_argument(
+        "--origin", action="append", default=[], metavar="ORIGIN", help="origin of another web page that may call"
+    )
+    parser.add_argument(
+        "--queue",
+        type=positive_int,
+        default=defaults.waiting,
+        metavar="N",
+        help="requests that may wait before others are refused with 429 (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--together",
+        type=positive_int,
+        default=defaults.together,
+        metavar="N",
+        help="answers that are written in turns (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--cache-videos",
+        type=positive_int,
+        default=defaults.videos,
+        metavar="N",
+        help="encoded videos that are kept (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--cache-sessions",
+        type=positive_int,
+        default=defaults.sessions,
+        metavar="N",
+        help="prefixes of videos that are kept with their key/value caches (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--streams",
+        type=positive_int,
+        default=defaults.streams,
+        metavar="N",
+        help="streams that may be open (default: %(default)s)",
+    )
+    add_backend(parser)
+
+
+def _run(args: argparse.Namespace) -> int:
+    settings = Settings(
+        api_key=_key(args),
+        media_root=args.media_root,
+        allow_private=args.allow_private,
+        origins=tuple(args.origin),
+        waiting=args.queue,
+        together=args.together,
+        videos=args.cache_videos,
+        sessions=args.cache_sessions,
+        streams=args.streams,
+    )
+    if args.media_root is not None and not args.media_root.is_dir():
+        raise TangoError(f"there is no folder {args.media_root}", "check --media-root")
+    sock = listen(args.host, args.port)
+    models: dict[str, VideoLLM] = {}
+    for path in args.bundles:
+        name = path.resolve().name
+        if name in models:
+            raise TangoError(f"two bundles are called {name}", "give folders of different names")
+        models[name] = llm = VideoLLM(path, backend=args.backend)
+        status(f"{name}: {llm.backend}" + (f" ({llm.fallback_reason})" if llm.fallback_reason else ""))
+    host, port = sock.getsockname()[:2]
+    if settings.api_key is None and host not in ("127.0.0.1", "::1"):
+        status("warning: everybody who reaches this address may ask; --api-key lets in only who has the key")
+    where = f"[{host}]" if ":" in host else host
+    serve(models, settings, sock, ready=lambda: status(f"serving at http://{where}:{port} (the API: /v1)"))
+    return 0
+
+
+def _key(args: argparse.Namespace) -> str | None:
+    if args.api_key and args.api_key_file:
+        raise TangoError("--api-key and --api-key-file were given", "give one of them")
+    if args.api_key_file is None:
+        key: str | None = args.api_key
+    else:
+        key = args.api_key_file.read_text("utf-8").partition(os.linesep)[0].strip()
+    if key is not None and not key:
+        raise TangoError("the API key is empty", "give one, or leave the option out")
+    return key
+
+
+SERVE = Command(_configure, _run)

@@ -1,0 +1,94 @@
+"""Runs a server until it is told to stop, and lets the answers that are written end."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sys
+from collections.abc import Callable, Mapping
+from types import FrameType
+
+import uvicorn
+
+from tango_plugins import TangoError
+from tango_runtime.pipeline.video_llm import VideoLLM
+from tango_runtime.server.app import Server
+from tango_runtime.server.settings import Settings
+
+#: Connections beyond those that wait or are answered: health checks, uploads, the page.
+_MORE_CONNECTIONS = 256
+
+#: Seconds that a connection may be idle.
+_KEEP_ALIVE = 75
+
+#: Seconds after which a thread of Python makes way for another. By default, a piece of an answer may wait 5 ms for
+#: the model's thread, which is at the next.
+_SWITCH = 0.0005
+
+
+class _Uvicorn(uvicorn.Server):
+    """Tells the server when it is asked to stop, before it waits for the answers."""
+
+    def __init__(self, config: uvicorn.Config, server: Server) -> None:
+        super().__init__(config)
+        self._server = server
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Called by a signal."""
+        self._server.draining = True
+        super().handle_exit(sig, frame)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens.
+
+    Raises:
+        TangoError: The address is in use or is not this machine's.
+    """
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        sock = socket.create_server((host, port), family=family, backlog=1024)
+    except (OSError, OverflowError) as error:
+        raise TangoError(f"cannot listen at {host}:{port}: {error}", "choose another --host or --port") from error
+    # Its connections inherit it. Without, a response's second piece waits for the client to acknowledge the first.
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sock
+
+
+def serve(
+    models: Mapping[str, VideoLLM],
+    settings: Settings,
+    sock: socket.socket,
+    ready: Callable[[], None] = lambda: None,
+) -> None:
+    """Serves until SIGTERM or SIGINT; then it takes no more requests, and waits for those that are answered.
+
+    Args:
+        models: Loaded bundles by name.
+        settings: Limits.
+        sock: Listens.
+        ready: Called when requests are taken.
+    """
+    server = Server(models, settings)
+    config = uvicorn.Config(
+        server.app(),
+        access_log=False,
+        log_level="warning",
+        server_header=False,
+        timeout_keep_alive=_KEEP_ALIVE,
+        timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
+        limit_concurrency=settings.waiting + settings.together + _MORE_CONNECTIONS,
+        h11_max_incomplete_event_size=1 << 16,
+        http="h11",
+        ws="none",
+    )
+    runner = _Uvicorn(config, server)
+    sys.setswitchinterval(_SWITCH)
+    ready()
+    try:
+        asyncio.run(runner.serve(sockets=[sock]))
+    except KeyboardInterrupt:  # uvicorn raises the signal again that stopped it
+        if not runner.should_exit:
+            raise
+    finally:
+        sock.close()

@@ -1,0 +1,160 @@
+"""Streams that are open: each is encoded as its frames come, in turns with the others."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from tango_plugins import TangoError
+from tango_runtime.pipeline.feed import CameraFeed
+from tango_runtime.pipeline.live import LiveVideo
+from tango_runtime.pipeline.video_llm import VideoLLM
+from tango_runtime.server.errors import ApiError
+from tango_runtime.server.metrics import Metrics
+from tango_runtime.video import TimedFrame, open_source
+
+
+class Stream:
+    """An open stream.
+
+    Attributes:
+        name: Its id.
+        model: Name of the bundle that reads it.
+        live: The stream itself; for the worker's thread.
+        error: What ended it, empty while it goes on.
+    """
+
+    def __init__(self, name: str, model: str, live: LiveVideo, metrics: Metrics) -> None:
+        self.name, self.model, self.live, self.error = name, model, live, ""
+        self._metrics = metrics
+        self._encoded = self._dropped = 0
+
+    @property
+    def over(self) -> bool:
+        """Whether no frame will come any more."""
+        return bool(self.error) or self.live.feed.over
+
+    @property
+    def waits(self) -> bool:
+        """Whether frames wait to be encoded."""
+        feed = self.live.feed
+        return not self.error and isinstance(feed, CameraFeed) and feed.waiting > 0
+
+    def take_in(self, wait: float) -> None:
+        """Encodes what came; an error of the source ends the stream."""
+        try:
+            self.live.take_in(wait)
+        except TangoError as error:
+            self.error = f"{error.message}; {error.hint}"
+        except Exception as error:  # whatever a camera raises
+            self.error = f"the source failed: {type(error).__name__}"
+        window, feed = self.live.window, self.live.feed
+        self._metrics.add("tango:stream_frames_encoded_total", window.encoded - self._encoded)
+        self._metrics.add("tango:stream_frames_dropped_total", feed.dropped - self._dropped)
+        self._encoded, self._dropped = window.encoded, feed.dropped
+
+    def describe(self) -> dict[str, Any]:
+        """What a client learns of it."""
+        window, newest = self.live.window, self.live.window.newest
+        return {
+            "id": self.name,
+            "object": "stream",
+            "model": self.model,
+            "state": "failed" if self.error else "over" if self.over else "open",
+            "error": self.error or None,
+            "frames_encoded": window.encoded,
+            "frames_dropped": self.live.feed.dropped,
+            "frames_in_window": window.held,
+            "gaps": window.gaps,
+            "seconds": None if newest is None else newest.seconds,
+        }
+
+
+class Streams:
+    """All open streams.
+
+    Args:
+        most: How many there may be.
+        metrics: Counts.
+    """
+
+    def __init__(self, most: int, metrics: Metrics) -> None:
+        self._most, self._metrics = most, metrics
+        self._open: dict[str, Stream] = {}
+        self._lock = threading.Lock()
+        self._last = ""
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def __iter__(self) -> Iterator[Stream]:
+        return iter(list(self._open.values()))
+
+    def add(self, model: str, open_live: Callable[[], LiveVideo]) -> Stream:
+        """Opens a stream; on the worker's thread.
+
+        Raises:
+            ApiError: There are too many.
+            TangoError: The source cannot be read.
+        """
+        if len(self._open) >= self._most:
+            raise ApiError(429, f"{self._most} streams are open; close one", headers={"Retry-After": "60"})
+        stream = Stream(f"stream:{secrets.token_hex(8)}", model, open_live(), self._metrics)
+        with self._lock:
+            self._open[stream.name] = stream
+        return stream
+
+    def get(self, name: str) -> Stream:
+        """The stream of an id.
+
+        Raises:
+            ApiError: There is none.
+        """
+        if name not in self._open:
+            raise ApiError(404, f"there is no stream {name[:60]!r}", "url")
+        return self._open[name]
+
+    def remove(self, name: str) -> None:
+        """Forgets a stream, and closes it; on the worker's thread."""
+        stream = self.get(name)
+        with self._lock:
+            del self._open[name]
+        stream.live.close()
+
+    def turn(self) -> bool:
+        """Encodes what came of the next stream that has frames; whether there was one. On the worker's thread."""
+        with self._lock:
+            names = sorted(self._open)
+        behind = [name for name in names if name > self._last] + [name for name in names if name <= self._last]
+        for name in behind:
+            stream = self._open.get(name)
+            if stream is not None and stream.waits:
+                self._last = name
+                stream.take_in(0)
+                return True
+        return False
+
+    def close(self) -> None:
+        """Closes all; on the worker's thread, or after its end."""
+        for stream in self:
+            self.remove(stream.name)
+
+
+def played(path: Path, fps: float) -> Iterator[TimedFrame]:
+    """A recording as if it happened now: its frames come at their times."""
+    source = open_source(path)
+    began = time.monotonic()
+    for seconds, frame in source.read(source.sample_at(fps)):
+        time.sleep(max(0.0, began + seconds - time.monotonic()))
+        yield seconds, frame
+
+
+def open_live(
+    llm: VideoLLM, source: Any, *, window: int | None, fps: float, ratio: float | None, wake: Callable[[], None]
+) -> LiveVideo:
+    """A stream of a model; raises what :meth:`VideoLLM.live` does."""
+    return llm.live(source, window=window, fps=fps, retention_ratio=ratio, on_arrival=wake)
