@@ -17,6 +17,7 @@ def test_the_wheel_is_pure_and_holds_the_four_packages(wheel: Path) -> None:
     for package in ("tango_export", "tango_calibration", "tango_runtime", "tango_plugins"):
         assert {f"{package}/__init__.py", f"{package}/py.typed"} <= names
     assert {"tango_runtime/report/report.html.jinja", "tango_runtime/sizing/released_models.json"} <= names
+    assert "tango_runtime/server/page/index.html" in names
     assert not [name for name in names if name.startswith(("tests/", "examples/"))]
 
 

@@ -18,6 +18,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from threading import Lock
+from types import MappingProxyType
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -29,9 +30,8 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
-from starlette.routing import Mount, Route
-from starlette.staticfiles import StaticFiles
+from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tango_plugins import TangoError
@@ -104,9 +104,9 @@ class Server:
             Route("/v1/streams/{name}", guarded(self._remove_stream), methods=["DELETE"]),
             Route("/v1/streams/{name}/answers", guarded(self._watch_stream), methods=["POST"]),
         ]
-        page = Path(__file__).with_name("page")
-        if page.is_dir():
-            routes.append(Mount("/", _Page(directory=page, html=True)))  # type: ignore[arg-type]
+        files = Path(__file__).with_name("page")
+        routes.append(Route("/", _PageFile(files / "index.html"), methods=["GET"]))
+        routes += [Route(f"/{file.name}", _PageFile(file), methods=["GET"]) for file in files.iterdir()]
         cors = Middleware(
             CORSMiddleware, allow_origins=list(self.settings.origins), allow_methods=["*"], allow_headers=["*"]
         )
@@ -205,17 +205,21 @@ class Server:
         )
         model, options = self._model(take_text(data, "model", "")), parse_options(data)
         url, images = take_text(data, "video_url", ""), data.get("images") is True
-        if not url or url.startswith("stream:"):
-            raise ApiError(400, "give the video_url of a video", "video_url")
+        if not url:
+            raise ApiError(400, "give the video_url of a video or of a stream", "video_url")
 
         def job(key: VideoKey, clip: DecodedClip | None, emit: Emit) -> tuple[Generator[None, None, None], Hashable]:
             return self.engine.view(key, options, clip, emit), None
 
         async def seen() -> dict[str, Any]:
-            async for item in self._about_video(model, Media((url,)), options, job, one=True):
-                found: dict[str, Any] = item
+            if url.startswith("stream:"):
+                stream = self.streams.get(url)
+                items = self._run(lambda emit: (self.engine.view_live(stream, emit), stream.name), dict)
+            else:
+                items = self._about_video(model, Media((url,)), options, job, dict)
+            async with aclosing(items):
+                found: dict[str, Any] = await anext_of(items)
                 return found
-            raise ApiError(500, "the server gave no view")
 
         found = await unless_left(request.receive, seen())
         frames = found.pop("frames")
@@ -317,14 +321,13 @@ class Server:
         media: Media,
         options: VideoOptions,
         job: Callable[[VideoKey, DecodedClip | None, Emit], tuple[Generator[None, None, None], Hashable]],
-        *,
-        one: bool = False,
+        last: type = Ending,
     ) -> AsyncGenerator[Any, None]:
         """What a job emits about a video, which is brought here and decoded unless it is known."""
         for again in (False, True):
             key, clip = await self._in_thread(self._bring, model, media, options, again)
             try:
-                async with aclosing(self._run(partial(job, key, clip), dict if one else Ending)) as items:
+                async with aclosing(self._run(partial(job, key, clip), last)) as items:
                     async for item in items:
                         yield item
                 return
@@ -494,19 +497,24 @@ class _Guarded:
             raise ApiError(401, "the API key is missing or wrong", headers={"WWW-Authenticate": "Bearer"})
 
 
-class _Page(StaticFiles):
-    """The page's files, which load nothing from elsewhere."""
+class _PageFile:
+    """A file of the page, which loads nothing from elsewhere."""
 
-    async def get_response(self, path: str, scope: Scope) -> Response:
-        response = await super().get_response(path, scope)
-        response.headers["Content-Security-Policy"] = (
-            "default-src 'self'; img-src 'self' data: blob:; media-src 'self' blob:; style-src 'self'; "
-            "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-        )
-        response.headers["X-Content-Type-Options"] = "nosniff"
-        response.headers["Referrer-Policy"] = "no-referrer"
-        response.headers["Cache-Control"] = "no-cache"
-        return response
+    _HEADERS = MappingProxyType(
+        {
+            "Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:; media-src 'self' blob:; "
+            "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+            "X-Content-Type-Options": "nosniff",
+            "Referrer-Policy": "no-referrer",
+            "Cache-Control": "no-cache",
+        }
+    )
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await FileResponse(self._path, headers=dict(self._HEADERS))(scope, receive, send)
 
 
 async def anext_of(items: Any) -> Any:

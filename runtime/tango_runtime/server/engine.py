@@ -62,13 +62,11 @@ class Seen:
 
     Attributes:
         video: Its frames and features.
-        seconds: Time of each frame.
         duration: Seconds of the video; None where unknown.
         aspect: Width over height.
     """
 
     video: EncodedVideo
-    seconds: list[float]
     duration: float | None
     aspect: float
 
@@ -106,7 +104,7 @@ class Ending:
             "video_tokens": answer.total,
             "kept_tokens": answer.kept,
             "retention_ratio": answer.retention_ratio,
-            "stages_ms": {name: round(ms, 3) for name, ms in answer.stages.items()},
+            "stages_ms": _rounded(answer.stages),
         }
         if live is not None:
             found["stream"] = {
@@ -160,11 +158,7 @@ class Engine:
     def answer_live(self, request: ChatRequest, stream: Stream, emit: Emit) -> Generator[None, None, None]:
         """Answers a question about a stream as it is: emits pieces of text, then an :class:`Ending`."""
         arrived = monotonic()
-        stream.take_in(0)
-        if not stream.live.window.held:
-            if stream.error:
-                raise ApiError(400, stream.error, "url")
-            raise ApiError(503, f"{stream.name} has no frames yet; ask again", headers={"Retry-After": "1"})
+        _take_in(stream)
         pieces = stream.live.stream(request.question, history=request.history, **_sampling(request))
         yield from self._write(request, pieces, emit, arrived, cached=0)
 
@@ -175,26 +169,15 @@ class Engine:
         seen = self._see(key, clip)
         yield
         with self._open(key.model, seen, options) as session:
-            trace, salience = session.read_trace()
             stages = {**seen.video.stages, **session.stages}
-        shape = seen.video.shape
-        kind = np.zeros(shape.total, np.int8)
-        kind[trace.indices] = np.where(trace.merged, 2, 1)
-        emit(
-            {
-                "frames": seen.video.frames[:: shape.frames_per_step],
-                "seconds": seen.seconds[:: shape.frames_per_step],
-                "duration": seen.duration,
-                "aspect": seen.aspect,
-                "grid": list(shape.grid),
-                "kept": session.kept,
-                "total": session.total,
-                "kinds": ["".join(map(str, row)) for row in kind.reshape(shape.steps, -1).tolist()],
-                "salience": _levels(salience),
-                "segments": trace.segments.tolist(),
-                "stages_ms": {name: round(ms, 3) for name, ms in stages.items()},
-            }
-        )
+            emit({**_viewed(session), "duration": seen.duration, "aspect": seen.aspect, "stages_ms": _rounded(stages)})
+
+    def view_live(self, stream: Stream, emit: Emit) -> Generator[None, None, None]:
+        """What is kept of a stream as it is: emits the same as :meth:`view`."""
+        _take_in(stream)
+        session = stream.live.session()
+        yield
+        emit({**_viewed(session), "duration": None, "aspect": session.aspect, "stages_ms": _rounded(session.stages)})
 
     def _see(self, key: VideoKey, clip: DecodedClip | None) -> Seen:
         if key in self._videos:
@@ -205,7 +188,7 @@ class Engine:
         size = clip.frame_size if llm.bundle.manifest.video.budget and llm.frame_size is None else None
         video = llm.encode(clip, frames=len(clip.frames), frame_size=size)
         self._metrics.add("tango:videos_encoded_total")
-        seen = Seen(video, clip.seconds.tolist(), clip.duration, clip.aspect)
+        seen = Seen(video, clip.duration, clip.aspect)
         _put(self._videos, key, seen, self._most_videos)
         return seen
 
@@ -238,6 +221,40 @@ class Engine:
 def _sampling(request: ChatRequest) -> dict[str, Any]:
     names = ("max_new_tokens", "temperature", "top_p", "seed")
     return {name: getattr(request, name) for name in names}
+
+
+def _rounded(stages: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(ms, 3) for name, ms in stages.items()}
+
+
+def _take_in(stream: Stream) -> None:
+    """Encodes what came of a stream.
+
+    Raises:
+        ApiError: It has no frames.
+    """
+    stream.take_in(0)
+    if not stream.live.window.held:
+        if stream.error:
+            raise ApiError(400, stream.error, "url")
+        raise ApiError(503, f"{stream.name} has no frames yet; ask again", headers={"Retry-After": "1"})
+
+
+def _viewed(session: Session) -> dict[str, Any]:
+    """What a session kept: a digit for each token of each step, 0 dropped, 1 salient, 2 merged; and its salience."""
+    (trace, salience), shape = session.read_trace(), session.shape
+    kinds = np.zeros(shape.total, np.uint8)
+    kinds[trace.indices] = np.where(trace.merged, 2, 1)
+    return {
+        "frames": session.frames[:: shape.frames_per_step],
+        "seconds": session.seconds[:: shape.frames_per_step].tolist(),
+        "grid": list(shape.grid),
+        "kept": session.kept,
+        "total": session.total,
+        "kinds": ["".join(map(str, row)) for row in kinds.reshape(shape.steps, -1).tolist()],
+        "salience": _levels(salience),
+        "segments": trace.segments.tolist(),
+    }
 
 
 def _levels(salience: np.ndarray[Any, Any]) -> list[str]:

@@ -193,6 +193,22 @@ def test_metrics_have_vllms_names(served, answer):
     assert served.metric("vllm:num_requests_running") == 0
 
 
+def test_a_view_is_what_an_answer_is_read_from(served, llm, clip):
+    body = {"video_url": "file:clip.mp4", "retention_ratio": 0.3, "frames": 8}
+    view = served.http().post("/v1/videos/view", json=body).json()
+    answer = llm.generate(clip, QUESTION, retention_ratio=0.3, frames=8, max_new_tokens=1)
+    kinds = np.array([list(map(int, row)) for row in view["kinds"]]).ravel()
+    np.testing.assert_array_equal(np.flatnonzero(kinds), answer.indices)
+    np.testing.assert_array_equal(kinds[answer.indices] == 2, answer.merged)
+    assert view["segments"] == answer.segments.tolist()
+    assert view["grid"] == [4, 4]
+    assert {"video", "vision", "prune"} <= set(view["stages_ms"])
+    levels = np.array([list(bytes.fromhex(row)) for row in view["salience"]])
+    assert levels.argmax() == answer.salience.argmax()
+    assert "images" not in view
+    assert served.http().post("/v1/videos/view", json={}).status_code == 400
+
+
 def test_an_unknown_model_is_named(served):
     with pytest.raises(openai.NotFoundError, match="there is no model 'gpt'"):
         served.openai().chat.completions.create(**{**asked(), "model": "gpt"})

@@ -67,6 +67,19 @@ def test_a_stream_is_asked_by_its_id(camera, llm):
     assert served.http().get("/v1/streams").json()["data"][0]["seconds"] == 5.0
 
 
+def test_what_is_kept_of_a_stream_is_viewed(camera, llm):
+    served, cameras = camera
+    name = opened(served)
+    pairs = list(zip(map(float, range(4)), frames(4), strict=True))
+    give(served, name, cameras[-1], pairs)
+    view = served.http().post("/v1/videos/view", json={"video_url": name, "images": True}).json()
+    with llm.session(pairs, frames=4) as session:
+        trace, _ = session.read_trace()
+    kept = [i for i, kind in enumerate("".join(view["kinds"])) if kind != "0"]
+    assert kept == trace.indices.tolist()
+    assert (view["kept"], view["total"], len(view["images"])) == (len(kept), 64, 4)
+
+
 def test_answers_of_a_stream_are_events(camera, llm):
     served, cameras = camera
     name = opened(served)

@@ -1,0 +1,322 @@
+// The page: a video or a stream, questions about it, and what the decoder reads of it.
+
+import { chat, get, post, setKey, upload } from "./api.js";
+import { describe, drawFrame, drawStages, drawTimeline, segmentOf } from "./draw.js";
+
+const $ = (id) => document.getElementById(id);
+const RECORDED_SECONDS = 8, STREAM_MS = 1000;
+
+const state = {
+  url: "",          // video:… or stream:…
+  turns: [],        // [question, answer], of the chat so far
+  view: null,       // what was kept
+  stages: {},       // milliseconds of the stages, of the view and of the last answer
+  answering: null,  // AbortController of the answer that is written
+};
+
+function say(text, error = false) {
+  $("status").textContent = text;
+  $("status").classList.toggle("error", error);
+}
+
+function fail(error) {
+  if (error.name === "AbortError") return;
+  if (error.status === 401) $("access").open = true;
+  say(error.message, true);
+}
+
+// The ratio is on a scale of logarithms: 1 % to 100 %.
+function ratio() {
+  return Math.round(10 ** (($("ratio").value / 100) * 2 - 2) * 1e4) / 1e4;
+}
+
+function options() {
+  const frames = Number($("frames").value);
+  return { model: $("model").value, retention_ratio: ratio(), ...(frames > 0 && !isStream() ? { frames } : {}) };
+}
+
+const isStream = () => state.url.startsWith("stream:");
+
+// What is kept. While a view is on its way, the newest wish waits, and those between are left out.
+
+let viewing = false, wished = false;
+
+async function refresh() {
+  if (!state.url) return;
+  wished = true;
+  if (viewing) return;
+  viewing = true;
+  try {
+    while (wished) {
+      wished = false;
+      await show();
+    }
+  } catch (error) {
+    fail(error);
+  } finally {
+    viewing = false;
+  }
+}
+
+async function show() {
+  const url = state.url, known = state.view?.source === `${url} ${$("frames").value}` && !isStream();
+  const view = await post("/v1/videos/view", { ...options(), video_url: url, images: !known });
+  if (url !== state.url) return;
+  view.pictures = known ? state.view.pictures : await Promise.all(view.images.map(picture));
+  view.source = `${url} ${$("frames").value}`;
+  state.view = view;
+  state.stages = { ...state.stages, ...view.stages_ms };
+  draw();
+}
+
+async function picture(source) {
+  const image = new Image();
+  image.src = source;
+  await image.decode();
+  return image;
+}
+
+function layer() {
+  return document.querySelector("input[name=layer]:checked").value;
+}
+
+function draw() {
+  const view = state.view;
+  if (!view) return;
+  const share = (100 * view.kept) / view.total;
+  $("counts").textContent = `${view.kept} of ${view.total} video tokens (${share.toFixed(1)} %), ${view.segments.length} segments`;
+  const grid = $("grid");
+  while (grid.children.length > view.pictures.length) grid.lastChild.remove();
+  while (grid.children.length < view.pictures.length) grid.append(card(grid.children.length));
+  [...grid.children].forEach((item, f) => {
+    item.className = `s${segmentOf(view, f) % 4}`;
+    drawFrame(item.querySelector("canvas"), view, f, layer(), 320);
+    item.querySelector("span").textContent = `${view.seconds[f].toFixed(1)} s`;
+    item.setAttribute("aria-label", `Frame ${f + 1}, ${describe(view, f)}`);
+  });
+  drawTimeline($("timeline"), view, (f) => grid.children[f].focus());
+  drawStages($("stages"), state.stages);
+}
+
+function card(f) {
+  const button = document.createElement("button");
+  button.type = "button";
+  button.append(document.createElement("canvas"), document.createElement("span"));
+  button.addEventListener("click", () => zoom(f));
+  button.addEventListener("keydown", (event) => {
+    const by = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    if (by) $("grid").children[f + by]?.focus();
+  });
+  return button;
+}
+
+let zoomed = 0;
+
+function zoom(f) {
+  zoomed = f;
+  drawFrame($("large"), state.view, f, layer(), 900);
+  $("caption").textContent = describe(state.view, f);
+  if (!$("zoom").open) $("zoom").showModal();
+}
+
+$("zoom").addEventListener("keydown", (event) => {
+  const f = zoomed + ({ ArrowRight: 1, ArrowLeft: -1 }[event.key] ?? 0);
+  if (f !== zoomed && state.view.pictures[f]) zoom(f);
+});
+
+$("ratio").addEventListener("input", () => {
+  $("ratio-text").textContent = `${+(100 * ratio()).toPrecision(2)} %`;
+  refresh();
+});
+$("frames").addEventListener("change", refresh);
+document.querySelectorAll("input[name=layer]").forEach((input) => input.addEventListener("change", draw));
+
+// The video.
+
+function choose(url, local) {
+  state.url = url;
+  state.view = null;
+  state.stages = {};
+  newChat();
+  $("ask").disabled = !url;
+  $("player").hidden = !local;
+  $("hint").hidden = Boolean(url);
+  if (local) $("player").src = URL.createObjectURL(local);
+  refresh();
+}
+
+async function take(file) {
+  if (!file) return;
+  try {
+    say(`sending ${file.name || "the recording"} …`);
+    const id = await upload(file);
+    $("stream").value = "";
+    choose(id, file);
+    say(`${file.name || "the recording"}, ${(file.size / 1e6).toFixed(1)} MB`);
+  } catch (error) {
+    fail(error);
+  }
+}
+
+$("file").addEventListener("change", () => take($("file").files[0]));
+$("drop").addEventListener("dragover", (event) => {
+  event.preventDefault();
+  $("drop").classList.add("over");
+});
+$("drop").addEventListener("dragleave", () => $("drop").classList.remove("over"));
+$("drop").addEventListener("drop", (event) => {
+  event.preventDefault();
+  $("drop").classList.remove("over");
+  take(event.dataTransfer.files[0]);
+});
+
+$("camera").addEventListener("click", async () => {
+  let stream;
+  try {
+    stream = await navigator.mediaDevices.getUserMedia({ video: { width: 640 } });
+    const recorder = new MediaRecorder(stream), pieces = [];
+    recorder.addEventListener("dataavailable", (event) => pieces.push(event.data));
+    const ended = new Promise((resolve) => recorder.addEventListener("stop", resolve));
+    $("player").hidden = false;
+    $("player").srcObject = stream;
+    $("player").play();
+    recorder.start();
+    for (let left = RECORDED_SECONDS; left; left--) {
+      say(`recording, ${left} s left`);
+      await new Promise((resolve) => setTimeout(resolve, 1000));
+    }
+    recorder.stop();
+    await ended;
+    $("player").srcObject = null;
+    await take(new Blob(pieces, { type: recorder.mimeType.split(";")[0] }));
+  } catch (error) {
+    fail(error);
+  } finally {
+    stream?.getTracks().forEach((track) => track.stop());
+  }
+});
+
+$("stream").addEventListener("change", () => choose($("stream").value, null));
+setInterval(() => {
+  if (isStream() && !document.hidden) refresh();
+}, STREAM_MS);
+
+// The chat.
+
+function newChat() {
+  state.answering?.abort();
+  state.turns = [];
+  $("turns").replaceChildren();
+}
+
+function messages(question) {
+  const video = { type: "video_url", video_url: { url: state.url } };
+  const said = [...state.turns, [question, null]].flatMap(([asked, answer]) => [
+    { role: "user", content: [{ type: "text", text: asked }] },
+    ...(answer === null ? [] : [{ role: "assistant", content: answer }]),
+  ]);
+  said[0].content.unshift(video);
+  return said;
+}
+
+function turn(question) {
+  const item = document.createElement("li");
+  const [asked, answer, figures] = ["asked", "answer", "figures"].map((name) => {
+    const element = document.createElement("p");
+    element.className = name;
+    item.append(element);
+    return element;
+  });
+  asked.textContent = question;
+  answer.classList.add("writing");
+  $("turns").append(item);
+  return { answer, figures };
+}
+
+async function ask(question) {
+  state.answering?.abort();
+  const leave = (state.answering = new AbortController());
+  const { answer, figures } = turn(question);
+  $("stop").hidden = false;
+  const began = performance.now();
+  let first = 0;
+  try {
+    for await (const chunk of chat({ ...options(), messages: messages(question), stream: true }, leave.signal)) {
+      const piece = chunk.choices[0]?.delta.content;
+      if (piece) {
+        first ||= performance.now() - began;
+        answer.textContent += piece;
+      }
+      if (chunk.tango) {
+        state.stages = { ...state.stages, ...chunk.tango.stages_ms };
+        const lag = chunk.tango.stream?.lag_seconds;
+        figures.textContent = [
+          `${chunk.tango.kept_tokens} of ${chunk.tango.video_tokens} video tokens`,
+          `first word after ${first.toFixed(0)} ms`,
+          ...(lag == null ? [] : [`lag ${lag.toFixed(2)} s`]),
+        ].join(", ");
+      }
+    }
+    state.turns.push([question, answer.textContent]);
+    drawStages($("stages"), state.stages);
+  } catch (error) {
+    figures.textContent = error.name === "AbortError" ? "stopped" : "";
+    fail(error);
+  } finally {
+    answer.classList.remove("writing");
+    if (state.answering === leave) {
+      state.answering = null;
+      $("stop").hidden = true;
+    }
+  }
+}
+
+$("form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  const question = $("question").value.trim();
+  if (!question || !state.url) return;
+  $("question").value = "";
+  ask(question);
+});
+$("question").addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && !event.shiftKey) {
+    event.preventDefault();
+    $("form").requestSubmit();
+  }
+});
+$("stop").addEventListener("click", () => state.answering?.abort());
+$("clear").addEventListener("click", newChat);
+
+// The model, the key, the theme.
+
+async function start() {
+  try {
+    const { data } = await get("/v1/models");
+    const model = (name) => data.find(({ id }) => id === name);
+    $("model").replaceChildren(...data.map(({ id }) => new Option(id, id)));
+    const reset = () => {
+      const { frames, retention_ratio: share } = model($("model").value);
+      $("frames").value = frames;
+      $("ratio").value = Math.round((Math.log10(share) + 2) * 50);
+      $("ratio").dispatchEvent(new Event("input"));
+    };
+    $("model").onchange = reset;
+    reset();
+    const streams = await get("/v1/streams");
+    $("stream").replaceChildren(new Option("none", ""), ...streams.data.map(({ id }) => new Option(id, id)));
+    say("");
+  } catch (error) {
+    fail(error);
+  }
+}
+
+$("key").addEventListener("change", () => {
+  setKey($("key").value);
+  start();
+});
+$("theme").addEventListener("click", () => {
+  const dark = matchMedia("(prefers-color-scheme: dark)").matches;
+  const now = document.documentElement.dataset.theme ?? (dark ? "dark" : "light");
+  document.documentElement.dataset.theme = now === "dark" ? "light" : "dark";
+});
+start();
