@@ -47,6 +47,7 @@ from tango_runtime.server.settings import Settings
 from tango_runtime.server.streams import Stream, Streams, open_live, played
 from tango_runtime.server.worker import Job, Worker
 from tango_runtime.util.errors import first_line
+from tango_runtime.video.address import KINDS, is_live
 
 _log = logging.getLogger("tango_runtime.server")
 
@@ -419,7 +420,11 @@ class Server:
         if url.startswith("file:"):
             with self.store.local(Media((url,))) as local:
                 return played(local.paths[0], fps)
-        raise ApiError(400, f"{url[:40]!r} is no source of a stream: give a file: under the media root", "source")
+        if url.partition("://")[0].lower() in KINDS and is_live(url):
+            if not self.settings.allow_private:  # FFmpeg connects by itself: no address of it can be checked before
+                raise ApiError(403, "streams of other hosts are opened only with --allow-private", "source")
+            return url
+        raise ApiError(400, "a stream's source is rtsp://, http://, https://, or file: under the media root", "source")
 
     def _with_model(self, chat: ChatRequest) -> ChatRequest:
         return replace(chat, model=self._model(chat.model))

@@ -13,7 +13,10 @@ from tango_runtime import VideoLLM
 from tango_runtime.backends.cuda.backend import CudaBackend
 from tango_runtime.backends.cuda.device import Stream
 from tango_runtime.backends.cuda.ort_runner import OrtRunner
+from tango_runtime.pipeline import feed
 from tango_runtime.pipeline import live as live_module
+from tango_runtime.video import LiveSource
+from tests.fakes.camera import FakeCamera
 from tests.fakes.cuda import install
 
 QUESTION = "What happens?"
@@ -201,6 +204,21 @@ def test_frames_that_a_camera_chose_are_all_taken_and_those_that_it_lost_counted
             pass
         answer = live.ask(QUESTION, max_new_tokens=2)
     assert (answer.live.frames, answer.live.dropped, camera.closed) == (4, 2, True)
+
+
+def test_an_address_is_a_live_source(llm, monkeypatch):
+    """The address of a stream is read by a LiveSource at the rate, and closed with the window."""
+    shown = FakeCamera(ends=True)
+    for seconds, frame in pairs(scene(6), interval=0.5):
+        shown.show(seconds, frame)
+    shown.end()
+    monkeypatch.setattr(feed, "LiveSource", lambda address, **options: LiveSource(shown, lossless=True, **options))
+    with llm.live("rtsp://camera/", window=4, fps=1.0) as live:
+        while live.take_in():
+            pass
+        answer = live.ask(QUESTION, max_new_tokens=6)
+    wanted = llm.generate(pairs(scene(6)[::2]), QUESTION, frames=3, max_new_tokens=6)
+    assert (answer.ids, answer.live.frames, answer.live.dropped) == (wanted.ids, 3, 0)
 
 
 def test_a_file_and_a_folder_of_times_are_streams_too(llm, clip):
