@@ -24,6 +24,7 @@ from tango_runtime.cli.args import (
 )
 from tango_runtime.cli.command import Command
 from tango_runtime.pipeline.answer import Answer
+from tango_runtime.pipeline.encoded import EncodedVideo
 from tango_runtime.pipeline.session import Session
 from tango_runtime.pipeline.video_llm import VideoLLM
 from tango_runtime.util.console import progress, status
@@ -83,14 +84,15 @@ class _Chat:
         self._llm, self._args = llm, args
         self._last: Answer | None = None
         self._commands: dict[str, tuple[Callable[[str], None], str]] = {
-            "/ratio": (self._set_ratio, "RATIO: keep another fraction of the video tokens, and begin anew"),
+            "/ratio": (self._set_ratio, "RATIO: keep another fraction of the video tokens, and begin anew at once"),
             "/frames": (self._set_frames, "N: sample another number of frames, and begin anew"),
             "/new": (self._begin_anew, "begin anew: earlier messages are forgotten"),
             "/report": (self._report, "OUT.html: write a web page that shows the tokens kept"),
             "/help": (self._help, "this list"),
             "/quit": (self._quit, "leave, as the end of the input does"),
         }
-        self._session = self._see()
+        self._video = self._encode()
+        self._session = self._prune(self._video)
 
     def take(self, line: str) -> None:
         """Answers a message, or does what a line with a slash asks; an error is shown, and the chat goes on."""
@@ -106,10 +108,18 @@ class _Chat:
         """Gives the session back."""
         self._session.close()
 
-    def _see(self) -> Session:
+    def _encode(self) -> EncodedVideo:
+        """Sees the video, which is pruned at any ratio afterwards."""
         args = self._args
+        options = {
+            name: value for name, value in video_options(args).items() if name not in ("retention_ratio", "prune")
+        }
         with progress("vision", args.frames or self._llm.bundle.manifest.video.frames) as on_progress:
-            session = self._llm.session(args.video, on_progress=on_progress, **video_options(args))
+            return self._llm.encode(args.video, on_progress=on_progress, **options)
+
+    def _prune(self, video: EncodedVideo) -> Session:
+        args = self._args
+        session = self._llm.session(video, retention_ratio=args.retention_ratio, prune=not args.no_prune)
         status(f"kept {session.kept} / {session.total} video tokens; /help lists commands")
         return session
 
@@ -133,25 +143,26 @@ class _Chat:
         self._commands[name][0](value.strip())
 
     def _set_ratio(self, value: str) -> None:
-        self._see_anew(retention_ratio=_parsed(ratio, value), no_prune=False)
+        self._begin(retention_ratio=_parsed(ratio, value), no_prune=False)
 
     def _set_frames(self, value: str) -> None:
-        self._see_anew(frames=_parsed(positive_int, value))
+        self._begin(frames=_parsed(positive_int, value))
 
     def _begin_anew(self, value: str) -> None:
-        self._see_anew()
+        self._begin()
 
-    def _see_anew(self, **changed: object) -> None:
-        """Opens a session with other settings; the old one stays where the new one cannot be had."""
+    def _begin(self, **changed: object) -> None:
+        """Opens a session, with other settings if they are given; the old one stays where the new one cannot be had."""
         before = dict(vars(self._args))
         vars(self._args).update(changed)
         try:
-            session = self._see()
+            video = self._encode() if "frames" in changed else self._video
+            session = self._prune(video)
         except TangoError:
             vars(self._args).update(before)
             raise
         self._session.close()
-        self._session, self._last = session, None
+        self._video, self._session, self._last = video, session, None
 
     def _report(self, value: str) -> None:
         if self._last is None:

@@ -6,6 +6,7 @@ import io
 
 import pytest
 
+from tango_runtime import VideoLLM
 from tango_runtime.cli.main import main
 
 FIRST, SECOND = "What happens?", "And then?"
@@ -46,6 +47,15 @@ def test_the_video_is_seen_anew_with_other_settings(chat, line, kept):
     assert len(seen) == 2
     assert seen[0] != seen[1]
     assert kept is None or kept in seen[1]
+
+
+def test_another_ratio_prunes_what_was_seen(chat, llm, clip, monkeypatch):
+    seen, encode = [], VideoLLM.encode
+    monkeypatch.setattr(VideoLLM, "encode", lambda *given, **options: (seen.append(1), encode(*given, **options))[1])
+    _, out, _ = chat(FIRST, "/ratio 0.5", FIRST, "/new", FIRST)
+    wanted = [llm.generate(clip, FIRST, retention_ratio=r, max_new_tokens=8).text for r in (None, 0.5, 0.5)]
+    assert out == "".join(f"{text}\n" for text in wanted)
+    assert seen == [1]
 
 
 @pytest.mark.parametrize(
