@@ -1,59 +1,16 @@
-"""A server on the loopback, as its clients see it: the real uvicorn on a thread, and OpenAI's own client."""
+"""Servers, a clip and where it is; what asks for them is skipped where the packages of the server are missing."""
 
 from __future__ import annotations
 
-import asyncio
 import base64
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 import pytest
 
-uvicorn = pytest.importorskip("uvicorn")
-openai = pytest.importorskip("openai")
-httpx = pytest.importorskip("httpx")
-
-from tango_runtime import VideoLLM  # noqa: E402
-from tango_runtime.server.app import Server  # noqa: E402
-from tango_runtime.server.serve import listen  # noqa: E402
-from tango_runtime.server.settings import Settings  # noqa: E402
-
-
-class Running:
-    """A server that runs.
-
-    Attributes:
-        server: Its inside.
-        url: Where it listens.
-    """
-
-    def __init__(self, server: Server, url: str) -> None:
-        self.server, self.url = server, url
-
-    def http(self, **options) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=60, **options)
-
-    def openai(self, key: str = "none") -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0)
-
-    def metric(self, line: str) -> float:
-        """The value of a line of /metrics."""
-        text = self.http().get("/metrics").text
-        return float(next(row for row in text.splitlines() if row.startswith(f"{line} ")).rpartition(" ")[2])
-
-
-@contextmanager
-def running(models: dict[str, VideoLLM], settings: Settings) -> Iterator[Running]:
-    server, sock = Server(models, settings), listen("127.0.0.1", 0)
-    runner = uvicorn.Server(uvicorn.Config(server.app(), log_level="warning", http="h11", ws="none"))
-    thread = threading.Thread(target=lambda: asyncio.run(runner.serve(sockets=[sock])))
-    thread.start()
-    try:
-        yield Running(server, f"http://127.0.0.1:{sock.getsockname()[1]}")
-    finally:
-        runner.should_exit = server.draining = True
-        thread.join()
+if TYPE_CHECKING:
+    from tests.runtime.server.serving import Running
 
 
 @pytest.fixture(scope="session")
@@ -71,8 +28,9 @@ def media_root(tmp_path_factory, clip):
 @pytest.fixture(scope="session")
 def serving(tiny_bundle, media_root) -> Iterator[Callable[..., Running]]:
     """``serving(**settings)``: a server of `tiny_bundle`, called "tiny"; servers of the same settings are shared."""
-    llm = VideoLLM(tiny_bundle, "ort-cpu")
-    from contextlib import ExitStack
+    from tango_runtime import VideoLLM
+    from tango_runtime.server.settings import Settings
+    from tests.runtime.server.serving import running  # skips what asks for it, where a package is missing
 
     with ExitStack() as stack:
         made: dict[str, Running] = {}
@@ -81,8 +39,7 @@ def serving(tiny_bundle, media_root) -> Iterator[Callable[..., Running]]:
             name = repr(sorted(settings.items()))
             if name not in made:
                 chosen = Settings(**{"media_root": media_root, "decoders": 1, **settings})
-                # A model is used by one thread: each server has its own.
-                model = VideoLLM(tiny_bundle, "ort-cpu") if made else llm
+                model = VideoLLM(tiny_bundle, "ort-cpu")  # a model is used by one thread: each server has its own
                 made[name] = stack.enter_context(running({"tiny": model}, chosen))
             return made[name]
 
@@ -99,10 +56,3 @@ def served(serving) -> Running:
 def data_url(clip) -> str:
     """The clip as a data: URL."""
     return "data:video/mp4;base64," + base64.b64encode(clip.read_bytes()).decode()
-
-
-def asked(question="What happens?", url="file:clip.mp4", **more):
-    """A request's body with one message."""
-    part = {"type": "video_url", "video_url": {"url": url}}
-    messages = [{"role": "user", "content": [part, {"type": "text", "text": question}]}]
-    return {"model": "tiny", "messages": messages, "max_tokens": 8, **more}

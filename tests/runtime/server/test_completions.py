@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.runtime.server.conftest import asked, openai
+from tests.runtime.server.serving import asked, openai
 
 QUESTION = "What happens?"
 

@@ -15,7 +15,7 @@ import pytest
 
 from tango_runtime.server.errors import ApiError
 from tango_runtime.server.fetch import _is_public, fetch
-from tests.runtime.server.conftest import asked, openai
+from tests.runtime.server.serving import asked, openai
 
 
 @pytest.fixture(scope="module")

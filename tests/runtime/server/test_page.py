@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runtime.server.conftest import running
+from tests.runtime.server.serving import running
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="the page is tested with selenium: pip install selenium")
 

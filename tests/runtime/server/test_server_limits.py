@@ -18,7 +18,7 @@ import pytest
 from tango_runtime.cli.main import main
 from tango_runtime.server.metrics import Metrics
 from tango_runtime.server.stops import StopTexts
-from tests.runtime.server.conftest import asked, openai
+from tests.runtime.server.serving import asked, openai
 
 POST = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
 

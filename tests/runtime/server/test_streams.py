@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tango_runtime.server.streams import Streams
-from tests.runtime.server.conftest import asked, openai
+from tests.runtime.server.serving import asked, openai
 from tests.runtime.server.test_server_limits import eventually
 
 
