@@ -390,6 +390,8 @@ class Server:
                     raise ApiError(503, f"no answer within {self.settings.answer_seconds:g} s") from error
                 if isinstance(item, Exception):
                     ended = True
+                    if not isinstance(item, (ApiError, TangoError, EvictedError)):
+                        _log.error("the model failed", exc_info=item)
                     raise item if isinstance(item, EvictedError) else ApiError.of(item) from item
                 ended = isinstance(item, last)
                 yield item

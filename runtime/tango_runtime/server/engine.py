@@ -153,7 +153,11 @@ class Engine:
             _put(self._sessions, name, session, self._most_sessions)
         self._metrics.add("tango:session_hits_total", hit)
         stream = session.stream(request.question, history=request.history, **_sampling(request))
-        yield from self._write(request, stream, emit, arrived, cached=session.rows if hit else 0)
+        try:
+            yield from self._write(request, stream, emit, arrived, cached=session.rows if hit else 0)
+        except Exception:
+            self._sessions.pop(name, None)  # whatever it is now, it is asked no more
+            raise
 
     def answer_live(self, request: ChatRequest, stream: Stream, emit: Emit) -> Generator[None, None, None]:
         """Answers a question about a stream as it is: emits pieces of text, then an :class:`Ending`."""

@@ -124,6 +124,23 @@ def test_an_answer_that_takes_too_long_is_an_error(serving, gate):
     held.opened.set()
 
 
+def test_a_model_that_fails_is_an_error_of_the_server_and_the_session_is_forgotten(serving, monkeypatch, caplog):
+    served = serving(together=2)
+    wanted = served.openai().chat.completions.create(**asked()).choices[0].message.content
+    backend = served.server.engine.models["tiny"]._backend
+
+    def fail(*arguments):
+        raise RuntimeError("out of memory at 0x1234")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(backend, "decode", fail)
+        found = served.http().post("/v1/chat/completions", json=asked())
+    assert (found.status_code, found.json()["error"]["type"]) == (500, "server_error")
+    assert "0x1234" not in found.text  # what is inside is for the log
+    assert "out of memory at 0x1234" in caplog.text
+    assert served.openai().chat.completions.create(**asked()).choices[0].message.content == wanted
+
+
 def test_bodies_are_limited_in_size_and_time(serving):
     served = serving(max_body=10_000, body_seconds=2.0)
     large = served.http().post("/v1/chat/completions", json=asked("x" * 20_000))
