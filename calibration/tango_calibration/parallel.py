@@ -1,25 +1,15 @@
-"""Functions applied to many items: in this process, or spread over several.
-
-A ``ProcessPoolExecutor`` cannot be ended at once. It waits for running items, which take minutes here. If its children
-are killed and one was sending a result, it waits forever, since they share one pipe whose other end it keeps open.
-Here each child has a pipe of its own, so a dead child is the end of its file.
-"""
+"""Functions applied to many items: in this process, or spread over several."""
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from multiprocessing import get_context, resource_tracker
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import wait
 from typing import Any, TypeVar
 
 from tango_plugins import TangoError
 from tango_runtime.util.console import OnProgress, progress
-
-#: Where the BLAS libraries that NumPy is built with read their number of threads.
-BLAS_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+from tango_runtime.util.processes import Child
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -60,72 +50,32 @@ def map_in_processes(
             on_progress(1)
         return list(results.values())
     waiting = list(enumerate(items))[::-1]
-    busy: dict[Connection, int] = {}
-    with _processes(min(jobs, len(items)), open_worker) as idle:
+    busy: dict[Any, tuple[Child, int]] = {}
+    with _children(min(jobs, len(items)), open_worker) as idle:
         while waiting or busy:
-            for pipe in idle[: len(waiting)]:
-                busy[pipe], item = waiting.pop()
-                pipe.send(item)
-            idle = [pipe for pipe in wait(list(busy)) if isinstance(pipe, Connection)]
-            for pipe in idle:
-                results[busy.pop(pipe)] = _receive(pipe)
+            for child in idle[: len(waiting)]:
+                i, item = waiting.pop()
+                busy[child.pipe] = child, i
+                child.send(item)
+            idle = []
+            for pipe in wait(list(busy)):
+                child, i = busy.pop(pipe)
+                results[i] = child.receive()
+                idle.append(child)
                 on_progress(1)
     return [results[i] for i in range(len(items))]
 
 
 @contextmanager
-def _processes(count: int, open_worker: Callable[[], Callable[[Any], Any]]) -> Iterator[list[Connection]]:
-    """Starts processes that answer each item sent to them with its result; ends them with the block."""
-    context = get_context("spawn")  # a fork would copy the locks of ONNX Runtime's threads
-    resource_tracker.ensure_running()  # otherwise the first spawn starts it, which unblocks SIGINT for that child
-    pipes, processes = [], []
+def _children(count: int, open_worker: Callable[[], Callable[[Any], Any]]) -> Iterator[list[Child]]:
+    """Starts processes; ends them with the block."""
+    children: list[Child] = []
     try:
         for _ in range(count):
-            ours, theirs = context.Pipe()
-            processes.append(context.Process(target=_work, args=(theirs, open_worker), daemon=True))
-            with child_settings():
-                processes[-1].start()
-            theirs.close()
-            pipes.append(ours)
-        yield pipes
+            children.append(Child(open_worker))
+        yield list(children)
     except (EOFError, ConnectionError) as error:
         raise TangoError("a process has died", "it may have run out of memory: use fewer --jobs") from error
     finally:
-        for process in processes:
-            process.kill()
-            process.join()
-
-
-@contextmanager
-def child_settings() -> Iterator[None]:
-    """Processes that start in this block ignore ctrl-C, since their parent ends them, and use one BLAS thread."""
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    before = {name: os.environ.get(name) for name in BLAS_THREADS}
-    os.environ |= dict.fromkeys(BLAS_THREADS, "1")  # BLAS reads it once, when NumPy is imported
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-
-
-def _work(pipe: Connection, open_worker: Callable[[], Callable[[Any], Any]]) -> None:
-    try:
-        worker = open_worker()
-        while True:
-            pipe.send((worker(pipe.recv()), None))
-    except TangoError as error:
-        pipe.send((None, (error.message, error.hint)))
-    except EOFError:
-        pass  # the parent has closed its end
-
-
-def _receive(pipe: Connection) -> Any:
-    result, error = pipe.recv()
-    if error:
-        raise TangoError(*error)
-    return result
+        for child in children:
+            child.kill()

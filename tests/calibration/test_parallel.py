@@ -14,8 +14,8 @@ from tango_calibration.evaluation.evaluate import (
     evaluate,
     evaluate_in_parallel,
 )
-from tango_calibration.parallel import BLAS_THREADS, child_settings
 from tango_plugins import TangoError
+from tango_runtime.util.processes import BLAS_THREADS, child_settings
 from tests.fakes.evaluator import PARAMS, TRIALS, VIDEOS, Counter, untimed
 
 

@@ -175,11 +175,16 @@ def add_sampling_of_frames(parser: argparse.ArgumentParser) -> None:
 
 
 def add_video(parser: argparse.ArgumentParser) -> None:
-    """``VIDEO``, ``--frames``, ``--sampling``, ``--fps``, ``--frame`` and ``--max-pixels``."""
+    """``VIDEO``, and what :func:`add_video_options` adds."""
     parser.add_argument(
         "video",
         help="video file, folder of images, or live stream: rtsp://, http://, https://, or - for standard input",
     )
+    add_video_options(parser)
+
+
+def add_video_options(parser: argparse.ArgumentParser) -> None:
+    """``--frames``, ``--sampling``, ``--fps``, ``--frame`` and ``--max-pixels``."""
     add_frames(parser)
     add_sampling_of_frames(parser)
     add_frame_size(parser)
@@ -201,10 +206,10 @@ def add_retention_ratio(parser: argparse._ActionsContainer, note: str = "the bun
     )
 
 
-def add_pruning(parser: argparse.ArgumentParser, note: str = "the bundle's") -> None:
+def add_pruning(parser: argparse.ArgumentParser, note: str = "the bundle's", **options: Any) -> None:
     """``--retention-ratio`` or ``--no-prune``."""
     group = parser.add_mutually_exclusive_group()
-    add_retention_ratio(group, note)
+    add_retention_ratio(group, note, **options)
     group.add_argument(
         "--no-prune",
         action="store_true",
@@ -302,9 +307,7 @@ def add_backend(parser: argparse.ArgumentParser) -> None:
 def add_output(parser: argparse.ArgumentParser, metavar: str, note: str = "", *, required: bool = False) -> None:
     """``--output``."""
     default = f" ({note})" if note else ""
-    parser.add_argument(
-        "--output", type=Path, required=required, metavar=metavar, help=f"output folder to write{default}"
-    )
+    parser.add_argument("--output", type=Path, required=required, metavar=metavar, help=f"output to write{default}")
 
 
 def add_overwrite(parser: argparse.ArgumentParser) -> None:

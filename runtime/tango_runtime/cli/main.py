@@ -40,6 +40,7 @@ COMMANDS = {
     "chat": Entry("tango_runtime.cli.chat:CHAT", "cpu", "answer questions about a video, one after the other"),
     "watch": Entry("tango_runtime.cli.watch:WATCH", "cpu", "answer a question about a stream again and again"),
     "serve": Entry("tango_runtime.cli.serve:SERVE", "server", "answer questions over HTTP, as OpenAI's API does"),
+    "batch": Entry("tango_runtime.cli.batch:BATCH", "cpu", "answer questions about many videos, into a file"),
     "inspect": Entry("tango_runtime.cli.inspect:INSPECT", "cpu", "show the contents of a bundle and check its files"),
     "plugin": Entry("tango_runtime.cli.plugin:PLUGIN", "cpu", "build the CUDA library and the TensorRT plugin"),
     "build": Entry("tango_runtime.cli.build:BUILD", "tensorrt", "build the TensorRT engines of a bundle"),

@@ -13,7 +13,8 @@ from tango_plugins.device_array import DeviceArray
 from tango_runtime.backends.base import Backend, Tensor
 from tango_runtime.pipeline.timer import StageTimer
 from tango_runtime.util.console import OnProgress
-from tango_runtime.video import Clock, FrameStream
+from tango_runtime.video import Clock, FrameBatch, FrameStream
+from tango_runtime.video.decoded import DecodedVideo
 from tango_runtime.video.shape import ClipShape
 
 
@@ -22,12 +23,12 @@ class VideoRequest:
     """A video, checked and ready to be seen once.
 
     Attributes:
-        timed: Its sampled frames, read to the end.
+        timed: Its sampled frames, read to the end, or decoded already.
         shape: What they become.
         on_progress: Called with the number of frames that the vision graph has done.
     """
 
-    timed: FrameStream
+    timed: FrameStream | DecodedVideo
     shape: ClipShape
     on_progress: OnProgress
 
@@ -100,7 +101,7 @@ def encode(backend: Backend, request: VideoRequest, timer: StageTimer) -> Encode
     """
     shape = request.shape
     with timer.measure_on_host("video"):
-        batch = backend.load_frames(request.timed, shape.frames, shape.size)
+        batch = _load(backend, request.timed, shape)
     # Only the host repeats a frame that the last step lacks.
     frames = host_frames(backend, batch.frames) if shape.missing else batch.frames
     with timer.measure("vision"):
@@ -116,6 +117,13 @@ def encode(backend: Backend, request: VideoRequest, timer: StageTimer) -> Encode
         lambda: host_frames(backend, frames),
         request.timed.off,
     )
+
+
+def _load(backend: Backend, timed: FrameStream | DecodedVideo, shape: ClipShape) -> FrameBatch:
+    """The frames of a video, as the backend takes them."""
+    if isinstance(timed, DecodedVideo):
+        return timed.batch
+    return backend.load_frames(timed, shape.frames, shape.size)
 
 
 def host_frames(backend: Backend, frames: NDArray[np.uint8] | DeviceArray) -> NDArray[np.uint8]:

@@ -56,6 +56,11 @@ class Prompt:
         except TangoError as error:
             raise TangoError(f"{bundle.path}: {error.message}", error.hint) from error
 
+    @property
+    def video_first(self) -> bool:
+        """Whether the text before the video is the same for every question."""
+        return np.array_equal(self.encode("?")[0], self.encode("What?")[0])
+
     def encode(self, question: str, about: str = "") -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Encodes one user turn, the video and a question, up to where the answer begins.
 

@@ -22,8 +22,9 @@ from tango_runtime.pipeline.session import Session, finished
 from tango_runtime.pipeline.timer import StageTimer
 from tango_runtime.pipeline.window import FrameWindow
 from tango_runtime.util.console import OnProgress
-from tango_runtime.video import Sampling, Source
-from tango_runtime.video.shape import ClipShape, open_clip
+from tango_runtime.video import FrameStream, Sampling, Source
+from tango_runtime.video.decoded import DecodedVideo, decode
+from tango_runtime.video.shape import ClipShape, choose_size, open_clip
 
 if TYPE_CHECKING:
     from tango_runtime.report.report import Report
@@ -61,6 +62,36 @@ class VideoLLM:
         """Why ``auto`` took no faster backend; empty where it took the fastest, or one was asked for by name."""
         return self._backend.fallback_reason
 
+    @property
+    def video_first(self) -> bool:
+        """Whether the chat template puts the video before the question, so that questions can share a session."""
+        return self._prompt.video_first
+
+    def decode(
+        self,
+        source: Source,
+        *,
+        frames: int | None = None,
+        frame_size: tuple[int, int] | None = None,
+        max_pixels: int | None = None,
+        fps: float | None = None,
+        sampling: Sampling = "exact",
+    ) -> DecodedVideo:
+        """Decodes what a session will see of a video, so that it need not wait for that; may run on any thread.
+
+        Arguments and errors are those of :meth:`session`, which takes the result in place of a source.
+        """
+        return decode(
+            self.bundle.manifest,
+            source,
+            frames=frames,
+            fps=fps,
+            frame_size=frame_size,
+            max_pixels=max_pixels,
+            fixed=self._backend.frame_size,
+            sampling=sampling,
+        )
+
     def encode(
         self,
         source: Source,
@@ -79,7 +110,7 @@ class VideoLLM:
 
     def session(
         self,
-        source: Source | EncodedVideo,
+        source: Source | DecodedVideo | EncodedVideo,
         *,
         frames: int | None = None,
         frame_size: tuple[int, int] | None = None,
@@ -95,7 +126,7 @@ class VideoLLM:
         Args:
             source: A video file, a folder of images, a uint8 array [N, H, W, 3], any iterable of (seconds, uint8
                 [H, W, 3]), or the address of a live stream; see :func:`tango_runtime.video.sample`. Or what
-                :meth:`encode` gave: then nothing is left to say of its frames.
+                :meth:`decode` or :meth:`encode` gave: then nothing is left to say of its frames.
             frames: Frames sampled uniformly, F; the bundle's number by default.
             frame_size: (height, width) in pixels of the frames, for a bundle that takes any size; by default what the
                 video's aspect ratio gives within the bundle's budget of pixels.
@@ -120,7 +151,7 @@ class VideoLLM:
 
     def generate(
         self,
-        source: Source,
+        source: Source | DecodedVideo,
         question: str,
         *,
         frames: int | None = None,
@@ -158,7 +189,7 @@ class VideoLLM:
 
     def stream(
         self,
-        source: Source,
+        source: Source | DecodedVideo,
         question: str,
         *,
         frames: int | None = None,
@@ -331,7 +362,7 @@ class VideoLLM:
 
     def _request(
         self,
-        source: Source,
+        source: Source | DecodedVideo,
         frames: int | None,
         fps: float | None,
         on_progress: OnProgress | None,
@@ -340,18 +371,32 @@ class VideoLLM:
         sampling: Sampling,
     ) -> VideoRequest:
         manifest = self.bundle.manifest
-        count = manifest.video.frames if frames is None else frames
-        timed, shape = open_clip(
-            manifest,
-            source,
-            count,
-            fps=fps,
-            frame_size=frame_size,
-            max_pixels=max_pixels,
-            fixed=self._backend.frame_size,
-            sampling=sampling,
-        )
+        timed: FrameStream | DecodedVideo
+        if isinstance(source, DecodedVideo):
+            if (frames, frame_size, max_pixels, fps, sampling) != (None, None, None, None, "exact"):
+                raise TangoError("the video is decoded already", "give options of its frames where it is decoded")
+            timed, shape = source, self._require_shape(source.shape)
+        else:
+            count = manifest.video.frames if frames is None else frames
+            timed, shape = open_clip(
+                manifest,
+                source,
+                count,
+                fps=fps,
+                frame_size=frame_size,
+                max_pixels=max_pixels,
+                fixed=self._backend.frame_size,
+                sampling=sampling,
+            )
         return VideoRequest(timed, shape, on_progress or (lambda frames: None))
+
+    def _require_shape(self, shape: ClipShape) -> ClipShape:
+        """Refuses frames that were decoded for a bundle that takes others."""
+        manifest = self.bundle.manifest
+        size = choose_size(manifest.video, shape.frames, None, asked=shape.size, fixed=self._backend.frame_size)
+        if ClipShape.of(manifest, shape.frames, size) != shape:
+            raise TangoError("the video was decoded for a bundle that takes other frames", "decode it with this one")
+        return shape
 
     def _params(self, shape: ClipShape, retention_ratio: float | None, prune: bool) -> PruneParams | None:
         """The operator's parameters for frames of a shape, None to keep every token."""

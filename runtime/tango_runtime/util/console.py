@@ -91,27 +91,36 @@ class _ConsoleHandler(logging.Handler):
 
 
 @contextmanager
-def progress(title: str, total: int, *, size: bool = False) -> Iterator[OnProgress]:
+def progress(
+    title: str, total: int, *, size: bool = False, note: Callable[[], str] | None = None
+) -> Iterator[OnProgress]:
     """Shows the progress of a task: a bar on a terminal, a line per quarter elsewhere.
 
     Args:
         title: What is being done.
         total: Its number of steps, or of bytes.
         size: The steps are bytes.
+        note: Gives a few words that are shown behind the progress, as it is then.
 
     Yields:
         A function to call with the number of steps done since the last call.
     """
     if not _console().is_terminal:
-        yield _step_lines(title, total)
+        yield _step_lines(title, total, note)
         return
     from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     count = DownloadColumn() if size else MofNCompleteColumn()
-    columns = (TextColumn("{task.description:<10}"), BarColumn(), count, TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description:<10}"),
+        BarColumn(),
+        count,
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
     with Progress(*columns, console=_console()) as bar:
-        task = bar.add_task(title, total=total)
-        yield lambda steps: bar.advance(task, steps)
+        task = bar.add_task(title, total=total, note="")
+        yield lambda steps: bar.update(task, advance=steps, note=note() if note else "")
 
 
 @contextmanager
@@ -136,7 +145,7 @@ def stages(title: str) -> Iterator[OnStatus]:
         yield on_status
 
 
-def _step_lines(title: str, total: int) -> OnProgress:
+def _step_lines(title: str, total: int, note: Callable[[], str] | None) -> OnProgress:
     done, shown = 0, 0
 
     def on_progress(steps: int) -> None:
@@ -145,7 +154,7 @@ def _step_lines(title: str, total: int) -> OnProgress:
         percent = 100 * done // max(total, 1)
         if percent >= shown + 25 or (percent == 100 and shown < 100):
             shown = percent
-            status(f"{title} {percent}%")
+            status(f"{title} {percent}%" + (f", {note()}" if note else ""))
 
     return on_progress
 

@@ -3,6 +3,7 @@
 - :func:`staged_folder`: a folder that one process writes; a second one is refused.
 - :func:`staged_file`: a file that several processes may want; one writes, the others wait.
 - :func:`atomic_write`: one file, in one call.
+- :class:`AppendedFile`: the exception, a file of lines that is gone on with, whatever ended the process before.
 
 ``check_…`` reject, before any work, what would fail or do harm at its end. :func:`is_plain_name` and
 :func:`require_links_inside` hold the names in a stranger's folder inside it.
@@ -205,6 +206,92 @@ def atomic_write(path: Path, write: Callable[[BinaryIO], object]) -> None:
             partial.replace(path)
     except OSError as error:
         raise _os_error(path, error) from error
+
+
+class AppendedFile:
+    """A file of lines to which one process appends, and which holds whole lines only.
+
+    A line is there once :meth:`append` has returned, even if the process is then killed. Half a line that a killed
+    process left is cut off when the file is opened; half of one that a full disk took is cut off at once.
+
+    Args:
+        path: The file; it is made if there is none.
+        begins: What each of its lines begins with: a last line without an end that begins otherwise is not cut off.
+
+    Raises:
+        TangoError: It is no regular file or cannot be written, another process appends to it, or its last line has no
+            end and is none of those that are appended here.
+    """
+
+    def __init__(self, path: Path, begins: bytes) -> None:
+        check_file(path)
+        if _is_device(path):
+            raise TangoError(f"{path} is not a file that can be gone on with", "give the path of a file")
+        self.path = path
+        with _os_errors(path):
+            try:
+                self._descriptor = _try_lock(path)
+            except BlockingIOError as error:
+                raise TangoError(f"another process is writing {path}", "wait for it, or choose another file") from error
+            try:
+                self._end = self._cut_half_line(begins)
+            except BaseException:
+                self.close()
+                raise
+
+    def lines(self) -> Iterator[bytes]:
+        """The lines that are there."""
+        with self.path.open("rb") as stream:
+            yield from stream
+
+    def append(self, line: bytes) -> None:
+        """Adds a line, which ends with a newline.
+
+        Raises:
+            TangoError: It cannot be written; the file is as before.
+        """
+        with _os_errors(self.path):
+            try:
+                rest = memoryview(line)
+                while rest:
+                    rest = rest[os.pwrite(self._descriptor, rest, self._end + len(line) - len(rest)) :]
+            except BaseException:  # an interrupt, too, may come in the middle of a line
+                os.ftruncate(self._descriptor, self._end)
+                raise
+        self._end += len(line)
+
+    def clear(self) -> None:
+        """Removes all lines."""
+        with _os_errors(self.path):
+            os.ftruncate(self._descriptor, 0)
+        self._end = 0
+
+    def close(self) -> None:
+        """Lets other processes append."""
+        os.close(self._descriptor)
+
+    def __enter__(self) -> AppendedFile:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _cut_half_line(self, begins: bytes) -> int:
+        """Cuts off what follows the last newline; returns the size that is left."""
+        size = end = os.fstat(self._descriptor).st_size
+        tail = b""
+        while end and b"\n" not in tail:
+            step = min(end, 1 << 16)
+            end -= step
+            tail = os.pread(self._descriptor, step, end) + tail
+        half = tail.rpartition(b"\n")[2]
+        whole = size - len(half)
+        if half:
+            ours = half.strip(b"\0")  # which a power cut may leave in the place of what was on its way to the disk
+            if not (ours.startswith(begins) or begins.startswith(ours)):
+                raise TangoError(f"the last line of {self.path} has no end", "choose another file, or end the line")
+            os.ftruncate(self._descriptor, whole)
+        return whole
 
 
 def require_space(folder: Path, needed: int) -> None:

@@ -90,18 +90,19 @@ def test_shared_options_are_shared():
     users = defaultdict(set)
     for command, option, _ in options():
         users[option].add(command)
-    videos, making = {"run", "chat", "watch", "bench", "evaluate"}, {"export", "validate", "build", "calibrate"}
+    videos = {"run", "chat", "watch", "batch", "bench", "evaluate"}
+    making = {"export", "validate", "build", "calibrate"}
     everywhere = videos | making | {"inspect", "doctor", "plan", "serve"}
     assert users["--verbose"] == users["--quiet"] == users["--debug"] == everywhere | {"plugin build", "plugin info"}
     assert users["--backend"] == videos | {"serve"}
     assert users["--json"] == {"doctor", "plan", "bench"}
-    assert users["--no-prune"] == {"run", "chat", "watch", "plan", "bench"}
+    assert users["--no-prune"] == {"run", "chat", "watch", "batch", "plan", "bench"}
     assert users["--overwrite"] == {"export", "calibrate", "evaluate"}
 
 
 def test_backends_are_those_of_the_registry():
     choices = [action.choices for _, option, action in options() if option == "--backend"]
-    assert choices == [["auto", *BACKENDS]] * 6
+    assert choices == [["auto", *BACKENDS]] * 7
 
 
 def test_help_uses_engine_only_for_tensorrt_engines():

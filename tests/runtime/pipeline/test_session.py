@@ -251,3 +251,21 @@ def test_a_template_that_writes_the_question_first_takes_one_question(tiny_bundl
         session.ask("Who?")
     with pytest.raises(TangoError, match="does not render earlier answers"):
         session.chat("What?", max_new_tokens=3) and session.chat("What?")
+
+
+def test_a_decoded_video_is_answered_as_its_source(llm, frames):
+    decoded = llm.decode(frames, frames=6)
+    for options in ({"retention_ratio": 0.5}, {"prune": False}):
+        session, wanted = llm.session(decoded, **options), llm.session(frames, frames=6, **options)
+        given = {"max_new_tokens": 4}
+        assert session.ask("Who?", **given).ids == wanted.ask("Who?", **given).ids
+        np.testing.assert_array_equal(session.frames, wanted.frames)
+        assert (session.aspect, session.seconds.tolist()) == (wanted.aspect, wanted.seconds.tolist())
+
+
+def test_a_decoded_video_has_its_frames(llm, frames, responsive_qwen):
+    with pytest.raises(TangoError, match="decoded already"):
+        llm.session(llm.decode(frames), frames=3)
+    other = VideoLLM(responsive_qwen()[1]).decode(frames)
+    with pytest.raises(TangoError, match=r"decoded for a bundle that takes other frames|frames must be"):
+        llm.session(other)

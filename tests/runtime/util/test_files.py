@@ -15,6 +15,7 @@ import pytest
 
 from tango_plugins import TangoError
 from tango_runtime.util.files import (
+    AppendedFile,
     atomic_write,
     check_apart,
     check_file,
@@ -370,3 +371,61 @@ def test_links_may_lead_to_files_of_the_folder_only(tmp_path):
     (inside / "deep/out").symlink_to("../../elsewhere")
     with pytest.raises(TangoError, match="deep/out is a link that leads outside"):
         require_links_inside(inside)
+
+
+# Files of lines.
+
+
+def appended(path, *lines):
+    with AppendedFile(path, b"{") as file:
+        for line in lines:
+            file.append(line)
+
+
+def test_lines_are_appended(tmp_path):
+    file = tmp_path / "lines"
+    appended(file, b"{1}\n", b"{2}\n")
+    appended(file, b"{3}\n")
+    assert file.read_bytes() == b"{1}\n{2}\n{3}\n"
+    assert names(tmp_path) == ["lines"]
+
+
+@pytest.mark.parametrize("half", [b"{", b"{" + bytes(200_000), b"{2}", b"\0\0\0", b"{2\0\0"])
+def test_half_a_line_is_cut_off(tmp_path, half):
+    file = tmp_path / "lines"
+    file.write_bytes(b"{1}\n" + half)
+    appended(file, b"{3}\n")
+    assert file.read_bytes() == b"{1}\n{3}\n"
+
+
+def test_the_end_of_another_kind_of_file_is_not_cut_off(tmp_path):
+    file = tmp_path / "lines"
+    file.write_bytes(b"1\nnotes")
+    with pytest.raises(TangoError, match="has no end"):
+        AppendedFile(file, b"{")
+    assert file.read_bytes() == b"1\nnotes"
+
+
+def test_one_process_appends(tmp_path):
+    with AppendedFile(tmp_path / "lines", b"{"), pytest.raises(TangoError, match="another process is writing"):
+        AppendedFile(tmp_path / "lines", b"{")
+    appended(tmp_path / "lines", b"{}\n")
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), KeyboardInterrupt()])
+def test_half_a_line_that_fails_is_taken_back(tmp_path, monkeypatch, error):
+    pwrite, calls = os.pwrite, []
+
+    def fail(descriptor, content, offset):
+        calls.append(offset)
+        if len(calls) > 1:
+            raise error
+        return pwrite(descriptor, content[:3], offset)
+
+    file = tmp_path / "lines"
+    appended(file, b"{1}\n")
+    monkeypatch.setattr(os, "pwrite", fail)
+    with pytest.raises((TangoError, KeyboardInterrupt)):
+        appended(file, b"{234}\n")
+    assert calls == [4, 7]
+    assert file.read_bytes() == b"{1}\n"

@@ -1,0 +1,189 @@
+"""The file of answers: what it holds already, and that it grows by whole lines of one run's settings only."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tango_plugins import TangoError
+from tango_runtime.batch.questions import AskedVideo, Failure, Id
+from tango_runtime.util.files import AppendedFile
+from tango_runtime.util.jsonschema import from_json, parse_json
+
+#: What a line begins with.
+_BEGINS = b'{"id": '
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A line of the file. Nothing in it depends on when or where it was answered.
+
+    Attributes:
+        id: The question's id.
+        video: The video, as the table names it.
+        question: The question as the model read it.
+        answer: The answer.
+        finish: Why it ended: ``stop``, ``length`` or ``context``.
+        bundle: Name of the bundle's folder.
+        retention_ratio: Fraction of the video tokens to be kept, None where nothing was pruned.
+        kept: Video tokens that the decoder saw.
+        total: Video tokens that the vision graph gave.
+        settings: Digest of everything else that an answer depends on: the bundle, the frames, the sampling.
+    """
+
+    id: Id
+    video: str
+    question: str
+    answer: str
+    finish: str
+    bundle: str
+    retention_ratio: float | None
+    kept: int
+    total: int
+    settings: str
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One way to answer all questions.
+
+    Attributes:
+        bundle: Name of the bundle's folder.
+        settings: As of :class:`Answered`.
+        retention_ratio: Fraction of the video tokens to be kept, None to keep all.
+    """
+
+    bundle: str
+    settings: str
+    retention_ratio: float | None
+
+
+class AnswerFile:
+    """Answers on disk, appended one by one; see :class:`tango_runtime.util.files.AppendedFile`.
+
+    Args:
+        path: The file.
+        trials: How the questions are answered: the file must hold no others.
+        videos: The questions.
+
+    Attributes:
+        lines: Number of answers.
+
+    Raises:
+        TangoError: As of AppendedFile, or a line is no answer, was answered with other settings, or answers another
+            question of the same id.
+    """
+
+    def __init__(self, path: Path, trials: Sequence[Trial], videos: Sequence[AskedVideo]) -> None:
+        self._file = AppendedFile(path, _BEGINS)
+        self._done: set[tuple[Id, Trial]] = set()
+        try:
+            self._read({trial: trial for trial in trials}, {q.id: q.text for v in videos for q in v.questions})
+        except BaseException:
+            self.close()
+            raise
+        self.lines = len(self._done)
+
+    def has(self, question: Id, trial: Trial) -> bool:
+        """Whether a question has its answer."""
+        return (question, trial) in self._done
+
+    def append(self, answered: Answered) -> None:
+        """Adds an answer; it is there for good when this returns."""
+        self._file.append(_line(asdict(answered)))
+        self.lines += 1
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All answers."""
+        return [json.loads(line) for line in self._file.lines()]
+
+    def close(self) -> None:
+        """Lets other processes append."""
+        self._file.close()
+
+    def __enter__(self) -> AnswerFile:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _read(self, trials: Mapping[Trial, Trial], texts: Mapping[Id, str]) -> None:
+        path = self._file.path
+        for number, line in enumerate(self._file.lines(), 1):
+            where = f"{path} line {number}"
+            answered = parse_answer(line, where)
+            trial = Trial(answered.bundle, answered.settings, answered.retention_ratio)
+            if trial not in trials:
+                raise TangoError(
+                    f"{where} was answered with other settings",
+                    "repeat the bundle and the options of the run that began the file, or choose another --output",
+                )
+            if texts.get(answered.id, answered.question) != answered.question:
+                raise TangoError(
+                    f"{where} answers another question of the id {answered.id!r}", "choose another --output"
+                )
+            if (answered.id, trial) in self._done:
+                raise TangoError(f"{where} answers {answered.id!r} again", "remove one of its lines")
+            self._done.add((answered.id, trials[trial]))
+
+
+class ErrorFile:
+    """The questions that could not be answered in the last run, beside the file of answers; none is left without any.
+
+    Args:
+        answers: The file of answers.
+
+    Attributes:
+        path: The file.
+        lines: Number of failures.
+    """
+
+    def __init__(self, answers: Path) -> None:
+        self.path, self.lines = error_path(answers), 0
+        self._file = AppendedFile(self.path, _BEGINS)
+        self._file.clear()
+
+    def append(self, failure: Failure) -> None:
+        """Adds a failure."""
+        found = asdict(failure)
+        order = ("id", "video", "question", "bundle", "retention_ratio", "line", "message", "hint")
+        self._file.append(_line({"error" if name == "message" else name: found[name] for name in order}))
+        self.lines += 1
+
+    def close(self) -> None:
+        """Removes the file if it is empty."""
+        if not self.lines:
+            self.path.unlink(missing_ok=True)
+        self._file.close()
+
+    def __enter__(self) -> ErrorFile:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def error_path(answers: Path) -> Path:
+    """Where the errors of a file of answers are: ``answers.errors.jsonl`` for ``answers.jsonl``."""
+    return answers.with_suffix(".errors.jsonl")
+
+
+def parse_answer(line: bytes, where: str) -> Answered:
+    """Reads a line of a file of answers.
+
+    Raises:
+        TangoError: It is none.
+    """
+    hint = "give a file that tango batch wrote, or choose another"
+    try:
+        return from_json(Answered, parse_json(line, where, hint), where)
+    except TangoError as error:
+        raise TangoError(error.message, hint) from error
+
+
+def _line(fields: dict[str, Any]) -> bytes:
+    # Half a surrogate pair, as a file's name may have, becomes the escape that JSON has for it.
+    return f"{json.dumps(fields, ensure_ascii=False)}\n".encode(errors="backslashreplace")

@@ -1,0 +1,85 @@
+"""A batch from its questions to its file: what is missing, in which order, and where it goes."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from tango_runtime.batch.answers import Answered, AnswerFile, ErrorFile, Trial
+from tango_runtime.batch.questions import AskedVideo
+from tango_runtime.batch.worker import Outcome, Task, Worker
+from tango_runtime.util.console import OnProgress
+
+
+class Usage:
+    """How much of the time models work, since the first video was given to one.
+
+    Args:
+        models: Number of models that work at the same time.
+    """
+
+    def __init__(self, models: int = 1) -> None:
+        self.models, self.busy = models, 0.0
+        self._begin = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds so far."""
+        return time.perf_counter() - self._begin
+
+    @property
+    def share(self) -> float:
+        """Share of the time that the models worked, from 0 to 1."""
+        return min(self.busy / max(self.seconds * self.models, 1e-9), 1.0)
+
+
+def missing(videos: Iterable[AskedVideo], trials: Sequence[Trial], answers: AnswerFile) -> list[Task]:
+    """What is still to be answered, in the order in which it should be.
+
+    The largest files come first, so videos of like length stand side by side, and the last ones to be decoded are the
+    shortest. A file's size stands for its length: to know that of a million clips, each would have to be opened.
+    """
+    tasks = []
+    for video in videos:
+        asked = [(trial, tuple(q for q in video.questions if not answers.has(q.id, trial))) for trial in trials]
+        if left := tuple((trial, questions) for trial, questions in asked if questions):
+            tasks.append(Task(video, left))
+    return sorted(tasks, key=lambda task: -_size(task.video.path))
+
+
+def answer_here(worker: Worker, tasks: Iterable[Task], usage: Usage) -> Iterator[Outcome]:
+    """Answers in this process."""
+    for task in tasks:
+        worker.add(task)
+        while len(worker) >= worker.depth:
+            yield from _next(worker, usage)
+    while len(worker):
+        yield from _next(worker, usage)
+
+
+def write(outcomes: Iterable[Outcome], answers: AnswerFile, errors: ErrorFile, on_progress: OnProgress) -> None:
+    """Writes what comes, as it comes; ``on_progress`` gets the number of answers and failures since the last call."""
+    for outcome in outcomes:
+        if isinstance(outcome, Answered):
+            answers.append(outcome)
+        else:
+            errors.append(outcome)
+        on_progress(1)
+
+
+def _next(worker: Worker, usage: Usage) -> Iterator[Outcome]:
+    for outcome in worker.answer_next():
+        usage.busy = worker.busy
+        yield outcome
+
+
+def _size(path: Path) -> int:
+    """Bytes of a video file, or of the images of a folder; 0 of what cannot be read."""
+    try:
+        if path.is_dir():
+            return sum(entry.stat().st_size for entry in os.scandir(path))
+        return path.stat().st_size
+    except OSError:
+        return 0

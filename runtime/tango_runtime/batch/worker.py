@@ -1,0 +1,240 @@
+"""A model that answers questions about one video after the other, while the next ones are decoded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from tango_plugins import TangoError
+from tango_runtime.backends.registry import select
+from tango_runtime.batch.answers import Answered, Trial
+from tango_runtime.batch.decoding import Decoders
+from tango_runtime.batch.questions import AskedVideo, Failure, Question
+from tango_runtime.bundle import MANIFEST, Bundle, sha256
+from tango_runtime.pipeline.answer import Answer
+from tango_runtime.pipeline.generate import Limits
+from tango_runtime.pipeline.sampling import Sampler
+from tango_runtime.pipeline.video_llm import VideoLLM
+from tango_runtime.video.decoded import DecodedVideo
+
+_T = TypeVar("_T")
+
+#: What comes of a question in a trial.
+Outcome = Answered | Failure
+
+
+@dataclass(frozen=True)
+class VideoOptions:
+    """How videos are sampled: keywords of :meth:`tango_runtime.VideoLLM.session`, None for the bundle's."""
+
+    frames: int | None = None
+    frame_size: tuple[int, int] | None = None
+    max_pixels: int | None = None
+    fps: float | None = None
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How answers are drawn: keywords of :meth:`tango_runtime.Session.ask`."""
+
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a batch is answered.
+
+    Attributes:
+        bundles: Folders of the bundles, of which each answers every question.
+        retention_ratios: Fractions of the video tokens to be kept, each for every question; None keeps all tokens.
+            None at all stand for the bundle's own.
+        video: How videos are sampled.
+        sampling: How answers are drawn.
+    """
+
+    bundles: tuple[Path, ...]
+    retention_ratios: tuple[float | None, ...]
+    video: VideoOptions = VideoOptions()
+    sampling: SamplingOptions = SamplingOptions()
+
+    def trials(self) -> list[Trial]:
+        """Every way to answer a question: the bundles, and for each of them the ratios.
+
+        Raises:
+            TangoError: A bundle is not whole, two of them take different frames or have one name, or an option is out
+                of range.
+        """
+        first, names, trials = Bundle.load(self.bundles[0]), set(), []
+        sampling = self.sampling
+        Sampler(sampling.temperature, sampling.top_p, sampling.seed)
+        for folder in self.bundles:
+            bundle = Bundle.load(folder)
+            Limits.of(bundle.manifest, sampling.max_new_tokens)
+            if bundle.manifest.video != first.manifest.video:
+                raise TangoError(
+                    f"{folder} takes other frames than {self.bundles[0]}",
+                    "answer with each of them in a run of its own",
+                )
+            name = folder.resolve().name
+            if name in names:
+                raise TangoError(f"two bundles are called {name}", "rename a folder, or give it once")
+            names.add(name)
+            trials += [Trial(name, self._digest(bundle), ratio) for ratio in self._ratios(bundle)]
+        return trials
+
+    def _ratios(self, bundle: Bundle) -> list[float | None]:
+        params = bundle.manifest.params
+        ratios = self.retention_ratios or (params.retention_ratio,)
+        return list(dict.fromkeys(None if ratio is None else params.at(ratio).retention_ratio for ratio in ratios))
+
+    def _digest(self, bundle: Bundle) -> str:
+        options = asdict(self.video) | asdict(self.sampling) | {"bundle": sha256(bundle.path / MANIFEST)}
+        return hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A video, and what is still to be asked about it.
+
+    Attributes:
+        video: The video.
+        asked: For each trial its questions, at least one.
+    """
+
+    video: AskedVideo
+    asked: tuple[tuple[Trial, tuple[Question, ...]], ...]
+
+    def __len__(self) -> int:
+        """Number of answers that are missing."""
+        return sum(len(questions) for _, questions in self.asked)
+
+    def failures(self, error: TangoError) -> list[Failure]:
+        """What comes of a video that cannot be read: each of its questions fails, in whatever trials."""
+        questions = dict.fromkeys(question for _, questions in self.asked for question in questions)
+        return [_failure(self.video, question, error) for question in questions]
+
+
+class Worker:
+    """Answers questions about the videos that are added, in the order in which they are added.
+
+    Args:
+        settings: How.
+        backend: ``auto``, or the name of a backend.
+        decoders: Processes that decode videos; 0 decodes a video when it is added.
+        threads: Threads of one operator on a CPU; 0 takes one for each core.
+
+    Attributes:
+        busy: Seconds that the models worked.
+        depth: Videos to add before one is answered: as many are decoded or ready, and none is waited for.
+
+    Raises:
+        TangoError: A bundle is not whole, or the backend cannot run it.
+    """
+
+    def __init__(self, settings: Settings, backend: str = "auto", *, decoders: int = 0, threads: int = 0) -> None:
+        self._settings, self.busy = settings, 0.0
+        self._llms = {}
+        for folder in settings.bundles:
+            bundle = Bundle.load(folder)
+            self._llms[folder.resolve().name] = VideoLLM(bundle, select(bundle, backend, threads=threads))
+        first = next(iter(self._llms.values()))
+        options = asdict(settings.video) | {"fixed": first.frame_size}
+        self._decoders = Decoders(first.bundle.manifest, options, decoders)
+        self._waiting: deque[tuple[Task, Future[DecodedVideo]]] = deque()
+        self.depth = 2 * decoders + 1
+
+    @property
+    def description(self) -> str:
+        """What runs the graphs, in one line."""
+        first = next(iter(self._llms.values()))
+        return first.backend + (f" ({first.fallback_reason})" if first.fallback_reason else "")
+
+    def __len__(self) -> int:
+        """Videos that were added and are not answered."""
+        return len(self._waiting)
+
+    def add(self, task: Task) -> None:
+        """Begins to decode a video."""
+        self._waiting.append((task, self._decoders.submit(task.video.path)))
+
+    def answer_next(self) -> Iterator[Outcome]:
+        """Answers the questions about the video that was added first, each when it is asked for."""
+        task, future = self._waiting.popleft()
+        try:
+            decoded = future.result()
+        except TangoError as error:
+            yield from task.failures(error)
+            return
+        for trial, questions in task.asked:
+            yield from self._answer(task.video, decoded, trial, questions)
+
+    def close(self) -> None:
+        """Ends the processes."""
+        self._decoders.close()
+
+    def _answer(
+        self, video: AskedVideo, decoded: DecodedVideo, trial: Trial, questions: Sequence[Question]
+    ) -> Iterator[Outcome]:
+        """Sees a video, once if its questions can share that, and answers."""
+        llm = self._llms[trial.bundle]
+        rest = deque(questions)
+        while rest:
+            shared = len(rest) if llm.video_first else 1
+            now = [rest.popleft() for _ in range(shared)]
+            yield from self._ask(llm, video, decoded, trial, now)
+
+    def _ask(
+        self, llm: VideoLLM, video: AskedVideo, decoded: DecodedVideo, trial: Trial, questions: Sequence[Question]
+    ) -> Iterator[Outcome]:
+        ratio, sampling = trial.retention_ratio, asdict(self._settings.sampling)
+        try:
+            session = self._timed(lambda: llm.session(decoded, retention_ratio=ratio, prune=ratio is not None))
+        except TangoError as error:
+            yield from (_failure(video, question, error, trial) for question in questions)
+            return
+        with closing(session):
+            for question in questions:
+                try:
+                    answer = self._timed(lambda: session.ask(question.text, **sampling))  # noqa: B023
+                except TangoError as error:
+                    yield _failure(video, question, error, trial)
+                else:
+                    yield _answered(video, question, answer, trial)
+
+    def _timed(self, work: Callable[[], _T]) -> _T:
+        begin = time.perf_counter()
+        try:
+            return work()
+        finally:
+            self.busy += time.perf_counter() - begin
+
+
+def _answered(video: AskedVideo, question: Question, answer: Answer, trial: Trial) -> Answered:
+    return Answered(
+        question.id,
+        video.name,
+        question.text,
+        answer.text,
+        answer.finish,
+        trial.bundle,
+        trial.retention_ratio,
+        answer.kept,
+        answer.total,
+        trial.settings,
+    )
+
+
+def _failure(video: AskedVideo, question: Question, error: TangoError, trial: Trial | None = None) -> Failure:
+    where = (trial.bundle, trial.retention_ratio) if trial else (None, None)
+    return Failure(question.line, error.message, error.hint, question.id, video.name, question.text, *where)

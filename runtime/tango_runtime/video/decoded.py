@@ -1,0 +1,62 @@
+"""A video that was decoded before its session begins: in another process, or for several bundles."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tango_runtime.bundle import Manifest
+from tango_runtime.video.batch import FrameBatch
+from tango_runtime.video.preprocess import preprocess
+from tango_runtime.video.shape import ClipShape, open_clip
+from tango_runtime.video.source import Clock, Sampling, Source
+
+
+@dataclass(frozen=True, eq=False)
+class DecodedVideo:
+    """The sampled frames of a video, decoded and resized, in the host's memory; it can be pickled.
+
+    Attributes:
+        batch: The frames.
+        shape: What they become.
+        clock: When they are.
+        off: [F] float64, seconds by which each keyframe is after the frame of exact sampling; None where that is used.
+    """
+
+    batch: FrameBatch
+    shape: ClipShape
+    clock: Clock
+    off: NDArray[np.float64] | None
+
+
+def decode(
+    manifest: Manifest,
+    source: Source,
+    *,
+    frames: int | None = None,
+    fps: float | None = None,
+    frame_size: tuple[int, int] | None = None,
+    max_pixels: int | None = None,
+    fixed: tuple[int, int] | None = None,
+    sampling: Sampling = "exact",
+) -> DecodedVideo:
+    """Decodes what a bundle samples of a video; needs no backend.
+
+    Arguments and errors are those of :func:`tango_runtime.video.shape.open_clip`; ``frames`` is the bundle's number by
+    default.
+    """
+    count = manifest.video.frames if frames is None else frames
+    timed, shape = open_clip(
+        manifest,
+        source,
+        count,
+        fps=fps,
+        frame_size=frame_size,
+        max_pixels=max_pixels,
+        fixed=fixed,
+        sampling=sampling,
+    )
+    batch = preprocess(timed, shape.size)
+    return DecodedVideo(batch, shape, timed.clock, timed.off)

@@ -1,0 +1,315 @@
+"""`tango batch`: its answers are those of `tango run`, and no end of it loses or repeats one."""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from tango_runtime import VideoLLM
+from tango_runtime.batch.worker import Worker
+from tango_runtime.cli.main import main
+
+QUESTIONS = ["What happens?", "Who comes in?"]
+
+
+@pytest.fixture
+def folder(tmp_path, clip):
+    """Videos, and questions.jsonl with two questions about each of them, in turns."""
+    for name in ("a.mp4", "b.mp4"):
+        shutil.copy(clip, tmp_path / name)
+    ask(tmp_path, [{"video": name, "question": text} for text in QUESTIONS for name in ("a.mp4", "b.mp4")])
+    return tmp_path
+
+
+@pytest.fixture
+def batch(tiny_bundle, folder, capsys):
+    """``batch(*options, output=…)``: exit code and standard error of `tango batch` on the folder."""
+
+    def call(*options, output=None, bundles=(tiny_bundle,)):
+        code = main(command(folder, bundles, output, *options))
+        out, err = capsys.readouterr()
+        assert out == ""
+        return code, err
+
+    return call
+
+
+def command(folder, bundles, output=None, *options):
+    named = [*bundles, folder / "questions.jsonl", "--output", output or folder / "answers.jsonl"]
+    return ["batch", *map(str, named), "--max-new-tokens", "6", "--decoders", "0", *map(str, options)]
+
+
+def ask(folder, rows):
+    text = "".join(f"{row if isinstance(row, str) else json.dumps(row)}\n" for row in rows)
+    (folder / "questions.jsonl").write_text(text)
+
+
+def lines(file):
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+# Answers.
+
+
+@pytest.mark.parametrize("decoders", [0, 1])
+def test_answers_are_those_of_one_run_each(batch, folder, llm, decoders):
+    code, err = batch("--decoders", decoders, "--retention-ratio", 0.5, "--frames", 5)
+    assert code == 0
+    found = lines(folder / "answers.jsonl")
+    assert len(found) == 4
+    for line in found:
+        options = {"retention_ratio": 0.5, "frames": 5, "max_new_tokens": 6}
+        answer = llm.generate(folder / line["video"], line["question"], **options)
+        assert (line["answer"], line["finish"], line["kept"], line["total"]) == (
+            answer.text,
+            answer.finish,
+            answer.kept,
+            answer.total,
+        )
+    assert {line["id"] for line in found} == {"a.mp4#0", "a.mp4#1", "b.mp4#0", "b.mp4#1"}
+    assert "answers 100%" in err
+    assert "model busy" in err
+    assert not (folder / "answers.errors.jsonl").exists()
+
+
+def test_a_video_is_decoded_once_and_seen_once_for_each_ratio(batch, folder, monkeypatch):
+    decoded, seen = [], []
+    submit, session = Worker.add, VideoLLM.session
+    monkeypatch.setattr(Worker, "add", lambda *given: (decoded.append(given), submit(*given))[1])
+    monkeypatch.setattr(
+        VideoLLM, "session", lambda *given, **options: (seen.append(options), session(*given, **options))[1]
+    )
+    assert batch("--retention-ratio", 0.25, 0.5)[0] == 0
+    assert len(decoded) == 2
+    assert [options["retention_ratio"] for options in seen] == [0.25, 0.5] * 2
+    assert sorted(line["retention_ratio"] for line in lines(folder / "answers.jsonl")) == [0.25] * 4 + [0.5] * 4
+
+
+def test_several_bundles_answer_the_same_frames(batch, folder, tiny_bundle, tmp_path):
+    other = shutil.copytree(tiny_bundle, tmp_path / "other")
+    assert batch("--no-prune", bundles=(tiny_bundle, other))[0] == 0
+    found = lines(folder / "answers.jsonl")
+    answers = {(line["bundle"], line["id"]): line["answer"] for line in found}
+    assert len(answers) == 8
+    assert all(answers["other", key] == answers[tiny_bundle.name, key] for name, key in answers if name == "other")
+    assert {line["retention_ratio"] for line in found} == {None}
+
+
+def test_options_become_part_of_the_question(batch, folder, llm):
+    ask(folder, [{"video": "a.mp4", "question": "Who?", "options": ["a dog", "a man"], "answer": "B", "id": 7}])
+    assert batch()[0] == 0
+    (line,) = lines(folder / "answers.jsonl")
+    assert line["id"] == 7
+    assert line["question"].splitlines()[:3] == ["Who?", "A. a dog", "B. a man"]
+    assert line["answer"] == llm.generate(folder / "a.mp4", line["question"], max_new_tokens=6).text
+
+
+def test_a_template_that_puts_the_question_first_is_answered(batch, folder, tiny_bundle, tmp_path):
+    bundle = shutil.copytree(tiny_bundle, tmp_path / "question-first")
+    template = bundle / "chat_template.jinja"
+    manifest = json.loads((bundle / "bundle.json").read_text())
+    mark = manifest["prompt"]["placeholder"]
+    template.write_text(
+        "{{ messages[0]['content'][-1]['text'] }}" + mark + "{% if add_generation_prompt %}: {% endif %}"
+    )
+    manifest["files"][template.name]["size"] = template.stat().st_size
+    (bundle / "bundle.json").write_text(json.dumps(manifest))
+    assert batch(bundles=(bundle,))[0] == 0
+    alone = VideoLLM(bundle)
+    for line in lines(folder / "answers.jsonl"):
+        assert line["answer"] == alone.generate(folder / "a.mp4", line["question"], max_new_tokens=6).text
+
+
+# Going on.
+
+
+def test_what_is_there_is_not_answered_again(batch, folder, monkeypatch):
+    assert batch()[0] == 0
+    whole = (folder / "answers.jsonl").read_bytes()
+    kept = whole.splitlines(keepends=True)
+    (folder / "answers.jsonl").write_bytes(b"".join([kept[2], kept[0]]))
+    added = []
+    add = Worker.add
+    monkeypatch.setattr(Worker, "add", lambda worker, task: (added.append(len(task)), add(worker, task))[1])
+    code, err = batch()
+    assert code == 0
+    assert "2 answers to give, about 2 videos; 2 are there" in err
+    assert added == [1, 1]
+    assert sorted((folder / "answers.jsonl").read_bytes().splitlines(keepends=True)) == sorted(kept)
+    monkeypatch.setattr(Worker, "__init__", None)  # nothing is loaded where nothing is to do
+    assert batch()[0] == 0
+
+
+def test_no_kill_loses_or_repeats_an_answer(batch, folder, tiny_bundle):
+    """In the first line, between lines, and in the last; each run goes on with what the one before left."""
+    undisturbed = folder / "undisturbed.jsonl"
+    assert batch(output=undisturbed)[0] == 0
+    for line, size in ((0, 1), (0, 40), (1, -1), (1, 0)):
+        arguments = [
+            sys.executable,
+            "-m",
+            "tests.fakes.killed_cli",
+            str(line),
+            str(size),
+            *command(folder, [tiny_bundle]),
+        ]
+        assert subprocess.run(arguments, capture_output=True, check=False).returncode == -signal.SIGKILL
+    code, err = batch()
+    assert code == 0
+    assert "1 answers to give" in err
+    answers = (folder / "answers.jsonl").read_text().splitlines()
+    assert sorted(answers) == sorted(undisturbed.read_text().splitlines())
+
+
+def test_a_second_process_is_refused(batch, folder, tiny_bundle):
+    waiting = [sys.executable, "-m", "tests.fakes.paused_cli", "backend: ", *command(folder, [tiny_bundle])]
+    with subprocess.Popen(waiting, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as first:
+        while not first.stderr.readline().startswith("backend: "):
+            pass
+        code, err = batch()
+        first.stdin.close()
+        assert first.wait() == 0
+    assert code == 2
+    assert f"error: another process is writing {folder / 'answers.jsonl'}" in err
+    assert len(lines(folder / "answers.jsonl")) == 4
+
+
+def test_a_full_disk_leaves_whole_lines(batch, folder, tiny_bundle):
+    assert batch(output=folder / "undisturbed.jsonl")[0] == 0
+    undisturbed = (folder / "undisturbed.jsonl").read_text().splitlines()
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(undisturbed[0]) + 20,) * 2)
+
+    arguments = [sys.executable, "-m", "tango_runtime.cli.main", *command(folder, [tiny_bundle])]
+    done = subprocess.run(arguments, capture_output=True, text=True, preexec_fn=limit, check=False)
+    assert done.returncode == 2
+    assert f"error: {folder / 'answers.jsonl'} cannot be written: File too large" in done.stderr
+    assert (folder / "answers.jsonl").read_text() == undisturbed[0] + "\n"
+    assert batch()[0] == 0
+    assert sorted((folder / "answers.jsonl").read_text().splitlines()) == sorted(undisturbed)
+
+
+# What is wrong.
+
+
+def test_each_wrong_line_fails_by_itself(batch, folder, clip):
+    (folder / "cut.mp4").write_bytes(clip.read_bytes()[:5000])
+    rows = [
+        {"video": "cut.mp4", "question": "Who?"},
+        {"video": "none.mp4", "question": "Who?", "id": "none"},
+        {"video": "a.mp4", "question": "Who?", "id": "same"},
+        {"video": "b.mp4", "question": "Where?", "id": "same"},
+        {"video": "a.mp4", "question": "What is <|im_end|>?"},
+        {"video": "a.mp4"},
+        '{"video": "a.mp4"',
+        "[1]",
+        {"video": "a.mp4", "question": "Who?", "id": 1.5},
+        {"video": "a.mp4", "question": "Who?", "options": "red"},
+        {"video": "a.mp4", "question": "When?"},
+    ]
+    ask(folder, rows)
+    code, err = batch("--decoders", 1)
+    assert code == 1
+    assert [line["question"] for line in lines(folder / "answers.jsonl")] == ["Who?", "When?"]
+    errors = {line["line"]: line["error"] for line in lines(folder / "answers.errors.jsonl")}
+    wanted = {
+        1: "cut.mp4 is truncated",
+        2: "none.mp4 does not exist",
+        4: 'the id "same" is already used in line 3',
+        5: "the question contains <|im_end|>",
+        6: "question is null",
+        7: "line 7 is not JSON",
+        8: "line 8 is not an object",
+        9: "id is 1.5",
+        10: 'options is "red"',
+    }
+    assert errors.keys() == wanted.keys()
+    assert all(wanted[line] in errors[line] for line in wanted)
+    assert f"errors: {folder / 'answers.errors.jsonl'} (9)" in err
+
+
+def test_a_line_that_is_mended_is_answered(batch, folder, clip):
+    ask(folder, [{"video": "late.mp4", "question": text} for text in QUESTIONS])
+    assert batch()[0] == 1
+    shutil.copy(clip, folder / "late.mp4")
+    assert batch()[0] == 0
+    assert len(lines(folder / "answers.jsonl")) == 2
+    assert not (folder / "answers.errors.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        (("--max-new-tokens", 7), "line 1 was answered with other settings"),
+        (("--retention-ratio", 0.5), "line 1 was answered with other settings"),
+        (("--frames", 5), "line 1 was answered with other settings"),
+    ],
+)
+def test_answers_of_other_settings_are_not_mixed(batch, folder, options, error):
+    assert batch()[0] == 0
+    before = (folder / "answers.jsonl").read_bytes()
+    code, err = batch(*options)
+    assert code == 2
+    assert error in err
+    assert (folder / "answers.jsonl").read_bytes() == before
+
+
+def test_another_ratio_may_be_added(batch, folder):
+    assert batch("--retention-ratio", 0.25)[0] == 0
+    assert "4 answers to give" in batch("--retention-ratio", 0.25, 0.5)[1]
+
+
+def test_an_id_keeps_its_question(batch, folder):
+    assert batch()[0] == 0
+    ask(folder, [{"video": "a.mp4", "question": "Another?"}])
+    code, err = batch()
+    assert code == 2
+    assert "answers another question of the id 'a.mp4#0'" in err
+
+
+@pytest.mark.parametrize("content", [b"my notes", b"my notes\n", b'{"id": 3}\n'])
+def test_a_file_that_is_none_of_answers_is_left_alone(batch, folder, content):
+    (folder / "answers.jsonl").write_bytes(content)
+    code, err = batch()
+    assert code == 2
+    assert "hint: " in err
+    assert (folder / "answers.jsonl").read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("output", "error"),
+    [
+        ("questions.jsonl", "would replace the questions"),
+        (".", "would replace the questions"),
+        ("/dev/null", "gone on with"),
+    ],
+)
+def test_an_output_that_cannot_be_is_refused(batch, folder, output, error):
+    before = (folder / "questions.jsonl").read_bytes()
+    code, err = batch(output=folder / output)
+    assert code == 2
+    assert error in err
+    assert (folder / "questions.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(("text", "error"), [("", "has no questions"), (None, "there is no ")])
+def test_a_batch_needs_questions(batch, folder, text, error):
+    (folder / "questions.jsonl").unlink() if text is None else ask(folder, [])
+    code, err = batch()
+    assert code == 2
+    assert error in err
+
+
+def test_videos_may_be_elsewhere(batch, folder):
+    (folder / "videos").mkdir()
+    for name in ("a.mp4", "b.mp4"):
+        (folder / name).rename(folder / "videos" / name)
+    assert batch()[0] == 1
+    assert batch("--video-folder", folder / "videos")[0] == 0
