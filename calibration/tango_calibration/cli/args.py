@@ -14,7 +14,8 @@ def add_data(parser: argparse.ArgumentParser) -> None:
         "--data",
         default=SYNTHETIC,
         metavar="FOLDER",
-        help=f"folder with a questions.jsonl, or {SYNTHETIC} for generated clips (default: %(default)s)",
+        help=f"folder with a questions.jsonl, another table of questions, or {SYNTHETIC} for generated clips "
+        "(default: %(default)s)",
     )
 
 

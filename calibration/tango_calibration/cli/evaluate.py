@@ -18,10 +18,18 @@ import onnxruntime
 from tango_calibration.cli.args import add_data, add_videos
 from tango_calibration.data.dataset import SYNTHETIC, Video, read_folder, synthetic
 from tango_calibration.evaluation import results
-from tango_calibration.evaluation.evaluate import BundleEvaluator, check_room, evaluate_in_parallel, trials_of
+from tango_calibration.evaluation.answers import read_answers, records_of
+from tango_calibration.evaluation.evaluate import (
+    BundleEvaluator,
+    Record,
+    check_room,
+    evaluate_in_parallel,
+    trials_of,
+)
 from tango_calibration.evaluation.methods import METHODS, tango_params
 from tango_calibration.evaluation.scores import Scores
 from tango_plugins import TangoError
+from tango_runtime.batch.answers import Answered
 from tango_runtime.bundle import MANIFEST, Bundle, Manifest, sha256
 from tango_runtime.cli.args import (
     add_backend,
@@ -46,7 +54,14 @@ _CLIPS, _QUESTIONS = 100, 8
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
-    add_bundle(parser)
+    add_bundle(parser, nargs="?")
+    parser.add_argument(
+        "--answers",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="score answers of tango batch to the questions of --data, in place of asking a bundle",
+    )
     add_data(parser)
     add_videos(parser, note=f"all of a folder, {_CLIPS} generated clips")
     parser.add_argument(
@@ -71,6 +86,58 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     add_backend(parser)
     add_output(parser, "FOLDER", "results.json, results.md and accuracy.png; default: none")
     add_overwrite(parser)
+
+
+def _run(args: argparse.Namespace) -> int:
+    if (args.bundle is None) == (args.answers is None):
+        raise TangoError("either a bundle or --answers is needed", "give a bundle to be asked, or answers to be scored")
+    return _evaluate(args) if args.answers is None else _score(args)
+
+
+def _score(args: argparse.Namespace) -> int:
+    inputs = {f"the answers {file}": file for file in args.answers}
+    check_apart({"--output": args.output}, inputs | {"--data": Path(args.data)})
+    if args.data == SYNTHETIC:
+        raise TangoError("--answers needs the questions that were answered", "name their folder or table: --data")
+    if args.output:
+        check_output(args.output, overwrite=args.overwrite, holding=results.RESULTS)
+        results.require_matplotlib()
+    videos, answers = read_folder(Path(args.data), 1, videos=False), read_answers(args.answers)
+    if args.output and len(answers) > 1:
+        raise TangoError(f"--output is for one bundle, these are {', '.join(answers)}", "leave --output out")
+    incomplete = False
+    for bundle, mine in answers.items():
+        records, left_out = records_of(mine, videos)
+        incomplete |= bool(left_out)
+        scores = Scores(records)
+        summaries = [scores.summary(trial) for trial in scores.trials]
+        if args.output:
+            conditions = _scoring_conditions(args, mine, records)
+            asked = [video.only({record.question for record in records}) for video in videos]
+            results.write(
+                args.output, conditions, [v for v in asked if v.ids], records, summaries, overwrite=args.overwrite
+            )
+            status(f"results: {args.output}")
+        print(f"# {bundle}", "", *results.overall(summaries), *results.by("type", summaries), sep="\n")
+        if left_out:
+            _log.warning("%s: %d questions without an answer in every trial are left out", bundle, len(left_out))
+    if not answers:
+        raise TangoError("the files have no answers", "answer the questions first: tango batch")
+    return 1 if incomplete else 0
+
+
+def _scoring_conditions(
+    args: argparse.Namespace, answers: Sequence[Answered], records: Sequence[Record]
+) -> dict[str, Any]:
+    """The conditions that scores of answers are valid for."""
+    return {
+        "bundle": answers[0].bundle,
+        "settings of the answers": answers[0].settings,
+        "answers": [file.name for file in args.answers],
+        "data": Path(args.data).resolve().name,
+        "questions": len({record.question for record in records}),
+        "versions": {"tango-edge": version("tango-edge"), "numpy": np.__version__},
+    }
 
 
 def _evaluate(args: argparse.Namespace) -> int:
@@ -169,4 +236,4 @@ def _frame_size(args: argparse.Namespace, manifest: Manifest) -> str:
     return f"by aspect ratio, at most {args.max_pixels or manifest.video.budget.max_pixels} pixels"
 
 
-EVALUATE = Command(_configure, _evaluate)
+EVALUATE = Command(_configure, _run)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,9 @@ from tango_calibration.data.questions import Question
 from tango_calibration.data.synthetic import Clip, Split, make_clip
 from tango_calibration.data.synthetic.scene import SIDE
 from tango_plugins import TangoError
-from tango_runtime.util.jsonschema import parse_json, shown
+from tango_runtime.batch.questions import is_text, multiple_choice
+from tango_runtime.batch.tables import STATE, read_rows
+from tango_runtime.util.jsonschema import shown
 from tango_runtime.video import Source, TimedFrame, open_source
 
 QUESTIONS = "questions.jsonl"
@@ -25,9 +27,6 @@ SYNTHETIC = "synthetic"
 
 #: Minimum number of frames of a generated clip.
 MIN_FRAMES = 8
-
-#: What LLaVA-OneVision's evaluations write after the options.
-INSTRUCTION = "Answer with the option's letter from the given choices directly."
 
 _KEYS = {"video": str, "question": str, "answer": str, "options": list, "type": str, "id": str}
 _REQUIRED = ("video", "question", "answer")
@@ -50,6 +49,11 @@ class Video:
     frames: int
     questions: tuple[Question, ...]
     ids: tuple[str, ...]
+
+    def only(self, ids: Collection[str]) -> Video:
+        """The same video with some of its questions, perhaps none."""
+        pairs = [(key, question) for key, question in zip(self.ids, self.questions, strict=True) if key in ids]
+        return replace(self, ids=tuple(key for key, _ in pairs), questions=tuple(question for _, question in pairs))
 
     @property
     def frame_size(self) -> tuple[int, int] | None:
@@ -110,14 +114,16 @@ def synthetic(
 # A folder
 
 
-def read_folder(folder: Path, frames: int) -> list[Video]:
-    """Reads a folder of videos with a questions.jsonl; docs/evaluation.md describes the format.
+def read_folder(data: Path, frames: int, *, videos: bool = True) -> list[Video]:
+    """Reads a folder of videos with a questions.jsonl, or another table; docs/evaluation.md describes the format.
 
     Everything except the content of the videos is checked here.
 
     Args:
-        folder: Contains questions.jsonl, whose paths are relative to it.
+        data: A folder with a questions.jsonl, or a table that :func:`tango_runtime.batch.tables.read_rows` reads. Paths
+            of videos are relative to its folder. In a questions.jsonl every key must be known.
         frames: Frames sampled from every video.
+        videos: Refuse a video that is not there.
 
     Returns:
         The videos in the order of their first questions.
@@ -125,18 +131,18 @@ def read_folder(folder: Path, frames: int) -> list[Video]:
     Raises:
         TangoError: The file is missing or has no questions, or a line is invalid; the message names it.
     """
-    file = folder / QUESTIONS
-    if not file.is_file():
+    whole = data.is_dir() and (data / STATE).is_file()  # a table of several files
+    file = data / QUESTIONS if data.is_dir() and not whole else data
+    folder = data if data.is_dir() else data.parent
+    if not file.exists():
         raise TangoError(f"there is no {file}", "write one as docs/evaluation.md describes")
     asked: dict[Path, tuple[str, list[tuple[str, Question]]]] = {}  # a/b and ./a/b are the same video
     lines: dict[str, int] = {}
-    for number, line in enumerate(_lines(file), 1):
-        if not line.strip():
-            continue
+    for number, row in read_rows(file):
         where = f"{file} line {number}"
-        found = _parse(line, where)
+        found = _checked(row, where, strict=file.name == QUESTIONS)
         video = folder / found["video"]
-        if not video.exists():
+        if videos and not video.exists():
             raise TangoError(f"{where}: there is no video {video}", f"paths are relative to {folder}")
         name, known = asked.setdefault(video.resolve(), (found["video"], []))
         key = found.get("id", f"{name}#{len(known)}")
@@ -154,18 +160,11 @@ def read_folder(folder: Path, frames: int) -> list[Video]:
     ]
 
 
-def _lines(file: Path) -> list[str]:
-    try:
-        return file.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise TangoError(f"{file} is not valid UTF-8: {error}", "save it as UTF-8") from error
-
-
-def _parse(line: str, where: str) -> dict[str, Any]:
-    """Reads one line as an object with valid keys and types."""
-    found = parse_json(line, where, "write one object per line")
-    if not isinstance(found, dict):
-        raise TangoError(f"{where} is not an object", 'write {"video": …, "question": …, "answer": …}')
+def _checked(row: dict[str, Any] | TangoError, where: str, *, strict: bool) -> dict[str, Any]:
+    """A row with valid keys and types; what else it has is left out, or is an error if ``strict``."""
+    if isinstance(row, TangoError):
+        raise row
+    found = row if strict else {key: value for key, value in row.items() if key in _KEYS and value is not None}
     for key in _REQUIRED:
         if key not in found:
             raise TangoError(f"{where} has no {key!r}", f"a line needs {', '.join(_REQUIRED)}")
@@ -173,15 +172,10 @@ def _parse(line: str, where: str) -> dict[str, Any]:
         if key not in _KEYS:
             raise TangoError(f"{where} has an unknown key {key!r}", f"valid keys are {', '.join(_KEYS)}")
         texts = value if isinstance(value, list) else [value]
-        if not isinstance(value, _KEYS[key]) or not all(map(_is_text, texts)):
+        if not isinstance(value, _KEYS[key]) or not all(map(is_text, texts)):
             wanted = "a list of strings" if _KEYS[key] is list else "a string"
             raise TangoError(f"{where}: {key} is {shown(value)}", f"use {wanted}, not empty and of valid Unicode")
     return found
-
-
-def _is_text(value: object) -> bool:
-    """Whether a value is text that is not empty and can be written as UTF-8: half a surrogate pair cannot."""
-    return isinstance(value, str) and bool(value.strip()) and not any("\ud800" <= c <= "\udfff" for c in value)
 
 
 def _question(found: dict[str, Any], where: str) -> Question:
@@ -208,12 +202,6 @@ def _question(found: dict[str, Any], where: str) -> Question:
             f"{where}: the answer {answer!r} is not one of the options", "give the text or the letter of an option"
         )
     return replace(question, text=multiple_choice(question.text, question.options), answer=answer)
-
-
-def multiple_choice(question: str, options: Sequence[str]) -> str:
-    """A question with lettered options, as LLaVA-OneVision's evaluations write it."""
-    lines = [f"{letter}. {option}" for letter, option in zip(string.ascii_uppercase, options, strict=False)]
-    return "\n".join([question, *lines, INSTRUCTION])
 
 
 def _numbered(name: str, questions: Sequence[Question]) -> tuple[str, ...]:

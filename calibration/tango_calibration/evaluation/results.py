@@ -107,7 +107,7 @@ def to_json(
                 raise TangoError(
                     f"the records of {trial} are not those of the videos", "pass them in the order of the videos"
                 )
-            trials.append({**asdict(trial), **_columns(run)})
+            trials.append({**asdict(trial), **_without_nan(_columns(run))})
     return {
         "conditions": dict(conditions),
         "summaries": [_without_nan(asdict(summary)) for summary in summaries],
@@ -131,6 +131,8 @@ def _columns(records: Sequence[Record]) -> dict[str, Any]:
 def _without_nan(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
@@ -151,7 +153,8 @@ def read(file: Path) -> list[Record]:
 
 def _records(questions: list[dict[str, Any]], trial: dict[str, Any]) -> list[Record]:
     place = {name: i for i, name in enumerate(dict.fromkeys(question["video"] for question in questions))}
-    measured = list(zip(*(trial[name] for name in ("kept", "total", "prune_ms", "prefill_ms")), strict=True))
+    times = ([math.nan if ms is None else ms for ms in trial[name]] for name in ("prune_ms", "prefill_ms"))
+    measured = list(zip(trial["kept"], trial["total"], *times, strict=True))
     which = Trial(trial["method"], trial["retention_ratio"])
     return [
         Record(
@@ -261,7 +264,7 @@ def _costs(summaries: Sequence[Summary]) -> list[str]:
     rows = []
     for s in summaries:
         ratio = "" if s.trial in (ALL, NONE) else f"{s.trial.retention_ratio:g}"
-        numbers = (f"{n:.1f}" for n in (s.kept, s.total, s.prune_ms, s.prefill_ms))
+        numbers = ("" if math.isnan(n) else f"{n:.1f}" for n in (s.kept, s.total, s.prune_ms, s.prefill_ms))
         rows.append((ratio, f"{s.share:.3f}", s.trial.method, *numbers))
     return ["## Tokens and time", "", *_table(head, rows), "", "Means of tokens, medians of milliseconds.", ""]
 

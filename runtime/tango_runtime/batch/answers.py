@@ -16,6 +16,8 @@ from tango_runtime.util.jsonschema import from_json, parse_json
 #: What a line begins with.
 _BEGINS = b'{"id": '
 
+_NO_ANSWERS = "give a file that tango batch wrote"
+
 
 @dataclass(frozen=True)
 class Answered:
@@ -114,7 +116,7 @@ class AnswerFile:
         path = self._file.path
         for number, line in enumerate(self._file.lines(), 1):
             where = f"{path} line {number}"
-            answered = parse_answer(line, where)
+            answered = as_answer(parse_json(line, where, _NO_ANSWERS), where)
             trial = Trial(answered.bundle, answered.settings, answered.retention_ratio)
             if trial not in trials:
                 raise TangoError(
@@ -171,17 +173,18 @@ def error_path(answers: Path) -> Path:
     return answers.with_suffix(".errors.jsonl")
 
 
-def parse_answer(line: bytes, where: str) -> Answered:
-    """Reads a line of a file of answers.
+def as_answer(row: object, where: str) -> Answered:
+    """An answer of a row of a file of answers.
 
     Raises:
         TangoError: It is none.
     """
-    hint = "give a file that tango batch wrote, or choose another"
     try:
-        return from_json(Answered, parse_json(line, where, hint), where)
+        if isinstance(row, TangoError):
+            raise row
+        return from_json(Answered, row, where)
     except TangoError as error:
-        raise TangoError(error.message, hint) from error
+        raise TangoError(error.message, _NO_ANSWERS) from error
 
 
 def _line(fields: dict[str, Any]) -> bytes:

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from tango_plugins import TangoError
+from tango_runtime.util.files import atomic_write
 from tango_runtime.util.jsonschema import parse_json
 
 #: Files of a folder that ``datasets`` saved: of one split, and of several.
-_STATE, _SPLITS = "state.json", "dataset_dict.json"
+STATE, _SPLITS = "state.json", "dataset_dict.json"
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | TangoError]]:
@@ -39,12 +40,15 @@ def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     Raises:
         TangoError: It cannot be written, or pyarrow is not installed.
     """
-    from tango_runtime.util.files import atomic_write
-
     pyarrow = require_pyarrow(path)
     import pyarrow.parquet as parquet
 
-    table = pyarrow.Table.from_pylist(list(rows))
+    try:
+        table = pyarrow.Table.from_pylist(list(rows))
+    except pyarrow.ArrowException as error:
+        raise TangoError(
+            f"the answers are no table: {error}", "give all questions ids of one type; the .jsonl has all answers"
+        ) from error
     atomic_write(path, lambda stream: parquet.write_table(table, stream))
 
 
@@ -93,16 +97,16 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | TangoError
 
 def _arrow_rows(folder: Path) -> Iterator[tuple[int, dict[str, Any] | TangoError]]:
     if (folder / _SPLITS).is_file():
-        splits = sorted(path.parent.name for path in folder.glob(f"*/{_STATE}"))
+        splits = sorted(path.parent.name for path in folder.glob(f"*/{STATE}"))
         raise TangoError(
             f"{folder} holds {len(splits)} splits: {', '.join(splits)}",
             f"give one: {folder / (splits or ['SPLIT'])[0]}",
         )
-    if not (folder / _STATE).is_file():
-        raise TangoError(f"{folder} has no {_STATE}", "give a folder that Dataset.save_to_disk wrote, or a file")
+    if not (folder / STATE).is_file():
+        raise TangoError(f"{folder} has no {STATE}", "give a folder that Dataset.save_to_disk wrote, or a file")
     pyarrow = require_pyarrow(folder)
     try:
-        state = json.loads((folder / _STATE).read_bytes())
+        state = json.loads((folder / STATE).read_bytes())
         names = [str(file["filename"]) for file in state["_data_files"]]
         if state.get("_indices_data_files"):
             raise TangoError(f"{folder} selects rows of its table", "save it anew: dataset.flatten_indices()")

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tango_calibration.data.dataset import INSTRUCTION, read_folder, synthetic
+from tango_calibration.data.dataset import read_folder, synthetic
 from tango_calibration.data.questions import Question
 from tango_plugins import TangoError
+from tango_runtime.batch.questions import INSTRUCTION
 from tango_runtime.video import sample
 
 
@@ -112,7 +113,7 @@ def test_a_folder_without_questions_is_rejected(folder, tmp_path):
     with pytest.raises(TangoError, match="has no questions"):
         read_folder(folder("", "  "), 1)
     (tmp_path / "questions.jsonl").write_bytes(b"\xff\xfe")
-    with pytest.raises(TangoError, match="not valid UTF-8"):
+    with pytest.raises(TangoError, match="is not JSON: 'utf-8' codec"):
         read_folder(tmp_path, 1)
 
 
