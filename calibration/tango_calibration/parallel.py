@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing.connection import wait
 from typing import Any, TypeVar
 
 from tango_plugins import TangoError
+from tango_runtime.batch.ray_pool import Pool, connected
 from tango_runtime.util.console import OnProgress, progress
 from tango_runtime.util.processes import Child
 
@@ -64,6 +67,52 @@ def map_in_processes(
                 idle.append(child)
                 on_progress(1)
     return [results[i] for i in range(len(items))]
+
+
+def map_on_ray(
+    open_worker: Callable[[], Callable[[Item], Result]], items: Sequence[Item], on_progress: OnProgress, address: str
+) -> list[Result]:
+    """Maps a worker over items on the nodes of a Ray cluster; arguments and result are :func:`map_in_processes`'s.
+
+    Args:
+        open_worker: Opens a worker on a node.
+        items: Each goes to the next idle worker; those of a lost node to another.
+        on_progress: Called with the number of items done since the last call.
+        address: Of the cluster, or ``local``.
+
+    Raises:
+        TangoError: A worker raised it, there is no cluster or no node left, or an item was lost again and again.
+    """
+    results: dict[int, Result] = {}
+    pool: Pool[tuple[int, Any], Result | TangoError] = Pool(partial(_Mapper, open_worker))
+    with connected(address):
+        for done in pool.run(enumerate(items)):
+            if done.results is None:
+                raise TangoError("the workers that had an item died", "look for what ended them: dmesg, ray status")
+            (result,) = done.results
+            if isinstance(result, TangoError):
+                raise result
+            results[done.item[0]] = result
+            on_progress(1)
+    return [results[i] for i in range(len(items))]
+
+
+class _Mapper:
+    """Applies a function to the items of a pool, one after the other."""
+
+    depth, busy, description = 1, 0.0, ""
+
+    def __init__(self, open_worker: Callable[[], Callable[[Any], Any]], of: int) -> None:
+        self._function, self._items = open_worker(), deque[Any]()
+
+    def add(self, item: tuple[int, Any]) -> None:
+        self._items.append(item[1])
+
+    def answer_next(self) -> Iterator[Any]:
+        try:
+            yield self._function(self._items.popleft())
+        except TangoError as error:
+            yield error
 
 
 @contextmanager

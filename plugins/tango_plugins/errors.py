@@ -18,5 +18,8 @@ class TangoError(Exception):
         self.message = message
         self.hint = hint
 
+    def __reduce__(self) -> tuple[type[TangoError], tuple[str, str]]:
+        return TangoError, (self.message, self.hint)  # an exception is pickled with its first argument alone
+
     def __str__(self) -> str:
         return f"{self.message} ({self.hint})"

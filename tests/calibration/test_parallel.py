@@ -17,6 +17,7 @@ from tango_calibration.evaluation.evaluate import (
 from tango_plugins import TangoError
 from tango_runtime.util.processes import BLAS_THREADS, child_settings
 from tests.fakes.evaluator import PARAMS, TRIALS, VIDEOS, Counter, untimed
+from tests.fakes.ray_cluster import Cluster
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
@@ -26,6 +27,16 @@ def test_several_processes_give_the_same_records(jobs):
     assert untimed(found) == untimed(evaluate(Counter(), VIDEOS, TRIALS, PARAMS))
     assert (sum(done), opened) == (len(VIDEOS), ["a counter"])
     assert not multiprocessing.active_children()
+
+
+def test_a_cluster_gives_the_same_records(monkeypatch):
+    cluster, done = Cluster(a={"CPU": 2.0}, b={"CPU": 2.0}), []
+    cluster.install(monkeypatch)
+    found = evaluate_in_parallel(Counter, VIDEOS, TRIALS, PARAMS, done.append, jobs=1, ray="local")
+    assert untimed(found) == untimed(evaluate(Counter(), VIDEOS, TRIALS, PARAMS))
+    assert (sum(done), len(cluster.actors)) == (len(VIDEOS), 2)
+    with pytest.raises(TangoError, match=r"no room \(make some\)"):
+        evaluate_in_parallel(refuse, VIDEOS, TRIALS, PARAMS, jobs=1, ray="local")
 
 
 def refuse():

@@ -40,6 +40,7 @@ from tango_runtime.cli.args import (
     add_max_new_tokens,
     add_output,
     add_overwrite,
+    add_ray,
     add_retention_ratio,
     add_seed,
     positive_int,
@@ -83,6 +84,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     add_seed(parser, 0)
     add_max_new_tokens(parser, 16)
     add_jobs(parser, 1)
+    add_ray(parser)
     add_backend(parser)
     add_output(parser, "FOLDER", "results.json, results.md and accuracy.png; default: none")
     add_overwrite(parser)
@@ -152,8 +154,9 @@ def _evaluate(args: argparse.Namespace) -> int:
     sizes = {"frame_size": args.frame, "max_pixels": args.max_pixels}
     check_room(bundle, videos, **sizes)
     threads = 1 if args.jobs > 1 else 0
+    bundle_folder = args.bundle.absolute()  # a node of Ray may stand elsewhere
     open_reader = partial(
-        BundleEvaluator, args.bundle, args.backend, max_new_tokens=args.max_new_tokens, threads=threads, **sizes
+        BundleEvaluator, bundle_folder, args.backend, max_new_tokens=args.max_new_tokens, threads=threads, **sizes
     )
     backends: list[str] = []
     failures: dict[str, TangoError] = {}
@@ -165,6 +168,7 @@ def _evaluate(args: argparse.Namespace) -> int:
             params,
             on_progress,
             jobs=args.jobs,
+            ray=args.ray,
             seed=args.seed,
             opened=backends.append,
             on_failure=lambda video, error: failures.update({video.name: error}),

@@ -18,7 +18,7 @@ from tango_calibration.data.dataset import Video
 from tango_calibration.data.judging import is_correct
 from tango_calibration.evaluation import methods
 from tango_calibration.evaluation.methods import Selection, VideoFeatures
-from tango_calibration.parallel import map_in_processes
+from tango_calibration.parallel import map_in_processes, map_on_ray
 from tango_plugins import PruneParams, TangoError
 from tango_plugins.reference import Reals
 from tango_plugins.thinning import Thinning
@@ -335,6 +335,7 @@ def evaluate_in_parallel(
     on_progress: OnProgress = lambda videos: None,
     *,
     jobs: int,
+    ray: str | None = None,
     seed: int = 0,
     opened: Callable[[str], None] = lambda evaluator: None,
     on_failure: Callable[[Video, TangoError], None] | None = None,
@@ -348,6 +349,7 @@ def evaluate_in_parallel(
         params: Parameters of the operator.
         on_progress: Called with the number of videos done since the last call.
         jobs: Number of processes; 1 uses this process.
+        ray: Address of a Ray cluster that does it in their place, or ``local``.
         seed: Seed of random methods.
         opened: Called at the end with the ``str`` of each evaluator, once for equal ones.
         on_failure: Called at the end with each video that cannot be read or evaluated, and why; it has no records.
@@ -360,7 +362,10 @@ def evaluate_in_parallel(
         TangoError: As in :func:`evaluate`, or a process died.
     """
     worker = partial(_open, open_evaluator, trials, params, seed, on_failure is not None)
-    results = map_in_processes(worker, videos, on_progress, jobs=jobs)
+    if ray is None:
+        results = map_in_processes(worker, videos, on_progress, jobs=jobs)
+    else:
+        results = map_on_ray(worker, videos, on_progress, ray)
     for evaluator in dict.fromkeys(evaluator for evaluator, *_ in results):
         opened(evaluator)
     for video, (_, _, failure) in zip(videos, results, strict=True):

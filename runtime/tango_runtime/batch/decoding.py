@@ -6,6 +6,7 @@ file on which a decoder crashes would take the answers with it.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -17,6 +18,14 @@ from tango_plugins import TangoError
 from tango_runtime.bundle import Manifest
 from tango_runtime.util.processes import Child
 from tango_runtime.video.decoded import DecodedVideo, decode
+
+#: Most processes by default: FFmpeg has threads of its own in each.
+_MOST = 8
+
+
+def default_count(models: int = 1) -> int:
+    """Processes that decode for one of so many models on this machine: half of its share of the cores, at most 8."""
+    return min(max(len(os.sched_getaffinity(0)) // 2 // models, 1), _MOST)
 
 
 class Decoders:

@@ -7,21 +7,28 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from tango_plugins import TangoError
 from tango_runtime.batch.answers import Answered, AnswerFile, ErrorFile, Trial
-from tango_runtime.batch.questions import AskedVideo
+from tango_runtime.batch.questions import AskedVideo, Failure
+from tango_runtime.batch.ray_pool import Pool
 from tango_runtime.batch.worker import Outcome, Task, Worker
 from tango_runtime.util.console import OnProgress
 
 
 class Usage:
-    """How much of the time models work, since the first video was given to one.
+    """How much of the time models work.
 
-    Args:
+    Attributes:
         models: Number of models that work at the same time.
+        busy: Seconds that they worked, added up.
     """
 
-    def __init__(self, models: int = 1) -> None:
-        self.models, self.busy = models, 0.0
+    def __init__(self) -> None:
+        self.models, self.busy = 1, 0.0
+        self.restart()
+
+    def restart(self) -> None:
+        """Lets the time begin now."""
         self._begin = time.perf_counter()
 
     @property
@@ -59,6 +66,13 @@ def answer_here(worker: Worker, tasks: Iterable[Task], usage: Usage) -> Iterator
         yield from _next(worker, usage)
 
 
+def answer_on_ray(pool: Pool[Task, Outcome], tasks: Sequence[Task], usage: Usage) -> Iterator[Outcome]:
+    """Answers on the nodes of a cluster; a video's answers come together."""
+    for done in pool.run(tasks):
+        usage.models, usage.busy = max(pool.workers, 1), pool.busy
+        yield from _lost(done.item) if done.results is None else done.results
+
+
 def write(outcomes: Iterable[Outcome], answers: AnswerFile, errors: ErrorFile, on_progress: OnProgress) -> None:
     """Writes what comes, as it comes; ``on_progress`` gets the number of answers and failures since the last call."""
     for outcome in outcomes:
@@ -67,6 +81,11 @@ def write(outcomes: Iterable[Outcome], answers: AnswerFile, errors: ErrorFile, o
         else:
             errors.append(outcome)
         on_progress(1)
+
+
+def _lost(task: Task) -> list[Failure]:
+    error = TangoError(f"the workers that had {task.video.path} died", "look for what ended them: dmesg, ray status")
+    return task.failures(error)
 
 
 def _next(worker: Worker, usage: Usage) -> Iterator[Outcome]:

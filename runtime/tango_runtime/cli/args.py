@@ -310,6 +310,16 @@ def add_output(parser: argparse.ArgumentParser, metavar: str, note: str = "", *,
     parser.add_argument("--output", type=Path, required=required, metavar=metavar, help=f"output to write{default}")
 
 
+def add_ray(parser: argparse.ArgumentParser) -> None:
+    """``--ray``."""
+    parser.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="share the videos with the nodes of a Ray cluster, a worker for each GPU; local starts one here "
+        "(default: this process)",
+    )
+
+
 def add_overwrite(parser: argparse.ArgumentParser) -> None:
     """``--overwrite``."""
     parser.add_argument("--overwrite", action="store_true", help="replace output that already exists")

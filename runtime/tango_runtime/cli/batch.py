@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 
 from tango_runtime.batch.answers import AnswerFile, ErrorFile, error_path
+from tango_runtime.batch.decoding import default_count
 from tango_runtime.batch.questions import read_questions
-from tango_runtime.batch.run import Usage, answer_here, missing, write
+from tango_runtime.batch.ray_pool import Pool, connected
+from tango_runtime.batch.run import Usage, answer_here, answer_on_ray, missing, write
 from tango_runtime.batch.tables import require_pyarrow, write_rows
 from tango_runtime.batch.worker import Outcome, SamplingOptions, Settings, Task, VideoOptions, Worker
 from tango_runtime.cli.args import (
@@ -18,6 +20,7 @@ from tango_runtime.cli.args import (
     add_bundle,
     add_output,
     add_pruning,
+    add_ray,
     add_sampling,
     add_video_options,
     new_file,
@@ -30,9 +33,6 @@ from tango_runtime.util.console import progress, status
 from tango_runtime.util.files import check_apart
 
 _PARQUET = ".parquet"
-
-#: Most processes that decode by default: FFmpeg has threads of its own in each.
-_DECODERS = 8
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
@@ -59,10 +59,10 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--decoders",
         type=non_negative_int,
-        default=min(_DECODERS, max(len(os.sched_getaffinity(0)) // 2, 1)),
         metavar="N",
-        help="number of processes that decode videos ahead (default: half of the cores, at most 8)",
+        help="number of processes that decode videos ahead of a model (default: half of its cores, at most 8)",
     )
+    add_ray(parser)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -102,7 +102,8 @@ def _settings(args: argparse.Namespace) -> Settings:
     options = video_options(args)
     prune, ratios = options.pop("prune"), options.pop("retention_ratio")
     kept: tuple[float | None, ...] = tuple(ratios or ()) if prune else (None,)
-    return Settings(tuple(args.bundle), kept, VideoOptions(**options), SamplingOptions(**sampling_options(args)))
+    bundles = tuple(folder.absolute() for folder in args.bundle)  # a node may stand elsewhere
+    return Settings(bundles, kept, VideoOptions(**options), SamplingOptions(**sampling_options(args)))
 
 
 def _answer(
@@ -126,10 +127,28 @@ def _outcomes(
     args: argparse.Namespace, settings: Settings, tasks: list[Task]
 ) -> Iterator[tuple[Iterator[Outcome], Usage]]:
     """Answers as they come, and how busy the models are."""
-    with closing(Worker(settings, args.backend, decoders=args.decoders)) as worker:
+    usage = Usage()
+    if args.ray is not None:
+        open_worker = partial(_open_worker, settings, args.backend, args.decoders)
+
+        def on_open(description: str) -> None:
+            if pool.workers == 1:  # until then nothing could be answered
+                usage.restart()
+            status(f"worker: {description}")
+
+        pool: Pool[Task, Outcome] = Pool(open_worker, on_open)
+        with connected(args.ray):
+            yield answer_on_ray(pool, tasks, usage), usage
+        return
+    with closing(_open_worker(settings, args.backend, args.decoders)) as worker:
         status(f"backend: {worker.description}")
-        usage = Usage()
+        usage.restart()
         yield answer_here(worker, tasks, usage), usage
+
+
+def _open_worker(settings: Settings, backend: str, decoders: int | None, models: int = 1) -> Worker:
+    """A worker on a machine that it shares with so many models."""
+    return Worker(settings, backend, decoders=default_count(models) if decoders is None else decoders)
 
 
 BATCH = Command(_configure, _run)

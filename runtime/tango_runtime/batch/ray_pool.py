@@ -1,0 +1,270 @@
+"""Workers on the machines of a Ray cluster: one for each GPU, or for each node where no node has any.
+
+A worker gets its items ahead of the one that it works on, so it can decode the next. What a lost node had goes to the
+others, at the end and one item at a time: an item that kills its worker then takes no other with it. Nodes that join
+get workers, too.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar
+
+from tango_plugins import TangoError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+_Given = TypeVar("_Given", contravariant=True)
+_Gives = TypeVar("_Gives", covariant=True)
+
+#: Workers that an item may outlive, and that a place may lose before they say anything.
+_LOSSES = 3
+
+#: Seconds after which new nodes are looked for.
+_LOOK_AGAIN = 5.0
+
+#: Items whose results a worker owes at a time: with one more it does not wait for this process in between.
+_OWED = 2
+
+
+class QueueWorker(Protocol[_Given, _Gives]):
+    """What works on a node.
+
+    Attributes:
+        depth: Items to give it before it is asked for the results of the first.
+        busy: Seconds that it worked.
+    """
+
+    depth: int
+    busy: float
+
+    @property
+    def description(self) -> str:
+        """What it is, in one line."""
+
+    def add(self, item: _Given) -> None:
+        """Takes an item."""
+
+    def answer_next(self) -> Iterator[_Gives]:
+        """The results of the item that was added first."""
+
+
+@dataclass(frozen=True)
+class Done(Generic[Item, Result]):
+    """An item and its results, or None for one that was lost with its worker again and again."""
+
+    item: Item
+    results: list[Result] | None
+
+
+class Pool(Generic[Item, Result]):
+    """A cluster's workers.
+
+    Args:
+        open_worker: Called on a node with the number of workers there. It, items and results are pickled.
+        on_open: Called with a worker's description.
+
+    Attributes:
+        busy: Seconds that all workers worked.
+        workers: Number of workers that are ready.
+    """
+
+    def __init__(
+        self,
+        open_worker: Callable[[int], QueueWorker[Item, Result]],
+        on_open: Callable[[str], None] = lambda description: None,
+    ) -> None:
+        self.busy, self.workers = 0.0, 0
+        self._open_worker, self._on_open = open_worker, on_open
+        self._members: dict[_Place, _Member[Item]] = {}
+        self._refusals: dict[_Place, int] = {}
+        self._why: TangoError | None = None
+        self._items: deque[Item] = deque()
+        self._lost: deque[tuple[Item, int]] = deque()
+
+    def run(self, items: Iterable[Item]) -> Iterator[Done[Item, Result]]:
+        """Works on items; they are given back in the order in which they are done.
+
+        Raises:
+            TangoError: No worker is left, or none could be opened.
+        """
+        import ray
+
+        self._items.extend(items)
+        look_again = 0.0
+        while True:
+            if (self._items or self._lost) and (not self._members or time.monotonic() > look_again):
+                self._start_workers()
+                look_again = time.monotonic() + _LOOK_AGAIN
+            waiting = {member.promises[0]: place for place, member in self._members.items() if member.promises}
+            if not waiting:
+                return
+            ready, _ = ray.wait(list(waiting), timeout=_LOOK_AGAIN)
+            for promise in ready:
+                yield from self._take(waiting[promise])
+
+    def _take(self, place: _Place) -> Iterator[Done[Item, Result]]:
+        """What a member has done, after which it gets more to do."""
+        import ray
+
+        member = self._members[place]
+        try:
+            reply = ray.get(member.promises.popleft())
+        except ray.exceptions.RayActorError:
+            yield from self._lose(place)
+            return
+        if isinstance(reply, TangoError):  # it cannot be opened there
+            self._why, self._refusals[place] = reply, _LOSSES
+            del self._members[place]
+            return
+        if member.depth == 0:
+            member.depth, description = reply
+            self.workers += 1
+            self._on_open(description)
+        else:
+            results, busy = reply
+            self.busy += busy
+            yield Done(member.items.popleft()[0], results)
+        self._feed(member)
+
+    def _feed(self, member: _Member[Item]) -> None:
+        """Gives a member items, and asks for the results of as many as it owes at a time."""
+        while self._items and len(member.items) < member.depth + 1:
+            member.give(self._items.popleft(), 0)
+        if self._lost and not member.items:
+            member.give(*self._lost.popleft())
+        while len(member.promises) < min(_OWED, len(member.items)):
+            member.promises.append(member.actor.answer.remote())
+
+    def _lose(self, place: _Place) -> Iterator[Done[Item, Result]]:
+        """A member is gone: what it had is to be done by others."""
+        member = self._members.pop(place)
+        self.workers -= member.depth > 0
+        if not member.depth:
+            self._refusals[place] = self._refusals.get(place, 0) + 1
+        for item, losses in member.items:
+            if losses + 1 < _LOSSES:
+                self._lost.append((item, losses + 1))
+            else:
+                yield Done(item, None)
+        for other in self._members.values():  # which may be idle
+            if other.depth:
+                self._feed(other)
+
+    def _start_workers(self) -> None:
+        """Starts workers in the places that have none.
+
+        Raises:
+            TangoError: There are none to start, and none at work.
+        """
+        for place in _places():
+            if place not in self._members and self._refusals.get(place, 0) < _LOSSES:
+                self._members[place] = _Member(place.start(self._open_worker))
+        if not self._members:
+            raise self._why or TangoError("the Ray cluster has no node to work on", "start one: ray start --address …")
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a worker can be: a GPU of a node, or a node."""
+
+    node: str
+    number: int
+    of: int
+    resources: tuple[tuple[str, float], ...] = field(compare=False)
+
+    def start(self, open_worker: Callable[[int], Any]) -> Any:
+        """Starts a worker here; it is not waited for."""
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        here = NodeAffinitySchedulingStrategy(node_id=self.node, soft=False)
+        actor = ray.remote(_Actor).options(scheduling_strategy=here, **dict(self.resources))
+        return actor.remote(open_worker, self.of)
+
+
+class _Member(Generic[Item]):
+    """A worker, as this process sees it.
+
+    Attributes:
+        actor: The actor.
+        depth: Its depth, 0 until it is open.
+        items: What it was given and has not done, with how often each was lost before.
+        promises: Replies to come.
+    """
+
+    def __init__(self, actor: Any) -> None:
+        self.actor, self.depth = actor, 0
+        self.items: deque[tuple[Item, int]] = deque()
+        self.promises: deque[Any] = deque([actor.open.remote()])
+
+    def give(self, item: Item, losses: int) -> None:
+        """Gives it an item."""
+        self.items.append((item, losses))
+        self.actor.add.remote(item)
+
+
+class _Actor:
+    """A worker in a process of its own on a node."""
+
+    def __init__(self, open_worker: Callable[[int], Any], of: int) -> None:
+        self._open_worker, self._of = open_worker, of
+
+    def open(self) -> tuple[int, str] | TangoError:
+        try:
+            self._worker = self._open_worker(self._of)
+        except TangoError as error:
+            return error
+        return self._worker.depth, self._worker.description
+
+    def add(self, item: Any) -> None:
+        self._worker.add(item)
+
+    def answer(self) -> tuple[list[Any], float]:
+        before = self._worker.busy
+        return list(self._worker.answer_next()), self._worker.busy - before
+
+
+def _places() -> list[_Place]:
+    """Where workers can be, in the cluster as it is now."""
+    import ray
+
+    nodes = [(node["NodeID"], node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    gpus = {name: int(found.get("GPU", 0)) for name, found in nodes}
+    if any(gpus.values()):
+        one = (("num_gpus", 1.0), ("num_cpus", 0.0))
+        return [_Place(name, i, count, one) for name, count in gpus.items() for i in range(count)]
+    cores = {name: int(found.get("CPU", 0)) for name, found in nodes}
+    return [_Place(name, 0, 1, (("num_cpus", float(count)),)) for name, count in cores.items() if count]
+
+
+@contextmanager
+def connected(address: str) -> Iterator[None]:
+    """Connects to a cluster, or starts one on this machine for ``local``.
+
+    Raises:
+        TangoError: Ray is not installed, or there is no cluster at the address.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise TangoError("Ray is not installed", "pip install 'tango-edge[ray]'") from error
+    quiet = {
+        "log_to_driver": False,
+        "logging_level": "ERROR",
+        "include_dashboard": False if address == "local" else None,
+    }
+    try:
+        ray.init(address=address, **quiet)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise TangoError(
+            f"there is no Ray cluster at {address}", "give the address that ray start printed, or local"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()

@@ -1,0 +1,81 @@
+"""A batch on a Ray cluster of two nodes on this machine."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from tango_runtime.batch.ray_pool import Pool
+from tango_runtime.cli.main import main
+
+pytest.importorskip("ray")
+pytestmark = pytest.mark.slow  # the cluster takes ten seconds to start
+
+VIDEOS = 6
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A cluster of two nodes of one core each; its head, where this process is, has none."""
+    from ray.cluster_utils import Cluster
+
+    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    found.nodes = [found.add_node(num_cpus=1) for _ in range(2)]
+    yield found
+    found.shutdown()
+
+
+@pytest.fixture
+def folder(tmp_path, clip):
+    with (tmp_path / "questions.jsonl").open("w") as file:
+        for i in range(VIDEOS):
+            shutil.copy(clip, tmp_path / f"{i}.mp4")
+            for text in ("What happens?", "Who comes in?"):
+                file.write(json.dumps({"video": f"{i}.mp4", "question": text}) + "\n")
+    return tmp_path
+
+
+@pytest.fixture
+def batch(tiny_bundle, folder, capsys):
+    def call(output, *options):
+        command = ["batch", tiny_bundle, folder / "questions.jsonl", "--output", folder / output]
+        code = main([*map(str, command), "--max-new-tokens", "4", "--decoders", "0", *map(str, options)])
+        return code, capsys.readouterr().err
+
+    return call
+
+
+def lines(file):
+    return sorted(file.read_text().splitlines())
+
+
+def test_a_node_is_lost_midway_and_the_run_is_resumed(batch, folder, cluster, monkeypatch):
+    assert batch("alone.jsonl")[0] == 0
+    feed, lose, lost = Pool._feed, Pool._lose, []
+
+    def kill_the_second(pool, member):
+        if pool.workers < 2 and not lost:  # nothing is done before both are ready
+            return
+        for each in pool._members.values():
+            feed(pool, each)
+        if not lost:
+            lost.append(next(place.node for place, each in pool._members.items() if each is member))
+            cluster.remove_node(next(n for n in cluster.nodes if n.node_id == lost[0]), allow_graceful=False)
+
+    monkeypatch.setattr(Pool, "_feed", kill_the_second)
+    monkeypatch.setattr(Pool, "_lose", lambda pool, place: (lost.append(place.node), lose(pool, place))[1])
+    code, err = batch("answers.jsonl", "--ray", cluster.address)
+    assert code == 0
+    assert err.count("worker: ONNX Runtime") == 2
+    assert lost[0] in lost[1:]
+    assert lines(folder / "answers.jsonl") == lines(folder / "alone.jsonl")
+
+    monkeypatch.undo()
+    kept = (folder / "answers.jsonl").read_text().splitlines(keepends=True)[:5]
+    (folder / "answers.jsonl").write_text("".join(kept) + '{"id": "half')
+    code, err = batch("answers.jsonl", "--ray", cluster.address)
+    assert code == 0
+    assert f"{2 * VIDEOS - 5} answers to give" in err
+    assert lines(folder / "answers.jsonl") == lines(folder / "alone.jsonl")
