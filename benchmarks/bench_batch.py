@@ -1,0 +1,211 @@
+"""`tango batch` against as many `tango run`s, on generated files.
+
+    python benchmarks/bench_batch.py BUNDLE [--videos 200] [--seconds 30] [--size 720x1280] [--decoders 4 8] [--json …]
+
+A few single runs are timed and stand for all of them, each with the start of its process, as a script has it. Batches
+are timed with their start, too. Where there is nvidia-smi, it says how much of a batch's time the GPU was busy. How
+many videos a second as many processes decode alone shows which of the two bounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+
+from tango_runtime.batch.decoding import Decoders
+from tango_runtime.bench.conditions import machine
+from tango_runtime.bundle import Bundle
+
+TANGO = [sys.executable, "-m", "tango_runtime.cli.main"]
+QUESTIONS = ["What happens?", "Who comes in?", "What color is it?", "How many are there?"]
+
+#: Files of their own; the others are copies, which take as long to read and to decode.
+DISTINCT = 16
+
+#: Frames a second of the files.
+FPS = 30
+
+
+def write_video(folder: Path, seconds: int, size: tuple[int, int], number: int) -> Path:
+    """A camera pans over a texture, in H.264 as encoders make it by default: a keyframe every 250 frames."""
+    (height, width), path = size, folder / f"{number:03}.mp4"
+    rng = np.random.default_rng(number)
+    small = rng.integers(0, 256, (height // 8, width // 4, 3), dtype=np.uint8)
+    texture = small.repeat(16, 0).repeat(16, 1) // 2
+    noise = rng.integers(0, 8, (8, height, width, 3), dtype=np.uint8)  # as a sensor's, it costs bits in every frame
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=FPS, options={"preset": "veryfast", "crf": "26"})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for i in range(seconds * FPS):
+            x, y = (3 * i) % width, (i + number) % height
+            frame = av.VideoFrame.from_ndarray(texture[y : y + height, x : x + width] + noise[i % 8], "rgb24")
+            frame.pts, frame.time_base = i, Fraction(1, FPS)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def write_videos(folder: Path, count: int, seconds: int, size: tuple[int, int]) -> list[Path]:
+    """So many files."""
+    distinct = range(min(count, DISTINCT))
+    with ProcessPoolExecutor() as processes:
+        made = list(processes.map(partial(write_video, folder, seconds, size), distinct))
+    return made + [Path(shutil.copy(made[i % DISTINCT], folder / f"{i:03}.mp4")) for i in range(len(made), count)]
+
+
+class GpuUse:
+    """Percent of the time in which the GPU was busy, as nvidia-smi samples it; a context manager."""
+
+    def __enter__(self) -> GpuUse:
+        query = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "-lms", "200", "-i", "0"]
+        there = shutil.which("nvidia-smi")
+        self._process = subprocess.Popen(query, stdout=subprocess.PIPE, text=True) if there else None
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.samples: list[int] = []
+        if self._process is not None:
+            self._process.terminate()
+            output, _ = self._process.communicate()
+            self.samples = [int(line) for line in output.splitlines() if line.strip().isdigit()]
+
+    def summary(self) -> dict[str, float] | None:
+        """Of the samples from the first to the last that is not idle: mean, and share that is 90 or more."""
+        at_work = np.trim_zeros(np.array(self.samples))
+        if not len(at_work):
+            return None
+        return {"mean": round(float(at_work.mean()), 1), "share_of_90": round(float((at_work >= 90).mean()), 3)}
+
+
+def run_singly(bundle: Path, videos: list[Path], options: list[str]) -> tuple[list[float], dict[tuple[str, str], str]]:
+    """Seconds and answers of single runs, after one that is not counted."""
+    seconds, answers = [], {}
+    for video in [videos[0], *videos]:
+        begin = time.perf_counter()
+        command = [*TANGO, "run", bundle, video, QUESTIONS[0], *options]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        seconds.append(time.perf_counter() - begin)
+        answers[video.name, QUESTIONS[0]] = done.stdout.removesuffix("\n")
+    return seconds[1:], answers
+
+
+def run_batch(bundle: Path, folder: Path, decoders: int, options: list[str]) -> tuple[dict[str, Any], dict[Any, str]]:
+    """Figures and answers of a batch."""
+    output = folder / f"answers-{decoders}.jsonl"
+    output.unlink(missing_ok=True)
+    command = [
+        *TANGO,
+        "batch",
+        bundle,
+        folder / "questions.jsonl",
+        "--output",
+        output,
+        "--decoders",
+        decoders,
+        *options,
+    ]
+    with GpuUse() as use:
+        begin = time.perf_counter()
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
+        seconds = time.perf_counter() - begin
+    lines = [json.loads(line) for line in output.read_text().splitlines()]
+    at_work = re.findall(r"^(\S+) answers/s, model busy (\d+)%, (\S+) s$", done.stderr, re.MULTILINE)[-1]
+    figures = {
+        "decoders": decoders,
+        "answers": len(lines),
+        "seconds": round(seconds, 2),
+        "seconds_at_work": float(at_work[2]),
+        "answers_per_second_at_work": float(at_work[0]),
+        "model_busy_percent": int(at_work[1]),
+        "gpu_busy_percent": use.summary(),
+    }
+    return figures, {(line["video"], line["question"]): line["answer"] for line in lines}
+
+
+def decode_alone(bundle: Path, videos: list[Path], decoders: int) -> float:
+    """Videos a second that processes decode, once they are started."""
+    with closing(Decoders(Bundle.load(bundle).manifest, {}, decoders)) as processes:
+        for future in [processes.submit(video) for video in videos[:decoders]]:
+            future.result()
+        begin = time.perf_counter()
+        for future in [processes.submit(video) for video in videos]:
+            future.result()
+        return round(len(videos) / (time.perf_counter() - begin), 2)
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, width = map(int, text.split("x"))
+    return height, width
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--videos", type=int, default=200)
+    parser.add_argument("--seconds", type=int, default=30, help="length of a file (default: 30)")
+    parser.add_argument("--size", type=_size, default=(720, 1280), help="HEIGHTxWIDTH (default: 720x1280)")
+    parser.add_argument("--singles", type=int, default=4, help="single runs that are timed (default: 4)")
+    parser.add_argument("--decoders", type=int, nargs="+", default=[8])
+    parser.add_argument("--max-new-tokens", type=int, default=16)
+    parser.add_argument("--backend", default="auto")
+    parser.add_argument("--folder", type=Path, help="where the files are written and kept (default: a temporary one)")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = args.folder or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        begin = time.perf_counter()
+        videos = write_videos(folder, args.videos, args.seconds, args.size)
+        size = sum(video.stat().st_size for video in videos) / len(videos)
+        print(f"{len(videos)} files of {size / 1e6:.1f} MB in {time.perf_counter() - begin:.1f} s", flush=True)
+        rows = [{"video": video.name, "question": question} for video in videos for question in QUESTIONS]
+        (folder / "questions.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        options = ["--backend", args.backend, "--max-new-tokens", str(args.max_new_tokens)]
+
+        singles, wanted = run_singly(args.bundle, videos[: args.singles], options)
+        single = statistics.median(singles)
+        print(f"a single run: {single:.2f} s (median of {len(singles)})", flush=True)
+        batches = []
+        for decoders in args.decoders:
+            figures, answers = run_batch(args.bundle, folder, decoders, options)
+            figures["times_faster"] = round(single * len(rows) / figures["seconds"], 1)
+            figures["same_answers"] = sum(answers[key] == text for key, text in wanted.items())
+            figures["decoded_alone_per_second"] = decode_alone(args.bundle, videos[: 4 * decoders], decoders)
+            batches.append(figures)
+            print(json.dumps(figures), flush=True)
+        result = {
+            "conditions": machine(),
+            "bundle": args.bundle.resolve().name,
+            "videos": len(videos),
+            "seconds": args.seconds,
+            "size": args.size,
+            "megabytes": round(size / 1e6, 2),
+            "questions": len(rows),
+            "max_new_tokens": args.max_new_tokens,
+            "single_run_seconds": [round(value, 3) for value in singles],
+            "batches": batches,
+        }
+        if args.json:
+            args.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
