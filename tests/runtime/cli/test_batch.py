@@ -147,10 +147,10 @@ def test_what_is_there_is_not_answered_again(batch, folder, monkeypatch):
 
 
 def test_no_kill_loses_or_repeats_an_answer(batch, folder, tiny_bundle):
-    """In the first line, between lines, and in the last; each run goes on with what the one before left."""
+    """In a line, after one and before one; each run goes on with what the one before left."""
     undisturbed = folder / "undisturbed.jsonl"
     assert batch(output=undisturbed)[0] == 0
-    for line, size in ((0, 1), (0, 40), (1, -1), (1, 0)):
+    for line, size in ((0, 40), (1, -1), (1, 0)):
         arguments = [
             sys.executable,
             "-m",
@@ -244,20 +244,13 @@ def test_a_line_that_is_mended_is_answered(batch, folder, clip):
     assert not (folder / "answers.errors.jsonl").exists()
 
 
-@pytest.mark.parametrize(
-    ("options", "error"),
-    [
-        (("--max-new-tokens", 7), "line 1 was answered with other settings"),
-        (("--retention-ratio", 0.5), "line 1 was answered with other settings"),
-        (("--frames", 5), "line 1 was answered with other settings"),
-    ],
-)
-def test_answers_of_other_settings_are_not_mixed(batch, folder, options, error):
+def test_answers_of_other_settings_are_not_mixed(batch, folder):
     assert batch()[0] == 0
     before = (folder / "answers.jsonl").read_bytes()
-    code, err = batch(*options)
-    assert code == 2
-    assert error in err
+    for options in (("--max-new-tokens", 7), ("--retention-ratio", 0.5), ("--frames", 5)):
+        code, err = batch(*options)
+        assert code == 2
+        assert "line 1 was answered with other settings" in err
     assert (folder / "answers.jsonl").read_bytes() == before
 
 
