@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from tango_plugins import structs
 from tango_plugins.device_array import DeviceArray
 from tango_plugins.errors import TangoError
+from tango_plugins.matrix import Matrix, address
 from tango_plugins.native_library import load
 
 #: Limits of the kernel (check_shape() in native/src/decode/decode.cu): dimensions are multiples of DIM_MULTIPLE,
@@ -59,14 +61,15 @@ class CudaDecoder:
 
     Args:
         shape: Dimensions.
-        weights: Weights by their names in the decoder graph; matrices fp16 [in, out], norms and ``rotary.inv_freq``
-            fp32.
+        weights: Weights by their names in the decoder graph; the bias fp16, norms and ``rotary.inv_freq`` fp32.
+        matrices: Matrices by their names in the decoder graph, of any format; that of ``gate_proj`` and ``up_proj`` is
+            one.
         cache: Keys and values of each layer in turn, fp16 [kv_heads, P, head_dim].
         library: The CUDA library; None takes :func:`tango_plugins.native_library.installed`.
         blocks: Thread blocks; 0 takes one per SM. Fewer leave SMs free, and are slower.
 
     Attributes:
-        table: Addresses of each layer's weights and cache, uint8 [80 · layers], to be copied to the device once.
+        table: Addresses of each layer's weights and cache, uint8 [208 · layers], to be copied to the device once.
         workspace_bytes: Scratch memory of a step on the device, aligned to 256 bytes, zero before the first step.
 
     Raises:
@@ -78,24 +81,21 @@ class CudaDecoder:
         self,
         shape: DecoderShape,
         weights: Mapping[str, DeviceArray],
+        matrices: Mapping[str, Matrix],
         cache: Sequence[DeviceArray],
         library: Path | None = None,
         blocks: int = 0,
     ) -> None:
         self._library = load(library)
-        self._shape = structs.TangoDecodeShape(**vars(shape), blocks=blocks)
         self._hidden_size, self._vocabulary = shape.hidden_size, shape.vocabulary
-        rows = (shape.kv_heads, shape.capacity, shape.head_dim)
         if len(cache) != 2 * shape.layers:
             raise TangoError(f"the cache has {len(cache)} tensors", f"it must have {2 * shape.layers}")
-        addresses = []
-        for i in range(shape.layers):
-            named = {f"layers.{i}.{name}": spec for name, spec in _layer_weights(shape).items()}
-            addresses += [_address(name, weights.get(name), *spec) for name, spec in named.items()]
-            kinds = "key", "value"
-            addresses += [_address(f"{kinds[j]} {i}", cache[2 * i + j], rows, "float16") for j in range(2)]
-        self.table: NDArray[np.uint8] = np.array(addresses, np.uint64).view(np.uint8)
-        self._tensors = [_address(name, weights.get(name), *spec) for name, spec in _other_weights(shape).items()]
+        layers = [_layer(shape, i, weights, matrices, cache) for i in range(shape.layers)]
+        self.table: NDArray[np.uint8] = np.frombuffer(bytearray().join(map(bytes, layers)), np.uint8)
+        self._head = _matrix("lm_head.weight", matrices, shape.hidden_size, shape.head_columns)
+        self._tensors = [address(name, weights.get(name), *spec) for name, spec in _other_weights(shape).items()]
+        quantized = any(matrix.bits < 16 for matrix in matrices.values())
+        self._shape = structs.TangoDecodeShape(**vars(shape), blocks=blocks, quantized=quantized)
         size = ctypes.c_size_t()
         self._check(self._library.tango_decode_workspace(self._shape, ctypes.byref(size)))
         self.workspace_bytes = size.value
@@ -126,10 +126,11 @@ class CudaDecoder:
             TangoError: An argument has the wrong shape or dtype, or CUDA failed.
         """
         tensors = structs.TangoDecodeTensors(
-            _address("table", table, self.table.shape, "uint8"),
+            address("table", table, self.table.shape, "uint8"),
             *self._tensors,
-            _address("embedding", embedding, (self._hidden_size,), "float16"),
-            _address("logits", logits, (self._vocabulary,), "float32"),
+            self._head,
+            address("embedding", embedding, (self._hidden_size,), "float16"),
+            address("logits", logits, (self._vocabulary,), "float32"),
         )
         positions = position, position if rotation is None else rotation
         scratch = workspace.address, math.prod(workspace.shape)
@@ -145,19 +146,58 @@ class CudaDecoder:
 _Spec = tuple[tuple[int, ...], str]
 
 
-def _layer_weights(shape: DecoderShape) -> dict[str, _Spec]:
-    """The weights of a layer in the order of TangoDecodeLayer."""
+def _layer(
+    shape: DecoderShape,
+    layer: int,
+    weights: Mapping[str, DeviceArray],
+    matrices: Mapping[str, Matrix],
+    cache: Sequence[DeviceArray],
+) -> structs.TangoDecodeLayer:
+    """Addresses of a layer's weights and rows of the cache."""
+
+    def named(of: Mapping[str, Any]) -> dict[str, Any]:
+        return {f"layers.{layer}.{name}": spec for name, spec in of.items()}
+
+    found = [_matrix(name, matrices, *sizes) for name, sizes in named(_layer_matrices(shape)).items()]
+    _, _, gate, _, up = found
+    if (gate.weights, gate.group, gate.zeros is None) != (up.weights, up.group, up.zeros is None):
+        raise TangoError(
+            f"layers.{layer}.mlp.gate_proj and up_proj have weights of different formats",
+            "calibrate the bundle again with this tango-edge",
+        )
+    addresses = [address(name, weights.get(name), *spec) for name, spec in named(_layer_weights(shape)).items()]
+    rows = (shape.kv_heads, shape.capacity, shape.head_dim)
+    kinds = "key", "value"
+    addresses += [address(f"{kinds[j]} {layer}", cache[2 * layer + j], rows, "float16") for j in range(2)]
+    return structs.TangoDecodeLayer(*found, *addresses)
+
+
+def _matrix(name: str, matrices: Mapping[str, Matrix], inputs: int, outputs: int) -> structs.TangoMatrix:
+    if name not in matrices:
+        raise TangoError(f"there is no weight {name}", "export the bundle again")
+    return matrices[name].struct(name, inputs, outputs)
+
+
+def _layer_matrices(shape: DecoderShape) -> dict[str, tuple[int, int]]:
+    """The matrices of a layer in the order of TangoDecodeLayer."""
     attn_out = shape.heads * shape.head_dim
     qkv = attn_out + 2 * shape.kv_heads * shape.head_dim
     return {
+        "self_attn.qkv_proj.weight": (shape.hidden_size, qkv),
+        "self_attn.o_proj.weight": (attn_out, shape.hidden_size),
+        "mlp.gate_proj.weight": (shape.hidden_size, shape.intermediate),
+        "mlp.down_proj.weight": (shape.intermediate, shape.hidden_size),
+        "mlp.up_proj.weight": (shape.hidden_size, shape.intermediate),
+    }
+
+
+def _layer_weights(shape: DecoderShape) -> dict[str, _Spec]:
+    """The other weights of a layer in the order of TangoDecodeLayer."""
+    qkv = (shape.heads + 2 * shape.kv_heads) * shape.head_dim
+    return {
         "input_layernorm.weight": ((shape.hidden_size,), "float32"),
-        "self_attn.qkv_proj.weight": ((shape.hidden_size, qkv), "float16"),
         "self_attn.qkv_proj.bias": ((qkv,), "float16"),
-        "self_attn.o_proj.weight": ((attn_out, shape.hidden_size), "float16"),
         "post_attention_layernorm.weight": ((shape.hidden_size,), "float32"),
-        "mlp.gate_proj.weight": ((shape.hidden_size, shape.intermediate), "float16"),
-        "mlp.up_proj.weight": ((shape.hidden_size, shape.intermediate), "float16"),
-        "mlp.down_proj.weight": ((shape.intermediate, shape.hidden_size), "float16"),
     }
 
 
@@ -166,16 +206,4 @@ def _other_weights(shape: DecoderShape) -> dict[str, _Spec]:
     return {
         "rotary.inv_freq": ((shape.head_dim // 2,), "float32"),
         "norm.weight": ((shape.hidden_size,), "float32"),
-        "lm_head.weight": ((shape.hidden_size, shape.head_columns), "float16"),
     }
-
-
-def _address(name: str, memory: DeviceArray | None, shape: tuple[int, ...], dtype: str) -> int:
-    if memory is None:
-        raise TangoError(f"there is no weight {name}", "export the bundle again")
-    # A batch axis of 1 in front is ignored: there is one sequence.
-    found = memory.shape[1:] if len(memory.shape) > len(shape) and memory.shape[0] == 1 else memory.shape
-    if found != shape or memory.dtype != dtype:
-        wanted = f"a decode step takes {dtype} {list(shape)}"
-        raise TangoError(f"{name} is {memory.dtype} {list(memory.shape)}", wanted)
-    return memory.address

@@ -14,7 +14,7 @@ from tango_plugins import structs
 from tango_plugins.errors import TangoError
 
 #: The version of the C interface that this package uses: TANGO_ABI_VERSION of tango/common.h.
-ABI_VERSION = 3
+ABI_VERSION = 4
 
 NATIVE = Path(__file__).parent / "native"
 LIBRARY = "libtango.so"
@@ -50,6 +50,11 @@ _ARGUMENTS: dict[str, tuple[Any, ...]] = {
         POINTER(structs.TangoVisionAttentionShape),
         POINTER(structs.TangoVisionAttentionTensors),
         c_void_p,
+    ),
+    "tango_linear_enqueue": (
+        POINTER(structs.TangoLinearShape),
+        POINTER(structs.TangoMatrix),
+        *(c_void_p, c_void_p, c_void_p),
     ),
     "tango_resize_workspace": (_RESIZE, _SIZE),
     "tango_resize_enqueue": (_RESIZE, POINTER(structs.TangoResizeTensors), *_SCRATCH),

@@ -37,12 +37,24 @@ class TangoAttentionTensors(ctypes.Structure):
     _fields_ = _pointers("qkv", "bias", "last", "cosines", "sines", "keys", "values", "attn_out")
 
 
+class TangoMatrix(ctypes.Structure):
+    """Of tango/linear.h."""
+
+    _fields_ = (*_pointers("values", "scales", "zeros"), *_integers("weights", "group"))
+
+
+class TangoLinearShape(ctypes.Structure):
+    """Of tango/linear.h."""
+
+    _fields_ = _integers("rows", "inputs", "outputs")
+
+
 class TangoDecodeShape(ctypes.Structure):
     """Of tango/decode.h."""
 
     _fields_ = (
         *_integers("layers", "hidden_size", "heads", "kv_heads", "head_dim", "intermediate"),
-        *_integers("vocabulary", "head_columns", "capacity", "blocks"),
+        *_integers("vocabulary", "head_columns", "capacity", "blocks", "quantized"),
         ("norm_eps", ctypes.c_float),
     )
 
@@ -50,16 +62,20 @@ class TangoDecodeShape(ctypes.Structure):
 class TangoDecodeLayer(ctypes.Structure):
     """Of tango/decode.h."""
 
-    _fields_ = _pointers(
-        *("attention_norm", "qkv", "qkv_bias", "out", "mlp_norm", "gate", "up", "down"),
-        *("keys", "values"),
+    _fields_ = (
+        *((name, TangoMatrix) for name in ("qkv", "out", "gate", "down", "up")),
+        *_pointers("attention_norm", "qkv_bias", "mlp_norm", "keys", "values", "padding"),
     )
 
 
 class TangoDecodeTensors(ctypes.Structure):
     """Of tango/decode.h."""
 
-    _fields_ = _pointers("layers", "frequencies", "norm", "head", "embedding", "logits")
+    _fields_ = (
+        *_pointers("layers", "frequencies", "norm"),
+        ("head", TangoMatrix),
+        *_pointers("embedding", "logits"),
+    )
 
 
 class TangoNormShape(ctypes.Structure):
@@ -150,6 +166,8 @@ STRUCTS = (
     TangoDecodeShape,
     TangoDecodeLayer,
     TangoDecodeTensors,
+    TangoLinearShape,
+    TangoMatrix,
     TangoNormShape,
     TangoNormTensors,
     TangoPruneParams,

@@ -5,13 +5,9 @@ from __future__ import annotations
 import torch
 
 from tango_plugins.decoder import CudaDecoder
-from tango_plugins.device_array import DeviceArray
+from tests.plugins.matrices import device_array, quantized
 
 EPS = 1e-6
-
-
-def device_array(tensor):
-    return DeviceArray(tensor.data_ptr(), tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
 
 
 class Decoder:
@@ -23,9 +19,10 @@ class Decoder:
         library: The CUDA library; None takes the installed one.
         blocks: Thread blocks; 0 takes the whole GPU.
         device: Device of all tensors.
+        formats: Those of the matrices, in turn; see tests.plugins.matrices. ``up_proj`` has that of ``gate_proj``.
     """
 
-    def __init__(self, shape, seed=0, library=None, blocks=0, device="cuda"):
+    def __init__(self, shape, seed=0, library=None, blocks=0, device="cuda", formats=("fp16",)):
         self.shape, self.device, s = shape, device, shape
         self.generator = torch.Generator(device).manual_seed(seed)
         qkv = (s.heads + 2 * s.kv_heads) * s.head_dim
@@ -48,8 +45,15 @@ class Decoder:
             self.weights |= {f"layers.{i}.{name}": weight for name, weight in layer.items()}
         rows = s.kv_heads, s.capacity, s.head_dim
         self.cache = [self.random(*rows).half() for _ in range(2 * s.layers)]
-        given = {name: device_array(weight) for name, weight in self.weights.items()}
-        self.decoder = CudaDecoder(shape, given, [device_array(rows) for rows in self.cache], library, blocks)
+        names = [name for name, weight in self.weights.items() if weight.ndim == 2]
+        form = dict(zip(names, formats * len(names)))
+        form |= {name: form[name.replace("up_proj", "gate_proj")] for name in names if "up_proj" in name}
+        self.matrices = {name: quantized(self.weights.pop(name), form[name]) for name in names}
+        self.weights |= {name: matrix.dequantized for name, matrix in self.matrices.items()}
+        given = {name: device_array(weight) for name, weight in self.weights.items() if name not in self.matrices}
+        matrices = {name: matrix.given for name, matrix in self.matrices.items()}
+        cache = [device_array(rows) for rows in self.cache]
+        self.decoder = CudaDecoder(shape, given, matrices, cache, library, blocks)
         self.table = torch.from_numpy(self.decoder.table).to(device)
         memory = torch.zeros(self.decoder.workspace_bytes + 256, dtype=torch.uint8, device=device)
         self.workspace = memory[-memory.data_ptr() % 256 :][: self.decoder.workspace_bytes]

@@ -17,6 +17,7 @@ _TENSORRT = ("plugin", "plugin_v2", "plugin_v3", "prune", "table")
 #: What can be emulated.
 SOURCES: dict[str, tuple[str | Path, ...]] = {
     "decode": ("src/decode/decode.cu",),
+    "linear": ("src/linear/linear.cu",),
     "attention": ("src/attention/prefill.cu",),
     "vision": ("src/attention/vision.cu",),
     "activation": ("src/elementwise/activation.cu",),
@@ -31,7 +32,7 @@ SOURCES: dict[str, tuple[str | Path, ...]] = {
     "tensorrt": (HERE / "no_prune.cpp", *(f"adapters/tensorrt/{name}.cpp" for name in _TENSORRT)),
     "faults": (HERE / "faults.cu",),
 }
-COMMON = ("src/common/check.cpp", "src/common/device.cu", "src/common/library.cpp", HERE / "cuda_runtime.cpp")
+COMMON = ("src/linear/matrix.cpp", "src/common/check.cpp", "src/common/device.cu", "src/common/library.cpp", HERE / "cuda_runtime.cpp")
 
 
 def compiled(

@@ -113,6 +113,18 @@ inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 inline float __expf(float x) { return std::exp(x); }
 inline float __fdividef(float x, float y) { return x / y; }
 
+inline __half2 __hfma2(const __half2& a, const __half2& b, const __half2& c) {
+    const float2 x = __half22float2(a), y = __half22float2(b), z = __half22float2(c);
+    return __floats2half2_rn(std::fma(x.x, y.x, z.x), std::fma(x.y, y.y, z.y));
+}
+
+inline unsigned __byte_perm(unsigned low, unsigned high, unsigned selector) {
+    const uint64_t bytes = low | uint64_t{high} << 32;
+    unsigned chosen = 0;
+    for (int i = 0; i < 4; ++i) chosen |= (bytes >> 8 * (selector >> 4 * i & 7) & 0xff) << 8 * i;
+    return chosen;
+}
+
 inline unsigned __float_as_uint(float value) {
     unsigned bits;
     std::memcpy(&bits, &value, sizeof(bits));
@@ -138,6 +150,7 @@ namespace tango {
 struct Copy {
     char* to;
     const void* from;
+    int bytes;
 };
 inline thread_local std::vector<Copy> open_copies;
 inline thread_local std::deque<std::vector<Copy>> copy_groups;
@@ -149,13 +162,17 @@ SharedAddress shared_address(T* pointer) {
     return reinterpret_cast<char*>(pointer);
 }
 
-inline void copy_async(SharedAddress to, const void* from) {
+inline void start_copy(const Copy& copy) {
 #ifdef TANGO_EARLY_COPIES
-    std::memcpy(to, from, 16);
+    std::memcpy(copy.to, copy.from, copy.bytes);
 #else
-    open_copies.push_back({to, from});
+    open_copies.push_back(copy);
 #endif
 }
+
+inline void copy_async(SharedAddress to, const void* from) { start_copy({to, from, 16}); }
+
+inline void copy_async_word(SharedAddress to, const void* from) { start_copy({to, from, 4}); }
 
 inline void copy_async_cached(SharedAddress to, const void* from) { copy_async(to, from); }
 
@@ -164,7 +181,7 @@ inline void copy_commit() { copy_groups.push_back(std::exchange(open_copies, {})
 template <int kPending>
 void copy_wait() {
     for (; copy_groups.size() > kPending; copy_groups.pop_front())
-        for (const Copy& copy : copy_groups.front()) std::memcpy(copy.to, copy.from, 16);
+        for (const Copy& copy : copy_groups.front()) std::memcpy(copy.to, copy.from, copy.bytes);
 }
 
 inline float exp2_fast(float x) { return std::exp2(x); }

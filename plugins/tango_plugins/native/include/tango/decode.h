@@ -8,6 +8,7 @@
 #define TANGO_DECODE_H
 
 #include "tango/common.h"
+#include "tango/linear.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -25,29 +26,31 @@ typedef struct TangoDecodeShape {
     int32_t head_columns; /* columns of the LM head's matrix, at least vocabulary; the rest is padding */
     int32_t capacity;     /* positions of the KV cache */
     int32_t blocks;       /* thread blocks, at most one per SM; 0: one per SM */
+    int32_t quantized;    /* 1 if a matrix may be other than fp16 */
     float norm_eps;
 } TangoDecodeShape;
 
-/* One layer. Its tensors, and the array of layers, are device memory aligned to 16 bytes. Matrices are fp16 [in, out].
- */
+/* One layer. Its tensors, and the array of layers, are device memory aligned to 16 bytes. Matrices are [in, out]; gate
+ * and up have one format, and blocks of one size. */
 typedef struct TangoDecodeLayer {
+    TangoMatrix qkv;             /* [hidden_size, (heads + 2 kv_heads) head_dim]: query, key and value */
+    TangoMatrix out;             /* [heads head_dim, hidden_size] */
+    TangoMatrix gate;            /* [hidden_size, intermediate] */
+    TangoMatrix down;            /* [intermediate, hidden_size] */
+    TangoMatrix up;              /* [hidden_size, intermediate] */
     const float* attention_norm; /* [hidden_size] */
-    const void* qkv;             /* [hidden_size, (heads + 2 kv_heads) head_dim]: query, key and value */
     const void* qkv_bias;        /* fp16 [(heads + 2 kv_heads) head_dim] */
-    const void* out;             /* [heads head_dim, hidden_size] */
     const float* mlp_norm;       /* [hidden_size] */
-    const void* gate;            /* [hidden_size, intermediate] */
-    const void* up;              /* [hidden_size, intermediate] */
-    const void* down;            /* [intermediate, hidden_size] */
     void* keys;                  /* fp16 [kv_heads, capacity, head_dim], rotated */
     void* values;                /* fp16 [kv_heads, capacity, head_dim], not rotated */
+    const void* padding;         /* to a multiple of 16 bytes */
 } TangoDecodeLayer;
 
 typedef struct TangoDecodeTensors {
     const TangoDecodeLayer* layers; /* [layers], an array in device memory */
     const float* frequencies;       /* [head_dim / 2] of the rotary embedding, radians per position */
     const float* norm;              /* [hidden_size] */
-    const void* head;               /* fp16 [hidden_size, head_columns], the LM head */
+    TangoMatrix head;               /* [hidden_size, head_columns], the LM head */
     const void* embedding;          /* fp16 [hidden_size] of the token */
     float* logits;                  /* [vocabulary], written */
 } TangoDecodeTensors;

@@ -29,6 +29,15 @@ __device__ inline void copy_async_cached(SharedAddress to, const void* from) {
     asm volatile("cp.async.ca.shared.global [%0], [%1], 16;\n" ::"r"(to), "l"(from) : "memory");
 }
 
+// 4 bytes.
+__device__ inline void copy_async_word(SharedAddress to, const void* from) {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;\n" ::"r"(to), "l"(from) : "memory");
+#else
+    asm volatile("st.shared.u32 [%0], %1;\n" ::"r"(to), "r"(*static_cast<const uint32_t*>(from)) : "memory");
+#endif
+}
+
 __device__ inline void copy_commit() {
 #if __CUDA_ARCH__ >= 800
     asm volatile("cp.async.commit_group;\n" ::: "memory");

@@ -6,6 +6,7 @@
 #include "tango/common.h"
 #include "tango/decode.h"
 #include "tango/frames.h"
+#include "tango/linear.h"
 #include "tango/norm.h"
 #include "tango/prune.h"
 #include "tango/thin.h"
@@ -35,6 +36,8 @@ size_t tango_sizeof(const char* name) {
         TANGO_SIZE(TangoDecodeLayer),
         TANGO_SIZE(TangoDecodeShape),
         TANGO_SIZE(TangoDecodeTensors),
+        TANGO_SIZE(TangoLinearShape),
+        TANGO_SIZE(TangoMatrix),
         TANGO_SIZE(TangoNormShape),
         TANGO_SIZE(TangoNormTensors),
         TANGO_SIZE(TangoPruneParams),

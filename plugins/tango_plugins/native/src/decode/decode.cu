@@ -20,6 +20,7 @@
 #include "attention.cuh"
 #include "common/check.h"
 #include "common/device.h"
+#include "linear/matrix.h"
 
 namespace tango {
 namespace {
@@ -82,30 +83,20 @@ __device__ void load_hidden(const Step& step, float* input, int row, int rows) {
 
 __device__ float silu(float x) { return x / (1.0f + expf(-x)); }
 
-// Starts the GEMV of a phase, and other copies for later phases that depend on no other block.
-__device__ Gemv start_gemv(const Step& step, const Shared& shared, const Phase& phase) {
+// Starts copies that depend on no other block, for later phases.
+__device__ void copy_for_later(const Step& step, const Shared& shared, const Phase& phase) {
     const TangoDecodeLayer& weights = shared.layers[phase.layer % 2];
     const TangoDecodeLayer& next_weights = shared.layers[(phase.layer + 1) % 2];
     const bool is_last = phase.layer + 1 == step.shape.layers;
-    const void *first = step.tensors.head, *second = nullptr;
-    if (phase.gemv == kQkv) first = weights.qkv;
-    if (phase.gemv == kOut) {
-        first = weights.out;
-        copy_ahead(shared.norm, weights.mlp_norm, step.shape.hidden_size);
-    }
-    if (phase.gemv == kGateUp) {
-        first = weights.gate, second = weights.up;
-        if (!is_last) copy_ahead(&shared.layers[(phase.layer + 1) % 2], step.tensors.layers + phase.layer + 1, 1);
-    }
-    if (phase.gemv == kDown) {
-        first = weights.down;
+    if (phase.gemv == kOut) copy_ahead(shared.norm, weights.mlp_norm, step.shape.hidden_size);
+    if (phase.gemv == kGateUp && !is_last)
+        copy_ahead(&shared.layers[(phase.layer + 1) % 2], step.tensors.layers + phase.layer + 1, 1);
+    if (phase.gemv == kDown)
         copy_ahead(shared.norm, is_last ? step.tensors.norm : next_weights.attention_norm, step.shape.hidden_size);
-    }
-    return Gemv(shared.partitions[phase.gemv], shared.ring, first, second);
 }
 
 // Prepares the input of a GEMV in shared memory; returns the part that the block needs.
-__device__ const float* load_input(const Step& step, const Shared& shared, const Phase& phase, const Gemv& gemv) {
+__device__ const float* load_input(const Step& step, const Shared& shared, const Phase& phase, const GemvPart& gemv) {
     if (phase.gemv == kOut) {
         merge_chunks(step, shared.input, shared.chunk_weights(), gemv.row(), gemv.rows());
         return shared.input;
@@ -138,9 +129,24 @@ __device__ void attention(const Step& step, const Shared& shared, int layer) {
     grid_barrier::arrive();
 }
 
+// Calls use(gemv) with the GEMV of a phase.
+template <bool kQuantized, typename Use>
+__device__ void with_gemv(const GemvPart& part, const Shared& shared, const TangoMatrix& first,
+                          const TangoMatrix& second, Use use) {
+    if (!kQuantized || first.weights == TANGO_WEIGHTS_FP16)
+        use(RowGemv<__half>(part, shared.ring, first, second));
+    else if (first.weights == TANGO_WEIGHTS_INT8)
+        use(RowGemv<int8_t>(part, shared.ring, first, second));
+    else if (first.weights == TANGO_WEIGHTS_BLOCKS_4)
+        use(BlockGemv<4>(part, shared.ring, first, second));
+    else
+        use(BlockGemv<8>(part, shared.ring, first, second));
+}
+
+template <bool kQuantized>
 __global__ void __launch_bounds__(kBlock, 1) decode(const Step step) {
     const TangoDecodeShape& shape = step.shape;
-    const Shared shared(step, shared_memory());
+    const Shared shared(step, shared_memory(), kQuantized);
     if (threadIdx.x >= kThreads) {
         grid_barrier_warp(step.arrived_blocks, (kLmHead + 1) * shape.layers);
         return;
@@ -149,6 +155,7 @@ __global__ void __launch_bounds__(kBlock, 1) decode(const Step step) {
     for (int i = threadIdx.x; i < shape.hidden_size; i += kThreads) shared.residual[i] = __half2float(embedding[i]);
     compute_rope(step, shared.rope);
     if (threadIdx.x < kGemvs) shared.partitions[threadIdx.x] = step.partitions[threadIdx.x];
+    if (threadIdx.x == 0) *shared.head() = step.tensors.head;
     copy_ahead(shared.layers, step.tensors.layers, 1);
     copy_wait<0>();
     sync_threads();
@@ -156,21 +163,28 @@ __global__ void __launch_bounds__(kBlock, 1) decode(const Step step) {
     copy_wait<0>();
     sync_threads();
     // One loop over all GEMVs: with the five phases of a layer written out, the code would not fit the instruction
-    // cache.
+    // cache. Of the formats of weights, a step mostly runs one.
 #pragma unroll 1
     for (int index = 0; index <= kLmHead * shape.layers; ++index) {
         const Phase phase(index, shape.layers);
         if (phase.gemv == kOut) attention(step, shared, phase.layer);
-        Gemv gemv = start_gemv(step, shared, phase);
+        copy_for_later(step, shared, phase);
+        const GemvPart part(shared.partitions[phase.gemv]);
+        const TangoMatrix &first = shared.matrix(phase.layer, phase.gemv), &second = shared.layers[phase.layer % 2].up;
+        with_gemv<kQuantized>(part, shared, first, second, [](auto gemv) { gemv.start(); });
         if (index > 0) grid_barrier::wait();
-        const float* input = load_input(step, shared, phase, gemv);
+        const float* input = load_input(step, shared, phase, part);
         float* to = phase.gemv == kQkv ? step.qkv : phase.gemv == kLmHead ? step.tensors.logits : step.residual_delta;
         const int columns = phase.gemv == kLmHead ? shape.vocabulary : shared.partitions[phase.gemv].columns;
-        gemv.run(input, shared.accumulators, [&](int column, int split, const float* sum) {
+        const auto emit = [&](int column, int split, float sum, float up) {
             if (phase.gemv == kGateUp)
-                __stcg(step.hidden + column, silu(sum[0]) * sum[shared.partitions[kGateUp].tile_n]);
+                __stcg(step.hidden + column, silu(sum) * up);
             else if (column < columns)
-                __stcg(to + split * columns + column, *sum);
+                __stcg(to + split * columns + column, sum);
+        };
+        with_gemv<kQuantized>(part, shared, first, second, [&](auto gemv) {
+            gemv.skip_started();
+            gemv.run(input, shared.accumulators, emit);
         });
         if (phase.gemv != kLmHead) grid_barrier::arrive();
     }
@@ -184,7 +198,7 @@ GemvPartition partition_gemv(int matrices, int rows, int columns, int input_byte
     long long min_cost = LLONG_MAX;
     GemvPartition best = {matrices, rows, columns};
     for (int splits = 1; splits <= std::min(max_split_k, blocks); ++splits) {
-        const int split_rows = ceil_div(ceil_div(rows, splits), kSector) * kSector, blocks_per_split = blocks / splits;
+        const int split_rows = ceil_div(ceil_div(rows, splits), kUnit) * kUnit, blocks_per_split = blocks / splits;
         const int rounds = ceil_div(sectors, blocks_per_split * max_tile_sectors);
         const int tile_sectors = ceil_div(sectors, blocks_per_split * rounds);
         if (splits > 1 && rounds > 1) break;  // a block holds the input of one split
@@ -206,7 +220,7 @@ GemvPartition partition_gemv(int matrices, int rows, int columns, int input_byte
 
 // Shared memory of a block, in bytes.
 size_t shared_bytes(const Step& step) {
-    const Shared shared(step, nullptr);
+    const Shared shared(step, nullptr, step.shape.quantized);
     return reinterpret_cast<size_t>(shared.softmax + step.group_size());
 }
 
@@ -226,7 +240,8 @@ Step describe(const TangoDecodeShape& shape) {
     step.lanes_per_key = 1;
     while (step.lanes_per_key * kVector < shape.head_dim) step.lanes_per_key *= 2;
     const int queries = step.group_size() * step.lanes_per_key * kVector;
-    step.input_floats = ceil_div(std::max({hidden_size, attn_out, queries, step.partitions[kDown].split_rows}), 4) * 4;
+    const int inputs = std::max({hidden_size, attn_out, queries, step.partitions[kDown].split_rows});
+    step.input_floats = ceil_div(inputs, kUnit) * kUnit;
     return step;
 }
 
@@ -266,6 +281,7 @@ int check_shape(const TangoDecodeShape* shape) {
             {"head_columns", shape->head_columns, 16, 1 << 24},
             {"vocabulary", shape->vocabulary, 1, shape->head_columns},
             {"capacity", shape->capacity, 1, 1 << 20},
+            {"quantized", shape->quantized, 0, 1},
         }))
         return status;
     const struct {
@@ -293,7 +309,7 @@ int check_tensors(const TangoDecodeTensors* tensors) {
     if (status == TANGO_OK) status = check_pointer("layers", tensors->layers, 16);
     if (status == TANGO_OK) status = check_pointer("frequencies", tensors->frequencies, 4);
     if (status == TANGO_OK) status = check_pointer("norm", tensors->norm, 16);
-    if (status == TANGO_OK) status = check_pointer("head", tensors->head, 16);
+    if (status == TANGO_OK) status = check_matrix("head", tensors->head);
     if (status == TANGO_OK) status = check_pointer("embedding", tensors->embedding, 2);
     if (status == TANGO_OK) status = check_pointer("logits", tensors->logits, 4);
     return status;
@@ -345,6 +361,9 @@ int tango_decode_enqueue(const TangoDecodeShape* shape, const TangoDecodeTensors
     step.rotation = rotation;
     step.kv_chunk_size = ceil_div(position + 1, std::min(ceil_div(position + 1, kMinChunkSize), max_chunks(step)));
     step.kv_chunks = ceil_div(position + 1, step.kv_chunk_size);
+    if (!shape->quantized && tensors->head.weights != TANGO_WEIGHTS_FP16)
+        return fail(TANGO_BAD_ARGUMENT, "head is not fp16, but quantized is 0");
+    const auto kernel = shape->quantized ? decode<true> : decode<false>;
     const auto grid_stream = static_cast<cudaStream_t>(stream);
-    return cuda_status(launch_cooperative(decode, step, step.shape.blocks, kBlock, shared, grid_stream), "decode");
+    return cuda_status(launch_cooperative(kernel, step, step.shape.blocks, kBlock, shared, grid_stream), "decode");
 }

@@ -1,17 +1,17 @@
 // What the phases of a decode step share: the kernel's argument, and a block's shared memory.
 #pragma once
 
-#include "gemv.cuh"
+#include "block_gemv.cuh"
 #include "tango/decode.h"
 
 namespace tango {
 
 constexpr int kMaxSplitK = 4;
 constexpr int kMaxKvTile = 128;     // largest number of positions whose scores are in shared memory at a time
-constexpr int kHeaderFloats = 128;  // shared memory for the layers and partitions
+constexpr int kHeaderFloats = 192;  // shared memory for the layers and partitions
 constexpr int kRingBytes = kLoads * kThreads * static_cast<int>(sizeof(uint4));
 
-// The GEMVs of a layer in their order, and the last one.
+// The GEMVs of a layer in their order, which is that of their matrices in TangoDecodeLayer, and the last one.
 enum { kQkv, kOut, kGateUp, kDown, kLmHead, kGemvs };
 
 // The kernel's only argument.
@@ -48,17 +48,24 @@ struct Shared {
     float2* rope;               // [head_dim / 2]: cosine, sine
     float3* softmax;            // [group_size]: row_max, row_sum, factor that rescales the earlier tiles
 
-    __host__ __device__ Shared(const Step& step, float4* memory) {
+    __host__ __device__ Shared(const Step& step, float4* memory, bool quantized) {
         layers = reinterpret_cast<TangoDecodeLayer*>(memory);
-        partitions = reinterpret_cast<GemvPartition*>(layers + 2);
+        partitions = reinterpret_cast<GemvPartition*>(head() + 1);
         residual = reinterpret_cast<float*>(memory) + kHeaderFloats;
         input = residual + step.shape.hidden_size;
         accumulators = input + step.input_floats;
         ring = reinterpret_cast<uint4*>(accumulators + kAccumulatorFloats);
-        norm = reinterpret_cast<float*>(ring + kLoads * kThreads);
+        norm = reinterpret_cast<float*>(ring) + (quantized ? kBlockRingBytes : kRingBytes) / sizeof(float);
         scores = norm + step.shape.hidden_size;
         rope = reinterpret_cast<float2*>(scores + step.group_size() * kMaxKvTile);
         softmax = reinterpret_cast<float3*>(rope + step.shape.head_dim / 2);
+    }
+
+    __device__ __host__ TangoMatrix* head() const { return reinterpret_cast<TangoMatrix*>(layers + 2); }
+
+    // The matrix of a GEMV, or the first of two.
+    __device__ const TangoMatrix& matrix(int layer, int gemv) const {
+        return gemv == kLmHead ? *head() : *(&layers[layer % 2].qkv + gemv);
     }
 
     // Between two GEMVs, attention uses the memory of their inputs, accumulators and rings.
@@ -73,8 +80,9 @@ struct Shared {
     __device__ float2* chunk_weights() const { return reinterpret_cast<float2*>(accumulators); }  // [heads, kv_chunks]
     __device__ float* warp_sums() const { return accumulators; }                                  // [kWarps]
 };
-static_assert(2 * sizeof(TangoDecodeLayer) + kGemvs * sizeof(GemvPartition) <= kHeaderFloats * sizeof(float),
-              "layers and partitions do not fit into the header");
+static_assert(2 * sizeof(TangoDecodeLayer) + kGemvs * sizeof(GemvPartition) + sizeof(TangoMatrix) <=
+                  kHeaderFloats * sizeof(float),
+              "layers, partitions and the head do not fit into the header");
 
 __device__ inline float4 operator+(const float4& a, const float4& b) {
     return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);

@@ -1,0 +1,84 @@
+"""Matrices of linear layers in device memory: fp16, or integers with scales (native/include/tango/linear.h)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tango_plugins.device_array import DeviceArray
+from tango_plugins.errors import TangoError
+from tango_plugins.structs import TangoMatrix
+
+#: Sizes of blocks that the kernels read.
+GROUPS = (32, 64, 128)
+
+# TangoWeights of tango/linear.h.
+_FP16, _INT8, _BLOCKS_4, _BLOCKS_8 = range(4)
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A matrix [in, out].
+
+    Attributes:
+        values: fp16 [in, out]; int8 [in, out]; or uint8 [out, blocks, bytes], blocks along the inputs, of which 4-bit
+            elements are two in a byte, the first in the low half.
+        scales: fp32 [out] of int8, fp16 [out, blocks] of blocks, None of fp16.
+        zeros: Zero points of blocks, uint8 [out, bytes], packed as the elements are; None where each is the middle of
+            the range.
+        bits: Bits of an element.
+        group: Inputs of a block; 0 where there are none.
+    """
+
+    values: DeviceArray
+    scales: DeviceArray | None = None
+    zeros: DeviceArray | None = None
+    bits: int = 16
+    group: int = 0
+
+    @property
+    def outputs(self) -> int:
+        """Width of the product."""
+        return self.values.shape[0 if self.group else -1]
+
+    def struct(self, name: str, inputs: int, outputs: int) -> TangoMatrix:
+        """What the library takes.
+
+        Args:
+            name: The weight's, for messages.
+            inputs: Its width on the one side.
+            outputs: And on the other.
+
+        Raises:
+            TangoError: The tensors have other shapes or types.
+        """
+        if self.group:
+            if self.bits not in (4, 8) or self.group not in GROUPS:
+                known = f"known are 4 and 8 bits in blocks of {', '.join(map(str, GROUPS))}"
+                raise TangoError(f"{name} has {self.bits} bits in blocks of {self.group}", known)
+            blocks = -(-inputs // self.group)
+            shapes = (outputs, blocks, self.group * self.bits // 8), (outputs, blocks)
+            packed = (outputs, -(-blocks * self.bits // 8))
+            weights, types = _BLOCKS_4 if self.bits == 4 else _BLOCKS_8, ("uint8", "float16")
+        else:
+            shapes, packed = ((inputs, outputs), (outputs,)), (0, 0)
+            weights, types = (_FP16, ("float16", "")) if self.bits == 16 else (_INT8, ("int8", "float32"))
+        values = address(name, self.values, shapes[0], types[0])
+        scales = None if weights == _FP16 else address(f"{name}'s scale", self.scales, shapes[1], types[1])
+        zeros = None if self.zeros is None else address(f"{name}'s zero points", self.zeros, packed, "uint8")
+        return TangoMatrix(values, scales, zeros, weights, self.group)
+
+
+def address(name: str, memory: DeviceArray | None, shape: tuple[int, ...], dtype: str) -> int:
+    """The address of a tensor, which must be there and of this shape and dtype.
+
+    Raises:
+        TangoError: It is not.
+    """
+    if memory is None:
+        raise TangoError(f"there is no weight {name}", "export the bundle again")
+    # A batch axis of 1 in front is ignored: there is one sequence.
+    found = memory.shape[1:] if len(memory.shape) > len(shape) and memory.shape[0] == 1 else memory.shape
+    if found != shape or memory.dtype != dtype:
+        wanted = f"a decode step takes {dtype} {list(shape)}"
+        raise TangoError(f"{name} is {memory.dtype} {list(memory.shape)}", wanted)
+    return memory.address

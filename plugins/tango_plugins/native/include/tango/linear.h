@@ -1,0 +1,48 @@
+/* Matrices whose weights are fp16, or integers with scales, and the product of many rows with one on an NVIDIA GPU. */
+#ifndef TANGO_LINEAR_H
+#define TANGO_LINEAR_H
+
+#include "tango/common.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* How a matrix [inputs, outputs] is stored. Blocks lie along the inputs of one output; what fills up an output's last
+ * block does not count. */
+typedef enum TangoWeights {
+    TANGO_WEIGHTS_FP16 = 0,     /* fp16 [inputs, outputs] */
+    TANGO_WEIGHTS_INT8 = 1,     /* int8 [inputs, outputs]: times scales, fp32 [outputs] */
+    TANGO_WEIGHTS_BLOCKS_4 = 2, /* 4 bits [outputs, blocks, group], two in a byte, the first in the low half */
+    TANGO_WEIGHTS_BLOCKS_8 = 3  /* 8 bits [outputs, blocks, group] */
+} TangoWeights;
+
+/* A matrix in device memory, aligned to 16 bytes. Elements of blocks are unsigned; an element q is (q - zero) scale,
+ * with fp16 scales [outputs, blocks]. Zeros are [outputs, blocks], packed as the elements are, each output's in bytes of
+ * its own; null stands for the middle of the range, 8 or 128. */
+typedef struct TangoMatrix {
+    const void* values;
+    const void* scales; /* null for fp16 */
+    const void* zeros;
+    int32_t weights; /* a TangoWeights */
+    int32_t group;   /* elements of a block: 32, 64 or 128; else 0 */
+} TangoMatrix;
+
+typedef struct TangoLinearShape {
+    int32_t rows;
+    int32_t inputs;
+    int32_t outputs;
+} TangoLinearShape;
+
+/* Enqueues y = x matrix on a stream (a cudaStream_t), for any of the formats but fp16; returns a TangoStatus.
+ *
+ * x is fp16 [rows, inputs], y fp16 [rows, outputs]. Weights become fp16 in registers: integers exactly, those of blocks
+ * are multiplied by their scale and rounded. Sums are fp32. Rows of 16 bytes or a multiple of it are read the fastest.
+ */
+TANGO_API int tango_linear_enqueue(const TangoLinearShape* shape, const TangoMatrix* matrix, const void* x, void* y,
+                                   void* stream);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

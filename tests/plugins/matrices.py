@@ -1,0 +1,86 @@
+"""Random matrices in the formats of tango/linear.h, and what they stand for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from tango_plugins.device_array import DeviceArray
+from tango_plugins.matrix import Matrix
+
+#: Formats by name: bits, block (0: a scale for each output), and whether there are zero points.
+FORMATS = {
+    "int8": (8, 0, False),
+    "int4-32": (4, 32, False),
+    "int4-64": (4, 64, False),
+    "int4-128": (4, 128, False),
+    "int4-32-zeros": (4, 32, True),
+    "int4-128-zeros": (4, 128, True),
+    "int8-32": (8, 32, False),
+    "int8-128-zeros": (8, 128, True),
+}
+
+
+@dataclass
+class Quantized:
+    """A matrix as tensors.
+
+    Attributes:
+        given: It as the library takes it.
+        dequantized: [in, out], exact: fp16 as it is, fp32 where there are scales.
+        tensors: What keeps the memory.
+    """
+
+    given: Matrix
+    dequantized: torch.Tensor
+    tensors: tuple[torch.Tensor, ...]
+
+
+def quantized(weight, form):
+    """A matrix [in, out] in a format; rounded without care, since any integers will do."""
+    if form == "fp16":
+        return Quantized(Matrix(device_array(weight)), weight, (weight,))
+    bits, group, has_zeros = FORMATS[form]
+    wide = weight.float()
+    if not group:
+        scales = wide.abs().amax(0) / 127
+        values = (wide / scales).round().to(torch.int8)
+        given = Matrix(device_array(values), device_array(scales), bits=8)
+        return Quantized(given, values.float() * scales, (values, scales))
+    inputs, outputs = wide.shape
+    blocks = -(-inputs // group)
+    padded = torch.nn.functional.pad(wide.T, (0, blocks * group - inputs)).reshape(outputs, blocks, group)
+    middle, top = 1 << (bits - 1), (1 << bits) - 1
+    if has_zeros:
+        low, high = padded.amin(-1).clamp(max=0), padded.amax(-1).clamp(min=0)
+        scales = ((high - low) / top).half()
+        zeros = (-low / scales.float()).round().clamp(0, top)
+    else:
+        scales = (padded.abs().amax(-1) / (middle - 0.5)).half()
+        zeros = torch.full_like(scales.float(), middle)
+    values = (padded / scales.float()[..., None] + zeros[..., None]).round().clamp(0, top)
+    values[..., 0] = torch.where(torch.rand_like(values[..., 0]) < 0.1, 0, values[..., 0])  # the whole range occurs
+    values[..., 1] = torch.where(torch.rand_like(values[..., 1]) < 0.1, top, values[..., 1])
+    exact = ((values - zeros[..., None]) * scales.float()[..., None]).reshape(outputs, -1)[:, :inputs].T.contiguous()
+    if blocks * group > inputs:  # what fills up a block does not count, whatever it is
+        values.reshape(outputs, -1)[:, inputs:] = top
+    stored = pack(values, bits)
+    tensors = [stored, scales.contiguous()] + ([pack(zeros, bits)] if has_zeros else [])
+    given = Matrix(*map(device_array, tensors), bits=bits, group=group)
+    return Quantized(given, exact, tuple(tensors))
+
+
+def pack(values, bits):
+    """Unsigned elements along the last axis as bytes, the first of two in the low half."""
+    values = values.to(torch.uint8)
+    if bits == 8:
+        return values.contiguous()
+    if values.shape[-1] % 2:
+        values = torch.nn.functional.pad(values, (0, 1))
+    return (values[..., ::2] | values[..., 1::2] << 4).contiguous()
+
+
+def device_array(tensor):
+    assert tensor.is_contiguous()
+    return DeviceArray(tensor.data_ptr(), tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
