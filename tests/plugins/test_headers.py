@@ -14,7 +14,7 @@ HEADERS = {path.name: path.read_text() for path in (NATIVE / "include" / "tango"
 TEXT = re.sub(r"/\*.*?\*/", "", "\n".join(HEADERS.values()), flags=re.DOTALL)
 STRUCTS = {name: body for body, name in re.findall(r"typedef struct \w+ \{(.*?)\} (\w+);", TEXT, re.DOTALL)}
 FUNCTIONS = dict(re.findall(r"TANGO_API int (tango_\w+)\((.*?)\);", TEXT, re.DOTALL))
-C_TYPES = {"int32_t": ctypes.c_int32, "float": ctypes.c_float}
+C_TYPES = {"int32_t": ctypes.c_int32, "float": ctypes.c_float, "TangoMatrix": structs.TangoMatrix}
 
 
 def fields(body):
@@ -29,8 +29,7 @@ def fields(body):
 def test_every_struct_has_the_same_fields_in_python(name):
     (struct,) = (struct for struct in structs.STRUCTS if struct.__name__ == name)
     assert f"TANGO_SIZE({name})" in (NATIVE / "src" / "common" / "library.cpp").read_text()
-    plain = (ctypes.c_int32, ctypes.c_float)
-    found = [(field, kind if kind in plain else ctypes.c_void_p) for field, kind in struct._fields_]
+    found = [(field, kind if kind in C_TYPES.values() else ctypes.c_void_p) for field, kind in struct._fields_]
     assert found == list(fields(STRUCTS[name]))
 
 

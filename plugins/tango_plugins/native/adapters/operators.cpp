@@ -6,6 +6,7 @@
 #include "common/check.h"
 #include "tango/activation.h"
 #include "tango/attention.h"
+#include "tango/linear.h"
 #include "tango/norm.h"
 #include "tango/vision_attention.h"
 
@@ -13,6 +14,7 @@ namespace tango {
 namespace {
 
 constexpr Type kHalf = Type::kHalf, kFloat = Type::kFloat, kInt32 = Type::kInt32;
+constexpr Type kInt8 = Type::kInt8, kUint8 = Type::kUint8;
 
 int mismatch() { return fail(TANGO_BAD_ARGUMENT, "the shapes of the inputs do not match"); }
 
@@ -129,6 +131,38 @@ int enqueue_cached_attention(const Call& call) {
     return tango_attention_enqueue(&shape, &tensors, call.stream);
 }
 
+int enqueue_linear(const Call& call, int64_t outputs, const TangoMatrix& matrix) {
+    const Tensor& x = call.inputs[0];
+    if (x.rows() == 0) return TANGO_OK;
+    TangoLinearShape shape = {};
+    if (int status = narrow({{x.rows(), &shape.rows}, {x.dim(1), &shape.inputs}, {outputs, &shape.outputs}}))
+        return status;
+    return tango_linear_enqueue(&shape, &matrix, x.data, call.outputs[0].data, call.stream);
+}
+
+int enqueue_per_channel_linear(const Call& call) {
+    const Tensor &x = call.inputs[0], &weight = call.inputs[1], &scales = call.inputs[2];
+    const int64_t outputs = weight.dim(1);
+    if (weight.shape != Lengths{x.dim(1), outputs} || scales.shape != Lengths{outputs}) return mismatch();
+    return enqueue_linear(call, outputs, {weight.data, scales.data, nullptr, TANGO_WEIGHTS_INT8, 0});
+}
+
+// With zero points where kZeros.
+template <bool kZeros>
+int enqueue_blockwise_linear(const Call& call) {
+    const Tensor &x = call.inputs[0], &weight = call.inputs[1], &scales = call.inputs[2];
+    const int64_t bits = call.attributes[0].integer, outputs = weight.dim(3), blocks = weight.dim(2);
+    if (bits != 4 && bits != 8) return fail(TANGO_BAD_ARGUMENT, "bits must be 4 or 8");
+    const int64_t group = weight.dim(1) * 8 / bits, zero_bytes = (blocks * bits + 7) / 8;
+    if (weight.shape.size() != 3 || scales.shape != Lengths{outputs, blocks} || blocks * group < x.dim(1) ||
+        (blocks - 1) * group >= x.dim(1))
+        return mismatch();
+    if (kZeros && call.inputs[3].shape != Lengths{outputs, zero_bytes}) return mismatch();
+    const int32_t weights = bits == 4 ? TANGO_WEIGHTS_BLOCKS_4 : TANGO_WEIGHTS_BLOCKS_8;
+    void* const zeros = kZeros ? call.inputs[3].data : nullptr;
+    return enqueue_linear(call, outputs, {weight.data, scales.data, zeros, weights, static_cast<int32_t>(group)});
+}
+
 std::vector<Signature> rows_of_either_type() {
     return {{{kHalf, kHalf}, {kHalf}}, {{kFloat, kFloat}, {kFloat}}};
 }
@@ -157,6 +191,7 @@ std::vector<Signature> norm_of_sum(size_t biases, size_t after) {
 std::vector<Operator> make_all() {
     const OutputShape first{0};
     const Attribute epsilon{"epsilon", true}, heads{"num_heads", false}, kv_heads{"kv_num_heads", false};
+    const Attribute bits{"bits", false};
     return {
         {"Bias", {}, rows_of_either_type(), {first}, {}, enqueue_bias},
         {"BiasGelu", {}, rows_of_either_type(), {first}, {}, enqueue_bias_gelu<TANGO_GELU_ERF>},
@@ -182,6 +217,24 @@ std::vector<Operator> make_all() {
          {{-1, {{0, 0}, {0, 1}, {0, 2, -1, 3}}}},
          {},
          enqueue_vision_attention},
+        {"PerChannelLinear",
+         {},
+         {{{kHalf, kInt8, kFloat}, {kHalf}}},
+         {{0, {{1, 1}}}},
+         {},
+         enqueue_per_channel_linear},
+        {"BlockwiseLinear",
+         {bits},
+         {{{kHalf, kUint8, kHalf}, {kHalf}}},
+         {{0, {{1, 0}}}},
+         {},
+         enqueue_blockwise_linear<false>},
+        {"BlockwiseAffineLinear",
+         {bits},
+         {{{kHalf, kUint8, kHalf, kUint8}, {kHalf}}},
+         {{0, {{1, 0}}}},
+         {},
+         enqueue_blockwise_linear<true>},
         {"CachedAttention",
          {heads, kv_heads},
          {{{kHalf, kHalf, kHalf, kHalf, kInt32, kHalf, kHalf}, {kHalf, kHalf, kHalf}}},
@@ -201,8 +254,10 @@ int64_t Tensor::size() const {
 
 Lengths Operator::shape(size_t output, const std::vector<Tensor>& inputs, const std::vector<Value>& attributes) const {
     const OutputShape& wanted = outputs[output];
-    if (wanted.same_as >= 0) return inputs[wanted.same_as].shape;
     Lengths shape;
+    if (wanted.same_as >= 0) shape = inputs[wanted.same_as].shape;
+    if (wanted.same_as >= 0 && wanted.lengths.empty()) return shape;
+    if (!shape.empty()) shape.pop_back();
     for (const Length& length : wanted.lengths) {
         const Lengths& of = inputs[length.input].shape;
         if (static_cast<size_t>(length.axis) >= of.size()) return {};

@@ -23,7 +23,7 @@ struct Tensor {
     int64_t rows() const { return dim(1) == 0 ? 0 : size() / dim(1); }
 };
 
-enum class Type { kHalf, kFloat, kInt32 };
+enum class Type { kHalf, kFloat, kInt32, kInt8, kUint8 };
 
 struct Attribute {
     const char* name;
@@ -49,7 +49,8 @@ struct Length {
     int divided_by = 1;
 };
 
-// The shape of an output: that of an input, or lengths.
+// The shape of an output: that of an input, where there are lengths too but for its last axis, which they take the place
+// of; or lengths alone.
 struct OutputShape {
     int same_as = -1;  // index of the input, or -1
     std::vector<Length> lengths = {};
