@@ -261,8 +261,8 @@ class HostDecoder:
 
     workspace_bytes = 512
 
-    def __init__(self, shape, weights, cache, library=None):
-        self.shape, self.weights, self.cache, self.left = shape, weights, cache, 0
+    def __init__(self, shape, weights, matrices, cache, library=None):
+        self.shape, self.weights, self.matrices, self.cache, self.left = shape, weights, matrices, cache, 0
         assert {memory.shape for memory in cache} == {(shape.kv_heads, shape.capacity, shape.head_dim)}
         assert len(cache) == 2 * shape.layers
         self.table = np.array([memory.address for memory in (*weights.values(), *cache)]).view(np.uint8)
@@ -310,9 +310,21 @@ class HostDecoder:
         return (wide * scale * array(self.weights[f"{name}.weight"])).astype(x.dtype)
 
     def linear(self, name, x, columns):
-        weight = array(self.weights[f"{name}.weight"])
+        weight = dequantized(self.matrices[f"{name}.weight"], len(x))
         assert weight.shape == (len(x), columns)
         return (x.astype(np.float32) @ weight.astype(np.float32, copy=False)).astype(x.dtype)
+
+
+def dequantized(matrix, inputs):
+    """A matrix [in, out] that tango_plugins.matrix.Matrix describes."""
+    values = array(matrix.values)
+    if not matrix.group:
+        return values if matrix.scales is None else values * array(matrix.scales)
+    assert matrix.zeros is None
+    elements = np.stack([values >> shift & 2**matrix.bits - 1 for shift in range(0, 8, matrix.bits)], -1)
+    elements = elements.reshape(*elements.shape[:2], matrix.group).astype(np.float32) - 2 ** (matrix.bits - 1)
+    numbers = elements * array(matrix.scales).astype(np.float32)[..., None]
+    return numbers.reshape(len(numbers), -1)[:, :inputs].T
 
 
 def resize(shape, image, chroma, resized, workspace, stream):

@@ -30,6 +30,7 @@ from tango_runtime.bundle import Bundle, GraphName, GraphSpec, Precision, Runtim
 from tango_runtime.util.console import progress
 
 Found = TypeVar("Found")
+Number = TypeVar("Number", int, float)
 
 #: Formats of a precision: of most layers, then of those that would lose too much. A layer may also stay as it is.
 FORMATS: dict[Precision, tuple[LayerFormat, ...]] = {"int8": ("w8a8",), "fp8": ("fp8",), "int4": ("w4a16", "w8a16")}
@@ -174,19 +175,22 @@ class GraphQuantizer:
     def choose_formats(self, scheme: Scheme) -> tuple[LayerSensitivity, ...]:
         """Measures the loss of each layer alone and chooses its format.
 
-        Layers that lose too much in one format are measured in the next, with the rest of the budget.
+        Layers that lose too much in one format are measured in the next, with the rest of the budget. Those that take
+        one input have one format: a decode step reads gate and up together.
         """
-        sizes = {layer.name: layer.fan_in * layer.fan_out for layer in self._layers}
-        left, budget = list(sizes), BUDGETS[self.name]
+        inputs = {layer.name: layer.input for layer in self._layers}
+        sizes = _sums({layer.name: layer.fan_in * layer.fan_out for layer in self._layers}, inputs)
+        left, budget = list(inputs), BUDGETS[self.name]
         formats: dict[str, LayerFormat] = {}
         first: dict[str, float] = {}
         for form in FORMATS[self._precision]:
             losses = self._losses(scheme, form, left)
             first = first or losses
-            excluded = layers_to_exclude(losses, sizes, budget)
-            formats |= {name: form for name in left if name not in excluded}
-            budget -= math.fsum(losses[name] for name in left if name not in excluded)
-            left = [name for name in left if name in excluded]
+            excluded = layers_to_exclude(_sums(losses, inputs), sizes, budget)
+            kept = [name for name in left if inputs[name] not in excluded]
+            formats |= dict.fromkeys(kept, form)
+            budget -= math.fsum(losses[name] for name in kept)
+            left = [name for name in left if inputs[name] in excluded]
             if not left:
                 break
         return tuple(LayerSensitivity(name, loss, formats.get(name)) for name, loss in first.items())
@@ -316,6 +320,14 @@ def _formats(layers: Sequence[LayerSensitivity]) -> dict[str, LayerFormat]:
 def _row_amax(weight: Array) -> Array:
     """Largest magnitude of each row, without a copy of the matrix."""
     return np.asarray(np.maximum(weight.max(1), -weight.min(1)), np.float32)
+
+
+def _sums(of_layers: Mapping[str, Number], inputs: Mapping[str, str]) -> dict[str, Number]:
+    """What layers have, added up for those that take one input."""
+    sums = dict[str, Number]()
+    for layer, value in of_layers.items():
+        sums[inputs[layer]] = sums[inputs[layer]] + value if inputs[layer] in sums else value
+    return sums
 
 
 def layers_to_exclude(losses: Mapping[str, float], sizes: Mapping[str, int], budget: float) -> set[str]:

@@ -2,7 +2,7 @@
 
 A graph carries the function of every operator that it uses (domain ``tango``), so that it also runs where the CUDA
 library is not: slowly, and in more memory. Where the library is, a runtime takes its kernels instead
-(plugins/tango_plugins/native/adapters). The products with quantized weights have none yet.
+(plugins/tango_plugins/native/adapters).
 
 F is the number of frames, T of tokens in a pass, D the width, H the heads, G the heads of the cache, d the width of a
 head, P the capacity of the cache, K and N the widths of a linear layer's input and result. Activations are fp16, the
@@ -260,17 +260,25 @@ PerChannelLinear (x, weight, scales) => (y) {
 }
 """
 
-#: x [..., K]; weight [N, groups, bytes of a group] uint8: unsigned elements of so many bits, the first in the lowest;
-#: scales [N, groups] → x · ((weight − 2^(bits − 1)) · scales)ᵀ, [..., N]. What fills up a column's last group does not
-#: count. ONNX Runtime's MatMulNBits takes the same weights.
-_BLOCKWISE_LINEAR = """
-BlockwiseLinear <bits> (x, weight, scales) => (y) {
+#: Elements of so many bits in bytes [..., bytes], the first in the lowest bits → numbers [..., elements].
+_ELEMENTS = """
+    last = Constant <value_ints = [-1]> ()
+    {0}_fp32 = Cast <to = 1> ({0})
+    {0}_column = Unsqueeze ({0}_fp32, last)
+    {0}_shifted = Div ({0}_column, units)
+    {0}_whole = Floor ({0}_shifted)
+    {0}_above = Div ({0}_whole, range)
+    {0}_above_whole = Floor ({0}_above)
+    {0}_above_part = Mul ({0}_above_whole, range)
+    {0}_elements = Sub ({0}_whole, {0}_above_part)
+"""
+
+_UNITS = """
     zero = Constant <value_ints = [0]> ()
     one = Constant <value_ints = [1]> ()
     first = Constant <value_int = 0> ()
     next = Constant <value_int = 1> ()
     byte = Constant <value_int = 8> ()
-    last = Constant <value_ints = [-1]> ()
     two = Constant <value = float {2.0}> ()
     bits = Constant <value_int: int = @bits> ()
     in_byte = Div (byte, bits)
@@ -280,19 +288,10 @@ BlockwiseLinear <bits> (x, weight, scales) => (y) {
     units = Pow (two, shifts_fp32)
     bits_fp32 = Cast <to = 1> (bits)
     range = Pow (two, bits_fp32)
-    middle = Div (range, two)
+"""
 
-    bytes = Cast <to = 1> (weight)
-    byte_column = Unsqueeze (bytes, last)
-    shifted = Div (byte_column, units)
-    whole = Floor (shifted)
-    above = Div (whole, range)
-    above_whole = Floor (above)
-    above_part = Mul (above_whole, range)
-    elements = Sub (whole, above_part)
-    group = Constant <value_ints = [0, 0, -1]> ()
-    grouped = Reshape (elements, group)
-    signed = Sub (grouped, middle)
+#: From signed [N, groups, elements] on.
+_BLOCKWISE_STEPS = """
     scales_fp32 = Cast <to = 1> (scales)
     scale_column = Unsqueeze (scales_fp32, last)
     wide = Mul (signed, scale_column)
@@ -303,7 +302,39 @@ BlockwiseLinear <bits> (x, weight, scales) => (y) {
     columns = Transpose <perm = [1, 0]> (rows)
     matrix = CastLike (columns, x)
     y = MatMul (x, matrix)
-}
+"""
+
+#: x [..., K]; weight [N, groups, bytes of a group] uint8: unsigned elements of so many bits, the first in the lowest;
+#: scales [N, groups] → x · ((weight − 2^(bits − 1)) · scales)ᵀ, [..., N]. What fills up a column's last group does not
+#: count. ONNX Runtime's MatMulNBits takes the same weights.
+_BLOCKWISE_LINEAR = f"""
+BlockwiseLinear <bits> (x, weight, scales) => (y) {{
+{_UNITS}
+    middle = Div (range, two)
+{_ELEMENTS.format("weight")}
+    group = Constant <value_ints = [0, 0, -1]> ()
+    grouped = Reshape (weight_elements, group)
+    signed = Sub (grouped, middle)
+{_BLOCKWISE_STEPS}
+}}
+"""
+
+#: The same with a zero point of each group in the place of 2^(bits − 1), packed as the elements are: zeros [N, bytes].
+_BLOCKWISE_AFFINE_LINEAR = f"""
+BlockwiseAffineLinear <bits> (x, weight, scales, zeros) => (y) {{
+{_UNITS}
+{_ELEMENTS.format("weight")}
+    group = Constant <value_ints = [0, 0, -1]> ()
+    grouped = Reshape (weight_elements, group)
+{_ELEMENTS.format("zeros").replace("last = Constant <value_ints = [-1]> ()", "")}
+    zeros_flat = Constant <value_ints = [0, -1]> ()
+    zeros_padded = Reshape (zeros_elements, zeros_flat)
+    groups = Shape <start = 1, end = 2> (weight)
+    zero_rows = Slice (zeros_padded, zero, groups, one)
+    zero_column = Unsqueeze (zero_rows, last)
+    signed = Sub (grouped, zero_column)
+{_BLOCKWISE_STEPS}
+}}
 """
 
 _TEXTS = (
@@ -319,6 +350,7 @@ _TEXTS = (
     _CACHED_ATTENTION,
     _PER_CHANNEL_LINEAR,
     _BLOCKWISE_LINEAR,
+    _BLOCKWISE_AFFINE_LINEAR,
 )
 
 #: The function of each operator, by its name.

@@ -239,29 +239,12 @@ def quantized(responsive_checkpoint, tmp_path_factory):
     return made
 
 
-@pytest.mark.parametrize("precision", ["int8", "int4"])
-def test_a_quantized_decoder_runs_as_its_plain_graph(make, host, quantized, colors, precision):
-    """Its device graph waits for kernels; the embeddings' and the tower's run."""
-    llm, plain = make(folder=quantized(vision="fp16", decoder=precision))
-    graphs, files = llm.bundle.manifest.graphs, llm.bundle.manifest.files
-    assert graphs["decoder"].device
-    assert not llm._backend._graphs.in_place
-    assert llm._backend._graphs.steps_at_once == 32
-    options = {"frames": 8, "prune": False, "max_new_tokens": 8}
-    stages = [OneSequence(each._backend) for each in (llm, plain)]
-    close(*(np.array(each.prefill([each.embed(np.arange(20, 60))], 64)) for each in stages), 1e-2)
-    assert len(llm.generate(colors, QUESTION, **options).ids) == 8
-    held = [size for _, size in host.blocks.values()]
-    assert files[graphs["embed"].data].size in held
-    assert files[graphs["decoder"].data].size not in held
-
-
 @pytest.mark.parametrize(("precision", "most"), [("int8", 0.2), ("int4", 0.03)])
-def test_the_device_graph_of_a_quantized_decoder_is_its_plain_one(make, quantized, monkeypatch, precision, most):
-    """In INT8 the plain one also rounds activations to 8 bits. A step is a pass of the graph."""
-    monkeypatch.setattr(FusedOrtRunner, "fuses_quantized", True)
+def test_the_device_graph_of_a_quantized_decoder_is_its_plain_one(make, quantized, precision, most):
+    """And so are its decode steps. In INT8 the plain one also rounds activations to 8 bits."""
     heard = []
     for llm in make(folder=quantized(vision="fp16", decoder=precision)):
+        assert llm.bundle.manifest.graphs["decoder"].quantization
         stages = OneSequence(llm._backend)
         rows = [np.array(stages.prefill([stages.embed(np.arange(20, 60))], 64))]
         rows += [np.array(stages.decode(token)) for token in (5, 9, 5)]
@@ -272,8 +255,7 @@ def test_the_device_graph_of_a_quantized_decoder_is_its_plain_one(make, quantize
     assert (difference < most * size).all()
 
 
-def test_the_device_graph_of_a_quantized_tower_is_its_plain_one(make, quantized, colors, monkeypatch):
-    monkeypatch.setattr(FusedOrtRunner, "fuses_quantized", True)
+def test_the_device_graph_of_a_quantized_tower_is_its_plain_one(make, quantized, colors):
     heard = []
     for llm in make(folder=quantized(vision="int8", decoder="int4")):
         frames = np.random.default_rng(0).integers(0, 255, (4, 112, 112, 3), np.uint8)

@@ -12,10 +12,11 @@ import numpy as np
 
 from tango_plugins.decoder import CudaDecoder, DecoderShape
 from tango_plugins.device_array import DeviceArray
+from tango_plugins.matrix import Matrix
 from tango_runtime.backends.cuda.device import Pool, Stream, rows
 from tango_runtime.backends.cuda.runner import Step
 from tango_runtime.backends.cuda.weights import Weights
-from tango_runtime.bundle import GraphName, Manifest
+from tango_runtime.bundle import GraphName, GraphSpec, Manifest
 
 
 class DeviceDecoder:
@@ -52,14 +53,11 @@ class DeviceDecoder:
             **dict(zip((t.name for t in graph.device.outputs[1:]), cache, strict=True)),
         }
 
-    def step(self, cache: Sequence[DeviceArray], logits: DeviceArray, pool: Pool) -> Step | None:
-        """The CUDA library's decode step: the token's embedding is a row of the table.
-
-        None for quantized weights: then a step is a pass of the graph.
-        """
-        if self._manifest.graphs["decoder"].quantization:
-            return None
-        decoder = CudaDecoder(_shape(self._manifest, self._weights, cache[0].shape[1]), self._weights, cache)
+    def step(self, cache: Sequence[DeviceArray], logits: DeviceArray, pool: Pool) -> Step:
+        """The CUDA library's decode step: the token's embedding is a row of the table."""
+        matrices = _matrices(self._manifest.graphs["decoder"], self._weights)
+        shape = _shape(self._manifest, self._weights, matrices, cache[0].shape[1])
+        decoder = CudaDecoder(shape, self._weights, matrices, cache)
         table = pool.take("decoder table", decoder.table.shape, np.uint8)
         workspace = pool.take("decoder workspace", (decoder.workspace_bytes,), np.uint8)
         self._stream.upload(decoder.table, table)
@@ -74,18 +72,31 @@ class DeviceDecoder:
         return step
 
 
-def _shape(manifest: Manifest, weights: Weights, capacity: int) -> DecoderShape:
+def _matrices(graph: GraphSpec, weights: Weights) -> dict[str, Matrix]:
+    """The matrices by the names that they have in fp16: a quantized one's ends in its format."""
+    found = {}
+    for name, stored in (graph.weights or {}).items():
+        if layout := stored.quantization:
+            zeros = weights[layout.zero_points] if layout.zero_points else None
+            plain = name.rpartition(".")[0]
+            found[plain] = Matrix(weights[name], weights[layout.scales], zeros, layout.bits, layout.group_size)
+        elif len(stored.shape) == 2 and name.endswith(".weight"):
+            found[name] = Matrix(weights[name])
+    return found
+
+
+def _shape(manifest: Manifest, weights: Weights, matrices: Mapping[str, Matrix], capacity: int) -> DecoderShape:
     """The decoder's dimensions; the shapes of the weights have those that bundle.json has not."""
     spec, layer = manifest.decoder, "layers.0"
     return DecoderShape(
         layers=spec.layers,
         hidden_size=spec.hidden_size,
-        heads=weights[f"{layer}.self_attn.o_proj.weight"].shape[0] // spec.head_dim,
+        heads=weights[f"{layer}.self_attn.qkv_proj.bias"].shape[-1] // spec.head_dim - 2 * spec.kv_heads,
         kv_heads=spec.kv_heads,
         head_dim=spec.head_dim,
-        intermediate=weights[f"{layer}.mlp.gate_proj.weight"].shape[1],
+        intermediate=matrices[f"{layer}.mlp.gate_proj.weight"].outputs,
         vocabulary=manifest.prompt.vocabulary,
-        head_columns=weights["lm_head.weight"].shape[1],
+        head_columns=matrices["lm_head.weight"].outputs,
         capacity=capacity,
         norm_eps=spec.norm_eps,
     )

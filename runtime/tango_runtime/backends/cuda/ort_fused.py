@@ -23,10 +23,6 @@ from tango_runtime.bundle import Bundle, GraphName
 class FusedOrtRunner(OrtRunner):
     """Sessions of a bundle's device graphs, where it has them, and of its plain ones; made as :class:`OrtRunner`."""
 
-    #: Whether quantized graphs run fused: without kernels for their weights, which the CUDA library does not have yet,
-    #: every pass would unpack all of them, and the plain graphs are faster.
-    fuses_quantized = False
-
     def __init__(
         self,
         onnxruntime: Any,
@@ -35,7 +31,6 @@ class FusedOrtRunner(OrtRunner):
         provider: tuple[str, str] = CUDA,
         operators: Path | None = None,
     ) -> None:
-        bundle = bundle if self.fuses_quantized else _without_quantized_device_graphs(bundle)
         plain, last = bundle.manifest.graphs, bundle.manifest.decoders[-1]
         self.waiting = [graph for graph in OrtRunner.waiting if graph in plain and not plain[graph].device]
         if plain["vision"].device:
@@ -63,17 +58,12 @@ class FusedOrtRunner(OrtRunner):
         return self._bind(graph, self._decoder.tensors(tensors) | weights, replay)
 
     def step(self, cache: Sequence[DeviceArray], logits: DeviceArray, pool: Pool) -> Step | None:
-        """The CUDA library's, where the decoder has a device graph whose weights it takes."""
+        """The CUDA library's, where the decoder has a device graph."""
         return self._decoder.step(cache, logits, pool) if self._decoder else None
 
     def _taken(self, graph: GraphName) -> dict[str, DeviceArray]:
         """The weights that a device graph takes as inputs."""
         return {name: self._weights[graph][name] for name in self._plain[graph].device_weights}
-
-
-def _without_quantized_device_graphs(bundle: Bundle) -> Bundle:
-    graphs = {n: replace(g, device=None) if g.quantization else g for n, g in bundle.manifest.graphs.items()}
-    return replace(bundle, manifest=replace(bundle.manifest, graphs=graphs))
 
 
 def _with_device_graphs(bundle: Bundle) -> Bundle:

@@ -18,6 +18,8 @@ DataType convert(Type type) {
     switch (type) {
         case Type::kHalf: return DataType::kHALF;
         case Type::kFloat: return DataType::kFLOAT;
+        case Type::kInt8: return DataType::kINT8;
+        case Type::kUint8: return DataType::kUINT8;
         case Type::kInt32: break;
     }
     return DataType::kINT32;
@@ -58,11 +60,10 @@ class TablePlugin final : public Plugin {
         const size_t wanted = op_.signatures[0].inputs.size();
         if (static_cast<size_t>(count) != wanted) return reject("it takes " + std::to_string(wanted) + " inputs");
         const OutputShape& rule = op_.outputs[output];
-        if (rule.same_as >= 0) {
-            shape = inputs[rule.same_as];
-            return true;
-        }
         shape.nbDims = 0;
+        if (rule.same_as >= 0) shape = inputs[rule.same_as];
+        if (rule.same_as >= 0 && rule.lengths.empty()) return true;
+        if (shape.nbDims > 0) --shape.nbDims;
         for (const Length& length : rule.lengths) {
             if (length.axis >= inputs[length.input].nbDims)
                 return reject("input " + std::to_string(length.input) + " has too few axes");
