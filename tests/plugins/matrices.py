@@ -60,8 +60,7 @@ def quantized(weight, form):
         scales = (padded.abs().amax(-1) / (middle - 0.5)).half()
         zeros = torch.full_like(scales.float(), middle)
     values = (padded / scales.float()[..., None] + zeros[..., None]).round().clamp(0, top)
-    values[..., 0] = torch.where(torch.rand_like(values[..., 0]) < 0.1, 0, values[..., 0])  # the whole range occurs
-    values[..., 1] = torch.where(torch.rand_like(values[..., 1]) < 0.1, top, values[..., 1])
+    values[::3, :, 0], values[1::3, :, 1] = 0, top  # the whole range occurs
     exact = ((values - zeros[..., None]) * scales.float()[..., None]).reshape(outputs, -1)[:, :inputs].T.contiguous()
     if blocks * group > inputs:  # what fills up a block does not count, whatever it is
         values.reshape(outputs, -1)[:, inputs:] = top

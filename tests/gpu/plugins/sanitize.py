@@ -11,6 +11,9 @@ from tests.gpu.plugins import test_activation
 from tests.gpu.plugins.device import Device
 from tests.gpu.plugins.test_decode import SHAPES, Decoder
 from tests.plugins.attentions import Pass, Shape
+from tests.plugins.linears import SHAPES as PRODUCTS
+from tests.plugins.linears import Product
+from tests.plugins.matrices import FORMATS
 from tests.plugins.norms import TYPES, Rows
 from tests.plugins.resizes import SURFACES, Frames
 from tests.plugins.resizes import Shape as FrameShape
@@ -27,7 +30,22 @@ CASES = [
     (3, (6, 6), 30, 0.0, 0.1, {"neighbors": 40}),
 ]
 
+
+
+def quantized():
+    """Kernels of weights of few bits."""
+    for form in FORMATS:
+        for name, blocks in (("tests", 0), ("odd", 3), ("tiny", 0)):
+            decoder = Decoder(SHAPES[name], blocks=blocks, formats=(form,))
+            print(name, form, float(decoder.step(decoder.embedding(), 64).max()))
+        for shape in (*PRODUCTS, (300, 64, 130)):
+            assert Product(*shape, form).enqueue() == 0
+            torch.cuda.synchronize()
+            print("product", shape, form)
+
+
 if __name__ == "__main__":
+    quantized()
     for precision in ("fast", "exact"):
         for frames, grid, width, moving, noise, options in CASES:
             clip = video(frames, grid, width, seed=1, cuts=(4,), moving=moving, noise=noise, dtype=np.float16)

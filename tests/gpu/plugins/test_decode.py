@@ -10,6 +10,7 @@ import torch
 from tango_plugins import TangoError
 from tango_plugins.decoder import DecoderShape
 from tests.plugins.decoders import EPS, Decoder, check_step, error, reference
+from tests.plugins.matrices import FORMATS
 
 SHAPES = {
     "tests": DecoderShape(2, 64, 4, 2, 16, 128, 420, 448, 512, EPS),
@@ -34,6 +35,29 @@ def positions(shape):
 def test_logits_and_new_rows_equal_fp64(decoder):
     for position in positions(decoder.shape):
         check_step(decoder, position)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("name", ["tests", "odd", "0.5b", "7b"])
+def test_quantized_weights_are_what_they_stand_for(name, form):
+    decoder = Decoder(SHAPES[name], formats=(form,))
+    for position in (0, 64, 400):
+        check_step(decoder, position)
+
+
+def test_formats_may_differ_from_matrix_to_matrix():
+    for blocks in (0, 3):
+        decoder = Decoder(SHAPES["tiny"], blocks=blocks, formats=("int4-32", "fp16", "int8", "int8-32", "int4-64"))
+        check_step(decoder, 300)
+
+
+@pytest.mark.parametrize("form", ["int8", "int4-32", "int4-128-zeros"])
+def test_quantized_weights_give_the_same_bits_every_time(form):
+    decoder = Decoder(SHAPES["0.5b"], formats=(form,))
+    embedding = decoder.embedding()
+    wanted = decoder.step(embedding, 671)
+    for _ in range(200):
+        assert torch.equal(decoder.step(embedding, 671), wanted)
 
 
 @pytest.mark.parametrize("blocks", [1, 3, 8, 16, 84])

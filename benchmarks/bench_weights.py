@@ -1,0 +1,183 @@
+"""Times weights of 4 and 8 bits on a GPU, next to fp16 in the same run: decode steps, and the products of a prefill.
+
+    python benchmarks/bench_weights.py --output benchmarks/results/weights-h200.json
+
+Weights are random, of the shapes of the 0.5B and the 7B. A step is the median of replays of a CUDA graph of some steps. A
+product is the median of one call in a replayed graph, which goes over several copies of the weights, so that they come
+from memory; its peer is PyTorch's product in fp16.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from itertools import cycle
+from pathlib import Path
+
+import torch
+
+from tango_plugins import native_library, structs
+from tango_plugins.decoder import CudaDecoder, DecoderShape
+from tango_plugins.device_array import DeviceArray
+from tango_plugins.matrix import Matrix
+
+#: Vocabulary and head columns of the released checkpoints.
+_HEAD = (151646, 152064)
+SHAPES = {
+    "0.5b": DecoderShape(24, 896, 14, 2, 64, 4864, *_HEAD, 8192, 1e-6),
+    "7b": DecoderShape(28, 3584, 28, 4, 128, 18944, *_HEAD, 8192, 1e-6),
+}
+#: Bits, and inputs of a block (0: one scale for each output), by name.
+FORMATS = {"fp16": (16, 0), "int8": (8, 0), "int8-32": (8, 32), "int4-32": (4, 32), "int4-128": (4, 128)}
+#: Inputs and outputs of the products of a layer.
+PRODUCTS = {
+    "7b": {"qkv": (3584, 4608), "out": (3584, 3584), "gate, up": (3584, 18944), "down": (18944, 3584)},
+    "0.5b": {"qkv": (896, 1152), "out": (896, 896), "gate, up": (896, 4864), "down": (4864, 896)},
+}
+POSITION, ROWS, BANDWIDTH = 671, 659, 4.8e12
+STEPS, COPIES = 10, 4
+
+
+def described(tensor):
+    """A tensor as the library's bindings take it."""
+    return DeviceArray(tensor.data_ptr(), tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), tensor)
+
+
+def random_matrix(inputs, outputs, bits, group):
+    """A matrix in a format, whose products keep the size of their input."""
+    if bits == 16:
+        return Matrix(described(torch.randn(inputs, outputs, device="cuda", dtype=torch.half) * inputs**-0.5))
+    step = inputs**-0.5 * 2 ** (1 - bits)
+    if not group:
+        values = torch.randint(-127, 128, (inputs, outputs), device="cuda", dtype=torch.int8)
+        return Matrix(described(values), described(torch.full((outputs,), step, device="cuda")), bits=bits)
+    blocks = inputs // group
+    values = torch.randint(0, 256, (outputs, blocks, group * bits // 8), device="cuda", dtype=torch.uint8)
+    scales = torch.full((outputs, blocks), step, device="cuda", dtype=torch.half)
+    return Matrix(described(values), described(scales), bits=bits, group=group)
+
+
+def bytes_of(matrix):
+    """Bytes of a matrix with its scales."""
+    tensors = [matrix.values.owner] + ([matrix.scales.owner] if matrix.scales else [])
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+def time_decode(size, form, repeats):
+    """A record of a decode step."""
+    s, kind = SHAPES[size], FORMATS[form]
+    qkv, half = (s.heads + 2 * s.kv_heads) * s.head_dim, torch.half
+
+    def random(*shape, dtype=torch.float32):
+        return described(torch.randn(*shape, device="cuda", dtype=dtype))
+
+    weights = {
+        "rotary.inv_freq": described(1e6 ** (-torch.arange(0, s.head_dim, 2, device="cuda") / s.head_dim)),
+        "norm.weight": random(s.hidden_size),
+    }
+    matrices = {"lm_head.weight": random_matrix(s.hidden_size, s.head_columns, *kind)}
+    for i in range(s.layers):
+        for name, sizes in {
+            "self_attn.qkv_proj": (s.hidden_size, qkv),
+            "self_attn.o_proj": (s.heads * s.head_dim, s.hidden_size),
+            "mlp.gate_proj": (s.hidden_size, s.intermediate),
+            "mlp.up_proj": (s.hidden_size, s.intermediate),
+            "mlp.down_proj": (s.intermediate, s.hidden_size),
+        }.items():
+            matrices[f"layers.{i}.{name}.weight"] = random_matrix(*sizes, *kind)
+        weights[f"layers.{i}.input_layernorm.weight"] = random(s.hidden_size)
+        weights[f"layers.{i}.post_attention_layernorm.weight"] = random(s.hidden_size)
+        weights[f"layers.{i}.self_attn.qkv_proj.bias"] = random(qkv, dtype=half)
+    cache = [random(s.kv_heads, s.capacity, s.head_dim, dtype=half) for _ in range(2 * s.layers)]
+    decoder = CudaDecoder(s, weights, matrices, cache)
+    memory = torch.zeros(decoder.workspace_bytes + 256, dtype=torch.uint8, device="cuda")
+    tensors = {
+        "logits": torch.empty(s.vocabulary, device="cuda"),
+        "table": torch.from_numpy(decoder.table).cuda(),
+        "workspace": memory[-memory.data_ptr() % 256 :][: decoder.workspace_bytes],
+    }
+    given = {name: described(tensor) for name, tensor in tensors.items()}
+    embedding = random(s.hidden_size, dtype=half)
+
+    def step():
+        decoder.enqueue(embedding, POSITION, **given, stream=torch.cuda.current_stream().cuda_stream)
+
+    microseconds = measure([step], STEPS, repeats)
+    size_read = sum(map(bytes_of, matrices.values()))
+    size_read += 2 * s.layers * s.kv_heads * (POSITION + 1) * s.head_dim * 2
+    record = {"kind": "decode", "size": size, "weights": form, "us": microseconds, "gb": round(size_read / 1e9, 3)}
+    record["share_of_bandwidth"] = round(size_read / (microseconds * 1e-6) / BANDWIDTH, 3)
+    record["finite"] = bool(tensors["logits"].isfinite().all())
+    return record
+
+
+def time_product(size, name, form, rows, repeats):
+    """A record of a product of a prefill."""
+    inputs, outputs = PRODUCTS[size][name]
+    x = torch.randn(rows, inputs, device="cuda", dtype=torch.half)
+    y = torch.empty(rows, outputs, device="cuda", dtype=torch.half)
+    matrices = [random_matrix(inputs, outputs, *FORMATS[form]) for _ in range(COPIES)]
+    if form == "fp16":
+        calls = [lambda m=m: torch.mm(x, m.values.owner, out=y) for m in matrices]
+    else:
+        shape, library = structs.TangoLinearShape(rows, inputs, outputs), native_library.load()
+        given = [matrix.struct("weight", inputs, outputs) for matrix in matrices]
+
+        def call(matrix):
+            stream = torch.cuda.current_stream().cuda_stream
+            if library.tango_linear_enqueue(shape, matrix, x.data_ptr(), y.data_ptr(), stream) != 0:
+                raise RuntimeError(library.tango_last_error().decode())
+
+        calls = [lambda matrix=matrix: call(matrix) for matrix in given]
+    microseconds = measure(calls, 2 * COPIES, repeats)
+    record = {"kind": "product", "size": size, "name": name, "rows": rows, "weights": form, "us": microseconds}
+    return record | {"tflops": round(2 * rows * inputs * outputs / microseconds / 1e6, 1)}
+
+
+def measure(calls, count, repeats):
+    """Microseconds of one call: median of replays of a graph of so many calls."""
+    for call in calls:
+        call()
+    graph, turns = torch.cuda.CUDAGraph(), cycle(calls)
+    with torch.cuda.graph(graph):
+        for _ in range(count):
+            next(turns)()
+    graph.replay()
+    times = []
+    for _ in range(repeats):
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        graph.replay()
+        end.record()
+        torch.cuda.synchronize()
+        times.append(1e3 * begin.elapsed_time(end) / count)
+    return round(sorted(times)[repeats // 2], 2)
+
+
+def main():
+    """Measures and prints all records."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, help="JSON file")
+    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--sizes", nargs="+", choices=SHAPES, default=list(SHAPES))
+    args = parser.parse_args()
+    records = []
+
+    def add(record):
+        records.append(record)
+        print(json.dumps(record), flush=True)
+        torch.cuda.empty_cache()
+
+    for size in args.sizes:
+        for form in FORMATS:
+            add(time_decode(size, form, args.repeats))
+        for rows, name in ((rows, name) for rows in (ROWS, 16) for name in PRODUCTS[size]):
+            for form in FORMATS:
+                add(time_product(size, name, form, rows, args.repeats))
+    if args.output:
+        conditions = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "repeats": args.repeats}
+        args.output.write_text(json.dumps({"conditions": conditions, "records": records}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
