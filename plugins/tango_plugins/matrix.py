@@ -51,6 +51,7 @@ class Matrix:
         Raises:
             TangoError: The tensors have other shapes or types.
         """
+        shapes: tuple[tuple[int, ...], tuple[int, ...]]
         if self.group:
             if self.bits not in (4, 8) or self.group not in GROUPS:
                 known = f"known are 4 and 8 bits in blocks of {', '.join(map(str, GROUPS))}"

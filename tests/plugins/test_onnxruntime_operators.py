@@ -15,12 +15,17 @@ from tango_export.graph.operators import FUNCTIONS
 from tango_plugins.native_library import NATIVE
 from tests.plugins.attentions import Pass, Shape
 from tests.plugins.cuda_emulator import compiled
+from tests.plugins.matrices import FORMATS, quantized
 from tests.plugins.operators import FLOAT, HALF, ROWS, example, open_graph, random
 
 pytestmark = pytest.mark.nvcc
 
 #: The library in full, but for what decodes and prunes.
-PARTS = ("attention", "vision", "norm", "activation", "operators", "onnxruntime")
+PARTS = ("attention", "vision", "norm", "activation", "linear", "operators", "onnxruntime")
+
+
+#: Those with quantized weights.
+PRODUCTS = ("PerChannelLinear", "BlockwiseLinear", "BlockwiseAffineLinear")
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +70,8 @@ def test_a_session_takes_the_operators_where_the_library_is(library, tmp_path):
 
 
 def test_every_function_has_an_operator(library):
-    """But those of quantized weights. Attention over a cache is compared below."""
-    unmade = {"PerChannelLinear", "BlockwiseLinear"}
-    assert {*ROWS, "VisionAttention", "CachedAttention", *unmade} == set(FUNCTIONS)
+    """Products and attention over a cache are compared below."""
+    assert {*ROWS, "VisionAttention", "CachedAttention", *PRODUCTS} == set(FUNCTIONS)
 
 
 @pytest.mark.parametrize(
@@ -96,6 +100,49 @@ def test_attention_of_a_tower_rejects_wrong_shapes(library, columns, bias, heads
     inputs = {"qkv": random(HALF, 1, 4, columns), "bias": random(HALF, bias)}
     with pytest.raises(Exception, match=r"tango\.VisionAttention: the shapes of the inputs do not match"):
         open_graph("VisionAttention", inputs, {"y": (HALF, 3)}, library, num_heads=heads).run(None, inputs)
+
+
+def product(form, shape, outputs):
+    """An operator of a quantized matrix, its inputs and attributes; x has the shape."""
+    bits, group, has_zeros = FORMATS[form]
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(shape[-1], outputs, generator=generator) * shape[-1] ** -0.5
+    tensors = [tensor.numpy() for tensor in quantized(weight.half(), form).tensors]
+    inputs = {"x": random(HALF, *shape)} | dict(zip(("weight", "scales", "zeros"), tensors, strict=False))
+    return PRODUCTS[has_zeros + (group > 0)], inputs, {"bits": bits} if group else {}
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("shape", [(5, 64), (2, 3, 144), (0, 32)])
+def test_a_product_equals_its_onnx_function(library, form, shape):
+    op, inputs, attributes = product(form, shape, 40)
+    compare(library, op, inputs, {"y": (HALF, len(shape))}, attributes, 2e-3)
+
+
+@pytest.mark.parametrize(
+    ("form", "name", "shape"),
+    [
+        ("int8", "weight", (63, 40)),
+        ("int8", "scales", (39,)),
+        ("int4-32", "weight", (40, 3, 16)),
+        ("int4-32", "weight", (40, 1, 16)),
+        ("int4-32", "scales", (40, 1)),
+        ("int4-32-zeros", "zeros", (40, 2)),
+    ],
+)
+def test_a_product_rejects_wrong_shapes(library, form, name, shape):
+    op, inputs, attributes = product(form, (5, 64), 40)
+    inputs[name] = np.zeros(shape, inputs[name].dtype)
+    with pytest.raises(Exception, match=f"tango.{op}: the shapes of the inputs do not match"):
+        open_graph(op, inputs, {"y": (HALF, 2)}, library, **attributes).run(None, inputs)
+
+
+@pytest.mark.parametrize(("bits", "words"), [(5, "bits must be 4 or 8"), (8, "group is 16: it must be 32, 64 or 128")])
+def test_a_product_rejects_other_blocks(library, bits, words):
+    op, inputs, _ = product("int4-32", (5, 32), 40)
+    inputs["x"] = inputs["x"][:, :16].copy()
+    with pytest.raises(Exception, match=f"tango.BlockwiseLinear: {words}"):
+        open_graph(op, inputs, {"y": (HALF, 2)}, library, bits=bits).run(None, inputs)
 
 
 def attend(found, library=None, aliased=True):

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tango_calibration.quantization.ranges import Array
 
-#: Weights of a column that share a scale.
+#: Weights of a column that share a scale, unless another number is asked for.
 BLOCK = 32
 
 #: Scales tried for a block of 4-bit weights, relative to the scale that its largest weight needs.
@@ -83,9 +83,9 @@ def quantize_columns(weight: Array, grid: Grid = INT8, dtype: Any = np.float32) 
 
 
 def quantize_blocks(
-    weight: Array, bits: int, mean_squares: Array | None = None
+    weight: Array, bits: int, mean_squares: Array | None = None, block: int = BLOCK
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Quantizes a weight to 4 or 8 bits in blocks of ``BLOCK`` along a column, as MatMulNBits takes them.
+    """Quantizes a weight to 4 or 8 bits in blocks along a column, as MatMulNBits takes them.
 
     The weights of a block are (q − 2^(bits−1)) · scale with an unsigned q, so they reach one step further down than up.
     The sign of the scale gives the largest weight the longer side. With 4 bits, the scale with the least squared error
@@ -95,28 +95,29 @@ def quantize_blocks(
         weight: [in, out].
         bits: 4 or 8.
         mean_squares: Mean square of each input channel [in]; equal by default.
+        block: Weights of a block.
 
     Returns:
-        (values [out, blocks, BLOCK · bits / 8], with two 4-bit values in a byte, the first in the low half;
+        (values [out, blocks, block · bits / 8], with two 4-bit values in a byte, the first in the low half;
         scales [out, blocks]). Rows that pad the last block are zero.
     """
     K, N = weight.shape
-    count = -(-K // BLOCK)
-    importance = np.ones((count, BLOCK), np.float32)
+    count = -(-K // block)
+    importance = np.ones((count, block), np.float32)
     if mean_squares is not None:
         importance.reshape(-1)[:K] = mean_squares
-    packed = np.empty((N, count, BLOCK * bits // 8), np.uint8)
+    packed = np.empty((N, count, block * bits // 8), np.uint8)
     scales = np.empty((N, count), np.float32)
     for part in _column_parts(N, K):
-        wide = np.zeros((part.stop - part.start, count * BLOCK), np.float32)
+        wide = np.zeros((part.stop - part.start, count * block), np.float32)
         wide[:, :K] = weight[:, part].T
-        values, scales[part] = _fit_blocks(wide.reshape(-1, count, BLOCK), bits, importance)
+        values, scales[part] = _fit_blocks(wide.reshape(-1, count, block), bits, importance)
         packed[part] = values if bits == 8 else values[..., ::2] | (values[..., 1::2] << 4)
     return packed, scales
 
 
 def _fit_blocks(wide: Array, bits: int, importance: Array) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Blocks [n, blocks, BLOCK] fp32 → unsigned values and scales, the best of those tried."""
+    """Blocks [n, blocks, block] fp32 → unsigned values and scales, the best of those tried."""
     half = 1 << (bits - 1)
     place = np.abs(wide).argmax(-1)[..., None]
     largest = np.take_along_axis(wide, place, -1)[..., 0]

@@ -17,6 +17,7 @@ from tango_calibration.evaluation.methods import overlap
 from tango_calibration.evaluation.scores import Estimate, accuracy, difference
 from tango_calibration.parallel import map_with_progress
 from tango_calibration.quantization import replay
+from tango_calibration.quantization.arithmetic import BLOCK
 from tango_calibration.quantization.cache import ObservationCache
 from tango_calibration.quantization.capture import Capture, capture
 from tango_calibration.quantization.clips import load_clip, read_clips
@@ -62,6 +63,7 @@ class CalibrationRequest:
         clips: A folder of videos, or ``synthetic``.
         vision: ``int8``, ``fp8``, or ``fp16`` to keep the graph as it is.
         decoder: ``int8``, ``fp8``, ``int4``, or ``fp16`` to keep the graph as it is.
+        group: Weights that share a scale in an int4 decoder: 32 or 128.
         videos: Maximum number of clips.
         frames: Frames sampled from each clip; by default the bundle's number.
         max_new_tokens: Maximum length of an answer.
@@ -79,6 +81,7 @@ class CalibrationRequest:
     clips: str
     vision: Choice = "int8"
     decoder: Choice = "fp16"
+    group: int = BLOCK
     videos: int = 16
     frames: int | None = None
     max_new_tokens: int = 16
@@ -137,7 +140,7 @@ def calibrate(request: CalibrationRequest) -> Outcome:
     cache = ObservationCache(cache_folder(request), bundle, request.max_new_tokens)
     captures = _capture_clips(bundle, cache, videos, request.max_new_tokens)
     quantizers = [
-        GraphQuantizer(bundle, name, precision, cache, videos, captures)
+        GraphQuantizer(bundle, name, precision, request.group, cache, videos, captures)
         for name, precision in request.precisions.items()
     ]
     schemes = [quantizer.measure_activations() for quantizer in quantizers]

@@ -63,6 +63,7 @@ class Scheme:
         smoothing: Powers of two [in]: an 8-bit layer divides its input's channels by them, and multiplies the rows of
             its weight.
         mean_squares: Mean square of each channel of the input [in]: the weight of an error in a row of 4-bit weights.
+        block: Weights of a block.
         float_weights: Store INT8 weights in fp32 with a QuantizeLinear of their own, in four times the bytes.
     """
 
@@ -70,6 +71,7 @@ class Scheme:
     ranges: Mapping[str, float] = field(default_factory=dict)
     smoothing: Mapping[str, Array] = field(default_factory=dict)
     mean_squares: Mapping[str, Array] = field(default_factory=dict)
+    block: int = BLOCK
     float_weights: bool = False
 
     def portable(self) -> Form:
@@ -176,7 +178,8 @@ def _write_8_bit_weight(g: GraphBuilder, layer: Linear, grid: Grid, dtype: Float
 
 def _write_matmul_nbits(g: GraphBuilder, layer: Linear, form: LayerFormat, scheme: Scheme) -> str:
     weights, bits = _block_weights(g, layer, form, scheme), _BLOCK_BITS[form]
-    sizes = {"K": layer.fan_in, "N": layer.fan_out, "bits": bits, "block_size": BLOCK, "accuracy_level": ACCURACY_LEVEL}
+    sizes = {"K": layer.fan_in, "N": layer.fan_out, "bits": bits, "block_size": scheme.block}
+    sizes["accuracy_level"] = ACCURACY_LEVEL
     return g.node("MatMulNBits", [layer.input, *map(g.weight, weights)], layer.output, domain=_CONTRIB, **sizes)
 
 
@@ -202,9 +205,9 @@ def _column_weights(g: GraphBuilder, layer: Linear, grid: Grid, dtype: Float, sc
 def _block_weights(g: GraphBuilder, layer: Linear, form: LayerFormat, scheme: Scheme) -> tuple[Weight, Weight]:
     """Packed blocks [out, blocks, bytes] with a scale each [out, blocks]; see :func:`quantize_blocks`."""
     bits, matrix, mean_squares = _BLOCK_BITS[form], g.weights[layer.weight], scheme.mean_squares.get(layer.name)
-    values, steps = _made_once(lambda read: quantize_blocks(matrix.values(read), bits, mean_squares))
-    scale, blocks = f"{layer.weight}.scale", (layer.fan_out, -(-layer.fan_in // BLOCK))
-    shape, layout = (*blocks, BLOCK * bits // 8), WeightQuantization(bits, BLOCK, scale)
+    values, steps = _made_once(lambda read: quantize_blocks(matrix.values(read), bits, mean_squares, scheme.block))
+    scale, blocks = f"{layer.weight}.scale", (layer.fan_out, -(-layer.fan_in // scheme.block))
+    shape, layout = (*blocks, scheme.block * bits // 8), WeightQuantization(bits, scheme.block, scale)
     stored = Weight(f"{layer.weight}.int{bits}", shape, "uint8", {}, values, layout)
     return stored, Weight(scale, blocks, "float32" if layer.wide else g.dtype, {}, steps)
 

@@ -100,6 +100,7 @@ class GraphQuantizer:
         bundle: The bundle.
         name: Vision or decoder.
         precision: The new precision.
+        block: Weights that share a scale in int4.
         cache: Where statistics and losses are kept.
         videos: The clips.
         captures: What the pipeline computed for each clip.
@@ -110,11 +111,12 @@ class GraphQuantizer:
         bundle: Bundle,
         name: GraphName,
         precision: Precision,
+        block: int,
         cache: ObservationCache,
         videos: Sequence[Video],
         captures: Sequence[Capture],
     ) -> None:
-        self.name, self._precision = name, precision
+        self.name, self._precision, self._block = name, precision, block
         self._bundle, self._cache, self._videos, self._captures = bundle, cache, videos, captures
         self.stored = StoredGraph(bundle, name)
         self._layers = self.stored.linears
@@ -126,7 +128,7 @@ class GraphQuantizer:
         """Measures what all formats need to know of the activations; the scheme has no formats yet."""
         stats = self._channel_stats()
         if self._precision == "int4":
-            return Scheme({}, mean_squares=self._by_layer(stats.mean_squares()))
+            return Scheme({}, mean_squares=self._by_layer(stats.mean_squares()), block=self._block)
         # E4M3 is as precise over 15 octaves: an outlier takes no precision from the other channels.
         smooth = self._smoothing(stats) if (self.name, self._precision) == ("decoder", "int8") else {}
         takers = {layer.input: layer.name for layer in self._layers}
@@ -213,7 +215,7 @@ class GraphQuantizer:
                 both_ways = replace(scheme, formats=dict.fromkeys(group, form)).switched()
                 session = cache(partial(replay.open_graph, self.stored, both_ways))  # where a loss is not known yet
                 for name in group:
-                    key = hashlib.sha256(f"loss {self.name} {name} {form} {clips}".encode()).hexdigest()[:24]
+                    key = hashlib.sha256(f"loss {self.name} {name} {form} {scheme.block} {clips}".encode()).hexdigest()[:24]
                     found = self._cache.arrays(key, partial(measure, name, group, session))
                     losses[name] = float(found["loss"])
                     on_progress(1)

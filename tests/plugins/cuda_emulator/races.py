@@ -13,6 +13,22 @@ def decode(library):
     check_step(Decoder(shape, library=library, blocks=2, device="cpu"), 150)
 
 
+def quantized(library):
+    from tango_plugins.decoder import DecoderShape
+    from tests.plugins.decoders import EPS, Decoder, check_step
+
+    shape = DecoderShape(1, 32, 4, 2, 16, 96, 100, 112, 200, EPS)
+    for formats in (("int8", "int4-32-zeros"), ("int8-32", "int4-128", "fp16")):
+        check_step(Decoder(shape, library=library, blocks=2, device="cpu", formats=formats), 40)
+
+
+def linear(library):
+    from tests.plugins.linears import Product, check
+
+    for form in ("int8", "int4-32-zeros", "int8-128-zeros"):
+        check(Product(70, 200, 130, form, path=library, device="cpu"))
+
+
 def attention(library):
     from tests.plugins.attentions import Pass, Shape, check
 
@@ -50,6 +66,8 @@ def reverse(library, fault):
 if __name__ == "__main__":
     cases = {
         "decode": decode,
+        "quantized": quantized,
+        "linear": linear,
         "attention": attention,
         "thin": thin,
         "norm": norm,
