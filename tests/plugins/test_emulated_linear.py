@@ -19,6 +19,12 @@ def library(tmp_path_factory):
     return compiled(tmp_path_factory.mktemp("linear"), "linear", sms=1)
 
 
+@pytest.fixture(scope="module")
+def hopper(tmp_path_factory):
+    flags = ("-DTANGO_SM90A",)
+    return compiled(tmp_path_factory.mktemp("linear_sm90"), "linear_sm90", sms=4, flags=flags)
+
+
 @pytest.mark.parametrize("form", FORMATS)
 def test_it_equals_fp64(library, form):
     check(Product(40, 160, 136, form, path=library, device="cpu"))
@@ -33,6 +39,17 @@ def test_it_takes_odd_sizes(library, shape, form):
 def test_large_tiles_equal_fp64(library):
     """Where small ones would take twice as many rounds of the SM."""
     check(Product(250, 64, 130, "int4-32", path=library, device="cpu"))
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_hoppers_kernel_equals_fp64(hopper, form):
+    check(Product(180, 160, 136, form, path=hopper, device="cpu"))
+
+
+@pytest.mark.parametrize("shape", [(65, 32, 8), (170, 20, 33), (230, 300, 130), (66, 72, 128)])
+@pytest.mark.parametrize("form", ["int8", "int4-32-zeros", "int4-128"])
+def test_hoppers_kernel_takes_odd_sizes(hopper, shape, form):
+    check(Product(*shape, form, path=hopper, device="cpu"))
 
 
 def test_no_rows_are_no_work(library):

@@ -18,6 +18,7 @@ _TENSORRT = ("plugin", "plugin_v2", "plugin_v3", "prune", "table")
 SOURCES: dict[str, tuple[str | Path, ...]] = {
     "decode": ("src/decode/decode.cu",),
     "linear": ("src/linear/linear.cu",),
+    "linear_sm90": ("src/linear/linear.cu", "src/linear/linear_sm90.cu"),
     "attention": ("src/attention/prefill.cu",),
     "vision": ("src/attention/vision.cu",),
     "activation": ("src/elementwise/activation.cu",),

@@ -63,7 +63,7 @@ struct Warp {
 class Block {
   public:
     Block(int threads, size_t shared_bytes)
-        : all(threads), warps(threads / 32), shared(shared_bytes / sizeof(float4) + 1) {
+        : all(threads), warps(threads / 32), shared(shared_bytes / sizeof(float4) + 1), left(threads) {
         std::memset(shared.data(), 0xff, shared.size() * sizeof(float4));  // NaN
     }
 
@@ -77,6 +77,7 @@ class Block {
     Barrier all;
     std::deque<Warp> warps;
     std::vector<float4> shared;
+    std::vector<std::array<uint32_t, 4>> left;  // operands of the threads' warpgroups
 
   private:
     std::array<std::atomic<Barrier*>, 16> named_ = {};
@@ -223,6 +224,44 @@ inline void load_transposed(uint32_t (&registers)[4], SharedAddress address) {
             std::memcpy(reinterpret_cast<char*>(&registers[m]) + 2 * i, row + lane_id() / 4 * 2, 2);
         }
     warp().barrier.arrive_and_wait();
+}
+
+// Hopper's warpgroup products with a left operand in registers. They are done at once.
+
+inline void wgmma_publish() {}
+inline void wgmma_begin() {}
+inline void wgmma_commit() {}
+
+template <int kPending>
+void wgmma_wait() {}
+
+template <typename Registers>
+void wgmma_hold(Registers&) {}
+
+// Rows of 128 bytes that begin at a multiple of 1024, swizzled by words of 16; the address is in the first one.
+template <int kWords>
+uint64_t wgmma_operand(SharedAddress address) {
+    static_assert(kWords == 8);
+    return reinterpret_cast<uint64_t>(address);
+}
+
+template <int kAccumulators>
+void wgmma(float (&c)[kAccumulators], const uint32_t (&a)[4], uint64_t b, int accumulate) {
+    const int group = threadIdx.x / 128, row = threadIdx.x % 128 / 32 * 16 + lane_id() / 4;
+    const auto wait = [&] { block->named_barrier(14 + group, 128).arrive_and_wait(); };
+    std::copy(a, a + 4, block->left[threadIdx.x].begin());
+    wait();
+    for (int i = 0; i < kAccumulators; ++i) {
+        const int upper = i / 2 % 2, column = i / 4 * 8 + lane_id() % 4 * 2 + i % 2;
+        float sum = accumulate ? c[i] : 0.0f;
+        for (int k = 0; k < 16; ++k) {
+            const int holder = group * 128 + row / 16 * 32 + lane_id() / 4 * 4 + k % 8 / 2, word = b % 128 / 16 + k / 8;
+            const auto* right = reinterpret_cast<const __half*>(b / 128 * 128 + column * 128 + (word ^ column % 8) * 16);
+            sum += half_of(block->left[holder][upper + k / 8 * 2], k % 2) * __half2float(right[k % 8]);
+        }
+        c[i] = sum;
+    }
+    wait();
 }
 
 // Named barriers, and the memory operations of a barrier of the grid.
