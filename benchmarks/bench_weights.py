@@ -2,9 +2,9 @@
 
     python benchmarks/bench_weights.py --output benchmarks/results/weights-h200.json
 
-Weights are random, of the shapes of the 0.5B and the 7B. A step is the median of replays of a CUDA graph of some steps. A
-product is the median of one call in a replayed graph, which goes over several copies of the weights, so that they come
-from memory; its peer is PyTorch's product in fp16.
+Weights are random, of the shapes of the 0.5B and the 7B. A step is the median of replays of a CUDA graph of some steps.
+A product is the median of one call in a replayed graph, which goes over several copies of the weights, so that they
+come from memory; its peer is PyTorch's product in fp16.
 """
 
 from __future__ import annotations

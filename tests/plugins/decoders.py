@@ -46,7 +46,7 @@ class Decoder:
         rows = s.kv_heads, s.capacity, s.head_dim
         self.cache = [self.random(*rows).half() for _ in range(2 * s.layers)]
         names = [name for name, weight in self.weights.items() if weight.ndim == 2]
-        form = dict(zip(names, formats * len(names)))
+        form = dict(zip(names, formats * len(names), strict=False))
         form |= {name: form[name.replace("up_proj", "gate_proj")] for name in names if "up_proj" in name}
         self.matrices = {name: quantized(self.weights.pop(name), form[name]) for name in names}
         self.weights |= {name: matrix.dequantized for name, matrix in self.matrices.items()}

@@ -5,9 +5,7 @@ from __future__ import annotations
 from functools import cache
 
 import pytest
-import torch
 
-from tango_plugins import TangoError
 from tango_plugins.decoder import DecoderShape
 from tests.plugins.cuda_emulator import compiled
 from tests.plugins.decoders import EPS, Decoder, check_step

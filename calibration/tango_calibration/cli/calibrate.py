@@ -50,7 +50,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
         type=int,
         choices=[32, 128],
         default=32,
-        help="weights that share a scale in an int4 decoder: with 128 it is a tenth smaller, and less exact (default: 32)",
+        help="weights that share a scale in an int4 decoder; 128 is a little smaller, and less exact (default: 32)",
     )
     add_videos(parser, 16)
     add_frames(parser)

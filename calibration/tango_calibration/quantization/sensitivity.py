@@ -215,7 +215,8 @@ class GraphQuantizer:
                 both_ways = replace(scheme, formats=dict.fromkeys(group, form)).switched()
                 session = cache(partial(replay.open_graph, self.stored, both_ways))  # where a loss is not known yet
                 for name in group:
-                    key = hashlib.sha256(f"loss {self.name} {name} {form} {scheme.block} {clips}".encode()).hexdigest()[:24]
+                    what = f"loss {self.name} {name} {form} {scheme.block} {clips}"
+                    key = hashlib.sha256(what.encode()).hexdigest()[:24]
                     found = self._cache.arrays(key, partial(measure, name, group, session))
                     losses[name] = float(found["loss"])
                     on_progress(1)

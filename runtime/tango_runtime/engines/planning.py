@@ -217,7 +217,7 @@ def _plan(bundle: Bundle, target: Target, options: BuildOptions, sizes: _Sizes, 
 def _form(bundle: Bundle, target: Target, options: BuildOptions, graph: GraphName) -> GraphForm:
     """The form of a graph that its engine is built from."""
     spec = bundle.manifest.graphs[graph]
-    # The CUDA library has no kernels for quantized weights yet, and so no plugins of them.
+    # No plugin of the operators of quantized weights has been tried in TensorRT.
     usable = spec.device is not None and "tensorrt" in spec.device.runtimes and spec.quantization is None
     if options.form == "device" and not usable and graph != "prune":  # which is one node, and has no forms
         raise TangoError(

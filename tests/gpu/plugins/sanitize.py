@@ -31,7 +31,6 @@ CASES = [
 ]
 
 
-
 def quantized():
     """Kernels of weights of few bits."""
     for form in FORMATS:

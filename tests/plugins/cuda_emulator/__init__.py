@@ -33,7 +33,13 @@ SOURCES: dict[str, tuple[str | Path, ...]] = {
     "tensorrt": (HERE / "no_prune.cpp", *(f"adapters/tensorrt/{name}.cpp" for name in _TENSORRT)),
     "faults": (HERE / "faults.cu",),
 }
-COMMON = ("src/linear/matrix.cpp", "src/common/check.cpp", "src/common/device.cu", "src/common/library.cpp", HERE / "cuda_runtime.cpp")
+COMMON = (
+    "src/linear/matrix.cpp",
+    "src/common/check.cpp",
+    "src/common/device.cu",
+    "src/common/library.cpp",
+    HERE / "cuda_runtime.cpp",
+)
 
 
 def compiled(
