@@ -231,9 +231,10 @@ def under_sanitizer(folder, environment, kernel, case):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["decode", "attention", "vision", "norm", "thin"])
-def test_no_two_threads_race(tmp_path, sanitizer, name):
-    ran = under_sanitizer(tmp_path, sanitizer, name, name)
+@pytest.mark.parametrize("case", ["decode", "quantized", "linear", "attention", "vision", "norm", "thin"])
+def test_no_two_threads_race(tmp_path, sanitizer, case):
+    kernel = "decode" if case == "quantized" else case
+    ran = under_sanitizer(tmp_path, sanitizer, kernel, case)
     assert ran.returncode == 0, ran.stderr
 
 
