@@ -104,8 +104,8 @@ def gelu_mlp(g: GraphBuilder, name: str, x: str, tokens: int, width: int, inner:
 
 def gated_mlp(g: GraphBuilder, name: str, x: str, width: int, inner: int) -> Biased:
     """SwiGLU, [..., width] → the same."""
-    gate, up = (linear(g, f"{name}.{part}_proj", x, width, inner, bias=False).value for part in ("gate", "up"))
-    gated = g.form.swiglu(g, f"{name}.gated", gate, up)  # [..., inner]
+    gate, up = (linear(g, f"{name}.{part}_proj", x, width, inner, bias=False) for part in ("gate", "up"))
+    gated = g.form.swiglu(g, f"{name}.gated", gate, up, False)  # [..., inner]
     g.scaled_by(gated, f"{name}.up_proj.weight")
     return linear(g, f"{name}.down_proj", gated, inner, width, bias=False)
 

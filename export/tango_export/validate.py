@@ -170,10 +170,9 @@ def _decoders(
     graphs, names = bundle.manifest.graphs, bundle.manifest.decoders
     parts = [(open_session(bundle.graph(name)), graphs[name]) for name in names]
     yield names[-1], _portable_steps(parts, embeddings, rotary)
-    if device := graphs[names[-1]].device:
-        weights = _weights(bundle, names[-1], device)
-        steps = _device_steps(open_session(bundle.path / device.file), device, embeddings, weights)
-        yield f"{names[-1]} (device)", steps
+    if graphs[names[-1]].device:
+        parts = [_DevicePart.of(bundle, name) for name in names]
+        yield f"{names[-1]} (device)", _device_steps(parts, embeddings, rotary)
 
 
 def _forms(bundle: Bundle, graph: GraphName) -> Iterator[tuple[str, GraphSpec]]:
@@ -219,17 +218,36 @@ def _portable_steps(
         yield end, x
 
 
+@dataclass(frozen=True)
+class _DevicePart:
+    """A decoder graph in its device form, and the weights that it takes."""
+
+    session: Any
+    spec: GraphSpec
+    weights: dict[str, Array]
+
+    @classmethod
+    def of(cls, bundle: Bundle, graph: GraphName) -> _DevicePart:
+        spec = bundle.manifest.graphs[graph].device
+        assert spec is not None
+        return cls(open_session(bundle.path / spec.file), spec, _weights(bundle, graph, spec))
+
+
 def _device_steps(
-    session: Any, spec: GraphSpec, embeddings: Array, weights: dict[str, Array]
+    parts: list[_DevicePart], embeddings: Array, rotary: Array | None
 ) -> Iterator[tuple[int, Array]]:
     """The same for the device decoder, which returns the whole cache."""
-    _, last, *past = (tensor for tensor in spec.inputs if tensor.name not in weights)
-    cache = empty_cache(past, len(embeddings) + _SPARE)
+    caches = [empty_cache(cache_inputs(part.spec), len(embeddings) + _SPARE) for part in parts]
     for begin, end in _passes(len(embeddings)):
-        feeds = {"embeddings": embeddings[begin:end], last.name: np.array([end - 1], np.int32)}
-        logits, *present = session.run(None, {**feeds, **cache, **weights})
-        cache = dict(zip(cache, present, strict=True))
-        yield end, logits
+        x, positions = embeddings[begin:end], np.arange(begin, end) if rotary is None else rotary[:, begin:end]
+        given = {"last_position": np.array([end - 1], np.int32), "rotary": positions.astype(np.int32)}
+        for i, part in enumerate(parts):
+            taken = {tensor.name for tensor in part.spec.inputs}
+            feeds = {name: value for name, value in given.items() if name in taken}
+            found = part.session.run(None, {part.spec.inputs[0].name: x, **feeds, **caches[i], **part.weights})
+            caches[i] = dict(zip(caches[i], found[-len(caches[i]) :], strict=True))
+            x = found[0]
+        yield end, x
 
 
 def _compare_prune_node(bundle: Bundle) -> Comparison:

@@ -66,7 +66,8 @@ class Biased:
         name: Name of the value with its bias.
         value: The value without.
         bias: The weight to add, None if there is none.
-        wide: Value and bias are fp32, whatever the activations are.
+        wide: fp16 may not hold the value. It is what the form makes of it, which is for a norm of an fp32 stream to
+            read; the bias is fp32.
     """
 
     name: str
@@ -101,7 +102,7 @@ class Linear:
         fan_in: Width of the input.
         fan_out: Width of the product.
         tokens: Tokens of a frame, where the input is [F, tokens, in]; None where it is [T, in].
-        wide: Input and product are fp32, whatever the activations are; the matrix is as all others.
+        wide: fp16 may not hold input and product, which are what the form makes of them; the matrix is as all others.
         gain: Weights whose last axis scales the channels of ``input``, and nothing else. Dividing them by some factors
             and multiplying the rows of every layer that takes this input by the same changes no result.
     """
@@ -136,6 +137,7 @@ class CacheShape:
             so that a token's rotary position is not its place in the cache.
         sections: Frequencies that turn by each of three axes, where a token has a rotary position on each (time, row,
             column) beside its place in the cache; None where it has one position.
+        share: The layer whose last query's attention is an output of the graph, None for none.
     """
 
     layers: int
@@ -146,6 +148,12 @@ class CacheShape:
     rope_theta: float
     first: int = 0
     sections: tuple[int, int, int] | None = None
+    share: int | None = None
+
+    @property
+    def is_positioned(self) -> bool:
+        """Whether rotary positions are an input of the graph, beside the places in the cache."""
+        return self.sections is not None or self.first > 0
 
     @property
     def indices(self) -> range:
@@ -192,17 +200,18 @@ class Form:
         wide_rms_norm: The same, over a residual stream that is fp32 whatever the activations are.
         gelu: (g, name, x) → the same shape; exact.
         gelu_tanh: (g, name, x) → the same shape; the tanh approximation.
-        swiglu: (g, name, gate, up) → silu(gate) · up.
+        swiglu: (g, name, gate, up, wide) → silu(gate) · up, for a wide product where ``wide`` is set.
         attention: (g, name, query, key and value side by side [F, T, 3 D], T, heads, head_dim) → [F, T, D].
         patch_grid: (g, R, C, window, head_dim) → the grid: prepares what the attention of all layers shares.
-        patch_query_key: (g, name, qkv [F, R·C, 3 D], grid, heads, head_dim) → queries and keys, rotated by row and
-            column, [F, R·C, 2 heads, head_dim] fp32.
+        patch_query_key: (g, name, qkv [F, R·C, 3 D], grid, heads, head_dim) → (queries, keys), rotated by row and
+            column, [F, R·C, heads, head_dim] fp32 each.
         patch_attention: (g, name, qkv [F, R·C, 3 D], grid, heads, head_dim, windowed) → [F, R·C, D]: attention of the
             patches of a frame, or of a window, with queries and keys rotated.
         constant_matmul: (g, name, weight [M, T], x [F, T, D]) → [F, M, D].
         start_decoder: (g, D, cache) → (embeddings [T, D], positions): declares the inputs of a decoder.
         cached_attention: (g, name, layer, qkv [T, ...], positions, cache, last) → [T, D], of the last position alone
-            where ``last`` is set; declares the rows of the cache as outputs.
+            where ``last`` is set; declares the rows of the cache as outputs, and in front of them what the last query
+            gives each position, the mean over heads, where the cache asks for it of this layer.
         last_position: (g, name, x [T, D], D) → [1, D].
     """
 
@@ -215,11 +224,11 @@ class Form:
     wide_rms_norm: Callable[[GraphBuilder, str, str | Addition, int, float], tuple[str, str]]
     gelu: Callable[[GraphBuilder, str, Biased], str]
     gelu_tanh: Callable[[GraphBuilder, str, Biased], str]
-    swiglu: Callable[[GraphBuilder, str, str, str], str]
+    swiglu: Callable[[GraphBuilder, str, Biased, Biased, bool], str]
     attention: Callable[[GraphBuilder, str, Biased, int, int, int], str]
     patch_grid: Callable[[GraphBuilder, str, str, int, int], PatchGrid]
-    patch_query_key: Callable[[GraphBuilder, str, str, PatchGrid, int, int], str]
-    patch_attention: Callable[[GraphBuilder, str, str, PatchGrid, int, int, bool], str]
+    patch_query_key: Callable[[GraphBuilder, str, Biased, PatchGrid, int, int], tuple[str, str]]
+    patch_attention: Callable[[GraphBuilder, str, Biased, PatchGrid, int, int, bool], str]
     constant_matmul: Callable[[GraphBuilder, str, str, str], str]
     start_decoder: Callable[[GraphBuilder, int, CacheShape], tuple[str, Positions]]
     cached_attention: Callable[[GraphBuilder, str, int, Biased, Positions, CacheShape, bool], str]
@@ -309,6 +318,10 @@ class GraphBuilder:
         self._renamed: dict[str, str] = {}
         self._unrounded: dict[str, str] = {}
         self._values = {""}  # an optional input that is left out has no name
+
+    def has(self, value: str) -> bool:
+        """Whether there is a value of this name already."""
+        return value in self._values
 
     def input(self, name: str, dtype: DType, *shape: int | str) -> str:
         """Declares an input; returns its name."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tango_export.graph import device, patches, portable
+from tango_export.graph import device, device_patches, patches, portable
 from tango_export.graph.builder import Form
 from tango_export.graph.operators import FUNCTIONS
 
@@ -41,14 +41,14 @@ DEVICE = Form(
     add_bias=device.add_bias,
     layer_norm=device.layer_norm,
     rms_norm=device.rms_norm,
-    wide_rms_norm=portable.wide_rms_norm,
+    wide_rms_norm=device.wide_rms_norm,
     gelu=device.gelu,
     gelu_tanh=device.gelu_tanh,
     swiglu=device.swiglu,
     attention=device.attention,
-    patch_grid=patches.patch_grid,
-    patch_query_key=patches.patch_query_key,
-    patch_attention=patches.patch_attention,
+    patch_grid=device_patches.patch_grid,
+    patch_query_key=device_patches.patch_query_key,
+    patch_attention=device_patches.patch_attention,
     constant_matmul=device.constant_matmul,
     start_decoder=device.start_decoder,
     cached_attention=device.cached_attention,

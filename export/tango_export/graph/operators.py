@@ -75,6 +75,22 @@ SwiGLU (gate, up) => (y) {
 }
 """
 
+#: silu(gate + gate_bias) · (up + up_bias) · scale, gate and up of one shape [..., D], the biases [D].
+_BIAS_SWIGLU = """
+BiasSwiGLU <scale> (gate, gate_bias, up, up_bias) => (y) {
+    biased_gate = Add (gate, gate_bias)
+    biased_up = Add (up, up_bias)
+    g = Cast <to = 1> (biased_gate)
+    u = Cast <to = 1> (biased_up)
+    factor = Constant <value_float: float = @scale> ()
+    sigmoid = Sigmoid (g)
+    silu = Mul (g, sigmoid)
+    product = Mul (silu, u)
+    wide = Mul (product, factor)
+    y = CastLike (wide, gate)
+}
+"""
+
 #: x [..., D], weight and bias [D] fp32 → [..., D].
 _LAYER_NORM = """
 LayerNorm <epsilon> (x, weight, bias) => (y) {
@@ -132,6 +148,29 @@ AddRMSNorm <epsilon> (residual, branch, weight) => (y, sum) {{
 }}
 """
 
+#: x [..., D] fp32, weight [D] fp32 → [..., D] fp16.
+_WIDE_RMS_NORM = f"""
+WideRMSNorm <epsilon> (wide, weight) => (y) {{
+{_RMS_STEPS}
+    y = Cast <to = 10> (scaled)
+}}
+"""
+
+#: The norm, in fp16, of sum = residual + (scale · branch + bias); residual and sum are fp32.
+_ADD_WIDE_RMS_NORM = f"""
+AddWideRMSNorm <epsilon, scale> (residual, branch, bias, weight) => (y, sum) {{
+    b = Cast <to = 1> (branch)
+    c = Cast <to = 1> (bias)
+    factor = Constant <value_float: float = @scale> ()
+    times = Mul (b, factor)
+    biased = Add (times, c)
+    sum = Add (residual, biased)
+    wide = Identity (sum)
+{_RMS_STEPS}
+    y = Cast <to = 10> (scaled)
+}}
+"""
+
 #: Attention among the tokens of each frame: qkv [F, T, 3·H·d], query, key and value of a token one behind the other;
 #: bias [3·H·d] → [F, T, H·d].
 _VISION_ATTENTION = """
@@ -160,6 +199,119 @@ VisionAttention <num_heads> (qkv, bias) => (y) {
     rows = Transpose <perm = [1, 3, 0, 2, 4]> (mixed)
     flat = Constant <value_ints = [0, 0, -1]> ()
     y = Reshape (rows, flat)
+}
+"""
+
+#: Patches' queries and keys with their bias, rotated by the half-split rule: qkv [F, T, 3·H·d], query, key and value of
+#: a patch one behind the other; bias [3·H·d]; cosines and sines of each patch's angles [T, d / 2] fp32. From these to
+#: query and key, [F, T, H, d] fp32 each, and value [F, T, H·d].
+_ROTATION_STEPS = """
+    biased = Add (qkv, bias)
+    same = Constant <value_ints = [0, 0]> ()
+    first = Constant <value_ints = [0]> ()
+    rest = Constant <value_ints = [-1]> ()
+    heads_0 = Constant <value_int: int = @num_heads> ()
+    heads = Unsqueeze (heads_0, first)
+    query_rows, key_rows, value = Split <axis = 2> (biased)
+    split = Concat <axis = 0> (same, heads, rest)
+    query_heads = Reshape (query_rows, split)
+    key_heads = Reshape (key_rows, split)
+    both = Concat <axis = 2> (query_heads, key_heads)
+    wide = Cast <to = 1> (both)
+    low, high = Split <axis = 3> (wide)
+    one = Constant <value_ints = [1]> ()
+    c = Unsqueeze (cosines, one)
+    s = Unsqueeze (sines, one)
+    low_c = Mul (low, c)
+    high_s = Mul (high, s)
+    high_c = Mul (high, c)
+    low_s = Mul (low, s)
+    low_rotated = Sub (low_c, high_s)
+    high_rotated = Add (high_c, low_s)
+    rotated = Concat <axis = 3> (low_rotated, high_rotated)
+    query, key = Split <axis = 2> (rotated)
+    flat = Constant <value_ints = [0, 0, -1]> ()
+"""
+
+#: → the same with queries and keys rotated, [F, T, 3·H·d].
+_ROTATE_PATCHES = f"""
+RotatePatches <num_heads> (qkv, bias, cosines, sines) => (y) {{
+{_ROTATION_STEPS}
+    query_flat = Reshape (query, flat)
+    key_flat = Reshape (key, flat)
+    query_narrow = CastLike (query_flat, qkv)
+    key_narrow = CastLike (key_flat, qkv)
+    y = Concat <axis = 2> (query_narrow, key_narrow, value)
+}}
+"""
+
+#: → queries and keys alone, [F, T, H·d] fp32 each.
+_ROTATE_QUERY_KEY = f"""
+RotateQueryKey <num_heads> (qkv, bias, cosines, sines) => (query_flat, key_flat) {{
+{_ROTATION_STEPS}
+    query_flat = Reshape (query, flat)
+    key_flat = Reshape (key, flat)
+}}
+"""
+
+#: Attention among the patches of each frame, or of each window of window² patches where the attribute is not 0: qkv
+#: [F, R, C, 3·H·d] → [F, R, C, H·d]. Windows are cut from the grid's first patch on.
+_PATCH_ATTENTION = """
+PatchAttention <num_heads, window> (qkv) => (y) {
+    zero = Constant <value_ints = [0]> ()
+    one = Constant <value_ints = [1]> ()
+    three = Constant <value_ints = [3]> ()
+    rest = Constant <value_ints = [-1]> ()
+    zero_0 = Constant <value_int = 0> ()
+    one_0 = Constant <value_int = 1> ()
+    heads_0 = Constant <value_int: int = @num_heads> ()
+    window_0 = Constant <value_int: int = @window> ()
+    heads = Unsqueeze (heads_0, zero)
+    frames = Shape <start = 0, end = 1> (qkv)
+    rows = Shape <start = 1, end = 2> (qkv)
+    columns = Shape <start = 2, end = 3> (qkv)
+    total = Shape <start = -1> (qkv)
+    parts = Mul (heads, three)
+    width = Div (total, parts)
+
+    rows_0 = Squeeze (rows, zero)
+    columns_0 = Squeeze (columns, zero)
+    longest = Max (rows_0, columns_0)
+    is_whole = Equal (window_0, zero_0)
+    edge = Where (is_whole, longest, window_0)
+    patches_0 = Mul (rows_0, columns_0)
+    patch = Range (zero_0, patches_0, one_0)
+    row = Div (patch, columns_0)
+    column = Mod (patch, columns_0)
+    down = Div (row, edge)
+    across = Div (column, edge)
+    windows_down = Mul (down, columns_0)
+    which = Add (windows_down, across)
+    which_query = Unsqueeze (which, one)
+    there = Equal (which_query, which)
+
+    split = Concat <axis = 0> (frames, rest, three, heads, width)
+    packed = Reshape (qkv, split)
+    turned = Transpose <perm = [2, 0, 3, 1, 4]> (packed)
+    query_1, key_1, value_1 = Split <axis = 0> (turned)
+    query = Squeeze (query_1, zero)
+    key = Squeeze (key_1, zero)
+    value = Squeeze (value_1, zero)
+    q = Cast <to = 1> (query)
+    k = Cast <to = 1> (key)
+    width_fp32 = Cast <to = 1> (width)
+    root = Sqrt (width_fp32)
+    scaled = Div (q, root)
+    k_columns = Transpose <perm = [0, 1, 3, 2]> (k)
+    scores = MatMul (scaled, k_columns)
+    lowest = Constant <value = float {-3.4028234663852886e38}> ()
+    masked = Where (there, scores, lowest)
+    softmax = Softmax <axis = -1> (masked)
+    shares = CastLike (softmax, qkv)
+    mixed = MatMul (shares, value)
+    by_patch = Transpose <perm = [0, 2, 1, 3]> (mixed)
+    grid = Concat <axis = 0> (frames, rows, columns, rest)
+    y = Reshape (by_patch, grid)
 }
 """
 
@@ -247,6 +399,70 @@ CachedAttention <num_heads, kv_num_heads> (qkv, bias, past_key, past_value, last
     by_token = Transpose <perm = [2, 0, 1, 3]> (mixed)
     flat = Concat <axis = 0> (zero, rest)
     attn_out = Reshape (by_token, flat)
+}
+"""
+
+#: The same for tokens whose rotary positions are not their places in the cache: cosines and sines are those of the
+#: angles of each token [T, d / 2].
+_POSITIONED_ATTENTION = (
+    _CACHED_ATTENTION.replace("CachedAttention", "PositionedAttention")
+    .replace("Gather <axis = 0> (cosines, positions)", "Identity (cosines)")
+    .replace("Gather <axis = 0> (sines, positions)", "Identity (sines)")
+)
+
+#: What the last token of a CachedAttention gives each position of the cache in each head: its inputs, with the keys that
+#: it returned → [H, P] fp32, 0 behind the last token.
+_ATTENTION_SHARES = """
+AttentionShares <num_heads, kv_num_heads> (qkv, bias, present_key, last, cosines, sines) => (shares) {
+    zero = Constant <value_ints = [0]> ()
+    one = Constant <value_ints = [1]> ()
+    rest = Constant <value_ints = [-1]> ()
+    infinite = Constant <value_ints = [2147483647]> ()
+    heads_0 = Constant <value_int: int = @num_heads> ()
+    kv_heads_0 = Constant <value_int: int = @kv_num_heads> ()
+    heads = Unsqueeze (heads_0, zero)
+    kv_heads = Unsqueeze (kv_heads_0, zero)
+    width = Shape <start = -1> (present_key)
+    capacity = Shape <start = 1, end = 2> (present_key)
+
+    row = Slice (qkv, rest, infinite, zero)
+    biased = Add (row, bias)
+    by_head = Concat <axis = 0> (rest, width)
+    packed = Reshape (biased, by_head)
+    query_fp16 = Slice (packed, zero, heads, zero)
+    query = Cast <to = 1> (query_fp16)
+    low, high = Split <axis = 1> (query)
+    last_64 = Cast <to = 7> (last)
+    cosine_row = Gather <axis = 0> (cosines, last_64)
+    sine_row = Gather <axis = 0> (sines, last_64)
+    c = Cast <to = 1> (cosine_row)
+    s = Cast <to = 1> (sine_row)
+    low_c = Mul (low, c)
+    high_s = Mul (high, s)
+    high_c = Mul (high, c)
+    low_s = Mul (low, s)
+    low_rotated = Sub (low_c, high_s)
+    high_rotated = Add (high_c, low_s)
+    rotated = Concat <axis = 1> (low_rotated, high_rotated)
+
+    width_fp32 = Cast <to = 1> (width)
+    root = Sqrt (width_fp32)
+    scaled = Div (rotated, root)
+    group = Concat <axis = 0> (kv_heads, rest, width)
+    queries = Reshape (scaled, group)
+    keys = Cast <to = 1> (present_key)
+    columns = Transpose <perm = [0, 2, 1]> (keys)
+    scores = MatMul (queries, columns)
+    zero_0 = Squeeze (zero, zero)
+    one_0 = Squeeze (one, zero)
+    capacity_0 = Squeeze (capacity, zero)
+    slots = Range (zero_0, capacity_0, one_0)
+    behind = Greater (slots, last_64)
+    lowest = Constant <value = float {-3.4028234663852886e38}> ()
+    masked = Where (behind, lowest, scores)
+    softmax = Softmax <axis = -1> (masked)
+    flat = Concat <axis = 0> (heads, capacity)
+    shares = Reshape (softmax, flat)
 }
 """
 
@@ -342,12 +558,20 @@ _TEXTS = (
     _BIAS_GELU,
     _BIAS_FAST_GELU,
     _SWIGLU,
+    _BIAS_SWIGLU,
     _LAYER_NORM,
     _ADD_LAYER_NORM,
     _RMS_NORM,
     _ADD_RMS_NORM,
+    _WIDE_RMS_NORM,
+    _ADD_WIDE_RMS_NORM,
     _VISION_ATTENTION,
+    _ROTATE_PATCHES,
+    _ROTATE_QUERY_KEY,
+    _PATCH_ATTENTION,
     _CACHED_ATTENTION,
+    _POSITIONED_ATTENTION,
+    _ATTENTION_SHARES,
     _PER_CHANNEL_LINEAR,
     _BLOCKWISE_LINEAR,
     _BLOCKWISE_AFFINE_LINEAR,

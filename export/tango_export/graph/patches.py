@@ -10,9 +10,9 @@ from __future__ import annotations
 import numpy as np
 from onnx import TensorProto
 
-from tango_export.graph.builder import GraphBuilder, PatchGrid
+from tango_export.graph.builder import Biased, GraphBuilder, PatchGrid
 from tango_export.graph.integers import Integers, integers
-from tango_export.graph.portable import attend, cos_sin, frequency_weight, rotate
+from tango_export.graph.portable import add_bias, attend, cos_sin, frequency_weight, rotate
 
 #: Base of the rotary frequencies of a patch's row and column.
 PATCH_THETA = 10000.0
@@ -45,19 +45,24 @@ def patch_grid(g: GraphBuilder, rows: str, columns: str, window: int, head_dim: 
     return PatchGrid(rows, columns, window, (*whole, *windows, order.name, back.name, mask))
 
 
-def patch_query_key(g: GraphBuilder, name: str, qkv: str, grid: PatchGrid, heads: int, head_dim: int) -> str:
+def patch_query_key(
+    g: GraphBuilder, name: str, qkv: Biased, grid: PatchGrid, heads: int, head_dim: int
+) -> tuple[str, str]:
     cos, sin, *_ = grid.shared
-    packed = g.reshape(qkv, f"{name}.heads", 0, -1, 3 * heads, head_dim)
-    return rotate(g, name, g.slice(packed, f"{name}.query_key", axis=2, end=2 * heads), cos, sin, head_dim, axis=3)
+    packed = g.reshape(add_bias(g, qkv), f"{name}.heads", 0, -1, 3 * heads, head_dim)
+    query_key = g.slice(packed, f"{name}.query_key", axis=2, end=2 * heads)
+    rotated = rotate(g, name, query_key, cos, sin, head_dim, axis=3)
+    query = g.slice(rotated, f"{name}.queries", axis=2, end=heads)
+    return query, g.slice(rotated, f"{name}.keys", axis=2, begin=heads)
 
 
 def patch_attention(
-    g: GraphBuilder, name: str, qkv: str, grid: PatchGrid, heads: int, head_dim: int, windowed: bool
+    g: GraphBuilder, name: str, qkv: Biased, grid: PatchGrid, heads: int, head_dim: int, windowed: bool
 ) -> str:
     cos, sin, window_cos, window_sin, order, back, mask = grid.shared
-    packed, shape = qkv, (0, 1, -1)
+    packed, shape = add_bias(g, qkv), (0, 1, -1)
     if windowed:
-        packed, shape = g.node("Gather", [qkv, order], f"{name}.windows", axis=1), (0, -1, grid.window**2)
+        packed, shape = g.node("Gather", [packed, order], f"{name}.windows", axis=1), (0, -1, grid.window**2)
         cos, sin = window_cos, window_sin
     packed = g.reshape(packed, f"{name}.heads", *shape, 3 * heads, head_dim)  # [F, windows, patches, heads, head_dim]
     query_key = g.slice(packed, f"{name}.query_key", axis=3, end=2 * heads)
@@ -75,12 +80,17 @@ def patch_attention(
 
 
 def _patch_angles(g: GraphBuilder, name: str, row: Integers, column: Integers, head_dim: int) -> list[str]:
-    """Cosines and sines [T, 1, head_dim] fp32 of patches at rows and columns [T]: half of the frequencies turn by the
-    row, the others, which are the same, by the column."""
+    """Cosines and sines [T, 1, head_dim] fp32 of patches at rows and columns [T]."""
+    return list(cos_sin(g, name, patch_angles(g, name, row, column, head_dim)))
+
+
+def patch_angles(g: GraphBuilder, name: str, row: Integers, column: Integers, head_dim: int) -> str:
+    """Rotary angles [T, head_dim / 2] fp32 of patches at rows and columns [T]: half of the frequencies turn by the row,
+    the others, which are the same, by the column."""
     frequencies = frequency_weight(g, "grid.inv_freq", PATCH_THETA, head_dim // 2)
     angles = []
     for kind, place in (("row", row), ("column", column)):
         wide = g.node("Cast", [place.name], f"{name}.{kind}.fp32", to=TensorProto.FLOAT)
         wide = g.node("Unsqueeze", [wide, g.constant([1])], f"{name}.{kind}.each_frequency")
         angles.append(g.node("Mul", [wide, frequencies], f"{name}.{kind}.angles"))
-    return list(cos_sin(g, name, g.node("Concat", angles, f"{name}.angles", axis=-1)))
+    return g.node("Concat", angles, f"{name}.angles", axis=-1)

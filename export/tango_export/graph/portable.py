@@ -39,7 +39,9 @@ def linear(g: GraphBuilder, layer: Linear) -> str:
 
 
 def add_bias(g: GraphBuilder, x: Biased) -> str:
-    return x.value if x.bias is None else g.node("Add", [x.value, x.bias], x.name)
+    if x.bias is None:
+        return x.value
+    return x.name if g.has(x.name) else g.node("Add", [x.value, x.bias], x.name)
 
 
 def layer_norm(g: GraphBuilder, name: str, x: str | Addition, width: int, eps: float) -> tuple[str, str]:
@@ -90,9 +92,12 @@ def gelu_tanh(g: GraphBuilder, name: str, x: Biased) -> str:
     return g.node("Mul", [half, twice], name)
 
 
-def swiglu(g: GraphBuilder, name: str, gate: str, up: str) -> str:
-    silu = g.node("Mul", [gate, g.node("Sigmoid", [gate], f"{name}.sigmoid")], f"{name}.silu")
-    return g.node("Mul", [silu, up], name)
+def swiglu(g: GraphBuilder, name: str, gate: Biased, up: Biased, wide: bool) -> str:
+    a, b = (add_bias(g, part) for part in (gate, up))
+    if wide:
+        a, b = (g.widen(part, f"{part}.fp32") for part in (a, b))
+    silu = g.node("Mul", [a, g.node("Sigmoid", [a], f"{name}.sigmoid")], f"{name}.silu")
+    return g.node("Mul", [silu, b], name)
 
 
 def attention(g: GraphBuilder, name: str, qkv: Biased, tokens: int, heads: int, head_dim: int) -> str:
@@ -161,14 +166,12 @@ def cached_attention(
     grouped = g.reshape(query, f"{name}.groups", tokens, kv_heads, heads // kv_heads, head_dim)
     grouped = g.node("Transpose", [grouped], f"{name}.groups.transposed", perm=[1, 2, 0, 3])
     mixed = attend(g, name, grouped, joined[0], joined[1], head_dim, mask)  # [kv_heads, group, T, head_dim]
+    if layer == cache.share:  # [P + T]
+        share = g.slice(f"{name}.softmax", f"{name}.share.last", axis=2, begin=-1)
+        share = g.node("ReduceMean", [share], f"{name}.share.mean", axes=[0, 1], keepdims=0)
+        g.output(g.reshape(share, f"{name}.share", -1), "share", "float32", "S", first=True)
     mixed = g.node("Transpose", [mixed], f"{name}.transposed", perm=[2, 0, 1, 3])
     return g.reshape(mixed, name, tokens, heads * head_dim)
-
-
-def last_share(g: GraphBuilder, name: str) -> str:
-    """What the last query of a cached attention of this name gives each position, the mean over heads: [P + T] fp32."""
-    last = g.slice(f"{name}.softmax", f"{name}.share.last", axis=2, begin=-1)
-    return g.reshape(g.node("ReduceMean", [last], f"{name}.share.mean", axes=[0, 1], keepdims=0), f"{name}.share", -1)
 
 
 def last_position(g: GraphBuilder, name: str, x: str, width: int) -> str:
@@ -226,6 +229,11 @@ def rotary_frequencies(theta: float, dim: int) -> Array:
 
 def _rotation(g: GraphBuilder, positions: str, cache: CacheShape) -> tuple[str, str]:
     """Cosines and sines of the rotary angles, [T, 1, head_dim] fp32, of positions [T], or [3, T] on three axes."""
+    return cos_sin(g, "rotary", rotary_angles(g, positions, cache))
+
+
+def rotary_angles(g: GraphBuilder, positions: str, cache: CacheShape) -> str:
+    """The rotary angles [T, head_dim / 2] fp32 of positions [T], or [3, T] on three axes."""
     frequencies = frequency_weight(g, "rotary.inv_freq", cache.rope_theta, cache.head_dim)
     wide = g.node("Cast", [positions], "rotary.positions", to=TensorProto.FLOAT)
     if cache.sections is None:
@@ -233,8 +241,7 @@ def _rotation(g: GraphBuilder, positions: str, cache: CacheShape) -> tuple[str, 
     else:  # each frequency turns by the position on its own axis: [T, head_dim / 2]
         axes = g.constant([axis for axis, width in enumerate(cache.sections) for _ in range(width)])
         column = g.node("Gather", [g.node("Transpose", [wide], "rotary.axes", perm=[1, 0]), axes], "rotary.own", axis=1)
-    angles = g.node("Mul", [column, frequencies], "rotary.angles")
-    return cos_sin(g, "rotary", angles)
+    return g.node("Mul", [column, frequencies], "rotary.angles")
 
 
 def cos_sin(g: GraphBuilder, name: str, angles: str) -> tuple[str, str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from onnx import TensorProto
 
 from tango_export.graph.builder import Addition, Biased, CacheShape, GraphBuilder, Positions
-from tango_export.graph.portable import added, last_share
+from tango_export.graph.portable import added
 from tango_export.layers import gated_mlp, linear, packed_linear, rms_norm
 from tango_plugins import decoder as kernel
 
@@ -77,15 +77,14 @@ def decoder(g: GraphBuilder, c: Qwen2Config, context: int, vocabulary: int, firs
 def lower_decoder(g: GraphBuilder, c: Qwen2Config, context: int, end: int) -> None:
     """The layers before ``end``: embeddings of T tokens in, their rows [T, D] out.
 
-    Out comes also what the last of the tokens attends to in the last of these layers: a share for each of the P cached
-    positions and the T new ones. There is this graph in the portable form only: a fused attention keeps its shares.
+    Out comes also what the last of the tokens attends to in the last of these layers: a share for each position, of
+    which those count that the sequence has.
     """
-    cache = c.cache(context, range(end))
+    cache = replace(c.cache(context, range(end)), share=end - 1)
     embeddings, positions = g.form.start_decoder(g, c.hidden_size, cache)
     x: str | Addition = embeddings
     for layer in cache.indices:
         x = decoder_layer(g, layer, x, positions, c, cache)
-    g.output(last_share(g, f"layers.{end - 1}.self_attn"), "share", "float32", "S", first=True)
     g.output(added(g, x), "rows", g.dtype, "N", c.hidden_size, first=True)
 
 

@@ -16,6 +16,9 @@ MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2757
 
 EPS = 1e-6
 
+#: What the kernels of its attention take of the width of a head.
+HEAD_DIM_MULTIPLE, MAX_HEAD_DIM = 16, 128
+
 #: From this share of the layers on, fp16 does not hold what the MLP gives: with the released checkpoints from about
 #: layer 15 of 32 on (reports at ggml-org/llama.cpp#17534, ollama/ollama#18070 and lablup/mlxcel#1601).
 _WIDE = 15 / 32
@@ -93,11 +96,11 @@ def embedding(g: GraphBuilder, name: str, pixels: str, c: QwenVisionConfig) -> s
 
 def block(
     g: GraphBuilder, name: str, x: str | Addition, grid: PatchGrid, c: QwenVisionConfig, index: int
-) -> tuple[Addition, str]:
+) -> tuple[Addition, Biased]:
     """Attention and gated MLP, each after its norm: [F, R·C, width] fp32 → the same; and its queries, keys, values."""
     width, heads = c.hidden_size, c.num_heads
     normed, x = wide_rms_norm(g, f"{name}.norm1", x, width, EPS)
-    qkv = g.form.add_bias(g, linear(g, f"{name}.attn.qkv", normed, width, 3 * width, tokens="any"))
+    qkv = linear(g, f"{name}.attn.qkv", normed, width, 3 * width, tokens="any")
     windowed = index not in c.fullatt_block_indexes
     mixed = g.form.patch_attention(g, f"{name}.attn", qkv, grid, heads, c.head_dim, windowed)
     attended = Addition(f"{name}.attended", x, linear(g, f"{name}.attn.proj", mixed, width, width, tokens="any"))
@@ -106,13 +109,10 @@ def block(
 
 
 def mlp(g: GraphBuilder, name: str, x: str, c: QwenVisionConfig, *, wide: bool) -> Biased:
-    """SwiGLU with biases, [F, R·C, width] → the same; ``wide``: fp32 from the product of gate and rest on."""
+    """SwiGLU with biases, [F, R·C, width] → the same; ``wide``: wide from the product of gate and rest on."""
     width, inner = c.hidden_size, c.intermediate_size
-    layers = [linear(g, f"{name}.{part}_proj", x, width, inner, tokens="any") for part in ("gate", "up")]
-    parts = [g.form.add_bias(g, layer) for layer in layers]
-    if wide:
-        parts = [g.widen(part, f"{part}.fp32") for part in parts]
-    gated = g.form.swiglu(g, f"{name}.gated", *parts)
+    gate, up = (linear(g, f"{name}.{part}_proj", x, width, inner, tokens="any") for part in ("gate", "up"))
+    gated = g.form.swiglu(g, f"{name}.gated", gate, up, wide)
     g.scaled_by(gated, f"{name}.up_proj.weight", f"{name}.up_proj.bias")
     return linear(g, f"{name}.down_proj", gated, inner, width, tokens="any", wide=wide)
 
@@ -127,18 +127,17 @@ def merger(g: GraphBuilder, name: str, x: Addition, order: str, c: QwenVisionCon
     return g.form.add_bias(g, linear(g, f"{name}.mlp.2", hidden, joined, c.out_hidden_size, tokens="any"))
 
 
-def salience(g: GraphBuilder, name: str, qkv: str, grid: PatchGrid, order: str, c: QwenVisionConfig) -> str:
+def salience(g: GraphBuilder, name: str, qkv: Biased, grid: PatchGrid, order: str, c: QwenVisionConfig) -> str:
     """Attention that each token receives from the mean query of its step, averaged over heads, [F, L] fp32.
 
     A token's key is the mean of its patches' keys, and each row sums to 1: as in the code of Tango's authors.
     """
     heads, head_dim, merged = c.num_heads, c.head_dim, c.spatial_merge_size**2
-    rotated = g.form.patch_query_key(g, name, qkv, grid, heads, head_dim)  # [F, R·C, 2 heads, head_dim]
-    query = g.slice(rotated, f"{name}.queries", axis=2, end=heads)
+    query, keys = g.form.patch_query_key(g, name, qkv, grid, heads, head_dim)  # [F, R·C, heads, head_dim]
     query = g.mean(query, f"{name}.query", 1, keepdims=0)  # [F, heads, head_dim]
     query = g.node("Mul", [query, g.constant(head_dim**-0.5, "float32")], f"{name}.query.scaled")
     query = g.reshape(query, f"{name}.query.row", 0, heads, 1, head_dim)
-    keys = g.node("Gather", [g.slice(rotated, f"{name}.keys", axis=2, begin=heads), order], f"{name}.ordered", axis=1)
+    keys = g.node("Gather", [keys, order], f"{name}.ordered", axis=1)
     keys = g.reshape(keys, f"{name}.each_token", 0, -1, merged, heads * head_dim)
     keys = g.mean(keys, f"{name}.key", 2, keepdims=0)  # [F, L, heads · head_dim]
     keys = g.reshape(keys, f"{name}.key.heads", 0, -1, heads, head_dim)
@@ -155,6 +154,13 @@ def token_order(g: GraphBuilder, grid: PatchGrid, c: QwenVisionConfig) -> str:
     token, inside, across = place // side**2, place % side**2, C // side
     row, column = token // across * side + inside // side, token % across * side + inside % side
     return (row * C + column).name
+
+
+def no_device_form(c: QwenVisionConfig) -> str | None:
+    """Why the kernels of its attention do not take a tower; None where they do (tango/vision_attention.h)."""
+    if c.head_dim % HEAD_DIM_MULTIPLE or c.head_dim > MAX_HEAD_DIM:
+        return f"its heads are {c.head_dim} wide, no multiple of {HEAD_DIM_MULTIPLE} up to {MAX_HEAD_DIM}"
+    return None
 
 
 def _patches_along(g: GraphBuilder, pixels: str, name: str, axis: int, c: QwenVisionConfig) -> str:

@@ -12,10 +12,6 @@ from tango_export.models import qwen2, siglip
 from tango_export.models.projector import Pooling, PoolingMode, pool, projector
 from tango_runtime.bundle import InnerPruning, Manifest
 
-#: Why a decoder with inner pruning has no device form.
-_IN_TWO = "tokens are dropped between its two graphs"
-
-
 def bundle_definitions(mode: PoolingMode, manifest: Manifest) -> tuple[Definition, ...]:
     """The graphs of a bundle.
 
@@ -50,10 +46,13 @@ def definitions(
         "decoder_high" if inner else "decoder",
         lambda g: qwen2.decoder(g, config.text, context, vocabulary, first),
         {"lm_head.": "decoder.embed_tokens." if tied else "lm_head.", "": "decoder."},
-        _IN_TWO if inner else qwen2.no_device_form(config.text),
+        qwen2.no_device_form(config.text),
     )
     lower = Definition(
-        "decoder_low", lambda g: qwen2.lower_decoder(g, config.text, context, first), {"": "decoder."}, _IN_TWO
+        "decoder_low",
+        lambda g: qwen2.lower_decoder(g, config.text, context, first),
+        {"": "decoder."},
+        qwen2.no_device_form(config.text),
     )
     return (
         Definition(

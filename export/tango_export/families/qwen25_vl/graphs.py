@@ -34,14 +34,14 @@ def definitions(config: Dimensions, context: int, vocabulary: int, tied: bool) -
             "vision",
             lambda g: qwen_vision.vision(g, config.vision),
             {},
-            "its attention in windows has no operator there",
+            qwen_vision.no_device_form(config.vision),
         ),
         Definition("embed", lambda g: embed(g, config), {"table.": "decoder.embed_tokens."}),
         Definition(
             "decoder",
             lambda g: qwen2.decoder(g, config.text, context, vocabulary),
             {"lm_head.": head, "": "decoder."},
-            "its rotary positions have three axes",
+            qwen2.no_device_form(config.text),
         ),
     )
 

@@ -1,0 +1,45 @@
+"""The device form of attention among the patches of a frame of any size, whole or in windows (Qwen2.5-VL's tower).
+
+Patches stay row by row, and the operator reads the grid from the shape of its input. What each function takes and
+returns: :class:`tango_export.graph.builder.Form`.
+"""
+
+from __future__ import annotations
+
+from tango_export.graph.builder import Biased, GraphBuilder, PatchGrid
+from tango_export.graph.device import bias_of, operator
+from tango_export.graph.integers import integers
+from tango_export.graph.patches import patch_angles
+
+
+def patch_grid(g: GraphBuilder, rows: str, columns: str, window: int, head_dim: int) -> PatchGrid:
+    """Its shared values: cosines and sines [R·C, head_dim / 2] fp32, and the grid as a shape, [2] int64."""
+    R, C = integers(g, "grid", rows, columns)
+    patch = (R * C).range()
+    angles = patch_angles(g, "grid", patch // C, patch % C, head_dim)
+    turns = [g.node(kind, [angles], f"grid.{kind.lower()}") for kind in ("Cos", "Sin")]
+    lengths = [g.node("Unsqueeze", [x.name, g.constant([0])], f"{x.name}.length") for x in (R, C)]
+    return PatchGrid(rows, columns, window, (*turns, g.node("Concat", lengths, "grid.shape", axis=0)))
+
+
+def patch_query_key(
+    g: GraphBuilder, name: str, qkv: Biased, grid: PatchGrid, heads: int, head_dim: int
+) -> tuple[str, str]:
+    cos, sin, _ = grid.shared
+    rotated = f"{name}.queries.rows", f"{name}.keys.rows"
+    operator(g, "RotateQueryKey", [qkv.value, bias_of(qkv), cos, sin], *rotated, num_heads=heads)
+    query, key = (g.reshape(x, x.removesuffix(".rows"), 0, -1, heads, head_dim) for x in rotated)
+    return query, key
+
+
+def patch_attention(
+    g: GraphBuilder, name: str, qkv: Biased, grid: PatchGrid, heads: int, head_dim: int, windowed: bool
+) -> str:
+    cos, sin, shape = grid.shared
+    rotated = operator(g, "RotatePatches", [qkv.value, bias_of(qkv), cos, sin], f"{name}.rotated", num_heads=heads)
+    ends = g.constant([0]), g.constant([3 * heads * head_dim])
+    shaped = g.node("Concat", [ends[0], shape, ends[1]], f"{name}.shape", axis=0)
+    rows = g.node("Reshape", [rotated, shaped], f"{name}.grid")  # [F, R, C, 3 D]
+    window = grid.window if windowed else 0
+    mixed = operator(g, "PatchAttention", [rows], f"{name}.mixed", num_heads=heads, window=window)
+    return g.reshape(mixed, name, 0, -1, heads * head_dim)
