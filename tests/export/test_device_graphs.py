@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from dataclasses import replace
 
 import numpy as np
 import onnx
 import pytest
 
-from tango_export.export import DTYPES, Request, export, find_preset, open_model, write_device_graphs
-from tango_runtime.bundle import Bundle, describe, write_manifest
+from tango_export.export import Request, export
+from tango_runtime.bundle import Bundle
 from tango_runtime.cli.main import main
 from tests.export.edits import Decoder, assert_close, embed, frames, run, session
+from tests.fakes.device_graphs import with_device_graphs
 
 IDS = np.random.default_rng(3).integers(0, 300, 12)
 CONTEXT, CAPACITY = 8192, 256
@@ -23,19 +23,11 @@ TOLERANCE = {"fp32": 1e-5, "fp16": 1e-2}
 
 
 @pytest.fixture(scope="module", params=["fp32", "fp16"])
-def written(request, checkpoint, bundle, tmp_path_factory):
-    """A bundle with device graphs, and the precision; an export writes them in fp16 only."""
+def written(request, bundle, tmp_path_factory):
+    """A bundle with device graphs, and the precision."""
     precision, outliers = request.param, request.param == "fp16"
-    llava, siglip = checkpoint(outliers=outliers)
-    folder = shutil.copytree(
-        bundle(precision=precision, outliers=outliers), tmp_path_factory.mktemp("device") / precision
-    )
-    model = open_model(find_preset("llava-ov")[0], str(llava), str(siglip), CONTEXT)
-    manifest = Bundle.load(folder).manifest
-    graphs = manifest.graphs | write_device_graphs(folder, model, manifest.graphs, DTYPES[precision])
-    devices = [spec.device.file for spec in graphs.values() if spec.device]
-    files = manifest.files | {file: describe(folder / file) for file in devices}
-    write_manifest(folder, replace(manifest, graphs=graphs, files=files))
+    source = bundle(precision=precision, outliers=outliers)
+    folder = with_device_graphs(source, tmp_path_factory.mktemp("device") / precision, precision)
     return folder, precision
 
 

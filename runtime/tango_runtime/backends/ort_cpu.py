@@ -300,6 +300,11 @@ def cache_inputs(graph: GraphSpec) -> tuple[TensorSpec, ...]:
     return tuple(tensor for tensor in graph.inputs if tensor.name.startswith("past_"))
 
 
+def cache_rows(graph: GraphSpec) -> tuple[TensorSpec, ...]:
+    """The outputs of a decoder graph that bring new rows of its cache, in the order of its inputs."""
+    return graph.outputs[-len(cache_inputs(graph)) :]
+
+
 def empty_cache(specs: Sequence[TensorSpec], capacity: int) -> dict[str, Array]:
     """Keys and values for so many positions, [heads, capacity, head_dim] each, all zero.
 

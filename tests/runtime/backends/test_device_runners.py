@@ -23,6 +23,7 @@ from tango_runtime.backends.cuda.ort_fused import FusedOrtRunner
 from tango_runtime.bundle import Bundle, describe, write_manifest
 from tango_runtime.system import gpu as system
 from tests.fakes.cuda import install
+from tests.fakes.device_graphs import with_device_graphs
 from tests.fakes.sequence import OneSequence
 from tests.fakes.tensorrt_engines import MACHINE, HostTensorRT, build
 from tests.runtime.backends.test_cuda_backend import overflow
@@ -33,19 +34,11 @@ ENGINES = ("onnxruntime", "tensorrt")
 
 @pytest.fixture(scope="module")
 def fused(responsive_checkpoint, tmp_path_factory):
-    """``fused("fp32")``: a bundle with device graphs, and engines; ``tango-export`` writes the graphs in fp16 only."""
-    from tango_export.export import DTYPES, find_preset, open_model, write_device_graphs
-
+    """``fused("fp32")``: a bundle with device graphs, and engines."""
     @cache
     def made(dtype):
-        llava, bundle = responsive_checkpoint(dtype=dtype)
-        folder = shutil.copytree(bundle, tmp_path_factory.mktemp("fused") / dtype)
-        manifest = Bundle.load(folder).manifest
-        model = open_model(find_preset("llava-ov")[0], str(llava), str(llava.parent / "siglip"), 2048)
-        graphs = manifest.graphs | write_device_graphs(folder, model, manifest.graphs, DTYPES[dtype])
-        devices = [spec.device.file for spec in graphs.values() if spec.device]
-        files = manifest.files | {file: describe(folder / file) for file in devices}
-        write_manifest(folder, replace(manifest, graphs=graphs, files=files))
+        _, bundle = responsive_checkpoint(dtype=dtype)
+        folder = with_device_graphs(bundle, tmp_path_factory.mktemp("fused") / dtype, dtype)
         build(folder, max_frames=8, max_tokens=600, context=2048)
         return folder
 

@@ -16,15 +16,16 @@ from tango_plugins.matrix import Matrix
 from tango_runtime.backends.cuda.device import Pool, Stream, rows
 from tango_runtime.backends.cuda.runner import Step
 from tango_runtime.backends.cuda.weights import Weights
+from tango_runtime.backends.ort_cpu import cache_inputs, cache_rows
 from tango_runtime.bundle import GraphName, GraphSpec, Manifest
 
 
 class DeviceDecoder:
-    """The device graph of a bundle's decoder.
+    """The device graph of a bundle's decoder, or its two.
 
     Args:
         manifest: The bundle's.
-        weights: Those of ``embed`` and ``decoder``.
+        weights: Those of ``embed`` and of the decoder's graphs.
         stream: What everything runs on.
 
     Attributes:
@@ -34,30 +35,27 @@ class DeviceDecoder:
     positions = "int32"
 
     def __init__(self, manifest: Manifest, weights: Mapping[GraphName, Weights], stream: Stream) -> None:
-        self._manifest, self._weights, self._stream = manifest, weights["decoder"], stream
+        self._manifest, self._weights, self._stream = manifest, weights, stream
         (table,) = manifest.graphs["embed"].device_weights
         self._words = weights["embed"][table]
-        self._rows = [t.name for t in manifest.graphs["decoder"].outputs[1:]]
 
-    def tensors(self, plain: Mapping[str, DeviceArray]) -> dict[str, DeviceArray]:
-        """The portable decoder's tensors as those of the device graph: past and present are the whole cache."""
-        graph = self._manifest.graphs["decoder"]
-        assert graph.device is not None
-        _, last, *past = (t.name for t in graph.device_inputs)
-        cache = [plain[name] for name in self._rows]
-        return {
-            "embeddings": plain["embeddings"],
-            last: plain["positions"],
-            **dict(zip(past, cache, strict=True)),
-            "logits": plain["logits"],
-            **dict(zip((t.name for t in graph.device.outputs[1:]), cache, strict=True)),
-        }
+    def tensors(self, graph: GraphName, plain: Mapping[str, DeviceArray]) -> dict[str, DeviceArray]:
+        """A portable graph's tensors as those of its device graph: past and present are the whole cache."""
+        spec = self._manifest.graphs[graph]
+        assert spec.device is not None
+        groups = cache_inputs(spec), cache_rows(spec), cache_rows(spec.device)
+        past, new, present = ([tensor.name for tensor in group] for group in groups)
+        cache, replaced = [plain[name] for name in new], {"positions", *past, *new}
+        others = {name: tensor for name, tensor in plain.items() if name not in replaced}
+        whole = dict(zip(past, cache, strict=True)) | dict(zip(present, cache, strict=True))
+        return {**others, "last_position": plain["positions"], **whole}
 
     def step(self, cache: Sequence[DeviceArray], logits: DeviceArray, pool: Pool) -> Step:
         """The CUDA library's decode step: the token's embedding is a row of the table."""
-        matrices = _matrices(self._manifest.graphs["decoder"], self._weights)
-        shape = _shape(self._manifest, self._weights, matrices, cache[0].shape[1])
-        decoder = CudaDecoder(shape, self._weights, matrices, cache)
+        weights = self._weights["decoder"]
+        matrices = _matrices(self._manifest.graphs["decoder"], weights)
+        shape = _shape(self._manifest, weights, matrices, cache[0].shape[1])
+        decoder = CudaDecoder(shape, weights, matrices, cache)
         table = pool.take("decoder table", decoder.table.shape, np.uint8)
         workspace = pool.take("decoder workspace", (decoder.workspace_bytes,), np.uint8)
         self._stream.upload(decoder.table, table)

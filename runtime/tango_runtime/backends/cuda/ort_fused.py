@@ -52,10 +52,10 @@ class FusedOrtRunner(OrtRunner):
 
     def bind(self, graph: GraphName, tensors: Mapping[str, DeviceArray], *, replay: bool = False) -> Run:
         """Prepares a session to read and write these tensors; gives the function that runs it."""
-        if graph != "decoder" or self._decoder is None:
+        if graph in ("vision", "embed") or self._decoder is None:
             return super().bind(graph, tensors, replay=replay)
         weights = self._taken(graph) if replay else {}  # that binding is another
-        return self._bind(graph, self._decoder.tensors(tensors) | weights, replay)
+        return self._bind(graph, self._decoder.tensors(graph, tensors) | weights, replay)
 
     def step(self, cache: Sequence[DeviceArray], logits: DeviceArray, pool: Pool) -> Step | None:
         """The CUDA library's, where the decoder has a device graph."""

@@ -109,7 +109,7 @@ class TensorRTRunner:
         """Prepares an engine to read and write these tensors; gives the function that runs it."""
         found = self._found[graph]
         if self._decoder and graph == "decoder":
-            tensors = self._decoder.tensors(tensors)
+            tensors = self._decoder.tensors(graph, tensors)
         # TensorRT 8 lets no two contexts share a profile, so replays have the engine's last one to themselves.
         profile = len(found.profiles) - 1 if replay else PREFILL
         inputs = {tensor.name: tensors[tensor.name].shape for tensor in found.inputs}

@@ -22,7 +22,7 @@ from tango_runtime.backends.cuda.kv_cache import KVCache
 from tango_runtime.backends.cuda.logits import DeviceLogits
 from tango_runtime.backends.cuda.row_ends import enqueue_gather
 from tango_runtime.backends.cuda.runner import GraphRunner
-from tango_runtime.backends.ort_cpu import cache_inputs
+from tango_runtime.backends.ort_cpu import cache_inputs, cache_rows
 from tango_runtime.backends.rotary import TEXT, RotaryIds
 from tango_runtime.backends.thinned_cache import ThinnedCache
 from tango_runtime.bundle import GraphName, Manifest
@@ -141,12 +141,15 @@ class ThinningDecoder:
         """Fills the rows of these positions; returns what the last of them gives each position so far, [N] fp32."""
         low, tokens = cache.low, embeddings.shape[0]
         begin, end = low.length, low.length + tokens
-        held = low.capacity if begin else 0
-        share = self._pool.take("share", (held + tokens,), np.float32)
+        in_place = self._graphs.in_place  # then the share is of the whole cache, in the order of its positions
+        held = low.capacity if begin and not in_place else 0
+        share = self._pool.take("share", (low.capacity if in_place else held + tokens,), np.float32)
         new_rows = self._pool.take("lower rows", (tokens, self._width), self._dtype)
         tensors = {"embeddings": embeddings, "positions": self._positions("decoder_low", begin, end)}
         self._run("decoder_low", low, tokens, {**tensors, "rows": new_rows, "share": share})
         self._stream.copy(new_rows, rows(cache.rows, begin, end))
+        if in_place:
+            return rows(share, 0, end)
         whole = self._pool.take("whole share", (end,), np.float32)
         self._stream.copy(rows(share, 0, begin), rows(whole, 0, begin))
         self._stream.copy(rows(share, held, held + tokens), rows(whole, begin, end))
@@ -184,8 +187,8 @@ class ThinningDecoder:
         cache.fill(new, tokens)
 
     def _positions(self, graph: GraphName, begin: int, end: int) -> DeviceArray:
-        """Places in a cache, where a tensor may begin."""
-        every = self._all_positions[graph]
+        """Places in a cache, where a tensor may begin; the last alone, where the graph puts new rows there itself."""
+        every, begin = self._all_positions[graph], end - 1 if self._graphs.in_place else begin
         places = self._pool.take("positions", (end - begin,), every.dtype)
         self._stream.copy(rows(every, begin, end), places)
         return places
@@ -198,9 +201,9 @@ class ThinningDecoder:
 
     def _kv_cache(self, graph: GraphName, capacity: int) -> KVCache:
         spec = self._specs[graph]
-        cached = cache_inputs(spec)
-        new = spec.outputs[-len(cached) :]
-        return KVCache(cached, new, capacity, in_place=False, stream=self._stream, released=lambda cache: None)
+        in_place, stream = self._graphs.in_place, self._stream
+        tensors = cache_inputs(spec), cache_rows(spec)
+        return KVCache(*tensors, capacity, in_place=in_place, stream=stream, released=lambda cache: None)
 
     def _take_back(self, cache: ThinnedCache) -> None:
         self._free = cast(DeviceThinnedCache, cache)
