@@ -100,7 +100,7 @@ def time_norm(case, repeats):
     stream, branch, y = (DTYPES[i] for i in types)
     weight, beta = random(width, dtype=torch.float32), random(width, dtype=torch.float32)
     half_weight, half_beta = weight.half(), beta.half()
-    shape = structs.TangoNormShape(rows, width, *types, 1e-6)
+    shape = structs.TangoNormShape(rows, width, *types[:2], types[1], types[2], 1e-6, 1.0)
     inputs = [[random(rows, width, dtype=dtype) for dtype in (stream, branch, stream, y)] for _ in range(INPUTS)]
 
     def ours(residual, added, total, out):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
-from ctypes import POINTER, c_char_p, c_int32, c_int64, c_size_t, c_void_p
+from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_size_t, c_void_p
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,17 @@ _ARGUMENTS: dict[str, tuple[Any, ...]] = {
         POINTER(structs.TangoAttentionTensors),
         c_void_p,
     ),
+    "tango_attention_shares_enqueue": (
+        POINTER(structs.TangoAttentionShape),
+        POINTER(structs.TangoAttentionTensors),
+        c_void_p,
+        c_void_p,
+    ),
+    "tango_patch_rotation_enqueue": (
+        POINTER(structs.TangoPatchRotationShape),
+        POINTER(structs.TangoPatchRotationTensors),
+        c_void_p,
+    ),
     "tango_vision_attention_enqueue": (
         POINTER(structs.TangoVisionAttentionShape),
         POINTER(structs.TangoVisionAttentionTensors),
@@ -63,6 +74,7 @@ _ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "tango_bias_enqueue": (c_int32, *_ROWS),
     "tango_bias_gelu_enqueue": (c_int32, c_int32, *_ROWS),
     "tango_swiglu_enqueue": (c_int32, c_void_p, c_void_p, c_int64, c_void_p, c_void_p),
+    "tango_bias_swiglu_enqueue": (c_int32, *(c_void_p,) * 4, c_int64, c_int64, c_float, c_void_p, c_void_p),
     "tango_rows_gather_enqueue": (c_void_p, c_void_p, c_void_p, c_int32, c_int64, c_void_p, c_void_p),
     "tango_thin_workspace": (_THIN, _SIZE),
     "tango_thin_enqueue": (_THIN, POINTER(structs.TangoThinTensors), *_SCRATCH),

@@ -28,7 +28,7 @@ class TangoArgmax(ctypes.Structure):
 class TangoAttentionShape(ctypes.Structure):
     """Of tango/attention.h."""
 
-    _fields_ = _integers("tokens", "heads", "kv_heads", "head_dim", "capacity")
+    _fields_ = _integers("tokens", "heads", "kv_heads", "head_dim", "capacity", "angles")
 
 
 class TangoAttentionTensors(ctypes.Structure):
@@ -82,8 +82,9 @@ class TangoNormShape(ctypes.Structure):
     """Of tango/norm.h."""
 
     _fields_ = (
-        *_integers("rows", "width", "stream_dtype", "branch_dtype", "y_dtype"),
+        *_integers("rows", "width", "stream_dtype", "branch_dtype", "bias_dtype", "y_dtype"),
         ("epsilon", ctypes.c_float),
+        ("branch_scale", ctypes.c_float),
     )
 
 
@@ -91,6 +92,18 @@ class TangoNormTensors(ctypes.Structure):
     """Of tango/norm.h."""
 
     _fields_ = _pointers("residual", "branch", "bias", "weight", "beta", "sum", "y")
+
+
+class TangoPatchRotationShape(ctypes.Structure):
+    """Of tango/patch_rotation.h."""
+
+    _fields_ = _integers("frames", "tokens", "heads", "head_dim")
+
+
+class TangoPatchRotationTensors(ctypes.Structure):
+    """Of tango/patch_rotation.h."""
+
+    _fields_ = _pointers("qkv", "bias", "cosines", "sines", "rotated", "query", "key")
 
 
 class TangoPruneParams(ctypes.Structure):
@@ -170,6 +183,8 @@ STRUCTS = (
     TangoMatrix,
     TangoNormShape,
     TangoNormTensors,
+    TangoPatchRotationShape,
+    TangoPatchRotationTensors,
     TangoPruneParams,
     TangoPruneShape,
     TangoPruneTensors,

@@ -21,10 +21,14 @@ class Shape:
 
 
 class Pass:
-    """Random tokens after ``begin`` positions of a random cache; the rest of the cache and the output are NaN."""
+    """Random tokens after ``begin`` positions of a random cache; the rest of the cache and the output are NaN.
 
-    def __init__(self, shape, begin=0, seed=0, path=None, device="cuda", scale=1.0):
+    With ``positioned`` the angles are those of the tokens, which are at other positions than their places in the cache.
+    """
+
+    def __init__(self, shape, begin=0, seed=0, path=None, device="cuda", scale=1.0, positioned=False):
         self.shape, self.begin, self.library = shape, begin, native_library.load(path)
+        self.positioned = positioned
         self.stream = torch.cuda.current_stream().cuda_stream if device == "cuda" else 0
         generator = torch.Generator(device).manual_seed(seed)
 
@@ -32,7 +36,10 @@ class Pass:
             return torch.randn(*size, generator=generator, device=device) * scale
 
         T, H, G, d, P = vars(shape).values()
-        angles = torch.arange(P, device=device).unsqueeze(1) * 1e4 ** (-torch.arange(0, d, 2, device=device) / d)
+        positions = torch.arange(P, device=device)
+        if positioned:
+            positions = 3 * P - torch.arange(T, device=device) * 2
+        angles = positions.unsqueeze(1) * 1e4 ** (-torch.arange(0, d, 2, device=device) / d)
         self.tensors = {
             "qkv": random(T, (H + 2 * G) * d).half(),
             "bias": random((H + 2 * G) * d).half(),
@@ -49,15 +56,27 @@ class Pass:
     def enqueue(self, **tensors):
         """Runs it on the current stream; returns the status."""
         pointers = {name: tensor.data_ptr() for name, tensor in (self.tensors | tensors).items()}
-        shape = structs.TangoAttentionShape(**vars(self.shape))
-        return self.library.tango_attention_enqueue(shape, structs.TangoAttentionTensors(**pointers), self.stream)
+        given = structs.TangoAttentionTensors(**pointers)
+        return self.library.tango_attention_enqueue(self.c_shape(), given, self.stream)
+
+    def c_shape(self):
+        return structs.TangoAttentionShape(**vars(self.shape), angles=self.positioned)
+
+    def shares(self):
+        """What the last token gives each position: the status, and fp32 [H, P], NaN before. The cache must be filled."""
+        shares = torch.full((self.shape.heads, self.shape.capacity), torch.nan, device=self.tensors["qkv"].device)
+        names = ("qkv", "bias", "last", "cosines", "sines", "keys")
+        given = structs.TangoAttentionTensors(**{name: self.tensors[name].data_ptr() for name in names})
+        function = self.library.tango_attention_shares_enqueue
+        return function(self.c_shape(), given, shares.data_ptr(), self.stream), shares
 
     def expected(self):
-        """Attention's output [T, H·d], and the appended keys and values [G, T, d], in fp64."""
+        """Attention's output [T, H·d], the appended keys and values [G, T, d], and its weights [H, T, N], in fp64."""
         T, H, G, d, _ = vars(self.shape).values()
         sums = self.tensors["qkv"].double() + self.tensors["bias"].double()
         queries, keys, values = (part.view(T, -1, d).transpose(0, 1) for part in sums.split([H * d, G * d, G * d], 1))
-        turns = [self.tensors[name][self.begin : self.begin + T].double() for name in ("cosines", "sines")]
+        first = 0 if self.positioned else self.begin
+        turns = [self.tensors[name][first : first + T].double() for name in ("cosines", "sines")]
         queries, keys = (rotate(rows, *turns) for rows in (queries, keys))
         # The cache is fp16, so attention sees rounded keys and values.
         held = [self.tensors[name][:, : self.begin].double() for name in ("keys", "values")]
@@ -66,7 +85,7 @@ class Pass:
         scores = queries @ k.transpose(1, 2) / d**0.5
         seen = torch.ones(T, self.begin + T, device=scores.device).tril(self.begin).bool()
         weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
-        return (weights @ v).transpose(0, 1).reshape(T, H * d), keys, values
+        return (weights @ v).transpose(0, 1).reshape(T, H * d), keys, values, weights
 
 
 def rotate(rows, cosines, sines):
@@ -78,7 +97,7 @@ def check(found):
     """Runs attention and compares the output and the new rows; no other row may be written."""
     T, _, _, _, P = vars(found.shape).values()
     before = {name: found.tensors[name].clone() for name in ("keys", "values")}
-    attn_out, *new = found.expected()
+    attn_out, *new, weights = found.expected()
     assert found.enqueue() == 0, found.library.tango_last_error()
     close(found.tensors["attn_out"], attn_out, 3e-3)
     for name, rows in zip(("keys", "values"), new, strict=True):
@@ -86,6 +105,10 @@ def check(found):
         close(cache[:, found.begin : found.begin + T], rows, 6e-4)
         old = [*range(found.begin), *range(found.begin + T, P)]
         assert torch.equal(cache[:, old].view(torch.int16), before[name][:, old].view(torch.int16))
+    status, shares = found.shares()
+    assert status == 0, found.library.tango_last_error()
+    close(shares[:, : found.begin + T], weights[:, -1], 2e-3)
+    assert (shares[:, found.begin + T :] == 0).all()
 
 
 def close(found, wanted, tolerance):

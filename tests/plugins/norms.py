@@ -69,7 +69,7 @@ class Rows:
     def enqueue(self, epsilon=EPSILON, **tensors):
         """Runs it on the current stream; returns the status."""
         stream, branch, y = (int(kind is SINGLE) for kind in self.types)
-        shape = structs.TangoNormShape(*self.size, stream, branch, y, epsilon)
+        shape = structs.TangoNormShape(*self.size, stream, branch, branch, y, epsilon, 1.0)
         pointers = {name: tensor.data_ptr() for name, tensor in (self.tensors | tensors).items()}
         function = getattr(self.library, f"tango_{self.kind}_norm_enqueue")
         queue = torch.cuda.current_stream().cuda_stream if self.device == "cuda" else 0

@@ -12,7 +12,7 @@ RNG = np.random.default_rng(0)
 EPSILON = {"epsilon": 1e-5}
 HALF, FLOAT = np.float16, np.float32
 #: Those whose tensors are rows and what belongs to a row.
-ROWS = ("Bias", "BiasGelu", "BiasFastGelu", "SwiGLU", "LayerNorm", "RMSNorm", "AddLayerNorm", "AddRMSNorm")
+ROWS = ("Bias", "BiasGelu", "BiasFastGelu", "SwiGLU", "LayerNorm", "RMSNorm", "AddLayerNorm", "AddRMSNorm", "BiasSwiGLU")
 
 
 def random(dtype, *shape):
@@ -53,6 +53,9 @@ def example(op, dtype, shape, stream=None):
     width, stream = shape[-1], stream or dtype
     x, row, outputs = random(dtype, *shape), random(dtype, width), {"y": (dtype, len(shape))}
     gains = {name: random(FLOAT, width) for name in ("weight", "beta")[: 2 if op.endswith("LayerNorm") else 1]}
+    if op == "BiasSwiGLU":
+        gate, up = {"gate": x, "gate_bias": row}, {"up": random(dtype, *shape), "up_bias": random(dtype, width)}
+        return gate | up, outputs, {"scale": 0.125}
     if op == "SwiGLU":
         return {"gate": x, "up": random(dtype, *shape)}, outputs, {}
     if "Norm" not in op:
@@ -61,3 +64,21 @@ def example(op, dtype, shape, stream=None):
         return {"x": x, **gains}, outputs, EPSILON
     branch = {"branch": x} | ({"bias": row} if op == "AddLayerNorm" else {})
     return {"residual": random(stream, *shape), **branch, **gains}, outputs | {"sum": (stream, len(shape))}, EPSILON
+
+
+def wide_norm(shape, branch=None, bias=None):
+    """As :func:`example`, for the norm of an fp32 stream: alone, or after a branch of one type with a bias of another."""
+    stream, weight = random(FLOAT, *shape), {"weight": random(FLOAT, shape[-1])}
+    y = {"y": (HALF, len(shape))}
+    if branch is None:
+        return "WideRMSNorm", {"wide": stream, **weight}, y, EPSILON
+    added = {"branch": random(branch, *shape), "bias": 1e5 * random(bias, shape[-1]) if bias is FLOAT else random(bias, shape[-1])}
+    outputs = y | {"sum": (FLOAT, len(shape))}
+    return "AddWideRMSNorm", {"residual": stream, **added, **weight}, outputs, EPSILON | {"scale": 256.0}
+
+
+def rotation(frames, tokens, heads, head_dim):
+    """Inputs of a rotation of patches."""
+    angles, width = random(FLOAT, tokens, head_dim // 2), heads * head_dim
+    packed = {"qkv": random(HALF, frames, tokens, 3 * width), "bias": random(HALF, 3 * width)}
+    return packed | {"cosines": np.cos(angles), "sines": np.sin(angles)}

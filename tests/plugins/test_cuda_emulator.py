@@ -89,8 +89,9 @@ def test_a_negative_rotation_is_rejected(library):
         (Shape(70, 4, 2, 96, 170), 90),
     ],
 )
-def test_attention_equals_fp64(library, shape, begin):
-    check(Pass(shape, begin, path=library("attention"), device="cpu"))
+@pytest.mark.parametrize("positioned", [False, True])
+def test_attention_equals_fp64(library, shape, begin, positioned):
+    check(Pass(shape, begin, path=library("attention"), device="cpu", positioned=positioned))
 
 
 @pytest.mark.parametrize("missing", ["shape", "tensors"])

@@ -16,7 +16,7 @@ from tango_plugins.native_library import NATIVE
 from tests.plugins.attentions import Pass, Shape
 from tests.plugins.cuda_emulator import compiled
 from tests.plugins.matrices import FORMATS, quantized
-from tests.plugins.operators import FLOAT, HALF, ROWS, example, open_graph, random
+from tests.plugins.operators import FLOAT, HALF, ROWS, example, open_graph, random, rotation, wide_norm
 
 pytestmark = pytest.mark.nvcc
 
@@ -58,6 +58,41 @@ def test_attention_of_a_tower_equals_its_onnx_function(library, shape, heads):
     compare(library, "VisionAttention", inputs, {"y": (HALF, 3)}, {"num_heads": heads}, 1e-2)
 
 
+@pytest.mark.parametrize("shape", [(5,), (3, 8), (2, 3, 17), (0, 4), (3, 1280)])
+@pytest.mark.parametrize("types", [(None, None), (HALF, HALF), (HALF, FLOAT)])
+def test_the_norm_of_an_fp32_stream_equals_its_onnx_function(library, shape, types):
+    """With an fp32 bias the branch, times its scale, is far beyond what fp16 holds."""
+    op, inputs, *rest = wide_norm(shape, *types)
+    compare(library, op, inputs, *rest, 5e-3)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 16), (2, 7, 3, 80), (1, 30, 2, 64)])
+def test_rotation_of_patches_equals_its_onnx_function(library, shape):
+    inputs, heads = rotation(*shape), {"num_heads": shape[2]}
+    compare(library, "RotatePatches", inputs, {"y": (HALF, 3)}, heads, 4e-3)
+    compare(library, "RotateQueryKey", inputs, {"query": (FLOAT, 3), "key": (FLOAT, 3)}, heads, 2e-3)
+
+
+@pytest.mark.parametrize(("changed", "size"), [("bias", (95,)), ("cosines", (6, 8)), ("sines", (7, 7))])
+def test_rotation_of_patches_rejects_wrong_shapes(library, changed, size):
+    inputs = rotation(1, 7, 2, 16) | {changed: random(HALF if changed == "bias" else FLOAT, *size)}
+    with pytest.raises(Exception, match=r"tango\.RotatePatches: the shapes of the inputs do not match"):
+        open_graph("RotatePatches", inputs, {"y": (HALF, 3)}, library, num_heads=2).run(None, inputs)
+
+
+@pytest.mark.parametrize("window", [0, 2, 4, 50])
+@pytest.mark.parametrize(("frames", "rows", "columns"), [(2, 4, 6), (1, 7, 5), (3, 1, 1)])
+def test_attention_of_patches_equals_its_onnx_function(library, frames, rows, columns, window):
+    inputs = {"qkv": random(HALF, frames, rows, columns, 3 * 2 * 80)}
+    compare(library, "PatchAttention", inputs, {"y": (HALF, 4)}, {"num_heads": 2, "window": window}, 1e-2)
+
+
+def test_attention_of_patches_rejects_rows_without_a_grid(library):
+    inputs = {"qkv": random(HALF, 2, 24, 480)}
+    with pytest.raises(Exception, match=r"tango\.PatchAttention"):
+        open_graph("PatchAttention", inputs, {"y": (HALF, 3)}, library, num_heads=2, window=0).run(None, inputs)
+
+
 def test_a_session_takes_the_operators_where_the_library_is(library, tmp_path):
     tower = {"qkv": random(HALF, 1, 4, 192), "bias": random(HALF, 192)}, {"y": (HALF, 3)}, {"num_heads": 1}
     for op in (*ROWS, "VisionAttention"):
@@ -71,7 +106,9 @@ def test_a_session_takes_the_operators_where_the_library_is(library, tmp_path):
 
 def test_every_function_has_an_operator(library):
     """Products and attention over a cache are compared below."""
-    assert {*ROWS, "VisionAttention", "CachedAttention", *PRODUCTS} == set(FUNCTIONS)
+    tower = {"VisionAttention", "RotatePatches", "RotateQueryKey", "PatchAttention", "WideRMSNorm", "AddWideRMSNorm"}
+    decoder = {"CachedAttention", "PositionedAttention", "AttentionShares"}
+    assert {*ROWS, *tower, *decoder, *PRODUCTS} == set(FUNCTIONS)
 
 
 @pytest.mark.parametrize(
@@ -86,6 +123,9 @@ def test_every_function_has_an_operator(library):
         ("AddLayerNorm", {"bias": (9,)}),
         ("AddLayerNorm", {"branch": (1, 8)}),
         ("AddRMSNorm", {"weight": (1,)}),
+        ("BiasSwiGLU", {"up": (1, 8)}),
+        ("BiasSwiGLU", {"gate_bias": (4,)}),
+        ("BiasSwiGLU", {"up_bias": (2, 8)}),
     ],
 )
 def test_wrong_shapes_are_rejected_by_name(library, op, changed):
@@ -164,7 +204,8 @@ def attend(found, library=None, aliased=True):
     outputs = dict(zip(("attn_out", "present_key", "present_value"), (attn_out, *present), strict=True))
     heads = {"num_heads": shape.heads, "kv_num_heads": shape.kv_heads}
     kinds = {name: (array.dtype, array.ndim) for name, array in outputs.items()}
-    session = open_graph("CachedAttention", feeds, kinds, library, **heads)
+    op = "PositionedAttention" if found.positioned else "CachedAttention"
+    session = open_graph(op, feeds, kinds, library, **heads)
     binding = session.io_binding()
     for bind, tensors in ((binding.bind_input, feeds), (binding.bind_output, outputs)):
         for name, array in tensors.items():
@@ -176,12 +217,25 @@ def attend(found, library=None, aliased=True):
 @pytest.mark.parametrize(
     ("shape", "begin"), [(Shape(9, 4, 2, 16, 40), 0), (Shape(5, 6, 2, 32, 64), 20), (Shape(1, 3, 1, 64, 96), 90)]
 )
-def test_attention_equals_its_onnx_function(library, shape, begin):
-    found = Pass(shape, begin, path=library, device="cpu")
+@pytest.mark.parametrize("positioned", [False, True])
+def test_attention_equals_its_onnx_function(library, shape, begin, positioned):
+    found = Pass(shape, begin, path=library, device="cpu", positioned=positioned)
     (attn_out, *cache), (wanted, *held) = attend(found, library), attend(found)
     np.testing.assert_allclose(attn_out, wanted, rtol=1e-2, atol=1e-2)
     for rows, expected in zip(cache, held, strict=True):
         np.testing.assert_allclose(rows[:, : begin + shape.tokens], expected[:, : begin + shape.tokens], atol=4e-3)
+
+
+@pytest.mark.parametrize(("shape", "begin"), [(Shape(9, 4, 2, 16, 40), 0), (Shape(1, 6, 2, 32, 64), 20)])
+def test_the_shares_of_the_last_token_equal_their_onnx_function(library, shape, begin):
+    found = Pass(shape, begin, path=library, device="cpu")
+    assert found.enqueue() == 0
+    names = {"qkv": "qkv", "bias": "bias", "keys": "present_key", "last": "last", "cosines": "cosines", "sines": "sines"}
+    inputs = {name: found.tensors[held].numpy() for held, name in names.items()}
+    heads = {"num_heads": shape.heads, "kv_num_heads": shape.kv_heads}
+    compare(library, "AttentionShares", inputs, {"shares": (FLOAT, 2)}, heads, 2e-3)
+    with pytest.raises(Exception, match=r"tango\.AttentionShares: the shapes of the inputs do not match"):
+        compare(library, "AttentionShares", inputs | {"bias": random(HALF, 3)}, {"shares": (FLOAT, 2)}, heads, 2e-3)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@
 #include "tango/attention.h"
 #include "tango/linear.h"
 #include "tango/norm.h"
+#include "tango/patch_rotation.h"
 #include "tango/vision_attention.h"
 
 namespace tango {
@@ -56,6 +57,15 @@ int enqueue_swiglu(const Call& call) {
                                 call.stream);
 }
 
+int enqueue_bias_swiglu(const Call& call) {
+    const Tensor &gate = call.inputs[0], &gate_bias = call.inputs[1], &up = call.inputs[2], &up_bias = call.inputs[3];
+    if (gate.shape != up.shape || !is_row_of(gate_bias, gate) || !is_row_of(up_bias, up)) return mismatch();
+    if (gate.size() == 0) return TANGO_OK;
+    return tango_bias_swiglu_enqueue(dtype(call.signature.inputs[0]), gate.data, gate_bias.data, up.data, up_bias.data,
+                                     gate.rows(), gate.dim(1), call.attributes[0].real, call.outputs[0].data,
+                                     call.stream);
+}
+
 using EnqueueNorm = int (*)(const TangoNormShape*, const TangoNormTensors*, void*);
 
 // Inputs: the residual stream; where kBranch, what is added to it, with its bias where kBias; weight, and beta where
@@ -73,8 +83,10 @@ int enqueue_norm(const Call& call) {
     if (int status = narrow({{residual.rows(), &shape.rows}, {residual.dim(1), &shape.width}})) return status;
     shape.stream_dtype = dtype(call.signature.inputs[0]);
     shape.branch_dtype = dtype(call.signature.inputs[kBranch ? 1 : 0]);
+    shape.bias_dtype = dtype(call.signature.inputs[kBias ? 2 : 0]);
     shape.y_dtype = dtype(call.signature.outputs[0]);
     shape.epsilon = call.attributes[0].real;
+    shape.branch_scale = call.attributes.size() > 1 ? call.attributes[1].real : 1.0f;
     TangoNormTensors tensors = {};
     tensors.residual = residual.data;
     if (kBranch) tensors.branch = in[1].data, tensors.sum = call.outputs[1].data;
@@ -106,8 +118,62 @@ int enqueue_vision_attention(const Call& call) {
     return tango_vision_attention_enqueue(&shape, &tensors, call.stream);
 }
 
+// Inputs: qkv, bias, cosines, sines. Outputs: the rotated rows, or queries and keys.
+template <bool kRounded>
+int enqueue_patch_rotation(const Call& call) {
+    const Tensor &qkv = call.inputs[0], &bias = call.inputs[1], &cosines = call.inputs[2], &sines = call.inputs[3];
+    const int64_t heads = call.attributes[0].integer, width = qkv.dim(1) / 3;
+    if (qkv.shape.size() != 3 || heads < 1 || width % heads != 0 || qkv.dim(1) != 3 * width || !is_row_of(bias, qkv) ||
+        cosines.shape != Lengths{qkv.dim(2), width / heads / 2} || sines.shape != cosines.shape)
+        return mismatch();
+    if (qkv.size() == 0) return TANGO_OK;
+    TangoPatchRotationShape shape = {};
+    if (int status = narrow({{qkv.dim(3), &shape.frames},
+                             {qkv.dim(2), &shape.tokens},
+                             {heads, &shape.heads},
+                             {width / heads, &shape.head_dim}}))
+        return status;
+    TangoPatchRotationTensors tensors = {qkv.data, bias.data, static_cast<const float*>(cosines.data),
+                                         static_cast<const float*>(sines.data)};
+    if (kRounded) {
+        tensors.rotated = call.outputs[0].data;
+    } else {
+        tensors.query = static_cast<float*>(call.outputs[0].data);
+        tensors.key = static_cast<float*>(call.outputs[1].data);
+    }
+    return tango_patch_rotation_enqueue(&shape, &tensors, call.stream);
+}
+
+int enqueue_patch_attention(const Call& call) {
+    const Tensor& qkv = call.inputs[0];
+    const int64_t heads = call.attributes[0].integer, width = qkv.dim(1) / 3;
+    if (qkv.shape.size() != 4 || heads < 1 || width % heads != 0 || qkv.dim(1) != 3 * width) return mismatch();
+    if (qkv.size() == 0) return TANGO_OK;
+    TangoVisionAttentionShape shape = {};
+    if (int status = narrow({{qkv.dim(4), &shape.frames},
+                             {qkv.dim(3), &shape.rows},
+                             {qkv.dim(2), &shape.columns},
+                             {heads, &shape.heads},
+                             {width / heads, &shape.head_dim},
+                             {call.attributes[1].integer, &shape.window},
+                             {3 * width, &shape.query_stride}}))
+        return status;
+    shape.key_stride = shape.value_stride = shape.query_stride;
+    char* const data = static_cast<char*>(qkv.data);
+    const TangoVisionAttentionTensors tensors = {data, data + 2 * width, data + 4 * width, nullptr,
+                                                 call.outputs[0].data};
+    return tango_vision_attention_enqueue(&shape, &tensors, call.stream);
+}
+
 enum { kQkv, kBias, kPastKey, kPastValue, kLast, kCosines, kSines };
 
+bool is_angles(const Tensor& cosines, const Tensor& sines, TangoAngles angles, int64_t tokens, int64_t capacity,
+               int64_t head_dim) {
+    if (cosines.shape != sines.shape || cosines.shape.size() != 2 || cosines.dim(1) != head_dim / 2) return false;
+    return angles == TANGO_ANGLES_OF_TOKENS ? cosines.dim(2) == tokens : cosines.dim(2) >= capacity;
+}
+
+template <TangoAngles kAngles>
 int enqueue_cached_attention(const Call& call) {
     const std::vector<Tensor>& in = call.inputs;
     const int64_t heads = call.attributes[0].integer, kv_heads = call.attributes[1].integer;
@@ -116,7 +182,7 @@ int enqueue_cached_attention(const Call& call) {
     const int64_t columns = (heads + 2 * kv_heads) * width;
     if (in[kQkv].shape != Lengths{tokens, columns} || in[kBias].shape != Lengths{columns} ||
         in[kPastKey].shape != cache || in[kPastValue].shape != cache || in[kLast].size() != 1 ||
-        in[kCosines].shape != in[kSines].shape || in[kCosines].dim(1) != width / 2 || in[kCosines].dim(2) < capacity)
+        !is_angles(in[kCosines], in[kSines], kAngles, tokens, capacity, width))
         return mismatch();
     TangoAttentionShape shape = {};
     if (int status = narrow({{tokens, &shape.tokens},
@@ -125,6 +191,7 @@ int enqueue_cached_attention(const Call& call) {
                              {width, &shape.head_dim},
                              {capacity, &shape.capacity}}))
         return status;
+    shape.angles = kAngles;
     const TangoAttentionTensors tensors = {in[kQkv].data,        in[kBias].data,  static_cast<int32_t*>(in[kLast].data),
                                            in[kCosines].data,    in[kSines].data, call.outputs[1].data,
                                            call.outputs[2].data, call.outputs[0].data};
@@ -163,6 +230,30 @@ int enqueue_blockwise_linear(const Call& call) {
     return enqueue_linear(call, outputs, {weight.data, scales.data, zeros, weights, static_cast<int32_t>(group)});
 }
 
+// Inputs: qkv, bias, present key, last, cosines, sines of every position.
+int enqueue_attention_shares(const Call& call) {
+    const Tensor &qkv = call.inputs[0], &bias = call.inputs[1], &keys = call.inputs[2], &last = call.inputs[3];
+    const Tensor &cosines = call.inputs[4], &sines = call.inputs[5];
+    const int64_t heads = call.attributes[0].integer, kv_heads = call.attributes[1].integer;
+    const int64_t tokens = qkv.dim(2), capacity = keys.dim(2), width = keys.dim(1);
+    const int64_t columns = (heads + 2 * kv_heads) * width;
+    if (qkv.shape != Lengths{tokens, columns} || bias.shape != Lengths{columns} ||
+        keys.shape != Lengths{kv_heads, capacity, width} || last.size() != 1 ||
+        !is_angles(cosines, sines, TANGO_ANGLES_OF_POSITIONS, tokens, capacity, width))
+        return mismatch();
+    TangoAttentionShape shape = {};
+    if (int status = narrow({{tokens, &shape.tokens},
+                             {heads, &shape.heads},
+                             {kv_heads, &shape.kv_heads},
+                             {width, &shape.head_dim},
+                             {capacity, &shape.capacity}}))
+        return status;
+    TangoAttentionTensors tensors = {};
+    tensors.qkv = qkv.data, tensors.bias = bias.data, tensors.last = static_cast<int32_t*>(last.data);
+    tensors.cosines = cosines.data, tensors.sines = sines.data, tensors.keys = keys.data;
+    return tango_attention_shares_enqueue(&shape, &tensors, static_cast<float*>(call.outputs[0].data), call.stream);
+}
+
 std::vector<Signature> rows_of_either_type() {
     return {{{kHalf, kHalf}, {kHalf}}, {{kFloat, kFloat}, {kFloat}}};
 }
@@ -190,8 +281,12 @@ std::vector<Signature> norm_of_sum(size_t biases, size_t after) {
 
 std::vector<Operator> make_all() {
     const OutputShape first{0};
-    const Attribute epsilon{"epsilon", true}, heads{"num_heads", false}, kv_heads{"kv_num_heads", false};
     const Attribute bits{"bits", false};
+    const Attribute epsilon{"epsilon", true}, scale{"scale", true};
+    const Attribute heads{"num_heads", false}, kv_heads{"kv_num_heads", false}, window{"window", false};
+    const Signature cached{{kHalf, kHalf, kHalf, kHalf, kInt32, kHalf, kHalf}, {kHalf, kHalf, kHalf}};
+    const std::vector<OutputShape> cached_shapes{{-1, {{kQkv, 0}, {kPastKey, 2, 0}}}, {kPastKey}, {kPastValue}};
+    const OutputShape part{-1, {{0, 0}, {0, 1}, {0, 2, -1, 3}}};  // query, key or value of qkv
     return {
         {"Bias", {}, rows_of_either_type(), {first}, {}, enqueue_bias},
         {"BiasGelu", {}, rows_of_either_type(), {first}, {}, enqueue_bias_gelu<TANGO_GELU_ERF>},
@@ -211,12 +306,43 @@ std::vector<Operator> make_all() {
          {first, first},
          {},
          enqueue_norm<tango_rms_norm_enqueue, true, false, false>},
-        {"VisionAttention",
-         {heads},
-         {{{kHalf, kHalf}, {kHalf}}},
-         {{-1, {{0, 0}, {0, 1}, {0, 2, -1, 3}}}},
+        {"BiasSwiGLU",
+         {scale},
+         {{{kHalf, kHalf, kHalf, kHalf}, {kHalf}}, {{kFloat, kFloat, kFloat, kFloat}, {kFloat}}},
+         {first},
          {},
-         enqueue_vision_attention},
+         enqueue_bias_swiglu},
+        {"WideRMSNorm",
+         {epsilon},
+         {{{kFloat, kFloat}, {kHalf}}},
+         {first},
+         {},
+         enqueue_norm<tango_rms_norm_enqueue, false, false, false>},
+        {"AddWideRMSNorm",
+         {epsilon, scale},
+         {{{kFloat, kHalf, kHalf, kFloat}, {kHalf, kFloat}}, {{kFloat, kHalf, kFloat, kFloat}, {kHalf, kFloat}}},
+         {first, first},
+         {},
+         enqueue_norm<tango_rms_norm_enqueue, true, true, false>},
+        {"VisionAttention", {heads}, {{{kHalf, kHalf}, {kHalf}}}, {part}, {}, enqueue_vision_attention},
+        {"RotatePatches",
+         {heads},
+         {{{kHalf, kHalf, kFloat, kFloat}, {kHalf}}},
+         {first},
+         {},
+         enqueue_patch_rotation<true>},
+        {"RotateQueryKey",
+         {heads},
+         {{{kHalf, kHalf, kFloat, kFloat}, {kFloat, kFloat}}},
+         {part, part},
+         {},
+         enqueue_patch_rotation<false>},
+        {"PatchAttention",
+         {heads, window},
+         {{{kHalf}, {kHalf}}},
+         {{-1, {{0, 0}, {0, 1}, {0, 2}, {0, 3, -1, 3}}}},
+         {},
+         enqueue_patch_attention},
         {"PerChannelLinear",
          {},
          {{{kHalf, kInt8, kFloat}, {kHalf}}},
@@ -237,10 +363,22 @@ std::vector<Operator> make_all() {
          enqueue_blockwise_linear<true>},
         {"CachedAttention",
          {heads, kv_heads},
-         {{{kHalf, kHalf, kHalf, kHalf, kInt32, kHalf, kHalf}, {kHalf, kHalf, kHalf}}},
-         {{-1, {{kQkv, 0}, {kPastKey, 2, 0}}}, {kPastKey}, {kPastValue}},
+         {cached},
+         cached_shapes,
          {{kPastKey, 1}, {kPastValue, 2}},
-         enqueue_cached_attention},
+         enqueue_cached_attention<TANGO_ANGLES_OF_POSITIONS>},
+        {"PositionedAttention",
+         {heads, kv_heads},
+         {cached},
+         cached_shapes,
+         {{kPastKey, 1}, {kPastValue, 2}},
+         enqueue_cached_attention<TANGO_ANGLES_OF_TOKENS>},
+        {"AttentionShares",
+         {heads, kv_heads},
+         {{{kHalf, kHalf, kHalf, kInt32, kHalf, kHalf}, {kFloat}}},
+         {{-1, {{3, 0, 0}, {2, 1}}}},  // heads are an attribute, times the only length of `last`
+         {},
+         enqueue_attention_shares},
     };
 }
 

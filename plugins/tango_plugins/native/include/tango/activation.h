@@ -31,6 +31,11 @@ TANGO_API int tango_bias_gelu_enqueue(int32_t dtype, int32_t gelu, const void* x
 TANGO_API int tango_swiglu_enqueue(int32_t dtype, const void* gate, const void* up, int64_t size, void* y,
                                    void* stream);
 
+/* y = SiLU(gate + gate_bias) (up + up_bias) scale, with gate, up and y [rows, width] and the biases [width]. */
+TANGO_API int tango_bias_swiglu_enqueue(int32_t dtype, const void* gate, const void* gate_bias, const void* up,
+                                        const void* up_bias, int64_t rows, int64_t width, float scale, void* y,
+                                        void* stream);
+
 #ifdef __cplusplus
 }
 #endif

@@ -17,20 +17,22 @@ typedef struct TangoNormShape {
     int32_t rows;         /* may be 0 */
     int32_t width;        /* of a row, from 1 to TANGO_MAX_NORM_WIDTH */
     int32_t stream_dtype; /* of the residual stream: residual and sum */
-    int32_t branch_dtype; /* of branch and bias; any if branch is null */
+    int32_t branch_dtype; /* of branch; any if it is null */
+    int32_t bias_dtype;   /* of bias; any if it is null */
     int32_t y_dtype;
-    float epsilon; /* added to the variance, or to the mean square */
+    float epsilon;      /* added to the variance, or to the mean square */
+    float branch_scale; /* branch is multiplied by it; any if branch is null */
 } TangoNormShape;
 
 /* Contiguous device memory. Access is in vectors where `width` is a multiple of 8 and all pointers are aligned to 16
  * bytes, else by element. `sum` may be `residual`, and `y` may be `residual` or `branch` if it has its type. */
 typedef struct TangoNormTensors {
     const void* residual; /* [rows, width] */
-    const void* branch;   /* [rows, width], added to residual; may be null */
+    const void* branch;   /* [rows, width], times branch_scale added to residual; may be null */
     const void* bias;     /* [width], added to both; may be null, and must be if branch is */
     const float* weight;  /* [width] */
     const float* beta;    /* [width], or null: added to the normed values */
-    void* sum;            /* [rows, width], written: residual + branch + bias; may be null */
+    void* sum;            /* [rows, width], written: residual + (branch branch_scale + bias); may be null */
     void* y;              /* [rows, width], written */
 } TangoNormTensors;
 

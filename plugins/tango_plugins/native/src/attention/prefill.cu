@@ -4,9 +4,8 @@
 // query rows of one KV head. A row is one query head at one token. The query heads of a KV head are adjacent rows,
 // token by token, so keys and values in shared memory serve all of them. The block goes over the cache tile by tile and
 // copies the next tile meanwhile.
-#include <climits>
-
 #include "attention/flash.cuh"
+#include "attention/pass.cuh"
 #include "common/check.h"
 #include "common/device.h"
 #include "common/platform.cuh"
@@ -16,18 +15,6 @@ namespace tango {
 namespace {
 
 constexpr int kAppendThreads = 128;
-
-// The argument of both kernels: new tokens, and the cache that they attend to.
-struct Pass {
-    TangoAttentionShape shape;
-    TangoAttentionTensors tensors;
-
-    __device__ int group_size() const { return shape.heads / shape.kv_heads; }
-    __device__ int columns() const { return (shape.heads + 2 * shape.kv_heads) * shape.head_dim; }
-    // Position of the last new token, inside the cache whatever the memory says: builders of engines time on any.
-    __device__ int last_position() const { return min(max(*tensors.last, shape.tokens - 1), shape.capacity - 1); }
-    __device__ int first_position() const { return last_position() + 1 - shape.tokens; }
-};
 
 // Eight columns of a token's query, key or value, with their bias.
 __device__ inline void load_biased(const Pass& pass, int token, int column, float2 (&biased)[4]) {
@@ -41,13 +28,12 @@ __device__ inline void load_biased(const Pass& pass, int token, int column, floa
 }
 
 // Dimensions d to d + 7 of the head at a column, and their partners half a head later, rotated and scaled.
-__device__ inline void rotate(const Pass& pass, int token, int position, int column, int d, float scale, Half8& low,
-                              Half8& high) {
+__device__ inline void rotate(const Pass& pass, int token, int column, int d, float scale, Half8& low, Half8& high) {
     const int half = pass.shape.head_dim / 2;
     float2 a[4], b[4];
     load_biased(pass, token, column + d, a);
     load_biased(pass, token, column + half + d, b);
-    const size_t angle = static_cast<size_t>(position) * half + d;
+    const size_t angle = static_cast<size_t>(pass.angle_row(token)) * half + d;
     const Half8 cosines = load(pass.tensors.cosines, angle), sines = load(pass.tensors.sines, angle);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -70,7 +56,7 @@ __global__ void append_kv(Pass pass) {
     const int key = (shape.heads + head) * shape.head_dim, value = key + shape.kv_heads * shape.head_dim;
     const size_t row = (static_cast<size_t>(head) * shape.capacity + position) * shape.head_dim;
     Half8 low, high;
-    rotate(pass, token, position, key, d, 1.0f, low, high);
+    rotate(pass, token, key, d, 1.0f, low, high);
     store(pass.tensors.keys, row + d, low);
     store(pass.tensors.keys, row + half + d, high);
 #pragma unroll
@@ -108,7 +94,7 @@ __device__ inline void load_queries(const Pass& pass, int head, int first, unsig
         const int token = min((first + r) / group_size, shape.tokens - 1);  // rows past the last one repeat it
         const int column = (head * group_size + (first + r) % group_size) * shape.head_dim;
         Half8 low, high;
-        rotate(pass, token, pass.first_position() + token, column, part * Half8::kSize, scale, low, high);
+        rotate(pass, token, column, part * Half8::kSize, scale, low, high);
         store(to + T::offset(r, part), low);
         store(to + T::offset(r, parts + part), high);
     }
@@ -253,17 +239,6 @@ int enqueue(const Pass& pass, cudaStream_t stream) {
     if (shape.head_dim <= 64) return launch_attention<64>(pass, gpu, stream);
     if (shape.head_dim <= 128) return launch_attention<128>(pass, gpu, stream);
     return launch_attention<TANGO_MAX_HEAD_DIM>(pass, gpu, stream);
-}
-
-int check_shape(const TangoAttentionShape& shape) {
-    if (int status = check_ranges({{"tokens", shape.tokens, 1, shape.capacity},
-                                   {"kv_heads", shape.kv_heads, 1, 1 << 10},
-                                   {"heads", shape.heads, shape.kv_heads, 1 << 10},
-                                   {"head_dim", shape.head_dim, 16, TANGO_MAX_HEAD_DIM}}))
-        return status;
-    return check_ranges({{"heads % kv_heads", shape.heads % shape.kv_heads, 0, 0},
-                         {"head_dim % 16", shape.head_dim % 16, 0, 0},
-                         {"tokens * heads", 1LL * shape.tokens * shape.heads, 1, INT_MAX / 256}});
 }
 
 int check_tensors(const TangoAttentionTensors& tensors) {

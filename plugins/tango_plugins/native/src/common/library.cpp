@@ -8,6 +8,7 @@
 #include "tango/frames.h"
 #include "tango/linear.h"
 #include "tango/norm.h"
+#include "tango/patch_rotation.h"
 #include "tango/prune.h"
 #include "tango/thin.h"
 #include "tango/vision_attention.h"
@@ -40,6 +41,8 @@ size_t tango_sizeof(const char* name) {
         TANGO_SIZE(TangoMatrix),
         TANGO_SIZE(TangoNormShape),
         TANGO_SIZE(TangoNormTensors),
+        TANGO_SIZE(TangoPatchRotationShape),
+        TANGO_SIZE(TangoPatchRotationTensors),
         TANGO_SIZE(TangoPruneParams),
         TANGO_SIZE(TangoPruneShape),
         TANGO_SIZE(TangoPruneTensors),

@@ -47,6 +47,18 @@ __device__ inline float row_sum(float value, int warps, float* scratch) {
     return sum;
 }
 
+// Elements of a bias, whose type is known to the kernel only when it runs.
+template <int kSize>
+__device__ inline Group<float, kSize> load_bias(const Job& job, int at) {
+    Group<float, kSize> bias = {};
+    if (job.tensors.bias == nullptr) return bias;
+    if (job.shape.bias_dtype == TANGO_FP32) return static_cast<const Group<float, kSize>*>(job.tensors.bias)[at];
+    const auto half = static_cast<const Group<__half, kSize>*>(job.tensors.bias)[at];
+#pragma unroll
+    for (int j = 0; j < kSize; ++j) bias.at[j] = static_cast<float>(half.at[j]);
+    return bias;
+}
+
 template <typename D, typename Stream, typename Branch, typename Y>
 __global__ void __launch_bounds__((D::kWarps > kRowsPerBlock ? D::kWarps : kRowsPerBlock) * kWarp) norm_rows(Job job) {
     constexpr int kSize = D::kSize, kGroups = D::kGroups;
@@ -76,13 +88,12 @@ __global__ void __launch_bounds__((D::kWarps > kRowsPerBlock ? D::kWarps : kRows
 #pragma unroll
         for (int i = 0; i < kGroups; ++i)
             if (const int at = first + i * step; at < groups) {
-                Branches bias = {};
-                if (tensors.bias != nullptr) bias = static_cast<const Branches*>(tensors.bias)[at];
+                const Floats bias = load_bias<kSize>(job, at);
 #pragma unroll
                 for (int j = 0; j < kSize; ++j)
-                    sum[i].at[j] =
-                        static_cast<Stream>(static_cast<float>(sum[i].at[j]) +
-                                            (static_cast<float>(branch[i].at[j]) + static_cast<float>(bias.at[j])));
+                    sum[i].at[j] = static_cast<Stream>(
+                        static_cast<float>(sum[i].at[j]) +
+                        fmaf(static_cast<float>(branch[i].at[j]), job.shape.branch_scale, bias.at[j]));
             }
     }
     if (tensors.sum != nullptr) {
@@ -145,14 +156,20 @@ cudaError_t launch_typed(const Job& job, cudaStream_t stream) {
                                                       : launch_typed<D, Types..., float>(job, stream);
 }
 
-int check_shape(const TangoNormShape& shape, bool has_branch) {
+int check_shape(const TangoNormShape& shape, bool has_branch, bool has_bias) {
     if (int status = check_ranges({{"rows", shape.rows, 0, INT_MAX},
                                    {"width", shape.width, 1, TANGO_MAX_NORM_WIDTH},
                                    {"stream_dtype", shape.stream_dtype, TANGO_FP16, TANGO_FP32},
                                    {"y_dtype", shape.y_dtype, TANGO_FP16, TANGO_FP32}}))
         return status;
-    if (has_branch)
+    if (has_branch) {
         if (int status = check_ranges({{"branch_dtype", shape.branch_dtype, TANGO_FP16, TANGO_FP32}})) return status;
+        if (!(shape.branch_scale > 0.0f))
+            return fail(TANGO_BAD_ARGUMENT, "branch_scale is %g: it must be above 0",
+                        static_cast<double>(shape.branch_scale));
+    }
+    if (has_bias)
+        if (int status = check_ranges({{"bias_dtype", shape.bias_dtype, TANGO_FP16, TANGO_FP32}})) return status;
     if (shape.epsilon >= 0.0f) return TANGO_OK;
     return fail(TANGO_BAD_ARGUMENT, "epsilon is %g: it must not be negative", static_cast<double>(shape.epsilon));
 }
@@ -169,7 +186,7 @@ int check_tensors(const TangoNormShape& shape, const TangoNormTensors& tensors, 
         bool may_be_null;
     } all[] = {{"residual", tensors.residual, stream, false},
                {"branch", tensors.branch, branch, true},
-               {"bias", tensors.bias, branch, true},
+               {"bias", tensors.bias, element_bytes(shape.bias_dtype), true},
                {"weight", tensors.weight, sizeof(float), false},
                {"beta", tensors.beta, sizeof(float), true},
                {"sum", tensors.sum, stream, true},
@@ -188,7 +205,7 @@ int check_tensors(const TangoNormShape& shape, const TangoNormTensors& tensors, 
 int enqueue_norm(const TangoNormShape* shape, const TangoNormTensors* tensors, bool is_centered, void* opaque) {
     if (int status = check_pointer("shape", shape, 1)) return status;
     if (int status = check_pointer("tensors", tensors, 1)) return status;
-    if (int status = check_shape(*shape, tensors->branch != nullptr)) return status;
+    if (int status = check_shape(*shape, tensors->branch != nullptr, tensors->bias != nullptr)) return status;
     if (shape->rows == 0) return TANGO_OK;
     bool is_aligned;
     if (int status = check_tensors(*shape, *tensors, is_aligned)) return status;
