@@ -22,6 +22,7 @@ def linear(
     bias: bool = True,
     tokens: Tokens = None,
     patch: tuple[int, ...] = (),
+    stored: tuple[int, int] | None = None,
     wide: bool = False,
 ) -> Biased:
     """``x @ weight + bias``, x: [..., in] → [..., out].
@@ -38,14 +39,18 @@ def linear(
         bias: Whether the layer has one.
         tokens: Tokens of a frame, where x is [F, tokens, in]; None where it is [T, in].
         patch: The checkpoint's shape of the input, where it stores a convolution's weight [out, *patch].
-        wide: Compute in fp32, from an input and to a result that are fp32, with a weight as all others have it.
+        stored: The checkpoint's (fan_in, fan_out), where they are smaller: zeros fill up the rest.
+        wide: From a wide input to a wide result, with a weight as all others have it.
     """
-    stored, tensor = (fan_out, *(patch or (fan_in,))), g.source(f"{name}.weight")
-    weight = Weight(
-        f"{name}.weight", (fan_in, fan_out), g.dtype, {tensor: stored}, lambda read: read(tensor).reshape(fan_out, -1).T
-    )
-    own = g.parameter(f"{name}.bias", fan_out, dtype="float32" if wide else None) if bias else None
-    return product(g, name, x, weight, own, tokens, wide)
+    inputs, outputs = stored or (fan_in, fan_out)
+    tensor = g.source(f"{name}.weight")
+
+    def values(read: Read) -> Array:
+        return _filled(read(tensor).reshape(outputs, -1).T, fan_in, fan_out)
+
+    tensors = {tensor: (outputs, *(patch or (inputs,)))}
+    weight = Weight(f"{name}.weight", (fan_in, fan_out), g.dtype, tensors, values)
+    return product(g, name, x, weight, _bias(g, f"{name}.bias", outputs, fan_out, wide) if bias else None, tokens, wide)
 
 
 def packed_linear(
@@ -108,6 +113,23 @@ def gated_mlp(g: GraphBuilder, name: str, x: str, width: int, inner: int) -> Bia
     gated = g.form.swiglu(g, f"{name}.gated", gate, up, False)  # [..., inner]
     g.scaled_by(gated, f"{name}.up_proj.weight")
     return linear(g, f"{name}.down_proj", gated, inner, width, bias=False)
+
+
+def _bias(g: GraphBuilder, name: str, stored: int, width: int, wide: bool) -> str:
+    tensor = g.source(name)
+    values = {tensor: (stored,)}
+    return g.weight(
+        Weight(name, (width,), "float32" if wide else g.dtype, values, lambda read: _filled(read(tensor), width))
+    )
+
+
+def _filled(values: Array, *shape: int) -> Array:
+    """Values with zeros behind them along each axis, up to a shape."""
+    if values.shape == shape:
+        return values
+    filled = np.zeros(shape, values.dtype)
+    filled[tuple(map(slice, values.shape))] = values
+    return filled
 
 
 def product(

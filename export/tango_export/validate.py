@@ -171,8 +171,8 @@ def _decoders(
     parts = [(open_session(bundle.graph(name)), graphs[name]) for name in names]
     yield names[-1], _portable_steps(parts, embeddings, rotary)
     if graphs[names[-1]].device:
-        parts = [_DevicePart.of(bundle, name) for name in names]
-        yield f"{names[-1]} (device)", _device_steps(parts, embeddings, rotary)
+        devices = [_DevicePart.of(bundle, name) for name in names]
+        yield f"{names[-1]} (device)", _device_steps(devices, embeddings, rotary)
 
 
 def _forms(bundle: Bundle, graph: GraphName) -> Iterator[tuple[str, GraphSpec]]:
@@ -233,9 +233,7 @@ class _DevicePart:
         return cls(open_session(bundle.path / spec.file), spec, _weights(bundle, graph, spec))
 
 
-def _device_steps(
-    parts: list[_DevicePart], embeddings: Array, rotary: Array | None
-) -> Iterator[tuple[int, Array]]:
+def _device_steps(parts: list[_DevicePart], embeddings: Array, rotary: Array | None) -> Iterator[tuple[int, Array]]:
     """The same for the device decoder, which returns the whole cache."""
     caches = [empty_cache(cache_inputs(part.spec), len(embeddings) + _SPARE) for part in parts]
     for begin, end in _passes(len(embeddings)):

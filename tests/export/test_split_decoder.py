@@ -43,7 +43,9 @@ def half(made):
 @pytest.mark.parametrize("dtype", ["fp16", "fp32"])
 def test_it_validates(made, dtype, capsys):
     assert main(["validate", str(made(dtype))]) == 0
-    assert "decoder_high" in capsys.readouterr().out
+    found = capsys.readouterr().out
+    assert "decoder_high" in found
+    assert ("decoder_high (device)" in found) == (dtype == "fp16")
 
 
 def test_the_two_graphs_have_the_weights_of_one(half, made):
@@ -69,7 +71,13 @@ def test_layers_keep_their_numbers(half):
     assert [tensor.name for tensor in high.inputs] == [
         "rows", "positions", "rotary", "past_key.2", "past_value.2", "past_key.3", "past_value.3",
     ]  # fmt: skip
-    assert low.device is high.device is None
+    assert [tensor.name for tensor in low.device.outputs] == [
+        "rows", "share", "present_key.0", "present_value.0", "present_key.1", "present_value.1",
+    ]  # fmt: skip
+    names = [tensor.name for tensor in high.device.inputs if tensor.name not in high.device_weights]
+    assert names == [
+        "rows", "last_position", "rotary", "past_key.2", "past_value.2", "past_key.3", "past_value.3",
+    ]  # fmt: skip
 
 
 def test_the_share_is_that_of_the_last_row(half):

@@ -63,7 +63,7 @@ class Pass:
         return structs.TangoAttentionShape(**vars(self.shape), angles=self.positioned)
 
     def shares(self):
-        """What the last token gives each position: the status, and fp32 [H, P], NaN before. The cache must be filled."""
+        """What the last token gives each position, once the cache is filled: the status, and fp32 [H, P]."""
         shares = torch.full((self.shape.heads, self.shape.capacity), torch.nan, device=self.tensors["qkv"].device)
         names = ("qkv", "bias", "last", "cosines", "sines", "keys")
         given = structs.TangoAttentionTensors(**{name: self.tensors[name].data_ptr() for name in names})

@@ -12,7 +12,8 @@ RNG = np.random.default_rng(0)
 EPSILON = {"epsilon": 1e-5}
 HALF, FLOAT = np.float16, np.float32
 #: Those whose tensors are rows and what belongs to a row.
-ROWS = ("Bias", "BiasGelu", "BiasFastGelu", "SwiGLU", "LayerNorm", "RMSNorm", "AddLayerNorm", "AddRMSNorm", "BiasSwiGLU")
+ACTIVATIONS = ("Bias", "BiasGelu", "BiasFastGelu", "SwiGLU", "BiasSwiGLU")
+ROWS = (*ACTIVATIONS, "LayerNorm", "RMSNorm", "AddLayerNorm", "AddRMSNorm")
 
 
 def random(dtype, *shape):
@@ -67,12 +68,13 @@ def example(op, dtype, shape, stream=None):
 
 
 def wide_norm(shape, branch=None, bias=None):
-    """As :func:`example`, for the norm of an fp32 stream: alone, or after a branch of one type with a bias of another."""
+    """As :func:`example`, for the norm of an fp32 stream: alone, or after a branch with a bias, which may be fp32."""
     stream, weight = random(FLOAT, *shape), {"weight": random(FLOAT, shape[-1])}
     y = {"y": (HALF, len(shape))}
     if branch is None:
         return "WideRMSNorm", {"wide": stream, **weight}, y, EPSILON
-    added = {"branch": random(branch, *shape), "bias": 1e5 * random(bias, shape[-1]) if bias is FLOAT else random(bias, shape[-1])}
+    loud = 1e5 if bias is FLOAT else 1
+    added = {"branch": random(branch, *shape), "bias": (loud * random(FLOAT, shape[-1])).astype(bias)}
     outputs = y | {"sum": (FLOAT, len(shape))}
     return "AddWideRMSNorm", {"residual": stream, **added, **weight}, outputs, EPSILON | {"scale": 256.0}
 

@@ -230,8 +230,9 @@ def test_attention_equals_its_onnx_function(library, shape, begin, positioned):
 def test_the_shares_of_the_last_token_equal_their_onnx_function(library, shape, begin):
     found = Pass(shape, begin, path=library, device="cpu")
     assert found.enqueue() == 0
-    names = {"qkv": "qkv", "bias": "bias", "keys": "present_key", "last": "last", "cosines": "cosines", "sines": "sines"}
-    inputs = {name: found.tensors[held].numpy() for held, name in names.items()}
+    held = {name: tensor.numpy() for name, tensor in found.tensors.items()}
+    inputs = {name: held[name] for name in ("qkv", "bias")} | {"present_key": held["keys"]}
+    inputs |= {name: held[name] for name in ("last", "cosines", "sines")}
     heads = {"num_heads": shape.heads, "kv_num_heads": shape.kv_heads}
     compare(library, "AttentionShares", inputs, {"shares": (FLOAT, 2)}, heads, 2e-3)
     with pytest.raises(Exception, match=r"tango\.AttentionShares: the shapes of the inputs do not match"):

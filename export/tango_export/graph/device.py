@@ -7,7 +7,7 @@ What the portable form computes in fp32 stays there, inside of the operators: sc
 rotation. New in fp16 are the rotated query, and a decoder's cosines and sines.
 
 A wide value, which fp16 may not hold, is fp16 here too, divided by a power of two: a product by a matrix in fp16 gives
-another such, and the norm of the fp32 stream that reads it multiplies it again. Where the graph is fp32, it is as it is.
+another such, and the norm of the fp32 stream that reads it multiplies it again. In a graph of fp32 it is as it is.
 
 A decoder's cache grows in place: past and present rows are the same memory, of fixed capacity P, and rows after the
 sequence do not count.
@@ -23,8 +23,7 @@ from tango_plugins import op
 
 OPSETS = {"": 17, op.DOMAIN: 1}
 
-#: What wide values are divided by in fp16. Seen were channels of 2e5 (:mod:`tango_export.models.qwen_vision`): here up to
-#: 1.6e7 fit, and what is lost of the smallest is below 1e-5.
+#: What wide values are divided by in fp16: up to 1.6e7 fit, and what is lost of the smallest is below 1e-5.
 WIDE_SCALE = 256.0
 
 

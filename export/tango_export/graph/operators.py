@@ -410,8 +410,8 @@ _POSITIONED_ATTENTION = (
     .replace("Gather <axis = 0> (sines, positions)", "Identity (sines)")
 )
 
-#: What the last token of a CachedAttention gives each position of the cache in each head: its inputs, with the keys that
-#: it returned → [H, P] fp32, 0 behind the last token.
+#: What the last token of a CachedAttention gives each position of the cache in each head: its inputs, with the keys
+#: that it returned → [H, P] fp32, 0 behind the last token.
 _ATTENTION_SHARES = """
 AttentionShares <num_heads, kv_num_heads> (qkv, bias, present_key, last, cosines, sines) => (shares) {
     zero = Constant <value_ints = [0]> ()

@@ -19,6 +19,9 @@ EPS = 1e-6
 #: What the kernels of its attention take of the width of a head.
 HEAD_DIM_MULTIPLE, MAX_HEAD_DIM = 16, 128
 
+#: Elements of fp16 in 16 bytes.
+_ROW = 8
+
 #: From this share of the layers on, fp16 does not hold what the MLP gives: with the released checkpoints from about
 #: layer 15 of 32 on (reports at ggml-org/llama.cpp#17534, ollama/ollama#18070 and lablup/mlxcel#1601).
 _WIDE = 15 / 32
@@ -109,12 +112,17 @@ def block(
 
 
 def mlp(g: GraphBuilder, name: str, x: str, c: QwenVisionConfig, *, wide: bool) -> Biased:
-    """SwiGLU with biases, [F, R·C, width] → the same; ``wide``: wide from the product of gate and rest on."""
-    width, inner = c.hidden_size, c.intermediate_size
-    gate, up = (linear(g, f"{name}.{part}_proj", x, width, inner, tokens="any") for part in ("gate", "up"))
+    """SwiGLU with biases, [F, R·C, width] → the same; ``wide``: wide from the product of gate and rest on.
+
+    Rows of the released 3420 would not begin at multiples of 16 bytes, as tensor cores want them: zeros fill them up.
+    """
+    width, stored = c.hidden_size, c.intermediate_size
+    inner = -(-stored // _ROW) * _ROW
+    shape, filled = (x, width, inner), (width, stored)
+    gate, up = (linear(g, f"{name}.{part}_proj", *shape, tokens="any", stored=filled) for part in ("gate", "up"))
     gated = g.form.swiglu(g, f"{name}.gated", gate, up, wide)
     g.scaled_by(gated, f"{name}.up_proj.weight", f"{name}.up_proj.bias")
-    return linear(g, f"{name}.down_proj", gated, inner, width, tokens="any", wide=wide)
+    return linear(g, f"{name}.down_proj", gated, inner, width, tokens="any", stored=(stored, width), wide=wide)
 
 
 def merger(g: GraphBuilder, name: str, x: Addition, order: str, c: QwenVisionConfig) -> str:

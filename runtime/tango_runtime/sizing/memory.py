@@ -147,15 +147,17 @@ def _layer_width(stack: VisionSpec | DecoderSpec, after: int = 0) -> int:
     return max(6 * stack.hidden_size + 3 * stack.intermediate_size, 8 * after)
 
 
-def vision_steps_at_once(dims: Dimensions, tokens: int, item: int) -> int:
+def vision_steps_at_once(dims: Dimensions, tokens: int, item: int, *, fused: bool = False) -> int:
     """Steps of frames that one pass of the vision graph takes within ``VISION_BYTES``, at least one.
 
     Args:
         dims: The model's dimensions.
         tokens: Tokens of a step.
         item: Bytes of an element of the graph's tensors.
+        fused: The scores of its attention are never in memory.
     """
-    return max(1, VISION_BYTES // _step_bytes(dims, tokens, item))
+    step = _fused_step_bytes(dims, tokens, item) if fused else _step_bytes(dims, tokens, item)
+    return max(1, VISION_BYTES // step)
 
 
 def _step_bytes(dims: Dimensions, tokens: int, item: int) -> int:
@@ -163,6 +165,14 @@ def _step_bytes(dims: Dimensions, tokens: int, item: int) -> int:
     vision = dims.vision
     patches = vision.patches * tokens // dims.video.tokens_per_frame
     return patches * (2 * _FP32 * vision.heads * patches + 8 * item * dims.decoder.hidden_size)
+
+
+def _fused_step_bytes(dims: Dimensions, tokens: int, item: int) -> int:
+    """The same where attention is one operator: a patch's stream in fp32, before and after an addition, and the widest
+    tensors of a layer; these are more than its pixels are."""
+    vision = dims.vision
+    patches = vision.patches * tokens // dims.video.tokens_per_frame
+    return patches * (2 * _FP32 * vision.hidden_size + item * (3 * vision.intermediate_size + 4 * vision.hidden_size))
 
 
 def cache_bytes(decoder: DecoderSpec, positions: int, item: int) -> int:

@@ -5,7 +5,6 @@ What runs the graphs is ONNX Runtime itself, or a fake of TensorRT.
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
 from functools import cache
 from itertools import zip_longest

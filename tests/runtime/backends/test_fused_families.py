@@ -14,6 +14,7 @@ from tango_runtime import VideoLLM
 from tango_runtime.backends.cuda.backend import CudaBackend
 from tango_runtime.backends.cuda.device import Stream
 from tango_runtime.backends.cuda.ort_fused import FusedOrtRunner
+from tango_runtime.sizing import memory
 from tests.fakes.cuda import install
 from tests.fakes.device_graphs import with_device_graphs
 
@@ -78,7 +79,8 @@ def test_every_graph_has_a_device_form_and_grows_its_cache_in_place(make, family
 @pytest.mark.parametrize("limits", [{}, {"tokens_at_once": 16, "steps_at_once": 3}])
 def test_the_answer_is_the_plain_graphs(make, family, options, limits):
     llm, plain = make(family, **limits)
-    found, wanted = (each.generate(clip(), QUESTION, max_new_tokens=32, **VIDEO[family], **options) for each in (llm, plain))
+    options = {"max_new_tokens": 32, **VIDEO[family], **options}
+    found, wanted = (each.generate(clip(), QUESTION, **options) for each in (llm, plain))
     assert found.ids == wanted.ids
     for name in ("indices", "kept", "rows", "thinned", "prompt_tokens"):
         np.testing.assert_array_equal(getattr(found, name), getattr(wanted, name))
@@ -88,7 +90,8 @@ def test_the_answer_is_the_plain_graphs(make, family, options, limits):
 @pytest.mark.parametrize("family", [QWEN, INNER])
 def test_half_precision_too(make, family):
     llm, plain = make(family, "fp16")
-    found, wanted = (each.generate(clip(), QUESTION, max_new_tokens=8, prune=False, **VIDEO[family]) for each in (llm, plain))
+    options = {"max_new_tokens": 8, "prune": False, **VIDEO[family]}
+    found, wanted = (each.generate(clip(), QUESTION, **options) for each in (llm, plain))
     assert found.ids == wanted.ids
 
 
@@ -105,6 +108,23 @@ def test_sessions_and_streams_take_turns(make, family):
         for _ in zip_longest(*streams):
             pass
         assert [stream.answer.ids for stream in streams] == wanted[0]
+
+
+@pytest.mark.parametrize(("steps", "at_once"), [(0.5, [1, 1, 1, 1]), (3.5, [3, 1]), (1e3, [4])])
+def test_steps_go_through_the_tower_as_memory_allows(make, monkeypatch, steps, at_once):
+    """A patch takes two tensors of the tower's width in fp32, three of its MLP's and four of its own."""
+    patch = 2 * 4 * 64 + 4 * (3 * 80 + 4 * 64)
+    monkeypatch.setattr(memory, "VISION_BYTES", int(steps * 60 * patch))
+    llm, _ = make(QWEN)
+    bound, bind = [], llm._backend._graphs.bind
+
+    def noted(graph, tensors, **options):
+        bound.append((graph, tensors))
+        return bind(graph, tensors, **options)
+
+    monkeypatch.setattr(llm._backend._graphs, "bind", noted)
+    llm.generate(clip(), QUESTION, max_new_tokens=1, frames=8, frame_size=(84, 140))
+    assert [tensors["frames"].shape[0] for graph, tensors in bound if graph == "vision"] == at_once
 
 
 def test_tokens_far_behind_their_slots_and_far_ahead(make):

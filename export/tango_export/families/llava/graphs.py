@@ -12,6 +12,7 @@ from tango_export.models import qwen2, siglip
 from tango_export.models.projector import Pooling, PoolingMode, pool, projector
 from tango_runtime.bundle import InnerPruning, Manifest
 
+
 def bundle_definitions(mode: PoolingMode, manifest: Manifest) -> tuple[Definition, ...]:
     """The graphs of a bundle.
 

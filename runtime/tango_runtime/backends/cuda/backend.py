@@ -94,7 +94,8 @@ class CudaBackend:
         on_progress(0)
         most = self._graphs.steps_at_once or F
         if manifest.video.budget is not None:  # a step may be large: as many as fit a memory that does not grow with it
-            most = min(most, memory.vision_steps_at_once(manifest, L, np.dtype(manifest.dtype).itemsize))
+            item, fused = np.dtype(manifest.dtype).itemsize, self._graphs.fuses_vision
+            most = min(most, memory.vision_steps_at_once(manifest, L, item, fused=fused))
         for begin in range(0, F, most):
             end = min(begin + most, F)
             named = {"frames": video, "features": features, "salience": salience}

@@ -34,7 +34,7 @@ class FusedOrtRunner(OrtRunner):
         plain, last = bundle.manifest.graphs, bundle.manifest.decoders[-1]
         self.waiting = [graph for graph in OrtRunner.waiting if graph in plain and not plain[graph].device]
         if plain["vision"].device:
-            self.steps_at_once = 32
+            self.steps_at_once, self.fuses_vision = 32, True
         if plain[last].device:
             self.in_place, self.tokens_at_once = True, 4096
             self.capacity = bundle.manifest.decoder.context  # the decode kernel of a cache is made for its length

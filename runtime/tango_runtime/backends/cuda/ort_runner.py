@@ -43,6 +43,7 @@ class OrtRunner:
 
     #: Attention is not fused: its scores take 17 MB in fp16 for each frame of 384×384 and layer.
     steps_at_once = 8
+    fuses_vision = False
     #: The scores of a pass of the decoder are heads · tokens · positions.
     tokens_at_once = 2048
     frame_size = None

@@ -28,6 +28,10 @@ class GraphRunner(Protocol):
         """Most steps of frames of one pass, where frames have one size; None for all."""
 
     @property
+    def fuses_vision(self) -> bool:
+        """Whether the vision graph keeps no scores of its attention in memory."""
+
+    @property
     def frame_size(self) -> tuple[int, int] | None:
         """(height, width) of the only frames that it takes; None for any that the bundle allows."""
 

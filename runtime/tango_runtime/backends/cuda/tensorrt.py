@@ -68,6 +68,8 @@ class TensorRTRunner:
         TangoError: An engine cannot be loaded, or its tensors are not the graph's.
     """
 
+    fuses_vision = False
+
     def __init__(
         self, trt: Any, bundle: Bundle, found: Mapping[GraphName, BuiltEngine], stream: Stream, gpu: str
     ) -> None:
