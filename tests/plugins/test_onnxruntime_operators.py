@@ -21,7 +21,7 @@ from tests.plugins.operators import FLOAT, HALF, ROWS, example, open_graph, rand
 pytestmark = pytest.mark.nvcc
 
 #: The library in full, but for what decodes and prunes.
-PARTS = ("attention", "vision", "norm", "activation", "linear", "operators", "onnxruntime")
+PARTS = ("attention", "vision", "rotation", "norm", "activation", "linear", "operators", "onnxruntime")
 
 
 #: Those with quantized weights.

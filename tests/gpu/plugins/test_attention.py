@@ -27,6 +27,12 @@ def test_attention_equals_fp64(tokens, heads, begin):
 
 
 @pytest.mark.parametrize("heads", [SMALL, LARGE])
+@pytest.mark.parametrize(("tokens", "begin"), [(1, 0), (659, 0), (64, 700)])
+def test_tokens_with_positions_of_their_own(heads, tokens, begin):
+    check(Pass(Shape(tokens, *heads, begin + tokens + 100), begin, positioned=True))
+
+
+@pytest.mark.parametrize("heads", [SMALL, LARGE])
 def test_all_tokens_of_a_video(heads):
     check(Pass(Shape(4096, *heads, 6400), 2207))
 

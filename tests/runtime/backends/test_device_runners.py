@@ -5,6 +5,7 @@ What runs the graphs is ONNX Runtime itself, or a fake of TensorRT.
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from functools import cache
 from itertools import zip_longest
@@ -19,7 +20,6 @@ from tango_runtime.backends.cuda import tensorrt
 from tango_runtime.backends.cuda.backend import CudaBackend
 from tango_runtime.backends.cuda.device import Stream
 from tango_runtime.backends.cuda.ort_fused import FusedOrtRunner
-from tango_runtime.bundle import Bundle, describe, write_manifest
 from tango_runtime.system import gpu as system
 from tests.fakes.cuda import install
 from tests.fakes.device_graphs import with_device_graphs
@@ -34,6 +34,7 @@ ENGINES = ("onnxruntime", "tensorrt")
 @pytest.fixture(scope="module")
 def fused(responsive_checkpoint, tmp_path_factory):
     """``fused("fp32")``: a bundle with device graphs, and engines."""
+
     @cache
     def made(dtype):
         _, bundle = responsive_checkpoint(dtype=dtype)
