@@ -37,9 +37,10 @@ def patch_attention(
 ) -> str:
     cos, sin, shape = grid.shared
     rotated = operator(g, "RotatePatches", [qkv.value, bias_of(qkv), cos, sin], f"{name}.rotated", num_heads=heads)
-    ends = g.constant([0]), g.constant([3 * heads * head_dim])
-    shaped = g.node("Concat", [ends[0], shape, ends[1]], f"{name}.shape", axis=0)
-    rows = g.node("Reshape", [rotated, shaped], f"{name}.grid")  # [F, R, C, 3 D]
+    if not g.has("grid.qkv"):
+        ends = g.constant([0]), g.constant([3 * heads * head_dim])
+        g.node("Concat", [ends[0], shape, ends[1]], "grid.qkv", axis=0)
+    rows = g.node("Reshape", [rotated, "grid.qkv"], f"{name}.grid")  # [F, R, C, 3 D]
     window = grid.window if windowed else 0
     mixed = operator(g, "PatchAttention", [rows], f"{name}.mixed", num_heads=heads, window=window)
     return g.reshape(mixed, name, 0, -1, heads * head_dim)
