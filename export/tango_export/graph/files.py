@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
+from tango_export.graph import device
 from tango_export.graph.builder import Array, Graph, Read, Weight
 from tango_export.graph.forms import PORTABLE
 from tango_export.graph.prune_function import prune_functions
@@ -91,7 +92,8 @@ def write_device(graph: Graph, portable: GraphSpec, read: Read, folder: Path) ->
     taken = [TensorSpec(name, shared[name].dtype, shared[name].shape) for name in stored if name in shared]
     own = [numpy_helper.from_array(load(w, read), w.name) for w in graph.weights if w.name not in shared]
     inputs = (*graph.inputs, *taken)
-    runtimes: tuple[Runtime, ...] = ("onnxruntime", "tensorrt")
+    untried = any(node.op_type in device.UNTRIED_IN_TENSORRT for node in graph.nodes)
+    runtimes: tuple[Runtime, ...] = ("onnxruntime",) if untried else ("onnxruntime", "tensorrt")
     spec = GraphSpec(f"{graph.name}.device.onnx", portable.opset, runtimes, inputs, graph.outputs)
     onnx.save(model_proto(graph, inputs, own), folder / spec.file)  # onnx's checker does not know these operators
     return replace(portable, device=spec)

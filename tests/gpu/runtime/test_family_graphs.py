@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.gpu.runtime.test_device_graphs_on_gpu import pieces
 
 from tango_plugins.thinning import Thinning
 from tango_runtime import VideoLLM
@@ -19,6 +18,7 @@ from tango_runtime.backends.registry import select
 from tango_runtime.backends.rotary import RotaryIds
 from tests.gpu.runtime import families
 from tests.gpu.runtime.test_backends import close
+from tests.gpu.runtime.test_device_graphs_on_gpu import pieces
 
 QUESTION = "What happens in the video?"
 
