@@ -16,7 +16,7 @@ import pytest
 
 from tango_plugins.native_library import NATIVE
 from tests.plugins.attentions import Pass, Shape
-from tests.plugins.operators import FLOAT, HALF, ROWS, example, open_graph, random
+from tests.plugins.operators import FLOAT, HALF, ROWS, example, open_graph, random, rotation, wide_norm
 
 pytestmark = pytest.mark.nvcc
 
@@ -113,8 +113,24 @@ def test_attention_of_a_tower(run, emulated_plugins):
     compare(run, emulated_plugins, "VisionAttention", inputs, {"y": (HALF, 3)}, {"num_heads": 2})
 
 
+@pytest.mark.parametrize("types", [(None, None), (HALF, HALF), (HALF, FLOAT)])
+def test_norms_of_an_fp32_stream(run, emulated_plugins, types):
+    compare(run, emulated_plugins, *wide_norm((3, 24), *types))
+
+
+def test_what_attention_of_patches_is_made_of(run, emulated_plugins):
+    given, heads = rotation(2, 7, 3, 80), {"num_heads": 3}
+    compare(run, emulated_plugins, "RotatePatches", given, {"y": (HALF, 3)}, heads)
+    compare(run, emulated_plugins, "RotateQueryKey", given, {"query": (FLOAT, 3), "key": (FLOAT, 3)}, heads)
+    for window in (0, 2):
+        qkv = {"qkv": random(HALF, 2, 3, 5, 3 * 128)}
+        compare(run, emulated_plugins, "PatchAttention", qkv, {"y": (HALF, 4)}, {"num_heads": 2, "window": window})
+
+
 def test_every_operator_is_a_plugin(run):
-    assert {*ROWS, "VisionAttention", "CachedAttention", "TangoPrune"} == set(run.names())
+    tower = {"VisionAttention", "RotatePatches", "RotateQueryKey", "PatchAttention", "WideRMSNorm", "AddWideRMSNorm"}
+    decoder = {"CachedAttention", "PositionedAttention", "AttentionShares"}
+    assert {*ROWS, *tower, *decoder, "TangoPrune"} == set(run.names())
 
 
 def attend(run, found, copied=(), **how):
