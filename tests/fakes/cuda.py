@@ -53,7 +53,7 @@ class HostCuda:
     """
 
     cudaError_t, cudaMemcpyKind = Status, Kind
-    cudaStreamNonBlocking = 1
+    cudaStreamNonBlocking, cudaDeviceScheduleBlockingSync = 1, 4
     cudaMemcpy3DParms = Job
     make_cudaPitchedPtr = Pitched
 
@@ -61,7 +61,7 @@ class HostCuda:
         cudaStreamCaptureModeThreadLocal = 1
 
     def __init__(self, memory=1 << 32):
-        self.memory, self.blocks, self.allocations = memory, {}, 0
+        self.memory, self.blocks, self.allocations, self.flags = memory, {}, 0, 0
         self.locked, self.locks, self.flying = {}, 0, []
         self.recorded, self.recording = [], None
 
@@ -104,6 +104,13 @@ class HostCuda:
 
     def cudaGetDevice(self):
         return Status.cudaSuccess, 0
+
+    def cudaGetDeviceFlags(self):
+        return Status.cudaSuccess, self.flags
+
+    def cudaSetDeviceFlags(self, flags):
+        self.flags = flags
+        return (Status.cudaSuccess,)
 
     def cudaGetLastError(self):
         return (Status.cudaSuccess,)

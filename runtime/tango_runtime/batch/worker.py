@@ -23,6 +23,7 @@ from tango_runtime.pipeline.answer import Answer
 from tango_runtime.pipeline.generate import Limits
 from tango_runtime.pipeline.sampling import Sampler
 from tango_runtime.pipeline.video_llm import VideoLLM
+from tango_runtime.video import Sampling
 from tango_runtime.video.decoded import DecodedVideo
 
 _T = TypeVar("_T")
@@ -39,6 +40,7 @@ class VideoOptions:
     frame_size: tuple[int, int] | None = None
     max_pixels: int | None = None
     fps: float | None = None
+    sampling: Sampling = "exact"
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ def stream(host):
 
 @pytest.fixture
 def load(stream):
-    return FrameLoader(stream, Pool())
+    return FrameLoader(stream, Pool(), nvdec=True)
 
 
 def noise(*shape):
@@ -145,6 +145,7 @@ class Decoder:
     def _open(self, path, *, device=None, **options):
         if device is not None and self.refuses:
             raise HardwareError(self.refuses)
+        assert device is None or self._host.flags == self._host.cudaDeviceScheduleBlockingSync
         return open_video(path, **options)
 
     def of(self, frame):
@@ -170,7 +171,7 @@ def decoder(host, monkeypatch):
 
 @pytest.mark.parametrize("sampling", ["exact", "keyframes"])
 @pytest.mark.parametrize("turned", [False, True])
-def test_a_file_that_the_gpu_decodes(load, stream, decoder, tmp_path, sampling, turned):
+def test_a_file_that_the_gpu_decodes(load, stream, host, decoder, tmp_path, sampling, turned):
     path = write(tmp_path / "clip.mp4")
     if turned:
         show(path, 0, 1, -1, 0)
@@ -182,6 +183,7 @@ def test_a_file_that_the_gpu_decodes(load, stream, decoder, tmp_path, sampling, 
     np.testing.assert_array_equal(batch.seconds, right.seconds)
     assert batch.aspect == right.aspect == (0.75 if turned else 4 / 3)
     assert stream.traffic.uploads == 0
+    assert host.flags == 0
 
 
 @pytest.mark.parametrize("fault", ["refuses", "lies"])

@@ -170,8 +170,7 @@ def test_no_kill_loses_or_repeats_an_answer(batch, folder, tiny_bundle):
 def test_a_second_process_is_refused(batch, folder, tiny_bundle):
     waiting = [sys.executable, "-m", "tests.fakes.paused_cli", "backend: ", *command(folder, [tiny_bundle])]
     with subprocess.Popen(waiting, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as first:
-        while not first.stderr.readline().startswith("backend: "):
-            pass
+        assert any(line.startswith("backend: ") for line in first.stderr), "the first process ended"
         code, err = batch()
         first.stdin.close()
         assert first.wait() == 0

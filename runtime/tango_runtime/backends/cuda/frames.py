@@ -10,6 +10,7 @@ import logging
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import chain
 
 import numpy as np
@@ -33,16 +34,30 @@ _LARGE = 2
 _AT_ONCE = 2
 
 
+@contextmanager
+def _blocking_waits() -> Iterator[None]:
+    """The device's context as FFmpeg shares it: one whose threads sleep while they wait, or "Operation not supported"."""
+    runtime = cudart()
+    flags = check(runtime.cudaGetDeviceFlags())
+    check(runtime.cudaSetDeviceFlags(runtime.cudaDeviceScheduleBlockingSync))
+    try:
+        yield
+    finally:
+        check(runtime.cudaSetDeviceFlags(flags))
+
+
 class FrameLoader:
     """Makes a video's frames what the vision graph takes.
 
     Args:
         stream: The stream of the vision graph.
         pool: Memory on the device.
+        nvdec: Whether the GPU decodes video files that it can decode. Not by default: its frames have not been compared
+            with software's on a GPU yet.
     """
 
-    def __init__(self, stream: Stream, pool: Pool) -> None:
-        self._stream, self._pool = stream, pool
+    def __init__(self, stream: Stream, pool: Pool, *, nvdec: bool = False) -> None:
+        self._stream, self._pool, self._nvdec = stream, pool, nvdec
         self._batches, self._staging = HostPool(), HostPool()
         self._said: set[str] = set()  # why files were decoded in software
 
@@ -52,8 +67,11 @@ class FrameLoader:
         Raises:
             TangoError: A frame is no uint8 RGB [H, W, 3], or there is none.
         """
-        if isinstance(timed, FrameStream) and (batch := self._decode(timed, count, size)):
-            return batch
+        if self._nvdec and isinstance(timed, FrameStream):
+            with _blocking_waits():
+                batch = self._decode(timed, count, size)
+            if batch:
+                return batch
         frames = iter(timed)
         first = next(frames, None)
         if first is None:
