@@ -36,7 +36,7 @@ _AT_ONCE = 2
 
 @contextmanager
 def _blocking_waits() -> Iterator[None]:
-    """The device's context as FFmpeg shares it: one whose threads sleep while they wait, or "Operation not supported"."""
+    """The device's context as FFmpeg shares it, whose threads sleep while they wait: else it says "not supported"."""
     runtime = cudart()
     flags = check(runtime.cudaGetDeviceFlags())
     check(runtime.cudaSetDeviceFlags(runtime.cudaDeviceScheduleBlockingSync))
