@@ -50,7 +50,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="seconds of the stream from one answer to the next (default: %(default)s)",
     )
-    parser.add_argument("--answers", type=positive_int, metavar="N", help="stop after N answers (default: never)")
+    parser.add_argument("--count", type=positive_int, metavar="N", help="stop after N answers (default: never)")
     parser.add_argument("--jsonl", action="store_true", help="write each answer as a line of JSON")
     parser.add_argument(
         "--alert",
@@ -73,7 +73,7 @@ def _run(args: argparse.Namespace) -> int:
         raise TangoError("--alert-command was given without --alert", "say on which text: --alert yes")
     llm = VideoLLM(args.bundle, backend=args.backend)
     status(f"backend: {llm.backend}" + (f" ({llm.fallback_reason})" if llm.fallback_reason else ""))
-    for answer in islice(_answers(llm, args), args.answers):
+    for answer in islice(_answers(llm, args), args.count):
         alert = args.alert is not None and _mentions(answer.text, args.alert)
         line = json.dumps(_as_json(answer, alert), ensure_ascii=False)
         print(line if args.jsonl else _as_text(answer, alert), flush=True)

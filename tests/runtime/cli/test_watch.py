@@ -49,7 +49,7 @@ def test_lines_of_json(watch, answers):
 
 
 def test_it_stops_after_so_many_answers(watch, answers):
-    lines = [json.loads(line) for line in watch("--jsonl", "--answers", "2")[1].splitlines()]
+    lines = [json.loads(line) for line in watch("--jsonl", "--count", "2")[1].splitlines()]
     assert [line["answer"] for line in lines] == [answer.text for answer in answers[:2]]
 
 
