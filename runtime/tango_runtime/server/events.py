@@ -12,6 +12,9 @@ from starlette.types import Receive, Scope, Send
 
 _T = TypeVar("_T")
 
+#: Time that a task has to end after it was cancelled.
+_CANCELLED_AGAIN_S = 0.2
+
 
 class ClientLeftError(Exception):
     """Nobody waits for the response any more."""
@@ -75,9 +78,16 @@ async def unless_left(receive: Receive, work: Coroutine[Any, Any, _T]) -> _T:
         return doing.result()
     finally:
         for task in (doing, leaving):
-            task.cancel()
-            with suppress(asyncio.CancelledError, Exception):
-                await task
+            await _end(task)
+
+
+async def _end(task: asyncio.Future[Any]) -> None:
+    """Cancels a task until it has ended: before Python 3.12 ``wait_for`` may lose a cancellation."""
+    while not task.done():
+        task.cancel()
+        await asyncio.wait({task}, timeout=_CANCELLED_AGAIN_S)
+    if not task.cancelled():
+        task.exception()  # seen, or Python tells of it
 
 
 def as_json(value: object) -> str:

@@ -361,12 +361,20 @@ def _try_lock(file: Path, operation: int = fcntl.LOCK_EX | fcntl.LOCK_NB) -> int
     descriptor = os.open(file, os.O_CREAT | os.O_RDWR, 0o644)
     try:
         fcntl.flock(descriptor, operation)
-        if not (file.exists() and os.path.samestat(os.fstat(descriptor), file.stat())):
+        if not _is_at(descriptor, file):
             raise BlockingIOError(errno.EWOULDBLOCK, os.strerror(errno.EWOULDBLOCK), str(file))
     except BaseException:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def _is_at(descriptor: int, file: Path) -> bool:
+    """Whether an open file still has its name, which another process may take away at any moment."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), file.stat())
+    except FileNotFoundError:
+        return False
 
 
 @contextmanager

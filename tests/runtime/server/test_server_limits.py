@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from tango_runtime.cli.main import main
+from tango_runtime.server.events import ClientLeftError, unless_left
 from tango_runtime.server.metrics import Metrics
 from tango_runtime.server.stops import StopTexts
 from tests.runtime.server.serving import asked, openai
@@ -113,6 +115,25 @@ def test_a_client_that_leaves_ends_its_work(serving, gate, stream):
     eventually(lambda: not served.server.worker.running)
     assert held.steps < 512
     assert served.openai().chat.completions.create(**asked()).choices
+
+
+def test_work_that_loses_a_cancellation_ends_too():
+    """As wait_for does before Python 3.12, when the client leaves at the moment that a result comes."""
+    lost = []
+
+    async def work():
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            lost.append(True)
+        await asyncio.Event().wait()
+
+    async def receive():
+        return {"type": "http.disconnect"}
+
+    with pytest.raises(ClientLeftError):
+        asyncio.run(unless_left(receive, work()))
+    assert lost
 
 
 def test_an_answer_that_takes_too_long_is_an_error(serving, gate):
