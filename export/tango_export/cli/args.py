@@ -10,6 +10,8 @@ def add_checkpoints(parser: argparse.ArgumentParser, note: str) -> None:
     parser.add_argument("--checkpoint", help=f"folder or hub id of the original model (default: {note})")
     parser.add_argument(
         "--salience-checkpoint",
+        "--siglip",  # what it is for LLaVA's families
+        metavar="SALIENCE_CHECKPOINT",
         help="folder or hub id of the checkpoint whose pooling head gives the salience: the SigLIP of the vision tower "
         f"(default: {note})",
     )
