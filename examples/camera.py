@@ -44,13 +44,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--source", default="/dev/video0", help="camera device or video file (default: %(default)s)")
     parser.add_argument("--frames", type=int, default=16, help="frames the model sees (default: %(default)s)")
     parser.add_argument("--fps", type=float, default=4, help="frames a second that it sees (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, help="time that they are spread over, whatever --fps says")
     parser.add_argument("--every", type=float, default=5, help="seconds between two answers (default: %(default)s)")
-    parser.add_argument("--count", type=int, help="stop after this many answers (default: never)")
+    parser.add_argument("--answers", type=int, help="stop after this many answers (default: never)")
     args = parser.parse_args(arguments)
 
     llm = VideoLLM(args.bundle)
-    with llm.live(frames_of(args.source), window=args.frames, fps=args.fps) as live:
-        for answer in islice(live.watch(args.question, step=args.every), args.count):
+    fps = args.frames / args.seconds if args.seconds else args.fps
+    with llm.live(frames_of(args.source), window=args.frames, fps=fps) as live:
+        for answer in islice(live.watch(args.question, step=args.every), args.answers):
             begin, end = answer.live.begin, answer.live.end
             print(f"[{end - begin:.1f} s] {answer.text} ({answer.kept} of {answer.total} tokens)", flush=True)
 

@@ -38,7 +38,7 @@ def test_it_answers_about_what_it_saw_last(
 
     monkeypatch.setattr(video_llm, "LiveVideo", Watched)
     arguments = [str(tiny_bundle), "What moves?", "--source", str(clip)]
-    camera.main([*arguments, "--frames", "4", "--fps", "8", "--count", "2", "--every", "0.5"])
+    camera.main([*arguments, "--frames", "4", "--seconds", "0.5", "--answers", "2", "--every", "0.5"])
 
     expected, llm = "", VideoLLM(tiny_bundle)
     for answer in answers:
