@@ -33,7 +33,7 @@ lint: .venv/installed
 test: lint
 	$(BIN)/pytest --numprocesses 2
 
-# What takes longer (builds by nvcc, searches for races, accuracies), or asks a package index.
+# What takes longer (builds by nvcc, kernels in emulation, searches for races, accuracies), or asks a package index.
 test-slow: .venv/installed
 	$(BIN)/pytest --numprocesses 2 -m "slow or network"
 

@@ -22,7 +22,7 @@ from tests.plugins.cuda_emulator import compiled
 from tests.plugins.decoders import EPS, Decoder, check_step
 from tests.plugins.rows import assert_gathered, gather, row_tensors
 
-pytestmark = pytest.mark.nvcc
+pytestmark = [pytest.mark.nvcc, pytest.mark.slow]
 
 ROOT = Path(__file__).parents[2]
 

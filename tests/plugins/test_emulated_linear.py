@@ -9,7 +9,7 @@ from tests.plugins.cuda_emulator import compiled
 from tests.plugins.linears import SHAPES, Product, check
 from tests.plugins.matrices import FORMATS
 
-pytestmark = pytest.mark.nvcc
+pytestmark = [pytest.mark.nvcc, pytest.mark.slow]
 
 BAD_ARGUMENT = 1
 

@@ -11,7 +11,7 @@ from tests.plugins.cuda_emulator import compiled
 from tests.plugins.decoders import EPS, Decoder, check_step
 from tests.plugins.matrices import FORMATS
 
-pytestmark = pytest.mark.nvcc
+pytestmark = [pytest.mark.nvcc, pytest.mark.slow]
 
 SHAPES = {
     "tests": DecoderShape(1, 64, 4, 2, 16, 128, 420, 448, 512, EPS),

@@ -12,7 +12,7 @@ from tango_plugins.structs import TangoThinShape, TangoThinTensors
 from tests.plugins.cuda_emulator import compiled
 from tests.plugins.thinnings import CASES, DTYPES, Prompt
 
-pytestmark = pytest.mark.nvcc
+pytestmark = [pytest.mark.nvcc, pytest.mark.slow]
 
 #: TANGO_BAD_ARGUMENT and TANGO_SMALL_WORKSPACE of tango/common.h, and an address that no test reads.
 BAD_ARGUMENT, SMALL_WORKSPACE, HERE = 1, 2, 4096

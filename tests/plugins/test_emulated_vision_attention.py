@@ -9,7 +9,7 @@ import torch
 from tests.plugins.cuda_emulator import compiled
 from tests.plugins.vision_attentions import Shape, Vision, check
 
-pytestmark = pytest.mark.nvcc
+pytestmark = [pytest.mark.nvcc, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

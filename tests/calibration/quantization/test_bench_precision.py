@@ -62,6 +62,7 @@ def rejected(capsys):
     return error
 
 
+@pytest.mark.slow
 def test_one_run_measures_all_bundles(bundle, quantized, edited, tmp_path, capsys):
     tensorrt_only = edited(lambda data: data["graphs"]["vision"].update(runtimes=["tensorrt"]))
     file = tmp_path / "results" / "out.json"
