@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 
 import pytest
 
 from tango_runtime.batch.ray_pool import Pool
 from tango_runtime.cli.main import main
 
-pytest.importorskip("ray")
+ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.slow  # the cluster takes ten seconds to start
 
 VIDEOS = 6
@@ -58,11 +60,17 @@ def test_a_node_is_lost_midway_and_the_run_is_resumed(batch, folder, cluster, mo
     def kill_the_second(pool, member):
         if pool.workers < 2 and not lost:  # nothing is done before both are ready
             return
+        if lost:
+            feed(pool, member)
+            return
+        place = next(place for place, each in pool._members.items() if each is member)
+        process = ray.get(member.actor.__ray_call__.remote(lambda actor: os.getpid()))
+        os.kill(process, signal.SIGSTOP)  # so that what it gets now is not done when its node goes away
         for each in pool._members.values():
             feed(pool, each)
-        if not lost:
-            lost.append(next(place.node for place, each in pool._members.items() if each is member))
-            cluster.remove_node(next(n for n in cluster.nodes if n.node_id == lost[0]), allow_graceful=False)
+        lost.append(place.node)
+        cluster.remove_node(next(n for n in cluster.nodes if n.node_id == place.node), allow_graceful=False)
+        os.kill(process, signal.SIGKILL)
 
     monkeypatch.setattr(Pool, "_feed", kill_the_second)
     monkeypatch.setattr(Pool, "_lose", lambda pool, place: (lost.append(place.node), lose(pool, place))[1])
