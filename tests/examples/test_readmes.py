@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -22,7 +23,7 @@ ROOT = EXAMPLES.parent
 #: Words that the model of models/tiny answers with. The random model of `tiny_bundle` says something else.
 ANSWERS = ("cross", "yellow", "one", "three")
 
-#: Take a server, many passes or a model that knows what it sees: they run on models/tiny alone.
+#: They run with models/tiny alone: an alert needs a model that knows what it sees, and quantizing many passes.
 SLOW = {"05-live", "11-quantize"}
 
 ids = [readme.parent.name for readme in READMES]
@@ -61,7 +62,7 @@ def stand(tmp_path: Path, videos: Path) -> Callable[[Path], Path]:
         for folder in ("examples", "plugins"):
             (tmp_path / folder).symlink_to(ROOT / folder)
         (tmp_path / "demo").mkdir()
-        (tmp_path / "demo" / "bundle").symlink_to(bundle)
+        shutil.copytree(bundle, tmp_path / "demo" / "bundle")  # no link: a server calls a model by its folder's name
         (tmp_path / "demo" / "videos").symlink_to(videos)
         return tmp_path
 
@@ -124,6 +125,15 @@ def test_the_commands_parse(block: Commands, tmp_path: Path, monkeypatch: pytest
             cli.parser(command[1], "tango").parse_args(command[2:])
         elif command[0] == "python" and command[1] != "-c":
             compile((ROOT / command[1]).read_text(encoding="utf-8"), command[1], "exec")
+
+
+def test_another_output_is_noticed() -> None:
+    said = "yellow\nkept 327 of 3136 tokens (…)\n"
+    assert pattern(said).fullmatch("yellow\nkept 5 of 64 tokens (in 1.5 s)\n")
+    assert pattern(said, ("yellow",)).fullmatch("two\nlines\nkept 5 of 64 tokens ()\n")
+    for other in ("red\nkept 5 of 64 tokens ()", "yellow\nkept no tokens ()", "yellow\n", ""):
+        assert not pattern(said).fullmatch(other)
+    assert not pattern(said, ("yellow",)).fullmatch("two\nkept 5 of 64 tokens\n")
 
 
 def split(bash: str) -> Iterator[list[str]]:
