@@ -1,4 +1,4 @@
-"""Ask about frames that a PyTorch program has, on a CPU or a GPU: python frames.py BUNDLE VIDEO QUESTION"""
+"""Ask about frames that a PyTorch program has: python frames.py BUNDLE VIDEO QUESTION cpu|cuda"""
 
 import sys
 
@@ -17,9 +17,8 @@ def as_source(frames: torch.Tensor) -> torch.Tensor | np.ndarray:
     return frames if frames.is_cuda else frames.numpy()
 
 
-bundle, video, question = sys.argv[1:]
-llm = VideoLLM(bundle)
-device = "cuda" if "cuda" in llm.backend.lower() else "cpu"
+bundle, video, question, device = sys.argv[1:]
+llm = VideoLLM(bundle, {"cpu": "ort-cpu", "cuda": "ort-cuda"}[device])  # or tensorrt
 
 # In place of the program: 16 decoded frames, cropped to their middle.
 decoded = np.stack([frame for _, frame in sample(video, 16)])

@@ -14,7 +14,7 @@ from tango_plugins.native_library import installed
 EXAMPLES = Path(__file__).parents[2] / "examples"
 READMES = sorted(EXAMPLES.glob("[0-9][0-9]-*/README.md"))
 
-_BLOCK = re.compile(r"(?:^<!-- needs: ([\w ]+) -->\n)?^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+_BLOCK = re.compile(r"(?:^<!-- needs: ([\w -]+) -->\n)?^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,15 @@ def _gpu() -> str:
     return "" if installed().is_file() else "the CUDA library is not built (tango plugin build)"
 
 
+def _ort_cuda() -> str:
+    if packages := _packages("onnxruntime"):
+        return packages
+    import onnxruntime
+
+    providers = onnxruntime.get_available_providers()
+    return "" if "CUDAExecutionProvider" in providers else "ONNX Runtime is the one without CUDA"
+
+
 def _tensorrt() -> str:
     return _gpu() or _packages("tensorrt") or ("" if shutil.which("cmake") else "cmake is not on the PATH")
 
@@ -73,6 +82,7 @@ MISSING: dict[str, Callable[[], str]] = {
     "calibration": lambda: _packages("matplotlib", "onnx"),
     "gpu": _gpu,
     "nvcc": lambda: "" if shutil.which("nvcc") else "nvcc is not on the PATH",
+    "ort-cuda": _ort_cuda,
     "ray": lambda: _packages("ray"),
     "rtsp": lambda: "there is no RTSP camera",
     "server": _server,
