@@ -55,13 +55,13 @@ def _server() -> str:
 
 
 def _gpu() -> str:
+    if not installed().is_file():
+        return "the CUDA library is not built (tango plugin build)"
     if packages := _packages("torch"):
         return packages
     import torch
 
-    if not torch.cuda.is_available():
-        return "no NVIDIA GPU, or PyTorch cannot use it"
-    return "" if installed().is_file() else "the CUDA library is not built (tango plugin build)"
+    return "" if torch.cuda.is_available() else "no NVIDIA GPU, or PyTorch cannot use it"
 
 
 def _ort_cuda() -> str:
@@ -74,7 +74,11 @@ def _ort_cuda() -> str:
 
 
 def _tensorrt() -> str:
-    return _gpu() or _packages("tensorrt") or ("" if shutil.which("cmake") else "cmake is not on the PATH")
+    if reason := _gpu() or _packages("tensorrt"):
+        return reason
+    if not all(map(shutil.which, ("nvcc", "cmake"))):
+        return "nvcc or cmake is not on the PATH"
+    return "" if any(Path("/usr/include").glob("*/NvInfer.h")) else "there is no NvInfer.h in a usual place"
 
 
 #: What a block may need → why this machine cannot run it; empty where it can.

@@ -26,8 +26,8 @@ ANSWERS = ("cross", "yellow", "one", "three")
 #: They run with models/tiny alone: an alert needs a model that knows what it sees, the others take long.
 SLOW = {"05-live", "06-server-client", "11-quantize"}
 
-#: Which frames a camera's answers are about depends on the machine's speed, and so do the answers.
-LIVE = {"03-camera"}
+#: Their answers may be others on another machine: about the frames that a camera does not lose, or counts in time.
+UNSURE = {"03-camera", "11-quantize"}
 
 ids = [readme.parent.name for readme in READMES]
 every_readme = pytest.mark.parametrize("readme", READMES, ids=ids)
@@ -115,7 +115,7 @@ def test_the_commands_print_what_the_readme_says(
 ) -> None:
     if not (blocks := runnable(readme)):
         pytest.skip(missing(commands(readme)[0].needs))
-    run(blocks, stand(demo_bundle), ANSWERS if readme.parent.name in LIVE else ())
+    run(blocks, stand(demo_bundle), ANSWERS if readme.parent.name in UNSURE else ())
 
 
 @pytest.mark.parametrize("block", all_blocks)
@@ -128,6 +128,8 @@ def test_the_commands_parse(block: Commands, tmp_path: Path, monkeypatch: pytest
             cli.parser(command[1], "tango").parse_args(command[2:])
         elif command[0] == "python" and command[1] != "-c":
             compile((ROOT / command[1]).read_text(encoding="utf-8"), command[1], "exec")
+    if reason := missing(block.needs):
+        pytest.skip(f"parsed, and not run here: {reason}")
 
 
 def test_another_output_is_noticed() -> None:
