@@ -10,7 +10,7 @@ from tango_runtime.video import sample
 COUNT = 16
 
 video, folder = sys.argv[1], Path(sys.argv[2])
-folder.mkdir(parents=True)
+folder.mkdir(parents=True, exist_ok=True)
 for seconds, frame in sample(video, COUNT):
     Image.fromarray(frame).save(folder / f"{1000 * seconds:06.0f}.jpg", quality=95)
 print(f"{COUNT} images in {folder}")

@@ -24,7 +24,7 @@ ROOT = EXAMPLES.parent
 ANSWERS = ("cross", "yellow", "one", "three")
 
 #: They run with models/tiny alone: an alert needs a model that knows what it sees, the others take long.
-SLOW = {"05-live", "06-server-client", "11-quantize"}
+SLOW = {"05-live", "06-server-client", "10-torch-dlpack", "11-quantize"}
 
 #: Their answers may be others on another machine: about the frames that a camera does not lose, or counts in time.
 UNSURE = {"03-camera", "11-quantize"}
