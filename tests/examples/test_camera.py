@@ -1,4 +1,4 @@
-"""examples/camera.py answers about a file that stands in for the camera."""
+"""examples/03-camera/camera.py answers about a file that stands in for the camera."""
 
 from pathlib import Path
 

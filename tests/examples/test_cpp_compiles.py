@@ -1,4 +1,4 @@
-"""examples/cpp with headers of TensorRT (``--tensorrt-include FOLDER``); tests/gpu/runtime/test_cpp.py runs it."""
+"""examples/08-cpp with headers of TensorRT (``--tensorrt-include FOLDER``); tests/gpu/runtime/test_cpp.py runs it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from tango_plugins.native_library import NATIVE
 
-PROGRAM = Path(__file__).parents[2] / "examples" / "cpp" / "main.cpp"
+PROGRAM = Path(__file__).parents[2] / "examples" / "08-cpp" / "main.cpp"
 
 
 @pytest.mark.nvcc

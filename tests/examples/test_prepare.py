@@ -1,4 +1,4 @@
-"""examples/cpp/prepare.py where it cannot do its work; tests/gpu/runtime/test_cpp.py has the rest."""
+"""examples/08-cpp/prepare.py where it cannot do its work; tests/gpu/runtime/test_cpp.py has the rest."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""examples/cpp says what the Python chain says: the same engines, and no Python.
+"""examples/08-cpp says what the Python chain says: the same engines, and no Python.
 
 Needs CMake, the TensorRT plugin (`tango plugin build`), and NvInfer.h in a usual place or named:
 
@@ -19,7 +19,7 @@ from tango_plugins.build import TENSORRT_LIBRARY
 from tango_plugins.native_library import install_directory
 from tests.gpu.runtime.conftest import build
 
-EXAMPLE = Path(__file__).parents[3] / "examples" / "cpp"
+EXAMPLE = Path(__file__).parents[3] / "examples" / "08-cpp"
 QUESTION = "What happens in the video?"
 
 

@@ -1,6 +1,6 @@
-"""Writes the input of examples/cpp: a clip's frames as raw bytes, and a text file with everything else.
+"""Writes the input of examples/08-cpp: a clip's frames as raw bytes, and a text file with everything else.
 
-    python examples/cpp/prepare.py llava-ov-0.5b clip.mp4 "What is the person doing?" clip
+    python examples/08-cpp/prepare.py llava-ov-0.5b clip.mp4 "What is the person doing?" clip
 
 writes clip/frames.raw, uint8 [F, size, size, 3], and clip/clip.txt, which names the bundle's engines for this machine. For
 an engine of a device graph, whose weights are inputs, it also writes where in the bundle they are.
