@@ -133,8 +133,7 @@ def _unpack(packed: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def _pack(elements: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """[rows, columns] → [rows, columns / 2], the first in the low half."""
-    packed: NDArray[np.uint8] = elements[:, ::2] | (elements[:, 1::2] << BITS)
-    return packed
+    return elements[:, ::2] | (elements[:, 1::2] << np.uint8(BITS))
 
 
 def parse_packing(settings: Mapping[str, Any], where: str) -> Packing:
