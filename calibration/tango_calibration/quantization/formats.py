@@ -55,9 +55,10 @@ class Scheme:
     Attributes:
         formats: Format of a layer; others stay as they are.
         ranges: Largest magnitude of 8-bit activations, after smoothing.
-        smoothing: Powers of two [in]: an 8-bit layer divides its input's channels by them, and multiplies the rows of
-            its weight.
-        mean_squares: Mean square of each channel of the input [in]: the weight of an error in a row of 4-bit weights.
+        smoothing: Factors [in]: a layer divides its input's channels by them, and multiplies the rows of its weight.
+            Powers of two for 8-bit activations, AWQ's scales for weights alone.
+        mean_squares: Mean square of each channel of the input [in], after smoothing: the weight of an error in a row of
+            4-bit weights.
         block: Weights of a block.
         float_weights: Store INT8 weights in fp32 with a QuantizeLinear of their own, in four times the bytes.
     """
@@ -68,6 +69,11 @@ class Scheme:
     mean_squares: Mapping[str, Array] = field(default_factory=dict)
     block: int = BLOCK
     float_weights: bool = False
+
+    def scaled(self, by: Mapping[str, Array]) -> Scheme:
+        """The scheme with factors for some layers' inputs, whose mean squares are then others."""
+        mean_squares = {name: m / by[name] ** 2 if name in by else m for name, m in self.mean_squares.items()}
+        return replace(self, smoothing=by, mean_squares=mean_squares)
 
     def portable(self) -> Form:
         """The portable form with the layers in their formats."""
@@ -127,10 +133,7 @@ def _write_qdq(g: GraphBuilder, layer: Linear, form: LayerFormat, scheme: Scheme
     outputs = [f"{layer.output}.product", *[f"{layer.output}.fp16"] * narrow, *[f"{layer.output}.shaped"] * reshaped]
     outputs[-1] = layer.output
     left = g.unrounded(layer.input, f"{layer.name}.input.fp32") if narrow else layer.input
-    if layer.name in scheme.smoothing:
-        factors = 1 / scheme.smoothing[layer.name]
-        smoothing = g.weight(Weight(f"{layer.name}.smoothing", factors.shape, "float32", {}, lambda _: factors))
-        left = g.node("Mul", [left, smoothing], f"{layer.name}.input.smoothed")
+    left = _smoothed_input(g, layer, left, dtype, scheme)
     if reshaped:
         left = g.reshape(left, f"{layer.name}.input.rows", -1, layer.fan_in)
     # One Q/DQ pair for each layer, even if several take the same input. ONNX Runtime makes the activations unsigned,
@@ -172,7 +175,8 @@ def _write_8_bit_weight(g: GraphBuilder, layer: Linear, grid: Grid, dtype: Float
 
 
 def _write_matmul_nbits(g: GraphBuilder, layer: Linear, form: LayerFormat, scheme: Scheme) -> str:
-    return matmul_nbits(g, layer, _blocks(g, layer, form, scheme))
+    smoothed = _smoothed_input(g, layer, layer.input, "float32" if layer.wide else g.dtype, scheme)
+    return matmul_nbits(g, replace(layer, input=smoothed), _blocks(g, layer, form, scheme))
 
 
 def _write_per_channel(g: GraphBuilder, layer: Linear, form: LayerFormat, scheme: Scheme) -> str:
@@ -194,8 +198,8 @@ def _column_weights(g: GraphBuilder, layer: Linear, grid: Grid, dtype: Float, sc
 
 
 def _blocks(g: GraphBuilder, layer: Linear, form: LayerFormat, scheme: Scheme) -> Blocks:
-    bits, matrix, mean_squares = _BLOCK_BITS[form], g.weights[layer.weight], scheme.mean_squares.get(layer.name)
-    made = _made_once(lambda read: quantize_blocks(matrix.values(read), bits, mean_squares, scheme.block))
+    bits, mean_squares = _BLOCK_BITS[form], scheme.mean_squares.get(layer.name)
+    made = _made_once(lambda read: quantize_blocks(_smoothed(g, layer, scheme, read), bits, mean_squares, scheme.block))
     return blocks_of(g, layer, bits, scheme.block, *made)
 
 
@@ -209,6 +213,15 @@ def _made_once(make: Callable[[Read], tuple[Array, Array]]) -> tuple[Callable[[R
         return found
 
     return values, lambda read: kept.pop() if kept else make(read)[1]
+
+
+def _smoothed_input(g: GraphBuilder, layer: Linear, x: str, dtype: Float, scheme: Scheme) -> str:
+    """The input of a layer with its channels divided by the scheme's factors."""
+    if layer.name not in scheme.smoothing:
+        return x
+    factors = 1 / scheme.smoothing[layer.name]
+    smoothing = g.weight(Weight(f"{layer.name}.smoothing", factors.shape, dtype, {}, lambda _: factors))
+    return g.node("Mul", [x, smoothing], f"{layer.name}.input.smoothed")
 
 
 def _smoothed(g: GraphBuilder, layer: Linear, scheme: Scheme, read: Read) -> Array:
