@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import ml_dtypes  # noqa: F401  # gives NumPy the bfloat16 that safetensors asks for
+import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
+from tango_export.packing import Packing, parse_packing
 from tango_plugins import TangoError
 from tango_runtime.util.errors import first_line
 from tango_runtime.util.files import is_plain_name
@@ -24,6 +26,9 @@ _DOWNLOAD_AGAIN = "download the checkpoint again"
 
 #: Files of weights that change the others: a LoRA adapter (peft), and what LLaVA trains beside one.
 _ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "non_lora_trainables.bin")
+
+#: What a 4-bit layer is made of.
+_PARTS = ("qweight", "qzeros", "scales", "g_idx")
 
 #: What unquantized weights are stored in; 8-bit floats would need their scales.
 _READ = ("F16", "BF16", "F32", "F64")
@@ -44,21 +49,30 @@ class Checkpoint:
 
     Nothing is read before :meth:`read` asks for it.
 
+    A layer that is stored in 4 bits has a weight like any other, which is made when it is read, and the tensors that it
+    is made of under their own names.
+
     Args:
         folder: A folder with ``model.safetensors``, or shards with their index.
         rename: The canonical name of a tensor on disk, or None to leave it out.
+        packing: How some layers are stored in 4 bits; None where none is.
+
+    Attributes:
+        folder: The folder.
+        packing: How some layers are stored in 4 bits; None where none is.
 
     Raises:
         TangoError: The folder, a file or a shard is missing or cut, or two tensors have one canonical name.
     """
 
-    def __init__(self, folder: Path, rename: Rename) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, rename: Rename, packing: Packing | None = None) -> None:
+        self.folder, self.packing = folder, packing
         self._where: dict[str, _Stored] = {}
         for file in _shard_files(folder):
             for stored in _list(file):
                 if (name := rename(stored.name)) is not None:
                     self._add(name, stored)
+        self._parts = self._take_parts() if packing else {}
 
     def _add(self, name: str, stored: _Stored) -> None:
         if name in self._where:
@@ -66,11 +80,26 @@ class Checkpoint:
             raise TangoError(f"{self.folder}: {twice} are the same tensor", _DOWNLOAD_AGAIN)
         self._where[name] = stored
 
+    def _take_parts(self) -> dict[str, dict[str, _Stored]]:
+        """What 4-bit layers are made of, by weight and part; taken from the other tensors."""
+        layers = [name.removesuffix(".qweight") for name in self._where if name.endswith(".qweight")]
+        return {
+            f"{layer}.weight": {
+                part: self._where.pop(f"{layer}.{part}") for part in _PARTS if f"{layer}.{part}" in self._where
+            }
+            for layer in layers
+        }
+
     def __contains__(self, name: str) -> bool:
-        return name in self._where
+        return name in self._where or name in self._parts
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._where)
+        yield from self._where
+        yield from self._parts
+
+    def is_packed(self, name: str) -> bool:
+        """Whether a weight is stored in 4 bits."""
+        return name in self._parts
 
     def stored_name(self, name: str) -> str:
         """What the file calls a tensor, or would call it in the layout of its neighbours."""
@@ -84,8 +113,11 @@ class Checkpoint:
         return name
 
     def read(self, name: str) -> NDArray[Any]:
-        """Reads one tensor, in the dtype that it is stored in."""
-        stored = self._where[name]
+        """Reads one tensor, in the dtype that it is stored in; a weight that is stored in 4 bits, in fp32."""
+        if self.packing and name in self._parts:
+            return self.packing.weight(self.read, name.removesuffix(".weight"))
+        layer, _, part = name.rpartition(".")
+        stored = self._where.get(name) or self._parts[f"{layer}.weight"][part]
         # Opened anew each time: pages of a file that stays mapped would add up to a copy of the checkpoint.
         with _open(stored.file) as shard:
             tensor: NDArray[Any] = shard.get_tensor(stored.name)
@@ -93,6 +125,8 @@ class Checkpoint:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor, without reading it."""
+        if self.packing and name in self._parts:
+            return self.packing.shape(self._parts[name]["qweight"].shape)
         return self._where[name].shape
 
     def check(self, expected: Mapping[str, tuple[int, ...]]) -> None:
@@ -104,13 +138,13 @@ class Checkpoint:
         Raises:
             TangoError: A tensor is missing, misshapen, quantized or unknown; the message names it as the file does.
         """
-        for name in self._where:
+        for name in self:
             if name not in expected:
                 raise TangoError(
                     f"{self.folder} has a tensor that this family does not know: {self.stored_name(name)}",
                     "is it a fine-tune that adds modules? tango-export leaves no weights out",
                 )
-        absent = [name for name in expected if name not in self._where]
+        absent = [name for name in expected if name not in self]
         if absent:
             more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
             first = self.stored_name(absent[0])
@@ -125,7 +159,39 @@ class Checkpoint:
             if stored.dtype not in _READ:
                 raise TangoError(
                     f"{stored.file}: {stored.name} is stored as {stored.dtype}",
-                    "quantized checkpoints are not read: give the original",
+                    "checkpoints that are quantized so are not read: give the original",
+                )
+        for name in self._parts:
+            self._check_parts(name, expected[name])
+
+    def _check_parts(self, name: str, shape: tuple[int, ...]) -> None:
+        """Compares the parts of a 4-bit weight with its shape [out, in]."""
+        assert self.packing is not None
+        parts, packing = self._parts[name], self.packing
+        qweight = parts["qweight"]
+        if self.shape(name) != shape or shape[1] % packing.group or shape[0] % 8:
+            raise TangoError(
+                f"{self.folder}: {qweight.name} has shape {list(qweight.shape)}, which is no weight {list(shape)} in "
+                f"groups of {packing.group}",
+                "config.json and weights are not of the same checkpoint; " + _DOWNLOAD_AGAIN,
+            )
+        for part, wanted in packing.part_shapes(*shape).items():
+            if part not in parts:
+                missing = qweight.name.removesuffix("qweight") + part
+                raise TangoError(f"{self.folder} is missing the weight {missing}", _DOWNLOAD_AGAIN)
+            kinds = _READ if part == "scales" else ("I32",)
+            if parts[part].shape != wanted or parts[part].dtype not in kinds:
+                found = f"{parts[part].dtype} {list(parts[part].shape)}"
+                raise TangoError(
+                    f"{self.folder}: {parts[part].name} is {found}, not {' or '.join(kinds)} {list(wanted)}",
+                    _DOWNLOAD_AGAIN,
+                )
+        if "g_idx" in parts:
+            order = self.read(f"{name.removesuffix('.weight')}.g_idx")
+            if not np.array_equal(order, np.arange(shape[1]) // packing.group):
+                raise TangoError(
+                    f"{self.folder}: {parts['g_idx'].name} has inputs in the order of their activations (act-order)",
+                    "give a checkpoint that was made with desc_act: false, or the original",
                 )
 
 
@@ -154,6 +220,26 @@ def read_json(file: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise TangoError(f"{file} is not a JSON object", _DOWNLOAD_AGAIN)
     return data
+
+
+def read_packing(folder: Path) -> Packing | None:
+    """How a checkpoint stores 4-bit layers, by its config.json, or an older one by a file of its own; None without.
+
+    Raises:
+        TangoError: It is quantized in a way that is not read.
+    """
+    config = folder / "config.json"
+    data = read_json(config)
+    for holder in (data, data.get("text_config")):
+        found = holder.get("quantization_config") if isinstance(holder, dict) else None
+        if found is not None:
+            if not isinstance(found, dict):
+                raise TangoError(f"{config}: quantization_config is {shown(found)}, not an object", _DOWNLOAD_AGAIN)
+            return parse_packing(found, f"{config}: quantization_config")
+    for file in (folder / "quantize_config.json", folder / "quant_config.json"):  # AutoGPTQ's, AutoAWQ's
+        if file.is_file():
+            return parse_packing(read_json(file), str(file))
+    return None
 
 
 def _shard_files(folder: Path) -> list[Path]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from tango_export.families import FAMILIES, Family, Model, Preset
-from tango_export.graph import DEVICE, PORTABLE, TENSORRT, build
+from tango_export.graph import DEVICE, PORTABLE, TENSORRT, Form, Graph, build
 from tango_export.graph.builder import Float
 from tango_export.graph.files import write_device, write_portable, write_prune, write_tensorrt
 from tango_plugins import PruneParams, TangoError, op
@@ -22,6 +22,7 @@ from tango_runtime.bundle import (
     GraphSpec,
     InnerPruning,
     Manifest,
+    Quantization,
     Source,
     describe,
     write_manifest,
@@ -222,16 +223,16 @@ def _params(request: Request, model: Model) -> PruneParams:
 
 
 def _write_graphs(folder: Path, model: Model, params: PruneParams, dtype: Float) -> dict[GraphName, GraphSpec]:
-    portable = [build(definition, PORTABLE, dtype) for definition in model.definitions]
+    portable = [build(definition, _form(PORTABLE, model), dtype) for definition in model.definitions]
     total = sum(weight.bytes for graph in portable for weight in graph.weights)
     require_space(folder, total)
     specs: dict[GraphName, GraphSpec] = {}
     with progress("export", total, size=True) as on_progress:
         for graph in portable:
-            specs[graph.name] = write_portable(graph, model.read, folder, on_progress)
+            specs[graph.name] = _quantized(graph, write_portable(graph, model.read, folder, on_progress))
     if dtype == "float16":
         for definition, graph in zip(model.definitions, portable, strict=True):
-            fusible = build(definition, TENSORRT, dtype)
+            fusible = build(definition, _form(TENSORRT, model), dtype)
             if fusible.nodes != graph.nodes:
                 specs[graph.name] = write_tensorrt(fusible, specs[graph.name], folder)
         specs |= write_device_graphs(folder, model, specs, dtype)
@@ -245,11 +246,25 @@ def write_device_graphs(
     found = {}
     for definition in model.definitions:
         if definition.no_device_form is None:
-            graph = build(definition, DEVICE, dtype)
+            graph = build(definition, _form(DEVICE, model), dtype)
             found[definition.name] = write_device(graph, specs[definition.name], model.read, folder)
         else:
             status(f"{definition.name} has no device graph: {definition.no_device_form}")
     return found
+
+
+def _form(base: Form, model: Model) -> Form:
+    """A form of the model's graphs, with the layers that its checkpoint stores in 4 bits as they are."""
+    return model.packed.form(base) if model.packed else base
+
+
+def _quantized(graph: Graph, spec: GraphSpec) -> GraphSpec:
+    """The entry in bundle.json of a graph, some of whose layers may be in blocks."""
+    names = {weight.name.rpartition(".")[0] for weight in graph.weights if weight.quantization}
+    if not names:
+        return spec
+    others = tuple(layer.name for layer in graph.linears if layer.weight not in names)
+    return replace(spec, runtimes=("onnxruntime",), quantization=Quantization("int4", 0, others))
 
 
 def _describe_files(folder: Path) -> dict[str, FileSpec]:

@@ -112,8 +112,12 @@ def _layers(outcome: Outcome) -> list[str]:
     lines = []
     for name, graph in outcome.graphs.items():
         worst_first = sorted(graph.layers, key=lambda layer: -layer.loss)
-        rows = [(layer.layer, f"{layer.loss:.2e}", _FORMATS[layer.format]) for layer in worst_first]
-        lines += [f"## Layers of {name}, each quantized alone", "", *_table(("layer", "loss", "written as"), rows), ""]
+        rows = [
+            (layer.layer, f"{layer.loss:.2e}", _FORMATS[layer.format], "yes" if layer.scaled else "no")
+            for layer in worst_first
+        ]
+        head = ("layer", "loss", "written as", "input scaled")
+        lines += [f"## Layers of {name}, each quantized alone", "", *_table(head, rows), ""]
     return lines
 
 

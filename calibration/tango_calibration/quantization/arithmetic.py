@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,6 +17,9 @@ BLOCK = 32
 
 #: Scales tried for a block of 4-bit weights, relative to the scale that its largest weight needs.
 _TRIED_SCALES = (1.0, 1.14, 1.07, 0.95, 0.9, 0.85, 0.8)
+
+#: Columns of a weight on which AWQ's scaling is searched.
+_SEARCH_COLUMNS = 256
 
 #: The smallest normal number of fp16: no scale may be zero.
 _MIN_SCALE = 2.0**-14
@@ -103,21 +106,27 @@ def quantize_blocks(
     """
     K, N = weight.shape
     count = -(-K // block)
-    importance = np.ones((count, block), np.float32)
-    if mean_squares is not None:
-        importance.reshape(-1)[:K] = mean_squares
+    importance = _in_blocks(np.ones(K) if mean_squares is None else mean_squares, block)
     packed = np.empty((N, count, block * bits // 8), np.uint8)
     scales = np.empty((N, count), np.float32)
     for part in _column_parts(N, K):
-        wide = np.zeros((part.stop - part.start, count * block), np.float32)
-        wide[:, :K] = weight[:, part].T
-        values, scales[part] = _fit_blocks(wide.reshape(-1, count, block), bits, importance)
+        values, scales[part], _ = _fit_blocks(_in_blocks(weight[:, part].T, block), bits, importance)
         packed[part] = values if bits == 8 else values[..., ::2] | (values[..., 1::2] << 4)
     return packed, scales
 
 
-def _fit_blocks(wide: Array, bits: int, importance: Array) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Blocks [n, blocks, block] fp32 → unsigned values and scales, the best of those tried."""
+def _in_blocks(rows: Array, block: int) -> NDArray[np.float32]:
+    """[..., in] → [..., blocks, block], the last one filled up with zeros."""
+    K = rows.shape[-1]
+    wide = np.zeros((*rows.shape[:-1], -(-K // block) * block), np.float32)
+    wide[..., :K] = rows
+    return wide.reshape(*rows.shape[:-1], -1, block)
+
+
+def _fit_blocks(
+    wide: Array, bits: int, importance: Array
+) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]]:
+    """Blocks [n, blocks, block] fp32 → unsigned values and scales, the best of those tried, and their errors."""
     half = 1 << (bits - 1)
     place = np.abs(wide).argmax(-1)[..., None]
     largest = np.take_along_axis(wide, place, -1)[..., 0]
@@ -133,13 +142,42 @@ def _fit_blocks(wide: Array, bits: int, importance: Array) -> tuple[NDArray[np.u
         better = error < least
         best[better] = (steps[better] + half).astype(np.uint8)
         least[better], scales[better] = error[better], scale[better]
-    return best, scales
+    return best, scales, least
 
 
 def _column_parts(columns: int, rows: int) -> Iterator[slice]:
     step = max(_PART_WEIGHTS // max(rows, 1), 1)
     for begin in range(0, columns, step):
         yield slice(begin, min(begin + step, columns))
+
+
+def activation_aware_scaling(weights: Sequence[Array], mean_squares: Array, block: int = BLOCK) -> NDArray[np.float32]:
+    """AWQ's scaling of the channels of an input, Lin et al. 2024 (arXiv:2306.00978), section 3.2.
+
+    s = a^α, where a is a channel's root mean square, and α that of 0, 0.1 … 1 with the least error of 4-bit weights.
+    The error is that of the layers' outputs if their inputs are not correlated; it is measured on some of the columns.
+
+    Args:
+        weights: [in, out] of each layer that takes the input.
+        mean_squares: Mean square of each channel of the input [in].
+        block: Weights of a block.
+
+    Returns:
+        s [in]: the channels are to be divided by it, and the rows of the weights multiplied. All 1 where nothing gains.
+    """
+    columns = [weight[:, :: max(weight.shape[1] // _SEARCH_COLUMNS, 1)].astype(np.float32) for weight in weights]
+    magnitudes = np.sqrt(np.maximum(mean_squares.astype(np.float64), np.finfo(np.float32).tiny))
+
+    def scaling(alpha: float) -> NDArray[np.float32]:
+        s = magnitudes**alpha
+        return np.asarray(np.clip(s / np.sqrt(s.max() * s.min()), 2.0**-8, 2.0**8), np.float32)
+
+    def loss(s: Array) -> float:
+        importance = _in_blocks(mean_squares / s**2, block)
+        errors = (_fit_blocks(_in_blocks((w * s[:, None]).T, block), 4, importance)[2] for w in columns)
+        return float(sum(error.sum(dtype=np.float64) for error in errors))
+
+    return min((scaling(alpha / 10) for alpha in range(11)), key=loss)
 
 
 def smoothing(channel_amax: Array, row_amax: Array) -> NDArray[np.float32]:

@@ -33,6 +33,7 @@ from onnx import TensorProto
 from tango_calibration.quantization.arithmetic import BLOCK, FP8, INT8, Grid, quantize_blocks, quantize_columns, scales
 from tango_calibration.quantization.ranges import Array
 from tango_export.graph import DEVICE, PORTABLE, Form, GraphBuilder
+from tango_export.graph.blocks import CONTRIB, Blocks, blocks_of, blockwise_linear, matmul_nbits
 from tango_export.graph.builder import Float, Linear, Read, Weight
 from tango_plugins import op
 from tango_runtime.bundle import WeightQuantization
@@ -43,14 +44,8 @@ LayerFormat = Literal["w8a8", "w8a16", "w4a16", "fp8"]
 #: The opset of fp8: the first whose QuantizeLinear supports it. The parser of TensorRT 10.0 reads up to 20.
 FP8_OPSET = 19
 
-#: MatMulNBits' ``accuracy_level`` 4: activations are rounded to 8 bits before the product, each block with its own
-#: scale. That adds 0.7 % of noise where 4-bit weights add 10 %. For one token it is 3 times as fast as the fp32 product
-#: with 4-bit weights, and 70 times with 8-bit weights.
-ACCURACY_LEVEL = 4
-
 _GRIDS: dict[LayerFormat, Grid] = {"w8a8": INT8, "fp8": FP8}
 _BLOCK_BITS: dict[LayerFormat, Literal[4, 8]] = {"w4a16": 4, "w8a16": 8}
-_CONTRIB = "com.microsoft"
 
 
 @dataclass(frozen=True)
@@ -60,9 +55,10 @@ class Scheme:
     Attributes:
         formats: Format of a layer; others stay as they are.
         ranges: Largest magnitude of 8-bit activations, after smoothing.
-        smoothing: Powers of two [in]: an 8-bit layer divides its input's channels by them, and multiplies the rows of
-            its weight.
-        mean_squares: Mean square of each channel of the input [in]: the weight of an error in a row of 4-bit weights.
+        smoothing: Factors [in]: a layer divides its input's channels by them, and multiplies the rows of its weight.
+            Powers of two for 8-bit activations, AWQ's scales for weights alone.
+        mean_squares: Mean square of each channel of the input [in], after smoothing: the weight of an error in a row of
+            4-bit weights.
         block: Weights of a block.
         float_weights: Store INT8 weights in fp32 with a QuantizeLinear of their own, in four times the bytes.
     """
@@ -74,6 +70,11 @@ class Scheme:
     block: int = BLOCK
     float_weights: bool = False
 
+    def scaled(self, by: Mapping[str, Array]) -> Scheme:
+        """The scheme with factors for some layers' inputs, whose mean squares are then others."""
+        mean_squares = {name: m / by[name] ** 2 if name in by else m for name, m in self.mean_squares.items()}
+        return replace(self, smoothing=by, mean_squares=mean_squares)
+
     def portable(self) -> Form:
         """The portable form with the layers in their formats."""
         used = set(self.formats.values())
@@ -81,7 +82,7 @@ class Scheme:
         if "fp8" in used:
             opsets[""] = FP8_OPSET
         if used & _BLOCK_BITS.keys():
-            opsets[_CONTRIB] = 1
+            opsets[CONTRIB] = 1
         return replace(self._form(PORTABLE, _write_qdq, _write_matmul_nbits), opsets=opsets)
 
     def switched(self) -> Form:
@@ -132,10 +133,7 @@ def _write_qdq(g: GraphBuilder, layer: Linear, form: LayerFormat, scheme: Scheme
     outputs = [f"{layer.output}.product", *[f"{layer.output}.fp16"] * narrow, *[f"{layer.output}.shaped"] * reshaped]
     outputs[-1] = layer.output
     left = g.unrounded(layer.input, f"{layer.name}.input.fp32") if narrow else layer.input
-    if layer.name in scheme.smoothing:
-        factors = 1 / scheme.smoothing[layer.name]
-        smoothing = g.weight(Weight(f"{layer.name}.smoothing", factors.shape, "float32", {}, lambda _: factors))
-        left = g.node("Mul", [left, smoothing], f"{layer.name}.input.smoothed")
+    left = _smoothed_input(g, layer, left, dtype, scheme)
     if reshaped:
         left = g.reshape(left, f"{layer.name}.input.rows", -1, layer.fan_in)
     # One Q/DQ pair for each layer, even if several take the same input. ONNX Runtime makes the activations unsigned,
@@ -177,10 +175,8 @@ def _write_8_bit_weight(g: GraphBuilder, layer: Linear, grid: Grid, dtype: Float
 
 
 def _write_matmul_nbits(g: GraphBuilder, layer: Linear, form: LayerFormat, scheme: Scheme) -> str:
-    weights, bits = _block_weights(g, layer, form, scheme), _BLOCK_BITS[form]
-    sizes = {"K": layer.fan_in, "N": layer.fan_out, "bits": bits, "block_size": scheme.block}
-    sizes["accuracy_level"] = ACCURACY_LEVEL
-    return g.node("MatMulNBits", [layer.input, *map(g.weight, weights)], layer.output, domain=_CONTRIB, **sizes)
+    smoothed = _smoothed_input(g, layer, layer.input, "float32" if layer.wide else g.dtype, scheme)
+    return matmul_nbits(g, replace(layer, input=smoothed), _blocks(g, layer, form, scheme))
 
 
 def _write_per_channel(g: GraphBuilder, layer: Linear, form: LayerFormat, scheme: Scheme) -> str:
@@ -189,8 +185,7 @@ def _write_per_channel(g: GraphBuilder, layer: Linear, form: LayerFormat, scheme
 
 
 def _write_blockwise(g: GraphBuilder, layer: Linear, form: LayerFormat, scheme: Scheme) -> str:
-    inputs = [layer.input, *map(g.weight, _block_weights(g, layer, form, scheme))]
-    return g.node("BlockwiseLinear", inputs, layer.output, domain=op.DOMAIN, bits=_BLOCK_BITS[form])
+    return blockwise_linear(g, layer, _blocks(g, layer, form, scheme))
 
 
 def _column_weights(g: GraphBuilder, layer: Linear, grid: Grid, dtype: Float, scheme: Scheme) -> tuple[Weight, Weight]:
@@ -202,14 +197,10 @@ def _column_weights(g: GraphBuilder, layer: Linear, grid: Grid, dtype: Float, sc
     return stored, Weight(scale, shape[1:], dtype, {}, steps)
 
 
-def _block_weights(g: GraphBuilder, layer: Linear, form: LayerFormat, scheme: Scheme) -> tuple[Weight, Weight]:
-    """Packed blocks [out, blocks, bytes] with a scale each [out, blocks]; see :func:`quantize_blocks`."""
-    bits, matrix, mean_squares = _BLOCK_BITS[form], g.weights[layer.weight], scheme.mean_squares.get(layer.name)
-    values, steps = _made_once(lambda read: quantize_blocks(matrix.values(read), bits, mean_squares, scheme.block))
-    scale, blocks = f"{layer.weight}.scale", (layer.fan_out, -(-layer.fan_in // scheme.block))
-    shape, layout = (*blocks, scheme.block * bits // 8), WeightQuantization(bits, scheme.block, scale)
-    stored = Weight(f"{layer.weight}.int{bits}", shape, "uint8", {}, values, layout)
-    return stored, Weight(scale, blocks, "float32" if layer.wide else g.dtype, {}, steps)
+def _blocks(g: GraphBuilder, layer: Linear, form: LayerFormat, scheme: Scheme) -> Blocks:
+    bits, mean_squares = _BLOCK_BITS[form], scheme.mean_squares.get(layer.name)
+    made = _made_once(lambda read: quantize_blocks(_smoothed(g, layer, scheme, read), bits, mean_squares, scheme.block))
+    return blocks_of(g, layer, bits, scheme.block, *made)
 
 
 def _made_once(make: Callable[[Read], tuple[Array, Array]]) -> tuple[Callable[[Read], Array], Callable[[Read], Array]]:
@@ -222,6 +213,15 @@ def _made_once(make: Callable[[Read], tuple[Array, Array]]) -> tuple[Callable[[R
         return found
 
     return values, lambda read: kept.pop() if kept else make(read)[1]
+
+
+def _smoothed_input(g: GraphBuilder, layer: Linear, x: str, dtype: Float, scheme: Scheme) -> str:
+    """The input of a layer with its channels divided by the scheme's factors."""
+    if layer.name not in scheme.smoothing:
+        return x
+    factors = 1 / scheme.smoothing[layer.name]
+    smoothing = g.weight(Weight(f"{layer.name}.smoothing", factors.shape, dtype, {}, lambda _: factors))
+    return g.node("Mul", [x, smoothing], f"{layer.name}.input.smoothed")
 
 
 def _smoothed(g: GraphBuilder, layer: Linear, scheme: Scheme, read: Read) -> Array:

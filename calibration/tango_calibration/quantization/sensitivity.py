@@ -16,7 +16,7 @@ import onnxruntime
 from tango_calibration.data.dataset import Video
 from tango_calibration.parallel import map_with_progress
 from tango_calibration.quantization import replay
-from tango_calibration.quantization.arithmetic import smoothing
+from tango_calibration.quantization.arithmetic import activation_aware_scaling, smoothing
 from tango_calibration.quantization.cache import ObservationCache
 from tango_calibration.quantization.capture import Capture
 from tango_calibration.quantization.clips import load_clip
@@ -24,6 +24,7 @@ from tango_calibration.quantization.formats import LayerFormat, Scheme, switches
 from tango_calibration.quantization.ranges import Array, ChannelStats
 from tango_calibration.quantization.replay import Session
 from tango_calibration.quantization.stored import StoredGraph
+from tango_export.graph.builder import Linear
 from tango_export.graph.files import write_device, write_portable
 from tango_plugins import TangoError
 from tango_runtime.bundle import Bundle, GraphName, GraphSpec, Precision, Runtime
@@ -62,11 +63,13 @@ class LayerSensitivity:
         layer: Its name.
         loss: The loss in the precision's first format, in the unit of ``BUDGETS``.
         format: The chosen format; None keeps the layer as it is.
+        scaled: Whether the channels of its input are scaled for it.
     """
 
     layer: str
     loss: float
     format: LayerFormat | None
+    scaled: bool = False
 
 
 @dataclass(frozen=True)
@@ -128,12 +131,38 @@ class GraphQuantizer:
         """Measures what all formats need to know of the activations; the scheme has no formats yet."""
         stats = self._channel_stats()
         if self._precision == "int4":
-            return Scheme({}, mean_squares=self._by_layer(stats.mean_squares()), block=self._block)
+            plain = Scheme({}, mean_squares=self._by_layer(stats.mean_squares()), block=self._block)
+            return self._scaled_where_better(plain, self._scaling(stats))
         # E4M3 is as precise over 15 octaves: an outlier takes no precision from the other channels.
         smooth = self._smoothing(stats) if (self.name, self._precision) == ("decoder", "int8") else {}
         takers = {layer.input: layer.name for layer in self._layers}
         ranges = stats.ranges([smooth.get(takers[name], 1.0) for name in self._inputs])
         return Scheme({}, self._by_layer(ranges), smooth)
+
+    def _scaling(self, stats: ChannelStats) -> dict[str, Array]:
+        """AWQ's factors for the layers whose input has a gain that takes them; the same for all that take one input."""
+        found: dict[str, Array] = {}
+        with progress(f"{self.name} scaling", len(self._inputs)) as on_progress:
+            for name, mean_squares in zip(self._inputs, stats.mean_squares(), strict=True):
+                if layers := self._with_gain(name):
+                    weights = [self.stored.read(layer.weight) for layer in layers]
+                    factors = activation_aware_scaling(weights, mean_squares, self._block)
+                    if (factors != 1).any():
+                        found |= dict.fromkeys((layer.name for layer in layers), factors)
+                on_progress(1)
+        return found
+
+    def _scaled_where_better(self, plain: Scheme, scaling: Mapping[str, Array]) -> Scheme:
+        """Scales the inputs whose layers lose less so."""
+        form, inputs = FORMATS[self._precision][0], {layer.name: layer.input for layer in self._layers}
+        before, after = (
+            _sums(self._losses(scheme, form, list(scaling)), inputs) for scheme in (plain, plain.scaled(scaling))
+        )
+        return plain.scaled({name: s for name, s in scaling.items() if after[inputs[name]] < before[inputs[name]]})
+
+    def _with_gain(self, name: str) -> list[Linear]:
+        """The layers that take an input whose channels can be scaled."""
+        return [layer for layer in self._layers if layer.input == name and layer.gain]
 
     def _by_layer(self, of_inputs: Sequence[Found]) -> dict[str, Found]:
         found = dict(zip(self._inputs, of_inputs, strict=True))
@@ -166,8 +195,7 @@ class GraphQuantizer:
         """Powers of two for the layers whose input has a gain that takes them; the same for all that take one input."""
         found: dict[str, Array] = {}
         for name, amax in zip(self._inputs, stats.amax, strict=True):
-            layers = [layer for layer in self._layers if layer.input == name and layer.gain]
-            if layers:
+            if layers := self._with_gain(name):
                 rows = np.maximum.reduce([_row_amax(self.stored.read(layer.weight)) for layer in layers])
                 found |= dict.fromkeys((layer.name for layer in layers), smoothing(amax, rows))
         return found
@@ -195,7 +223,9 @@ class GraphQuantizer:
             left = [name for name in left if inputs[name] in excluded]
             if not left:
                 break
-        return tuple(LayerSensitivity(name, loss, formats.get(name)) for name, loss in first.items())
+        return tuple(
+            LayerSensitivity(name, loss, formats.get(name), name in scheme.smoothing) for name, loss in first.items()
+        )
 
     def _losses(self, scheme: Scheme, form: LayerFormat, names: Sequence[str]) -> dict[str, float]:
         """Loss of the graph for each layer, when only this layer has a format.
@@ -215,7 +245,8 @@ class GraphQuantizer:
                 both_ways = replace(scheme, formats=dict.fromkeys(group, form)).switched()
                 session = cache(partial(replay.open_graph, self.stored, both_ways))  # where a loss is not known yet
                 for name in group:
-                    what = f"loss {self.name} {name} {form} {scheme.block} {clips}"
+                    scaling = scheme.smoothing.get(name, np.empty(0))
+                    what = f"loss {self.name} {name} {form} {scheme.block} {clips} {scaling.tolist()}"
                     key = hashlib.sha256(what.encode()).hexdigest()[:24]
                     found = self._cache.arrays(key, partial(measure, name, group, session))
                     losses[name] = float(found["loss"])

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from tango_export.graph.blocks import PackedLayers
 from tango_export.graph.builder import Array, Definition, Read
 from tango_plugins import PruneParams
 from tango_runtime.bundle import Config, DecoderSpec, InnerPruning, Manifest, PromptSpec, VideoSpec, VisionSpec
@@ -59,6 +60,7 @@ class Model:
         chat_template: The checkpoint's own, as Jinja.
         tokenizer: The tokenizer.json, as text.
         reference: Loads the original model; needs torch and transformers.
+        packed: The layers that the checkpoint stores in 4 bits; None where there are none.
     """
 
     definitions: tuple[Definition, ...]
@@ -72,6 +74,7 @@ class Model:
     chat_template: str
     tokenizer: str
     reference: Callable[[], Reference]
+    packed: PackedLayers | None = None
 
 
 @dataclass(frozen=True)

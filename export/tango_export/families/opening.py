@@ -7,7 +7,9 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from tango_export.checkpoint import Checkpoint
 from tango_export.graph import PORTABLE, Definition, build
+from tango_export.graph.blocks import PackedLayers
 from tango_export.models.qwen2 import Qwen2Config
 from tango_export.tokenizer import read_chat_template, vocabulary_size
 from tango_plugins import TangoError
@@ -74,3 +76,9 @@ def expected_tensors(graphs: Iterable[Definition]) -> dict[str, tuple[int, ...]]
         for weight in build(definition, PORTABLE, "float32").weights:
             expected |= weight.tensors
     return expected
+
+
+def packed_layers(checkpoint: Checkpoint) -> PackedLayers | None:
+    """The layers that a checkpoint stores in 4 bits; None where there are none."""
+    names = frozenset(name for name in checkpoint if checkpoint.is_packed(name))
+    return PackedLayers(checkpoint.packing, names) if checkpoint.packing and names else None

@@ -113,7 +113,7 @@ class Quantization:
     Attributes:
         precision: ``int8``: weights and activations, as QuantizeLinear and DequantizeLinear; ``fp8``: the same in E4M3,
             for TensorRT 10 and later; ``int4``: weights only, in blocks, as ONNX Runtime's MatMulNBits.
-        clips: Videos that were observed.
+        clips: Videos that were observed; 0 where the checkpoint was quantized already.
         excluded: Layers that lose too much: they keep the bundle's dtype, or have 8-bit weights in an ``int4`` graph.
     """
 

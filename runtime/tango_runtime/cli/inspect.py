@@ -83,7 +83,8 @@ def _precision(manifest: Manifest, graph: GraphSpec) -> str:
     if found is None:
         return manifest.dtype + device
     excluded = f"\n{len(found.excluded)} excluded" if found.excluded else ""
-    return f"{found.precision}{device}\n{found.clips} clips{excluded}"
+    origin = f"{found.clips} clips" if found.clips else "prequantized"
+    return f"{found.precision}{device}\n{origin}{excluded}"
 
 
 def _tensors(tensors: tuple[TensorSpec, ...], limit: int = 3) -> str:

@@ -5,7 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tango_calibration.quantization.arithmetic import BLOCK, FP8, quantize_blocks, quantize_columns
+from tango_calibration.quantization.arithmetic import (
+    BLOCK,
+    FP8,
+    activation_aware_scaling,
+    quantize_blocks,
+    quantize_columns,
+)
 
 IN = 80  # not a multiple of a block
 
@@ -59,3 +65,39 @@ def test_channels_of_larger_activations_have_smaller_errors():
         return ((back[5] - weight[5]) ** 2).mean()
 
     assert error_of_row(*quantize_blocks(weight, 4, mean_squares)) < 0.5 * error_of_row(*quantize_blocks(weight, 4))
+
+
+# AWQ's scaling
+
+
+def output_error(weight, activations, s):
+    """Of the product with a weight whose rows are scaled, and whose blocks weigh their errors by the activations."""
+    mean_squares = (activations**2).mean(0)
+    packed, scales = quantize_blocks(weight * s[:, None], 4, mean_squares / s**2)
+    values = np.stack([packed & 15, packed >> 4], -1).reshape(*scales.shape, BLOCK).astype(np.float32)
+    back = ((values - 8) * scales[..., None]).reshape(len(scales), -1).T[: len(weight)]
+    return error(activations @ weight, (activations / s) @ back)
+
+
+def test_channels_of_loud_activations_are_scaled_up():
+    rng = np.random.default_rng(0)
+    weight, activations = rng.normal(size=(IN, 300)).astype(np.float32), rng.normal(size=(500, IN)).astype(np.float32)
+    loud = [3, 40, 77]
+    activations[:, loud] *= 30
+    s = activation_aware_scaling([weight[:, :100], weight[:, 100:]], (activations**2).mean(0))
+    assert s[loud].min() > 2 * np.delete(s, loud).max()
+    assert s.max() * s.min() == pytest.approx(1, rel=1e-3)
+    assert output_error(weight, activations, s) < 0.8 * output_error(weight, activations, np.ones(IN))
+
+
+def test_channels_that_are_equally_loud_stay():
+    weight = np.random.default_rng(0).normal(size=(IN, 50)).astype(np.float16)
+    assert (activation_aware_scaling([weight], np.full(IN, 4.0)) == 1).all()
+
+
+def test_a_channel_that_is_never_used_has_a_finite_factor():
+    weight, mean_squares = np.random.default_rng(0).normal(size=(IN, 50)), np.ones(IN)
+    mean_squares[7] = 0
+    s = activation_aware_scaling([weight], mean_squares)
+    assert np.isfinite(s).all()
+    assert (s > 0).all()

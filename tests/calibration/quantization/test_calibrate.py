@@ -64,6 +64,15 @@ def test_the_new_bundle_is_complete_and_smaller(made):
     assert outcome.graphs["decoder"].bytes_after < 0.5 * outcome.graphs["decoder"].bytes_before
 
 
+def test_inputs_are_scaled_where_a_layer_loses_less_so(made):
+    """Of a decoder with outliers that is some of those that follow a norm or a gate; what one input feeds agrees."""
+    layers = {layer.layer: layer.scaled for layer in made[1].graphs["decoder"].layers}
+    assert any(layers.values())
+    assert not any(scaled for name, scaled in layers.items() if name.endswith("o_proj"))  # its input has no gain
+    for layer in (0, 1):
+        assert layers[f"layers.{layer}.mlp.gate_proj"] == layers[f"layers.{layer}.mlp.up_proj"]
+
+
 def test_the_new_bundle_answers(made):
     request, _ = made
     clip = read_clips("synthetic", 4, 8)[0]

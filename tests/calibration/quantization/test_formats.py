@@ -271,6 +271,23 @@ def test_smoothing_helps_against_outliers(write, inputs, factors, x):
     assert error(expected, smooth.run(x)) < 0.8 * error(expected, plain.run(x))
 
 
+# Scaled inputs
+
+
+def test_weights_in_blocks_take_a_scaled_input(write, tensors, x):
+    """As a layer that is weighed alone has it: its input is divided in front of it."""
+    factors = np.exp2(np.random.default_rng(2).normal(size=WIDTH)).astype(np.float32)
+    plain = Scheme({"a": "w4a16"}, mean_squares={"a": np.ones(WIDTH)})
+    scaled = plain.scaled({"a": factors})
+    np.testing.assert_allclose(scaled.mean_squares["a"], factors**-2.0, rtol=1e-5)
+    layer = partial(single, shape=("N",), tokens=None)
+    found = write(scaled, layers=layer)
+    assert [node.op_type for node in found.model.graph.node] == ["Mul", "MatMulNBits"]
+    packed, _ = quantize_blocks(tensors["a.weight"].T * factors[:, None], 4, factors**-2.0)
+    assert (found.values["a.weight.int4"] == packed).mean() > 0.99  # the product is in fp16 there
+    assert error(write(layers=layer).run(x), found.run(x)) < 0.3
+
+
 # The device form
 
 

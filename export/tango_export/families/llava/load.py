@@ -6,13 +6,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from tango_export.checkpoint import Checkpoint, renaming
+from tango_export.checkpoint import Checkpoint, read_packing, renaming
 from tango_export.families.base import Model, Reference
 from tango_export.families.llava.config import Formats, LlavaConfig, read_config
 from tango_export.families.llava.graphs import definitions
 from tango_export.families.llava.templates import HF_TEMPLATE, QWEN_1_5_TEMPLATE
 from tango_export.families.llava.weights import LLAVA_RULES, SIGLIP_RULES
-from tango_export.families.opening import chat_template, check_context, decoder_spec, expected_tensors, read_vocabulary
+from tango_export.families.opening import (
+    chat_template,
+    check_context,
+    decoder_spec,
+    expected_tensors,
+    packed_layers,
+    read_vocabulary,
+)
 from tango_export.graph import Definition
 from tango_export.models.projector import Pooling, PoolingMode
 from tango_export.tokenizer import read_tokenizer, stop_ids
@@ -69,7 +76,7 @@ def load(variant: Variant, folders: Mapping[str, Path], context: int, inner: Inn
         )
     tokenizer_json, tokenizer = read_tokenizer(folder)
     vocabulary = read_vocabulary(folder, tokenizer, text.vocab_size)
-    checkpoint = Checkpoint(folder, renaming(LLAVA_RULES))
+    checkpoint = Checkpoint(folder, renaming(LLAVA_RULES), read_packing(folder))
     tied = config.tied and "lm_head.weight" not in checkpoint
     graphs = definitions(config, pooling, context, vocabulary, tied, inner)
     _check_weights(graphs, checkpoint, head)
@@ -103,6 +110,7 @@ def load(variant: Variant, folders: Mapping[str, Path], context: int, inner: Inn
         chat_template=QWEN_1_5_TEMPLATE if config.lmms_lab else chat_template(folder, HF_TEMPLATE, "llava-hf's"),
         tokenizer=tokenizer_json,
         reference=_reference(config, pooling, checkpoint, head),
+        packed=packed_layers(checkpoint),
     )
 
 

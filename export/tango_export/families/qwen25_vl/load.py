@@ -8,9 +8,16 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from tango_export.checkpoint import Checkpoint, renaming
+from tango_export.checkpoint import Checkpoint, read_packing, renaming
 from tango_export.families.base import Model, Reference
-from tango_export.families.opening import chat_template, check_context, decoder_spec, expected_tensors, read_vocabulary
+from tango_export.families.opening import (
+    chat_template,
+    check_context,
+    decoder_spec,
+    expected_tensors,
+    packed_layers,
+    read_vocabulary,
+)
 from tango_export.families.qwen25_vl.config import QwenConfig, read_config
 from tango_export.families.qwen25_vl.graphs import definitions
 from tango_export.tokenizer import read_tokenizer, stop_ids
@@ -65,7 +72,7 @@ def load(folders: Mapping[str, Path], context: int, inner: InnerPruning | None =
     tokenizer_json, tokenizer = read_tokenizer(folder)
     _check_tokens(folder, tokenizer)
     vocabulary = read_vocabulary(folder, tokenizer, text.vocab_size)
-    checkpoint = Checkpoint(folder, renaming(RULES))
+    checkpoint = Checkpoint(folder, renaming(RULES), read_packing(folder))
     graphs = definitions(config, context, vocabulary, tied=config.tied and "lm_head.weight" not in checkpoint)
     checkpoint.check(expected_tensors(graphs))
     grid = SIZE[0] // BUDGET.factor, SIZE[1] // BUDGET.factor
@@ -105,6 +112,7 @@ def load(folders: Mapping[str, Path], context: int, inner: InnerPruning | None =
         chat_template=chat_template(folder, TEMPLATE, "the released checkpoints'"),
         tokenizer=tokenizer_json,
         reference=_reference(config, checkpoint),
+        packed=packed_layers(checkpoint),
     )
 
 
