@@ -5,7 +5,7 @@ These are upper estimates by arithmetic, and every command that prints one says 
 - activations: attention scores in fp32, twice, or the widest other tensors. Kernels that fuse attention, as those of
   device graphs do, store no scores;
 - cache: keys and values of every position of the context;
-- workspace: the Tango operator's, in its ``fast`` precision (plugins/README.md).
+- workspace: the Tango operator's, in its ``fast`` precision (docs/design/cuda-kernels.md).
 """
 
 from __future__ import annotations
