@@ -66,6 +66,19 @@ def families() -> str:
     return stages(columns, _STAGES, (*_TOKENS, *_MEMORY, *_CONDITIONS))
 
 
+def cold_starts() -> str:
+    """New processes, from their start to the first token."""
+    files = {
+        "0.5B, ONNX Runtime": "h200-onnxruntime-0.5b",
+        "again": "h200-onnxruntime-0.5b-again",
+        "later version": "h200-onnxruntime-0.5b-device",
+        "TensorRT": "h200-tensorrt-0.5b-device",
+    }
+    parts = {"import": "import", "load the bundle": "load", "first token": "first token", "**together**": "total"}
+    rows = [(title, *(_median_start(name, part) for name in files.values())) for title, part in parts.items()]
+    return table(("median of three, ms", *files), [*rows, ("file", *(link(name) for name in files.values()))])
+
+
 def operator() -> str:
     """The operator against the same steps in PyTorch, at r = 0.1."""
     rows = [_pruned(record) for record in load("prune-h200")["records"] if record["ratio"] == 0.1]
@@ -101,6 +114,10 @@ def server() -> str:
     return f"{table(('first token, ms', *shown), rows)}\n{conditions}\n"
 
 
+def _median_start(name: str, part: str) -> str:
+    return f"{median(start[part] for start in load(name)['cold_starts']):,.0f}"
+
+
 def _pruned(record: dict[str, Any]) -> tuple[str, ...]:
     shape = "×".join(str(record[key]) for key in ("frames", "tokens_per_frame", "width"))
     times = (_range(record[key]) for key in ("fast", "exact", "peer"))
@@ -129,6 +146,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "transformers": transformers,
     "unpruned": unpruned,
     "families": families,
+    "cold-starts": cold_starts,
     "operator": operator,
     "kernels": kernels,
     "frames": frames,
