@@ -75,7 +75,6 @@ class Column:
             "positions of the prompt": lambda: f"{case['prompt_tokens']:,}",
             "memory on the GPU, MB": lambda: f"{case['device_memory'] / 1e6:,.0f}",
             "peak memory on the host, MB": lambda: f"{case['host_memory'] / 1e6:,.0f}",
-            "cold start, ms": lambda: _cold(load(self.name)["cold_starts"]),
             "backend": lambda: backend(self.name) if self.runner == "tango" else conditions["peer"].split(",")[0],
             "repeats": lambda: str(load(self.name)["setting"]["repeats"]),
             "load average of the host": lambda: str(conditions["machine"]["load_average"]),
@@ -95,8 +94,3 @@ def stages(columns: tuple[Column, ...], rows: dict[str, str], facts: tuple[str, 
     times = [(title, *(column.p50(stage) for column in columns)) for title, stage in rows.items()]
     below = [(fact, *(column.fact(fact) for column in columns)) for fact in facts]
     return table(("p50, ms", *(column.title for column in columns)), [row for row in times if any(row[1:])] + below)
-
-
-def _cold(starts: list[dict[str, float]]) -> str:
-    totals = sorted(start["total"] for start in starts)
-    return f"{totals[len(totals) // 2]:,.0f}" if totals else ""

@@ -32,7 +32,7 @@ def pipeline() -> str:
         Column("0.5B, a tenth, TensorRT", "h200-tensorrt-0.5b-device"),
         Column("7B, a tenth", "h200-onnxruntime-7b-device"),
     )
-    return stages(columns, _STAGES, (*_TOKENS, *_MEMORY, "cold start, ms", *_CONDITIONS))
+    return stages(columns, _STAGES, (*_TOKENS, *_MEMORY, *_CONDITIONS))
 
 
 def transformers() -> str:

@@ -60,12 +60,14 @@ def cells() -> tuple[Cell, ...]:
 
 
 def matrix() -> str:
-    """A row for each platform, a column for each family."""
-    rows = [
-        (f"`{known['backend']}`", known["title"], *(_cell(name, family) for family in FAMILIES))
-        for name, known in platforms().items()
-    ]
-    return table(("backend", "on", *FAMILIES.values()), rows)
+    """A row for each platform and precision of which something is known, a column for each family."""
+    rows = []
+    for name, known in platforms().items():
+        for precision in PRECISIONS:
+            marks = [_mark(name, family, precision) for family in FAMILIES]
+            if any(marks):
+                rows.append((f"`{known['backend']}`", known["title"], _precision(precision), *marks))
+    return table(("backend", "on", "precision", *FAMILIES.values()), rows)
 
 
 def gpus() -> str:
@@ -106,16 +108,18 @@ def contradictions() -> Iterator[str]:
                 yield f"{where}: {name} is no file of results"
 
 
-def _cell(platform: str, family: str) -> str:
-    found = {c.precision: c for c in cells() if c.platform == platform and c.family in (family, "*")}
-    return " ".join(_mark(found[precision]) for precision in PRECISIONS if precision in found)
+def _mark(platform: str, family: str, precision: str) -> str:
+    """A family's mark, with a link to the results if it was measured; empty if nothing is known."""
+    known = (each for each in cells() if (each.platform, each.precision) == (platform, precision))
+    found = next((each for each in known if each.family in (family, "*")), None)
+    if found is None:
+        return ""
+    mark = MARKS[found.status]
+    return f"[{mark}](../../{found.evidence[0]})" if found.status == "measured" else mark
 
 
-def _mark(cell: Cell) -> str:
-    name = cell.precision.replace("int", "INT").replace("fp8", "FP8")
-    if cell.status == "measured":
-        return f"{MARKS[cell.status]} [{name}](../../{cell.evidence[0]})"
-    return f"{MARKS[cell.status]} {name}"
+def _precision(name: str) -> str:
+    return name if name in ("fp16", "fp32") else name.upper()
 
 
 def _differences(cell: Cell, file: Path) -> Iterator[str]:
