@@ -86,7 +86,7 @@ def legend() -> str:
     """What the marks mean."""
     meanings = {
         "measured": "timed there; the link is the file of results",
-        "tested": "compared with a reference there, by tests that anyone can run",
+        "tested": "compared with a reference there, by a test",
         "compiled": "compiled or built for it, and not run",
         "no": "not supported",
     }
