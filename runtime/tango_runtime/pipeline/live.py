@@ -18,7 +18,7 @@ from tango_runtime.util.numbers import is_number
 
 _log = logging.getLogger("tango_runtime.live")
 
-#: A camera that gives nothing for so many seconds is reported.
+#: Seconds without a frame after which a camera is reported.
 _PATIENCE = 10.0
 
 
