@@ -26,6 +26,34 @@ def test_a_guide_ends_in_a_checklist_whose_tests_exist(guide: Path) -> None:
     assert [test for test in tests if not (ROOT / test).is_file()] == []
 
 
+def test_the_page_about_architecture_names_files_that_exist() -> None:
+    page = (ROOT / "docs/design/architecture.md").read_text(encoding="utf-8")
+    files = {
+        path.name
+        for root in ("export", "calibration", "runtime", "plugins", "models", "tests")
+        for path in (ROOT / root).rglob("*")
+    }
+    named = set(re.findall(r"[\w-]+\.(?:py|cuh|cu|cpp|h)\b", page))
+    assert len(named) > 100
+    assert sorted(named - files) == []
+    table = page.partition("## Where to change what")[2].partition("\n## ")[0]
+    for path in re.findall(r"`((?:[\w-]+/)+[\w.-]*)`", table):
+        homes = (ROOT, ROOT / "runtime/tango_runtime", ROOT / "plugins/tango_plugins/native")
+        assert any((home / path).exists() for home in homes), path
+
+
+def test_every_decision_is_in_the_index() -> None:
+    folder = ROOT / "docs/design/decisions"
+    index = (folder / "index.md").read_text(encoding="utf-8")
+    records = sorted(record.name for record in folder.glob("*.md") if record.name != "index.md")
+    assert [name for name in records if f"({name})" not in index] == []
+    for name in records:
+        record = (folder / name).read_text(encoding="utf-8")
+        assert [part for part in ("**Context.**", "**Decision.**", "**Consequences.**") if part not in record] == [], (
+            name
+        )
+
+
 @pytest.mark.parametrize("header", c_api.HEADERS)
 def test_every_header_has_a_test(header: str) -> None:
     sources = [path for path in (ROOT / "tests").rglob("*") if path.suffix in (".py", ".cpp", ".cu")]

@@ -6,6 +6,7 @@ import importlib
 import inspect
 import json
 import re
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,6 +68,36 @@ def test_every_option_is_on_the_page(name: str) -> None:
         for action in leaf._actions:
             for option in action.option_strings:
                 assert f"`{option}`" in section + common, f"{leaf.prog} {option}"
+
+
+FOLDERS = ("reference", "design", "results", "contributing", "guide/families")
+PAGES = [
+    *(page for folder in FOLDERS for page in sorted((ROOT / "docs" / folder).rglob("*.md"))),
+    ROOT / "benchmarks/README.md",
+]
+
+
+def commands(page: Path) -> list[list[str]]:
+    """Commands in a page's blocks of code, and those in its text that have an argument."""
+    text = page.read_text(encoding="utf-8")
+    blocks = [block for _, block in re.findall(r"^```(bash|sh)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)]
+    blocks += re.findall(r"^ {4}(.*)$", text, re.MULTILINE)
+    lines = [line.partition(" && ")[0] for block in blocks for line in block.splitlines()]
+    inline = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE))
+    found = [line for line in [*lines, *inline] if re.match(r"tango(-export)? \S+ \S", line)]
+    return [shlex.split(line, comments=True) for line in found if not re.search(r"[…<\[]|COMMAND", line)]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=lambda page: page.name)
+def test_commands_on_a_page_parse(page: Path) -> None:
+    for command in commands(page):
+        name, rest = ("export", command[1:]) if command[0] == "tango-export" else (command[1], command[2:])
+        found = parser(name, "tango")
+        if rest[0].startswith("--"):  # a command with the option that the text is about, perhaps without its arguments
+            known = {option for leaf in leaves(found) for action in leaf._actions for option in action.option_strings}
+            assert {word for word in rest if word.startswith("--")} <= known, command
+        else:
+            found.parse_args(rest)
 
 
 # The C interface
