@@ -219,6 +219,16 @@ def arguments_in(docstring: str) -> list[str]:
     return re.findall(r"^ {4}(\w+): ", section, re.MULTILINE)
 
 
+def test_roles_in_docstrings_become_code() -> None:
+    griffe = pytest.importorskip("griffe", reason="mkdocstrings is not installed: pip install 'tango-edge[docs]'")
+    extension = importlib.import_module("tools.docs.sphinx_roles").SphinxRoles()
+    function = griffe.Function(
+        "ask", docstring=griffe.Docstring("As :meth:`stream`, and :class:`~tango_runtime.Session`.")
+    )
+    extension.on_instance(obj=function)
+    assert function.docstring.value == "As `stream`, and `tango_runtime.Session`."
+
+
 def test_every_link_to_a_name_has_a_heading() -> None:
     # mkdocstrings makes a heading for each directive, and one for each public member of a class.
     for link in re.findall(r"\]\(#(tango_[\w.]+)\)", text("python-api.md")):

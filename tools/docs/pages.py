@@ -31,7 +31,8 @@ PARTS: dict[str, Callable[[], str]] = {
 
 def pages() -> list[Path]:
     """The pages with generated parts."""
-    return [page for page in sorted((ROOT / "docs").rglob("*.md")) if part_names(page.read_text(encoding="utf-8"))]
+    found = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    return [page for page in found if part_names(page.read_text(encoding="utf-8"))]
 
 
 def generated(page: Path) -> str:
