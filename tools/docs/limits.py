@@ -60,9 +60,11 @@ class Limit:
 LIMITS = {
     "video": (
         Limit(
-            "steps of frames in a video", "prune.h:TANGO_MAX_FRAMES", note="a step is one frame, or two with Qwen2.5-VL"
+            "steps of frames in a video",
+            "prune.h:TANGO_MAX_FRAMES",
+            note="on a GPU; a step is one frame, or two with Qwen2.5-VL",
         ),
-        Limit("tokens of a step", "prune.h:TANGO_MAX_TOKENS_PER_FRAME"),
+        Limit("tokens of a step", "prune.h:TANGO_MAX_TOKENS_PER_FRAME", note="on a GPU"),
         Limit("pixels of a frame of a video file", "tango_runtime.video.container:MAX_PIXELS", note="8192×8192"),
         Limit("pixels of a frame of a live stream", "tango_runtime.video.stream:_MAX_PIXELS", note="4096×4096"),
         Limit("aspect ratio of a frame", "tango_runtime.video.shape:_MAX_ASPECT", note="for models that keep it"),
@@ -71,7 +73,7 @@ LIMITS = {
     "operator": (
         Limit("width D of a token, which must be even", "prune.h:TANGO_MAX_WIDTH"),
         Limit("neighbors k of DPC-KNN", "prune.h:TANGO_MAX_NEIGHBORS"),
-        Limit("frames of a segment", "tango_plugins.reference:MAX_WINDOW"),
+        Limit("frames of a segment", "tango_plugins.reference:MAX_WINDOW", note="longer ones are split"),
         Limit(
             "steps between 0 and 1 of a ratio or cosine",
             "tango_plugins.params:RATIO_SCALE",
