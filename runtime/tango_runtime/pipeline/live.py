@@ -76,7 +76,7 @@ class LiveVideo:
             max_new_tokens: Maximum number of tokens of the answer.
             temperature: Sampling temperature; 0 is greedy.
             top_p: Probability mass that is sampled from (nucleus sampling), in (0, 1].
-            seed: Seed of the random sampling; None takes a different one each time.
+            seed: Seed of the sampling.
 
         Raises:
             TangoError: As :meth:`tango_runtime.Session.stream`, or the stream ended before its first step of frames, or
@@ -154,7 +154,7 @@ class LiveVideo:
             max_new_tokens: Maximum number of tokens of an answer.
             temperature: Sampling temperature; 0 is greedy.
             top_p: Probability mass that is sampled from (nucleus sampling), in (0, 1].
-            seed: Seed of the random sampling; None takes a different one each time.
+            seed: Seed of the sampling.
 
         Yields:
             An answer for every step, and one for the rest when the stream ends.

@@ -131,7 +131,7 @@ class Session:
             max_new_tokens: Maximum number of tokens of the answer.
             temperature: Sampling temperature; 0 is greedy.
             top_p: Probability mass that is sampled from (nucleus sampling), in (0, 1].
-            seed: Seed of the random sampling; None takes a different one each time.
+            seed: Seed of the sampling.
 
         Raises:
             TangoError: An argument is out of range, the question holds a special token, the prompt is longer than the

@@ -221,8 +221,8 @@ class VideoLLM:
             max_new_tokens: Maximum number of tokens of the answer.
             temperature: Sampling temperature; 0 is greedy.
             top_p: Probability mass that is sampled from (nucleus sampling), in (0, 1].
-            seed: Seed of the random sampling; None takes a different one each time.
-            fps: Frame rate of a folder, an array or a live stream, in frames per second.
+            seed: Seed of the sampling.
+            fps: Frames a second of a folder, an array or a live stream.
             sampling: ``keyframes`` takes the keyframe of a video file that is nearest to each frame, and decodes less.
             on_progress: Called with the number of frames done since the last call.
 
