@@ -5,7 +5,7 @@ BIN := .venv/bin
 DEMO := demo
 CHECKPOINT := models/tiny
 
-.PHONY: demo test test-slow lint reference clean
+.PHONY: demo test test-slow lint clean
 
 # The demo needs no torch; the tests compare with transformers. Both live in one environment.
 .venv/demo: pyproject.toml constraints.txt
@@ -30,16 +30,17 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The generated parts of docs/: tables of options, limits, results, …
+.PHONY: reference
+reference: .venv/installed
+	$(BIN)/python -m tools.docs
+
 test: lint
 	$(BIN)/pytest --numprocesses 2
 
 # What takes longer (builds by nvcc, kernels in emulation, searches for races, accuracies), or asks a package index.
 test-slow: .venv/installed
 	$(BIN)/pytest --numprocesses 2 -m "slow or network"
-
-# The generated parts of docs/: tables of options, limits, results, …
-reference: .venv/installed
-	$(BIN)/python -m tools.docs
 
 clean:
 	rm -rf .venv $(DEMO)
