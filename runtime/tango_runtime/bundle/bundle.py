@@ -32,8 +32,8 @@ class Bundle:
             verify: Also compare every file's SHA-256, which reads all of it.
 
         Raises:
-            TangoError: There is no bundle, its bundle.json does not fit the schema, a file is missing, truncated or (with
-                ``verify``) changed, or a graph keeps weights outside its data file. The message names the file.
+            TangoError: There is no bundle, its bundle.json does not fit the schema, a file is missing, truncated or
+                (with ``verify``) changed, or a graph keeps weights outside its data file. The message names the file.
         """
         path = Path(path)
         bundle = cls(path, read_manifest(path))
