@@ -78,7 +78,7 @@ def map_on_ray(
         open_worker: Opens a worker on a node.
         items: Each goes to the next idle worker; those of a lost node to another.
         on_progress: Called with the number of items done since the last call.
-        address: Address of the cluster, or ``local``.
+        address: Of the cluster, or ``local``.
 
     Raises:
         TangoError: A worker raised it, there is no cluster or no node left, or an item was lost again and again.

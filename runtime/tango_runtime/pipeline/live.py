@@ -114,13 +114,13 @@ class LiveVideo:
         return self._session
 
     def take_in(self, wait: float | None = None) -> bool:
-        """Encodes frames: all that wait from a camera, or the next one of a recording.
+        """Encodes the frames that came: all that wait of a camera, the next one of a recording.
 
         Args:
-            wait: Maximum number of seconds to wait for a frame; None waits without limit, with a warning now and then.
+            wait: Most seconds to wait for a first one; None for any time, with a warning now and then.
 
         Returns:
-            Whether there were any. False if none arrived in time, or the stream is over.
+            Whether there were any: False where none came in time, or the stream is over.
 
         Raises:
             TangoError: The backend failed, or this is closed.
