@@ -30,6 +30,11 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The generated parts of docs/: tables of options, limits, results, …
+.PHONY: reference
+reference: .venv/installed
+	$(BIN)/python -m tools.docs
+
 test: lint
 	$(BIN)/pytest --numprocesses 2
 

@@ -3,7 +3,7 @@
     python benchmarks/bench_prune.py --output benchmarks/results/prune-h200.json
 
 Each figure is the median of device events over rotating inputs, with the 10th and 90th percentile. The library runs as
-a replayed CUDA graph, the PyTorch peer eagerly. At the end it prints the table of plugins/README.md.
+a replayed CUDA graph, the PyTorch peer eagerly. At the end it prints a table.
 """
 
 from __future__ import annotations

@@ -124,7 +124,7 @@ def _bias(g: GraphBuilder, name: str, stored: int, width: int, wide: bool) -> st
 
 
 def _filled(values: Array, *shape: int) -> Array:
-    """Values with zeros behind them along each axis, up to a shape."""
+    """Values with zeros after them along each axis, up to a shape."""
     if values.shape == shape:
         return values
     filled = np.zeros(shape, values.dtype)

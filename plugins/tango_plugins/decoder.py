@@ -1,4 +1,4 @@
-"""A decode step by the CUDA library: :class:`CudaDecoder`, on weights and a KV cache that the caller owns.
+"""A decode step on the GPU: :class:`CudaDecoder`, on weights and a KV cache that the caller owns.
 
 The weights have the names of the bundle's decoder graph. A step computes ``tango_export.models.qwen2.decoder`` for one
 token, with accumulators and everything between two matrix products in fp32.
@@ -57,13 +57,13 @@ class DecoderShape:
 
 
 class CudaDecoder:
-    """A decode step on the GPU as one kernel, in which a token goes through all layers.
+    """A decode step on the GPU, as one kernel that takes a token through all layers.
 
     Args:
         shape: Dimensions.
-        weights: Weights by their names in the decoder graph; the bias fp16, norms and ``rotary.inv_freq`` fp32.
-        matrices: Matrices by their names in the decoder graph, of any format; that of ``gate_proj`` and ``up_proj`` is
-            one.
+        weights: Other weights by their names in the decoder graph: the bias in fp16, norms and ``rotary.inv_freq`` in
+            fp32.
+        matrices: Matrices by their names in the decoder graph, in any format; ``gate_proj`` and ``up_proj`` share one.
         cache: Keys and values of each layer in turn, fp16 [kv_heads, P, head_dim].
         library: The CUDA library; None takes :func:`tango_plugins.native_library.installed`.
         blocks: Thread blocks; 0 takes one per SM. Fewer leave SMs free, and are slower.
@@ -139,7 +139,7 @@ class CudaDecoder:
     def _check(self, status: int) -> None:
         if status != 0:
             message = self._library.tango_last_error().decode()
-            hint = "see the limits in plugins/README.md; a decoder that exceeds them is exported without a device graph"
+            hint = "see docs/reference/limits.md; a decoder beyond the limits is exported without a device graph"
             raise TangoError(f"the CUDA library rejected a decode step: {message}", hint)
 
 

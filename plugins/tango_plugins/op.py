@@ -53,9 +53,9 @@ _NAMES = ("merge_order", "budget")
 
 
 def attributes(params: PruneParams) -> dict[str, Attribute]:
-    """The parameters as attributes; a parameter that is None, and so follows its rule, is left out.
+    """The parameters as attributes. A parameter that is None follows its rule and is left out.
 
-    ``decoder_share`` is no attribute: it is the decoder's, and :meth:`PruneParams.resolved` has taken it into account.
+    ``decoder_share`` is not an attribute. It belongs to the decoder, and :meth:`PruneParams.resolved` accounts for it.
     """
     ratios = {name: getattr(params, name) for name in RATIOS}
     found: dict[str, Attribute] = {n: round(value * RATIO_SCALE) for n, value in ratios.items() if value is not None}
@@ -78,7 +78,7 @@ def node_attributes(params: PruneParams, precision: Precision = "fast") -> dict[
 
 
 def params_from(found: Mapping[str, Attribute]) -> PruneParams:
-    """The parameters of some attributes; a missing attribute has the default of its field.
+    """The parameters from attributes. A missing attribute takes the default of its field.
 
     Raises:
         TangoError: An attribute is unknown, of the wrong type, or holds a value out of range.
@@ -87,7 +87,7 @@ def params_from(found: Mapping[str, Attribute]) -> PruneParams:
 
 
 def capacity(frames: int, tokens_per_frame: int, params: PruneParams) -> int:
-    """The largest number of tokens that the operator can keep of a video, which is the size of its outputs.
+    """The maximum number of tokens that the operator can keep, which is the size of its outputs.
 
     In integers, so that every host agrees: min(F·L, F·L·p div q + 2·F), r = p/q. It is the bound of the paper's
     selection for either budget, because ``exact`` starts from that selection.

@@ -1,4 +1,4 @@
-"""The parameters of the Tango operator, with their defaults and the sources of these."""
+"""The parameters of the Tango operator, their defaults, and where these come from."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class PruneParams:
     Ratios and thresholds have at most four decimals.
 
     Attributes:
-        retention_ratio: Fraction of the video tokens kept, r in (0, 1]: of those that a layer of the decoder sees, in
-            the mean over its layers.
+        retention_ratio: Fraction of the video tokens kept, r in (0, 1]. With inner pruning it is the fraction that a
+            layer of the decoder sees, averaged over its layers.
         context_ratio: Share of the budget that goes to merged context tokens, c in [0, 1].
-        expansion: Candidates per salient slot, α ≥ 1.
-        anchor_weight: Least weight of the anchor in a merge, β in [0, 1].
-        neighbors: k of DPC-KNN, at least 1.
+        expansion: Candidates per salient token, α from 1 to 100.
+        anchor_weight: Minimum weight of the anchor in a merge, β in [0, 1].
+        neighbors: k of DPC-KNN, from 1 to 64.
         segment_threshold: Cosine above which a position counts as unchanged when frames are grouped into segments.
             None takes the value that the authors evaluate with: 0.65 at r ≤ 0.1, else 0.8.
         static_threshold: Cosine above which a position of a segment is static.
@@ -47,8 +47,8 @@ class PruneParams:
         merge_order: ``anchor`` writes each merged token at its own anchor's index. ``density`` reproduces the authors'
             code, which writes it at another anchor's index.
         budget: ``paper`` keeps the tokens that the steps select; ``exact`` always keeps ceil(r·F·L).
-        decoder_share: Share of the operator's tokens that a layer of the decoder sees, in the mean over its layers, in
-            (0, 1]: below 1 where the decoder drops some on its way. The operator then keeps more than r.
+        decoder_share: Share of the operator's tokens that a layer of the decoder sees, averaged over its layers, in
+            (0, 1]. It is below 1 with inner pruning; the operator then keeps more than r.
 
     Raises:
         TangoError: A value is outside its range or a ratio has more than four decimals.
@@ -99,7 +99,7 @@ class PruneParams:
 
     @property
     def operator_ratio(self) -> float:
-        """Fraction that the operator keeps, of four decimals, so that a layer of the decoder sees r in the mean."""
+        """Fraction that the operator keeps, with four decimals, so that a layer of the decoder sees r on average."""
         return min(1.0, round(self.retention_ratio / self.decoder_share * RATIO_SCALE) / RATIO_SCALE)
 
     @property
@@ -117,7 +117,7 @@ class PruneParams:
         return LLAVA_OV_SINKS if self.grid == LLAVA_OV_GRID else ()
 
     def resolved(self) -> PruneParams:
-        """The same parameters for a host that knows no rules: ratio, segment threshold and sinks in use written out."""
+        """The same parameters with ratio, segment threshold and sinks written out, for a host that knows no rules."""
         return replace(
             self,
             retention_ratio=self.operator_ratio,

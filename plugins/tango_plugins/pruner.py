@@ -137,7 +137,7 @@ class CudaPruner:
     def _check(self, status: int) -> None:
         if status != 0:
             message = self._library.tango_last_error().decode()
-            raise TangoError(f"the CUDA library rejected the call: {message}", "see the limits in plugins/README.md")
+            raise TangoError(f"the CUDA library rejected the call: {message}", "see docs/reference/limits.md")
 
 
 def _c_params(params: PruneParams, precision: Precision, sinks: ctypes.Array[ctypes.c_int32]) -> TangoPruneParams:

@@ -1,7 +1,7 @@
 """The Tango operator in NumPy: the reference for all other implementations, and the implementation on a CPU.
 
-docs/operator.md describes the steps; there is one function per step, with the same name. All arithmetic is fp64, angles
-included. Ties go to the lower index, so every sort is stable and every minimum the first one.
+docs/reference/operator.md describes the steps; there is one function per step, with the same name. All arithmetic is
+fp64, angles included. Ties go to the lower index, so every sort is stable and every minimum the first one.
 
 Letters: F frames, L = H·W tokens per frame, D width, N tokens of a step's input, X features [N, D], A salience [N],
 R rotated features [N, D] (fp64), ``D2`` squared distances [N, N].
@@ -38,7 +38,7 @@ _ROWS = 256
 
 @dataclass(frozen=True)
 class Pruned:
-    """The tokens that are kept of a video.
+    """The tokens of a video that the operator keeps.
 
     Attributes:
         tokens: [K, D] in the dtype of the features.

@@ -52,7 +52,7 @@ def enqueue(
     """Resizes frames on the device.
 
     Args:
-        shape: Of the frames as they are stored, how they are shown, and of the result.
+        shape: Shape of the stored frames, how they are shown, and the size of the result.
         image: Address of the first frame's RGB or luma.
         chroma: Address of its chroma, None for RGB.
         resized: uint8 RGB [F, out_rows, out_columns, 3], written.

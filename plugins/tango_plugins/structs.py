@@ -20,37 +20,37 @@ def _pointers(*names: str) -> _Fields:
 
 
 class TangoArgmax(ctypes.Structure):
-    """Of tango/argmax.h."""
+    """The struct of tango/argmax.h."""
 
     _fields_ = (("index", ctypes.c_int32), ("value", ctypes.c_float))
 
 
 class TangoAttentionShape(ctypes.Structure):
-    """Of tango/attention.h."""
+    """The struct of tango/attention.h."""
 
     _fields_ = _integers("tokens", "heads", "kv_heads", "head_dim", "capacity", "angles")
 
 
 class TangoAttentionTensors(ctypes.Structure):
-    """Of tango/attention.h."""
+    """The struct of tango/attention.h."""
 
     _fields_ = _pointers("qkv", "bias", "last", "cosines", "sines", "keys", "values", "attn_out")
 
 
 class TangoMatrix(ctypes.Structure):
-    """Of tango/linear.h."""
+    """The struct of tango/linear.h."""
 
     _fields_ = (*_pointers("values", "scales", "zeros"), *_integers("weights", "group"))
 
 
 class TangoLinearShape(ctypes.Structure):
-    """Of tango/linear.h."""
+    """The struct of tango/linear.h."""
 
     _fields_ = _integers("rows", "inputs", "outputs")
 
 
 class TangoDecodeShape(ctypes.Structure):
-    """Of tango/decode.h."""
+    """The struct of tango/decode.h."""
 
     _fields_ = (
         *_integers("layers", "hidden_size", "heads", "kv_heads", "head_dim", "intermediate"),
@@ -60,7 +60,7 @@ class TangoDecodeShape(ctypes.Structure):
 
 
 class TangoDecodeLayer(ctypes.Structure):
-    """Of tango/decode.h."""
+    """The struct of tango/decode.h."""
 
     _fields_ = (
         *((name, TangoMatrix) for name in ("qkv", "out", "gate", "down", "up")),
@@ -69,7 +69,7 @@ class TangoDecodeLayer(ctypes.Structure):
 
 
 class TangoDecodeTensors(ctypes.Structure):
-    """Of tango/decode.h."""
+    """The struct of tango/decode.h."""
 
     _fields_ = (
         *_pointers("layers", "frequencies", "norm"),
@@ -79,7 +79,7 @@ class TangoDecodeTensors(ctypes.Structure):
 
 
 class TangoNormShape(ctypes.Structure):
-    """Of tango/norm.h."""
+    """The struct of tango/norm.h."""
 
     _fields_ = (
         *_integers("rows", "width", "stream_dtype", "branch_dtype", "bias_dtype", "y_dtype"),
@@ -89,25 +89,25 @@ class TangoNormShape(ctypes.Structure):
 
 
 class TangoNormTensors(ctypes.Structure):
-    """Of tango/norm.h."""
+    """The struct of tango/norm.h."""
 
     _fields_ = _pointers("residual", "branch", "bias", "weight", "beta", "sum", "y")
 
 
 class TangoPatchRotationShape(ctypes.Structure):
-    """Of tango/patch_rotation.h."""
+    """The struct of tango/patch_rotation.h."""
 
     _fields_ = _integers("frames", "tokens", "heads", "head_dim")
 
 
 class TangoPatchRotationTensors(ctypes.Structure):
-    """Of tango/patch_rotation.h."""
+    """The struct of tango/patch_rotation.h."""
 
     _fields_ = _pointers("qkv", "bias", "cosines", "sines", "rotated", "query", "key")
 
 
 class TangoPruneParams(ctypes.Structure):
-    """Of tango/prune.h."""
+    """The struct of tango/prune.h."""
 
     _fields_ = (
         *_integers("retention_ratio", "context_ratio", "expansion", "anchor_weight"),
@@ -119,19 +119,19 @@ class TangoPruneParams(ctypes.Structure):
 
 
 class TangoPruneShape(ctypes.Structure):
-    """Of tango/prune.h."""
+    """The struct of tango/prune.h."""
 
     _fields_ = _integers("frames", "tokens_per_frame", "width", "dtype")
 
 
 class TangoPruneTensors(ctypes.Structure):
-    """Of tango/prune.h."""
+    """The struct of tango/prune.h."""
 
     _fields_ = _pointers("features", "salience", "timestamps", "tokens", "indices", "count", "merged", "segments")
 
 
 class TangoResizeShape(ctypes.Structure):
-    """Of tango/frames.h."""
+    """The struct of tango/frames.h."""
 
     _fields_ = _integers(
         *("frames", "format", "rows", "columns", "pitch", "frame_rows", "matrix", "full_range"),
@@ -140,25 +140,25 @@ class TangoResizeShape(ctypes.Structure):
 
 
 class TangoResizeTensors(ctypes.Structure):
-    """Of tango/frames.h."""
+    """The struct of tango/frames.h."""
 
     _fields_ = _pointers("image", "chroma", "resized")
 
 
 class TangoThinShape(ctypes.Structure):
-    """Of tango/thin.h."""
+    """The struct of tango/thin.h."""
 
     _fields_ = _integers("rows", "begin", "video_rows", "kept", "width", "dtype")
 
 
 class TangoThinTensors(ctypes.Structure):
-    """Of tango/thin.h."""
+    """The struct of tango/thin.h."""
 
     _fields_ = _pointers("prompt", "share", "thinned", "stay")
 
 
 class TangoVisionAttentionShape(ctypes.Structure):
-    """Of tango/vision_attention.h."""
+    """The struct of tango/vision_attention.h."""
 
     _fields_ = _integers(
         *("frames", "rows", "columns", "heads", "head_dim", "window"),
@@ -167,7 +167,7 @@ class TangoVisionAttentionShape(ctypes.Structure):
 
 
 class TangoVisionAttentionTensors(ctypes.Structure):
-    """Of tango/vision_attention.h."""
+    """The struct of tango/vision_attention.h."""
 
     _fields_ = _pointers("query", "key", "value", "bias", "attn_out")
 

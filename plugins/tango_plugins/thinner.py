@@ -17,17 +17,17 @@ Dtype = Literal["float16", "float32"]
 
 
 class CudaThinner:
-    """Inner pruning on the GPU, of prompts of one shape.
+    """Inner pruning on the GPU, for prompts of one shape.
 
     Args:
-        thinning: Which rows may go.
-        rows: N, rows of the prompt.
+        thinning: The rows of the video, and how many of them stay.
+        rows: N, number of rows of the prompt.
         width: D.
         dtype: Dtype of the rows.
         library: The CUDA library; None takes :func:`tango_plugins.native_library.installed`.
 
     Attributes:
-        rows: M, rows that stay.
+        rows: M, number of rows that stay.
         workspace_bytes: Scratch memory to provide on the device, aligned to 256 bytes.
 
     Raises:
@@ -51,9 +51,9 @@ class CudaThinner:
             prompt: [N, D].
             share: [N] fp32, of which only those of the video's rows count.
             thinned: [M, D], filled with the rows that stay.
-            stay: [M] int32, filled with where they were.
-            workspace: Scratch memory.
-            stream: A cudaStream_t.
+            stay: [M] int32, filled with their former indices, ascending.
+            workspace: ``workspace_bytes`` of scratch memory.
+            stream: A ``cudaStream_t`` as an integer.
 
         Raises:
             TangoError: CUDA failed.

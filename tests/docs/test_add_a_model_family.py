@@ -58,10 +58,10 @@ def test_the_page_has_these_lines_and_no_others() -> None:
 
 @each
 def test_family_is_named(name):
-    """Its own name is one of its presets, and the README or a page of docs/families tells of each."""
+    """Its own name is one of its presets, and the README or a page of docs/guide/families describes each."""
     presets = FAMILIES[name].presets
     assert name in presets
-    pages = [ROOT / "README.md", *(ROOT / "docs/families").glob("*.md")]
+    pages = [ROOT / "README.md", *(ROOT / "docs/guide/families").glob("*.md")]
     text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
     for preset in presets.values():
         assert preset.bundle in text
@@ -94,7 +94,7 @@ def test_family_answers(name, small, tmp_path):
 
 @each
 def test_family_knows_its_tensors(name, small, tmp_path):
-    """A tensor that it does not know is refused by name."""
+    """A tensor that it does not know is rejected by name."""
     original, *source = small(name)
     copy = tmp_path / "copy"
     copy.mkdir()
@@ -108,7 +108,7 @@ def test_family_knows_its_tensors(name, small, tmp_path):
 
 @each
 def test_family_refuses_others(name, small, tmp_path):
-    """The checkpoints of the other families are refused."""
+    """The checkpoints of the other families are rejected."""
     for other in set(FAMILIES) - {name}:
         with pytest.raises(TangoError):
             exported(name, small(other), tmp_path / "bundle")

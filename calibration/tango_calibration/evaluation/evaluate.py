@@ -226,7 +226,7 @@ def _encode(prompt: Prompt, questions: Sequence[str], about: str) -> tuple[NDArr
 def _require_room(
     manifest: Manifest, limits: Limits, before: NDArray[np.int64], afters: Sequence[NDArray[np.int64]], video: int
 ) -> int:
-    """Returns the length of what all questions share, with so many video tokens.
+    """Returns the length of what all questions share, with ``video`` video tokens.
 
     Raises:
         TangoError: The longest prompt leaves no room for an answer.

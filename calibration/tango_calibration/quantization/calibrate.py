@@ -108,8 +108,8 @@ class Overlap:
     """Share of the tokens kept before quantization that are also kept after it.
 
     Attributes:
-        kept: Of all kept tokens; merged ones count by their cluster centers.
-        salient: Of the kept tokens that are not merged.
+        kept: Share of all kept tokens; merged ones count by their cluster centers.
+        salient: Share of the kept tokens that are not merged.
     """
 
     kept: float

@@ -26,7 +26,7 @@ def check_context(context: int, most: int) -> None:
 
 
 def read_vocabulary(folder: Path, tokenizer: Tokenizer, rows: int) -> int:
-    """Ids that the tokenizer gives, of a table of so many rows.
+    """Number of ids that the tokenizer gives, for a table of ``rows`` rows.
 
     Raises:
         TangoError: The table has fewer.
@@ -56,7 +56,7 @@ def chat_template(folder: Path, default: str, whose: str) -> str:
 
 
 def decoder_spec(text: Qwen2Config, context: int) -> DecoderSpec:
-    """What bundle.json says of a Qwen2 decoder for so many positions."""
+    """The description of a Qwen2 decoder in bundle.json, for a context of ``context`` positions."""
     return DecoderSpec(
         layers=text.num_hidden_layers,
         hidden_size=text.hidden_size,

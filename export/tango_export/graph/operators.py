@@ -171,7 +171,7 @@ AddWideRMSNorm <epsilon, scale> (residual, branch, bias, weight) => (y, sum) {{
 }}
 """
 
-#: Attention among the tokens of each frame: qkv [F, T, 3·H·d], query, key and value of a token one behind the other;
+#: Attention among the tokens of each frame: qkv [F, T, 3·H·d], query, key and value of a token one after the other;
 #: bias [3·H·d] → [F, T, H·d].
 _VISION_ATTENTION = """
 VisionAttention <num_heads> (qkv, bias) => (y) {
@@ -203,7 +203,7 @@ VisionAttention <num_heads> (qkv, bias) => (y) {
 """
 
 #: Patches' queries and keys with their bias, rotated by the half-split rule: qkv [F, T, 3·H·d], query, key and value of
-#: a patch one behind the other; bias [3·H·d]; cosines and sines of each patch's angles [T, d / 2] fp32. From these to
+#: a patch one after the other; bias [3·H·d]; cosines and sines of each patch's angles [T, d / 2] fp32. From these to
 #: query and key, [F, T, H, d] fp32 each, and value [F, T, H·d].
 _ROTATION_STEPS = """
     biased = Add (qkv, bias)
@@ -315,7 +315,7 @@ PatchAttention <num_heads, window> (qkv) => (y) {
 }
 """
 
-#: Causal attention over a cache: qkv [T, (H + 2 G)·d], query, key and value of a token one behind the other; bias
+#: Causal attention over a cache: qkv [T, (H + 2 G)·d], query, key and value of a token one after the other; bias
 #: [(H + 2 G)·d]; past_key and past_value [G, P, d], of which the rows before the first new token count; last [1] int32,
 #: the last token's position; cosines and sines of every position's angles [at least P, d / 2] → attn_out [T, H·d], and
 #: the cache with the new rows, which may be the same memory.
@@ -411,7 +411,7 @@ _POSITIONED_ATTENTION = (
 )
 
 #: What the last token of a CachedAttention gives each position of the cache in each head: its inputs, with the keys
-#: that it returned → [H, P] fp32, 0 behind the last token.
+#: that it returned → [H, P] fp32, 0 after the last token.
 _ATTENTION_SHARES = """
 AttentionShares <num_heads, kv_num_heads> (qkv, bias, present_key, last, cosines, sines) => (shares) {
     zero = Constant <value_ints = [0]> ()
@@ -476,7 +476,7 @@ PerChannelLinear (x, weight, scales) => (y) {
 }
 """
 
-#: Elements of so many bits in bytes [..., bytes], the first in the lowest bits → numbers [..., elements].
+#: Elements of ``bits`` bits in bytes [..., bytes], the first in the lowest bits → numbers [..., elements].
 _ELEMENTS = """
     last = Constant <value_ints = [-1]> ()
     {0}_fp32 = Cast <to = 1> ({0})
@@ -520,7 +520,7 @@ _BLOCKWISE_STEPS = """
     y = MatMul (x, matrix)
 """
 
-#: x [..., K]; weight [N, groups, bytes of a group] uint8: unsigned elements of so many bits, the first in the lowest;
+#: x [..., K]; weight [N, groups, bytes of a group] uint8: unsigned elements of ``bits`` bits, the first in the lowest;
 #: scales [N, groups] → x · ((weight − 2^(bits − 1)) · scales)ᵀ, [..., N]. What fills up a column's last group does not
 #: count. ONNX Runtime's MatMulNBits takes the same weights.
 _BLOCKWISE_LINEAR = f"""

@@ -107,7 +107,7 @@ def attention(g: GraphBuilder, name: str, qkv: Biased, tokens: int, heads: int, 
 
 
 def attention_in_one_kernel(g: GraphBuilder, name: str, qkv: Biased, tokens: int, heads: int, head_dim: int) -> str:
-    """As TensorRT fuses it: the operands of the first product stay in fp16, the scores are widened behind it.
+    """As TensorRT fuses it: the operands of the first product stay in fp16, the scores are widened after it.
 
     The fused kernel has the scores in fp32 all along. An engine that does not fuse it rounds them to fp16.
     """

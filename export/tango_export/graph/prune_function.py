@@ -1,10 +1,10 @@
 """The Tango operator as ONNX functions: what the node of prune.onnx computes, in standard operators.
 
 prune.onnx carries them, so that it also runs where the CUDA library is not, in about the time that the reference takes.
-docs/operator.md describes the steps, and the reference (plugins/tango_plugins/reference.py) has a function for each;
-here each is a function of the same name in CamelCase. All arithmetic is fp64 (11, where a Cast names it), counts and
-indices are int64 (7). A scalar has rank 0: ``one_0`` is the scalar of ``one`` [1]. Ties go to the lower index: of equal
-entries TopK puts the lower first, and ArgMin takes it.
+docs/reference/operator.md describes the steps, and the reference (plugins/tango_plugins/reference.py) has a function
+for each; here each is a function of the same name in CamelCase. All arithmetic is fp64 (11, where a Cast names it),
+counts and indices are int64 (7). A scalar has rank 0: ``one_0`` is the scalar of ``one`` [1]. Ties go to the lower
+index: of equal entries TopK puts the lower first, and ArgMin takes it.
 
 Letters are the reference's: F frames, L tokens per frame, D width, N tokens of a step's input, X features [N, D],
 A salience [N], R rotated features [N, D], D2 squared distances [N, N]. The M tokens that a step keeps are four tensors:

@@ -39,7 +39,7 @@ Logits = NDArray[np.float32] | LogitsOnDevice
 
 @dataclass(frozen=True)
 class Trace:
-    """What a report shows of the pruning, on the host.
+    """The result of pruning that a report shows, on the host.
 
     Attributes:
         indices: [K] int32, flat f·L + l, ascending.
@@ -60,7 +60,7 @@ class PrunedTokens:
         tokens: [K, D], where the backend keeps it.
         indices: [K] int32, flat f·L + l, ascending; where the backend keeps it, or on the host.
         count: K.
-        trace: Reads the rest, which no answer waits for. Valid until the next video is pruned.
+        trace: Reads the rest, which no answer waits for; valid until the next video is pruned.
     """
 
     tokens: Tensor
@@ -92,33 +92,33 @@ class KVCache(Protocol):
 
     Attributes:
         length: Positions that are filled.
-        rotary: The sequence's rotary positions, where the decoder has some of its own.
+        rotary: The sequence's rotary positions, if the decoder has its own.
     """
 
     length: int
     rotary: RotaryIds
 
     def release(self) -> None:
-        """Gives the memory back to the backend, which may use it for the next cache."""
+        """Returns the memory to the backend, which may use it for the next cache."""
 
 
 class FeatureRing(Protocol):
-    """What the vision graph gave for the newest steps of frames, in memory that does not grow with them.
+    """The vision graph's results for the newest steps of frames, in memory that does not grow.
 
     Attributes:
-        held: Steps that it holds.
+        held: Number of steps that it holds.
     """
 
     held: int
 
     def append(self, features: Tensor, salience: Tensor) -> None:
-        """Adds steps, features [T, L, D] and salience [T, L]; where there is no room, they replace the oldest.
+        """Adds steps, features [T, L, D] and salience [T, L]. If there is no room, they replace the oldest.
 
         All steps have the same L and D until :meth:`clear`.
         """
 
     def newest(self, steps: int) -> tuple[Tensor, Tensor]:
-        """The newest so many steps, oldest first: features [T, L, D] and salience [T, L].
+        """The newest ``steps`` steps, oldest first: features [T, L, D] and salience [T, L].
 
         They last until the next call of this or of :meth:`append`, of any ring of the backend.
         """
@@ -135,9 +135,9 @@ class Backend(Protocol):
 
     Attributes:
         description: The backend, in one line.
-        fallback_reason: Why ``auto`` took no faster backend; empty where it took the fastest, or was given a name.
-        frame_size: (height, width) of the only frames that its graphs were built for; None where they take any that
-            the bundle allows.
+        fallback_reason: Why ``auto`` took no faster backend; empty if it took the fastest, or if a backend was named.
+        frame_size: (height, width) of the frames that its graphs were built for; None if they take any that the bundle
+            allows.
     """
 
     description: str
@@ -145,7 +145,7 @@ class Backend(Protocol):
     frame_size: tuple[int, int] | None
 
     def load_frames(self, timed: Iterable[TimedFrame], count: int, size: tuple[int, int]) -> FrameBatch:
-        """Reads so many frames of any size → frames of a size (H, W), where :meth:`vision` reads them the fastest.
+        """Reads ``count`` frames of any size → frames of a size (H, W), where :meth:`vision` reads them the fastest.
 
         Raises:
             TangoError: A frame cannot be read, or is not uint8 RGB [H, W, 3] in memory that the backend reads.
@@ -160,7 +160,7 @@ class Backend(Protocol):
         """
 
     def new_ring(self, steps: int) -> FeatureRing:
-        """An empty ring for so many steps of frames, where :meth:`prune` reads them."""
+        """An empty ring for ``steps`` steps of frames, where :meth:`prune` reads them."""
 
     def prune(
         self, features: Tensor, salience: Tensor, seconds: NDArray[np.float32], params: PruneParams
@@ -190,11 +190,11 @@ class Backend(Protocol):
 
         Args:
             capacity: Positions that it will probably need: up to there it does not have to grow.
-            rotary: Its rotary positions, for a decoder that has some of its own.
+            rotary: Its rotary positions, if the decoder has its own.
         """
 
     def reserve(self, cache: KVCache, positions: int) -> None:
-        """Makes room for so many positions in all.
+        """Makes room for ``positions`` positions in all.
 
         Raises:
             TangoError: There is no memory for them, or the backend's caches are smaller.
@@ -205,10 +205,9 @@ class Backend(Protocol):
 
         Args:
             cache: The sequence.
-            pieces: What is appended.
-            thinning: With it, the sequence ends a prompt here, of which the upper layers of a decoder with inner
-                pruning see only some of the video's rows: all they had of the sequence is forgotten and computed anew.
-                Other bundles have none.
+            pieces: The embeddings to append.
+            thinning: For a decoder with inner pruning, at the end of a prompt: the upper layers see only some of the
+                video's rows, so what they held of the sequence is dropped and computed again. None for other bundles.
 
         Raises:
             TangoError: The sequence would be longer than the bundle's context, or there is no memory for it. The

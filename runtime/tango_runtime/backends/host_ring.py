@@ -31,7 +31,7 @@ class HostFeatureRing:
         self.held = min(self.held + len(features), self._room)
 
     def newest(self, steps: int) -> tuple[NDArray[Any], NDArray[Any]]:
-        """The newest so many steps, oldest first."""
+        """The newest ``steps`` steps, oldest first."""
         begin = (self._next - steps) % self._room
         if begin + steps <= self._room:
             features, salience = (tensor[begin : begin + steps] for tensor in self._tensors)

@@ -84,7 +84,7 @@ class HostKVCache:
         self.capacity, self.length = capacity, 0
 
     def reserve(self, positions: int) -> None:
-        """Makes room for so many positions in all."""
+        """Makes room for ``positions`` positions in all."""
         if positions <= self.capacity:
             return
         capacity = -(-positions // _GROWTH) * _GROWTH
@@ -135,7 +135,7 @@ class OrtCpuBackend:
         self.frame_size = None
 
     def load_frames(self, timed: Iterable[TimedFrame], count: int, size: tuple[int, int]) -> FrameBatch:
-        """Reads so many frames of any size → frames of a size (H, W)."""
+        """Reads ``count`` frames of any size → frames of a size (H, W)."""
         return preprocess(timed, size)
 
     def vision(self, frames: NDArray[np.uint8] | DeviceArray, on_progress: OnProgress) -> tuple[Array, Array]:
@@ -151,7 +151,7 @@ class OrtCpuBackend:
         return features, salience
 
     def new_ring(self, steps: int) -> HostFeatureRing:
-        """An empty ring for so many steps of frames."""
+        """An empty ring for ``steps`` steps of frames."""
         return HostFeatureRing(steps)
 
     def prune(
@@ -177,11 +177,11 @@ class OrtCpuBackend:
         return embeddings
 
     def new_cache(self, capacity: int, rotary: RotaryIds = TEXT) -> HostKVCache:
-        """An empty sequence with room for so many positions."""
+        """An empty sequence with room for ``capacity`` positions."""
         return HostKVCache(self._cache_specs, capacity, rotary)
 
     def reserve(self, cache: HostKVCache, positions: int) -> None:
-        """Makes room for so many positions in all."""
+        """Makes room for ``positions`` positions in all."""
         cache.reserve(positions)
 
     def extend(
@@ -306,7 +306,7 @@ def cache_rows(graph: GraphSpec) -> tuple[TensorSpec, ...]:
 
 
 def empty_cache(specs: Sequence[TensorSpec], capacity: int) -> dict[str, Array]:
-    """Keys and values for so many positions, [heads, capacity, head_dim] each, all zero.
+    """Keys and values for ``capacity`` positions, [heads, capacity, head_dim] each, all zero.
 
     Args:
         specs: The cache's inputs of the decoder graph.

@@ -31,7 +31,7 @@ class HostThinnedCache(ThinnedCache):
         self.rows = rows
 
     def reserve(self, positions: int) -> None:
-        """Makes room for so many positions in all."""
+        """Makes room for ``positions`` positions in all."""
         self.low.reserve(positions)
         self.high.reserve(positions)
         if self.low.capacity > len(self.rows):
@@ -49,7 +49,7 @@ class ThinningOrtCpuBackend(OrtCpuBackend):
         self._lower_specs, self._hidden = cache_inputs(spec), spec.outputs[0]
 
     def new_cache(self, capacity: int, rotary: RotaryIds = TEXT) -> HostThinnedCache:  # type: ignore[override]
-        """An empty sequence with room for so many positions."""
+        """An empty sequence with room for ``capacity`` positions."""
         low, high = (HostKVCache(specs, capacity, rotary) for specs in (self._lower_specs, self._cache_specs))
         return HostThinnedCache(low, high, np.zeros((capacity, int(self._hidden.shape[1])), self._hidden.dtype))
 

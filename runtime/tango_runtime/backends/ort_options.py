@@ -3,8 +3,8 @@
 ONNX Runtime multiplies unsigned 8-bit activations by signed 8-bit weights. On an x86 CPU with AVX2 or AVX-512 but
 without VNNI, its kernel adds two such products in int16, which saturates: 2 · 255 · 127 = 64770 becomes 32767. The
 answers are then wrong, and nothing reports it. The option ``session.x64quantprecision`` makes the weights unsigned too,
-and that kernel adds in int32. It takes 3 to 5 times as long where VNNI is there (benchmarks/README.md), so it is set
-only where a product shows that it is needed.
+and that kernel adds in int32. It takes 3 to 5 times as long where VNNI is there (docs/results/experiments.md), so it is
+set only where a product shows that it is needed.
 """
 
 from __future__ import annotations

@@ -17,13 +17,13 @@ Ids = NDArray[np.int64]
 class RotaryIds:
     """The rotary positions of one sequence, by cache slot.
 
-    Text has the same id on all axes. What pruning leaves of the video keeps its ids, and so does the text behind it: it
+    Text has the same id on all axes. What pruning leaves of the video keeps its ids, and so does the text after it: it
     begins after the largest id of the whole video, and slot and id differ by a constant from there on.
 
     Attributes:
         before: Slots of the text before the video.
         video: Ids of the video's tokens in the prompt, [3, K].
-        behind: Id of the first token behind the video.
+        behind: Id of the first token after the video.
     """
 
     before: int
@@ -52,7 +52,7 @@ class RotaryIds:
 
     @property
     def offset(self) -> int:
-        """What the id of a token behind the video exceeds its slot by; it may be negative."""
+        """Difference between the id of a token after the video and its slot; it may be negative."""
         return self.behind - self.before - self.video.shape[1]
 
     def at(self, begin: int, end: int) -> Ids:

@@ -94,7 +94,7 @@ class Setting:
             PruneParams(retention_ratio=self.retention_ratio)
 
     def of_video(self, bundle: Bundle) -> dict[str, Any]:
-        """What a pipeline is told of the clip."""
+        """Options of the pipeline for the clip."""
         size = None if self.frame_size is None else (self.frame_size[0], self.frame_size[1])  # a list, out of JSON
         frames, ratio = self.frames_of(bundle), self.retention_ratio
         return {"frames": frames, "frame_size": size, "retention_ratio": ratio, "sampling": self.sampling}

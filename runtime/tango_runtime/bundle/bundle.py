@@ -17,7 +17,7 @@ class Bundle:
 
     Attributes:
         path: Its folder.
-        manifest: What its bundle.json says.
+        manifest: The content of its bundle.json.
     """
 
     path: Path
@@ -32,8 +32,8 @@ class Bundle:
             verify: Also compare every file's SHA-256, which reads all of it.
 
         Raises:
-            TangoError: There is no bundle, its bundle.json does not fit the schema, a file is missing, cut or (with
-                ``verify``) changed, or a graph keeps weights in a file of its own choice. The message names it.
+            TangoError: There is no bundle, its bundle.json does not fit the schema, a file is missing, truncated or
+                (with ``verify``) changed, or a graph keeps weights outside its data file. The message names the file.
         """
         path = Path(path)
         bundle = cls(path, read_manifest(path))
@@ -95,7 +95,7 @@ class Bundle:
 
 
 def _check_data(graph: Path, data: str) -> None:
-    """Refuses a graph that is none, or that keeps weights elsewhere than in its data file."""
+    """Rejects a file that is not a graph, or a graph that keeps weights outside its data file."""
     hint = "check the bundle with: tango inspect BUNDLE --verify"
     try:
         elsewhere = external_files(graph) - {data}

@@ -55,7 +55,7 @@ class TensorSpec:
 
     Attributes:
         name: Its name in the graph.
-        dtype: NumPy's name of the element type.
+        dtype: NumPy name of the element type.
         shape: An integer, or the name of a dynamic axis: ``F`` steps of frames, ``N`` tokens, ``P`` cached tokens,
             ``S`` cached and new ones, ``K`` kept tokens, ``H`` and ``W`` pixels, ``L`` tokens of one step of frames.
     """
@@ -67,14 +67,14 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class WeightQuantization:
-    """How the elements of a quantized weight become numbers: ``scale · (q − zero point)``, group by group.
+    """How the elements of a quantized weight are read: ``scale · (q − zero point)``, group by group.
 
     Attributes:
-        bits: Bits of one element; elements of less than 8 are packed into bytes, the lower bits first.
-        group_size: Consecutive input channels that share a scale; 0 where an output channel has one scale.
+        bits: Bits of one element; 4-bit elements are packed in pairs, the first in the lower half of a byte.
+        group_size: Number of consecutive input channels that share a scale; 0 if each output channel has one scale.
         scales: Name of the weight that holds the scales.
-        zero_points: Name of the weight that holds the zero points; None where each is the middle of the range:
-            2^(bits − 1) of unsigned elements, otherwise 0.
+        zero_points: Name of the weight that holds the zero points; None if each is the middle of the range:
+            2^(bits − 1) for unsigned elements, otherwise 0.
     """
 
     bits: Literal[4, 8]
@@ -88,10 +88,10 @@ class WeightSpec:
     """Where a weight is stored.
 
     Attributes:
-        dtype: NumPy's name of the element type as stored; packed integers are ``uint8``.
-        shape: Its dimensions as stored.
+        dtype: NumPy name of the element type as stored; packed integers are ``uint8``.
+        shape: Its shape as stored.
         offset: Its first byte in the data file, a multiple of ``WEIGHT_ALIGNMENT``.
-        quantization: How its elements are read; None where they are the numbers.
+        quantization: How its elements are read; None if they are plain numbers.
     """
 
     dtype: DType
@@ -113,8 +113,9 @@ class Quantization:
     Attributes:
         precision: ``int8``: weights and activations, as QuantizeLinear and DequantizeLinear; ``fp8``: the same in E4M3,
             for TensorRT 10 and later; ``int4``: weights only, in blocks, as ONNX Runtime's MatMulNBits.
-        clips: Videos that were observed; 0 where the checkpoint was quantized already.
-        excluded: Layers that lose too much: they keep the bundle's dtype, or have 8-bit weights in an ``int4`` graph.
+        clips: Number of videos that were observed; 0 where the checkpoint was quantized already.
+        excluded: Layers that would lose too much. They keep the bundle's dtype, or have 8-bit weights in an ``int4``
+            graph.
     """
 
     precision: Precision
@@ -129,15 +130,15 @@ class GraphSpec:
     Attributes:
         file: The graph's file, relative to the bundle.
         opset: Its ONNX opset.
-        runtimes: What can run it.
+        runtimes: The libraries that can run it.
         inputs: Its inputs, in order.
         outputs: Its outputs, in order.
-        quantization: How its linear layers were quantized, None where they have the bundle's dtype.
-        device: The same graph for a GPU, in fused operators and with weights as inputs; None where there is none.
+        quantization: How its linear layers were quantized; None if they have the bundle's dtype.
+        device: The same graph for a GPU, in fused operators and with weights as inputs; None if there is none.
         weights: Where each weight is in the graph's data file. The device graph takes those that it names as inputs,
-            after its other inputs. None where the weights are known to the graph only.
-        tensorrt: File of the same graph in a form that TensorRT fuses, on the same data file; None where it fuses the
-            graph as it is.
+            after its other inputs. None if only the graph knows its weights.
+        tensorrt: File of the same graph in a form that TensorRT fuses, on the same data file; None if TensorRT fuses
+            the graph as it is.
     """
 
     file: str
@@ -175,7 +176,12 @@ class GraphSpec:
 
 @dataclass(frozen=True)
 class FileSpec:
-    """Size in bytes and SHA-256 of a file of the bundle."""
+    """A file of the bundle.
+
+    Attributes:
+        size: Its size in bytes.
+        sha256: The SHA-256 of its content, in hexadecimal.
+    """
 
     size: Bytes
     sha256: str
@@ -183,13 +189,13 @@ class FileSpec:
 
 @dataclass(frozen=True)
 class PixelBudget:
-    """How large frames become that keep their aspect ratio.
+    """The size of frames that keep their aspect ratio.
 
     Attributes:
         factor: Height and width are multiples of this many pixels.
-        min_pixels: Fewest pixels of a frame.
-        max_pixels: Most pixels of a frame.
-        total_pixels: Most pixels of all frames together.
+        min_pixels: Minimum number of pixels of a frame.
+        max_pixels: Maximum number of pixels of a frame.
+        total_pixels: Maximum number of pixels of all frames together.
     """
 
     factor: Positive
@@ -203,12 +209,12 @@ class VideoSpec:
     """How a video becomes the frames that the vision graph takes.
 
     Attributes:
-        frames: Frames sampled when the caller asks for no other number.
+        frames: Number of frames sampled unless the caller asks for another.
         size: (height, width) in pixels that every frame is resized to; with a ``budget``, the default that engines are
             built for.
-        resample: The filter.
-        tokens_per_frame: Tokens L that the vision graph gives for one step of frames of that size.
-        frames_per_step: Consecutive frames that the vision graph takes as one.
+        resample: The filter that resizes frames.
+        tokens_per_frame: Tokens L that the vision graph returns for one step of frames of that size.
+        frames_per_step: Consecutive frames that the vision graph takes as one step.
         sampling: How the indices ``linspace(0, n − 1, F)`` become integers; ``nearest`` rounds halves to even.
         budget: Set where a frame keeps its aspect ratio; None where every frame has ``size``.
     """
@@ -222,7 +228,7 @@ class VideoSpec:
     budget: PixelBudget | None = None
 
     def steps(self, frames: int) -> int:
-        """Steps of so many frames: what the vision graph takes and the operator prunes."""
+        """Number of steps of a number of frames. The vision graph takes steps, and the operator prunes them."""
         return -(-frames // self.frames_per_step)
 
     def step_tokens(self, size: tuple[int, int]) -> int:
@@ -232,7 +238,7 @@ class VideoSpec:
         return (size[0] // self.budget.factor) * (size[1] // self.budget.factor)
 
     def total_tokens(self, frames: int) -> int:
-        """Video tokens of so many frames at the default size, F·L."""
+        """Number of video tokens F·L of a number of frames at the default size."""
         return self.steps(frames) * self.tokens_per_frame
 
 
@@ -241,14 +247,14 @@ class PromptSpec:
     """How a question becomes token ids around the video.
 
     Attributes:
-        placeholder: What stands for the video in the rendered chat template.
+        placeholder: The text that stands for the video in the rendered chat template.
         after_video: Rows of the embedding graph that follow the video's tokens (LLaVA-OneVision's newline).
         stop: Token ids that end an answer.
-        vocabulary: Ids that may be sampled: 0 up to here.
+        vocabulary: Number of ids that may be sampled, counted from 0.
         row_end: Row of the embedding graph that follows each grid row with a kept token (LLaVA-Video's newline); None
-            for none.
+            if there is none.
         video_text: Text between the video and the question, a format string over ``duration`` (seconds), ``frames``
-            (their number) and ``times`` (``0.00s,1.00s,…``); None for none.
+            (their number) and ``times`` (``0.00s,1.00s,…``); None if there is none.
     """
 
     placeholder: str
@@ -261,15 +267,16 @@ class PromptSpec:
 
 @dataclass(frozen=True)
 class RotarySpec:
-    """Rotary positions on three axes (time, row, column), as Qwen2.5-VL has them.
+    """Rotary positions on three axes (time, row, column), as in Qwen2.5-VL.
 
     A decoder with them has one more input, ``rotary`` [3, N] int64, beside the cache slots in ``positions`` [N].
 
     Attributes:
-        sections: Frequencies of each axis; their sum is half of ``head_dim``.
-        time_step: ``seconds``: time ids follow the clip's clock; ``unit``: two ids a step, as the authors of Tango do.
-        tokens_per_second: Time ids of one second.
-        positions: Ids of an axis that the decoder was made for, 0 up to here.
+        sections: Number of frequencies of each axis; their sum is half of ``head_dim``.
+        time_step: ``seconds``: time ids follow the clip's clock; ``unit``: two ids per step, as in the code of Tango's
+            authors.
+        tokens_per_second: Time ids per second.
+        positions: Number of ids of an axis that the decoder was made for, counted from 0.
     """
 
     sections: tuple[Whole, Whole, Whole]
@@ -280,17 +287,18 @@ class RotarySpec:
 
 @dataclass(frozen=True)
 class VisionSpec:
-    """Dimensions of the vision tower and its projector, from which memory and time are estimated.
+    """Dimensions of the vision tower and its projector. Memory and time are estimated from them.
 
     Attributes:
         layers: Transformer layers.
         hidden_size: Width of the tower.
         intermediate_size: Width of its MLP.
         heads: Attention heads.
-        patches: Patches of one step of frames at the default size.
-        projector: Weights of the projector's linear layers that run on each patch, and of those that run on each token.
+        patches: Number of patches of one step of frames at the default size.
+        projector: Number of weights in the projector's linear layers that run on each patch, and in those that run on
+            each token.
         mlp: ``gated`` if the MLP has a third linear layer, the gate.
-        global_layers: Layers that attend to all patches of a step; None for every layer.
+        global_layers: Number of layers that attend to all patches of a step; None if all do.
         window: Patches of an attention window in the other layers.
     """
 
@@ -307,22 +315,23 @@ class VisionSpec:
 
 @dataclass(frozen=True)
 class InnerPruning:
-    """A decoder that drops some of the video's rows on its way.
+    """Inner pruning: a decoder that drops some of the video's rows between two of its layers.
 
     Attributes:
-        layer: The first layer that runs without them, counted from 0. Those before it are the graph ``decoder_low``.
-        ratio: Share of the video's rows that stay, row ends included.
+        layer: The first layer that runs without them, counted from 0. The layers before it are the graph
+            ``decoder_low``.
+        ratio: Share of the video's rows that stay. Row ends count as rows.
     """
 
     layer: Positive
     ratio: float
 
     def kept(self, rows: int) -> int:
-        """How many of the video's rows stay: the nearest number, halves to even."""
+        """Number of the video's rows that stay, rounded to the nearest integer, halves to even."""
         return round(rows * self.ratio)
 
     def share(self, layers: int) -> float:
-        """Share of the video's rows that a layer sees, in the mean over a decoder's layers."""
+        """Share of the video's rows that a layer sees, averaged over the decoder's layers."""
         return (self.layer + (layers - self.layer) * self.ratio) / layers
 
 
@@ -337,10 +346,10 @@ class DecoderSpec:
         heads: Attention heads.
         kv_heads: Heads of the key/value cache.
         head_dim: Width of one head.
-        context: Most positions, prompt and answer together.
-        norm_eps: ε of its norms.
-        rotary: Its positions on three axes; None where a token's position is its cache slot.
-        inner: Which of the video's rows it drops on its way; None where every layer sees all of them.
+        context: Maximum number of positions, prompt and answer together.
+        norm_eps: The ε of its norms.
+        rotary: Its positions on three axes; None if a token's position is its cache slot.
+        inner: Its inner pruning; None if every layer sees all rows of the video.
     """
 
     layers: Positive
@@ -361,9 +370,9 @@ class Source:
 
     Attributes:
         checkpoint: Folder or hub id of the Video LLM.
-        exporter: Name and version of what wrote the bundle.
-        salience: Folder or hub id of the checkpoint whose pooling head gives the salience; None where the Video LLM
-            itself does.
+        exporter: Name and version of the program that wrote the bundle.
+        salience: Folder or hub id of the checkpoint whose pooling head gives the salience; None if the Video LLM itself
+            gives it.
     """
 
     checkpoint: str
@@ -373,21 +382,21 @@ class Source:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What bundle.json holds.
+    """The content of bundle.json.
 
     Attributes:
         format: Version of this schema.
         family: The model family, as ``tango-export --model`` names it.
-        dtype: Type of the weights and features.
+        dtype: Element type of the weights and features.
         video: How a video becomes frames.
         prompt: How a question becomes token ids.
         vision: The vision tower's dimensions.
         decoder: The decoder's dimensions.
-        config: What the graphs were defined by; calibration defines them anew from it.
+        config: The model's dimensions in the words of config.json; calibration defines the graphs again from them.
         prune: The operator's attributes, attention sinks included.
         graphs: Every graph by name.
-        files: Every other file of the bundle by name, with its size and hash.
-        source: Where it all came from.
+        files: Every other file of the bundle by name.
+        source: Where the bundle came from.
     """
 
     format: int

@@ -51,11 +51,11 @@ class EngineSpec:
 
     Attributes:
         graph: The graph.
-        form: Of a ``device`` graph, the weights are inputs and no part of the engine: it serves every bundle with this
-            graph, such as the next fine-tune.
+        form: In a ``device`` graph the weights are inputs and not part of the engine, so the engine serves every bundle
+            with this graph, such as the next fine-tune.
         files: SHA-256 of the graph's files by name; empty for prune, whose network is one node made of ``attributes``.
         attributes: The operator's attributes; empty for all graphs but prune.
-        plugin: Interface version of the TensorRT plugins; None where the engine has none.
+        plugin: Interface version of the TensorRT plugins; None if the engine has none.
         tensorrt: Version of TensorRT.
         compute_capability: The GPU's, as ``9.0``; ``8.0+`` for any GPU of at least 8.0.
         flags: Names of TensorRT's network and builder flags.

@@ -17,15 +17,15 @@ Finish = Literal["stop", "length", "context"]
 
 @dataclass
 class LiveMoment:
-    """Which part of a stream an answer is about.
+    """The part of a stream that an answer is about.
 
     Attributes:
-        begin: Seconds of the window's first frame on the stream's clock.
-        end: Seconds of its last.
-        frames: Frames in it.
-        lag: Seconds from the arrival of its last frame to the first piece of the answer; None for a recording.
-        dropped: Frames of the stream that were given up so far, because newer ones had come.
-        gaps: Times so far that the stream paused or began anew.
+        begin: Time of the window's first frame on the stream's clock, in seconds.
+        end: Time of its last frame, in seconds.
+        frames: Number of frames in the window.
+        lag: Seconds from the arrival of the last frame to the first piece of the answer; None for a recording.
+        dropped: Number of frames dropped so far, because newer ones had arrived.
+        gaps: Number of times that the stream has paused or restarted so far.
     """
 
     begin: float
@@ -38,34 +38,35 @@ class LiveMoment:
 
 @dataclass
 class Answer:
-    """An answer and what it was read from; complete when its stream has ended.
+    """An answer and what it was read from. It is complete when its stream has ended.
 
     Attributes:
         question: As asked.
-        retention_ratio: Fraction of the video tokens to be kept, None where nothing was pruned.
-        text: The answer.
-        ids: Its token ids, without a stop token.
-        finish: Why it ended.
-        kept: Video tokens that the decoder saw, K.
-        rows: Positions that the video takes in the prompt: its kept tokens, and the row ends among them.
-        total: Video tokens that the vision graph gave.
-        thinned: Those of them that the decoder's upper layers saw; None where every layer saw all.
-        prompt_tokens: Positions of the prompt, video tokens included.
+        retention_ratio: Fraction of the video tokens to keep; None if nothing was pruned.
+        text: The text of the answer.
+        ids: Its token ids, without the stop token.
+        finish: Why it ended: ``stop``, ``length`` or ``context``.
+        kept: Number of video tokens that the decoder saw, K.
+        rows: Number of positions that the video takes in the prompt: the kept tokens and the row ends among them.
+        total: Number of video tokens before pruning.
+        thinned: Number of rows that the decoder's upper layers saw; None without inner pruning.
+        prompt_tokens: Number of positions of the prompt, video tokens included.
         stages: Milliseconds of each stage, in order: ``video`` (decoding and resizing), ``vision``, ``prune`` (unless
-            every token is kept), ``prefill`` (up to the first token), ``decode`` (all later tokens). Of a session,
-            only the first answer has the first three.
-        shape: The frames' size, their steps, and the grid of the tokens of one step; None before it begins.
-        indices: [K] int32, flat index f·L + l of each kept token: f is the step of frames, and the frame where a step
-            is one.
-        merged: [K] bool, True for a merged context token, False for one kept as it is.
-        segments: [S, 2] int32, first step of frames and one past the last.
-        frames: [F, H, W, 3] uint8, as the vision graph took them. Where that is a GPU, the memory is pinned, and stays
-            pinned as long as the array or a view of it is kept.
-        seconds: [F] fp32, time of each frame.
-        off: [F] float64, seconds by which each keyframe is after the frame of exact sampling; None where that is used.
-        salience: [T, L] fp32, of each step's tokens.
+            every token is kept), ``prefill`` (up to the first token), ``decode`` (all later tokens). In a session, only
+            the first answer has the first three.
+        shape: Size of the frames, number of steps, and token grid of a step; None before the answer begins.
+        indices: [K] int32, flat index f·L + l of each kept token. f is the step of frames, which is the frame if a step
+            is one frame.
+        merged: [K] bool, True for a merged context token, False for a token kept as it is.
+        segments: [S, 2] int32, first step of frames of each segment and one past the last.
+        frames: [F, H, W, 3] uint8, as the vision graph took them. On a GPU backend the memory is pinned, and stays
+            pinned as long as the array or a view of it exists.
+        seconds: [F] fp32, time of each frame in seconds.
+        off: [F] float64, seconds by which each keyframe is later than the frame of exact sampling; None for exact
+            sampling.
+        salience: [T, L] fp32, salience of each step's tokens.
         aspect: Width over height of the source's frames.
-        live: Which part of a stream it is about; None for a video.
+        live: The part of a stream that the answer is about; None for a video.
     """
 
     question: str
@@ -92,7 +93,7 @@ class Answer:
 
     @property
     def sampling(self) -> str:
-        """How the frames were chosen, one line; empty where they are evenly spaced."""
+        """One line that says how the frames were chosen; empty if they are evenly spaced."""
         if self.off is None:
             return ""
         far = np.abs(self.off)
@@ -100,18 +101,22 @@ class Answer:
 
     @property
     def first_token_ms(self) -> float:
-        """Milliseconds from the first frame, or for a later question from the question, to the first token."""
+        """Milliseconds to the first token, counted from the first frame, or from the question if it is a later one."""
         return sum(ms for name, ms in self.stages.items() if name != "decode")
 
     @property
     def tokens_per_second(self) -> float:
-        """Tokens a second while decoding; 0 where there was one token or none."""
+        """Tokens per second while decoding; 0 if there was at most one token."""
         decode = self.stages.get("decode", 0.0)
         return 1e3 * max(len(self.ids) - 1, 0) / decode if decode else 0.0
 
 
 class AnswerStream(Iterator[str]):
-    """Pieces of an answer's text as they come; :attr:`answer` fills up on the way."""
+    """An iterator over pieces of an answer's text, as they are generated. It is a context manager.
+
+    Attributes:
+        answer: The answer, which grows with each piece.
+    """
 
     def __init__(self, answer: Answer, pieces: Generator[str, None, None]) -> None:
         self.answer = answer
@@ -121,7 +126,7 @@ class AnswerStream(Iterator[str]):
         return next(self._pieces)
 
     def close(self) -> None:
-        """Ends the answer where it is, and frees what it holds; a stream is a context manager, too."""
+        """Ends the answer where it is, and frees its resources."""
         self._pieces.close()
 
     def __enter__(self) -> AnswerStream:

@@ -11,11 +11,11 @@ from typing import Any
 
 from tango_plugins import TangoError
 
-#: What rendering may take: seconds of the processor, seconds in all, bytes of memory. A template of the hub takes 0.1 s
+#: Limits of rendering: seconds of processor time, seconds in all, bytes of memory. A template of the hub takes 0.1 s
 #: and 20 MB, nearly all of it to start Python.
 _PROCESSOR_S, _IN_ALL_S, _MEMORY = 4, 300, 512 << 20
 
-#: Most characters of a template.
+#: Maximum number of characters of a template.
 _LONGEST = 1 << 20
 
 _FIX = "fix chat_template.jinja"
@@ -73,7 +73,7 @@ class ChatTemplate:
 
 
 def _chat(turns: int) -> list[dict[str, Any]]:
-    """Messages of so many turns, the first with the video, the last without its answer."""
+    """Messages of a chat, the first with the video, the last without its answer."""
     question = {"type": "text", "text": f"{_SPACE}{_INSIDE}{_SPACE}"}
     messages: list[dict[str, Any]] = []
     for turn in range(turns):

@@ -35,17 +35,18 @@ class VideoRequest:
 
 @dataclass(frozen=True, eq=False)
 class EncodedClip:
-    """Frames and what the vision graph gave for them.
+    """Frames, and what the vision graph returned for them.
 
     Attributes:
-        shape: The frames' size, and the tokens that they became.
-        clock: When the frames are.
-        seconds: [F] fp32, the same as the backend read it.
+        shape: Size of the frames, number of steps, and token grid of a step.
+        clock: Times of the frames.
+        seconds: [F] fp32, the same times as the backend read them.
         aspect: Width over height of the source's frames.
         features: [T, L, D], in memory that the backend may use again.
-        salience: [T, L], likewise.
-        read_frames: Gives the frames [F, H, W, 3] uint8, as the vision graph took them; from a device it copies them.
-        off: [F] float64, seconds by which each keyframe is after the frame of exact sampling; None where that is used.
+        salience: [T, L], in the same memory.
+        read_frames: Returns the frames [F, H, W, 3] uint8, as the vision graph took them; copies them from a device.
+        off: [F] float64, seconds by which each keyframe is later than the frame of exact sampling; None for exact
+            sampling.
     """
 
     shape: ClipShape
@@ -61,11 +62,11 @@ class EncodedClip:
 class EncodedVideo:
     """A video that was decoded and encoded once, for sessions at any retention ratio.
 
-    Its features stay in memory of its own, where the backend prunes them: T·L·D numbers, 11 MB for 32 frames of the
-    0.5B model, 45 MB for the 7B. Made by :meth:`tango_runtime.VideoLLM.encode`.
+    Its features stay in their own memory, where the backend prunes them: T·L·D numbers, 11 MB for 32 frames of the 0.5B
+    model, 45 MB for the 7B. :meth:`tango_runtime.VideoLLM.encode` makes it.
 
     Attributes:
-        shape: The frames' size, and the tokens that they became.
+        shape: Size of the frames, number of steps, and token grid of a step.
         stages: Milliseconds of ``video`` and ``vision``.
         frames: uint8 [F, H, W, 3], as the vision graph took them.
     """
@@ -132,7 +133,7 @@ def host_frames(backend: Backend, frames: NDArray[np.uint8] | DeviceArray) -> ND
 
 
 def _in_frames(request: VideoRequest) -> OnProgress:
-    """What a backend tells of steps, as frames."""
+    """A backend's progress in steps, reported in frames."""
     left = request.shape.frames
 
     def on_steps(done: int) -> None:

@@ -58,7 +58,7 @@ class PromptCache:
         self._closed = False
 
     def reserve(self, text: int) -> None:
-        """Makes room for a text of so many tokens, answer included, as far as the context goes.
+        """Makes room for a text of ``text`` tokens, answer included, as far as the context goes.
 
         Raises:
             TangoError: There is no memory for it, the backend's caches are smaller, or this is closed.

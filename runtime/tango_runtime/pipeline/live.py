@@ -18,21 +18,21 @@ from tango_runtime.util.numbers import is_number
 
 _log = logging.getLogger("tango_runtime.live")
 
-#: A camera that gives nothing for so many seconds is reported.
+#: Seconds without a frame after which a camera is reported.
 _PATIENCE = 10.0
 
 
 class LiveVideo:
     """The newest frames of a stream, and questions about them.
 
-    Frames are encoded when something is asked or :meth:`take_in` is called; those of a camera that come faster wait, as
-    many as the window has, and the oldest of them are given up. So memory is constant, and an answer is about the
-    newest frames whatever the model's speed. Made by :meth:`tango_runtime.VideoLLM.live`; a context manager, for one
-    thread.
+    Frames are encoded when a question is asked or :meth:`take_in` is called. Until then, frames of a camera wait, at
+    most as many as the window holds, and newer ones replace the oldest. So memory is constant, and an answer is about
+    the newest frames whatever the model's speed. :meth:`tango_runtime.VideoLLM.live` makes it; it is a context manager,
+    for one thread.
 
     Attributes:
-        feed: Where the frames come from.
-        window: The newest of them.
+        feed: The source of the frames.
+        window: The newest frames.
     """
 
     def __init__(self, feed: Feed, window: FrameWindow, see: Callable[[EncodedClip], Session]) -> None:
@@ -50,7 +50,7 @@ class LiveVideo:
         top_p: float = 1.0,
         seed: int | None = None,
     ) -> Answer:
-        """Answers a question about the window; arguments and errors are those of :meth:`stream`."""
+        """Answers a question about the window. Arguments and errors are those of :meth:`stream`."""
         return finished(
             self.stream(question, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
         )
@@ -67,19 +67,19 @@ class LiveVideo:
     ) -> AnswerStream:
         """Answers a question about the window as it is now, piece by piece.
 
-        What came of a camera is taken in first. Where the window is empty, the first frames are waited for; of a
-        recording, the first window is read.
+        Frames of a camera that have arrived are taken in first. If the window is empty, it waits for the first frames,
+        or reads the first window of a recording.
 
         Args:
-            question: Plain text.
-            history: Earlier messages with their answers, of a chat that the caller keeps.
-            max_new_tokens: Most tokens of the answer.
-            temperature: 0 is greedy.
-            top_p: Nucleus of the sampling.
+            question: The question, plain text.
+            history: Earlier (message, answer) pairs of a chat that the caller keeps.
+            max_new_tokens: Maximum number of tokens of the answer.
+            temperature: Sampling temperature; 0 is greedy.
+            top_p: Probability mass that is sampled from (nucleus sampling), in (0, 1].
             seed: Seed of the sampling.
 
         Raises:
-            TangoError: As :meth:`tango_runtime.Session.stream`; or the stream ended before its first step of frames, or
+            TangoError: As :meth:`tango_runtime.Session.stream`, or the stream ended before its first step of frames, or
                 this is closed.
             Exception: What the source raised.
         """
@@ -102,10 +102,10 @@ class LiveVideo:
         return AnswerStream(inner.answer, _stamped(inner, moment, newest.at if newest else None))
 
     def session(self) -> Session:
-        """The session about the window as it is; the same until frames are taken in.
+        """The session about the window as it is. It stays the same until frames are taken in.
 
         Raises:
-            TangoError: There is no whole step of frames, or this is closed.
+            TangoError: There is no complete step of frames, or this is closed.
         """
         self._require_open()
         if self._session is None or self._seen != self.window.encoded:
@@ -149,15 +149,15 @@ class LiveVideo:
         """Asks the same question again and again.
 
         Args:
-            question: Plain text.
-            step: Seconds of the stream from one answer to the next. Where the model takes longer, steps are left out.
-            max_new_tokens: Most tokens of an answer.
-            temperature: 0 is greedy.
-            top_p: Nucleus of the sampling.
+            question: The question, plain text.
+            step: Seconds of the stream from one answer to the next. If the model takes longer, steps are skipped.
+            max_new_tokens: Maximum number of tokens of an answer.
+            temperature: Sampling temperature; 0 is greedy.
+            top_p: Probability mass that is sampled from (nucleus sampling), in (0, 1].
             seed: Seed of the sampling.
 
         Yields:
-            An answer for every step, and one for what follows the last when the stream ends.
+            An answer for every step, and one for the rest when the stream ends.
 
         Raises:
             TangoError: As :meth:`stream`, or ``step`` is not above 0.
@@ -181,7 +181,7 @@ class LiveVideo:
             due += step * (1 + math.floor(max(self.window.elapsed - due, 0.0) / step))
 
     def close(self) -> None:
-        """Stops reading the stream, and gives the memory back."""
+        """Stops reading the stream, and releases the memory."""
         self._closed = True
         self.feed.close()
         if self._session is not None:

@@ -16,13 +16,13 @@ from tango_runtime.video.shape import ClipShape
 def prompt_positions(
     decoder: DecoderSpec, before: int, shape: ClipShape, clock: Clock, kept: NDArray[np.integer[Any]]
 ) -> RotaryIds:
-    """The rotary positions of a prompt; what is kept of a video has those that it has in the whole prompt.
+    """The rotary positions of a prompt. Kept tokens have the positions that they have in the whole prompt.
 
     Args:
-        decoder: The decoder; where it has no rotary positions of its own, nobody asks for them.
+        decoder: The decoder; if it has no rotary positions of its own, the result is not used.
         before: Tokens before the video.
-        shape: What the frames of the video became.
-        clock: When they are.
+        shape: Size of the frames, number of steps, and token grid of a step.
+        clock: Times of the frames.
         kept: Flat indices of the video's tokens in the prompt [K], ascending.
 
     Raises:

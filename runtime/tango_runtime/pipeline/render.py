@@ -12,7 +12,7 @@ import sys
 from datetime import datetime
 from typing import Any, NoReturn
 
-#: Most characters of a rendered chat; those of the hub's templates have hundreds.
+#: Maximum number of characters of a rendered chat; those of the hub's templates have hundreds.
 _LONGEST = 1 << 20
 
 

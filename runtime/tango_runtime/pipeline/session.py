@@ -25,17 +25,19 @@ from tango_runtime.pipeline.timer import StageTimer
 class Session:
     """Questions about one video, which was decoded, encoded and pruned once.
 
-    A question costs its own tokens: the video's are in the session's key/value cache. Sessions of one ``VideoLLM`` may
-    be used in turns, from one thread. Made by :meth:`tango_runtime.VideoLLM.session`; a context manager.
+    A question costs only its own tokens, because the video's are in the session's key/value cache. Sessions of one
+    ``VideoLLM`` may take turns, in one thread. :meth:`tango_runtime.VideoLLM.session` makes them; a session is a
+    context manager.
 
     Attributes:
-        kept: Video tokens that the decoder sees, K.
-        rows: Positions that they take, row ends included.
-        thinned: Those of them that the upper layers see; None where the decoder sees all in every layer.
-        total: Video tokens that the vision graph gave.
-        shape: The frames' size, and the tokens that they became.
-        seconds: [F] fp32, time of each frame.
-        off: [F] float64, seconds by which each keyframe is after the frame of exact sampling; None where that is used.
+        kept: Number of video tokens that the decoder sees, K.
+        rows: Number of positions that they take, row ends included.
+        thinned: Number of rows that the upper layers see; None without inner pruning.
+        total: Number of video tokens before pruning.
+        shape: Size of the frames, number of steps, and token grid of a step.
+        seconds: [F] fp32, time of each frame in seconds.
+        off: [F] float64, seconds by which each keyframe is later than the frame of exact sampling; None for exact
+            sampling.
         aspect: Width over height of the source's frames.
     """
 
@@ -85,7 +87,7 @@ class Session:
         top_p: float = 1.0,
         seed: int | None = None,
     ) -> Answer:
-        """Answers a question, independent of all others; arguments and errors are those of :meth:`stream`."""
+        """Answers a question on its own, without the others. Arguments and errors are those of :meth:`stream`."""
         return finished(
             self.stream(question, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
         )
@@ -99,7 +101,7 @@ class Session:
         top_p: float = 1.0,
         seed: int | None = None,
     ) -> Answer:
-        """Continues the chat: the decoder sees all its earlier messages and answers, too.
+        """Continues the chat: the decoder also sees all earlier messages and answers.
 
         Arguments and errors are those of :meth:`stream`.
         """
@@ -123,12 +125,12 @@ class Session:
         """Answers a question, piece by piece.
 
         Args:
-            question: Plain text.
-            chat: Continue the chat. The message counts as part of it when its answer has been read to the end.
-            history: Earlier messages with their answers, of a chat that the caller keeps.
-            max_new_tokens: Most tokens of the answer.
-            temperature: 0 is greedy.
-            top_p: Nucleus of the sampling.
+            question: The question, plain text.
+            chat: Continue the chat. The message becomes part of it when its answer has been read to the end.
+            history: Earlier (message, answer) pairs of a chat that the caller keeps.
+            max_new_tokens: Maximum number of tokens of the answer.
+            temperature: Sampling temperature; 0 is greedy.
+            top_p: Probability mass that is sampled from (nucleus sampling), in (0, 1].
             seed: Seed of the sampling.
 
         Raises:
@@ -145,7 +147,7 @@ class Session:
     def encode(
         self, question: str, *, chat: bool = False, history: Sequence[tuple[str, str]] = ()
     ) -> tuple[NDArray[np.int64], list[int]]:
-        """Token ids before the video and after it; of a chat, with all that was said before."""
+        """Token ids before and after the video; in a chat, with all earlier messages and answers."""
         if history:
             return self._prompt.encode_chat(history, question, self._about)
         before, after = self._prompt.encode(question, self._about)
@@ -167,15 +169,15 @@ class Session:
         *,
         turn: int | None = None,
     ) -> Generator[str, None, None]:
-        """Fills an answer; gives pieces of its text as they come.
+        """Fills an answer, and yields pieces of its text as they are generated.
 
         Args:
-            answer: Filled.
+            answer: The answer to fill.
             before: Token ids before the video.
             text: Token ids after it, up to where the answer begins.
-            sampler: Draws tokens.
+            sampler: What draws the tokens.
             limits: Where the answer ends.
-            turn: Which turn of the chat this is; None for a question of its own.
+            turn: The turn of the chat, from 0; None for a question outside of the chat.
 
         Raises:
             TangoError: As :meth:`stream`.
@@ -193,7 +195,7 @@ class Session:
 
     @property
     def frames(self) -> NDArray[np.uint8]:
-        """[F, H, W, 3] uint8, as the vision graph took them; copied from the device if they are there."""
+        """[F, H, W, 3] uint8, as the vision graph took them. They are copied from the device if they are there."""
         if self._frames is None:
             self._frames = self._read_frames()
         return self._frames
@@ -205,11 +207,11 @@ class Session:
 
     @property
     def history(self) -> tuple[tuple[str, str], ...]:
-        """The chat so far: messages with their answers."""
+        """The chat so far, as (message, answer) pairs."""
         return tuple((message, self._prompt.decode(ids)) for message, ids in self._turns)
 
     def settle(self) -> None:
-        """Takes what it still needs of the backend's shared tensors, before another video overwrites them."""
+        """Copies what is still needed from the backend's shared tensors, before another video overwrites them."""
         _ = self.frames
         if self._closed:
             return
@@ -217,7 +219,7 @@ class Session:
         self.read_trace()
 
     def close(self) -> None:
-        """Gives the key/value cache back; further questions are errors."""
+        """Releases the key/value cache. Further questions are errors."""
         if self._cache is not None:
             self._cache.close()
         self._cache, self._closed = None, True
@@ -283,7 +285,7 @@ class Session:
         return self._backend.with_row_ends(self._pruned, self.shape.grid[1], end)
 
     def read_trace(self) -> tuple[Trace, NDArray[np.float32]]:
-        """What was kept, and the salience [T, L] fp32 of every token; no token of an answer waits for it."""
+        """What was kept, and the salience [T, L] fp32 of every token. No token of an answer waits for it."""
         if self._trace is None:
             self._trace = self._pruned.trace(), self._backend.to_host(self._salience)
         return self._trace

@@ -1,4 +1,4 @@
-"""A bundle that is loaded and ready to answer: a video and a question → vision → prune → prefill → decode → text."""
+"""A loaded bundle that answers questions: video and question → vision → prune → prefill → decode → text."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
 
 
 class VideoLLM:
-    """A bundle, loaded and ready to answer questions about videos, from one thread.
+    """A loaded bundle that answers questions about videos. Use it from one thread.
 
     Args:
-        bundle: Folder of a bundle that ``tango-export`` made, or the bundle itself.
-        backend: ``auto``, one of ``tango_runtime.backends.registry.BACKENDS``, or a backend that is loaded.
+        bundle: Folder of a bundle that ``tango-export`` made, or a loaded bundle.
+        backend: ``auto``, a name in ``tango_runtime.backends.registry.BACKENDS``, or a loaded backend.
 
     Raises:
-        TangoError: The bundle is not whole, or the backend cannot run it.
+        TangoError: The bundle is incomplete, or the backend cannot run it.
     """
 
     def __init__(self, bundle: str | Path | Bundle, backend: str | Backend = "auto") -> None:
@@ -49,22 +49,22 @@ class VideoLLM:
 
     @property
     def backend(self) -> str:
-        """What runs the graphs, in one line."""
+        """One line that says what runs the graphs."""
         return self._backend.description
 
     @property
     def frame_size(self) -> tuple[int, int] | None:
-        """(height, width) of the only frames that the backend's graphs take; None for any that the bundle allows."""
+        """(height, width) in pixels of the frames that the backend's graphs take; None for any allowed size."""
         return self._backend.frame_size
 
     @property
     def fallback_reason(self) -> str:
-        """Why ``auto`` took no faster backend; empty where it took the fastest, or one was asked for by name."""
+        """Why ``auto`` took no faster backend; empty if it took the fastest, or if a backend was named."""
         return self._backend.fallback_reason
 
     @property
     def video_first(self) -> bool:
-        """Whether the chat template puts the video before the question, so that questions can share a session."""
+        """Whether the chat template puts the video before the question. Only then can questions share a session."""
         return self._prompt.video_first
 
     def decode(
@@ -77,7 +77,7 @@ class VideoLLM:
         fps: float | None = None,
         sampling: Sampling = "exact",
     ) -> DecodedVideo:
-        """Decodes what a session will see of a video, so that it need not wait for that; may run on any thread.
+        """Decodes a video's frames ahead of a session. May be called from any thread.
 
         Arguments and errors are those of :meth:`session`, which takes the result in place of a source.
         """
@@ -103,7 +103,7 @@ class VideoLLM:
         on_progress: OnProgress | None = None,
         sampling: Sampling = "exact",
     ) -> EncodedVideo:
-        """Sees a video once, for sessions at any retention ratio; arguments and errors are :meth:`session`'s."""
+        """Encodes a video once, for sessions at any retention ratio; arguments and errors as of :meth:`session`."""
         request = self._request(source, frames, fps, on_progress, frame_size, max_pixels, sampling)
         self._settle()
         return EncodedVideo(self._backend, request)
@@ -121,22 +121,22 @@ class VideoLLM:
         sampling: Sampling = "exact",
         on_progress: OnProgress | None = None,
     ) -> Session:
-        """Sees a video once, for any number of questions about it.
+        """Opens a video for any number of questions. It is decoded, encoded and pruned once.
 
         Args:
             source: A video file, a folder of images, a uint8 array [N, H, W, 3], any iterable of (seconds, uint8
-                [H, W, 3]), or the address of a live stream; see :func:`tango_runtime.video.sample`. Or what
-                :meth:`decode` or :meth:`encode` gave: then nothing is left to say of its frames.
-            frames: Frames sampled uniformly, F; the bundle's number by default.
-            frame_size: (height, width) in pixels of the frames, for a bundle that takes any size; by default what the
-                video's aspect ratio gives within the bundle's budget of pixels.
-            max_pixels: Most pixels of a frame, in place of the budget's.
-            retention_ratio: Fraction of the video tokens kept; the bundle's by default.
+                [H, W, 3]), or the address of a live stream; see :func:`tango_runtime.video.sample`. Or the result of
+                :meth:`decode` or :meth:`encode`, whose frames are chosen already.
+            frames: Number of frames F, sampled uniformly; the bundle's number by default.
+            frame_size: (height, width) of the frames in pixels, for a bundle that takes any size. By default it follows
+                from the video's aspect ratio and the bundle's pixel budget.
+            max_pixels: Maximum number of pixels of a frame, in place of the budget's.
+            retention_ratio: Fraction of the video tokens that pruning keeps, in (0, 1]; the bundle's by default.
             prune: False keeps every token.
-            fps: Frames a second of a folder, an array or a live stream.
-            sampling: ``keyframes`` takes, of a video file, the keyframe nearest to each frame: less is decoded.
-            on_progress: Called, while the vision graph works, with the number of frames done since the last call; a GPU
-                may still compute them.
+            fps: Frame rate of a folder, an array or a live stream, in frames per second.
+            sampling: ``keyframes`` takes the keyframe of a video file that is nearest to each frame, and decodes less.
+            on_progress: Called while the vision graph runs, with the number of frames done since the last call. A GPU
+                may still be computing them.
 
         Raises:
             TangoError: An argument is out of range, or the video cannot be read or is shorter than ``frames``.
@@ -215,15 +215,15 @@ class VideoLLM:
             frames: Frames sampled uniformly, F; the bundle's number by default.
             frame_size: (height, width) in pixels of the frames, for a bundle that takes any size; by default what the
                 video's aspect ratio gives within the bundle's budget of pixels.
-            max_pixels: Most pixels of a frame, in place of the budget's.
-            retention_ratio: Fraction of the video tokens kept; the bundle's by default.
+            max_pixels: Maximum number of pixels of a frame, in place of the budget's.
+            retention_ratio: Fraction of the video tokens that pruning keeps, in (0, 1]; the bundle's by default.
             prune: False keeps every token.
-            max_new_tokens: Most tokens of the answer.
-            temperature: 0 is greedy.
-            top_p: Nucleus of the sampling.
+            max_new_tokens: Maximum number of tokens of the answer.
+            temperature: Sampling temperature; 0 is greedy.
+            top_p: Probability mass that is sampled from (nucleus sampling), in (0, 1].
             seed: Seed of the sampling.
             fps: Frames a second of a folder, an array or a live stream.
-            sampling: ``keyframes`` takes, of a video file, the keyframe nearest to each frame: less is decoded.
+            sampling: ``keyframes`` takes the keyframe of a video file that is nearest to each frame, and decodes less.
             on_progress: Called with the number of frames done since the last call.
 
         Raises:
@@ -258,21 +258,22 @@ class VideoLLM:
         drop: bool | None = None,
         on_arrival: Callable[[], None] = lambda: None,
     ) -> LiveVideo:
-        """Opens a stream, for questions about its last frames at any time. Every frame is encoded once.
+        """Opens a stream, for questions about its newest frames at any time. Each frame is encoded once.
 
         Args:
-            source: A camera: any iterable of (seconds, frame) or (number, seconds, frame) that is not a sequence; it is
-                read on a thread of its own, and loses what the numbers leave out. Or a recording, as of
+            source: A camera: any iterable of (seconds, frame) or (number, seconds, frame) that is not a sequence. It is
+                read on its own thread; gaps in the numbers count as lost frames. Or a recording, as for
                 :meth:`session`.
-            window: Frames that a question is about; the bundle's number by default. A multiple of the frames of a step.
-            fps: Frames a second that are taken of the stream; of a folder or an array, also how far its frames are
-                apart.
-            frame_size: (height, width) in pixels of the frames, for a bundle that takes any size.
-            max_pixels: Most pixels of a frame, in place of the budget's.
-            retention_ratio: Fraction of the video tokens kept; the bundle's by default.
+            window: Number of frames that a question is about; the bundle's number by default. It is a multiple of the
+                frames per step.
+            fps: Frames per second taken from the stream. It is also the frame rate of a folder or an array.
+            frame_size: (height, width) of the frames in pixels, for a bundle that takes any size.
+            max_pixels: Maximum number of pixels of a frame, in place of the budget's.
+            retention_ratio: Fraction of the video tokens that pruning keeps, in (0, 1]; the bundle's by default.
             prune: False keeps every token.
-            drop: Whether frames are given up when newer ones come: by default a camera's are, a recording's are not.
-            on_arrival: Called, on another thread, when a frame of a camera came.
+            drop: Whether newer frames replace those that still wait. By default they do for a camera, and not for a
+                recording.
+            on_arrival: Called on another thread when a frame of a camera arrives.
 
         Raises:
             TangoError: An argument is out of range, or a recording cannot be read.
@@ -306,7 +307,7 @@ class VideoLLM:
         top_p: float = 1.0,
         seed: int | None = None,
     ) -> Iterator[Answer]:
-        """Answers a question about a stream every ``step`` seconds of it: :meth:`live`, and its ``watch``."""
+        """Answers a question every ``step`` seconds of a stream; see :meth:`live` and :meth:`LiveVideo.watch`."""
         live = self.live(
             source,
             window=window,
@@ -323,11 +324,11 @@ class VideoLLM:
             )
 
     def report(self, answer: Answer, video: str) -> Report:
-        """What a run kept, ready to be written.
+        """A report of what pruning kept, ready to be written as a page or a picture.
 
         Args:
             answer: A finished answer.
-            video: What to call the video.
+            video: The video's name in the report.
         """
         from importlib.metadata import version
 

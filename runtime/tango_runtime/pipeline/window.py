@@ -21,7 +21,7 @@ from tango_runtime.video.source import duration_of
 
 _log = logging.getLogger("tango_runtime.live")
 
-#: A pause is longer than so many times what was usual before.
+#: A pause is longer than this many times the usual interval before it.
 _PAUSE = 3
 
 

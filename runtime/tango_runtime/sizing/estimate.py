@@ -29,8 +29,8 @@ from tango_runtime.util.versions import release
 #: Precisions of each graph, as in `tango calibrate`.
 VISION: tuple[Precision, ...] = ("fp16", "int8", "fp8")
 DECODER: tuple[Precision, ...] = PRECISIONS
-#: The operator's kernels need at least this compute capability (plugins/README.md).
-_OPERATOR = "7.5"
+#: The operator's kernels need at least this compute capability (docs/reference/limits.md).
+OPERATOR_CAPABILITY = "7.5"
 #: Bytes of an element of the graphs' tensors.
 _ITEM = 2
 #: Numbers of frames that :func:`nearest_fit` tries.
@@ -154,7 +154,8 @@ def estimate(model: ModelDimensions, device: Device, options: SizingOptions) -> 
             )
     if options.prune and not _runs_operator(device):
         raise TangoError(
-            f"the Tango operator needs compute capability {_OPERATOR}, {device.title} has {device.compute_capability}",
+            f"the Tango operator needs compute capability {OPERATOR_CAPABILITY}, "
+            f"{device.title} has {device.compute_capability}",
             "plan without it: --no-prune",
         )
     weights = _weights(model, workload)
@@ -210,7 +211,7 @@ def _lighter(chosen: Precision, known: Sequence[Precision], device: Device, curr
 
 
 def _runs_operator(device: Device) -> bool:
-    return release(device.compute_capability) >= release(_OPERATOR)
+    return release(device.compute_capability) >= release(OPERATOR_CAPABILITY)
 
 
 def _workload(model: ModelDimensions, options: SizingOptions) -> Workload:

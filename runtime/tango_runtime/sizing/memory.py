@@ -5,7 +5,7 @@ These are upper estimates by arithmetic, and every command that prints one says 
 - activations: attention scores in fp32, twice, or the widest other tensors. Kernels that fuse attention, as those of
   device graphs do, store no scores;
 - cache: keys and values of every position of the context;
-- workspace: the Tango operator's, in its ``fast`` precision (plugins/README.md).
+- workspace: the Tango operator's, in its ``fast`` precision (docs/design/cuda-kernels.md).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Protocol
 from tango_plugins import PruneParams, op
 from tango_runtime.bundle import DecoderSpec, GraphName, VideoSpec, VisionSpec
 
-#: Most frames of a video: TANGO_MAX_FRAMES of tango/prune.h.
+#: Maximum number of frames of a video: TANGO_MAX_FRAMES of tango/prune.h.
 MAX_FRAMES = 256
 #: Tokens around the video in a typical prompt: a chat template, a short question and the newline after the video.
 #: `tango bench` measures prompts with this many, so that measurements and estimates are of the same work.
@@ -32,7 +32,7 @@ ANSWER_TOKENS = 512
 #: Largest size in bytes of the operator's matrix of inner products; above it, the operator works in strips of rows.
 MAX_PRODUCTS_BYTES = 160 * 10**6
 
-#: Bytes that the vision graph's activations may take where frames have any size: it is given so many steps at once.
+#: Maximum size in bytes of the vision graph's activations if frames have any size; it limits the steps per call.
 VISION_BYTES = 2 << 30
 
 _TILE = 64
@@ -71,7 +71,7 @@ class MaxShapes:
 
 
 def default_pass_tokens(video_tokens: int, limit: int) -> int:
-    """Tokens of one prefill pass that hold so many video tokens and the text around them."""
+    """Tokens of one prefill pass that holds the video tokens and the text around them."""
     return min(limit, _round_up(video_tokens + MAX_TEXT_TOKENS))
 
 
@@ -161,7 +161,7 @@ def vision_steps_at_once(dims: Dimensions, tokens: int, item: int, *, fused: boo
 
 
 def _step_bytes(dims: Dimensions, tokens: int, item: int) -> int:
-    """Bytes of the vision graph's activations for one step of so many tokens."""
+    """Bytes of the vision graph's activations for one step of ``tokens`` tokens."""
     vision = dims.vision
     patches = vision.patches * tokens // dims.video.tokens_per_frame
     return patches * (2 * _FP32 * vision.heads * patches + 8 * item * dims.decoder.hidden_size)
@@ -176,12 +176,12 @@ def _fused_step_bytes(dims: Dimensions, tokens: int, item: int) -> int:
 
 
 def cache_bytes(decoder: DecoderSpec, positions: int, item: int) -> int:
-    """Bytes of the keys and values of so many positions."""
+    """Bytes of the keys and values of ``positions`` positions."""
     return 2 * decoder.layers * decoder.kv_heads * decoder.head_dim * positions * item
 
 
 def workspace_bytes(tokens: int, hidden_size: int) -> int:
-    """Bytes of the operator's workspace for so many video tokens."""
+    """Bytes of the operator's workspace for ``tokens`` video tokens."""
     return math.ceil(tokens * (2.125 * hidden_size + 120)) + products_bytes(tokens)
 
 

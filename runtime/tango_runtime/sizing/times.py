@@ -33,7 +33,7 @@ LAYER = 60e-6
 #: Seconds per layer of a decode step: five phases.
 STEP = 23e-6
 #: Seconds that the operator takes for no tokens, and the number of tokens above which it works in strips, with three
-#: passes over the inner products instead of one (plugins/README.md).
+#: passes over the inner products instead of one (docs/design/cuda-kernels.md).
 _PRUNE, _STRIPS = 100e-6, 6324
 
 

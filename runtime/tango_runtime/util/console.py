@@ -98,9 +98,9 @@ def progress(
 
     Args:
         title: What is being done.
-        total: Its number of steps, or of bytes.
-        size: The steps are bytes.
-        note: Gives a few words that are shown behind the progress, as it is then.
+        total: Number of its steps, or of bytes.
+        size: Whether the steps are bytes.
+        note: Returns a few words to show after the progress.
 
     Yields:
         A function to call with the number of steps done since the last call.

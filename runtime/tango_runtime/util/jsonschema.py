@@ -135,7 +135,7 @@ def _wrong_type(kind: Any, data: object, where: str) -> TangoError:
 
 
 def shown(data: object, limit: int = 60) -> str:
-    """A parsed value as JSON, cut to so many characters."""
+    """A parsed value as JSON, cut to ``limit`` characters."""
     try:
         text = json.dumps(data)
     except RecursionError:

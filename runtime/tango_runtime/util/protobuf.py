@@ -1,6 +1,6 @@
 """The fields of a protobuf message, for what must be known of an ONNX file: the runtime has no onnx.
 
-Protocol Buffers Documentation, "Encoding": a message is its fields one behind the other, each a number with a wire
+Protocol Buffers Documentation, "Encoding": a message is its fields one after the other, each a number with a wire
 type, and a value.
 """
 

@@ -45,7 +45,7 @@ TEMPLATE = (
 PLACEHOLDER = "<|video_pad|>"
 _STOP_TOKENS = ("<|im_end|>", "<|endoftext|>")
 
-#: Frames when the caller asks for no other number, and the size that 16:9 has within the budget of so many.
+#: Default number of frames, and the size that 16:9 frames have within the budget of that many.
 FRAMES, SIZE = 32, (560, 1008)
 
 #: Pixels of a frame, and of all frames, a token being 784 of them: qwen-vl-utils, vision_process.py, 0.0.11 and later.

@@ -78,7 +78,7 @@ class CudaBackend:
         return self._stream.traffic
 
     def load_frames(self, timed: Iterable[TimedFrame], count: int, size: tuple[int, int]) -> FrameBatch:
-        """Reads so many frames of any size → frames of a size (H, W): in pinned memory, or resized on the GPU."""
+        """Reads ``count`` frames of any size → frames of a size (H, W): in pinned memory, or resized on the GPU."""
         return self._load_frames(timed, count, size)
 
     def vision(
@@ -109,7 +109,7 @@ class CudaBackend:
         return video
 
     def new_ring(self, steps: int) -> DeviceFeatureRing:
-        """An empty ring for so many steps of frames, on the device."""
+        """An empty ring for ``steps`` steps of frames, on the device."""
         return DeviceFeatureRing(steps, self._stream, self._pool)
 
     def prune(
@@ -156,12 +156,12 @@ class CudaBackend:
         return TokenIds(ids)
 
     def new_cache(self, capacity: int, rotary: RotaryIds = TEXT) -> KVCache:
-        """An empty sequence with room for so many positions."""
+        """An empty sequence with room for ``capacity`` positions."""
         cache: KVCache = self._decoder.new_cache(capacity, rotary)
         return cache
 
     def reserve(self, cache: KVCache, positions: int) -> None:
-        """Makes room for so many positions in all."""
+        """Makes room for ``positions`` positions in all."""
         self._decoder.reserve(cache, positions)
 
     def extend(self, cache: KVCache, pieces: Sequence[Piece], thinning: Thinning | None = None) -> DeviceLogits:

@@ -29,10 +29,10 @@ class SequenceDecoder(Protocol):
     """What the backend asks of a decoder; see :class:`tango_runtime.backends.base.Backend`."""
 
     def new_cache(self, capacity: int, rotary: RotaryIds = TEXT) -> Any:
-        """An empty sequence with room for so many positions."""
+        """An empty sequence with room for ``capacity`` positions."""
 
     def reserve(self, cache: Any, positions: int) -> None:
-        """Makes room for so many positions in all."""
+        """Makes room for ``positions`` positions in all."""
 
     def extend(self, cache: Any, pieces: Sequence[Piece], thinning: Thinning | None) -> DeviceLogits:
         """Appends embeddings, [N, D] in all → logits of the last position."""
@@ -72,7 +72,7 @@ class Decoder:
             first.release()
 
     def new_cache(self, capacity: int, rotary: RotaryIds = TEXT) -> KVCache:
-        """An empty sequence with room for so many positions, and its rotary positions.
+        """An empty sequence with room for ``capacity`` positions, and its rotary positions.
 
         Raises:
             TangoError: The runner's caches are smaller, or the device has not enough memory.
@@ -93,7 +93,7 @@ class Decoder:
         return cache
 
     def reserve(self, cache: KVCache, positions: int) -> None:
-        """Makes room for so many positions in all."""
+        """Makes room for ``positions`` positions in all."""
         if positions <= cache.capacity:
             return
         if self._graphs.capacity is not None:
@@ -215,11 +215,11 @@ def too_small(positions: int, capacity: int) -> TangoError:
 
 
 def rounded(positions: int) -> int:
-    """The capacity of a cache for so many positions."""
+    """The capacity of a cache that holds ``positions`` positions."""
     return -(-positions // _POSITIONS) * _POSITIONS
 
 
 def aligned_below(most: int, row: int) -> int:
-    """The largest number of rows of so many bytes, up to ``most``, after which a tensor may begin."""
+    """The largest number of rows of ``row`` bytes, up to ``most``, after which a tensor may begin."""
     step = ALIGNMENT // math.gcd(ALIGNMENT, row)
     return most // step * step or most

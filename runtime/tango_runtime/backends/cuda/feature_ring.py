@@ -33,7 +33,7 @@ class DeviceFeatureRing:
         self.held = min(self.held + count, self._room)
 
     def newest(self, steps: int) -> tuple[DeviceArray, DeviceArray]:
-        """The newest so many steps, oldest first."""
+        """The newest ``steps`` steps, oldest first."""
         return self._newest("features", steps), self._newest("salience", steps)
 
     def clear(self) -> None:

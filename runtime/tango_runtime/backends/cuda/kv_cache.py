@@ -96,11 +96,11 @@ class KVCache:
         return _views(self._cached, self._buffer.address, self._slab * self.capacity * self._row, shape, self._dtype)
 
     def room(self, tokens: int, pool: Pool, name: str = "rows") -> dict[str, DeviceArray]:
-        """The decoder's outputs, for the rows of so many tokens.
+        """The decoder's outputs, for the rows of ``tokens`` tokens.
 
         Args:
             tokens: N.
-            pool: Gives their memory, unless the decoder writes into the cache itself.
+            pool: Where their memory comes from, unless the decoder writes into the cache itself.
             name: Name of the buffer in the pool.
         """
         self._reached = max(self._reached, self.length + tokens)  # a pass that fails may write some of them, too
@@ -120,13 +120,13 @@ class KVCache:
         self._stream.copy_strided(source, to, len(self._rows), self._heads, run)
 
     def fill(self, rows: dict[str, DeviceArray], tokens: int) -> None:
-        """Counts a pass over so many tokens, whose rows it puts in place if the decoder did not."""
+        """Counts a pass over ``tokens`` tokens, and puts their rows in place if the decoder did not."""
         if not self._in_place:
             self.append(rows)
         self.advance(tokens)
 
     def advance(self, tokens: int) -> None:
-        """Counts so many positions as filled."""
+        """Counts ``tokens`` more positions as filled."""
         self.length += tokens
         self._reached = max(self._reached, self.length)
 
@@ -138,7 +138,7 @@ class KVCache:
 
 
 def _aligned_rows(rows: int, row: int) -> int:
-    """The least number of rows of so many bytes, at least ``rows``, that ends at a multiple of the alignment."""
+    """The smallest number of rows of ``row`` bytes, at least ``rows``, that ends at a multiple of the alignment."""
     step = ALIGNMENT // math.gcd(ALIGNMENT, row)
     return -(-rows // step) * step
 

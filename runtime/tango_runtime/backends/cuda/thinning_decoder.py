@@ -73,7 +73,7 @@ class ThinningDecoder:
         self._free: DeviceThinnedCache | None = None  # its memory serves the next sequence
 
     def new_cache(self, capacity: int, rotary: RotaryIds = TEXT) -> DeviceThinnedCache:
-        """An empty sequence with room for so many positions."""
+        """An empty sequence with room for ``capacity`` positions."""
         fixed = self._graphs.capacity
         if fixed is not None and capacity > fixed:
             raise too_small(capacity, fixed)
@@ -88,7 +88,7 @@ class ThinningDecoder:
         return DeviceThinnedCache(low, high, memory.view((wanted, self._width), self._dtype), memory, self._take_back)
 
     def reserve(self, cache: DeviceThinnedCache, positions: int) -> None:
-        """Makes room for so many positions in all."""
+        """Makes room for ``positions`` positions in all."""
         if positions <= cache.capacity:
             return
         if self._graphs.capacity is not None:

@@ -101,7 +101,7 @@ struct Split {
     int salient, context;
 };
 
-// fp64, in the order of operations of docs/operator.md.
+// fp64, in the order of operations of docs/reference/operator.md.
 __device__ Split split_budget(const Job& job, int m) {
     const int salient = static_cast<int>(floor(m * (1.0 - job.context_ratio)));
     return {salient, m - salient};

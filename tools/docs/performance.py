@@ -1,0 +1,154 @@
+"""How fast it is: tables of docs/results/performance.md."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+from tools.docs.markdown import table
+from tools.docs.measured import Column, link, load, number, stages
+
+_STAGES = {
+    "sample and resize frames": "video",
+    "copy frames to the GPU": "upload",
+    "vision": "vision",
+    "prune": "prune",
+    "prefill": "prefill",
+    "**first token**": "first token",
+    "**each further token**": "decode",
+    "first token of a second question": "second question",
+}
+_CONDITIONS = ("backend", "repeats", "load average of the host", "file")
+_TOKENS = ("tokens kept", "positions of the prompt")
+_MEMORY = ("memory on the GPU, MB", "peak memory on the host, MB")
+
+
+def pipeline() -> str:
+    """The pipeline with device graphs in the CUDA library's operators."""
+    columns = (
+        Column("0.5B, a tenth", "h200-device-form-own"),
+        Column("0.5B, all tokens", "h200-device-form-own", "unpruned, 384x384"),
+        Column("0.5B, a tenth, TensorRT", "h200-tensorrt-0.5b-device"),
+        Column("7B, a tenth", "h200-onnxruntime-7b-device"),
+    )
+    return stages(columns, _STAGES, (*_TOKENS, *_MEMORY, *_CONDITIONS))
+
+
+def transformers() -> str:
+    """The pipeline and transformers with as many tokens, in one run."""
+    runners = {"tango-edge": "tango", "transformers": "transformers", "as a CUDA graph": "CUDA graph"}
+    columns = tuple(
+        Column(f"{size}, {title}", f"h200-onnxruntime-{size.lower()}-transformers", runner=runner)
+        for size in ("0.5B", "7B")
+        for title, runner in runners.items()
+    )
+    return stages(columns, _STAGES, _CONDITIONS)
+
+
+def unpruned() -> str:
+    """What pruning saves, and what large frames cost on the host."""
+    sizes = (("0.5B", "h200-onnxruntime-0.5b"), ("7B", "h200-onnxruntime-7b"))
+    cases = {"a tenth": "pruned, 384x384", "all": "unpruned, 384x384", "a tenth, 1920×1080": "pruned, 1920x1080"}
+    columns = tuple(Column(f"{size}, {title}", name, case) for size, name in sizes for title, case in cases.items())
+    return stages(columns, _STAGES, (*_MEMORY, *_CONDITIONS))
+
+
+def families() -> str:
+    """Other families with the 7B's shapes."""
+    columns = (
+        Column("Qwen2.5-VL-7B, 32 frames of 560×1008", "h200-onnxruntime-qwen2.5-vl-7b-560x1008", "pruned, 1008x560"),
+        Column("32 frames of 336×588", "h200-onnxruntime-qwen2.5-vl-7b-336x588", "pruned, 588x336"),
+        Column("LLaVA-Video-7B, 64 frames", "h200-onnxruntime-llava-video-7b"),
+        Column("transformers, as many tokens", "h200-onnxruntime-llava-video-7b", runner="transformers"),
+        Column("as a CUDA graph", "h200-onnxruntime-llava-video-7b", runner="CUDA graph"),
+    )
+    return stages(columns, _STAGES, (*_TOKENS, *_MEMORY, *_CONDITIONS))
+
+
+def cold_starts() -> str:
+    """New processes, from their start to the first token."""
+    files = {
+        "0.5B, ONNX Runtime": "h200-onnxruntime-0.5b",
+        "again": "h200-onnxruntime-0.5b-again",
+        "later version": "h200-onnxruntime-0.5b-device",
+        "TensorRT": "h200-tensorrt-0.5b-device",
+    }
+    parts = {"import": "import", "load the bundle": "load", "first token": "first token", "**together**": "total"}
+    rows = [(title, *(_median_start(name, part) for name in files.values())) for title, part in parts.items()]
+    return table(("median of three, ms", *files), [*rows, ("file", *(link(name) for name in files.values()))])
+
+
+def operator() -> str:
+    """The operator against the same steps in PyTorch, at r = 0.1."""
+    rows = [_pruned(record) for record in load("prune-h200")["records"] if record["ratio"] == 0.1]
+    times = ("`fast`, ms", "`exact`, ms", "PyTorch, ms")
+    return table(("F×L×D", "content", "kept", *times, "workspace of `fast` and `exact`, MB"), rows)
+
+
+def kernels() -> str:
+    """Kernels of a vision tower, against PyTorch's."""
+    found = load("kernels-h200")["records"]
+    return table(("kernel", "shape", "µs", "peers, µs"), [row for record in found for row in _kernel(record)])
+
+
+def frames() -> str:
+    """Frames of 1920×1080 to 384×384 on the GPU."""
+    found = load("h200-frames")["ms"]
+    titles = {"host": "resized by eight threads of the host", "gpu": "copied to the GPU and resized there"}
+    rows = [(title, number(median(found[where]))) for where, title in titles.items()]
+    return table(("32 frames of 1920×1080 to 384×384", "median, ms"), rows)
+
+
+def server() -> str:
+    """What HTTP adds to the first token."""
+    found = load("cpu-server-tiny")
+    times = {
+        f"{found['questions']} questions in the process": found["first_token_ms"]["here"],
+        f"{found['questions']} questions over HTTP": found["first_token_ms"]["server"],
+        f"{found['clients']['asked']} clients at once": found["clients"]["first_token_ms"],
+    }
+    shown = ("p50", "p90", "p99")
+    rows = [(title, *(number(percentiles[p]) for p in shown)) for title, percentiles in times.items()]
+    conditions = f"{found['backend']}; {found['machine']}. {link('cpu-server-tiny')}"
+    return f"{table(('first token, ms', *shown), rows)}\n{conditions}\n"
+
+
+def _median_start(name: str, part: str) -> str:
+    return f"{median(start[part] for start in load(name)['cold_starts']):,.0f}"
+
+
+def _pruned(record: dict[str, Any]) -> tuple[str, ...]:
+    shape = "×".join(str(record[key]) for key in ("frames", "tokens_per_frame", "width"))
+    times = (_range(record[key]) for key in ("fast", "exact", "peer"))
+    workspace = " / ".join(f"{record[key] / 1e6:.0f}" for key in ("workspace_fast", "workspace_exact"))
+    return (shape, record["content"], f"{record['kept']:,}", *times, workspace)
+
+
+def _range(microseconds: list[float]) -> str:
+    p50, p10, p90 = (f"{value / 1000:.3f}" for value in microseconds)
+    return f"{p50} ({p10}–{p90})"
+
+
+def _kernel(record: dict[str, Any]) -> list[tuple[str, ...]]:
+    shape, name = str(record["shape"]), record["kernel"]
+    if "dtypes" in record:
+        name += f" (stream, branch, result: {', '.join(kind.removeprefix('torch.') for kind in record['dtypes'])})"
+    peers = {"cudnn_us": "cuDNN", "flash_us": "flash attention 2", "torch_us": "PyTorch"}
+    against = ", ".join(f"{title} {record[key]}" for key, title in peers.items() if key in record)
+    titles = {"us": name, "erf_us": f"{name}, exact", "tanh_us": f"{name}, by tanh"}
+    found = [(key, title) for key, title in titles.items() if key in record]
+    return [(title, shape, str(record[key]), "" if key == "tanh_us" else against) for key, title in found]
+
+
+PARTS: dict[str, Callable[[], str]] = {
+    "pipeline": pipeline,
+    "transformers": transformers,
+    "unpruned": unpruned,
+    "families": families,
+    "cold-starts": cold_starts,
+    "operator": operator,
+    "kernels": kernels,
+    "frames": frames,
+    "server": server,
+}

@@ -1,0 +1,86 @@
+"""What weights of 4 and 8 bits cost and save: tables of docs/results/quantization.md."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tools.docs.markdown import table
+from tools.docs.measured import Column, link, load, number, stages
+
+_WEIGHTS = {
+    "fp16": "fp16",
+    "int8": "INT8",
+    "int8-32": "INT8, groups of 32",
+    "int4-32": "INT4, groups of 32",
+    "int4-128": "INT4, groups of 128",
+}
+
+
+def decoder() -> str:
+    """The pipeline of the 0.5B with a decoder of each precision."""
+    columns = (
+        Column("fp16", "h200-onnxruntime-0.5b-fp16-beside-int4"),
+        Column("INT8", "h200-onnxruntime-0.5b-int8"),
+        Column("INT4, groups of 32", "h200-onnxruntime-0.5b-int4"),
+        Column("INT4, groups of 128", "h200-onnxruntime-0.5b-int4-128"),
+    )
+    rows = {"prefill": "prefill", "first token": "first token", "each further token": "decode"}
+    return stages(columns, rows, ("positions of the prompt", "memory on the GPU, MB", "backend", "repeats", "file"))
+
+
+def steps() -> str:
+    """The decode step alone."""
+    found = {(r["size"], r["weights"]): r for r in load("weights-h200")["records"] if r["kind"] == "decode"}
+    sizes = list(dict.fromkeys(size for size, _ in found))
+    rows = [(size.upper(), *(f"{found[size, each]['us'] / 1000:.3f}" for each in _WEIGHTS)) for size in sizes]
+    for size in sizes:
+        shares = (found[size, each]["share_of_bandwidth"] for each in _WEIGHTS)
+        rows.append((f"{size.upper()}, share of the memory's bandwidth", *(f"{100 * share:.0f} %" for share in shares)))
+    return table(("a step, ms", *_WEIGHTS.values()), rows)
+
+
+def products() -> str:
+    """The matrix products of a prefill."""
+    found = [r for r in load("weights-h200")["records"] if r["kind"] == "product" and r["rows"] == 659]
+    cells = {(r["size"], r["name"], r["weights"]): r["tflops"] for r in found}
+    names = dict.fromkeys((r["size"], r["name"]) for r in found)
+    rows = [(f"{s.upper()}, {name}", *(number(cells[s, name, each]) for each in _WEIGHTS)) for s, name in names]
+    return table(("TFLOP/s, 659 rows", *_WEIGHTS.values()), rows)
+
+
+def bundles() -> str:
+    """Quantized bundles of models/tiny against the fp16 one."""
+    rows = []
+    for name in ("h200-onnxruntime-precision", "h200-tensorrt-precision"):
+        records = load(name)["records"]
+        asked = records[-1]["against_first"]["answers"]  # the first bundle again, which gives all of its own answers
+        rows += [(_title(each, each is not records[0]), *_cells(each, asked), link(name)) for each in records]
+    times, sizes = ("vision, ms", "prefill, ms", "decode, ms"), ("vision, MB", "decoder, MB")
+    return table(("bundle", *times, "same tokens", "same answers", *sizes, "file"), rows)
+
+
+def _title(record: dict[str, Any], repeated: bool) -> str:
+    vision, decoder = (record["precision"][graph] for graph in ("vision", "decoder"))
+    text = f"{vision} vision, {decoder} decoder".replace("float16", "fp16").replace("int", "INT")
+    if vision == decoder == "float16":
+        text = "fp16, again" if repeated else "fp16"
+    return f"{record['engine'].removesuffix(', NVIDIA H200')}: {text}"
+
+
+def _cells(record: dict[str, Any], asked: int) -> tuple[str, ...]:
+    times = (number(record["milliseconds"][stage]["p50"]) for stage in ("vision", "prefill", "decode"))
+    sizes = [_megabytes(record, graph) for graph in ("vision", "decoder")]
+    if "against_first" not in record:
+        return (*times, "", "", *sizes)
+    found = record["against_first"]
+    kept = f"{100 * found['kept']:.1f} % (at least {100 * found['kept_least']:.1f})"
+    return (*times, kept, f"{found['answers']} of {asked}", *sizes)
+
+
+def _megabytes(record: dict[str, Any], graph: str) -> str:
+    file, engines = record["graph_bytes"][graph] / 1e6, record["engine_bytes"]
+    return f"{file:.1f}" + (f", engine {engines[graph] / 1e6:.1f}" if engines else "")
+
+
+PARTS: dict[str, Callable[[], str]] = {"decoder": decoder, "steps": steps, "products": products, "bundles": bundles}
