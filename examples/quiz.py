@@ -2,7 +2,7 @@
 
     python examples/quiz.py BUNDLE FOLDER --frames 16 --report kept.html --picture kept.png
 
-FOLDER holds videos and a questions.jsonl (docs/evaluation.md); `examples/make_clip.py` makes one.
+FOLDER holds videos and a questions.jsonl (docs/guide/evaluate.md); `examples/make_clip.py` makes one.
 """
 
 from __future__ import annotations

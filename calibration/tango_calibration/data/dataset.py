@@ -115,7 +115,7 @@ def synthetic(
 
 
 def read_folder(data: Path, frames: int, *, videos: bool = True) -> list[Video]:
-    """Reads a folder of videos with a questions.jsonl, or another table; docs/evaluation.md describes the format.
+    """Reads a folder of videos with a questions.jsonl, or another table; docs/guide/evaluate.md describes the format.
 
     Everything except the content of the videos is checked here.
 
@@ -135,7 +135,7 @@ def read_folder(data: Path, frames: int, *, videos: bool = True) -> list[Video]:
     file = data / QUESTIONS if data.is_dir() and not whole else data
     folder = data if data.is_dir() else data.parent
     if not file.exists():
-        raise TangoError(f"there is no {file}", "write one as docs/evaluation.md describes")
+        raise TangoError(f"there is no {file}", "write one as docs/guide/evaluate.md describes")
     asked: dict[Path, tuple[str, list[tuple[str, Question]]]] = {}  # a/b and ./a/b are the same video
     lines: dict[str, int] = {}
     for number, row in read_rows(file):
