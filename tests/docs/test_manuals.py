@@ -6,6 +6,8 @@ import ast
 import io
 import os
 import re
+import shutil
+import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
@@ -124,6 +126,7 @@ def runnable(*names: str) -> list[list[str]]:
         for words in dict.fromkeys(map(tuple, found))
         if words[1] in names
         and "-" not in words
+        and words[words.index("--backend") + 1 if "--backend" in words else 0] not in ("tensorrt", "ort-cuda")
         and not [word for word in words if word.startswith(("qwen", "llava-video")) or word.isupper()]
         and (words[1] == "plan" or {*words} & {"llava-ov-0.5b", "demo/bundle"} or words[2:] == ())
     ]
@@ -186,6 +189,17 @@ def test_troubleshooting_quotes_real_errors() -> None:
     for row in rows:
         pattern = ".*".join(re.escape(part) for part in row.split("…"))
         assert any(re.search(pattern, message, re.DOTALL) for message in messages()), row
+
+
+def test_nginx_reads_the_configuration(tmp_path: Path) -> None:
+    nginx = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
+    if nginx is None:
+        pytest.skip("nginx is not installed: apt install nginx-light")
+    [site] = blocks(ROOT / "docs/guide/triton-and-balancers.md", "nginx")
+    file = tmp_path / "nginx.conf"
+    file.write_text(f"pid {tmp_path}/pid;\nevents {{}}\nhttp {{\n{site}\n}}\n")
+    done = subprocess.run([nginx, "-t", "-c", str(file)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_pictures_are_small() -> None:
