@@ -32,10 +32,10 @@ GUIDE = Path(__file__).parent / "guide"
 FRAMES = 16
 
 #: Size of the browser's window, and how much the pictures are made smaller.
-WIDTH, HEIGHT, SCALE = 1300, 1560, 0.8
+WIDTH, HEIGHT, SCALE = 1300, 1440, 0.8
 
 #: Colors of a picture: enough for the page's own, and few enough for 300 kB.
-COLORS = 128
+COLORS = 112
 
 PATIENCE_S = 300
 
