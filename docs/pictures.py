@@ -35,7 +35,7 @@ FRAMES = 16
 WIDTH, HEIGHT, SCALE = 1300, 1440, 0.8
 
 #: Colors of a picture: enough for the page's own, and few enough for 300 kB.
-COLORS = 112
+COLORS = 128
 
 PATIENCE_S = 300
 
