@@ -1,82 +1,90 @@
-"""The README's commands and code do what it says, on a bundle of a small checkpoint."""
+"""The README: short, complete, and with the figures that were measured."""
 
+from __future__ import annotations
+
+import json
 import re
-import shlex
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
-from examples.make_video import write
-from tango_runtime.cli import main as cli
+from tango_runtime.cli.main import COMMANDS
+from tests.docs.manuals import README, ROOT, blocks, text
 
-ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+RESULTS = ROOT / "benchmarks/results"
 
 
-def commands() -> list[list[str]]:
-    fenced = [line for block in blocks("bash") for line in block.splitlines()]
-    inline = [code for code in re.findall(r"`([^`\n]+)`", README) if re.match(r"tango(-export)? \S+", code)]
-    return [shlex.split(line) for line in [*fenced, *inline] if line.startswith("tango")]
+def test_it_is_short() -> None:
+    assert len(text(README).splitlines()) <= 150
 
 
-@pytest.fixture
-def home(tmp_path: Path, bundle: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the README's reader stands: beside a bundle and a clip."""
-    (tmp_path / "llava-ov-0.5b").symlink_to(bundle())
-    write(tmp_path / "clip.mp4")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.mark.parametrize("command", commands(), ids=" ".join)
-def test_every_command_parses(command: list[str]) -> None:
-    if "COMMAND" in command:
-        return
-    name, rest = ("export", command[1:]) if command[0] == "tango-export" else (command[1], command[2:])
-    cli.parser(name, "tango").parse_args(rest)
-
-
-def test_the_run_commands_work(home: Path) -> None:
-    ran = [command[1:] for command in commands() if command[:2] in (["tango", "run"], ["tango", "inspect"])]
-    assert ran
-    for arguments in ran:
-        assert cli.main(arguments) == 0
-    assert (home / "kept.html").stat().st_size > 10_000
-
-
-def test_the_python_examples_work(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    one_question, session, stream, operator = blocks("python")
-    exec(compile(one_question, "README.md", "exec"), {})
-    assert re.search(r"\d+ 512 \{'video': .*'prefill': ", capsys.readouterr().out)
-    exec(compile(session, "README.md", "exec"), {})
-    assert len(capsys.readouterr().out.splitlines()) >= 4
-    exec(compile(stream, "README.md", "exec"), {})
-    assert re.match(r"5\.\d s: ", capsys.readouterr().out)
-    exec(compile(operator, "README.md", "exec"), {})
-    count, width = re.fullmatch(r"(\d+) \(\1, (\d+)\) \[.*\]\n", capsys.readouterr().out).groups()
-    assert (0 < int(count) < 8 * 196, width) == (True, "64")
+def test_it_lists_every_command() -> None:
+    for command in COMMANDS:
+        assert f"| `tango {command}` |" in text(README)
 
 
 def test_the_make_targets_exist() -> None:
-    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
-    for block in blocks(""):
-        for line in block.split("\n"):
-            if line.startswith("make "):
-                assert line.split()[1] in targets
+    targets = re.findall(r"^(\w[\w-]*):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    named = re.findall(r"^make (.+)$", "\n".join(blocks(README, "")), re.MULTILINE)
+    named += re.findall(r"`make (\S+)`", text(README))
+    assert {"demo", "test"} <= set(named) <= set(targets)
 
 
-def documents() -> list[Path]:
-    folders = ("docs", "plugins", "benchmarks", "models", "examples", "tests")
-    nested = [file for folder in folders for file in (ROOT / folder).rglob("*.md")]
-    return [*ROOT.glob("*.md"), *nested]
+def table(section: str) -> list[list[str]]:
+    """Cells of the rows of a section's table, with its head."""
+    lines = text(README).split(f"\n## {section}\n")[1].split("\n## ")[0].splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    return [rows[0], *rows[2:]]
 
 
-def test_every_link_leads_somewhere() -> None:
-    for document in documents():
-        for link in re.findall(r"\]\((?!http)([^)#]+)", document.read_text(encoding="utf-8")):
-            assert (document.parent / link).exists(), f"{document.name}: {link}"
+#: What the matrix calls a platform and a family, and what docs/reference/support.json calls it.
+PLATFORMS = {
+    "ONNX Runtime, CPU": "ort-cpu-x86",
+    "ONNX Runtime, CUDA": "ort-cuda-h200",
+    "TensorRT 8.6": "tensorrt-8.6-h200",
+}
+FAMILIES = {"OV": "llava-ov", "LV": "llava-video", "Q": "qwen2.5-vl"}
+
+
+def test_the_matrix_agrees_with_the_reference() -> None:
+    head, *rows = table("What runs where")
+    known = json.loads((ROOT / "docs/reference/support.json").read_text())["cells"]
+    ran = [row for row in rows if row[0] in PLATFORMS]
+    assert len(ran) == len(PLATFORMS)
+    for backend, _, *cells in ran:
+        for precision, cell in zip(head[2:], cells, strict=True):
+            here = [c for c in known if (c["platform"], c["precision"]) == (PLATFORMS[backend], precision.lower())]
+            families = {c["family"] for c in here if c["status"] in ("measured", "tested")}
+            assert {FAMILIES[name] for name in re.findall(r"[A-Z]+", cell)} == families, (backend, precision)
+            assert (cell == "–") == any(c["status"] == "no" for c in here), (backend, precision)
+
+
+#: Rows of the table of performance, in order: the file, the kind of run, and who ran.
+MEASURED = [
+    ("h200-device-form-own", "pruned", "tango"),
+    ("h200-tensorrt-0.5b-device", "pruned", "tango"),
+    ("h200-device-form-own", "unpruned", "tango"),
+    ("h200-onnxruntime-7b-device", "pruned", "tango"),
+    ("h200-onnxruntime-7b", "unpruned", "tango"),
+    ("h200-onnxruntime-7b-transformers", "pruned", "transformers"),
+    ("h200-onnxruntime-llava-video-7b", "pruned", "tango"),
+    ("h200-onnxruntime-qwen2.5-vl-7b-560x1008", "pruned", "tango"),
+]
+
+
+@pytest.mark.parametrize("row", range(len(MEASURED)), ids=[f"{file}-{run}" for file, run, _ in MEASURED])
+def test_the_table_has_what_was_measured(row: int) -> None:
+    file, run, who = MEASURED[row]
+    cases = json.loads((RESULTS / f"{file}.json").read_text())["cases"]
+    case = next(case for case in cases if case["name"].split(",")[0] == run)
+    _, tokens, _, *cells = table("Performance")[1 + row]
+    counts = re.findall(r"[\d,]+", tokens)
+    assert int(counts[0].replace(",", "")) == case["kept"]
+    assert len(counts) == 1 or int(counts[1].replace(",", "")) == case["total"]
+    for stage, cell in zip(("vision", "prefill", "first token", "decode"), cells, strict=True):
+        shown = re.match(r"[\d.]+", cell).group()
+        digits = len(shown.partition(".")[2])
+        assert shown == f"{case['milliseconds'][who][stage]['p50']:.{digits}f}", stage
+
+
+def test_the_table_is_no_longer() -> None:
+    assert len(table("Performance")) - 1 == len(MEASURED) <= 8
