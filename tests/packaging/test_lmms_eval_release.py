@@ -78,11 +78,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tango_export.export import Request, export
 
     found = tmp_path_factory.mktemp("quiz")
-    request = Request(
-        "llava-ov", str(TINY / "llava"), str(TINY / "siglip"), found / "tiny", context=12800, sink_positions=()
-    )
-    export(request)
-    (found / "videos").mkdir()
+    checkpoints = str(TINY / "llava"), str(TINY / "siglip")
+    export(Request("llava-ov", *checkpoints, found / "tiny", context=12800, sink_positions=()))
+    videos = found / "videos"
+    videos.mkdir()
     lines = []
     for seed in range(2):
         made = make_clip(seed, "test", FRAMES)
@@ -93,9 +92,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (videos / "questions.jsonl").write_text(text)
     (found / "tasks").mkdir()
     (found / "tasks" / "quiz.yaml").write_text(TASK.format(folder=videos))
-    (found / "tasks" / "quiz.py").write_text(
-        f"def video(doc): return [{str(found / 'videos')!r} + '/' + doc['video']]\n"
-    )
+    (found / "tasks" / "quiz.py").write_text(f"def video(doc): return [{str(videos)!r} + '/' + doc['video']]\n")
     return found
 
 
