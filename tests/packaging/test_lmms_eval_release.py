@@ -98,17 +98,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def evaluated(python: Path, folder: Path, tmp_path: Path):
-    """``evaluated(model, **model_args)``: the score that lmms-eval gives, and the answers to its questions."""
+    """``evaluated(door, **model_args)``: the score that lmms-eval gives, and the answers to its questions."""
 
-    def call(model: str, **given: object) -> tuple[float, list[str]]:
+    def call(door: str, **given: object) -> tuple[float, list[str]]:
         options = ",".join(f"{key}={value}" for key, value in given.items())
-        command = [python, "-m", "lmms_eval", "--model", model, "--model_args", options, "--tasks", "quiz"]
-        command += ["--include_path", folder / "tasks", "--output_path", tmp_path / model, "--log_samples"]
+        command = [python, "-m", "lmms_eval", "--model", door, "--model_args", options, "--tasks", "quiz"]
+        command += ["--include_path", folder / "tasks", "--output_path", tmp_path / door, "--log_samples"]
         home = {"HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1", "OPENAI_API_KEY": "none"}
         done = subprocess.run([str(part) for part in command], env=ALONE | home, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-        (result,) = (tmp_path / model).rglob("*_results.json")
-        (samples,) = (tmp_path / model).rglob("*_samples_quiz.jsonl")
+        (result,) = (tmp_path / door).rglob("*_results.json")
+        (samples,) = (tmp_path / door).rglob("*_samples_quiz.jsonl")
         lines = [json.loads(line) for line in samples.read_text().splitlines()]
         answers = [line["filtered_resps"] for line in sorted(lines, key=lambda line: line["doc_id"])]
         return json.loads(result.read_text())["results"]["quiz"]["exact_match,none"], answers
