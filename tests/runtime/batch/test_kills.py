@@ -77,3 +77,16 @@ def test_ten_kills_lose_and_repeat_nothing(command, tmp_path):
 
 def size(file):
     return file.stat().st_size if file.exists() else 0
+
+
+def test_a_kill_before_the_table_is_in_place(command, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    code = "import os, pathlib, signal, sys; from tango_runtime.cli.main import main; "
+    code += "pathlib.Path.replace = lambda *given: os.kill(os.getpid(), signal.SIGKILL); main(sys.argv[1:])"
+    done = subprocess.run([sys.executable, "-c", code, *command("answers.parquet")], capture_output=True)
+    assert done.returncode == -signal.SIGKILL
+    assert not (tmp_path / "answers.parquet").exists()
+    assert main(command("answers.parquet")) == 1
+    rows = parquet.read_table(tmp_path / "answers.parquet").to_pylist()
+    assert rows == [json.loads(line) for line in (tmp_path / "answers.jsonl").open()]
+    assert not list(tmp_path.glob(".*"))
