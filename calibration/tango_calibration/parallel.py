@@ -11,11 +11,12 @@ from typing import Any, TypeVar
 
 from tango_plugins import TangoError
 from tango_runtime.batch.ray_pool import Pool, connected
-from tango_runtime.util.console import OnProgress, progress
+from tango_runtime.util.console import progress
 from tango_runtime.util.processes import Child
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+OnResult = Callable[[Item, Result], object]
 
 
 def map_with_progress(title: str, function: Callable[..., Result], *arguments: Sequence[Any]) -> list[Result]:
@@ -28,15 +29,38 @@ def map_with_progress(title: str, function: Callable[..., Result], *arguments: S
     return results
 
 
+def map_in_parallel(
+    open_worker: Callable[[], Callable[[Item], Result]],
+    items: Sequence[Item],
+    on_result: OnResult[Item, Result],
+    *,
+    jobs: int,
+    ray: str | None = None,
+) -> list[Result]:
+    """Maps a worker over items: :func:`map_in_processes`, or :func:`map_on_ray` where an address is given."""
+    if ray is None:
+        return map_in_processes(open_worker, items, on_result, jobs=jobs)
+    return map_on_ray(open_worker, items, on_result, ray)
+
+
+def threads_of(jobs: int, ray: str | None) -> int:
+    """Threads of one operator on a CPU, in each worker; 0 stands for one for each core."""
+    return int(jobs > 1 and ray is None)
+
+
 def map_in_processes(
-    open_worker: Callable[[], Callable[[Item], Result]], items: Sequence[Item], on_progress: OnProgress, *, jobs: int
+    open_worker: Callable[[], Callable[[Item], Result]],
+    items: Sequence[Item],
+    on_result: OnResult[Item, Result],
+    *,
+    jobs: int,
 ) -> list[Result]:
     """Maps a worker over items, in several processes that each open a worker once.
 
     Args:
         open_worker: Opens a worker. It, the items and the results are pickled.
         items: Each goes to the next idle process.
-        on_progress: Called with the number of items done since the last call.
+        on_result: Called with each item and its result, in this process, as they come.
         jobs: Number of processes; 1 works in this process.
 
     Returns:
@@ -50,7 +74,7 @@ def map_in_processes(
         worker = open_worker()
         for i, item in enumerate(items):
             results[i] = worker(item)
-            on_progress(1)
+            on_result(item, results[i])
         return list(results.values())
     waiting = list(enumerate(items))[::-1]
     busy: dict[Any, tuple[Child, int]] = {}
@@ -65,19 +89,22 @@ def map_in_processes(
                 child, i = busy.pop(pipe)
                 results[i] = child.receive()
                 idle.append(child)
-                on_progress(1)
+                on_result(items[i], results[i])
     return [results[i] for i in range(len(items))]
 
 
 def map_on_ray(
-    open_worker: Callable[[], Callable[[Item], Result]], items: Sequence[Item], on_progress: OnProgress, address: str
+    open_worker: Callable[[], Callable[[Item], Result]],
+    items: Sequence[Item],
+    on_result: OnResult[Item, Result],
+    address: str,
 ) -> list[Result]:
     """Maps a worker over items on the nodes of a Ray cluster; arguments and result are :func:`map_in_processes`'s.
 
     Args:
         open_worker: Opens a worker on a node.
         items: Each goes to the next idle worker; those of a lost node to another.
-        on_progress: Called with the number of items done since the last call.
+        on_result: Called with each item and its result, in this process, as they come.
         address: Of the cluster, or ``local``.
 
     Raises:
@@ -93,7 +120,7 @@ def map_on_ray(
             if isinstance(result, TangoError):
                 raise result
             results[done.item[0]] = result
-            on_progress(1)
+            on_result(done.item[1], result)
     return [results[i] for i in range(len(items))]
 
 

@@ -62,7 +62,7 @@ def test_processes_block_interrupts():
     """Also the first, with which Python's resource tracker starts: hence a new interpreter."""
     code = "import functools, signal; from tango_calibration.parallel import map_in_processes; "
     code += "blocked_signals = functools.partial(functools.partial, signal.pthread_sigmask, signal.SIG_BLOCK); "
-    code += "blocked = map_in_processes(blocked_signals, [(), ()], lambda done: None, jobs=2); "
+    code += "blocked = map_in_processes(blocked_signals, [(), ()], lambda item, result: None, jobs=2); "
     code += "print(blocked == [{signal.SIGINT}] * 2)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "True\n"

@@ -23,6 +23,7 @@ from tango_runtime.cli.args import (
     add_output,
     add_overwrite,
     add_precisions,
+    add_ray,
     add_seed,
     percent,
     positive_int,
@@ -81,6 +82,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     )
     add_data(parser)
     add_jobs(parser, 1)
+    add_ray(parser)
     parser.add_argument(
         "--max-drop", type=float, metavar="POINTS", help="exit with 1 if accuracy drops by more percentage points"
     )
@@ -99,7 +101,7 @@ def _calibrate(args: argparse.Namespace) -> int:
         check_room(bundle, asked)
     status(f"observations: {cache_folder(request)}")
     outcome = calibrate(request)
-    found = drops(request, asked, args.jobs) if asked else []
+    found = drops(request, asked) if asked else []
     status(f"bundle: {args.output}")
     if args.report_dir:  # before it is printed: the reader of standard output may have closed it
         write_report(args.report_dir, _conditions(request, bundle), outcome, found, overwrite=args.overwrite)
@@ -120,7 +122,7 @@ def _request(args: argparse.Namespace) -> CalibrationRequest:
             "drop it, and compare both bundles on the device: tango evaluate",
         )
     names = ("bundle", "output", "clips", "vision", "decoder", "group", "videos", "frames", "max_new_tokens", "seed")
-    asked = {name: getattr(args, name) for name in (*names, "cache", "overwrite")}
+    asked = {name: getattr(args, name) for name in (*names, "cache", "overwrite", "jobs", "ray")}
     return CalibrationRequest(**asked, runtime=args.target, min_overlap=args.min_overlap and args.min_overlap / 100)
 
 

@@ -28,6 +28,7 @@ from tango_calibration.evaluation.evaluate import (
 )
 from tango_calibration.evaluation.methods import METHODS, tango_params
 from tango_calibration.evaluation.scores import Scores
+from tango_calibration.parallel import threads_of
 from tango_plugins import TangoError
 from tango_runtime.batch.answers import Answered
 from tango_runtime.bundle import MANIFEST, Bundle, Manifest, sha256
@@ -153,7 +154,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     videos = _videos(args, bundle)
     sizes = {"frame_size": args.frame, "max_pixels": args.max_pixels}
     check_room(bundle, videos, **sizes)
-    threads = 1 if args.jobs > 1 else 0
+    threads = threads_of(args.jobs, args.ray)
     bundle_folder = args.bundle.absolute()  # a node of Ray may stand elsewhere
     open_reader = partial(
         BundleEvaluator, bundle_folder, args.backend, max_new_tokens=args.max_new_tokens, threads=threads, **sizes
@@ -196,7 +197,8 @@ def _videos(args: argparse.Namespace, bundle: Bundle) -> list[Video]:
         return synthetic(args.videos or _CLIPS, seed=args.seed, questions=args.questions or _QUESTIONS, frames=frames)
     if args.questions:
         raise TangoError("--questions is for generated clips", "drop it: a folder comes with its own questions")
-    return read_folder(Path(args.data), frames)[: args.videos]
+    folder = Path(args.data).absolute() if args.ray else Path(args.data)  # a node of Ray may stand elsewhere
+    return read_folder(folder, frames)[: args.videos]
 
 
 def _conditions(

@@ -18,7 +18,7 @@ from tango_calibration.data.dataset import Video
 from tango_calibration.data.judging import is_correct
 from tango_calibration.evaluation import methods
 from tango_calibration.evaluation.methods import Selection, VideoFeatures
-from tango_calibration.parallel import map_in_processes, map_on_ray
+from tango_calibration.parallel import map_in_parallel
 from tango_plugins import PruneParams, TangoError
 from tango_plugins.reference import Reals
 from tango_plugins.thinning import Thinning
@@ -362,10 +362,7 @@ def evaluate_in_parallel(
         TangoError: As in :func:`evaluate`, or a process died.
     """
     worker = partial(_open, open_evaluator, trials, params, seed, on_failure is not None)
-    if ray is None:
-        results = map_in_processes(worker, videos, on_progress, jobs=jobs)
-    else:
-        results = map_on_ray(worker, videos, on_progress, ray)
+    results = map_in_parallel(worker, videos, lambda video, result: on_progress(1), jobs=jobs, ray=ray)
     for evaluator in dict.fromkeys(evaluator for evaluator, *_ in results):
         opened(evaluator)
     for video, (_, _, failure) in zip(videos, results, strict=True):

@@ -40,13 +40,17 @@ class ObservationCache:
         text = "\n".join([self._bundle, clip, str(video.frames), video.questions[0].text, kind])
         return hashlib.sha256(text.encode()).hexdigest()[:24]
 
+    def holds(self, video: Video, kind: str) -> bool:
+        """Whether a result of this kind is there."""
+        return self._file(self.key(video, kind)).is_file()
+
     def arrays(self, key: str, make: Callable[[], dict[str, Array]]) -> dict[str, Array]:
         """Reads the arrays of a key, or makes and stores them. A file appears complete or not at all.
 
         Raises:
             TangoError: The file is damaged.
         """
-        file = self.folder / f"{key}.npz"
+        file = self._file(key)
         if not file.is_file():
             self.folder.mkdir(parents=True, exist_ok=True)
             made = make()
@@ -88,6 +92,9 @@ class ObservationCache:
         ends = np.cumsum(found["channels"])[:-1]
         amax, square_sums = (np.split(found[name], ends) for name in ("amax", "square_sums"))
         return ChannelStats(amax, square_sums, found["rows"].tolist())
+
+    def _file(self, key: str) -> Path:
+        return self.folder / f"{key}.npz"
 
 
 def _content_hash(path: Path) -> str:

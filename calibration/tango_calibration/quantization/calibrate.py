@@ -15,17 +15,17 @@ from tango_calibration.data.dataset import Video
 from tango_calibration.evaluation.evaluate import ALL, BundleEvaluator, Record, Trial, evaluate_in_parallel
 from tango_calibration.evaluation.methods import overlap
 from tango_calibration.evaluation.scores import Estimate, accuracy, difference
-from tango_calibration.parallel import map_with_progress
+from tango_calibration.parallel import map_with_progress, threads_of
 from tango_calibration.quantization import replay
 from tango_calibration.quantization.arithmetic import BLOCK
 from tango_calibration.quantization.cache import ObservationCache
-from tango_calibration.quantization.capture import Capture, capture
+from tango_calibration.quantization.capture import Capture
 from tango_calibration.quantization.clips import load_clip, read_clips
 from tango_calibration.quantization.formats import Scheme
+from tango_calibration.quantization.observe import Observer
 from tango_calibration.quantization.replay import Session, open_written
 from tango_calibration.quantization.sensitivity import GraphQuantizer, LayerSensitivity, QuantizedGraph
 from tango_plugins import TangoError, reference
-from tango_runtime.backends.registry import select
 from tango_runtime.bundle import (
     MANIFEST,
     Bundle,
@@ -37,7 +37,6 @@ from tango_runtime.bundle import (
     describe,
     write_manifest,
 )
-from tango_runtime.pipeline.prompt import Prompt
 from tango_runtime.util.console import progress
 from tango_runtime.util.files import check_output, require_space, staged_folder
 
@@ -74,6 +73,8 @@ class CalibrationRequest:
             None accepts any share.
         cache: Folder of captures, statistics and losses; by default beside the output.
         overwrite: Replace an output that exists.
+        jobs: Number of processes that run the clips, and answer.
+        ray: Address of a Ray cluster that does it in their place, or ``local``.
     """
 
     bundle: Path
@@ -90,6 +91,8 @@ class CalibrationRequest:
     min_overlap: float | None = None
     cache: Path | None = None
     overwrite: bool = False
+    jobs: int = 1
+    ray: str | None = None
 
     @property
     def precisions(self) -> dict[GraphName, Precision]:
@@ -138,9 +141,10 @@ def calibrate(request: CalibrationRequest) -> Outcome:
     bundle = check(request)
     videos = read_clips(request.clips, request.videos, request.frames or bundle.manifest.video.frames, request.seed)
     cache = ObservationCache(cache_folder(request), bundle, request.max_new_tokens)
-    captures = _capture_clips(bundle, cache, videos, request.max_new_tokens)
+    observer = Observer(bundle, cache, request.max_new_tokens, request.jobs, request.ray)
+    captures = observer.captures(videos)
     quantizers = [
-        GraphQuantizer(bundle, name, precision, request.group, cache, videos, captures)
+        GraphQuantizer(bundle, name, precision, request.group, cache, observer, videos, captures)
         for name, precision in request.precisions.items()
     ]
     schemes = [quantizer.measure_activations() for quantizer in quantizers]
@@ -203,17 +207,6 @@ def cache_folder(request: CalibrationRequest) -> Path:
     """Folder of captures, statistics and losses."""
     output = request.output.resolve()
     return request.cache or output.with_name(f"{output.name}.observed")
-
-
-def _capture_clips(
-    bundle: Bundle, cache: ObservationCache, videos: Sequence[Video], max_new_tokens: int
-) -> list[Capture]:
-    backend, prompt = select(bundle, _BACKEND), Prompt.of(bundle)
-
-    def cached(video: Video) -> Capture:
-        return cache.capture(video, lambda: capture(bundle, backend, prompt, video, max_new_tokens))
-
-    return map_with_progress("capture", cached, videos)
 
 
 def _choose_formats(
@@ -303,21 +296,20 @@ class Drop:
     points: Estimate
 
 
-def drops(request: CalibrationRequest, videos: Sequence[Video], jobs: int = 1) -> list[Drop]:
+def drops(request: CalibrationRequest, videos: Sequence[Video]) -> list[Drop]:
     """Asks both bundles the same questions, with all tokens and at the bundle's retention ratio.
 
     Args:
         request: The finished calibration.
         videos: Videos with questions.
-        jobs: Number of processes.
     """
-    params = Bundle.load(request.bundle).manifest.params
+    params, jobs, ray = Bundle.load(request.bundle).manifest.params, request.jobs, request.ray
     trials = [ALL, Trial("tango", params.retention_ratio)]
 
     def ask(bundle: Path, title: str) -> list[Record]:
-        evaluator = partial(BundleEvaluator, bundle, _BACKEND, threads=int(jobs > 1))
+        evaluator = partial(BundleEvaluator, bundle.absolute(), _BACKEND, threads=threads_of(jobs, ray))
         with progress(title, len(videos)) as on_progress:
-            return evaluate_in_parallel(evaluator, videos, trials, params, on_progress, jobs=jobs)
+            return evaluate_in_parallel(evaluator, videos, trials, params, on_progress, jobs=jobs, ray=ray)
 
     before, after = ask(request.bundle, "ask before"), ask(request.output, "ask after")
     return [

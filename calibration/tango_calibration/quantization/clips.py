@@ -35,7 +35,7 @@ def read_clips(clips: str, count: int, frames: int, seed: int = 0) -> list[Video
     Raises:
         TangoError: The folder does not exist, or it has too few videos.
     """
-    videos = _synthetic(count, frames, seed) if clips == SYNTHETIC else _folder(Path(clips), frames)[:count]
+    videos = _synthetic(count, frames, seed) if clips == SYNTHETIC else _folder(Path(clips).absolute(), frames)[:count]
     if len(videos) < MIN_CLIPS:
         raise TangoError(
             f"{clips} has only {len(videos)} clips", f"calibration needs at least {MIN_CLIPS}: add some (--videos)"

@@ -67,7 +67,7 @@ class Session:
         return outputs
 
 
-def open_graph(stored: StoredGraph, form: Form = PORTABLE, more: Sequence[str] = ()) -> Session:
+def open_graph(stored: StoredGraph, form: Form = PORTABLE, more: Sequence[str] = (), *, threads: int = 0) -> Session:
     """Opens a graph in another form.
 
     What the bundle stores stays in its file, from where ONNX Runtime takes it; other weights are made, in memory.
@@ -76,6 +76,7 @@ def open_graph(stored: StoredGraph, form: Form = PORTABLE, more: Sequence[str] =
         stored: The graph.
         form: How its layers become nodes.
         more: Tensors that become outputs, after the graph's own.
+        threads: Threads of one operator; 0 takes one for each core.
 
     Raises:
         TangoError: ONNX Runtime cannot load the graph.
@@ -88,7 +89,7 @@ def open_graph(stored: StoredGraph, form: Form = PORTABLE, more: Sequence[str] =
         initializers.append(external_tensor(weight.name, place, stored.spec.data))
     model = model_proto(graph, graph.inputs, initializers)
     model.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in more)
-    options = _options(graph.weights)
+    options = _options(graph.weights, threads)
     options.add_session_config_entry(
         "session.model_external_initializers_file_folder_path", str(stored.folder.resolve())
     )
@@ -104,8 +105,8 @@ def open_written(folder: Path, spec: GraphSpec) -> Session:
     return Session(str(folder / spec.file), _options((spec.weights or {}).values()))
 
 
-def _options(weights: Iterable[Weight | WeightSpec]) -> onnxruntime.SessionOptions:
-    options = session_options()
+def _options(weights: Iterable[Weight | WeightSpec], threads: int = 0) -> onnxruntime.SessionOptions:
+    options = session_options(threads=threads)
     if any(weight.dtype == FP8.type for weight in weights):
         # It would move fp8 Q/DQ pairs across operators without fp8 kernels, and then reject its own graph.
         options.add_session_config_entry("session.disable_quant_qdq", "1")

@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial, reduce
+from functools import cache, partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,13 +14,13 @@ import numpy as np
 import onnxruntime
 
 from tango_calibration.data.dataset import Video
-from tango_calibration.parallel import map_with_progress
 from tango_calibration.quantization import replay
 from tango_calibration.quantization.arithmetic import activation_aware_scaling, smoothing
 from tango_calibration.quantization.cache import ObservationCache
 from tango_calibration.quantization.capture import Capture
 from tango_calibration.quantization.clips import load_clip
 from tango_calibration.quantization.formats import LayerFormat, Scheme, switches
+from tango_calibration.quantization.observe import Observer
 from tango_calibration.quantization.ranges import Array, ChannelStats
 from tango_calibration.quantization.replay import Session
 from tango_calibration.quantization.stored import StoredGraph
@@ -104,7 +104,8 @@ class GraphQuantizer:
         name: Vision or decoder.
         precision: The new precision.
         block: Weights that share a scale in int4.
-        cache: Where statistics and losses are kept.
+        cache: Where losses are kept.
+        observer: Runs the graph on the clips.
         videos: The clips.
         captures: What the pipeline computed for each clip.
     """
@@ -116,20 +117,22 @@ class GraphQuantizer:
         precision: Precision,
         block: int,
         cache: ObservationCache,
+        observer: Observer,
         videos: Sequence[Video],
         captures: Sequence[Capture],
     ) -> None:
         self.name, self._precision, self._block = name, precision, block
         self._bundle, self._cache, self._videos, self._captures = bundle, cache, videos, captures
+        self._observer = observer
         self.stored = StoredGraph(bundle, name)
         self._layers = self.stored.linears
-        self._inputs = list(dict.fromkeys(layer.input for layer in self._layers))
+        self._inputs = self.stored.linear_inputs
 
     # Statistics
 
     def measure_activations(self) -> Scheme:
         """Measures what all formats need to know of the activations; the scheme has no formats yet."""
-        stats = self._channel_stats()
+        stats = self._observer.channel_stats(self.name, self._videos, self._captures)
         if self._precision == "int4":
             plain = Scheme({}, mean_squares=self._by_layer(stats.mean_squares()), block=self._block)
             return self._scaled_where_better(plain, self._scaling(stats))
@@ -167,26 +170,6 @@ class GraphQuantizer:
     def _by_layer(self, of_inputs: Sequence[Found]) -> dict[str, Found]:
         found = dict(zip(self._inputs, of_inputs, strict=True))
         return {layer.name: found[layer.input] for layer in self._layers}
-
-    def _channel_stats(self) -> ChannelStats:
-        session = cache(partial(replay.open_graph, self.stored, more=self._inputs))
-
-        def measure(video: Video, capture: Capture) -> ChannelStats:
-            passes = self._layer_inputs(session(), video, capture)
-            return reduce(ChannelStats.merge, map(ChannelStats.of, passes))
-
-        def cached(video: Video, capture: Capture) -> ChannelStats:
-            return self._cache.channel_stats(video, self.name, partial(measure, video, capture))
-
-        each = map_with_progress(f"{self.name} activations", cached, self._videos, self._captures)
-        return reduce(ChannelStats.merge, each)
-
-    def _layer_inputs(self, session: Session, video: Video, capture: Capture) -> Iterator[list[Array]]:
-        """Yields the inputs of the layers, for each pass over a clip."""
-        if self.name == "vision":
-            frames = load_clip(self._bundle, video).steps
-            return (outputs[2:] for outputs in replay.run_vision(session, frames))
-        return (outputs[1:] for outputs in self._decode(session, capture))
 
     def _decode(self, session: Session, capture: Capture) -> Iterator[list[Array]]:
         return replay.run_decoder(session, self._bundle.manifest.graphs["decoder"].inputs, capture.decoder_input)

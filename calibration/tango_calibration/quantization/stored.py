@@ -26,6 +26,7 @@ class StoredGraph:
         folder: Where its files are.
         definition: Its layers.
         linears: Its linear layers, in order.
+        linear_inputs: The tensors that they take, each once.
 
     Raises:
         TangoError: The bundle's family is not known here, or its graph is another than the family's.
@@ -43,6 +44,7 @@ class StoredGraph:
         self._dtype = manifest.dtype
         plain = self.build(PORTABLE)
         self.linears = plain.linears
+        self.linear_inputs = list(dict.fromkeys(layer.input for layer in self.linears))
         stored = {key: (weight.dtype, weight.shape) for key, weight in (self.spec.weights or {}).items()}
         wanted = {weight.name: (weight.dtype, weight.shape) for weight in plain.weights}
         if (stored, self.spec.inputs, self.spec.outputs) != (wanted, plain.inputs, plain.outputs):

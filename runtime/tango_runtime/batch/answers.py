@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -63,6 +64,18 @@ class Trial:
     retention_ratio: float | None
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """What an id asks: a question about a video, whose path may be written in several ways."""
+
+    video: str
+    question: str
+
+    @classmethod
+    def of(cls, video: str, question: str) -> _Asked:
+        return cls(os.path.normpath(video), question)
+
+
 class AnswerFile:
     """Answers on disk, appended one by one; see :class:`tango_runtime.util.files.AppendedFile`.
 
@@ -76,14 +89,17 @@ class AnswerFile:
 
     Raises:
         TangoError: As of AppendedFile, or a line is no answer, was answered with other settings, or answers another
-            question of the same id.
+            question of the same id, or one about another video.
     """
 
     def __init__(self, path: Path, trials: Sequence[Trial], videos: Sequence[AskedVideo]) -> None:
         self._file = AppendedFile(path, _BEGINS)
         self._done: set[tuple[Id, Trial]] = set()
         try:
-            self._read({trial: trial for trial in trials}, {q.id: q.text for v in videos for q in v.questions})
+            self._read(
+                {trial: trial for trial in trials},
+                {question.id: _Asked.of(video.name, question.text) for video in videos for question in video.questions},
+            )
         except BaseException:
             self.close()
             raise
@@ -112,7 +128,7 @@ class AnswerFile:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _read(self, trials: Mapping[Trial, Trial], texts: Mapping[Id, str]) -> None:
+    def _read(self, trials: Mapping[Trial, Trial], asked: Mapping[Id, _Asked]) -> None:
         path = self._file.path
         for number, line in enumerate(self._file.lines(), 1):
             where = f"{path} line {number}"
@@ -123,10 +139,10 @@ class AnswerFile:
                     f"{where} was answered with other settings",
                     "repeat the bundle and the options of the run that began the file, or choose another --output",
                 )
-            if texts.get(answered.id, answered.question) != answered.question:
-                raise TangoError(
-                    f"{where} answers another question of the id {answered.id!r}", "choose another --output"
-                )
+            mine = _Asked.of(answered.video, answered.question)
+            if (now := asked.get(answered.id, mine)) != mine:
+                other = "another question" if now.video == mine.video else f"a question about {answered.video}"
+                raise TangoError(f"{where} answers {other} of the id {answered.id!r}", "choose another --output")
             if (answered.id, trial) in self._done:
                 raise TangoError(f"{where} answers {answered.id!r} again", "remove one of its lines")
             self._done.add((answered.id, trials[trial]))

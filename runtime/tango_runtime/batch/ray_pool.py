@@ -78,13 +78,19 @@ class Pool(Generic[Item, Result]):
         open_worker: Callable[[int], QueueWorker[Item, Result]],
         on_open: Callable[[str], None] = lambda description: None,
     ) -> None:
-        self.busy, self.workers = 0.0, 0
+        self.busy, self.workers, self._was_ready = 0.0, 0, 0.0
         self._open_worker, self._on_open = open_worker, on_open
         self._members: dict[_Place, _Member[Item]] = {}
         self._refusals: dict[_Place, int] = {}
         self._why: TangoError | None = None
         self._items: deque[Item] = deque()
         self._lost: deque[tuple[Item, int]] = deque()
+
+    @property
+    def ready(self) -> float:
+        """Seconds that all workers were ready, added up; those of lost ones, too."""
+        now = time.monotonic()
+        return self._was_ready + sum(now - member.since for member in self._members.values() if member.depth)
 
     def run(self, items: Iterable[Item]) -> Iterator[Done[Item, Result]]:
         """Works on items; they are given back in the order in which they are done.
@@ -123,6 +129,7 @@ class Pool(Generic[Item, Result]):
             return
         if member.depth == 0:
             member.depth, description = reply
+            member.since = time.monotonic()
             self.workers += 1
             self._on_open(description)
         else:
@@ -143,8 +150,10 @@ class Pool(Generic[Item, Result]):
     def _lose(self, place: _Place) -> Iterator[Done[Item, Result]]:
         """A member is gone: what it had is to be done by others."""
         member = self._members.pop(place)
-        self.workers -= member.depth > 0
-        if not member.depth:
+        if member.depth:
+            self.workers -= 1
+            self._was_ready += time.monotonic() - member.since
+        else:
             self._refusals[place] = self._refusals.get(place, 0) + 1
         for item, losses in member.items:
             if losses + 1 < _LOSSES:
@@ -193,12 +202,13 @@ class _Member(Generic[Item]):
     Attributes:
         actor: The actor.
         depth: Its depth, 0 until it is open.
+        since: When it was open, of the monotonic clock.
         items: What it was given and has not done, with how often each was lost before.
         promises: Replies to come.
     """
 
     def __init__(self, actor: Any) -> None:
-        self.actor, self.depth = actor, 0
+        self.actor, self.depth, self.since = actor, 0, 0.0
         self.items: deque[tuple[Item, int]] = deque()
         self.promises: deque[Any] = deque([actor.open.remote()])
 

@@ -19,12 +19,13 @@ class Usage:
     """How much of the time models work.
 
     Attributes:
-        models: Number of models that work at the same time.
         busy: Seconds that they worked, added up.
+        ready: Seconds that they could have worked, added up; None for one model that is ready since the beginning.
     """
 
     def __init__(self) -> None:
-        self.models, self.busy = 1, 0.0
+        self.busy = 0.0
+        self.ready: float | None = None
         self.restart()
 
     def restart(self) -> None:
@@ -39,7 +40,7 @@ class Usage:
     @property
     def share(self) -> float:
         """Share of the time that the models worked, from 0 to 1."""
-        return min(self.busy / max(self.seconds * self.models, 1e-9), 1.0)
+        return min(self.busy / max(self.seconds if self.ready is None else self.ready, 1e-9), 1.0)
 
 
 def missing(videos: Iterable[AskedVideo], trials: Sequence[Trial], answers: AnswerFile) -> list[Task]:
@@ -69,7 +70,7 @@ def answer_here(worker: Worker, tasks: Iterable[Task], usage: Usage) -> Iterator
 def answer_on_ray(pool: Pool[Task, Outcome], tasks: Sequence[Task], usage: Usage) -> Iterator[Outcome]:
     """Answers on the nodes of a cluster; a video's answers come together."""
     for done in pool.run(tasks):
-        usage.models, usage.busy = max(pool.workers, 1), pool.busy
+        usage.busy, usage.ready = pool.busy, pool.ready
         yield from _lost(done.item) if done.results is None else done.results
 
 

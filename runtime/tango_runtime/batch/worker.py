@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,6 +21,7 @@ from tango_runtime.batch.decoding import Decoders
 from tango_runtime.batch.questions import AskedVideo, Failure, Question
 from tango_runtime.bundle import MANIFEST, Bundle, sha256
 from tango_runtime.pipeline.answer import Answer
+from tango_runtime.pipeline.encoded import EncodedVideo
 from tango_runtime.pipeline.generate import Limits
 from tango_runtime.pipeline.sampling import Sampler
 from tango_runtime.pipeline.video_llm import VideoLLM
@@ -30,6 +32,9 @@ _T = TypeVar("_T")
 
 #: What comes of a question in a trial.
 Outcome = Answered | Failure
+Outcomes = Iterator[Outcome]
+
+_Asked = tuple[Trial, tuple[Question, ...]]
 
 
 @dataclass(frozen=True)
@@ -115,7 +120,7 @@ class Task:
     """
 
     video: AskedVideo
-    asked: tuple[tuple[Trial, tuple[Question, ...]], ...]
+    asked: tuple[_Asked, ...]
 
     def __len__(self) -> int:
         """Number of answers that are missing."""
@@ -170,7 +175,7 @@ class Worker:
         """Begins to decode a video."""
         self._waiting.append((task, self._decoders.submit(task.video.path)))
 
-    def answer_next(self) -> Iterator[Outcome]:
+    def answer_next(self) -> Outcomes:
         """Answers the questions about the video that was added first, each when it is asked for."""
         task, future = self._waiting.popleft()
         try:
@@ -178,30 +183,40 @@ class Worker:
         except TangoError as error:
             yield from task.failures(error)
             return
-        for trial, questions in task.asked:
-            yield from self._answer(task.video, decoded, trial, questions)
+        for bundle, asked in groupby(task.asked, key=lambda entry: entry[0].bundle):
+            yield from self._answer(task.video, decoded, self._llms[bundle], list(asked))
 
     def close(self) -> None:
         """Ends the processes."""
         self._decoders.close()
 
-    def _answer(
-        self, video: AskedVideo, decoded: DecodedVideo, trial: Trial, questions: Sequence[Question]
-    ) -> Iterator[Outcome]:
-        """Sees a video, once if its questions can share that, and answers."""
-        llm = self._llms[trial.bundle]
-        rest = deque(questions)
-        while rest:
-            shared = len(rest) if llm.video_first else 1
-            now = [rest.popleft() for _ in range(shared)]
-            yield from self._ask(llm, video, decoded, trial, now)
+    def _answer(self, video: AskedVideo, decoded: DecodedVideo, llm: VideoLLM, asked: Sequence[_Asked]) -> Outcomes:
+        """Answers the questions of a bundle's trials; where they need several sessions, the frames are encoded once."""
+        if llm.video_first:
+            sessions = list(asked)
+        else:
+            sessions = [(trial, (question,)) for trial, questions in asked for question in questions]
+        source: DecodedVideo | EncodedVideo = decoded
+        if len(sessions) > 1:
+            try:
+                source = self._timed(lambda: llm.encode(decoded))
+            except TangoError as error:
+                yield from (_failure(video, question, error, trial) for trial, some in asked for question in some)
+                return
+        for trial, questions in sessions:
+            yield from self._ask(llm, video, source, trial, questions)
 
     def _ask(
-        self, llm: VideoLLM, video: AskedVideo, decoded: DecodedVideo, trial: Trial, questions: Sequence[Question]
-    ) -> Iterator[Outcome]:
+        self,
+        llm: VideoLLM,
+        video: AskedVideo,
+        source: DecodedVideo | EncodedVideo,
+        trial: Trial,
+        questions: Sequence[Question],
+    ) -> Outcomes:
         ratio, sampling = trial.retention_ratio, asdict(self._settings.sampling)
         try:
-            session = self._timed(lambda: llm.session(decoded, retention_ratio=ratio, prune=ratio is not None))
+            session = self._timed(lambda: llm.session(source, retention_ratio=ratio, prune=ratio is not None))
         except TangoError as error:
             yield from (_failure(video, question, error, trial) for question in questions)
             return

@@ -13,8 +13,11 @@ from tango_runtime.cli.args import (
     add_frame,
     add_frames,
     add_json,
+    add_max_new_tokens,
     add_precisions,
     add_pruning,
+    positive_float,
+    positive_int,
     write_json,
 )
 from tango_runtime.cli.command import Command
@@ -26,11 +29,14 @@ from tango_runtime.sizing import (
     Estimate,
     ModelDimensions,
     SizingOptions,
+    StreamCapacity,
+    StreamLoad,
     estimate,
     find_model,
     nearest_fit,
     released_models,
     smallest_device,
+    stream_capacity,
 )
 from tango_runtime.sizing.devices import DEVICES, Device, find_device
 from tango_runtime.util.files import check_apart
@@ -49,6 +55,23 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     add_pruning(parser, "the model's")
     add_precisions(parser)
     add_context(parser, "the longest prompt plus 512")
+    parser.add_argument(
+        "--streams", type=positive_int, metavar="N", help="plan for N streams at a time, and say how many it would take"
+    )
+    parser.add_argument(
+        "--every",
+        type=positive_float,
+        default=5.0,
+        metavar="SECONDS",
+        help="with --streams: time between two questions about a stream (default: 5)",
+    )
+    parser.add_argument(
+        "--fps",
+        type=positive_float,
+        default=1.0,
+        help="with --streams: frames a second that are taken of a stream (default: 1)",
+    )
+    add_max_new_tokens(parser, 32)
     add_json(parser)
 
 
@@ -64,28 +87,40 @@ def _options(args: argparse.Namespace) -> SizingOptions:
     )
 
 
+def _load(args: argparse.Namespace) -> StreamLoad | None:
+    return args.streams and StreamLoad(args.streams, args.every, args.fps, args.max_new_tokens)
+
+
 def _run(args: argparse.Namespace) -> int:
-    options = _options(args)
+    options, load = _options(args), _load(args)
     check_apart({"--json": args.json}, {"the bundle": Path(args.model)})
     if args.device == _ALL:
-        return _run_all(find_model(args.model), options, args.json)
+        return _run_all(find_model(args.model), options, load, args.json)
     found = estimate(find_model(args.model), find_device(args.device), options)
+    capacity = load and stream_capacity(found, load)
     if args.json:
-        write_json(args.json, _as_json(args.device, found, options))
+        write_json(args.json, _as_json(args.device, found, options, load))
     if args.json != STDOUT:
         _print(args.device, found, options)
-    return 0 if found.fits else 1
+        if capacity:
+            _print_streams(capacity, found)
+    return 0 if _holds(found, load) else 1
 
 
-def _run_all(model: ModelDimensions, options: SizingOptions, json_file: Path | None) -> int:
+def _holds(found: Estimate, load: StreamLoad | None) -> bool:
+    """Whether the model fits, with all of its streams."""
+    return found.fits if load is None else stream_capacity(found, load).holds
+
+
+def _run_all(model: ModelDimensions, options: SizingOptions, load: StreamLoad | None, json_file: Path | None) -> int:
     """One line per device; a device that cannot run the model at all says why."""
     estimate(model, find_device("h200"), options)  # it runs everything: an error here is the options' fault
     found = {name: _attempt(model, device, options) for name, device in DEVICES.items()}
     if json_file:
-        write_json(json_file, [_entry(name, each, options) for name, each in found.items()])
+        write_json(json_file, [_entry(name, each, options, load) for name, each in found.items()])
     if json_file != STDOUT:
-        _print_all(found, options)
-    return 0 if any(isinstance(each, Estimate) and each.fits for each in found.values()) else 1
+        _print_all(found, options, load)
+    return 0 if any(isinstance(each, Estimate) and _holds(each, load) for each in found.values()) else 1
 
 
 def _attempt(model: ModelDimensions, device: Device, options: SizingOptions) -> Estimate | TangoError:
@@ -134,6 +169,18 @@ def _print_times(found: Estimate) -> None:
         print(f"not confirmed by an NVIDIA source: {found.device.unverified}")
 
 
+def _print_streams(capacity: StreamCapacity, found: Estimate) -> None:
+    load, total, usable = capacity.load, gigabytes(capacity.memory, 2), gigabytes(found.device.usable, 2)
+    bounds = f"memory for {capacity.most_by_memory}, time for {capacity.most_by_time}"
+    print()
+    asked = f"each of {load.fps:g} frames/s, a question every {load.every:g} s, {load.answer} tokens"
+    print(f"streams: {load.streams}, {asked}")
+    print("estimated, not measured:")
+    print(f"  {'memory':<12}{total:>17} of {usable}, {gigabytes(capacity.per_stream, 2)} for each")
+    print(f"  {'busy':<12}{capacity.busy:>14.1%}    vision {capacity.vision:.1%}, answers {capacity.answers:.1%}")
+    print(f"  {'at most':<12}{capacity.most:>14} streams, {bounds}")
+
+
 def _verdict(found: Estimate) -> str:
     return "fits" if found.fits else "does not fit"
 
@@ -178,27 +225,32 @@ def _flags(options: SizingOptions, changed: SizingOptions, found: Estimate) -> s
     return " ".join(flags)
 
 
-def _print_all(found: dict[str, Estimate | TangoError], options: SizingOptions) -> None:
-    print(f"{'device':<15}{'memory':>10}{'usable':>12}{'first token':>13}{'tokens/s':>10}  (times are estimates)")
+def _print_all(found: dict[str, Estimate | TangoError], options: SizingOptions, load: StreamLoad | None) -> None:
+    column = "" if load is None else f"{'streams':>9}"
+    print(
+        f"{'device':<15}{'memory':>10}{'usable':>12}{'first token':>13}{'tokens/s':>10}{column}  (times are estimates)"
+    )
     for name, each in found.items():
         if isinstance(each, TangoError):
             print(f"{name:<15}{each.message}")
             continue
         sizes = f"{gigabytes(each.memory.total, 2):>10}{gigabytes(each.device.usable, 2):>12}"
         times = f"{1e3 * each.times.first_token:>10.0f} ms{1 / each.times.token:>10.1f}"
+        times += "" if load is None else f"{stream_capacity(each, load).most:>9}"
         changed = None if each.fits else nearest_fit(each, options)
         remedy = f", would fit with {_flags(options, changed, each)}" if changed else ""
         print(f"{name:<15}{sizes}{times}  {_verdict(each)}{remedy}")
 
 
-def _entry(name: str, found: Estimate | TangoError, options: SizingOptions) -> dict[str, Any]:
+def _entry(name: str, found: Estimate | TangoError, options: SizingOptions, load: StreamLoad | None) -> dict[str, Any]:
     if isinstance(found, TangoError):
         return {"device": name, "error": found.message, "hint": found.hint}
-    return _as_json(name, found, options)
+    return _as_json(name, found, options, load)
 
 
-def _as_json(name: str, found: Estimate, options: SizingOptions) -> dict[str, Any]:
+def _as_json(name: str, found: Estimate, options: SizingOptions, load: StreamLoad | None) -> dict[str, Any]:
     device, memory, times = found.device, found.memory, found.times
+    capacity = load and stream_capacity(found, load)
     changed = None if found.fits else nearest_fit(found, options)
     return {
         "model": found.model.name,
@@ -215,7 +267,22 @@ def _as_json(name: str, found: Estimate, options: SizingOptions) -> dict[str, An
         "fits_on": name if found.fits else smallest_device(found, options),
         "estimated_seconds": vars(times) | {"first_token": times.first_token},
         "estimated_tokens_per_second": 1 / times.token,
+        "streams": capacity and _streams_as_json(capacity),
         "factors": {"compute": COMPUTE, "memory": MEMORY, "passes": PASSES, "seconds_per_layer": LAYER},
+    }
+
+
+def _streams_as_json(capacity: StreamCapacity) -> dict[str, Any]:
+    load = capacity.load
+    return {
+        "streams": load.streams,
+        "every_seconds": load.every,
+        "fps": load.fps,
+        "answer_tokens": load.answer,
+        "bytes": {"total": capacity.memory, "per_stream": capacity.per_stream},
+        "estimated_busy": {"vision": capacity.vision, "answers": capacity.answers, "total": capacity.busy},
+        "at_most": {"memory": capacity.most_by_memory, "time": capacity.most_by_time},
+        "holds": capacity.holds,
     }
 
 

@@ -94,7 +94,7 @@ class VideoLLM:
 
     def encode(
         self,
-        source: Source,
+        source: Source | DecodedVideo,
         *,
         frames: int | None = None,
         frame_size: tuple[int, int] | None = None,

@@ -13,6 +13,7 @@ from tango_runtime.sizing.estimate import (
     smallest_device,
 )
 from tango_runtime.sizing.models import ModelDimensions, find_model, released_models
+from tango_runtime.sizing.streams import StreamCapacity, StreamLoad, stream_capacity
 from tango_runtime.sizing.times import (
     COMPUTE,
     LAYER,
@@ -26,6 +27,6 @@ from tango_runtime.sizing.times import (
 
 __all__ = [
     "COMPUTE", "DECODER", "LAYER", "MEMORY", "PASSES", "VISION", "Estimate", "ModelDimensions", "SizingOptions",
-    "estimate", "find_model", "nearest_fit", "prefill_time", "prune_time", "released_models", "smallest_device",
-    "token_time", "vision_time",
+    "StreamCapacity", "StreamLoad", "estimate", "find_model", "nearest_fit", "prefill_time", "prune_time",
+    "released_models", "smallest_device", "stream_capacity", "token_time", "vision_time",
 ]  # fmt: skip

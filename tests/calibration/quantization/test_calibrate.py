@@ -10,8 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tango_calibration.quantization import calibrate as calibration
-from tango_calibration.quantization import replay, sensitivity
+from tango_calibration.quantization import observe, replay, sensitivity
 from tango_calibration.quantization.calibrate import CalibrationRequest, calibrate
 from tango_calibration.quantization.clips import read_clips
 from tango_calibration.quantization.sensitivity import BUDGETS, divergence, layers_to_exclude, noise
@@ -95,7 +94,7 @@ def test_the_outcome_has_losses_and_overlaps(made):
 
 def test_nothing_is_measured_twice(made, request_of, monkeypatch):
     _, outcome = made
-    monkeypatch.setattr(calibration, "capture", None)
+    monkeypatch.setattr(observe, "capture", None)
     sessions = opened(monkeypatch)
     assert calibrate(request_of("again", decoder="int4")) == outcome
     # Each new graph is compared with its original at the end, and the kept tokens once.

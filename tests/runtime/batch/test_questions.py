@@ -66,7 +66,9 @@ def test_only_what_is_missing_is_asked(tmp_path):
     videos, _ = read_questions(write(tmp_path, row("a"), row("a", "What?"), row("b")))
     with AnswerFile(tmp_path / "answers.jsonl", [TRIAL, other], videos) as answers:
         for key, trial in (("a#0", TRIAL), ("b#0", TRIAL), ("b#0", other)):
-            answered = Answered(key, "a", "Who?", "", "stop", trial.bundle, trial.retention_ratio, 1, 2, trial.settings)
+            answered = Answered(
+                key, key[0], "Who?", "", "stop", trial.bundle, trial.retention_ratio, 1, 2, trial.settings
+            )
             answers.append(answered)
     with AnswerFile(tmp_path / "answers.jsonl", [TRIAL, other], videos) as answers:
         (task,) = missing(videos, [TRIAL, other], answers)

@@ -7,6 +7,7 @@ import pickle
 import pytest
 
 from tango_plugins import TangoError
+from tango_runtime.batch import ray_pool
 from tango_runtime.batch.ray_pool import Pool
 from tests.fakes.ray_cluster import Cluster
 
@@ -59,6 +60,29 @@ def test_every_item_is_done_once(cluster):
     assert (pool.workers, pool.busy) == (2, 20)
     assert [actor.node for actor in found.actors] == ["a", "b"]
     assert not any(actor.target._worker.items for actor in found.actors)
+
+
+def test_workers_are_ready_from_when_they_are_open_until_they_are_lost(cluster, monkeypatch):
+    now, answer = [0.0], Doubler.answer_next
+    monkeypatch.setattr(ray_pool.time, "monotonic", lambda: now[0])
+
+    def answer_in_a_second(worker):
+        now[0] += 1
+        return answer(worker)
+
+    monkeypatch.setattr(Doubler, "answer_next", answer_in_a_second)
+    _, pool = cluster(a=CORE, b=CORE)
+    results(pool, range(20))  # the fake works on one item at a time, and opens the second worker after them
+    assert (pool.busy, pool.ready) == (20, 20)
+    now[0] += 5
+    assert pool.ready == 30
+
+    _, pool = cluster(a=CORE, b=CORE)
+    with pytest.raises(TangoError, match="no node"):
+        results(pool, [1, 2, 99])  # lost with the first worker, and then with the second
+    assert (pool.busy, pool.ready) == (2, 4)
+    now[0] += 100
+    assert pool.ready == 4
 
 
 def test_each_gpu_has_a_worker_and_else_each_node(cluster):

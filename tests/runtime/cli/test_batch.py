@@ -12,6 +12,7 @@ import sys
 import pytest
 
 from tango_runtime import VideoLLM
+from tango_runtime.batch import decoding
 from tango_runtime.batch.worker import Worker
 from tango_runtime.cli.main import main
 
@@ -78,17 +79,29 @@ def test_answers_are_those_of_one_run_each(batch, folder, llm, decoders):
     assert not (folder / "answers.errors.jsonl").exists()
 
 
-def test_a_video_is_decoded_once_and_seen_once_for_each_ratio(batch, folder, monkeypatch):
-    decoded, seen = [], []
-    submit, session = Worker.add, VideoLLM.session
-    monkeypatch.setattr(Worker, "add", lambda *given: (decoded.append(given), submit(*given))[1])
-    monkeypatch.setattr(
-        VideoLLM, "session", lambda *given, **options: (seen.append(options), session(*given, **options))[1]
-    )
-    assert batch("--retention-ratio", 0.25, 0.5)[0] == 0
-    assert len(decoded) == 2
-    assert [options["retention_ratio"] for options in seen] == [0.25, 0.5] * 2
-    assert sorted(line["retention_ratio"] for line in lines(folder / "answers.jsonl")) == [0.25] * 4 + [0.5] * 4
+def counted(monkeypatch, owner, name, seen):
+    """Counts the calls of a function: what it is given by keyword, and by place as a last resort, goes to a list."""
+    function = getattr(owner, name)
+    monkeypatch.setattr(owner, name, lambda *given, **more: (seen.append(more or given), function(*given, **more))[1])
+
+
+def test_a_video_is_decoded_once_and_encoded_once_for_all_ratios_of_a_bundle(
+    batch, folder, tiny_bundle, tmp_path, monkeypatch, llm
+):
+    other = shutil.copytree(tiny_bundle, tmp_path / "other")
+    decoded, encoded, seen = [], [], []
+    counted(monkeypatch, decoding, "decode", decoded)
+    counted(monkeypatch, VideoLLM, "encode", encoded)
+    counted(monkeypatch, VideoLLM, "session", seen)
+    assert batch("--retention-ratio", 0.25, 0.5, bundles=(tiny_bundle, other))[0] == 0
+    monkeypatch.undo()
+    assert (len(decoded), len(encoded)) == (2, 4)
+    assert [options["retention_ratio"] for options in seen] == [0.25, 0.5] * 4
+    found = lines(folder / "answers.jsonl")
+    assert len({(line["id"], line["bundle"], line["retention_ratio"]) for line in found}) == len(found) == 16
+    for line in found:
+        options = {"retention_ratio": line["retention_ratio"], "max_new_tokens": 6}
+        assert line["answer"] == llm.generate(folder / line["video"], line["question"], **options).text
 
 
 def test_several_bundles_answer_the_same_frames(batch, folder, tiny_bundle, tmp_path):
@@ -264,6 +277,39 @@ def test_an_id_keeps_its_question(batch, folder):
     code, err = batch()
     assert code == 2
     assert "answers another question of the id 'a.mp4#0'" in err
+
+
+def test_an_id_keeps_its_video(batch, folder):
+    ask(folder, [{"video": "./a.mp4", "question": "Who?", "id": 1}])
+    assert batch()[0] == 0
+    ask(folder, [{"video": "a.mp4", "question": "Who?", "id": 1}, {"video": "b.mp4", "question": "Who?", "id": 2}])
+    code, err = batch()
+    assert code == 0
+    assert "1 answers to give" in err  # ./a.mp4 is a.mp4
+    ask(folder, [{"video": "b.mp4", "question": "Who?", "id": 1}])
+    code, err = batch()
+    assert code == 2
+    assert "line 1 answers a question about ./a.mp4 of the id 1" in err
+
+
+def test_questions_may_come_and_go(batch, folder):
+    ask(folder, [{"video": "a.mp4", "question": "Who?", "id": 1}])
+    assert batch()[0] == 0
+    ask(folder, [{"video": "b.mp4", "question": "Who?", "id": 2}])
+    assert batch()[0] == 0
+    assert [line["id"] for line in lines(folder / "answers.jsonl")] == [1, 2]
+
+
+def test_answers_of_another_bundle_of_the_same_name_are_not_mixed(batch, folder, tiny_bundle, tmp_path):
+    copy = shutil.copytree(tiny_bundle, tmp_path / "elsewhere" / tiny_bundle.name)
+    assert batch()[0] == 0
+    assert "0 answers to give" in batch(bundles=(copy,))[1]
+    manifest = json.loads((copy / "bundle.json").read_text())
+    manifest["prune"]["neighbors"] += 1
+    (copy / "bundle.json").write_text(json.dumps(manifest))
+    code, err = batch("--retention-ratio", 0.1, bundles=(copy,))
+    assert code == 2
+    assert "line 1 was answered with other settings" in err
 
 
 @pytest.mark.parametrize("content", [b"my notes", b"my notes\n", b'{"id": 3}\n'])

@@ -15,6 +15,7 @@ from tango_runtime.bundle import Bundle, Quantization, write_manifest
 from tango_runtime.cli.main import main
 from tango_runtime.sizing import (
     SizingOptions,
+    StreamLoad,
     estimate,
     find_model,
     nearest_fit,
@@ -22,6 +23,7 @@ from tango_runtime.sizing import (
     prune_time,
     released_models,
     smallest_device,
+    stream_capacity,
     token_time,
     vision_time,
 )
@@ -237,6 +239,36 @@ def test_json_has_the_figures(capsys):
     parts = ("vision", "embed", "decoder", "cache", "activations", "workspace", "tensors")
     assert output["bytes"]["total"] == sum(output["bytes"][part] for part in parts)
     assert output["estimated_tokens_per_second"] == pytest.approx(1 / output["estimated_seconds"]["token"])
+
+
+def test_streams_share_weights_and_add_up():
+    found = estimate(LARGE, H200, SizingOptions())
+    one, many = (stream_capacity(found, StreamLoad(n, every=5.0, fps=1.0, answer=32)) for n in (1, 40))
+    assert one.memory == found.memory.total
+    assert many.memory == found.memory.total + 39 * (found.memory.cache + found.memory.tensors)
+    assert many.busy == pytest.approx(40 * one.busy)
+    answer = found.times.prune + found.times.prefill + 32 * found.times.token
+    assert one.answers == pytest.approx(answer / 5)
+    assert (one.most_by_memory, one.most) == (many.most_by_memory, many.most)
+    for count, holds in ((one.most, True), (one.most + 1, False)):
+        assert stream_capacity(found, StreamLoad(count, 5.0, 1.0, 32)).holds is holds
+    assert stream_capacity(found, StreamLoad(1, 10.0, 1.0, 32)).answers == pytest.approx(one.answers / 2)
+    assert stream_capacity(found, StreamLoad(1, 5.0, 3.0, 32)).vision == pytest.approx(3 * one.vision)
+
+
+def test_streams_are_part_of_the_verdict(capsys):
+    command = ["plan", "--model", "llava-ov-0.5b", "--device", "orin-nano-8gb"]
+    assert main([*command, "--streams", "1"]) == 0
+    assert "streams: 1, each of 1 frames/s, a question every 5 s, 32 tokens\nestimated, not measured:" in (
+        capsys.readouterr().out
+    )
+    assert main([*command, "--streams", "1000", "--json", "-"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert (found["fits"], found["streams"]["holds"]) == (True, False)
+    assert main([*command[:4], "all", "--streams", "1"]) == 0
+    assert "streams" in capsys.readouterr().out.splitlines()[0]
+    assert main([*command, "--streams", "1", "--max-new-tokens", "4000"]) == 2
+    assert "an answer of 4000 tokens does not fit" in capsys.readouterr().err
 
 
 def test_all_devices_have_a_line_each(capsys):
