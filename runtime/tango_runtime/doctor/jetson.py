@@ -65,7 +65,7 @@ def jetson_linux(root: Path = Path("/")) -> tuple[int, ...] | None:
 
 def python_is_too_old(l4t: tuple[int, ...] | None) -> bool:
     """Whether the JetPack's TensorRT is for a Python that tango-edge does not run on: 3.8, of JetPack 5."""
-    return bool(l4t) and l4t < _FIRST_USABLE
+    return l4t is not None and () < l4t < _FIRST_USABLE
 
 
 def check_jetson(root: Path = Path("/")) -> list[Check]:
@@ -88,7 +88,7 @@ def _jetpack(l4t: tuple[int, ...]) -> Check:
         name = f"JetPack {_JETPACKS[before[-1]]}" + ("" if exact else " or later")
     text = f"{name} (Jetson Linux {'.'.join(map(str, l4t)) or 'of an unknown version'})"
     if python_is_too_old(l4t):
-        fix = "flash JetPack 6.2 or later where the board can have it, or run the engines from C++: examples/cpp"
+        fix = "flash JetPack 6.2 or later where the board can have it, or run the engines from C++, as the example does"
         return Check("JetPack", "warning", f"{text}: its TensorRT is for Python 3.8, tango-edge needs 3.10", fix)
     return Check("JetPack", "ok", text)
 

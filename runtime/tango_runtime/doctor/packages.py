@@ -17,7 +17,7 @@ from tango_plugins.build import info
 from tango_runtime.doctor.check import GPU_BACKENDS, ORT_BACKENDS, Check
 from tango_runtime.doctor.jetson import jetson_linux, python_is_too_old
 from tango_runtime.system import gpu as system
-from tango_runtime.system.kernels import kernels_of
+from tango_runtime.system.kernels import Kernels, kernels_of
 from tango_runtime.system.packages import installed_version
 from tango_runtime.util.versions import release
 
@@ -30,7 +30,7 @@ _IMPORT_TIMEOUT_S = 120
 _MIN_CUDA, _MAX_CUDA = 12, 13
 #: The oldest Python that tango-edge runs on, as in pyproject.toml.
 _MIN_PYTHON = (3, 10)
-_FROM_CPP = "run the engines from C++ (examples/cpp), or flash JetPack 6.2 or later where the board can have it"
+_FROM_CPP = "run the engines from C++, as the example does, or flash JetPack 6.2 or later where the board can have it"
 _CUDA_PROVIDER = "libonnxruntime_providers_cuda.so"
 #: The TensorRT of JetPack 7.1 and of containers for Thor: "Target GPU SM 87 is not supported"
 #: (NVIDIA-ISAAC-ROS/isaac-ros-cli#22). JetPack 7.2's has kernels for both.
@@ -122,10 +122,9 @@ def _libraries(tensorrt: str | None, gpu: system.Gpu | None) -> list[Check]:
         text = f"not built: {native_library.installed()} does not exist"
         return [Check("CUDA library", "missing", text, fix, GPU_BACKENDS)]
     text = f"{installed.library}, {installed.version}"
-    own = f"sm_{gpu.compute_capability.replace('.', '')}" if gpu else ""
     check = Check("CUDA library", "ok", text)
-    if own and own not in (installed.version or "").replace("90a", "90"):
-        check = Check("CUDA library", "warning", f"{text}: not for this GPU, {own}", fix)
+    if gpu and not Kernels.named(installed.version or "").serve(gpu.compute_capability):
+        check = Check("CUDA library", "warning", f"{text}: not for this GPU, {_architecture(gpu)}", fix)
     return [check, _tensorrt_plugin(plugin, tensorrt)]
 
 
@@ -164,10 +163,14 @@ def _cuda_provider(module: Any, gpu: system.Gpu | None) -> Iterator[Check]:
         return
     kernels = kernels_of(Path(module.__file__).parent / "capi" / _CUDA_PROVIDER)
     if gpu and kernels.known and not kernels.serve(gpu.compute_capability):
-        own = f"sm_{gpu.compute_capability.replace('.', '')}"
-        text = f"this onnxruntime has kernels for {kernels}, not for this GPU, {own}"
+        text = f"this onnxruntime has kernels for {kernels}, not for this GPU, {_architecture(gpu)}"
         fix = "build TensorRT engines instead: tango build BUNDLE; or install an onnxruntime-gpu built for this GPU"
         yield Check("ONNX Runtime CUDA", "missing", text, fix, ("ort-cuda",))
+
+
+def _architecture(gpu: system.Gpu) -> str:
+    """``8.7`` → ``sm_87``."""
+    return f"sm_{gpu.compute_capability.replace('.', '')}"
 
 
 def try_import(name: str) -> tuple[Any, str]:

@@ -93,7 +93,7 @@ def test_the_python_of_jetpack_5_is_too_old(board):
     found = board("35.4.1")["JetPack"]
     assert found.status == "warning"
     assert "Python 3.8" in found.text
-    assert "examples/cpp" in found.fix
+    assert "from C++" in found.fix
     assert not python_is_too_old((36, 3, 0))
     assert not python_is_too_old(None)
 
