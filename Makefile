@@ -4,17 +4,19 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO := demo
 CHECKPOINT := models/tiny
+# Versions that were tested; `make test CONSTRAINTS=/dev/null` takes the newest.
+CONSTRAINTS ?= constraints.txt
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow test-install test-nvcc test-gpu lint release clean
 
 # The demo needs no torch; the tests compare with transformers. Both live in one environment.
 .venv/demo: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[export,cpu]'
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[export,cpu]'
 	touch $@
 
 .venv/installed: .venv/demo
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[validate,cpu,calibration,server,test]'
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[validate,cpu,calibration,server,test]'
 	touch $@
 
 demo: .venv/demo
@@ -28,6 +30,9 @@ demo: .venv/demo
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' | xargs $(BIN)/clang-format --dry-run --Werror
+	$(BIN)/codespell
+	$(BIN)/hadolint containers/*.Dockerfile
 	$(BIN)/mypy
 
 test: lint
@@ -36,6 +41,22 @@ test: lint
 # What takes longer (builds by nvcc, kernels in emulation, searches for races, accuracies), or asks a package index.
 test-slow: .venv/installed
 	$(BIN)/pytest --numprocesses 2 -m "slow or network"
+
+# Parts of the tests that workflows run alone: a wheel in an empty environment; what nvcc compiles; a GPU.
+test-install: .venv/installed
+	$(BIN)/pytest -m "not slow" tests/packaging/test_install.py
+
+test-nvcc: .venv/installed
+	$(BIN)/pytest -m nvcc
+
+test-gpu: .venv/installed
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[tensorrt]'
+	$(BIN)/tango plugin build
+	$(BIN)/pytest -m gpu tests/gpu
+
+# Every artifact into dist/, then a test of them in an empty environment: docs/contributing/release.md.
+release: .venv/installed
+	$(BIN)/python tools/release.py dist
 
 clean:
 	rm -rf .venv $(DEMO)
