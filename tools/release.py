@@ -50,7 +50,8 @@ def main(arguments: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         build_packages(scratch, output)
-        build_platform_wheels()
+        if output == ROOT / "dist":  # where `make wheels` puts them
+            build_platform_wheels()
         answer = build_bundle(scratch, output / f"tango-edge-tiny-{version}.tar.gz")
         (output / "SHA256SUMS").write_text(checksums(output))
         for index, wheel in enumerate(installable(output)):
