@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -61,12 +62,21 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def run(*command: object, cwd: Path | None = None) -> str:
-    """Standard output of a command that succeeds. The environment has nothing of this checkout."""
+    """Standard output of a command that succeeds, in an environment that knows of the checkout its time alone."""
     clean = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "TANGO_LIBRARY")}
+    clean["SOURCE_DATE_EPOCH"] = commit_time()  # for the times of files in a wheel
     done = subprocess.run([str(part) for part in command], cwd=cwd, stdout=subprocess.PIPE, text=True, env=clean)
     if done.returncode != 0:
         sys.exit(f"`{' '.join(map(str, command))}` failed with {done.returncode}:\n{done.stdout}")
     return done.stdout
+
+
+@cache
+def commit_time() -> str:
+    """Seconds since 1970 of the commit that is released."""
+    return subprocess.run(
+        ["git", "log", "-1", "--format=%ct"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.strip()
 
 
 def project_version() -> str:

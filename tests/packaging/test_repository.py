@@ -12,7 +12,7 @@ import yaml
 import tango_plugins
 import tango_runtime
 from tango_plugins.version import package_version
-from tests.packaging.installs import ROOT
+from tests.packaging.installs import ROOT, UV, run
 
 WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
 CONTAINERS = sorted((ROOT / "containers").glob("*.Dockerfile"))
@@ -101,3 +101,11 @@ def test_hooks_have_the_versions_of_make_lint() -> None:
     pins = dict(re.findall(r"(?m)^([\w-]+)==([\w.]+)", (ROOT / "constraints.txt").read_text()))
     for hook, package in {"ruff-check": "ruff", "clang-format": "clang-format", "codespell": "codespell"}.items():
         assert hooks[hook] == pins[package]
+
+
+@pytest.mark.network  # uv asks a package index
+@pytest.mark.parametrize(("version", "found"), [("3.10", False), ("3.12", True)])
+def test_the_gpu_extra_has_a_wheel_for_grace_and_spark(version: str, found: bool) -> None:
+    platform = ("--python-platform", "aarch64-manylinux_2_39", "--python-version", version)
+    command = (UV, "pip", "compile", "--quiet", "--only-binary", ":all:", *platform, "--extra", "gpu")
+    assert ("onnxruntime-gpu==" in run(*command, ROOT / "pyproject.toml")) == found
