@@ -106,8 +106,11 @@ def _power_mode(root: Path) -> Iterator[Check]:
     nvpmodel = shutil.which("nvpmodel")
     if nvpmodel is None:
         return
-    done = subprocess.run([nvpmodel, "-q"], capture_output=True, text=True, check=False, timeout=30)
-    mode = re.search(r"NV Power Mode: *(\S+)", done.stdout)
+    try:
+        output = subprocess.run([nvpmodel, "-q"], capture_output=True, text=True, check=False, timeout=30).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        output = ""
+    mode = re.search(r"NV Power Mode: *(\S+)", output)
     if mode is None:
         yield Check("power mode", "warning", "nvpmodel does not say which it is", "sudo nvpmodel -q")
     elif mode[1].startswith("MAXN"):

@@ -45,6 +45,8 @@ def gpu_machine(monkeypatch, tmp_path):
     monkeypatch.setattr(system, "free", lambda gpu: Free(100 << 30, 50 << 30))
     monkeypatch.setattr(system, "plugin", lambda: state["plugin"])
     monkeypatch.setattr(packages, "info", lambda: built)
+    monkeypatch.setattr(machine, "check_jetson", lambda: [])
+    monkeypatch.setattr(packages, "jetson_linux", lambda: state.get("l4t"))
     monkeypatch.setattr(
         packages, "try_import", lambda name: (state["modules"].get(name), "not installed in this Python")
     )
@@ -154,6 +156,16 @@ def test_tensorrt_of_a_python_that_is_too_old(gpu_machine):
     gpu_machine["others"] = [("/usr/bin/python3", "8.5.2", "3.8")]
     found = checks()["TensorRT"]
     assert "whose Python 3.8 is too old" in found.text
+    assert "from C++" in found.fix
+
+
+def test_on_a_jetson_what_is_missing_is_not_in_the_index(gpu_machine):
+    gpu_machine["l4t"] = (36, 5, 0)
+    gpu_machine["modules"]["onnxruntime"].get_available_providers = staticmethod(lambda: ["CPUExecutionProvider"])
+    assert "tango build BUNDLE" in checks()["ONNX Runtime CUDA"].fix
+    gpu_machine.update({"l4t": (35, 4, 1), "modules": {}})
+    found = checks()["TensorRT"]
+    assert "the JetPack's is for Python 3.8" in found.text
     assert "from C++" in found.fix
 
 
