@@ -1,8 +1,9 @@
 # A server for Jetson Orin and Thor on JetPack 7.2 (CUDA 13.2, TensorRT 10.16, Python 3.12), and for DGX Spark.
 #
 # Never built and never run: no Jetson was at hand. JetPack 7.2 runs the images of Arm servers (SBSA). The tag is named by
-# public projects for JetPack 7.2; it could not be pulled here, so it has no digest. Whether NVIDIA's index for Ubuntu
-# still has this TensorRT was not checked; TensorRT 10.13.3, of JetPack 7.1, has no kernels for Orin.
+# public projects for JetPack 7.2; it could not be pulled here, so it has no digest. TensorRT 10.16.1.11 is what NVIDIA's
+# index for Ubuntu is said to have beside JetPack 7.2's own 10.16.2.10 (--build-arg TENSORRT=10.16.2.10-1+cuda13.2); neither
+# was tried. TensorRT 10.13.3, of JetPack 7.1, has no kernels for Orin.
 #
 #   docker build -f containers/jetpack7.Dockerfile -t tango-edge:jetpack7 .
 #

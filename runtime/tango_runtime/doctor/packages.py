@@ -17,7 +17,7 @@ from tango_plugins.build import info
 from tango_runtime.doctor.check import GPU_BACKENDS, ORT_BACKENDS, Check
 from tango_runtime.doctor.jetson import jetson_linux, python_is_too_old
 from tango_runtime.system import gpu as system
-from tango_runtime.system.kernels import Kernels, kernels_of
+from tango_runtime.system.kernels import kernels_of
 from tango_runtime.system.packages import installed_version
 from tango_runtime.util.versions import release
 
@@ -123,7 +123,7 @@ def _libraries(tensorrt: str | None, gpu: system.Gpu | None) -> list[Check]:
         return [Check("CUDA library", "missing", text, fix, GPU_BACKENDS)]
     text = f"{installed.library}, {installed.version}"
     check = Check("CUDA library", "ok", text)
-    if gpu and not Kernels.named(installed.version or "").serve(gpu.compute_capability):
+    if gpu and _architecture(gpu) not in (installed.version or "").replace("90a", "90"):
         check = Check("CUDA library", "warning", f"{text}: not for this GPU, {_architecture(gpu)}", fix)
     return [check, _tensorrt_plugin(plugin, tensorrt)]
 

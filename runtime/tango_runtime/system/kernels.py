@@ -7,7 +7,6 @@ documented; a test compares with what nvcc was asked for. What cannot be read co
 from __future__ import annotations
 
 import mmap
-import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -31,12 +30,6 @@ class Kernels:
 
     cubins: frozenset[int]
     ptx: frozenset[int]
-
-    @classmethod
-    def named(cls, text: str) -> Kernels:
-        """Those that a text names, as the CUDA library's version does: ``0.1.0 sm_87 sm_90a compute_90``."""
-        names = re.findall(r"\b(sm|compute)_(\d+)", text)
-        return cls(*(frozenset(int(arch) for kind, arch in names if kind == wanted) for wanted in ("sm", "compute")))
 
     @property
     def known(self) -> bool:

@@ -47,11 +47,6 @@ def test_who_can_run_them() -> None:
     assert not Kernels(frozenset({89}), frozenset()).serve("8.7")
 
 
-def test_kernels_that_a_version_names() -> None:
-    assert Kernels.named("0.1.0 CUDA 13.0 sm_87 sm_90a compute_90") == Kernels(frozenset({87, 90}), frozenset({90}))
-    assert not Kernels.named("unknown").known
-
-
 @pytest.mark.parametrize(
     "content",
     [
