@@ -7,7 +7,7 @@ CHECKPOINT := models/tiny
 # Versions that were tested; `make test CONSTRAINTS=/dev/null` takes the newest.
 CONSTRAINTS ?= constraints.txt
 
-.PHONY: demo test test-slow test-install test-nvcc test-gpu lint release clean
+.PHONY: demo test test-slow lint clean
 
 # The demo needs no torch; the tests compare with transformers. Both live in one environment.
 .venv/demo: pyproject.toml constraints.txt
@@ -38,11 +38,8 @@ lint: .venv/installed
 test: lint
 	$(BIN)/pytest --numprocesses 2
 
-# What takes longer (builds by nvcc, kernels in emulation, searches for races, accuracies), or asks a package index.
-test-slow: .venv/installed
-	$(BIN)/pytest --numprocesses 2 -m "slow or network"
-
 # Parts of the tests that workflows run alone: a wheel in an empty environment; what nvcc compiles; a GPU.
+.PHONY: test-install test-nvcc test-gpu release
 test-install: .venv/installed
 	$(BIN)/pytest -m "not slow" tests/packaging/test_install.py
 
@@ -57,6 +54,10 @@ test-gpu: .venv/installed
 # Every artifact into dist/, then a test of them in an empty environment: docs/contributing/release.md.
 release: .venv/installed
 	$(BIN)/python tools/release.py dist
+
+# What takes longer (builds by nvcc, kernels in emulation, searches for races, accuracies), or asks a package index.
+test-slow: .venv/installed
+	$(BIN)/pytest --numprocesses 2 -m "slow or network"
 
 clean:
 	rm -rf .venv $(DEMO)
