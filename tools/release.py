@@ -50,9 +50,8 @@ def main(arguments: list[str] | None = None) -> None:
     output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
-        build_packages(scratch, output)
-        if output == ROOT / "dist":  # where `make wheels` puts them
-            build_platform_wheels()
+        if output != ROOT / "dist" or not build_wheels():
+            build_packages(scratch, output)
         answer = build_bundle(scratch, output / f"tango-edge-tiny-{version}.tar.gz")
         (output / "SHA256SUMS").write_text(checksums(output))
         for index, wheel in enumerate(installable(output)):
@@ -105,13 +104,14 @@ def build_packages(scratch: Path, output: Path) -> None:
     (output / ".gitignore").unlink(missing_ok=True)  # uv's
 
 
-def build_platform_wheels() -> None:
-    """Wheels with the CUDA library inside, into dist/, where the Makefile has a target for them."""
+def build_wheels() -> bool:
+    """The same, and wheels with the CUDA library inside, into dist/; False if the Makefile has no target for them."""
     known = subprocess.run(["make", "--question", "wheels"], cwd=ROOT, stderr=subprocess.PIPE, text=True)
     if "No rule to make target" in known.stderr:
-        print("no target `wheels`: no platform wheels")
-        return
+        print("no target `wheels`: no wheels with the CUDA library")
+        return False
     run("make", "wheels", cwd=ROOT)
+    return True
 
 
 def build_bundle(scratch: Path, archive: Path) -> str:
