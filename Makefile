@@ -4,17 +4,19 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO := demo
 CHECKPOINT := models/tiny
+# Versions that were tested; `make test CONSTRAINTS=/dev/null` takes the newest.
+CONSTRAINTS ?= constraints.txt
 
 .PHONY: demo docs test test-slow lint clean
 
 # The demo needs no torch; the tests compare with transformers. Both live in one environment.
 .venv/demo: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[export,cpu,server]'
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[export,cpu,server]'
 	touch $@
 
 .venv/installed: .venv/demo
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[validate,cpu,calibration,server,docs,test]'
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[validate,cpu,calibration,server,docs,test]'
 	touch $@
 
 demo: .venv/demo
@@ -31,6 +33,9 @@ demo: .venv/demo
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' | xargs $(BIN)/clang-format --dry-run --Werror
+	$(BIN)/codespell
+	$(BIN)/hadolint containers/*.Dockerfile
 	$(BIN)/mypy
 
 # The generated parts of docs/: tables of options, limits, results, …
@@ -40,6 +45,23 @@ reference: .venv/installed
 
 test: lint
 	$(BIN)/pytest --numprocesses 2
+
+# Parts of the tests that workflows run alone: a wheel in an empty environment; what nvcc compiles; a GPU.
+.PHONY: test-install test-nvcc test-gpu release
+test-install: .venv/installed
+	$(BIN)/pytest -m "not slow" tests/packaging/test_install.py
+
+test-nvcc: .venv/installed
+	$(BIN)/pytest -m nvcc
+
+test-gpu: .venv/installed
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[tensorrt]'
+	$(BIN)/tango plugin build
+	$(BIN)/pytest -m gpu tests/gpu
+
+# Every artifact into dist/, then a test of them in an empty environment: docs/contributing/release.md.
+release: .venv/installed
+	$(BIN)/python tools/release.py dist
 
 # What takes longer (builds by nvcc, kernels in emulation, searches for races, accuracies), or asks a package index.
 test-slow: .venv/installed

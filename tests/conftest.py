@@ -34,6 +34,47 @@ def pytest_addoption(parser):
     parser.addoption("--tensorrt-include", type=Path, help="folder of NvInfer.h, where it is not in a usual place")
 
 
+#: What only the comparison with the original models needs: there is no wheel of them for every Python.
+REFERENCE = ("torch", "transformers")
+
+
+def skip_without_reference(error: ModuleNotFoundError) -> None:
+    """Skips the test that an import failed in, if it was of what the extra ``validate`` installs."""
+    if (error.name or "").split(".")[0] in REFERENCE:
+        pytest.skip(f"{error.name} is not installed: pip install 'tango-edge[validate]'")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup():
+    try:
+        return (yield)
+    except ModuleNotFoundError as error:
+        skip_without_reference(error)
+        raise
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call():
+    try:
+        return (yield)
+    except ModuleNotFoundError as error:
+        skip_without_reference(error)
+        raise
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    """The same for a module's imports, of whose error a report has only the text."""
+    report = yield
+    for name in REFERENCE if report.failed else ():
+        if f"No module named '{name}" in str(report.longrepr):
+            report.outcome = "skipped"
+            report.longrepr = (str(collector.path), 0, f"{name} is not installed: pip install 'tango-edge[validate]'")
+            report.result = []
+            break
+    return report
+
+
 #: Where JetPack and NVIDIA's packages install TensorRT's headers.
 USUAL = ("/usr/include/x86_64-linux-gnu", "/usr/include/aarch64-linux-gnu", "/usr/local/tensorrt/include")
 

@@ -7,7 +7,8 @@
 #include "engine.h"
 #include "tango/argmax.h"
 
-// Its engine is of a portable graph, which gives new rows of the cache, or of a device graph, which extends it in place.
+// Its engine is of a portable graph, which gives new rows of the cache, or of a device graph, which extends it in
+// place.
 class Decoder {
   public:
     enum Profile { kPrefill = 0, kDecode = 1 };  // optimization profiles; a device graph's engine has the first alone

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +13,7 @@ from tango_export.graph.builder import Float
 from tango_export.graph.files import write_device, write_portable, write_prune, write_tensorrt
 from tango_plugins import PruneParams, TangoError, op
 from tango_plugins.params import Budget
+from tango_plugins.version import package_version
 from tango_runtime.bundle import (
     FORMAT,
     MANIFEST,
@@ -94,7 +94,7 @@ def export(request: Request) -> Path:
     salience = request.salience if request.salience is not None else preset.salience
     source = Source(
         checkpoint=_lasting(preset.checkpoint if request.checkpoint is None else request.checkpoint),
-        exporter=f"tango-edge {version('tango-edge')}",
+        exporter=f"tango-edge {package_version()}",
         salience=None if salience is None else _lasting(salience),
     )
     output = request.output or Path(Path(request.checkpoint).name if request.checkpoint else preset.bundle)

@@ -28,6 +28,8 @@ _MODULES = {
 
 def __getattr__(name: str) -> Any:
     # Imported on first use: the command line answers an interrupt before all of it is loaded.
+    if name == "__version__":
+        return importlib.import_module("tango_plugins").__version__
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_MODULES[name]), name)

@@ -8,9 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from examples.make_checkpoint import VIDEO_LAYOUT
 from tango_runtime.cli.main import main
-from tests.export.edits import copied
 
 
 @dataclass(frozen=True)
@@ -60,6 +58,8 @@ def lay_desk(
     capsys: pytest.CaptureFixture[str],
 ) -> Callable[[str], Desk]:
     """``lay_desk(layout)``: a desk with copies of a checkpoint of that layout."""
+    from tests.export.edits import copied  # it needs torch, which is not everywhere
+
     monkeypatch.chdir(tmp_path)
     return lambda layout: Desk(tmp_path, *copied(checkpoint(layout), tmp_path), capsys)
 
@@ -71,7 +71,7 @@ def desk(lay_desk: Callable[[str], Desk]) -> Desk:
 
 @pytest.fixture
 def video_desk(lay_desk: Callable[[str], Desk]) -> Desk:
-    return replace(lay_desk(VIDEO_LAYOUT), model="llava-video")
+    return replace(lay_desk("llava-video"), model="llava-video")
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import platform
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from tango_calibration.evaluation.methods import METHODS, tango_params
 from tango_calibration.evaluation.scores import Scores
 from tango_calibration.parallel import threads_of
 from tango_plugins import TangoError
+from tango_plugins.version import package_version
 from tango_runtime.batch.answers import Answered
 from tango_runtime.bundle import MANIFEST, Bundle, Manifest, sha256
 from tango_runtime.cli.args import (
@@ -139,7 +139,7 @@ def _scoring_conditions(
         "answers": [file.name for file in args.answers],
         "data": Path(args.data).resolve().name,
         "questions": len({record.question for record in records}),
-        "versions": {"tango-edge": version("tango-edge"), "numpy": np.__version__},
+        "versions": {"tango-edge": package_version(), "numpy": np.__version__},
     }
 
 
@@ -228,7 +228,7 @@ def _conditions(
         "jobs": args.jobs,
         "machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
         "versions": {
-            "tango-edge": version("tango-edge"),
+            "tango-edge": package_version(),
             "numpy": np.__version__,
             "onnxruntime": onnxruntime.__version__,
         },

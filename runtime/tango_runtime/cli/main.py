@@ -12,10 +12,10 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import NoReturn
 
 from tango_plugins import TangoError
+from tango_plugins.version import package_version
 from tango_runtime.cli.command import Command
 from tango_runtime.util.console import accept_every_character, verbosity
 
@@ -187,7 +187,7 @@ def _dispatch(arguments: Sequence[str]) -> int:
         print(_overview())
         return 0
     if arguments == ["--version"]:
-        print(f"tango-edge {version('tango-edge')}")
+        print(f"tango-edge {package_version()}")
         return 0
     return _run(arguments[0], f"tango {arguments[0]}", arguments[1:])
 

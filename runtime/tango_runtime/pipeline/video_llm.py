@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tango_plugins import PruneParams, TangoError
+from tango_plugins.version import package_version
 from tango_runtime.backends.base import Backend
 from tango_runtime.backends.registry import select
 from tango_runtime.bundle import Bundle
@@ -330,8 +331,6 @@ class VideoLLM:
             answer: A finished answer.
             video: The video's name in the report.
         """
-        from importlib.metadata import version
-
         from tango_runtime.report.report import Report
 
         shape = answer.shape
@@ -342,7 +341,7 @@ class VideoLLM:
             answer=answer.text,
             bundle=self.bundle.path.resolve().name,
             backend=self.backend,
-            version=version("tango-edge"),
+            version=package_version(),
             retention_ratio=answer.retention_ratio,
             frames=answer.frames[:: shape.frames_per_step],
             seconds=answer.seconds[:: shape.frames_per_step],

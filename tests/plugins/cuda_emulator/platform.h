@@ -256,7 +256,8 @@ void wgmma(float (&c)[kAccumulators], const uint32_t (&a)[4], uint64_t b, int ac
         float sum = accumulate ? c[i] : 0.0f;
         for (int k = 0; k < 16; ++k) {
             const int holder = group * 128 + row / 16 * 32 + lane_id() / 4 * 4 + k % 8 / 2, word = b % 128 / 16 + k / 8;
-            const auto* right = reinterpret_cast<const __half*>(b / 128 * 128 + column * 128 + (word ^ column % 8) * 16);
+            const auto* right =
+                reinterpret_cast<const __half*>(b / 128 * 128 + column * 128 + (word ^ column % 8) * 16);
             sum += half_of(block->left[holder][upper + k / 8 * 2], k % 2) * __half2float(right[k % 8]);
         }
         c[i] = sum;

@@ -23,6 +23,7 @@ from tango_runtime.backends.cuda.ort_runner import OrtRunner
 from tango_runtime.backends.ort_cpu import open_session
 from tango_runtime.backends.ort_options import PRODUCT, int8_saturates, session_options
 from tango_runtime.bundle import Bundle
+from tango_runtime.util.versions import release
 
 KEY = "session.x64quantprecision"
 K, N = 32, 24
@@ -123,6 +124,8 @@ def has_avx2():
 @pytest.mark.parametrize("asked", [False, True])
 def test_where_asked_no_product_can_saturate(weights, tmp_path, monkeypatch, form, asked):
     """By arithmetic on what ONNX Runtime makes of a graph, so it tells on a CPU with VNNI too."""
+    if asked and release(onnxruntime.__version__) < (1, 24) and not int8_saturates():
+        pytest.skip("ONNX Runtime 1.23 heeds the option only on a CPU whose products saturate; this one's do not")
     monkeypatch.setattr(ort_options, "int8_saturates", lambda: asked)
     options = session_options()
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")

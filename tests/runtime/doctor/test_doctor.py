@@ -12,10 +12,11 @@ import pytest
 from tango_plugins import TangoError
 from tango_runtime.bundle import Bundle
 from tango_runtime.cli.main import main
-from tango_runtime.doctor import diagnose, machine
+from tango_runtime.doctor import diagnose, machine, packages
 from tango_runtime.engines import BuildOptions, Target, plan_engines
 from tango_runtime.system import gpu as system
 from tango_runtime.system.gpu import Free, Gpu, Plugin
+from tango_runtime.system.kernels import Kernels
 
 CPU = ("ort-cpu",)
 H200 = Gpu("NVIDIA H200", "9.0", "13.0", 139 << 30, integrated=False)
@@ -43,10 +44,14 @@ def gpu_machine(monkeypatch, tmp_path):
     monkeypatch.setattr(system, "gpu", gpu)
     monkeypatch.setattr(system, "free", lambda gpu: Free(100 << 30, 50 << 30))
     monkeypatch.setattr(system, "plugin", lambda: state["plugin"])
-    monkeypatch.setattr(machine, "info", lambda: built)
-    monkeypatch.setattr(machine, "_import", lambda name: (state["modules"].get(name), "not installed in this Python"))
-    monkeypatch.setattr(machine, "installed_version", lambda name: state["versions"].get(name))
-    monkeypatch.setattr(machine, "_other_interpreters", lambda: iter(state.get("others", [])))
+    monkeypatch.setattr(packages, "info", lambda: built)
+    monkeypatch.setattr(machine, "check_jetson", lambda: [])
+    monkeypatch.setattr(packages, "jetson_linux", lambda: state.get("l4t"))
+    monkeypatch.setattr(
+        packages, "try_import", lambda name: (state["modules"].get(name), "not installed in this Python")
+    )
+    monkeypatch.setattr(packages, "installed_version", lambda name: state["versions"].get(name))
+    monkeypatch.setattr(packages, "_other_interpreters", lambda: iter(state.get("others", [])))
     return state
 
 
@@ -128,7 +133,7 @@ def test_what_is_missing_and_its_fix(gpu_machine, changes, missing, fix, ready):
 
 def test_tensorrt_in_another_interpreter(gpu_machine):
     del gpu_machine["modules"]["tensorrt"]
-    gpu_machine["others"] = [("/usr/bin/python3", "8.6.2")]
+    gpu_machine["others"] = [("/usr/bin/python3", "8.6.2", "3.10")]
     found = checks()["TensorRT"]
     assert "8.6.2 in /usr/bin/python3" in found.text
     assert "--system-site-packages" in found.fix
@@ -146,21 +151,46 @@ def test_a_library_for_another_gpu(gpu_machine):
     assert "not for this GPU, sm_87" in checks()["CUDA library"].text
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("# R36 (release), REVISION: 4.3, GCID: 1, BOARD: generic, EABI: aarch64", "JetPack 6.1 or 6.2"),
-        ("# R35 (release), REVISION: 4.1, GCID: 1", "JetPack 5.1.2"),
-        ("# R36 (release), REVISION: 9.0, GCID: 1", "JetPack 6.2.2 or later"),
-        ("# R34 (release), REVISION: 1.0", "unknown JetPack"),
-        ("", "unknown JetPack"),
-    ],
-)
-def test_jetpack(tmp_path, text, expected):
-    file = tmp_path / "nv_tegra_release"
-    file.write_text(text)
-    (found,) = machine._jetpack(file)
-    assert found.text.startswith(expected)
+def test_tensorrt_of_a_python_that_is_too_old(gpu_machine):
+    del gpu_machine["modules"]["tensorrt"]
+    gpu_machine["others"] = [("/usr/bin/python3", "8.5.2", "3.8")]
+    found = checks()["TensorRT"]
+    assert "whose Python 3.8 is too old" in found.text
+    assert "from C++" in found.fix
+
+
+def test_on_a_jetson_what_is_missing_is_not_in_the_index(gpu_machine):
+    gpu_machine["l4t"] = (36, 5, 0)
+    gpu_machine["modules"]["onnxruntime"].get_available_providers = staticmethod(lambda: ["CPUExecutionProvider"])
+    assert "tango build BUNDLE" in checks()["ONNX Runtime CUDA"].fix
+    gpu_machine.update({"l4t": (35, 4, 1), "modules": {}})
+    found = checks()["TensorRT"]
+    assert "the JetPack's is for Python 3.8" in found.text
+    assert "from C++" in found.fix
+
+
+def test_a_tensorrt_without_kernels_for_orin(gpu_machine):
+    gpu_machine["modules"]["tensorrt"].__version__ = "10.13.3.9"
+    assert checks()["TensorRT"].status == "ok"
+    gpu_machine["gpu"] = replace(H200, compute_capability="8.7", name="Orin")
+    found = checks()["TensorRT"]
+    assert (found.status, found.backends) == ("missing", ("tensorrt",))
+    assert "no kernels for sm_87" in found.text
+    gpu_machine["modules"]["tensorrt"].__version__ = "10.16.1.11"
+    assert checks()["TensorRT"].status == "ok"
+
+
+@pytest.mark.parametrize(("capability", "served"), [("8.7", False), ("11.0", False), ("12.1", True), ("9.0", True)])
+def test_an_onnxruntime_without_kernels_for_this_gpu(gpu_machine, monkeypatch, capability, served):
+    kernels = Kernels(frozenset({89, 90, 120, 121}), frozenset())  # those of PyPI's 1.31.1 for aarch64
+    monkeypatch.setattr(packages, "kernels_of", lambda library: kernels)
+    gpu_machine["gpu"] = replace(H200, compute_capability=capability)
+    found = checks()
+    assert ("ONNX Runtime CUDA" not in found) == served
+    assert ("ort-cuda" in diagnose().ready) == served
+    if not served:
+        assert "sm_89, sm_90, sm_120, sm_121" in found["ONNX Runtime CUDA"].text
+        assert "tango build" in found["ONNX Runtime CUDA"].fix
 
 
 def test_driver_version(tmp_path):

@@ -192,9 +192,10 @@ int enqueue_cached_attention(const Call& call) {
                              {capacity, &shape.capacity}}))
         return status;
     shape.angles = kAngles;
-    const TangoAttentionTensors tensors = {in[kQkv].data,        in[kBias].data,  static_cast<int32_t*>(in[kLast].data),
-                                           in[kCosines].data,    in[kSines].data, call.outputs[1].data,
-                                           call.outputs[2].data, call.outputs[0].data};
+    const TangoAttentionTensors tensors = {
+        in[kQkv].data,        in[kBias].data,      static_cast<int32_t*>(in[kLast].data),
+        in[kCosines].data,    in[kSines].data,     call.outputs[1].data,
+        call.outputs[2].data, call.outputs[0].data};
     return tango_attention_enqueue(&shape, &tensors, call.stream);
 }
 
@@ -254,9 +255,7 @@ int enqueue_attention_shares(const Call& call) {
     return tango_attention_shares_enqueue(&shape, &tensors, static_cast<float*>(call.outputs[0].data), call.stream);
 }
 
-std::vector<Signature> rows_of_either_type() {
-    return {{{kHalf, kHalf}, {kHalf}}, {{kFloat, kFloat}, {kFloat}}};
-}
+std::vector<Signature> rows_of_either_type() { return {{{kHalf, kHalf}, {kHalf}}, {{kFloat, kFloat}, {kFloat}}}; }
 
 // A norm of the residual stream alone takes `after` more inputs of fp32.
 std::vector<Signature> norm_of(size_t after) {
@@ -343,12 +342,7 @@ std::vector<Operator> make_all() {
          {{-1, {{0, 0}, {0, 1}, {0, 2}, {0, 3, -1, 3}}}},
          {},
          enqueue_patch_attention},
-        {"PerChannelLinear",
-         {},
-         {{{kHalf, kInt8, kFloat}, {kHalf}}},
-         {{0, {{1, 1}}}},
-         {},
-         enqueue_per_channel_linear},
+        {"PerChannelLinear", {}, {{{kHalf, kInt8, kFloat}, {kHalf}}}, {{0, {{1, 1}}}}, {}, enqueue_per_channel_linear},
         {"BlockwiseLinear",
          {bits},
          {{{kHalf, kUint8, kHalf}, {kHalf}}},

@@ -49,8 +49,8 @@ struct Length {
     int divided_by = 1;
 };
 
-// The shape of an output: that of an input, where there are lengths too but for its last axis, which they take the place
-// of; or lengths alone.
+// The shape of an output: that of an input, where there are lengths too but for its last axis, which they take the
+// place of; or lengths alone.
 struct OutputShape {
     int same_as = -1;  // index of the input, or -1
     std::vector<Length> lengths = {};

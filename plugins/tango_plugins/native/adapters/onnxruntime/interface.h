@@ -88,9 +88,8 @@ struct OrtCustomOp {
 
 // Positions in units of pointers, counted in the header named above. A gap that is one function too wide or too narrow
 // would call another function with these arguments, so every function that is called has an assertion.
-#define TANGO_ASSERT_POSITION(type, member, position)                                                          \
-    static_assert(offsetof(type, member) == (position) * sizeof(void*), #type "::" #member " is at the wrong " \
-                                                                                           "position")
+#define TANGO_ASSERT_POSITION(type, member, position) \
+    static_assert(offsetof(type, member) == (position) * sizeof(void*), #type "::" #member " is at another position")
 
 TANGO_ASSERT_POSITION(OrtApi, CreateStatus, 0);
 TANGO_ASSERT_POSITION(OrtApi, CreateCustomOpDomain, 26);

@@ -1,5 +1,5 @@
-// What is the same in every version of TensorRT: a plugin, and how it is made of fields. plugin_v2.cpp and plugin_v3.cpp
-// put it behind TensorRT's interfaces.
+// What is the same in every version of TensorRT: a plugin, and how it is made of fields. plugin_v2.cpp and
+// plugin_v3.cpp put it behind TensorRT's interfaces.
 #pragma once
 
 #include <NvInfer.h>

@@ -16,7 +16,8 @@ constexpr int32_t kFormat = 2;  // of what an engine stores
 
 size_t item_size(PluginFieldType type) { return type == PluginFieldType::kCHAR ? 1 : sizeof(int32_t); }
 
-// Fields as bytes: the format, then name, type, length and values of each. Integers have 32 bits; a name ends in a zero.
+// Fields as bytes: the format, then name, type, length and values of each. Integers have 32 bits; a name ends in a
+// zero.
 std::string to_bytes(const PluginFieldCollection& collection) {
     std::string bytes;
     const auto append = [&](const void* data, size_t size) { bytes.append(static_cast<const char*>(data), size); };

@@ -221,7 +221,8 @@ class PrunePlugin final : public Plugin {
 class PruneKind final : public PluginKind {
   public:
     PruneKind() {
-        for (const Integer& integer : kIntegers) fields_.emplace_back(integer.name, nullptr, PluginFieldType::kINT32, 1);
+        for (const Integer& integer : kIntegers)
+            fields_.emplace_back(integer.name, nullptr, PluginFieldType::kINT32, 1);
         for (const Choice& choice : kChoices) fields_.emplace_back(choice.name, nullptr, PluginFieldType::kCHAR, 0);
         fields_.emplace_back("grid", nullptr, PluginFieldType::kINT32, 2);
         fields_.emplace_back("sink_positions", nullptr, PluginFieldType::kINT32, 0);

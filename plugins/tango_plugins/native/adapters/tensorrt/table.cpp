@@ -135,7 +135,9 @@ class TablePlugin final : public Plugin {
         return found;
     }
 
-    static Tensor tensor(void* data, const nvinfer1::Dims& dims) { return {data, Lengths(dims.d, dims.d + dims.nbDims)}; }
+    static Tensor tensor(void* data, const nvinfer1::Dims& dims) {
+        return {data, Lengths(dims.d, dims.d + dims.nbDims)};
+    }
 
     const Operator& op_;
     std::vector<Field> values_;

@@ -15,7 +15,7 @@ extern "C" {
 /* Whose angles the rows of cosines and sines are. */
 typedef enum TangoAngles {
     TANGO_ANGLES_OF_POSITIONS = 0, /* of every position: a token's row is its position */
-    TANGO_ANGLES_OF_TOKENS = 1     /* of the new tokens, where a token's rotary position is not its place in the cache */
+    TANGO_ANGLES_OF_TOKENS = 1 /* of the new tokens, where a token's rotary position is not its place in the cache */
 } TangoAngles;
 
 typedef struct TangoAttentionShape {

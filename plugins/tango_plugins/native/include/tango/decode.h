@@ -61,9 +61,9 @@ TANGO_API int tango_decode_workspace(const TangoDecodeShape* shape, size_t* byte
 /* Enqueues a step on a stream (a cudaStream_t) as one cooperative kernel; returns a TangoStatus.
  *
  * `position` is the token's row in the KV cache, from 0 to capacity - 1: the step reads the rows before it and writes
- * row `position`. `rotation` is the position of its rotary angles, from 0 to 2^24: equal to `position`, unless the model
- * numbers its tokens otherwise, as M-RoPE does. `workspace` is aligned to 256 bytes, zero before the first step, and
- * untouched between steps. */
+ * row `position`. `rotation` is the position of its rotary angles, from 0 to 2^24: equal to `position`, unless the
+ * model numbers its tokens otherwise, as M-RoPE does. `workspace` is aligned to 256 bytes, zero before the first step,
+ * and untouched between steps. */
 TANGO_API int tango_decode_enqueue(const TangoDecodeShape* shape, const TangoDecodeTensors* tensors, int32_t position,
                                    int32_t rotation, void* workspace, size_t workspace_bytes, void* stream);
 

@@ -18,8 +18,8 @@ typedef enum TangoWeights {
 } TangoWeights;
 
 /* A matrix in device memory, aligned to 16 bytes. Elements of blocks are unsigned; an element q is (q - zero) scale,
- * with fp16 scales [outputs, blocks]. Zeros are [outputs, blocks], packed as the elements are, each output's in bytes of
- * its own; null stands for the middle of the range, 8 or 128. */
+ * with fp16 scales [outputs, blocks]. Zeros are [outputs, blocks], packed as the elements are, each output's in bytes
+ * of its own; null stands for the middle of the range, 8 or 128. */
 typedef struct TangoMatrix {
     const void* values;
     const void* scales; /* null for fp16 */

@@ -1,5 +1,5 @@
-/* The rotary embedding of a vision tower's queries and keys on an NVIDIA GPU, with their bias, in front of its attention
- * (tango/vision_attention.h), which takes the result without one. One kernel, one pass over memory.
+/* The rotary embedding of a vision tower's queries and keys on an NVIDIA GPU, with their bias, in front of its
+ * attention (tango/vision_attention.h), which takes the result without one. One kernel, one pass over memory.
  */
 #ifndef TANGO_PATCH_ROTATION_H
 #define TANGO_PATCH_ROTATION_H

@@ -9,8 +9,8 @@
 extern "C" {
 #endif
 
-/* A prompt of `rows` rows, of which `video_rows` from row `begin` on are the video's, and `kept` of these stay. Rows are
- * `width` elements of a TangoDtype. */
+/* A prompt of `rows` rows, of which `video_rows` from row `begin` on are the video's, and `kept` of these stay. Rows
+ * are `width` elements of a TangoDtype. */
 typedef struct TangoThinShape {
     int32_t rows;
     int32_t begin;
@@ -20,9 +20,9 @@ typedef struct TangoThinShape {
     int32_t dtype;
 } TangoThinShape;
 
-/* Contiguous device memory. With M = rows - video_rows + kept: `prompt` [rows, width], `share` [rows] (what the prompt's
- * last row gives each row, of which only the video's count), `thinned` [M, width], `stay` [M] (where each of these rows
- * was, ascending). `thinned` does not overlap `prompt`. */
+/* Contiguous device memory. With M = rows - video_rows + kept: `prompt` [rows, width], `share` [rows] (what the
+ * prompt's last row gives each row, of which only the video's count), `thinned` [M, width], `stay` [M] (where each of
+ * these rows was, ascending). `thinned` does not overlap `prompt`. */
 typedef struct TangoThinTensors {
     const void* prompt;
     const float* share;

@@ -44,8 +44,7 @@ __device__ inline void write(const Job& job, size_t row, int part, int column, c
     }
     Half8 narrow;
 #pragma unroll
-    for (int i = 0; i < Half8::kSize / 2; ++i)
-        narrow.at[i] = __floats2half2_rn(values.at[2 * i], values.at[2 * i + 1]);
+    for (int i = 0; i < Half8::kSize / 2; ++i) narrow.at[i] = __floats2half2_rn(values.at[2 * i], values.at[2 * i + 1]);
     store(job.tensors.rotated, row * 3 * width + part * width + column, narrow);
 }
 

@@ -1,5 +1,5 @@
-// What the last token of a pass attends to (tango/attention.h). A block has a head, and a warp a key at a time: scores and
-// then weights are written where the result is, which fits the L2 cache.
+// What the last token of a pass attends to (tango/attention.h). A block has a head, and a warp a key at a time: scores
+// and then weights are written where the result is, which fits the L2 cache.
 #include "attention/pass.cuh"
 #include "common/device.h"
 
@@ -89,8 +89,8 @@ int check_tensors(const TangoAttentionTensors& tensors, const float* shares) {
         const char* name;
         const void* pointer;
         size_t alignment;
-    } all[] = {{"qkv", tensors.qkv, 2},         {"bias", tensors.bias, 2},   {"last", tensors.last, sizeof(int32_t)},
-               {"cosines", tensors.cosines, 2}, {"sines", tensors.sines, 2}, {"keys", tensors.keys, 4},
+    } all[] = {{"qkv", tensors.qkv, 2},          {"bias", tensors.bias, 2},   {"last", tensors.last, sizeof(int32_t)},
+               {"cosines", tensors.cosines, 2},  {"sines", tensors.sines, 2}, {"keys", tensors.keys, 4},
                {"shares", shares, sizeof(float)}};
     for (const auto& tensor : all)
         if (int status = check_pointer(tensor.name, tensor.pointer, tensor.alignment)) return status;

@@ -26,7 +26,8 @@ __device__ inline uint32_t mul2(uint32_t a, uint32_t b) { return bits_of(__hmul2
 struct ZeroPoint {
     uint32_t at_1024, at_64;
 
-    __device__ explicit ZeroPoint(uint32_t z) : at_1024(0xe400e400u + z * 0x10001u), at_64(0xd400d400u + z * 0x100010u) {}
+    __device__ explicit ZeroPoint(uint32_t z)
+        : at_1024(0xe400e400u + z * 0x10001u), at_64(0xd400d400u + z * 0x100010u) {}
 };
 
 // Elements i and i + 4 of a word's eight, for i from 0 to 3: an order that takes the fewest instructions.

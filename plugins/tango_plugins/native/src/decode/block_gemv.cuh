@@ -5,10 +5,10 @@
 
 namespace tango {
 
-constexpr int kStages = 3;     // steps of a warp that are in flight: 48 KB of weights per SM
-constexpr int kUnit = 32;      // rows that one pair of products takes, and the smallest block
+constexpr int kStages = 3;  // steps of a warp that are in flight: 48 KB of weights per SM
+constexpr int kUnit = 32;   // rows that one pair of products takes, and the smallest block
 constexpr int kTileColumns = 16;
-constexpr int kScalesAt = kTileColumns * 64;              // in a step, behind its weights
+constexpr int kScalesAt = kTileColumns * 64;                // in a step, behind its weights
 constexpr int kZerosAt = kScalesAt + kTileColumns * 4 * 4;  // a word for each column and unit
 constexpr int kStepBytes = kZerosAt + kTileColumns * 4 * 4;
 constexpr int kBlockRingBytes = kStages * kWarps * kStepBytes;
@@ -117,8 +117,8 @@ class BlockGemv : public GemvPart {
     __device__ int blocks() const { return (partition_.rows + first_.group - 1) >> (5 + shift()); }
     __device__ int zero_bytes() const { return (blocks() * kBits + 7) / 8; }
 
-    // Starts the loads of the next step, if there is one. A lane brings a quarter of the bytes of two columns that are 8
-    // apart, and the words that hold the scale and the zero point of one of the step's units for both.
+    // Starts the loads of the next step, if there is one. A lane brings a quarter of the bytes of two columns that are
+    // 8 apart, and the words that hold the scale and the zero point of one of the step's units for both.
     __device__ void load(int slot) {
         if (next_ < end_) {
             const bool second = place_.tile >= tiles();
@@ -235,7 +235,8 @@ class BlockGemv : public GemvPart {
         const int tile = column / kTileColumns, all = steps();
         const int last = warp_of((tile + 1) * tile_steps() - 1, all);
         float sum = 0.0f;
-        for (int warp = warp_of(tile * tile_steps(), all); warp <= last; ++warp) sum += acc[warp * kTileColumns + column];
+        for (int warp = warp_of(tile * tile_steps(), all); warp <= last; ++warp)
+            sum += acc[warp * kTileColumns + column];
         return sum;
     }
 

@@ -1,5 +1,5 @@
-// Products of one vector with matrices [rows, columns] (GEMV), distributed over all blocks of a grid. Each weight is read
-// once and used once, so all that matters is to keep memory reads in flight.
+// Products of one vector with matrices [rows, columns] (GEMV), distributed over all blocks of a grid. Each weight is
+// read once and used once, so all that matters is to keep memory reads in flight.
 #pragma once
 
 #include "common/integers.cuh"
@@ -145,7 +145,8 @@ class RowGemv : public GemvPart {
         // A thread past the last column, or without a row, reads nothing.
         if (lane_row_ >= rows_per_iter() || column >= partition_.columns) lane_row_ = partition_.rows;
         const void* values = second ? second_.values : first_.values;
-        from_ = static_cast<const Element*>(values) + static_cast<size_t>(row_ + lane_row_) * partition_.columns + column;
+        from_ =
+            static_cast<const Element*>(values) + static_cast<size_t>(row_ + lane_row_) * partition_.columns + column;
         next_row_ = lane_row_;
     }
 

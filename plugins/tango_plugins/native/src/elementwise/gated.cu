@@ -27,7 +27,8 @@ __global__ void __launch_bounds__(kThreads) bias_swiglu(Job job) {
     const unsigned column = at % (job.width / kSize);
     V gate = static_cast<const V*>(job.gate)[at];
     const V up = static_cast<const V*>(job.up)[at];
-    const V gate_bias = static_cast<const V*>(job.gate_bias)[column], up_bias = static_cast<const V*>(job.up_bias)[column];
+    const V gate_bias = static_cast<const V*>(job.gate_bias)[column],
+            up_bias = static_cast<const V*>(job.up_bias)[column];
 #pragma unroll
     for (int j = 0; j < kSize; ++j) {
         const float g = static_cast<float>(gate.at[j]) + static_cast<float>(gate_bias.at[j]);
@@ -56,9 +57,8 @@ cudaError_t launch_widest(const Job& job, cudaStream_t stream) {
 int tango_bias_swiglu_enqueue(int32_t dtype, const void* gate, const void* gate_bias, const void* up,
                               const void* up_bias, int64_t rows, int64_t width, float scale, void* y, void* opaque) {
     using namespace tango;
-    if (int status = check_ranges({{"dtype", dtype, TANGO_FP16, TANGO_FP32},
-                                   {"rows", rows, 0, INT_MAX},
-                                   {"width", width, 1, INT_MAX}}))
+    if (int status = check_ranges(
+            {{"dtype", dtype, TANGO_FP16, TANGO_FP32}, {"rows", rows, 0, INT_MAX}, {"width", width, 1, INT_MAX}}))
         return status;
     if (int status = check_ranges({{"rows * width", rows * width, 0, INT_MAX}})) return status;
     if (rows == 0) return TANGO_OK;

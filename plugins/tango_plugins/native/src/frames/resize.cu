@@ -47,8 +47,7 @@ __device__ inline double bicubic(double x) {
     constexpr double a = -0.5;
     x = x < 0.0 ? -x : x;
     if (x < 1.0) return __dadd_rn(__dmul_rn(__dmul_rn(__dadd_rn(__dmul_rn(a + 2.0, x), -(a + 3.0)), x), x), 1.0);
-    if (x < 2.0)
-        return __dmul_rn(__dadd_rn(__dmul_rn(__dadd_rn(__dmul_rn(__dadd_rn(x, -5.0), x), 8.0), x), -4.0), a);
+    if (x < 2.0) return __dmul_rn(__dadd_rn(__dmul_rn(__dadd_rn(__dmul_rn(__dadd_rn(x, -5.0), x), 8.0), x), -4.0), a);
     return 0.0;
 }
 
@@ -223,12 +222,11 @@ int check_shape(const TangoResizeShape* shape) {
     const bool rgb = shape->format == TANGO_RGB24;
     const int sample = shape->format == TANGO_P010 ? 2 : 1;
     const int row_bytes = rgb ? 3 * shape->columns : ceil_div(shape->columns, 2) * 2 * sample;
-    if (int status = check_ranges({{"pitch", shape->pitch, row_bytes, INT_MAX},
-                                   {"frame_rows", shape->frames > 1 ? shape->frame_rows : shape->rows, shape->rows,
-                                    INT_MAX}}))
+    if (int status =
+            check_ranges({{"pitch", shape->pitch, row_bytes, INT_MAX},
+                          {"frame_rows", shape->frames > 1 ? shape->frame_rows : shape->rows, shape->rows, INT_MAX}}))
         return status;
-    if (shape->pitch % sample != 0)
-        return fail(TANGO_BAD_ARGUMENT, "pitch is %d: it must be even", shape->pitch);
+    if (shape->pitch % sample != 0) return fail(TANGO_BAD_ARGUMENT, "pitch is %d: it must be even", shape->pitch);
     if (!rgb && (shape->matrix == 3 || shape->matrix == 8))
         return fail(TANGO_BAD_ARGUMENT, "matrix is %d: it must be 1, 2, 4, 5, 6, 7 or 9", shape->matrix);
     return rgb ? TANGO_OK : check_ranges({{"matrix", shape->matrix, 1, 9}});

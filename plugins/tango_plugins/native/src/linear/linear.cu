@@ -2,7 +2,8 @@
 // linear_sm90.cu has Hopper's own kernels. Tiles of both operands go through a ring in shared memory; what a warp
 // multiplies next it unpacks in registers, so that the weights are in memory in few bits only.
 //
-// A warp has 32 or 64 rows and 64 columns. The order of inputs within 32 is free, as long as both operands have the same.
+// A warp has 32 or 64 rows and 64 columns. The order of inputs within 32 is free, as long as both operands have the
+// same.
 #include <algorithm>
 
 #include "common/check.h"
@@ -26,9 +27,7 @@ struct Tile {
 };
 
 // Where 8 inputs of a row are in a stage: swizzled, so that eight rows are in all banks.
-__device__ inline int x_offset(int row, int vector) {
-    return row * kRowBytes + (vector ^ row / 2 % 4) * kVectorBytes;
-}
+__device__ inline int x_offset(int row, int vector) { return row * kRowBytes + (vector ^ row / 2 % 4) * kVectorBytes; }
 
 template <typename Weights, int kRows>
 __global__ void __launch_bounds__(kThreads, 2) linear(const LinearJob job) {
@@ -83,8 +82,7 @@ __global__ void __launch_bounds__(kThreads, 2) linear(const LinearJob job) {
 #pragma unroll
                 for (int i = 0; i < T::kRowTiles; ++i)
 #pragma unroll
-                    for (int k = 0; k < 2; ++k)
-                        mma(sum[i][j + n], left[i][k], {pairs[n][2 * k], pairs[n][2 * k + 1]});
+                    for (int k = 0; k < 2; ++k) mma(sum[i][j + n], left[i][k], {pairs[n][2 * k], pairs[n][2 * k + 1]});
         }
     }
 
@@ -93,7 +91,8 @@ __global__ void __launch_bounds__(kThreads, 2) linear(const LinearJob job) {
 #pragma unroll
         for (int c = 0; c < 2; ++c) {
             const int own = lane_id() % 4 * 2 + c;  // of a tile's columns
-            const int at = column + warp_column + j / 2 * 16 + (Weights::kAlwaysNext ? 2 * own + j % 2 : 8 * (j % 2) + own);
+            const int at =
+                column + warp_column + j / 2 * 16 + (Weights::kAlwaysNext ? 2 * own + j % 2 : 8 * (j % 2) + own);
             if (at >= job.shape.outputs) continue;
             const float factor = Weights::factor(job, at);
 #pragma unroll

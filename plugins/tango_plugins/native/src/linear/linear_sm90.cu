@@ -15,7 +15,7 @@ namespace tango {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kStages = 4, kAhead = kStages - 2;  // steps between a copy and its product
+constexpr int kStages = 4, kAhead = kStages - 2;    // steps between a copy and its product
 constexpr int kUnits = 2, kDepth = kUnits * kUnit;  // of a step
 constexpr int kWords = kDepth * 2 / kVectorBytes;   // of a row of x in a step
 constexpr int kAlignment = 1024;                    // of what wgmma reads
@@ -94,8 +94,7 @@ __global__ void __launch_bounds__(kThreads, 1) linear_tiles_sm90(const LinearJob
         for (int unit = 0; unit < kUnits; ++unit) {
             wgmma_begin();
 #pragma unroll
-            for (int k = 0; k < 2; ++k)
-                wgmma(sum, left[unit][k], wgmma_operand<kWords>(x + 64 * unit + 32 * k), 1);
+            for (int k = 0; k < 2; ++k) wgmma(sum, left[unit][k], wgmma_operand<kWords>(x + 64 * unit + 32 * k), 1);
             wgmma_commit();
             if (unit + 1 < kUnits) {
                 unpack(left[unit + 1], step, unit + 1);
@@ -112,7 +111,8 @@ __global__ void __launch_bounds__(kThreads, 1) linear_tiles_sm90(const LinearJob
 
     const int outputs = job.shape.outputs, first = column + warp_id() * 16 + lane_id() / 4 * 2;
     if (first >= outputs) return;
-    const bool both = first + 1 < outputs, aligned = both && outputs % 2 == 0 && reinterpret_cast<uintptr_t>(job.y) % 4 == 0;
+    const bool both = first + 1 < outputs,
+               aligned = both && outputs % 2 == 0 && reinterpret_cast<uintptr_t>(job.y) % 4 == 0;
     const float even = Weights::factor(job, first), odd = both ? Weights::factor(job, first + 1) : 0.0f;
 #pragma unroll
     for (int j = 0; j < kRows / 8; ++j)

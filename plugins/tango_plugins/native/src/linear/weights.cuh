@@ -57,8 +57,8 @@ struct Blocks {
             const uint8_t* zeros = static_cast<const uint8_t*>(job.matrix.zeros) + at * ((groups * kBits + 7) / 8);
             zero = zeros[bit / 8] >> bit % 8 & ((1 << kBits) - 1);
         }
-        return {bits_of(__half2half2(scale)), (kBits == 4 ? 0xd400e400u : 0xe400e400u) +
-                                                  zero * (kBits == 4 ? 0x100001u : 0x10001u)};
+        return {bits_of(__half2half2(scale)),
+                (kBits == 4 ? 0xd400e400u : 0xe400e400u) + zero * (kBits == 4 ? 0x100001u : 0x10001u)};
     }
 
     // Two outputs of a lane's, of 16 from `column` on: inputs 8 j + 2 t and 8 j + 2 t + 1 for its t, and j from 0 to 3.

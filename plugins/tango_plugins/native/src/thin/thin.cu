@@ -16,7 +16,7 @@ namespace {
 
 constexpr int kThreads = 256, kWarps = kThreads / kWarp;
 constexpr int kTile = 64, kDepth = 16, kEach = kTile / 16;  // a thread has kEach rows and columns of a tile
-constexpr int kPitch = kTile + 1;                             // so that a warp's stores go to different banks
+constexpr int kPitch = kTile + 1;                           // so that a warp's stores go to different banks
 constexpr size_t kAlignment = 256;
 
 // Inside of the workspace. Places count the video's rows, ranks go by share.
