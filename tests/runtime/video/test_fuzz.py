@@ -140,11 +140,13 @@ def test_the_servers_decoder_survives_them(seeds, tiny_bundle, tmp_path):
             if corpus.is_image(name):
                 continue
             (tmp_path / name).write_bytes(data)
+            said = ""
             try:
                 assert len(decode(tmp_path / name)) > 0
             except TangoError as error:
-                assert "made the decoder fail" not in error.message, how
-                assert str(tmp_path) not in error.message
+                said = error.message
+            assert "made the decoder fail" not in said, how
+            assert str(tmp_path) not in said
         assert decoders._all == {process}
         assert len(decode(seeds["h264.mp4"])) == 4
     finally:
