@@ -178,7 +178,8 @@ def add_video(parser: argparse.ArgumentParser) -> None:
     """``VIDEO``, and what :func:`add_video_options` adds."""
     parser.add_argument(
         "video",
-        help="video file, folder of images, or live stream: rtsp://, http://, https://, or - for standard input",
+        help="video file, folder of images, or live stream: rtsp://, http://, https://, /dev/video0, gst:PIPELINE, "
+        "csi:0, or - for standard input",
     )
     add_video_options(parser)
 

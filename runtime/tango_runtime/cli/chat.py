@@ -29,7 +29,7 @@ from tango_runtime.pipeline.session import Session
 from tango_runtime.pipeline.video_llm import VideoLLM
 from tango_runtime.util.console import progress, status
 from tango_runtime.util.files import check_apart
-from tango_runtime.video.address import STDIN, source_name
+from tango_runtime.video.address import STDIN, is_live, source_name
 
 _T = TypeVar("_T")
 
@@ -168,7 +168,8 @@ class _Chat:
         if self._last is None:
             raise TangoError("there is no answer to report yet", "ask a question first")
         file = _parsed(page_file, value)
-        check_apart({"the report": file}, {"the bundle": self._args.bundle, "the video": Path(self._args.video)})
+        video = None if is_live(self._args.video) else Path(self._args.video)
+        check_apart({"the report": file}, {"the bundle": self._args.bundle, "the video": video})
         self._llm.report(self._last, source_name(self._args.video)).write(file)
         status(f"report: {file}")
 

@@ -43,11 +43,12 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     outputs = {"--report": args.report, "--picture": args.picture}
-    check_apart(outputs, {"the bundle": args.bundle, "the video": Path(args.video)})
+    live = is_live(args.video)
+    check_apart(outputs, {"the bundle": args.bundle, "the video": None if live else Path(args.video)})
     llm = VideoLLM(args.bundle, backend=args.backend)
     status(f"backend: {llm.backend}" + (f" ({llm.fallback_reason})" if llm.fallback_reason else ""))
     frames = args.frames or llm.bundle.manifest.video.frames
-    if is_live(args.video):
+    if live:
         status(f"taking {frames} frames of {source_name(args.video)}, {args.fps or 1:g} a second")
     with progress("vision", frames) as on_progress:
         stream = llm.stream(

@@ -34,7 +34,9 @@ _ALERTED = 1
 def _configure(parser: argparse.ArgumentParser) -> None:
     add_bundle(parser)
     parser.add_argument(
-        "source", help="stream to watch: rtsp://, http://, https://, - for standard input; or a file or folder"
+        "source",
+        help="stream to watch: rtsp://, http://, https://, /dev/video0, gst:PIPELINE, csi:0, - for standard input; "
+        "or a file or folder",
     )
     parser.add_argument("question", help="question about the video")
     parser.add_argument(

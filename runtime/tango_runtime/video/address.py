@@ -1,7 +1,8 @@
-"""The grammar of a source that is given as text: a file or a folder, or a live stream and what FFmpeg may do for it."""
+"""The grammar of a source that is given as text: a file, a folder or a live stream, and what FFmpeg may do for it."""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,15 +14,17 @@ from tango_plugins import TangoError
 #: The stream on standard input.
 STDIN = "-"
 
-_PIPE = "{} | tango run BUNDLE - QUESTION"
+#: What reads another kind of stream into a pipe.
+_PIPE = "ffmpeg -loglevel error -i SOURCE -c copy -f mpegts - | tango run BUNDLE - QUESTION"
 
-#: What reads a camera of this machine into a pipe.
-PIPE_CAMERA = _PIPE.format("ffmpeg -loglevel error -f v4l2 -i /dev/video0 -f mpegts -")
-_PIPE_PIPELINE = _PIPE.format("gst-launch-1.0 -q PIPELINE ! mpegtsmux ! fdsink")
-_PIPE_STREAM = _PIPE.format("ffmpeg -loglevel error -i SOURCE -c copy -f mpegts -")
+#: Kinds of sources of this machine, by what stands before the colon: what must follow, and what to write.
+_LOCAL = {
+    "v4l2": (r"/.+", "v4l2:/dev/video0"),
+    "gst": (r".*\S.*", "'gst:v4l2src ! jpegdec'"),
+    "csi": (r"[0-9]+", "csi:0"),
+}
 
-#: Kinds of sources that are not read, and how a pipe reads them.
-_REFUSED = {"v4l2": PIPE_CAMERA, "gst": _PIPE_PIPELINE, "csi": _PIPE_PIPELINE}
+_VIDEO_DEVICE = re.compile(r"/dev/video[0-9]+")
 
 
 @dataclass(frozen=True)
@@ -59,29 +62,57 @@ def is_live(text: str) -> bool:
     Raises:
         TangoError: It names a kind of source that is not read.
     """
-    if text == STDIN:
+    if text == STDIN or is_video_device(text):
         return True
-    scheme, colon, rest = text.partition(":")
-    scheme = scheme.lower()
-    has_scheme = bool(colon) and re.fullmatch(r"[a-z][a-z0-9+.-]*", scheme) is not None
-    if not has_scheme or not (rest.startswith("//") or scheme in _REFUSED) or Path(text).exists():
+    kind, colon, rest = text.partition(":")
+    kind = kind.lower()
+    is_kind = bool(colon) and re.fullmatch(r"[a-z][a-z0-9+.-]*", kind) is not None
+    if not is_kind or not (rest.startswith("//") or kind in _LOCAL) or _exists(text):
         return False
-    if scheme in KINDS and rest.startswith("//"):
-        if not _host(text):
-            raise TangoError(f"{redacted(text)} names no host", f"write {scheme}://HOST/PATH")
+    if kind in _LOCAL:
+        form, example = _LOCAL[kind]
+        if not re.fullmatch(form, rest, re.DOTALL):
+            raise TangoError(f"{kind}:{rest} is not a source", f"write {example}")
         return True
+    if kind in KINDS:
+        if not _host(text):
+            raise TangoError(f"{redacted(text)} names no host", f"write {kind}://HOST/PATH")
+        return True
+    live = ", ".join((*(f"{k}://" for k in KINDS), *(f"{k}:" for k in _LOCAL)))
     raise TangoError(
-        f"a source of kind {scheme}: is not read; these are: a file, a folder, {', '.join(f'{k}://' for k in KINDS)}, "
-        f"{STDIN} for standard input",
-        f"pipe it: {_REFUSED.get(scheme, _PIPE_STREAM)}",
+        f"a source of kind {kind}: is not read; these are: a file, a folder, {live}, {STDIN} for standard input",
+        f"pipe it: {_PIPE}",
     )
+
+
+def is_video_device(path: str | Path) -> bool:
+    """Whether a path is that of a camera of this machine, or a link to one, present or not."""
+    return _VIDEO_DEVICE.fullmatch(os.path.realpath(path)) is not None
+
+
+def local_kind(text: str) -> tuple[str, str]:
+    """(kind, what follows its colon) of a source of this machine; empty, as for files, where it is another."""
+    if is_video_device(text):
+        return "v4l2", text
+    kind, _, rest = text.partition(":")
+    return (kind.lower(), rest) if kind.lower() in _LOCAL else ("", text)
 
 
 def source_name(text: str) -> str:
     """What messages and reports call a source: a file by its name, a stream without what may be a secret."""
     if text == STDIN:
         return "standard input"
-    return redacted(text) if is_live(text) else Path(text).name
+    if not is_live(text):
+        return Path(text).name
+    kind, rest = local_kind(text)
+    return f"gst:{_elements(rest)}" if kind == "gst" else text if kind else redacted(text)
+
+
+def _elements(pipeline: str) -> str:
+    """A pipeline's elements without their properties, one of which may be a password."""
+    first = (part.split() for part in pipeline.split("!"))
+    words = [words[0].split(",")[0] for words in first if words]
+    return " ! ".join(word if re.fullmatch(r"[\w/.()-]+", word) else "…" for word in words)
 
 
 def redacted(address: str) -> str:
@@ -97,3 +128,7 @@ def _host(address: str) -> str | None:
         return urlsplit(address).hostname
     except ValueError:  # an unfinished IPv6 address
         return None
+
+
+def _exists(text: str) -> bool:
+    return os.path.exists(text)  # noqa: PTH110  # pathlib raises where the text is too long for a path

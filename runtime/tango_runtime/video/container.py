@@ -10,7 +10,6 @@ from typing import Any
 
 from tango_plugins import TangoError
 from tango_runtime.util.versions import release
-from tango_runtime.video.address import PIPE_CAMERA
 from tango_runtime.video.playlist import check_playlist
 from tango_runtime.video.truncation import check_complete
 from tango_runtime.video.yuv import HardwareError
@@ -31,7 +30,7 @@ def check_file(path: Path) -> None:
     if not path.exists():
         raise TangoError(f"{path} does not exist", "give the path of a video file or of a folder of images")
     if not path.is_file():
-        raise TangoError(f"{path} is not a regular file", f"pipe a camera: {PIPE_CAMERA}")
+        raise TangoError(f"{path} is not a regular file", "give a file, or a camera such as /dev/video0")
     if path.stat().st_size == 0:
         raise TangoError(f"{path} is empty", "copy or record the video again")
     check_complete(path)

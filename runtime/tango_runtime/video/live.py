@@ -16,9 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tango_plugins import TangoError
+from tango_runtime.video.address import STDIN, is_live, local_kind, source_name
+from tango_runtime.video.gstreamer import open_csi, open_pipeline
 from tango_runtime.video.preprocess import resize
 from tango_runtime.video.source import Frame, Rounding, Sampled, TimedFrame, check_count, choose, duration_of
-from tango_runtime.video.stream import CutError, LiveInput, Picture, open_stream
+from tango_runtime.video.stream import CutError, LiveInput, Network, Picture, Pipe
+from tango_runtime.video.v4l2 import Camera
 
 _log = logging.getLogger("tango_runtime.video")
 
@@ -65,7 +68,8 @@ class LiveSource:
     One thread iterates; the other methods may be called from any.
 
     Args:
-        source: ``rtsp://…``, ``http://…``, ``https://…`` or ``-`` (standard input), or what gives pictures itself.
+        source: ``rtsp://…``, ``http://…``, ``https://…``, ``v4l2:/dev/video0`` or that path alone, ``gst:PIPELINE``,
+            ``csi:0`` or ``-`` (standard input), or what gives pictures itself.
         fps: Frames a second that are taken of the stream, 1 by default; all of them where it has fewer.
         capacity: Most frames that the ring holds, at least 1.
         stall: Seconds without a picture after which the source fails. So long may connecting take, too.
@@ -131,7 +135,7 @@ class LiveSource:
     def __iter__(self) -> Iterator[LiveFrame]:
         """Frames in order of time, each once; those that the ring has lost meanwhile are left out.
 
-        Ends with the stream (only ``-`` has an end) or with :meth:`close`.
+        Ends with the stream (only ``-`` and pipelines have an end) or with :meth:`close`.
 
         Raises:
             TangoError: The stream failed. Frames in the ring are given before.
@@ -224,7 +228,7 @@ class LiveSource:
             if left <= 0:
                 raise TangoError(
                     f"{self.name} gave no picture for {self._stall:g} s: {reason}",
-                    "check that it plays elsewhere, and the network between; a longer wait can be asked for (stall)",
+                    "check that it plays elsewhere, and what connects it; a longer wait can be asked for (stall)",
                 )
             _log.warning("%s: %s; connecting again in %.2f s", self.name, reason, min(pause, left))
             if self._closed.wait(min(pause, left)):
@@ -303,6 +307,26 @@ class FirstFrames:
     @property
     def _seconds(self) -> NDArray[np.float64]:
         return np.array([frame.seconds for frame in self._frames])
+
+
+def open_stream(source: str) -> LiveInput:
+    """What gives the pictures of a live stream that a text names; it does not connect yet.
+
+    Raises:
+        TangoError: The text names no live stream that is read, or what reads it is not installed.
+    """
+    if not is_live(source):
+        raise TangoError(
+            f"{source} is no live stream", "give an address, a camera, a pipeline, or - for standard input"
+        )
+    if source == STDIN:
+        return Pipe()
+    kind, rest = local_kind(source)
+    if kind == "v4l2":
+        return Camera(rest, source_name(source))
+    if kind:
+        return (open_csi if kind == "csi" else open_pipeline)(rest, source_name(source))
+    return Network(source)
 
 
 class _Times:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tango_plugins import TangoError
 from tango_plugins.device_array import is_on_device
-from tango_runtime.video.address import is_live
+from tango_runtime.video.address import is_live, is_video_device
 from tango_runtime.video.file import VideoFile
 from tango_runtime.video.frames import from_array, from_folder, from_pairs
 from tango_runtime.video.live import FirstFrames
@@ -29,8 +29,10 @@ def open_source(source: Source, fps: float | None = None, sampling: Sampling = "
 
             - the path of a video file;
             - the path of a folder of images, taken in natural order (``frame2`` before ``frame10``);
-            - the address of a live stream, as a string: ``rtsp://…``, ``http://…``, ``https://…``, or ``-``, standard
-              input. Its first frames are taken when it is sampled. A file or folder of that name goes first;
+            - a live stream, as a string, whose first frames are taken when it is sampled: an address, ``rtsp://…``,
+              ``http://…`` or ``https://…``; a camera of this machine, ``v4l2:/dev/video0`` or that path alone;
+              ``gst:PIPELINE``, a pipeline of GStreamer that ends in raw video; ``csi:0``, a camera at a Jetson's port;
+              ``-``, standard input. A file or folder of that name goes first;
             - a uint8 array [N, H, W, 3] of RGB frames, on the host or, with ``__cuda_array_interface__`` or
               ``__dlpack__``, on the GPU of the backend that takes them;
             - a finite iterable of (seconds, uint8 RGB frame [H, W, 3]), times ascending. Its length must be known, so
@@ -45,7 +47,10 @@ def open_source(source: Source, fps: float | None = None, sampling: Sampling = "
         TangoError: The source cannot be read, is truncated, its times do not ascend, or `fps` is given for a source
             that has times of its own.
     """
-    is_file = isinstance(source, Path) or (isinstance(source, str) and not is_live(source))
+    if isinstance(source, Path) and is_video_device(source):
+        source = str(source)
+    stream = isinstance(source, str) and is_live(source)
+    is_file = isinstance(source, (str, Path)) and not stream
     if sampling == "keyframes" and not (is_file and not Path(cast("str | Path", source)).is_dir()):
         raise TangoError("only video files have keyframes", "leave sampling by keyframes out")
     if fps is not None and not (math.isfinite(fps) and fps > 0):
@@ -54,10 +59,10 @@ def open_source(source: Source, fps: float | None = None, sampling: Sampling = "
         raise TangoError("the path of the video is empty", "give the path of a video file or of a folder of images")
     if isinstance(source, np.ndarray) or is_on_device(source):
         return from_array(cast("NDArray[np.uint8]", source), fps or 1.0)
+    if stream:
+        return FirstFrames(cast(str, source), fps)
     if isinstance(source, (str, Path)) and Path(source).is_dir():
         return from_folder(Path(source), fps or 1.0)
-    if isinstance(source, str) and is_live(source):
-        return FirstFrames(source, fps)
     if fps is not None:
         raise TangoError(
             f"fps={fps:g} was given for a source that has times of its own",

@@ -1,4 +1,4 @@
-"""Live streams as FFmpeg reads them: over the network, or from standard input."""
+"""Where a live source has its pictures from: what FFmpeg reads over the network, or from a pipe."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import select
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 from tango_plugins import TangoError
-from tango_runtime.video.address import KINDS, PIPED, STDIN, Kind, is_live, redacted
+from tango_runtime.video.address import KINDS, PIPED, Kind, redacted
 from tango_runtime.video.container import lenient
 from tango_runtime.video.rgb import to_rgb
 from tango_runtime.video.source import Frame
@@ -27,9 +27,8 @@ _FINAL = ("HTTPBadRequestError", "HTTPUnauthorizedError", "HTTPForbiddenError", 
 #: Frames a second of a stream that has neither times nor a rate.
 _RATE = 25
 
-
 #: Most pixels of a frame: 4096×4096.
-_MAX_PIXELS = 1 << 24
+MAX_PIXELS = 1 << 24
 
 
 class Picture(NamedTuple):
@@ -72,17 +71,6 @@ class LiveInput(Protocol):
         """
 
 
-def open_stream(source: str) -> LiveInput:
-    """What gives the pictures of a live stream that a text names; it does not connect yet.
-
-    Raises:
-        TangoError: The text names no live stream that is read.
-    """
-    if not is_live(source):
-        raise TangoError(f"{source} is no live stream", "give rtsp://, http:// or https://, or - for standard input")
-    return Pipe() if source == STDIN else Network(source)
-
-
 class Network:
     """A LiveInput of an address, ``rtsp://``, ``http://`` or ``https://``."""
 
@@ -97,7 +85,7 @@ class Network:
         """Connects, and decodes; see :class:`tango_runtime.video.live.LiveInput`."""
         import av
 
-        options = {**_options(self._kind), **self._kind.options}
+        options = {**options_of(self._kind), **self._kind.options}
         if "tls" in self._kind.protocols and (roots := ssl.get_default_verify_paths().cafile):
             options["ca_file"] = roots
         try:
@@ -108,7 +96,7 @@ class Network:
                         f"{self.name} is a recording of {seconds:.1f} s, not a stream", "download it, and give the file"
                     )
                 self._was_connected = True
-                yield from _decode(container, self.name)
+                yield from decode(container, self.name)
         except av.ExitError:  # FFmpeg's, where it was interrupted: by the time-out
             raise CutError(f"nothing came for {patience:.1f} s") from None
         except av.FFmpegError as error:  # its text and its context name the address
@@ -133,10 +121,13 @@ class Pipe:
         """Reads and decodes; see :class:`tango_runtime.video.live.LiveInput`."""
         import av
 
-        reader = _Reader(self._descriptor, self.name, patience, closed)
+        silence = TangoError(
+            f"{self.name} gave nothing for {patience:.1f} s", "check that what writes to the pipe runs"
+        )
+        reader = Reader(self._descriptor, patience, closed, silence)
         try:
-            with av.open(reader, options=_options(PIPED), **lenient()) as container:
-                yield from _decode(container, self.name)
+            with av.open(reader, options=options_of(PIPED), **lenient()) as container:
+                yield from decode(container, self.name)
         except av.FFmpegError as error:
             if closed.is_set():
                 return
@@ -146,11 +137,18 @@ class Pipe:
             ) from error
 
 
-class _Reader:
-    """What FFmpeg reads a pipe with; waiting ends with the time-out, or when nobody wants more."""
+class Reader:
+    """What FFmpeg reads a pipe with; waiting ends with the time-out, or when nobody wants more.
 
-    def __init__(self, descriptor: int, name: str, patience: float, closed: threading.Event) -> None:
-        self._descriptor, self._name, self._patience, self._closed = descriptor, name, patience, closed
+    Args:
+        descriptor: The pipe.
+        patience: Seconds that it waits for data.
+        closed: Set when nobody wants more.
+        silence: Raised after the time-out.
+    """
+
+    def __init__(self, descriptor: int, patience: float, closed: threading.Event, silence: Exception) -> None:
+        self._descriptor, self._patience, self._closed, self._silence = descriptor, patience, closed, silence
 
     def read(self, size: int) -> bytes:
         """At most so many bytes, empty at the end."""
@@ -159,30 +157,35 @@ class _Reader:
             if select.select([self._descriptor], [], [], 0.1)[0]:
                 return os.read(self._descriptor, size)
             if time.monotonic() > end:
-                raise TangoError(
-                    f"{self._name} gave nothing for {self._patience:.1f} s", "check that what writes to the pipe runs"
-                )
+                raise self._silence
         return b""
 
 
-def _options(kind: Kind) -> dict[str, str]:
+def options_of(kind: Kind) -> dict[str, str]:
+    """FFmpeg's options that hold a stream to its kind, and limit what it takes to learn what it is."""
     return {"protocol_whitelist": kind.protocols, "format_whitelist": kind.formats, **_PROBING}
 
 
-def _decode(container: Any, name: str) -> Iterator[Picture | None]:
-    """Pictures of a container's best video stream; None for each packet that gives none."""
+def decode(container: Any, name: str, demux: Callable[[Any], Iterable[Any]] | None = None) -> Iterator[Picture | None]:
+    """Pictures of a container's best video stream; None for each packet that gives none.
+
+    Args:
+        container: PyAV's, open.
+        name: What messages call it.
+        demux: The packets of a stream, where they come otherwise than from the container.
+    """
     from av import InvalidDataError
 
     stream = container.streams.best("video")
     if stream is None or stream.codec_context is None:
         raise TangoError(f"{name} has no video that can be decoded", "give a stream with video, not only sound")
     width, height = stream.codec_context.width, stream.codec_context.height
-    if width * height > _MAX_PIXELS:
+    if width * height > MAX_PIXELS:
         raise TangoError(f"the frames of {name} have {width}×{height} pixels", "scale them down where they are made")
-    stream.codec_context.options = {"max_pixels": str(_MAX_PIXELS)}  # where the size changes later
+    stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}  # where the size changes later
     stream.thread_type = "SLICE"  # threads of whole frames would each hold one back
     rate, seconds = float(stream.guessed_rate or _RATE), -math.inf
-    for packet in container.demux(stream):
+    for packet in (demux or container.demux)(stream):
         try:
             frames = packet.decode()
         except InvalidDataError:  # what was lost on the way; the rest still decodes

@@ -191,7 +191,7 @@ def _why_frames_are_uncertain(codec: str, extradata: bytes | None, packets: list
     """Why a shown packet may not be one frame; empty where each is."""
     if codec == "h264" and may_have_fields(extradata):
         return "its packets may be fields"
-    if codec == "mpeg4" and min(p.size for p in packets) <= _LEFT_OUT:
+    if codec == "mpeg4" and any(p.size <= _LEFT_OUT for p in packets):
         return "its packets may be marks of frames left out"
     return "" if codec in _FRAME_PER_PACKET else f"a packet of {codec} is not always one frame"
 
