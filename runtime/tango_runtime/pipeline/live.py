@@ -13,6 +13,7 @@ from tango_runtime.pipeline.answer import Answer, AnswerStream, LiveMoment
 from tango_runtime.pipeline.encoded import EncodedClip
 from tango_runtime.pipeline.feed import Feed
 from tango_runtime.pipeline.session import Session, finished
+from tango_runtime.pipeline.structured import JsonSchema
 from tango_runtime.pipeline.window import FrameWindow
 from tango_runtime.util.numbers import is_number
 
@@ -49,10 +50,18 @@ class LiveVideo:
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int | None = None,
+        json_schema: JsonSchema | None = None,
     ) -> Answer:
         """Answers a question about the window; arguments and errors are those of :meth:`stream`."""
         return finished(
-            self.stream(question, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
+            self.stream(
+                question,
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                top_p=top_p,
+                seed=seed,
+                json_schema=json_schema,
+            )
         )
 
     def stream(
@@ -64,6 +73,7 @@ class LiveVideo:
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int | None = None,
+        json_schema: JsonSchema | None = None,
     ) -> AnswerStream:
         """Answers a question about the window as it is now, piece by piece.
 
@@ -77,6 +87,7 @@ class LiveVideo:
             temperature: 0 is greedy.
             top_p: Nucleus of the sampling.
             seed: Seed of the sampling.
+            json_schema: The answer is JSON that fits this schema (extra ``structured``).
 
         Raises:
             TangoError: As :meth:`tango_runtime.Session.stream`; or the stream ended before its first step of frames, or
@@ -95,6 +106,7 @@ class LiveVideo:
             temperature=temperature,
             top_p=top_p,
             seed=seed,
+            json_schema=json_schema,
         )
         newest, (begin, end) = self.window.newest, self.window.span
         moment = LiveMoment(begin, end, self.window.held, None, self.feed.dropped, self.window.gaps)
@@ -145,6 +157,7 @@ class LiveVideo:
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int | None = None,
+        json_schema: JsonSchema | None = None,
     ) -> Iterator[Answer]:
         """Asks the same question again and again.
 
@@ -155,6 +168,7 @@ class LiveVideo:
             temperature: 0 is greedy.
             top_p: Nucleus of the sampling.
             seed: Seed of the sampling.
+            json_schema: The answer is JSON that fits this schema (extra ``structured``).
 
         Yields:
             An answer for every step, and one for what follows the last when the stream ends.
@@ -173,7 +187,12 @@ class LiveVideo:
                 asked = self.window.encoded
                 yield finished(
                     self.stream(
-                        question, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed
+                        question,
+                        max_new_tokens=max_new_tokens,
+                        temperature=temperature,
+                        top_p=top_p,
+                        seed=seed,
+                        json_schema=json_schema,
                     )
                 )
             if more and self.feed.over:

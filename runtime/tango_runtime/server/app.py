@@ -297,6 +297,9 @@ class Server:
 
     async def _ask(self, chat: ChatRequest) -> AsyncGenerator[str | Ending, None]:
         """Pieces of an answer and its ending."""
+        if isinstance(chat.json_schema, Mapping):  # the model's thread does not wait for the compiler
+            compiled = await self._in_thread(self.engine.models[chat.model].compile_schema, chat.json_schema)
+            chat = replace(chat, json_schema=compiled)
         url = chat.media.urls[0]
         if url.startswith("stream:"):
             stream = self.streams.get(url)

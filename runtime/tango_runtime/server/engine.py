@@ -223,7 +223,7 @@ class Engine:
 
 
 def _sampling(request: ChatRequest) -> dict[str, Any]:
-    names = ("max_new_tokens", "temperature", "top_p", "seed")
+    names = ("max_new_tokens", "temperature", "top_p", "seed", "json_schema")
     return {name: getattr(request, name) for name in names}
 
 
