@@ -125,11 +125,12 @@ class LiveVideo:
             self._session = self._see(self.window.clip())
         return self._session
 
-    def take_in(self, wait: float | None = None) -> bool:
+    def take_in(self, wait: float | None = None, most: int | None = None) -> bool:
         """Encodes the frames that came: all that wait of a camera, the next one of a recording.
 
         Args:
             wait: Most seconds to wait for a first one; None for any time, with a warning now and then.
+            most: Most frames of a camera; None for all that wait.
 
         Returns:
             Whether there were any: False where none came in time, or the stream is over.
@@ -139,11 +140,11 @@ class LiveVideo:
             Exception: What the source raised.
         """
         self._require_open()
-        arrivals = self.feed.take(_PATIENCE if wait is None else wait)
+        arrivals = self.feed.take(_PATIENCE if wait is None else wait, most)
         waited = _PATIENCE
         while not arrivals and wait is None and not self.feed.over:
             _log.warning("the stream: no frame has come for %.0f s", waited)
-            arrivals = self.feed.take(_PATIENCE)
+            arrivals = self.feed.take(_PATIENCE, most)
             waited += _PATIENCE
         self.window.add(arrivals)
         return bool(arrivals)

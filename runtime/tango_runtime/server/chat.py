@@ -31,7 +31,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 #: Keys that change no answer.
 _IGNORED = {"user", "store", "metadata", "service_tier", "safety_identifier", "prompt_cache_key", "parallel_tool_calls"}
 
-_OPTIONS = {"frames", "fps", "max_pixels", "retention_ratio", "prune", "media_io_kwargs"}
+_OPTIONS = {"frames", "fps", "seconds", "max_pixels", "retention_ratio", "prune", "media_io_kwargs"}
 _KNOWN = {
     *("model", "messages", "stream", "stream_options", "max_tokens", "max_completion_tokens"),
     *("temperature", "top_p", "seed", "stop", "response_format"),
@@ -52,6 +52,7 @@ class VideoOptions:
         max_pixels: Most pixels of a frame.
         retention_ratio: Fraction of the video tokens kept.
         prune: False keeps every token.
+        seconds: How long a camera is watched.
     """
 
     frames: int | None = None
@@ -59,6 +60,7 @@ class VideoOptions:
     max_pixels: int | None = None
     retention_ratio: float | None = None
     prune: bool = True
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,12 @@ def parse_options(data: Mapping[str, Any]) -> VideoOptions:
     frames = _take(data, "frames", None, _is_count) or _take(video, "num_frames", None, _is_count)
     fps = _take(data, "fps", None, _is_rate) or _take(video, "fps", None, _is_rate)
     return VideoOptions(
-        frames, fps, _take(data, "max_pixels", None, _is_count), ratio, _take(data, "prune", True, _is_flag)
+        frames,
+        fps,
+        _take(data, "max_pixels", None, _is_count),
+        ratio,
+        _take(data, "prune", True, _is_flag),
+        _take(data, "seconds", None, lambda v: is_number(v) and 0 < v <= 3600),
     )
 
 
