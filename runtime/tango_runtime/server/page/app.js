@@ -14,10 +14,15 @@ const state = {
   answering: null,  // AbortController of the answer that is written
 };
 
+let streams = [];  // the open ones, as the server describes them
+let live = null;   // the browser's camera while its frames are sent: { id, media, sending }
+
 function say(text, error = false) {
   $("status").textContent = text;
   $("status").classList.toggle("error", error);
 }
+
+const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
 function fail(error) {
   if (error.name === "AbortError") return;
@@ -37,12 +42,15 @@ function options() {
 
 const isStream = () => state.url.startsWith("stream:");
 
+// Whether there is something to see: a stream has no frames when it is opened.
+const hasFrames = () => !isStream() || streams.some(({ id, frames_in_window: held }) => id === state.url && held);
+
 // What is kept. While a view is on its way, the newest wish waits, and those between are left out.
 
 let viewing = false, wished = false;
 
 async function refresh() {
-  if (!state.url) return;
+  if (!state.url || !hasFrames()) return;
   wished = true;
   if (viewing) return;
   viewing = true;
@@ -64,6 +72,7 @@ async function show() {
   if (url !== state.url) return;
   view.pictures = known ? state.view.pictures : await Promise.all(view.images.map(picture));
   view.source = `${url} ${$("frames").value}`;
+  if (!state.view) say("");
   state.view = view;
   state.stages = { ...state.stages, ...view.stages_ms };
   draw();
@@ -186,7 +195,7 @@ $("camera").addEventListener("click", async () => {
     recorder.start();
     for (let left = RECORDED_SECONDS; left; left--) {
       say(`recording, ${left} s left`);
-      await new Promise((resolve) => setTimeout(resolve, 1000));
+      await pause(1000);
     }
     recorder.stop();
     await ended;
@@ -200,8 +209,6 @@ $("camera").addEventListener("click", async () => {
 });
 
 // Streams: of an address, or of the browser's camera, whose frames are sent one by one.
-
-let streams = [], live = null;
 
 async function openStream(source) {
   const stream = await post("/v1/streams", { source, model: $("model").value, retention_ratio: ratio() });
@@ -233,9 +240,12 @@ function action(label, verb, stream, call) {
 }
 
 async function close({ id }) {
-  await remove(`/v1/streams/${id}`);
-  if (live?.id === id) stopCamera();
+  const sending = live?.id === id ? live.sending : null;
+  if (sending) stopCamera();
   if (state.url === id) choose("", null);
+  await sending;  // nothing is under way that would not find the stream
+  while (viewing) await pause(20);
+  await remove(`/v1/streams/${id}`);
   await listStreams();
 }
 
@@ -255,7 +265,7 @@ $("open").addEventListener("submit", async (event) => {
     say("opening …");
     choose(await openStream($("source").value.trim()), null);
     $("source").value = "";
-    say("");
+    say("waiting for the first frames …");
   } catch (error) {
     fail(error);
   }
@@ -265,7 +275,7 @@ async function startCamera() {
   const media = await navigator.mediaDevices.getUserMedia({ video: { width: CAMERA_WIDTH } });
   try {
     const id = await openStream("push:");
-    live = { id, media };
+    live = { id, media, sending: null };
   } catch (error) {
     media.getTracks().forEach((track) => track.stop());
     throw error;
@@ -275,10 +285,12 @@ async function startCamera() {
   $("player").removeAttribute("src");
   $("player").srcObject = media;
   choose(live.id, null);
+  say("waiting for the first frames …");
   $("player").hidden = false;
   $("player").play();
-  sendFrames(live).catch((error) => {
-    stopCamera();
+  const mine = live;
+  live.sending = sendFrames(mine).catch((error) => {
+    if (live === mine) stopCamera();
     fail(error);
   });
 }
@@ -293,7 +305,7 @@ async function sendFrames(mine) {
       canvas.getContext("2d").drawImage($("player"), 0, 0, canvas.width, canvas.height);
       await push(mine.id, await new Promise((resolve) => canvas.toBlob(resolve, "image/jpeg", 0.85)));
     }
-    await new Promise((resolve) => setTimeout(resolve, width ? STREAM_MS : 50));
+    await pause(width ? STREAM_MS : 50);
   }
 }
 
@@ -311,8 +323,8 @@ $("live").addEventListener("click", () => (live ? close(live) : startCamera()).c
 addEventListener("pagehide", () => live && remove(`/v1/streams/${live.id}`));
 setInterval(() => {
   if (document.hidden) return;
-  if (isStream()) refresh();
   if (streams.length) listStreams().catch(fail);
+  if (isStream()) refresh();
 }, STREAM_MS);
 
 // The chat.
