@@ -46,7 +46,7 @@ class Stream:
         self.frame_seconds, self.source = 0.0, ""
         self.pushed: PushedFrames | None = None
         self._metrics = metrics
-        self._encoded = self._dropped = 0
+        self._encoded, self._dropped, self._ended = 0, 0, False
 
     @property
     def over(self) -> bool:
@@ -55,9 +55,11 @@ class Stream:
 
     @property
     def waits(self) -> bool:
-        """Whether frames wait to be encoded."""
+        """Whether frames wait to be encoded, or the end, which may be an error, to be noticed."""
         feed = self.live.feed
-        return not self.error and isinstance(feed, CameraFeed) and feed.waiting > 0
+        if self.error or not isinstance(feed, CameraFeed):
+            return False
+        return feed.waiting > 0 or (feed.over and not self._ended)
 
     @property
     def lag(self) -> float:
@@ -80,6 +82,7 @@ class Stream:
         except Exception as error:  # whatever a camera raises
             self.error = f"the source failed: {type(error).__name__}"
         window, feed = self.live.window, self.live.feed
+        self._ended = feed.over
         if count := window.encoded - self._encoded:
             now = (monotonic() - began) / count
             self.frame_seconds += (_NEWEST if self.frame_seconds else 1.0) * (now - self.frame_seconds)

@@ -329,7 +329,8 @@ def test_a_client_sends_frames(served):
 def test_a_client_that_sends_no_more_is_gone(serving):
     http = serving(idle_seconds=0.2).http()
     name = http.post("/v1/streams", json={"source": "push:", "window": 4}).json()["id"]
-    eventually(lambda: http.get(f"/v1/streams/{name}").json()["state"] != "open")
+    eventually(lambda: http.get(f"/v1/streams/{name}").json()["state"] == "failed")
+    assert http.get(f"/v1/streams/{name}").json()["error"].startswith("no frame was sent for 0.2 s")
     late = http.post(f"/v1/streams/{name}/frames", content=jpeg(frames(1)[0]), headers={"Content-Type": "image/jpeg"})
     assert (late.status_code, "is over" in late.text) == (400, True)
     assert http.delete(f"/v1/streams/{name}").status_code == 200
