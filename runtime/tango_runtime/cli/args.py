@@ -15,6 +15,7 @@ from typing import Any, get_args
 from tango_plugins import PruneParams, TangoError
 from tango_runtime.backends.registry import BACKENDS
 from tango_runtime.util.files import atomic_write, check_file
+from tango_runtime.util.jsonschema import parse_json
 from tango_runtime.video import Sampling
 
 #: The value of an output option that stands for standard output.
@@ -91,6 +92,11 @@ def page_file(text: str) -> Path:
 def picture_file(text: str) -> Path:
     """A picture to write: another kind of file of that name is never replaced."""
     return _output_file(text, ".png")
+
+
+def schema_file(text: str) -> Any:
+    """The JSON of a file with a JSON schema."""
+    return parse_json(Path(text).read_bytes(), text, "give a file with a JSON schema")
 
 
 def _output_file(text: str, suffix: str) -> Path:
@@ -265,6 +271,16 @@ def video_options(args: argparse.Namespace) -> dict[str, Any]:
         "retention_ratio": args.retention_ratio,
         "prune": not args.no_prune,
     }
+
+
+def add_json_schema(parser: argparse.ArgumentParser) -> None:
+    """``--json-schema``."""
+    parser.add_argument(
+        "--json-schema",
+        type=schema_file,
+        metavar="FILE",
+        help="answer with JSON that fits the JSON schema in this file (extra: structured)",
+    )
 
 
 def sampling_options(args: argparse.Namespace) -> dict[str, Any]:

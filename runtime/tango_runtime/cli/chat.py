@@ -13,6 +13,7 @@ from tango_plugins import TangoError
 from tango_runtime.cli.args import (
     add_backend,
     add_bundle,
+    add_json_schema,
     add_pruning,
     add_sampling,
     add_video,
@@ -41,6 +42,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     add_video(parser)
     add_pruning(parser)
     add_sampling(parser)
+    add_json_schema(parser)
     add_backend(parser)
 
 
@@ -124,7 +126,8 @@ class _Chat:
         return session
 
     def _answer(self, message: str) -> None:
-        stream = self._session.stream(message, chat=True, **sampling_options(self._args))
+        options = sampling_options(self._args)
+        stream = self._session.stream(message, chat=True, json_schema=self._args.json_schema, **options)
         try:
             for piece in stream:
                 print(piece, end="", flush=True)

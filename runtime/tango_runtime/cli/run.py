@@ -10,6 +10,7 @@ from pathlib import Path
 from tango_runtime.cli.args import (
     add_backend,
     add_bundle,
+    add_json_schema,
     add_pruning,
     add_sampling,
     add_video,
@@ -32,6 +33,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("question", help="question about the video")
     add_pruning(parser)
     add_sampling(parser)
+    add_json_schema(parser)
     add_backend(parser)
     parser.add_argument(
         "--report", type=page_file, metavar="OUT.html", help="write a web page that shows the kept tokens"
@@ -56,6 +58,7 @@ def _run(args: argparse.Namespace) -> int:
             args.question,
             on_progress=on_progress,
             **video_options(args),
+            json_schema=args.json_schema,
             **sampling_options(args),
         )
         first = next(stream, "")

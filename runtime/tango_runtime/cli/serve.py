@@ -10,6 +10,7 @@ from tango_plugins import TangoError
 from tango_runtime.cli.args import add_backend, non_negative_int, positive_int
 from tango_runtime.cli.command import Command
 from tango_runtime.pipeline.video_llm import VideoLLM
+from tango_runtime.server.rtsp import AllowedHost
 from tango_runtime.server.serve import listen, serve
 from tango_runtime.server.settings import Settings
 from tango_runtime.util.console import status
@@ -39,6 +40,13 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--allow-private", action="store_true", help="let clients name URLs of addresses that are not public"
+    )
+    parser.add_argument(
+        "--allow-rtsp",
+        action="append",
+        default=[],
+        metavar="HOST",
+        help="let clients name rtsp: cameras of this host: HOST, HOST:PORT, ADDRESS or ADDRESS/BITS",
     )
     parser.add_argument(
         "--origin", action="append", default=[], metavar="ORIGIN", help="origin of another web page that may call"
@@ -86,6 +94,7 @@ def _run(args: argparse.Namespace) -> int:
         api_key=_key(args),
         media_root=args.media_root,
         allow_private=args.allow_private,
+        rtsp_hosts=tuple(map(AllowedHost.parse, args.allow_rtsp)),
         origins=tuple(args.origin),
         waiting=args.queue,
         together=args.together,

@@ -16,6 +16,7 @@ from tango_runtime.cli.args import (
     add_backend,
     add_bundle,
     add_frame_size,
+    add_json_schema,
     add_pruning,
     add_sampling,
     positive_float,
@@ -67,6 +68,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     add_frame_size(parser)
     add_pruning(parser)
     add_sampling(parser)
+    add_json_schema(parser)
     add_backend(parser)
 
 
@@ -97,6 +99,7 @@ def _answers(llm: VideoLLM, args: argparse.Namespace) -> Iterator[Answer]:
         max_pixels=args.max_pixels,
         retention_ratio=args.retention_ratio,
         prune=not args.no_prune,
+        json_schema=args.json_schema,
         **sampling_options(args),
     )
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from tango_runtime.video.shape import ClipShape
 
-#: Why an answer ended: a stop token, ``max_new_tokens``, or the end of the bundle's context.
+#: Why an answer ended: a stop token or the end of its JSON, ``max_new_tokens``, or the end of the bundle's context.
 Finish = Literal["stop", "length", "context"]
 
 

@@ -51,11 +51,12 @@ class Feed(Protocol):
     live: bool
     dropped: int
 
-    def take(self, wait: float | None = None) -> list[Arrival]:
+    def take(self, wait: float | None = None, most: int | None = None) -> list[Arrival]:
         """The frames that came since the last call, oldest first.
 
         Args:
             wait: Most seconds to wait for a first one; None for any time.
+            most: Most frames; None for all. The others wait for the next call.
 
         Returns:
             The frames; none where nothing came, or the stream is over.
@@ -108,7 +109,7 @@ class RecordedFeed:
     def __init__(self, frames: Iterator[TimedFrame]) -> None:
         self._frames, self.over = frames, False
 
-    def take(self, wait: float | None = None) -> list[Arrival]:
+    def take(self, wait: float | None = None, most: int | None = None) -> list[Arrival]:
         """The next frame."""
         for seconds, frame in self._frames:
             return [Arrival(seconds, frame)]
@@ -145,12 +146,12 @@ class CameraFeed:
         self._thread = threading.Thread(target=self._read, name="tango-camera", daemon=True)
         self._thread.start()
 
-    def take(self, wait: float | None = None) -> list[Arrival]:
+    def take(self, wait: float | None = None, most: int | None = None) -> list[Arrival]:
         """The frames that wait, oldest first."""
         with self._news:
             self._news.wait_for(lambda: self._waiting or self._ended, wait)
-            found = list(self._waiting)
-            self._waiting.clear()
+            count = len(self._waiting) if most is None else min(most, len(self._waiting))
+            found = [self._waiting.popleft() for _ in range(count)]
         if not found and self._error is not None:
             raise self._error
         return found
@@ -159,6 +160,13 @@ class CameraFeed:
     def waiting(self) -> int:
         """Frames that wait to be taken."""
         return len(self._waiting)
+
+    @property
+    def lag(self) -> float:
+        """Seconds that the oldest frame has waited; 0 where none waits."""
+        with self._news:
+            oldest = self._waiting[0].at if self._waiting else None
+        return 0.0 if oldest is None else monotonic() - oldest
 
     @property
     def over(self) -> bool:

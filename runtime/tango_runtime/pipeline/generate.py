@@ -205,6 +205,8 @@ def decode_loop(
     while token not in limits.stop:
         ids.append(token)
         yield token
+        if sampler.done:
+            return "stop"
         if len(ids) == limits.max_new_tokens:
             return "length"
         if prompt.length + len(text) + len(ids) == limits.context:

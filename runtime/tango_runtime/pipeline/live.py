@@ -13,6 +13,7 @@ from tango_runtime.pipeline.answer import Answer, AnswerStream, LiveMoment
 from tango_runtime.pipeline.encoded import EncodedClip
 from tango_runtime.pipeline.feed import Feed
 from tango_runtime.pipeline.session import Session, finished
+from tango_runtime.pipeline.structured import JsonSchema
 from tango_runtime.pipeline.window import FrameWindow
 from tango_runtime.util.numbers import is_number
 
@@ -49,10 +50,18 @@ class LiveVideo:
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int | None = None,
+        json_schema: JsonSchema | None = None,
     ) -> Answer:
         """Answers a question about the window. Arguments and errors are those of :meth:`stream`."""
         return finished(
-            self.stream(question, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
+            self.stream(
+                question,
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                top_p=top_p,
+                seed=seed,
+                json_schema=json_schema,
+            )
         )
 
     def stream(
@@ -64,6 +73,7 @@ class LiveVideo:
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int | None = None,
+        json_schema: JsonSchema | None = None,
     ) -> AnswerStream:
         """Answers a question about the window as it is now, piece by piece.
 
@@ -77,6 +87,7 @@ class LiveVideo:
             temperature: Sampling temperature; 0 is greedy.
             top_p: Probability mass that is sampled from (nucleus sampling), in (0, 1].
             seed: Seed of the sampling.
+            json_schema: The answer is JSON that fits this schema (extra ``structured``).
 
         Raises:
             TangoError: As :meth:`tango_runtime.Session.stream`, or the stream ended before its first step of frames, or
@@ -95,6 +106,7 @@ class LiveVideo:
             temperature=temperature,
             top_p=top_p,
             seed=seed,
+            json_schema=json_schema,
         )
         newest, (begin, end) = self.window.newest, self.window.span
         moment = LiveMoment(begin, end, self.window.held, None, self.feed.dropped, self.window.gaps)
@@ -113,11 +125,12 @@ class LiveVideo:
             self._session = self._see(self.window.clip())
         return self._session
 
-    def take_in(self, wait: float | None = None) -> bool:
+    def take_in(self, wait: float | None = None, most: int | None = None) -> bool:
         """Encodes the frames that came: all that wait of a camera, the next one of a recording.
 
         Args:
             wait: Most seconds to wait for a first one; None for any time, with a warning now and then.
+            most: Most frames of a camera; None for all that wait.
 
         Returns:
             Whether there were any: False where none came in time, or the stream is over.
@@ -127,11 +140,11 @@ class LiveVideo:
             Exception: What the source raised.
         """
         self._require_open()
-        arrivals = self.feed.take(_PATIENCE if wait is None else wait)
+        arrivals = self.feed.take(_PATIENCE if wait is None else wait, most)
         waited = _PATIENCE
         while not arrivals and wait is None and not self.feed.over:
             _log.warning("the stream: no frame has come for %.0f s", waited)
-            arrivals = self.feed.take(_PATIENCE)
+            arrivals = self.feed.take(_PATIENCE, most)
             waited += _PATIENCE
         self.window.add(arrivals)
         return bool(arrivals)
@@ -145,6 +158,7 @@ class LiveVideo:
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int | None = None,
+        json_schema: JsonSchema | None = None,
     ) -> Iterator[Answer]:
         """Asks the same question again and again.
 
@@ -155,6 +169,7 @@ class LiveVideo:
             temperature: Sampling temperature; 0 is greedy.
             top_p: Probability mass that is sampled from (nucleus sampling), in (0, 1].
             seed: Seed of the sampling.
+            json_schema: The answer is JSON that fits this schema (extra ``structured``).
 
         Yields:
             An answer for every step, and one for the rest when the stream ends.
@@ -173,7 +188,12 @@ class LiveVideo:
                 asked = self.window.encoded
                 yield finished(
                     self.stream(
-                        question, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed
+                        question,
+                        max_new_tokens=max_new_tokens,
+                        temperature=temperature,
+                        top_p=top_p,
+                        seed=seed,
+                        json_schema=json_schema,
                     )
                 )
             if more and self.feed.over:

@@ -1,4 +1,4 @@
-"""Logits → the next token id: greedy, or temperature and top-p."""
+"""Logits → the next token id: greedy, or temperature and top-p, of those that a JSON schema allows."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from tango_plugins import TangoError
 from tango_runtime.backends.base import Logits
+from tango_runtime.pipeline.structured import JsonConstraint
 from tango_runtime.util.numbers import is_integer, is_number
 
 
@@ -24,12 +25,19 @@ class Sampler:
         temperature: Divides the logits; 0 is greedy, which always takes the most likely token.
         top_p: p in (0, 1]; 1 keeps every token.
         seed: Seed of the random generator, at least 0; None takes one from the operating system.
+        constraint: Which tokens may come next; None for all.
 
     Raises:
         TangoError: A value is outside its range.
     """
 
-    def __init__(self, temperature: float = 0.0, top_p: float = 1.0, seed: int | None = None) -> None:
+    def __init__(
+        self,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        constraint: JsonConstraint | None = None,
+    ) -> None:
         if not is_number(temperature) or not 0 <= temperature < math.inf:
             raise TangoError(f"temperature is {temperature!r}", "it must be 0 (greedy) or a positive number")
         if not is_number(top_p) or not 0 < top_p <= 1:
@@ -39,21 +47,34 @@ class Sampler:
         self._temperature = temperature
         self._top_p = top_p
         self._generator = default_rng(seed)
+        self._constraint = constraint
+
+    @property
+    def done(self) -> bool:
+        """Whether the tokens drawn so far are all that the constraint allows."""
+        return self._constraint is not None and self._constraint.done
 
     def __call__(self, logits: Logits) -> int:
         """Draws one token id.
 
         Args:
-            logits: fp32 [V]; −inf bars a token. Those on a device stay there if the sampling is greedy.
+            logits: fp32 [V]; −inf bars a token. Those on a device stay there if the sampling is greedy and free.
 
         Returns:
             The id, in [0, V).
 
         Raises:
-            TangoError: The logits are not one row, or hold NaN or +inf, or bar every token.
+            TangoError: The logits are not one row, or hold NaN or +inf, or bar every token; or the constraint failed.
         """
         if len(logits.shape) != 1 or logits.shape[0] == 0:
             raise TangoError(f"the logits have shape {list(logits.shape)}", "give those of one position, [V]")
+        if self._constraint is None:
+            return self._choose(logits)
+        token = self._choose(self._constraint.mask(logits))
+        self._constraint.accept(token)
+        return token
+
+    def _choose(self, logits: Logits) -> int:
         if self._temperature > 0:
             logits = np.asarray(logits)
         best, value = argmax(logits)

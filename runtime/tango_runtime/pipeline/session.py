@@ -19,6 +19,7 @@ from tango_runtime.pipeline.generate import Limits, PromptCache, decode_loop
 from tango_runtime.pipeline.positions import prompt_positions
 from tango_runtime.pipeline.prompt import Prompt, describe
 from tango_runtime.pipeline.sampling import Sampler
+from tango_runtime.pipeline.structured import JsonSchema, SchemaCompiler
 from tango_runtime.pipeline.timer import StageTimer
 
 
@@ -46,11 +47,12 @@ class Session:
         backend: Backend,
         manifest: Manifest,
         prompt: Prompt,
+        schemas: SchemaCompiler,
         clip: EncodedClip,
         params: PruneParams | None,
         timer: StageTimer,
     ) -> None:
-        self._backend, self._manifest, self._prompt = backend, manifest, prompt
+        self._backend, self._manifest, self._prompt, self._schemas = backend, manifest, prompt, schemas
         self._retention_ratio = params.retention_ratio if params else None
         self._timer = timer  # read with the first answer: until then nothing waits
         self.shape = shape = clip.shape
@@ -86,10 +88,18 @@ class Session:
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int | None = None,
+        json_schema: JsonSchema | None = None,
     ) -> Answer:
         """Answers a question on its own, without the others. Arguments and errors are those of :meth:`stream`."""
         return finished(
-            self.stream(question, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
+            self.stream(
+                question,
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                top_p=top_p,
+                seed=seed,
+                json_schema=json_schema,
+            )
         )
 
     def chat(
@@ -100,6 +110,7 @@ class Session:
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int | None = None,
+        json_schema: JsonSchema | None = None,
     ) -> Answer:
         """Continues the chat: the decoder also sees all earlier messages and answers.
 
@@ -107,7 +118,13 @@ class Session:
         """
         return finished(
             self.stream(
-                message, chat=True, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed
+                message,
+                chat=True,
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                top_p=top_p,
+                seed=seed,
+                json_schema=json_schema,
             )
         )
 
@@ -121,6 +138,7 @@ class Session:
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int | None = None,
+        json_schema: JsonSchema | None = None,
     ) -> AnswerStream:
         """Answers a question, piece by piece.
 
@@ -132,12 +150,14 @@ class Session:
             temperature: Sampling temperature; 0 is greedy.
             top_p: Probability mass that is sampled from (nucleus sampling), in (0, 1].
             seed: Seed of the sampling.
+            json_schema: The answer is JSON that fits this schema (extra ``structured``).
 
         Raises:
             TangoError: An argument is out of range, the question holds a special token, the prompt is longer than the
-                bundle's context, or the session is closed.
+                bundle's context, the schema cannot be followed, or the session is closed.
         """
-        limits, sampler = Limits.of(self._manifest, max_new_tokens), Sampler(temperature, top_p, seed)
+        limits = Limits.of(self._manifest, max_new_tokens)
+        sampler = Sampler(temperature, top_p, seed, self._schemas.start(json_schema))
         before, text = self.encode(question, chat=chat, history=history)
         answer = self.new_answer(question)
         limits.require_room(self._open(before).length + len(text), self.rows)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from tango_runtime.pipeline.live import LiveVideo
 from tango_runtime.pipeline.prompt import Prompt, describe
 from tango_runtime.pipeline.sampling import Sampler
 from tango_runtime.pipeline.session import Session, finished
+from tango_runtime.pipeline.structured import JsonGrammar, JsonSchema, SchemaCompiler
 from tango_runtime.pipeline.timer import StageTimer
 from tango_runtime.pipeline.window import FrameWindow
 from tango_runtime.util.console import OnProgress
@@ -46,6 +47,7 @@ class VideoLLM:
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
         self._backend = select(self.bundle, backend) if isinstance(backend, str) else backend
         self._prompt = Prompt.of(self.bundle)
+        self._schemas = SchemaCompiler(self.bundle.text("tokenizer.json"), self.bundle.manifest.prompt.stop)
         self._latest: weakref.ref[Session] | None = None  # whose tensors the backend still shares
 
     @property
@@ -67,6 +69,17 @@ class VideoLLM:
     def video_first(self) -> bool:
         """Whether the chat template puts the video before the question. Only then can questions share a session."""
         return self._prompt.video_first
+
+    def compile_schema(self, schema: Mapping[str, Any]) -> JsonGrammar:
+        """Compiles a JSON schema, so that no question waits for that; may run on any thread.
+
+        Args:
+            schema: As ``json_schema`` of every question, which takes the result in place of it.
+
+        Raises:
+            TangoError: The schema cannot be followed, or the extra ``structured`` is not installed.
+        """
+        return self._schemas(schema)
 
     def decode(
         self,
@@ -164,6 +177,7 @@ class VideoLLM:
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int | None = None,
+        json_schema: JsonSchema | None = None,
         fps: float | None = None,
         sampling: Sampling = "exact",
         on_progress: OnProgress | None = None,
@@ -182,6 +196,7 @@ class VideoLLM:
                 temperature=temperature,
                 top_p=top_p,
                 seed=seed,
+                json_schema=json_schema,
                 fps=fps,
                 sampling=sampling,
                 on_progress=on_progress,
@@ -202,6 +217,7 @@ class VideoLLM:
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int | None = None,
+        json_schema: JsonSchema | None = None,
         fps: float | None = None,
         sampling: Sampling = "exact",
         on_progress: OnProgress | None = None,
@@ -223,6 +239,7 @@ class VideoLLM:
             temperature: Sampling temperature; 0 is greedy.
             top_p: Probability mass that is sampled from (nucleus sampling), in (0, 1].
             seed: Seed of the sampling.
+            json_schema: The answer is JSON that fits this schema (extra ``structured``).
             fps: Frames a second of a folder, an array or a live stream.
             sampling: ``keyframes`` takes the keyframe of a video file that is nearest to each frame, and decodes less.
             on_progress: Called with the number of frames done since the last call.
@@ -232,7 +249,8 @@ class VideoLLM:
                 prompt is longer than the bundle's context.
         """
         manifest = self.bundle.manifest
-        limits, sampler = Limits.of(manifest, max_new_tokens), Sampler(temperature, top_p, seed)
+        limits = Limits.of(manifest, max_new_tokens)
+        sampler = Sampler(temperature, top_p, seed, self._schemas.start(json_schema))
         request = self._request(source, frames, fps, on_progress, frame_size, max_pixels, sampling)
         params = self._params(request.shape, retention_ratio, prune)
         before, text = self._prompt.encode(question, describe(manifest.prompt.video_text, request.timed.clock))
@@ -307,6 +325,7 @@ class VideoLLM:
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int | None = None,
+        json_schema: JsonSchema | None = None,
     ) -> Iterator[Answer]:
         """Answers a question every ``step`` seconds of a stream; see :meth:`live` and :meth:`LiveVideo.watch`."""
         live = self.live(
@@ -321,7 +340,13 @@ class VideoLLM:
         )
         with live:
             yield from live.watch(
-                question, step=step, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed
+                question,
+                step=step,
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                top_p=top_p,
+                seed=seed,
+                json_schema=json_schema,
             )
 
     def report(self, answer: Answer, video: str) -> Report:
@@ -411,7 +436,8 @@ class VideoLLM:
         """A session about frames, once the one before needs nothing more of the backend's shared tensors."""
         self._settle()
         timer = StageTimer(self._backend)
-        session = Session(self._backend, self.bundle.manifest, self._prompt, encoded(timer), params, timer)
+        manifest, prompt, schemas = self.bundle.manifest, self._prompt, self._schemas
+        session = Session(self._backend, manifest, prompt, schemas, encoded(timer), params, timer)
         self._latest = weakref.ref(session)
         return session
 

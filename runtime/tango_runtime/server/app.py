@@ -43,11 +43,13 @@ from tango_runtime.server.errors import ApiError
 from tango_runtime.server.events import ClientLeftError, EventStream, as_json, unless_left
 from tango_runtime.server.media import MediaStore
 from tango_runtime.server.metrics import Metrics
+from tango_runtime.server.pushed import PushedFrames
+from tango_runtime.server.rtsp import checked_rtsp
 from tango_runtime.server.settings import Settings
 from tango_runtime.server.streams import Stream, Streams, open_live, played
 from tango_runtime.server.worker import Job, Worker
 from tango_runtime.util.errors import first_line
-from tango_runtime.video.address import KINDS, is_live
+from tango_runtime.video.address import KINDS, is_live, redacted
 
 _log = logging.getLogger("tango_runtime.server")
 
@@ -59,6 +61,12 @@ _BODIES = 4
 
 #: Bytes of a body that are parsed in less time than another thread takes to begin.
 _SMALL = 1 << 16
+
+#: The source of a stream whose frames its client sends.
+PUSH = "push:"
+
+#: Seconds that a camera is watched, where a chat does not say how long; and between two looks whether that is done.
+_WATCHED_S, _POLL_S = 8.0, 0.02
 
 #: JPEG quality of the page's frames.
 _QUALITY = 80
@@ -87,6 +95,8 @@ class Server:
         self.metrics.gauge("vllm:num_requests_running", lambda: self.worker.running)
         self.metrics.gauge("vllm:num_requests_waiting", lambda: self.worker.waiting)
         self.metrics.gauge("tango:streams", lambda: len(self.streams))
+        self.metrics.gauge("tango:stream_load", lambda: self.streams.load)
+        self.metrics.gauge("tango:stream_lag_seconds", lambda: self.streams.lag)
 
     def app(self) -> ASGIApp:
         """The ASGI application; its lifespan's end closes the server."""
@@ -104,6 +114,7 @@ class Server:
             Route("/v1/streams/{name}", guarded(self._one_stream), methods=["GET"]),
             Route("/v1/streams/{name}", guarded(self._remove_stream), methods=["DELETE"]),
             Route("/v1/streams/{name}/answers", guarded(self._watch_stream), methods=["POST"]),
+            Route("/v1/streams/{name}/frames", guarded(self._push_frame), methods=["POST"]),
         ]
         files = Path(__file__).with_name("page")
         routes.append(Route("/", _PageFile(files / "index.html"), methods=["GET"]))
@@ -234,26 +245,14 @@ class Server:
 
     async def _list_streams(self, request: Request) -> Response:
         described = [stream.describe() for stream in self.streams]
-        return JSONResponse({"object": "list", "data": described, "capacity": self.settings.streams})
+        capacity, load = self.settings.streams, round(self.streams.load, 4)
+        return JSONResponse({"object": "list", "data": described, "capacity": capacity, "load": load})
 
     async def _add_stream(self, request: Request) -> Response:
         data = as_object(await self._json(request), "the body", {"source", "model", "window", "fps", "retention_ratio"})
         model = self._model(take_text(data, "model", ""))
         options = parse_options({**data, "frames": data.get("window")})
-        fps = options.fps or 1.0
-        if options.frames is not None and options.frames > self.settings.max_frames:
-            raise ApiError(400, f"a window has at most {self.settings.max_frames} frames", "window")
-        source = await self._in_thread(self._source, take_text(data, "source", ""), fps)
-        opened = partial(
-            open_live,
-            self.engine.models[model],
-            source,
-            window=options.frames,
-            fps=fps,
-            ratio=options.retention_ratio,
-            wake=self.worker.wake,
-        )
-        stream: Stream = await self._on_worker(lambda: self.streams.add(model, opened))
+        stream = await self._open_stream(model, take_text(data, "source", ""), options, options.fps or 1.0)
         return JSONResponse(stream.describe(), 201)
 
     async def _one_stream(self, request: Request) -> Response:
@@ -263,6 +262,27 @@ class Server:
         stream = self.streams.get(request.path_params["name"])
         await self._on_worker(lambda: self.streams.remove(stream.name))
         return JSONResponse({"id": stream.name, "object": "stream", "deleted": True})
+
+    async def _push_frame(self, request: Request) -> Response:
+        stream = self.streams.get(request.path_params["name"])
+        if stream.pushed is None:
+            raise ApiError(400, f"{stream.name} reads its own source; open one of the source push:", "source")
+        if not request.headers.get("content-type", "").lower().startswith("image/"):
+            raise ApiError(415, "the body is an image: give its type")
+        data = b"".join([piece async for piece in self._pieces(request, self.settings.max_frame)])
+        frame = await self._in_thread(self._decode_frame, stream.model, data)
+        if stream.over:
+            raise ApiError(400, f"{stream.name} is over: {stream.error or 'it was closed'}", "source")
+        return JSONResponse({"id": stream.name, "taken": stream.pushed.put(frame)}, 202)
+
+    def _decode_frame(self, model: str, data: bytes) -> NDArray[np.uint8]:
+        path = self.store.new_file()
+        try:
+            path.write_bytes(data)
+            frames = self.decoders.decode({**self._media(model), "paths": [str(path)], "whole": True}).frames
+            return frames.reshape(frames.shape[1:])
+        finally:
+            path.unlink(missing_ok=True)
 
     async def _watch_stream(self, request: Request) -> ASGIApp:
         body = dict(as_object(await self._json(request), "the body"))
@@ -297,14 +317,20 @@ class Server:
 
     async def _ask(self, chat: ChatRequest) -> AsyncGenerator[str | Ending, None]:
         """Pieces of an answer and its ending."""
+        if isinstance(chat.json_schema, Mapping):  # the model's thread does not wait for the compiler
+            compiled = await self._in_thread(self.engine.models[chat.model].compile_schema, chat.json_schema)
+            chat = replace(chat, json_schema=compiled)
         url = chat.media.urls[0]
+        if url.startswith("rtsp:"):
+            async with aclosing(self._ask_camera(chat, url)) as items:
+                async for item in items:
+                    yield item
+            return
+        if chat.options.seconds is not None:
+            raise ApiError(400, "seconds is for rtsp: videos; others have frames and fps", "seconds")
         if url.startswith("stream:"):
-            stream = self.streams.get(url)
-            if stream.model != chat.model:
-                raise ApiError(400, f"{stream.name} is read by {stream.model}, not by {chat.model}", "model")
-            live = self._run(lambda emit: (self.engine.answer_live(chat, stream, emit), stream.name), Ending)
-            async with aclosing(live):
-                async for item in live:
+            async with aclosing(self._ask_stream(chat, self.streams.get(url))) as items:
+                async for item in items:
                     yield item
             return
 
@@ -315,6 +341,54 @@ class Server:
         async with aclosing(self._about_video(chat.model, chat.media, chat.options, job)) as items:
             async for item in items:
                 yield item
+
+    async def _ask_stream(self, chat: ChatRequest, stream: Stream) -> AsyncGenerator[str | Ending, None]:
+        if stream.model != chat.model:
+            raise ApiError(400, f"{stream.name} is read by {stream.model}, not by {chat.model}", "model")
+        live = self._run(lambda emit: (self.engine.answer_live(chat, stream, emit), stream.name), Ending)
+        async with aclosing(live):
+            async for item in live:
+                yield item
+
+    async def _ask_camera(self, chat: ChatRequest, url: str) -> AsyncGenerator[str | Ending, None]:
+        """Watches a camera for a while, as a stream of its own, and answers about that."""
+        options = chat.options
+        frames = options.frames or self.engine.models[chat.model].bundle.manifest.video.frames
+        seconds = options.seconds or (frames / options.fps if options.fps else _WATCHED_S)
+        if seconds > self.settings.watch_seconds:
+            raise ApiError(400, f"a camera is watched for at most {self.settings.watch_seconds:g} s", "seconds")
+        fps = options.fps or frames / seconds
+        stream = await self._open_stream(chat.model, url, replace(options, frames=frames), fps)
+        try:
+            deadline = time.monotonic() + seconds + self.settings.fetch_seconds  # connecting takes time, too
+            while not (stream.live.window.full or stream.over or time.monotonic() > deadline):
+                if stream.live.window.held and stream.live.window.elapsed >= seconds:
+                    break  # the camera has fewer frames a second
+                await asyncio.sleep(_POLL_S)
+            async with aclosing(self._ask_stream(chat, stream)) as items:
+                async for item in items:
+                    yield item
+        finally:
+            self.streams.discard(stream.name)
+            self.worker.wake()
+
+    async def _open_stream(self, model: str, source: str, options: VideoOptions, fps: float) -> Stream:
+        if options.frames is not None and options.frames > self.settings.max_frames:
+            raise ApiError(400, f"a window has at most {self.settings.max_frames} frames", "window")
+        frames = await self._in_thread(self._source, source, fps)
+        opened = partial(
+            open_live,
+            self.engine.models[model],
+            frames,
+            window=options.frames,
+            fps=fps,
+            ratio=options.retention_ratio,
+            wake=self.worker.wake,
+        )
+        stream: Stream = await self._on_worker(lambda: self.streams.add(model, fps, opened))
+        stream.source = redacted(source) if "://" in source else source
+        stream.pushed = frames if isinstance(frames, PushedFrames) else None
+        return stream
 
     async def _about_video(
         self,
@@ -347,21 +421,23 @@ class Server:
                     return key, None
                 clip = self._clips.get(key)
                 if clip is None:
-                    llm = self.engine.models[model]
                     clip = self._clips[key] = self.decoders.decode(
                         {
-                            "bundle": str(llm.bundle.path.resolve()),
+                            **self._media(model),
                             "paths": [str(path) for path in local.paths],
                             "images": local.images,
                             "seconds": local.seconds,
                             "frames": options.frames,
                             "fps": options.fps,
                             "max_pixels": options.max_pixels,
-                            "most": self.settings.max_frames,
-                            "fixed": llm.frame_size,
                         }
                     )
                 return key, clip
+
+    def _media(self, model: str) -> dict[str, Any]:
+        """What the decoders are told of a model."""
+        llm, most = self.engine.models[model], self.settings.max_frames
+        return {"bundle": str(llm.bundle.path.resolve()), "fixed": llm.frame_size, "most": most}
 
     async def _run(
         self, make: Callable[[Emit], tuple[Generator[None, None, None], Hashable]], last: type
@@ -422,11 +498,18 @@ class Server:
         if url.startswith("file:"):
             with self.store.local(Media((url,))) as local:
                 return played(local.paths[0], fps)
+        if url == PUSH:
+            return PushedFrames(self.settings.idle_seconds)
+        if url.lower().startswith("rtsp:"):
+            limits = self.settings
+            return checked_rtsp(url, limits.rtsp_hosts, allow_private=limits.allow_private)
         if url.partition("://")[0].lower() in KINDS and is_live(url):
             if not self.settings.allow_private:  # FFmpeg connects by itself: no address of it can be checked before
                 raise ApiError(403, "streams of other hosts are opened only with --allow-private", "source")
             return url
-        raise ApiError(400, "a stream's source is rtsp://, http://, https://, or file: under the media root", "source")
+        raise ApiError(
+            400, f"a stream's source is rtsp://, http://, https://, {PUSH}, or file: under the media root", "source"
+        )
 
     def _with_model(self, chat: ChatRequest) -> ChatRequest:
         return replace(chat, model=self._model(chat.model))

@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import Any, TypeVar
 
 from tango_plugins import PruneParams, TangoError
+from tango_runtime.pipeline.structured import ANY_OBJECT, JsonSchema
 from tango_runtime.server.errors import ApiError
 from tango_runtime.util.jsonschema import shown
 from tango_runtime.util.numbers import is_integer, is_number
@@ -25,16 +26,15 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "logit_bias": ({}, None),
     "tools": ([], None),
     "tool_choice": ("none", "auto", None),
-    "response_format": ({"type": "text"}, None),
     "modalities": (["text"], None),
 }
 #: Keys that change no answer.
 _IGNORED = {"user", "store", "metadata", "service_tier", "safety_identifier", "prompt_cache_key", "parallel_tool_calls"}
 
-_OPTIONS = {"frames", "fps", "max_pixels", "retention_ratio", "prune", "media_io_kwargs"}
+_OPTIONS = {"frames", "fps", "seconds", "max_pixels", "retention_ratio", "prune", "media_io_kwargs"}
 _KNOWN = {
     *("model", "messages", "stream", "stream_options", "max_tokens", "max_completion_tokens"),
-    *("temperature", "top_p", "seed", "stop"),
+    *("temperature", "top_p", "seed", "stop", "response_format"),
     *_OPTIONS,
 }
 
@@ -52,6 +52,7 @@ class VideoOptions:
         max_pixels: Most pixels of a frame.
         retention_ratio: Fraction of the video tokens kept.
         prune: False keeps every token.
+        seconds: How long a camera is watched.
     """
 
     frames: int | None = None
@@ -59,6 +60,7 @@ class VideoOptions:
     max_pixels: int | None = None
     retention_ratio: float | None = None
     prune: bool = True
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,7 @@ class ChatRequest:
         top_p: Nucleus of the sampling.
         seed: Seed of the sampling.
         stop: Texts that end the answer.
+        json_schema: What the answer fits; None for any text.
     """
 
     model: str
@@ -107,6 +110,7 @@ class ChatRequest:
     top_p: float
     seed: int | None
     stop: tuple[str, ...]
+    json_schema: JsonSchema | None
 
 
 def parse_chat(body: object, max_images: int) -> ChatRequest:
@@ -138,6 +142,7 @@ def parse_chat(body: object, max_images: int) -> ChatRequest:
         top_p=_take(data, "top_p", 1.0, lambda v: is_number(v) and 0 < v <= 1),
         seed=_take(data, "seed", None, lambda v: is_integer(v) and 0 <= v < 1 << 63),
         stop=_read_stop(data.get("stop")),
+        json_schema=_read_format(data.get("response_format")),
     )
 
 
@@ -158,7 +163,12 @@ def parse_options(data: Mapping[str, Any]) -> VideoOptions:
     frames = _take(data, "frames", None, _is_count) or _take(video, "num_frames", None, _is_count)
     fps = _take(data, "fps", None, _is_rate) or _take(video, "fps", None, _is_rate)
     return VideoOptions(
-        frames, fps, _take(data, "max_pixels", None, _is_count), ratio, _take(data, "prune", True, _is_flag)
+        frames,
+        fps,
+        _take(data, "max_pixels", None, _is_count),
+        ratio,
+        _take(data, "prune", True, _is_flag),
+        _take(data, "seconds", None, lambda v: is_number(v) and 0 < v <= 3600),
     )
 
 
@@ -215,6 +225,22 @@ def _read_stop(value: object) -> tuple[str, ...]:
     if not isinstance(texts, list) or len(texts) > _STOPS or not all(_is_text(text) and text for text in texts):
         raise ApiError(400, f"stop is {shown(value)}, not a text or up to {_STOPS} of them", "stop")
     return tuple(texts)
+
+
+def _read_format(value: object) -> Mapping[str, Any] | None:
+    """The schema that a ``response_format`` asks for."""
+    if value is None:
+        return None
+    name = "response_format"
+    data = as_object(value, name, {"type", "json_schema"})
+    if data.get("type") == "text":
+        return None
+    if data.get("type") == "json_object":
+        return ANY_OBJECT
+    if data.get("type") != "json_schema":
+        raise ApiError(400, f"{name} is {shown(value)}; its type is text, json_object or json_schema", name)
+    inner = as_object(data.get("json_schema"), f"{name}: json_schema", {"name", "description", "schema", "strict"})
+    return as_object(inner.get("schema"), f"{name}: json_schema: schema")
 
 
 def _read_messages(value: object, max_images: int) -> tuple[Media, list[tuple[str, str | None]]]:

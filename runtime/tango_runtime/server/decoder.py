@@ -66,6 +66,11 @@ def _reply(request: dict[str, Any], to: BinaryIO) -> None:
 
 
 def _decode(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+    if request.get("whole"):  # an image as it is
+        image = _image(Path(request["paths"][0]).read_bytes(), 0)
+        height, width = image.shape[:2]
+        header = {"seconds": [0.0], "duration": None, "aspect": width / height, "size": (height, width)}
+        return header, image.tobytes()
     video = _manifest(request["bundle"]).video
     source = _source(request)
     chosen = _choose(source, request, video.frames, video.sampling)

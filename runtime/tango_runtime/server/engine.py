@@ -214,6 +214,8 @@ class Engine:
         answer = stream.answer
         finish = "stop" if stop.met or answer.finish == "stop" else "length"
         self._metrics.observe("vllm:e2e_request_latency_seconds", monotonic() - arrived, model_name=model)
+        if answer.live is not None and answer.live.lag is not None:
+            self._metrics.observe("tango:stream_answer_lag_seconds", answer.live.lag, model_name=model)
         self._metrics.add("vllm:request_success_total", model_name=model, finished_reason=finish)
         self._metrics.add("vllm:prompt_tokens_total", answer.prompt_tokens, model_name=model)
         self._metrics.add("vllm:generation_tokens_total", len(answer.ids), model_name=model)
@@ -223,7 +225,7 @@ class Engine:
 
 
 def _sampling(request: ChatRequest) -> dict[str, Any]:
-    names = ("max_new_tokens", "temperature", "top_p", "seed")
+    names = ("max_new_tokens", "temperature", "top_p", "seed", "json_schema")
     return {name: getattr(request, name) for name in names}
 
 

@@ -24,6 +24,9 @@ _HELP = {
     "tango:requests_refused_total": ("counter", "Requests that found the queue full."),
     "tango:requests_cancelled_total": ("counter", "Requests whose client left, or whose time was over."),
     "tango:streams": ("gauge", "Streams that are open."),
+    "tango:stream_load": ("gauge", "Share of the model's time that frames of streams take; above 1 some are given up."),
+    "tango:stream_lag_seconds": ("gauge", "Longest that a frame of a stream has waited to be encoded."),
+    "tango:stream_answer_lag_seconds": ("histogram", "From a window's newest frame to its answer's first piece."),
     "tango:stream_frames_encoded_total": ("counter", "Frames of streams that went through the vision tower."),
     "tango:stream_frames_dropped_total": ("counter", "Frames of streams that were given up."),
 }

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import secrets
 import threading
-import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Any
 
 from tango_plugins import TangoError
@@ -15,7 +16,15 @@ from tango_runtime.pipeline.live import LiveVideo
 from tango_runtime.pipeline.video_llm import VideoLLM
 from tango_runtime.server.errors import ApiError
 from tango_runtime.server.metrics import Metrics
+from tango_runtime.server.pushed import PushedFrames
 from tango_runtime.video import TimedFrame, open_source
+
+#: Most frames of a stream that are encoded before the next has its turn. The same for all, so that one of many frames
+#: a second takes no more than its share when there is too much to do: it gives up its own.
+_TURN = 4
+
+#: Weight of the newest frames in the mean time of a frame.
+_NEWEST = 0.2
 
 
 class Stream:
@@ -25,13 +34,19 @@ class Stream:
         name: Its id.
         model: Name of the bundle that reads it.
         live: The stream itself; for the worker's thread.
+        fps: Frames a second that it has at most.
+        frame_seconds: What encoding a frame took in the mean; 0 before the first.
+        source: What its client named, without secrets.
+        pushed: Where its client puts frames; None for a stream with a source of its own.
         error: What ended it, empty while it goes on.
     """
 
-    def __init__(self, name: str, model: str, live: LiveVideo, metrics: Metrics) -> None:
-        self.name, self.model, self.live, self.error = name, model, live, ""
+    def __init__(self, name: str, model: str, live: LiveVideo, fps: float, metrics: Metrics) -> None:
+        self.name, self.model, self.live, self.fps, self.error = name, model, live, fps, ""
+        self.frame_seconds, self.source = 0.0, ""
+        self.pushed: PushedFrames | None = None
         self._metrics = metrics
-        self._encoded = self._dropped = 0
+        self._encoded, self._dropped, self._ended = 0, 0, False
 
     @property
     def over(self) -> bool:
@@ -40,20 +55,38 @@ class Stream:
 
     @property
     def waits(self) -> bool:
-        """Whether frames wait to be encoded."""
+        """Whether frames wait to be encoded, or the end, which may be an error, to be noticed."""
         feed = self.live.feed
-        return not self.error and isinstance(feed, CameraFeed) and feed.waiting > 0
+        if self.error or not isinstance(feed, CameraFeed):
+            return False
+        return feed.waiting > 0 or (feed.over and not self._ended)
 
-    def take_in(self, wait: float) -> None:
-        """Encodes what came; an error of the source ends the stream."""
+    @property
+    def lag(self) -> float:
+        """Seconds that its oldest frame has waited to be encoded."""
+        feed = self.live.feed
+        return feed.lag if isinstance(feed, CameraFeed) and not self.error else 0.0
+
+    @property
+    def load(self) -> float:
+        """The share of the model's time that its frames take; nothing once it is over."""
+        return 0.0 if self.over else self.fps * self.frame_seconds
+
+    def take_in(self, wait: float, most: int | None = None) -> None:
+        """Encodes what came, or the oldest so many frames of it; an error of the source ends the stream."""
+        began = monotonic()
         try:
-            self.live.take_in(wait)
+            self.live.take_in(wait, most)
         except TangoError as error:
             self.error = f"{error.message}; {error.hint}"
         except Exception as error:  # whatever a camera raises
             self.error = f"the source failed: {type(error).__name__}"
         window, feed = self.live.window, self.live.feed
-        self._metrics.add("tango:stream_frames_encoded_total", window.encoded - self._encoded)
+        self._ended = feed.over
+        if count := window.encoded - self._encoded:
+            now = (monotonic() - began) / count
+            self.frame_seconds += (_NEWEST if self.frame_seconds else 1.0) * (now - self.frame_seconds)
+        self._metrics.add("tango:stream_frames_encoded_total", count)
         self._metrics.add("tango:stream_frames_dropped_total", feed.dropped - self._dropped)
         self._encoded, self._dropped = window.encoded, feed.dropped
 
@@ -64,6 +97,7 @@ class Stream:
             "id": self.name,
             "object": "stream",
             "model": self.model,
+            "source": self.source,
             "state": "failed" if self.error else "over" if self.over else "open",
             "error": self.error or None,
             "frames_encoded": window.encoded,
@@ -71,6 +105,8 @@ class Stream:
             "frames_in_window": window.held,
             "gaps": window.gaps,
             "seconds": None if newest is None else newest.seconds,
+            "lag_seconds": round(self.lag, 3),
+            "load": round(self.load, 4),
         }
 
 
@@ -87,6 +123,7 @@ class Streams:
         self._open: dict[str, Stream] = {}
         self._lock = threading.Lock()
         self._last = ""
+        self._discarded: deque[str] = deque()
 
     def __len__(self) -> int:
         return len(self._open)
@@ -94,16 +131,29 @@ class Streams:
     def __iter__(self) -> Iterator[Stream]:
         return iter(list(self._open.values()))
 
-    def add(self, model: str, open_live: Callable[[], LiveVideo]) -> Stream:
-        """Opens a stream; on the worker's thread.
+    @property
+    def load(self) -> float:
+        """The share of the model's time that all streams' frames take; above 1, some frames are given up."""
+        return sum(stream.load for stream in self)
+
+    @property
+    def lag(self) -> float:
+        """The longest that a frame has waited to be encoded, in seconds."""
+        return max((stream.lag for stream in self), default=0.0)
+
+    def add(self, model: str, fps: float, open_live: Callable[[], LiveVideo]) -> Stream:
+        """Opens a stream; on the worker's thread. Where all places are taken, one that is over makes room.
 
         Raises:
             ApiError: There are too many.
             TangoError: The source cannot be read.
         """
+        ended = next((stream for stream in self if stream.over), None)
+        if len(self._open) >= self._most and ended is not None:
+            self.remove(ended.name)
         if len(self._open) >= self._most:
             raise ApiError(429, f"{self._most} streams are open; close one", headers={"Retry-After": "60"})
-        stream = Stream(f"stream:{secrets.token_hex(8)}", model, open_live(), self._metrics)
+        stream = Stream(f"stream:{secrets.token_hex(8)}", model, open_live(), fps, self._metrics)
         with self._lock:
             self._open[stream.name] = stream
         return stream
@@ -125,8 +175,15 @@ class Streams:
             del self._open[name]
         stream.live.close()
 
+    def discard(self, name: str) -> None:
+        """Has a stream removed at the next turn; from any thread."""
+        self._discarded.append(name)
+
     def turn(self) -> bool:
-        """Encodes what came of the next stream that has frames; whether there was one. On the worker's thread."""
+        """Encodes some frames of the next stream that has any; whether there was one. On the worker's thread."""
+        while self._discarded:
+            if (name := self._discarded.popleft()) in self._open:
+                self.remove(name)
         with self._lock:
             names = sorted(self._open)
         behind = [name for name in names if name > self._last] + [name for name in names if name <= self._last]
@@ -134,7 +191,7 @@ class Streams:
             stream = self._open.get(name)
             if stream is not None and stream.waits:
                 self._last = name
-                stream.take_in(0)
+                stream.take_in(0, _TURN)
                 return True
         return False
 
@@ -147,9 +204,9 @@ class Streams:
 def played(path: Path, fps: float) -> Iterator[TimedFrame]:
     """A recording as if it happened now: its frames come at their times."""
     source = open_source(path)
-    began = time.monotonic()
+    began = monotonic()
     for seconds, frame in source.read(source.sample_at(fps)):
-        time.sleep(max(0.0, began + seconds - time.monotonic()))
+        sleep(max(0.0, began + seconds - monotonic()))
         yield seconds, frame
 
 

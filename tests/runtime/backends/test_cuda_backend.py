@@ -100,6 +100,17 @@ def test_sampling_by_chance_draws_the_same(make, llm, colors):
     same(make().generate(colors, QUESTION, **options), llm.generate(colors, QUESTION, **options))
 
 
+@pytest.mark.parametrize("engine", ["onnxruntime", "tensorrt"])
+def test_an_answer_by_a_schema_is_the_cpus(make, llm, colors, engine):
+    """Its logits are masked on the host: all of them are copied, for such an answer alone."""
+    pytest.importorskip("llguidance", reason="answers that follow a JSON schema need llguidance")
+    schema = {"type": "array", "items": {"enum": ["red", "blue"]}, "minItems": 2, "maxItems": 4}
+    wanted = llm.generate(colors, QUESTION, json_schema=schema, max_new_tokens=24)
+    found = make(engine).generate(colors, QUESTION, json_schema=schema, max_new_tokens=24)
+    same(found, wanted)
+    assert found.text.startswith("[")
+
+
 @pytest.mark.parametrize("size", [1, 999, 1000, 1001, 2500])
 def test_a_file_is_copied_in_pieces(host, tmp_path, monkeypatch, size):
     monkeypatch.setattr(device, "_CHUNK_BYTES", 1000)

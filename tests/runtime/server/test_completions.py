@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import threading
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -14,6 +15,10 @@ from PIL import Image
 from tests.runtime.server.serving import asked, openai
 
 QUESTION = "What happens?"
+
+needs_llguidance = pytest.mark.skipif(
+    find_spec("llguidance") is None, reason="answers that follow a JSON schema need llguidance: extra structured"
+)
 
 
 @pytest.fixture
@@ -112,6 +117,51 @@ def test_a_stop_text_ends_the_answer(served, answer):
     found = served.openai().chat.completions.create(**asked(), stop=[stop, "never"])
     assert found.choices[0].message.content == answer.text[: answer.text.index(stop)]
     assert found.choices[0].finish_reason == "stop"
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"color": {"enum": ["red", "blue"]}, "moves": {"type": "boolean"}},
+    "required": ["color", "moves"],
+    "additionalProperties": False,
+}
+AS_JSON = {"type": "json_schema", "json_schema": {"name": "seen", "schema": SCHEMA, "strict": True}}
+
+
+@needs_llguidance
+def test_an_answer_fits_the_schema(served, llm, clip):
+    body = asked(max_tokens=64, response_format=AS_JSON)
+    found = served.openai().chat.completions.create(**body).choices[0]
+    assert found.message.content == llm.generate(clip, QUESTION, max_new_tokens=64, json_schema=SCHEMA).text
+    assert set(json.loads(found.message.content)) == {"color", "moves"}
+    assert found.finish_reason == "stop"
+    chunks = served.openai().chat.completions.create(**body, stream=True)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == found.message.content
+    short = served.openai().chat.completions.create(**{**body, "max_tokens": 3}).choices[0]
+    assert (short.finish_reason, found.message.content.startswith(short.message.content)) == ("length", True)
+
+
+@needs_llguidance
+def test_any_object(served):
+    body = asked(max_tokens=60, temperature=1.0, seed=1, response_format={"type": "json_object"})
+    found = served.openai().chat.completions.create(**body).choices[0]
+    assert found.message.content.startswith("{")
+    assert found.finish_reason == "length" or isinstance(json.loads(found.message.content), dict)
+
+
+@needs_llguidance
+def test_a_schema_that_cannot_be_followed_is_named(served):
+    schema = {"type": "object", "not": {"required": ["a"]}}
+    wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    with pytest.raises(openai.BadRequestError, match="the JSON schema cannot be followed"):
+        served.openai().chat.completions.create(**asked(response_format=wanted), stream=True)
+
+
+@pytest.mark.parametrize("key", ["logprobs", "top_logprobs", "tools", "n"])
+def test_what_is_not_supported_is_named(served, key):
+    value = {"logprobs": True, "top_logprobs": 2, "tools": [{"type": "function", "function": {"name": "f"}}], "n": 2}
+    with pytest.raises(openai.BadRequestError, match=f"{key} is .*, which is not supported"):
+        served.openai().chat.completions.create(**asked(), **{key: value[key]})
 
 
 def pictures():

@@ -38,13 +38,14 @@ def videos(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory):
+def page(tmp_path_factory, videos):
     """A server of the small checkpoint."""
     from tango_export.export import Request, export
 
     output = tmp_path_factory.mktemp("page") / "tiny"
     export(Request("llava-ov", str(TINY / "llava"), str(TINY / "siglip"), output, context=4096, sink_positions=()))
-    with running({"tiny": VideoLLM(output, "ort-cpu")}, Settings(decoders=1)) as served:
+    settings = Settings(decoders=1, media_root=videos, streams=2)
+    with running({"tiny": VideoLLM(output, "ort-cpu")}, settings) as served:
         yield served
 
 
@@ -52,7 +53,8 @@ def page(tmp_path_factory):
 def browser():
     options = webdriver.ChromeOptions()
     options.binary_location = BROWSER
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1300,1000"):
+    camera = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
+    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1300,1000", *camera):
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     with webdriver.Chrome(options, webdriver.ChromeService(DRIVER)) as driver:
@@ -133,6 +135,48 @@ def test_a_clip_is_uploaded_asked_about_and_drawn(page, browser, videos):
 
     errors = [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
     assert errors == []
+
+
+def watched(browser, question):
+    """Asks a stream again and again; the first answer's figures."""
+    find(browser, "#watch").click()
+    find(browser, "#question").send_keys(question, Keys.ENTER)
+    wait(browser, lambda: browser.find_elements(By.CSS_SELECTOR, "#turns .figures"))
+    found = wait(browser, lambda: find(browser, "#turns .figures").text)
+    find(browser, "#stop").click()
+    wait(browser, lambda: not find(browser, "#stop").is_displayed())
+    return found
+
+
+def test_streams_are_opened_watched_and_closed(page, browser):
+    browser.get(page.url)
+    wait(browser, lambda: find(browser, "#model").get_attribute("value") == "tiny")
+    find(browser, "#source").send_keys("rtsp://camera/", Keys.ENTER)
+    wait(browser, lambda: "without --allow-rtsp" in find(browser, "#status").text)
+    find(browser, "#source").clear()
+    find(browser, "#source").send_keys("file:clip.mp4", Keys.ENTER)  # by the keyboard alone
+    wait(browser, lambda: "file:clip.mp4" in find(browser, "#streams").text)
+    wait(browser, lambda: "video tokens" in find(browser, "#counts").text)
+    assert "lag" in watched(browser, "What is there?")
+    assert find(browser, "#turns .answer").text
+    find(browser, "#streams button[aria-label^=Close]").click()
+    wait(browser, lambda: not browser.find_elements(By.CSS_SELECTOR, "#streams li"))
+    assert page.metric("tango:streams") == 0
+    assert not find(browser, "#ask").is_enabled()
+
+
+def test_the_browsers_camera_is_a_stream(page, browser):
+    browser.get(page.url)
+    wait(browser, lambda: find(browser, "#model").get_attribute("value") == "tiny")
+    find(browser, "#live").click()
+    wait(browser, lambda: "video tokens" in find(browser, "#counts").text)
+    assert "Camera of a browser" in find(browser, "#streams").text
+    assert find(browser, "#live").get_attribute("aria-pressed") == "true"
+    assert browser.find_elements(By.CSS_SELECTOR, "#grid canvas")
+    find(browser, "#live").click()
+    wait(browser, lambda: page.metric("tango:streams") == 0)
+    errors = [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+    assert [entry for entry in errors if "403" not in entry["message"]] == []
 
 
 def test_it_fits_a_phone(page, browser):

@@ -193,6 +193,7 @@ def malformed():
         "n",
         "tools",
         "logprobs",
+        "response_format",
     ):
         for value in junk:
             yield {**whole, key: value}
@@ -232,6 +233,14 @@ def malformed():
         "messages": [{"role": "user", "content": [{**image, "image_url": {"url": "data:,", "seconds": "x"}}]}],
     }
     yield {**whole, "messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}] * 3}
+    for schema in (
+        *junk,
+        {"schema": 1},
+        {"schema": {"type": "x"}},
+        {"schema": {"$ref": "file:///etc/passwd"}},
+        {"x": 1},
+    ):
+        yield {**whole, "response_format": {"type": "json_schema", "json_schema": schema}}
     yield {**whole, "unknown": 1}
     yield {**whole, "\u0000": 1}
 

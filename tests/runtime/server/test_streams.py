@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import io
 import json
 import queue
+import socket
+import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from tango_plugins import TangoError
+from tango_runtime.pipeline import feed as feed_module
+from tango_runtime.pipeline.feed import Arrival, CameraFeed, Rate
+from tango_runtime.server import streams as streams_module
+from tango_runtime.server.errors import ApiError
+from tango_runtime.server.metrics import Metrics
+from tango_runtime.server.rtsp import AllowedHost, checked_rtsp
 from tango_runtime.server.streams import Streams
 from tests.runtime.server.serving import asked, openai
 from tests.runtime.server.test_server_limits import eventually
+from tests.runtime.video.test_stream import Camera, gstreamer
 
 
 @pytest.fixture
@@ -159,8 +172,9 @@ def test_streams_take_turns():
         def __init__(self, name):
             self.name, self.waits, self.taken = name, True, 0
 
-        def take_in(self, wait):
+        def take_in(self, wait, most):
             self.taken += 1
+            self.most = most
 
     streams = Streams(8, None)
     fakes = [Fake(f"stream:{i}") for i in range(5)]
@@ -169,6 +183,216 @@ def test_streams_take_turns():
     for _ in range(8):
         assert streams.turn()
     assert [fake.taken for fake in fakes] == [2, 2, 0, 2, 2]
+    assert len({fake.most for fake in fakes if fake.taken}) == 1  # so many frames a turn, whatever waits
     for fake in fakes:
         fake.waits = False
     assert not streams.turn()
+
+
+# Fair shares, lag, capacity.
+
+
+class Model:
+    """A stream's live video whose frames take so much time."""
+
+    def __init__(self, clock, cost):
+        self.clock, self.cost = clock, cost
+        self.window = SimpleNamespace(encoded=0, newest=None, held=0, gaps=0)
+        self.feed = CameraFeed(iter(()), Rate(1.0), 16)
+        self.feed._thread.join()
+        self.feed._ended = False
+
+    def give(self, count):
+        for _ in range(count):
+            self.feed._hold(Arrival(0.0, np.zeros((1, 1, 3), np.uint8), self.clock.now))
+
+    def take_in(self, wait, most=None):
+        taken = len(self.feed.take(wait, most))
+        self.clock.now += taken * self.cost
+        self.window.encoded += taken
+
+    def close(self):
+        pass
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    found = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(streams_module, "monotonic", lambda: found.now)
+    monkeypatch.setattr(feed_module, "monotonic", lambda: found.now)
+    return found
+
+
+def test_a_fast_camera_takes_no_more_than_its_share(clock):
+    """Three streams of one frame a second and one of 30, with a model that has time for 8 frames a second."""
+    streams = Streams(8, Metrics())
+    opened = [streams.add("tiny", fps, lambda: Model(clock, 0.125)) for fps in (1, 1, 1, 30)]
+    for _ in range(20):
+        for stream in opened:
+            stream.live.give(int(stream.fps))
+        until = clock.now + 1
+        while clock.now < until and streams.turn():
+            pass
+        clock.now = max(clock.now, until)
+    *slow, fast = opened
+    assert [stream.live.window.encoded for stream in slow] == [20] * 3
+    assert [stream.live.feed.dropped for stream in slow] == [0] * 3
+    assert fast.live.window.encoded + fast.live.feed.waiting + fast.live.feed.dropped == 600
+    assert fast.live.feed.dropped > 300  # its own
+    assert fast.live.window.encoded >= 100  # and the time that the others leave
+    assert [stream.load for stream in opened] == pytest.approx([0.125] * 3 + [3.75])
+    assert streams.load > 4  # what was asked for is more than the model can
+
+
+def test_lag_is_the_age_of_what_waits(clock):
+    streams = Streams(8, Metrics())
+    stream = streams.add("tiny", 1.0, lambda: Model(clock, 0.5))
+    assert (streams.lag, stream.describe()["lag_seconds"], stream.load) == (0.0, 0.0, 0.0)
+    stream.live.give(1)
+    clock.now += 3
+    assert (streams.lag, stream.describe()["lag_seconds"]) == (3.0, 3.0)
+    assert streams.turn()
+    assert (streams.lag, stream.describe()["load"]) == (0.0, 0.5)
+
+
+def test_a_stream_that_is_over_makes_room(clock):
+    streams = Streams(1, Metrics())
+    first = streams.add("tiny", 1.0, lambda: Model(clock, 1))
+    with pytest.raises(ApiError, match="1 streams are open"):
+        streams.add("tiny", 1.0, lambda: Model(clock, 1))
+    first.error = "it failed"
+    second = streams.add("tiny", 1.0, lambda: Model(clock, 1))
+    assert [stream.name for stream in streams] == [second.name]
+
+
+# A camera of a chat, and of a page.
+
+
+def test_a_camera_is_watched_for_a_while_and_asked(camera, llm):
+    served, cameras = camera
+    pairs = list(zip([0.0, 0.5, 1.0, 1.5], frames(4), strict=True))
+    found = []
+    body = asked(url="rtsp://camera/")
+
+    def ask():
+        found.append(served.openai().chat.completions.create(**body, extra_body={"seconds": 2, "frames": 4}))
+
+    asking = threading.Thread(target=ask)
+    count = len(cameras)
+    asking.start()
+    eventually(lambda: len(cameras) > count)
+    for pair in pairs:
+        cameras[-1].put(pair)
+    asking.join()
+    assert found[0].choices[0].message.content == llm.generate(pairs, "What happens?", max_new_tokens=8).text
+    assert found[0].model_extra["tango"]["stream"]["frames"] == 4
+    cameras[-1].put(None)
+    eventually(lambda: not len(served.server.streams))
+
+
+def test_how_long_a_camera_is_watched_is_bounded(served):
+    for url, options, message in (
+        ("rtsp://camera/", {"seconds": 61}, "for at most 60 s"),
+        ("rtsp://camera/", {"fps": 0.01}, "for at most 60 s"),
+        ("rtsp://camera/", {}, "without --allow-rtsp"),
+        ("file:clip.mp4", {"seconds": 3}, "seconds is for rtsp: videos"),
+    ):
+        with pytest.raises(openai.APIStatusError, match=message):
+            served.openai().chat.completions.create(**asked(url=url), extra_body=options)
+
+
+def jpeg(frame):
+    file = io.BytesIO()
+    Image.fromarray(frame).save(file, "JPEG", quality=95)
+    return file.getvalue()
+
+
+def test_a_client_sends_frames(served):
+    http = served.http()
+    name = http.post("/v1/streams", json={"source": "push:", "window": 4, "fps": 1000}).json()["id"]
+    push = f"/v1/streams/{name}/frames"
+    for i, frame in enumerate(frames(4)):
+        taken = http.post(push, content=jpeg(frame), headers={"Content-Type": "image/jpeg"})
+        assert (taken.status_code, taken.json()["taken"]) == (202, True)
+        eventually(lambda i=i: http.get(f"/v1/streams/{name}").json()["frames_encoded"] == i + 1)
+    assert served.openai().chat.completions.create(**asked(url=name)).choices[0].message.content
+    for body, kind, status in (
+        (b"no image", "image/jpeg", 400),
+        (jpeg(frames(1)[0]), "text/plain", 415),
+        (bytes(5 << 20), "image/png", 413),
+    ):
+        assert http.post(push, content=body, headers={"Content-Type": kind}).status_code == status
+    assert http.delete(f"/v1/streams/{name}").status_code == 200
+    assert http.post(push, content=b"x", headers={"Content-Type": "image/jpeg"}).status_code == 404
+
+
+def test_a_client_that_sends_no_more_is_gone(serving):
+    http = serving(idle_seconds=0.2).http()
+    name = http.post("/v1/streams", json={"source": "push:", "window": 4}).json()["id"]
+    eventually(lambda: http.get(f"/v1/streams/{name}").json()["state"] == "failed")
+    assert http.get(f"/v1/streams/{name}").json()["error"].startswith("no frame was sent for 0.2 s")
+    late = http.post(f"/v1/streams/{name}/frames", content=jpeg(frames(1)[0]), headers={"Content-Type": "image/jpeg"})
+    assert (late.status_code, "is over" in late.text) == (400, True)
+    assert http.delete(f"/v1/streams/{name}").status_code == 200
+
+
+# Which cameras.
+
+
+@pytest.mark.parametrize(
+    ("allowed", "url", "found"),
+    [
+        ("cam.example", "rtsp://cam.example/live", "rtsp://10.0.0.5:554/live"),
+        ("CAM.example", "rtsp://u:p@cam.example:8554/live?x=1", "rtsp://u:p@10.0.0.5:8554/live?x=1"),
+        ("cam.example:8554", "rtsp://cam.example:8554/", "rtsp://10.0.0.5:8554/"),
+        ("10.0.0.0/24", "rtsp://cam.example/", "rtsp://10.0.0.5:554/"),
+        ("10.0.0.5", "rtsp://10.0.0.5/", "rtsp://10.0.0.5:554/"),
+        ("[fd00::1]:554", "rtsp://[fd00::1]/", "rtsp://[fd00::1]:554/"),
+        ("fd00::/8", "rtsp://[fd00::1]/", "rtsp://[fd00::1]:554/"),
+        ("cam.example:8554", "rtsp://cam.example/", None),
+        ("cam.example", "rtsp://other.example/", None),
+        ("cam.example", "rtsp://cam.example.evil/", None),
+        ("cam.example", "rtsp://cam.example@other.example/", None),
+        ("10.0.0.0/24", "rtsp://mixed.example/", None),
+        ("10.0.0.0/24", "rtsp://169.254.169.254/", None),
+        ("127.0.0.1", "rtsp://[::ffff:127.0.0.1]/", None),
+    ],
+)
+def test_which_cameras_may_be_named(monkeypatch, allowed, url, found):
+    addresses = {"cam.example": ["10.0.0.5"], "mixed.example": ["10.0.0.6", "127.0.0.1"]}
+
+    def resolve(host, port, **options):
+        return [(0, 0, 0, "", (address, port)) for address in addresses.get(host, [host])]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    hosts = [AllowedHost.parse(allowed)]
+    if found is None:
+        with pytest.raises(ApiError, match="is not among the hosts of --allow-rtsp"):
+            checked_rtsp(url, hosts, allow_private=False)
+    else:
+        assert checked_rtsp(url, hosts, allow_private=False) == found
+
+
+@pytest.mark.parametrize("text", ["", "a/b", "u@h", "h:x", "h:99999", "10.0.0.0/99", "h?x", "fd00::zz"])
+def test_what_is_no_host(text):
+    with pytest.raises(TangoError, match="--allow-rtsp"):
+        AllowedHost.parse(text)
+
+
+@pytest.mark.slow
+def test_a_real_camera(serving):
+    """GStreamer's RTSP server, asked about two seconds of it."""
+    if gstreamer() is None:
+        pytest.skip(
+            "needs GStreamer's RTSP server and x264; tests/runtime/video/test_stream.py names Debian's packages"
+        )
+    real = Camera()
+    try:
+        served = serving(rtsp_hosts=(AllowedHost.parse("127.0.0.1"),))
+        found = served.openai().chat.completions.create(
+            **asked(url=real.address()), extra_body={"seconds": 2, "frames": 4}
+        )
+        assert found.choices[0].message.content
+        assert found.model_extra["tango"]["stream"]["frames"] >= 3
+    finally:
+        real.stop()

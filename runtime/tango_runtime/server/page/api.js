@@ -34,24 +34,32 @@ export async function upload(file) {
   return (await (await checked(response)).json()).id;
 }
 
-// Yields the chunks of a chat's answer.
-export async function* chat(body, signal) {
+export async function remove(path) {
+  return (await checked(await fetch(path, { method: "DELETE", headers: headers(), keepalive: true }))).json();
+}
+
+// Sends a frame of a stream of the source push:.
+export async function push(stream, image) {
+  const options = { method: "POST", headers: headers(image.type), body: image };
+  return (await checked(await fetch(`/v1/streams/${stream}/frames`, options))).json();
+}
+
+// Yields the data of server-sent events; a failure that comes among them has an error.
+export async function* events(path, body, signal) {
   const options = { method: "POST", headers: headers("application/json"), body: JSON.stringify(body), signal };
-  const response = await checked(await fetch("/v1/chat/completions", options));
+  const response = await checked(await fetch(path, options));
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let held = "";
   for (;;) {
     const { done, value } = await reader.read();
     if (done) return;
     held += value;
-    const events = held.split("\n\n");
-    held = events.pop();
-    for (const event of events) {
+    const whole = held.split("\n\n");
+    held = whole.pop();
+    for (const event of whole) {
       const data = event.replace(/^data: /, "");
       if (data === "[DONE]") return;
-      const chunk = JSON.parse(data);
-      if (chunk.error) throw new Error(chunk.error.message);
-      yield chunk;
+      yield JSON.parse(data);
     }
   }
 }

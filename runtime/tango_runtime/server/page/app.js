@@ -1,10 +1,10 @@
 // The page: a video or a stream, questions about it, and what the decoder reads of it.
 
-import { chat, get, post, setKey, upload } from "./api.js";
-import { describe, drawFrame, drawStages, drawTimeline, segmentOf } from "./draw.js";
+import { events, get, post, push, remove, setKey, upload } from "./api.js";
+import { describe, drawCounts, drawFrame, drawStages, drawTimeline, segmentOf } from "./draw.js";
 
 const $ = (id) => document.getElementById(id);
-const RECORDED_SECONDS = 8, STREAM_MS = 1000;
+const RECORDED_SECONDS = 8, STREAM_MS = 1000, CAMERA_WIDTH = 640;
 
 const state = {
   url: "",          // video:… or stream:…
@@ -14,10 +14,15 @@ const state = {
   answering: null,  // AbortController of the answer that is written
 };
 
+let streams = [];  // the open ones, as the server describes them
+let live = null;   // the browser's camera while its frames are sent: { id, media, sending }
+
 function say(text, error = false) {
   $("status").textContent = text;
   $("status").classList.toggle("error", error);
 }
+
+const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
 function fail(error) {
   if (error.name === "AbortError") return;
@@ -37,12 +42,15 @@ function options() {
 
 const isStream = () => state.url.startsWith("stream:");
 
+// Whether there is something to see: a stream has no frames when it is opened.
+const hasFrames = () => !isStream() || streams.some(({ id, frames_in_window: held }) => id === state.url && held);
+
 // What is kept. While a view is on its way, the newest wish waits, and those between are left out.
 
 let viewing = false, wished = false;
 
 async function refresh() {
-  if (!state.url) return;
+  if (!state.url || !hasFrames()) return;
   wished = true;
   if (viewing) return;
   viewing = true;
@@ -64,6 +72,7 @@ async function show() {
   if (url !== state.url) return;
   view.pictures = known ? state.view.pictures : await Promise.all(view.images.map(picture));
   view.source = `${url} ${$("frames").value}`;
+  if (!state.view) say("");
   state.view = view;
   state.stages = { ...state.stages, ...view.stages_ms };
   draw();
@@ -83,9 +92,9 @@ function layer() {
 function draw() {
   const view = state.view;
   if (!view) return;
-  const share = (100 * view.kept) / view.total;
-  $("counts").textContent = `${view.kept} of ${view.total} video tokens (${share.toFixed(1)} %), ${view.segments.length} segments`;
+  drawCounts(view);
   const grid = $("grid");
+  grid.querySelector(".none")?.remove();
   while (grid.children.length > view.pictures.length) grid.lastChild.remove();
   while (grid.children.length < view.pictures.length) grid.append(card(grid.children.length));
   [...grid.children].forEach((item, f) => {
@@ -126,6 +135,7 @@ $("zoom").addEventListener("keydown", (event) => {
 
 $("ratio").addEventListener("input", () => {
   $("ratio-text").textContent = `${+(100 * ratio()).toPrecision(2)} %`;
+  $("ratio").style.setProperty("--at", `${$("ratio").value}%`);
   refresh();
 });
 $("frames").addEventListener("change", refresh);
@@ -140,8 +150,11 @@ function choose(url, local) {
   newChat();
   $("ask").disabled = !url;
   $("player").hidden = !local;
-  $("hint").hidden = Boolean(url);
+  $("hint").hidden = Boolean(local || live);
+  $("again").hidden = !isStream();
   if (local) $("player").src = URL.createObjectURL(local);
+  if (live && url !== live.id) close(live).catch(fail);
+  drawStreams();
   refresh();
 }
 
@@ -150,7 +163,6 @@ async function take(file) {
   try {
     say(`sending ${file.name || "the recording"} …`);
     const id = await upload(file);
-    $("stream").value = "";
     choose(id, file);
     say(`${file.name || "the recording"}, ${(file.size / 1e6).toFixed(1)} MB`);
   } catch (error) {
@@ -183,7 +195,7 @@ $("camera").addEventListener("click", async () => {
     recorder.start();
     for (let left = RECORDED_SECONDS; left; left--) {
       say(`recording, ${left} s left`);
-      await new Promise((resolve) => setTimeout(resolve, 1000));
+      await pause(1000);
     }
     recorder.stop();
     await ended;
@@ -196,9 +208,123 @@ $("camera").addEventListener("click", async () => {
   }
 });
 
-$("stream").addEventListener("change", () => choose($("stream").value, null));
+// Streams: of an address, or of the browser's camera, whose frames are sent one by one.
+
+async function openStream(source) {
+  const stream = await post("/v1/streams", { source, model: $("model").value, retention_ratio: ratio() });
+  streams.push(stream);
+  return stream.id;
+}
+
+function drawStreams() {
+  $("streams").replaceChildren(...streams.map((stream) => {
+    const item = document.createElement("li"), text = document.createElement("div");
+    const [name, figures] = ["b", "small"].map((tag) => document.createElement(tag));
+    item.classList.toggle("chosen", stream.id === state.url);
+    name.textContent = stream.source === "push:" ? "Camera of a browser" : stream.source;
+    figures.textContent = stream.error
+      ?? `${stream.state}, ${stream.frames_encoded} frames, ${stream.frames_dropped} dropped, lag ${stream.lag_seconds.toFixed(1)} s`;
+    text.append(name, figures);
+    item.append(text, action("Ask", "Ask about", stream, () => choose(stream.id, null)), action("Close", "Close", stream, close));
+    return item;
+  }));
+}
+
+function action(label, verb, stream, call) {
+  const button = document.createElement("button");
+  button.type = "button";
+  button.textContent = label;
+  button.setAttribute("aria-label", `${verb} ${stream.source}`);
+  button.addEventListener("click", () => Promise.resolve(call(stream)).catch(fail));
+  return button;
+}
+
+async function close({ id }) {
+  const sending = live?.id === id ? live.sending : null;
+  if (sending) stopCamera();
+  if (state.url === id) choose("", null);
+  await sending;  // nothing is under way that would not find the stream
+  while (viewing) await pause(20);
+  await remove(`/v1/streams/${id}`);
+  await listStreams();
+}
+
+async function listStreams() {
+  const found = await get("/v1/streams");
+  const said = (list) => JSON.stringify(list);
+  if (said(found.data) === said(streams) && $("streams").children.length === streams.length) return;
+  const focused = [...$("streams").querySelectorAll("button")].indexOf(document.activeElement);
+  streams = found.data;
+  drawStreams();
+  $("streams").querySelectorAll("button")[focused]?.focus();
+}
+
+$("open").addEventListener("submit", async (event) => {
+  event.preventDefault();
+  try {
+    say("opening …");
+    choose(await openStream($("source").value.trim()), null);
+    $("source").value = "";
+    say("waiting for the first frames …");
+  } catch (error) {
+    fail(error);
+  }
+});
+
+async function startCamera() {
+  const media = await navigator.mediaDevices.getUserMedia({ video: { width: CAMERA_WIDTH } });
+  try {
+    const id = await openStream("push:");
+    live = { id, media, sending: null };
+  } catch (error) {
+    media.getTracks().forEach((track) => track.stop());
+    throw error;
+  }
+  $("live").textContent = "Stop camera";
+  $("live").setAttribute("aria-pressed", "true");
+  $("player").removeAttribute("src");
+  $("player").srcObject = media;
+  choose(live.id, null);
+  say("waiting for the first frames …");
+  $("player").hidden = false;
+  $("player").play();
+  const mine = live;
+  live.sending = sendFrames(mine).catch((error) => {
+    if (live === mine) stopCamera();
+    fail(error);
+  });
+}
+
+async function sendFrames(mine) {
+  const canvas = document.createElement("canvas");
+  while (live === mine) {
+    const { videoWidth: width, videoHeight: height } = $("player");
+    if (width) {
+      canvas.width = Math.min(width, CAMERA_WIDTH);
+      canvas.height = Math.round((canvas.width * height) / width);
+      canvas.getContext("2d").drawImage($("player"), 0, 0, canvas.width, canvas.height);
+      await push(mine.id, await new Promise((resolve) => canvas.toBlob(resolve, "image/jpeg", 0.85)));
+    }
+    await pause(width ? STREAM_MS : 50);
+  }
+}
+
+function stopCamera() {
+  live.media.getTracks().forEach((track) => track.stop());
+  live = null;
+  $("player").srcObject = null;
+  $("player").hidden = true;
+  $("hint").hidden = false;
+  $("live").textContent = "Live camera";
+  $("live").removeAttribute("aria-pressed");
+}
+
+$("live").addEventListener("click", () => (live ? close(live) : startCamera()).catch(fail));
+addEventListener("pagehide", () => live && remove(`/v1/streams/${live.id}`));
 setInterval(() => {
-  if (isStream() && !document.hidden) refresh();
+  if (document.hidden) return;
+  if (streams.length) listStreams().catch(fail);
+  if (isStream()) refresh();
 }, STREAM_MS);
 
 // The chat.
@@ -207,6 +333,41 @@ function newChat() {
   state.answering?.abort();
   state.turns = [];
   $("turns").replaceChildren();
+}
+
+// Asks a stream again and again; each answer is a turn of its own.
+async function watch(question) {
+  const leave = begin();
+  try {
+    const body = { ...options(), question, every: Number($("every").value) || 5 };
+    for await (const found of events(`/v1/streams/${state.url}/answers`, body, leave.signal)) {
+      say(found.error?.message ?? "", true);
+      if (found.error) continue;
+      const { answer, figures } = turn(question), { begin: from, end: to, lag_seconds: lag } = found.stream;
+      answer.classList.remove("writing");
+      answer.textContent = found.answer;
+      figures.textContent = `${from.toFixed(1)} – ${to.toFixed(1)} s${lag == null ? "" : `, lag ${lag.toFixed(2)} s`}`;
+      state.stages = { ...state.stages, ...found.stages_ms };
+      drawStages($("stages"), state.stages);
+      while ($("turns").children.length > 50) $("turns").firstChild.remove();
+    }
+  } catch (error) {
+    fail(error);
+  } finally {
+    end(leave);
+  }
+}
+
+function begin() {
+  state.answering?.abort();
+  $("stop").hidden = false;
+  return (state.answering = new AbortController());
+}
+
+function end(leave) {
+  if (state.answering !== leave) return;
+  state.answering = null;
+  $("stop").hidden = true;
 }
 
 function messages(question) {
@@ -230,18 +391,18 @@ function turn(question) {
   asked.textContent = question;
   answer.classList.add("writing");
   $("turns").append(item);
+  $("turns").scrollTop = $("turns").scrollHeight;
   return { answer, figures };
 }
 
 async function ask(question) {
-  state.answering?.abort();
-  const leave = (state.answering = new AbortController());
-  const { answer, figures } = turn(question);
-  $("stop").hidden = false;
+  const leave = begin(), { answer, figures } = turn(question);
   const began = performance.now();
   let first = 0;
   try {
-    for await (const chunk of chat({ ...options(), messages: messages(question), stream: true }, leave.signal)) {
+    const body = { ...options(), messages: messages(question), stream: true };
+    for await (const chunk of events("/v1/chat/completions", body, leave.signal)) {
+      if (chunk.error) throw new Error(chunk.error.message);
       const piece = chunk.choices[0]?.delta.content;
       if (piece) {
         first ||= performance.now() - began;
@@ -264,10 +425,8 @@ async function ask(question) {
     fail(error);
   } finally {
     answer.classList.remove("writing");
-    if (state.answering === leave) {
-      state.answering = null;
-      $("stop").hidden = true;
-    }
+    $("turns").scrollTop = $("turns").scrollHeight;
+    end(leave);
   }
 }
 
@@ -276,7 +435,8 @@ $("form").addEventListener("submit", (event) => {
   const question = $("question").value.trim();
   if (!question || !state.url) return;
   $("question").value = "";
-  ask(question);
+  if (isStream() && $("watch").checked) watch(question);
+  else ask(question);
 });
 $("question").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && !event.shiftKey) {
@@ -302,8 +462,7 @@ async function start() {
     };
     $("model").onchange = reset;
     reset();
-    const streams = await get("/v1/streams");
-    $("stream").replaceChildren(new Option("none", ""), ...streams.data.map(({ id }) => new Option(id, id)));
+    await listStreams();
     say("");
   } catch (error) {
     fail(error);

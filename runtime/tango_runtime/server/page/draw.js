@@ -1,6 +1,6 @@
 // Draws what was kept on the frames, segments on a time line, and the stages' times.
 
-const SALIENT = "#ffb000", MERGED = "#409cff";
+const SALIENT = "#ffb000", MERGED = "#409cff"; // on frames, which are neither dark nor light
 
 // Draws a frame with a layer over it: "kept", "heat" or "none".
 export function drawFrame(canvas, view, f, layer, width) {
@@ -21,7 +21,7 @@ function cells(pen, view) {
 function drawKept(pen, view, f) {
   const { rows, columns, w, h } = cells(pen, view);
   const kinds = view.kinds[f], gap = Math.max(0.5, Math.min(w, h) * 0.08);
-  pen.fillStyle = "rgb(20 22 26 / .72)";
+  pen.fillStyle = "rgb(12 14 18 / .66)";
   for (let i = 0; i < rows * columns; i++) {
     if (kinds[i] === "0") pen.fillRect((i % columns) * w, Math.floor(i / columns) * h, w + 0.5, h + 0.5);
   }
@@ -53,9 +53,25 @@ export function segmentOf(view, f) {
   return found < 0 ? 0 : found;
 }
 
+const count = (kinds, kind) => kinds.split(kind).length - 1;
+
 export function describe(view, f) {
-  const count = (kind) => view.kinds[f].split(kind).length - 1;
-  return `${view.seconds[f].toFixed(1)} s: ${count("1")} salient, ${count("2")} merged of ${view.kinds[f].length}`;
+  const kinds = view.kinds[f];
+  return `${view.seconds[f].toFixed(1)} s: ${count(kinds, "1")} salient, ${count(kinds, "2")} merged of ${kinds.length}`;
+}
+
+// How many tokens are kept, in words, as a bar, and in the legend.
+export function drawCounts(view) {
+  const [salient, merged] = ["1", "2"].map((kind) => view.kinds.reduce((sum, kinds) => sum + count(kinds, kind), 0));
+  const numbers = { salient, merged, dropped: view.total - salient - merged };
+  for (const [name, number] of Object.entries(numbers)) document.getElementById(`${name}-count`).textContent = number;
+  for (const name of ["salient", "merged"]) {
+    document.querySelector(`#share .${name}`).style.width = `${(100 * numbers[name]) / view.total}%`;
+  }
+  const kept = document.createElement("b"), parts = view.segments.length, share = (100 * view.kept) / view.total;
+  kept.textContent = view.kept;
+  const rest = ` of ${view.total} video tokens (${share.toFixed(1)} %)${parts ? `, in ${parts} segment${parts > 1 ? "s" : ""}` : ""}`;
+  document.getElementById("counts").replaceChildren(kept, rest);
 }
 
 export function drawTimeline(element, view, show) {
@@ -71,13 +87,18 @@ export function drawTimeline(element, view, show) {
       button.style.width = "100%";
       button.type = "button";
       button.className = `s${i % 4}`;
-      button.textContent = `${from.toFixed(1)} s`;
+      button.textContent = `${from.toFixed(1)} – ${to.toFixed(1)} s`;
       button.setAttribute("aria-label", `Segment ${i + 1}, ${from.toFixed(1)} to ${to.toFixed(1)} seconds`);
       button.addEventListener("click", () => show(begin));
       item.append(button);
       return item;
     }),
   );
+}
+
+function duration(ms) {
+  if (ms >= 10000) return `${(ms / 1000).toFixed(1)} s`;
+  return ms >= 100 ? `${ms.toFixed(0)} ms` : `${ms.toFixed(1)} ms`;
 }
 
 export function drawStages(element, stages) {
@@ -90,7 +111,7 @@ export function drawStages(element, stages) {
       fill.style.width = `${(100 * ms) / most}%`;
       bar.append(fill);
       term.textContent = name;
-      value.textContent = ms >= 100 ? `${ms.toFixed(0)} ms` : `${ms.toFixed(1)} ms`;
+      value.textContent = duration(ms);
       return [term, bar, value];
     }),
   );
