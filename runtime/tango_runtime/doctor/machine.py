@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from tango_plugins import TangoError, native_library
+from tango_plugins import TangoError
 from tango_plugins.build import info
 from tango_runtime.backends.ort_options import int8_saturates
 from tango_runtime.doctor.check import GPU_BACKENDS, ORT_BACKENDS, Check
@@ -75,7 +75,7 @@ def check_machine() -> Machine:
         *_memory(gpu),
         tensorrt_check,
         _bindings(gpu),
-        *_libraries(tensorrt, gpu),
+        *_libraries(tensorrt),
         *_onnxruntime(),
     )
     return Machine(gpu, tensorrt, checks)
@@ -207,7 +207,7 @@ def _bindings(gpu: system.Gpu | None) -> Check:
     return Check("cuda-bindings", "ok", found)
 
 
-def _libraries(tensorrt: str | None, gpu: system.Gpu | None) -> list[Check]:
+def _libraries(tensorrt: str | None) -> list[Check]:
     """The CUDA library and the TensorRT plugin."""
     fix = "tango plugin build"
     try:
@@ -215,13 +215,9 @@ def _libraries(tensorrt: str | None, gpu: system.Gpu | None) -> list[Check]:
     except TangoError as error:
         return [Check("CUDA library", "missing", error.message, error.hint, GPU_BACKENDS)]
     if installed.library is None:
-        text = f"not built: {native_library.installed()} does not exist"
-        return [Check("CUDA library", "missing", text, fix, GPU_BACKENDS)]
-    text = f"{installed.library}, {installed.version}"
-    own = f"sm_{gpu.compute_capability.replace('.', '')}" if gpu else ""
-    check = Check("CUDA library", "ok", text)
-    if own and own not in (installed.version or "").replace("90a", "90"):
-        check = Check("CUDA library", "warning", f"{text}: not for this GPU, {own}", fix)
+        return [Check("CUDA library", "missing", "; ".join(installed.passed_over), fix, GPU_BACKENDS)]
+    text = f"{installed.library}, {installed.version}; {installed.origin}"
+    check = Check("CUDA library", "ok", "; not used: ".join((text, *installed.passed_over)))
     return [check, _tensorrt_plugin(plugin, tensorrt)]
 
 
