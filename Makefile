@@ -7,7 +7,11 @@ CHECKPOINT := models/tiny
 # Versions that were tested; `make test CONSTRAINTS=/dev/null` takes the newest.
 CONSTRAINTS ?= constraints.txt
 
-.PHONY: demo docs test test-slow lint clean
+# What `make wheels` compiles for: machines, and GPUs in place of all of tools/wheels.py (ARCHITECTURES="87 90a").
+MACHINES := x86_64 aarch64
+ARCHITECTURES :=
+
+.PHONY: demo docs test test-slow lint wheels aarch64 clean
 
 # The demo needs no torch; the tests compare with transformers. Both live in one environment.
 .venv/demo: pyproject.toml constraints.txt
@@ -70,6 +74,16 @@ test-slow: .venv/installed
 # The documentation site. A link, an anchor or a page that leads nowhere is an error.
 docs: .venv/installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# The sdist, the pure Python wheel, and wheels with the CUDA library, into dist/. Needs nvcc of CUDA 13 and CMake, and for aarch64
+# Debian's g++-aarch64-linux-gnu.
+wheels: .venv/installed
+	nice -n 5 $(BIN)/python tools/wheels.py --machines $(MACHINES) $(if $(ARCHITECTURES),--architectures $(ARCHITECTURES))
+
+# The aarch64 wheel under qemu: the same answers as on x86_64. Needs `make wheels`, and Debian's qemu-user-static and mmdebstrap.
+aarch64: demo
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt uv
+	nice -n 5 $(BIN)/python tools/aarch64.py $(DEMO)/bundle $(DEMO)/videos --frames 8
 
 clean:
 	rm -rf .venv $(DEMO) site

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
@@ -23,14 +23,20 @@ class Info:
     Attributes:
         directory: The folder that was searched.
         library: The CUDA library, or None.
-        version: The library's version and the GPU architectures that it was built for, or None.
+        version: The library's version, its CUDA and the GPU architectures that it was built for, or None.
         plugin: The TensorRT plugin, or None.
+        origin: Where the library in use comes from, such as ``prebuilt``; None if a folder was asked about.
+        code: What of it this machine's GPU runs, such as ``sm_87``; None without a GPU, or if a folder was asked about.
+        passed_over: A sentence for each library that comes first in the search and cannot be used.
     """
 
     directory: Path
     library: Path | None
     version: str | None
     plugin: Path | None
+    origin: str | None = None
+    code: str | None = None
+    passed_over: tuple[str, ...] = ()
 
 
 def build(
@@ -46,7 +52,8 @@ def build(
             every architecture that nvcc knows.
         tensorrt_include: Folder of NvInfer.h. None searches where JetPack and NVIDIA's packages install it; if it is
             not there, only the CUDA library is built.
-        output: Where to install; None takes ``tango_plugins.native_library.install_directory``.
+        output: Where to install; None takes ``tango_plugins.native_library.install_directory``, which is searched
+            before a prebuilt library.
         jobs: Parallel compilations; each takes up to 1 GB of memory.
 
     Raises:
@@ -71,12 +78,21 @@ def build(
 
 
 def info(directory: Path | None = None) -> Info:
-    """What is installed in a folder; None takes the library in use (``tango_plugins.native_library.installed``).
+    """What is installed in a folder; None takes the library in use (``tango_plugins.native_library.search``).
 
     Raises:
-        TangoError: There is a CUDA library that cannot be loaded.
+        TangoError: The folder has a CUDA library that cannot be loaded.
     """
-    library = native_library.installed() if directory is None else directory / native_library.LIBRARY
+    if directory is not None:
+        return _info(directory / native_library.LIBRARY)
+    found = native_library.search()
+    passed_over = tuple(f"{place.origin}: {place.error.message}" for place in found if place.error is not None)
+    if found[-1].error is not None:
+        return Info(found[0].path.parent, None, None, None, passed_over=passed_over)
+    return replace(_info(found[-1].path), origin=found[-1].origin, code=found[-1].code, passed_over=passed_over)
+
+
+def _info(library: Path) -> Info:
     plugin = library.parent / TENSORRT_LIBRARY
     return Info(
         directory=library.parent,

@@ -1,16 +1,19 @@
-"""The CUDA library: where it is installed, and how it is loaded (ctypes)."""
+"""The CUDA library: where it is searched, whether it fits this machine, and how it is loaded (ctypes)."""
 
 from __future__ import annotations
 
 import ctypes
 import hashlib
 import os
+import platform
+import re
 from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_size_t, c_void_p
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tango_plugins import structs
+from tango_plugins import driver, structs
 from tango_plugins.errors import TangoError
 
 #: The version of the C interface that this package uses: TANGO_ABI_VERSION of tango/common.h.
@@ -19,8 +22,15 @@ ABI_VERSION = 4
 NATIVE = Path(__file__).parent / "native"
 LIBRARY = "libtango.so"
 
+#: The folder of the library that a platform wheel brings. It is not there in a checkout and in the pure Python wheel.
+PREBUILT = Path(__file__).parent / "prebuilt"
+
 #: Environment variable with the path of the CUDA library, for containers and packages that install it elsewhere.
 VARIABLE = "TANGO_LIBRARY"
+
+#: Code in the version of a library, and the machines of ELF files.
+_CODE = r"\b(sm|compute)_(\d+)([af]?)\b"
+_ELF_MACHINES = {62: "x86_64", 183: "aarch64"}
 
 _SIZE = POINTER(c_size_t)
 _PRUNE = (POINTER(structs.TangoPruneShape), POINTER(structs.TangoPruneParams))
@@ -93,22 +103,118 @@ def install_directory() -> Path:
     return data / "tango-edge" / f"native-{_digest()}"
 
 
-def installed() -> Path:
-    """The CUDA library in use, whether or not it exists: ``TANGO_LIBRARY``, or what ``tango plugin build`` installs."""
+@dataclass(frozen=True)
+class Candidate:
+    """A place where the CUDA library is searched.
+
+    Attributes:
+        origin: What the place is, as printed by ``tango plugin info``.
+        path: The library there, whether or not it exists.
+        error: Why it cannot be used on this machine, None if it can.
+        code: The code that this machine's GPU runs, such as ``sm_87``; None if there is no GPU.
+    """
+
+    origin: str
+    path: Path
+    error: TangoError | None = None
+    code: str | None = None
+
+
+def search() -> list[Candidate]:
+    """Looks for a CUDA library that fits this machine, and stops at the first.
+
+    ``TANGO_LIBRARY`` is the only place if it is set. Otherwise a library that ``tango plugin build`` installed comes
+    before the prebuilt one of a wheel: whoever built one wanted it, and the TensorRT plugins are beside it.
+
+    Returns:
+        The places that were looked at, in order; at least one. Only the last can be without an error.
+    """
     named = os.environ.get(VARIABLE)
-    return Path(named) if named else install_directory() / LIBRARY
+    places = [("built on this machine", install_directory() / LIBRARY), ("prebuilt", PREBUILT / LIBRARY)]
+    found: list[Candidate] = []
+    for origin, path in [(f"named by {VARIABLE}", Path(named))] if named else places:
+        try:
+            found.append(Candidate(origin, path, code=_check_fit(path)))
+            break
+        except TangoError as error:
+            found.append(Candidate(origin, path, error))
+    return found
+
+
+def installed() -> Path:
+    """The CUDA library in use; if none can be used, where the first one is searched, whether or not it exists."""
+    found = search()
+    return found[-1].path if found[-1].error is None else found[0].path
 
 
 def load(path: Path | None = None) -> ctypes.CDLL:
     """Loads the CUDA library, once per path.
 
     Args:
-        path: The library; None takes :func:`installed`.
+        path: The library, whatever GPU it is for; None takes the one that :func:`search` finds.
 
     Raises:
-        TangoError: It does not exist, cannot be loaded, or has another C interface.
+        TangoError: It does not exist, cannot be loaded, has another C interface, or does not fit this machine.
     """
-    return _load(path if path is not None else installed())
+    if path is not None:
+        return _load(path)
+    found = search()
+    if found[-1].error is None:
+        return _load(found[-1].path)
+    raise next((place.error for place in found if place.error and place.path.is_file()), found[0].error)
+
+
+def code_for(version: str, capability: str) -> str | None:
+    """The code in a library that a GPU runs, such as ``sm_87``; None if it has none.
+
+    Machine code runs on GPUs of the same major compute capability and the same or a later minor one; code for
+    ``sm_90a`` on 9.0 alone. PTX runs on every later GPU, once its driver has compiled it.
+
+    Args:
+        version: What the library's ``tango_version`` returns.
+        capability: The GPU's compute capability, as ``9.0``.
+    """
+    own = _release(capability)
+    served = []
+    for kind, number, suffix in re.findall(_CODE, version):
+        least = divmod(int(number), 10)
+        if least == own or (not suffix and least < own and (kind == "compute" or least[0] == own[0])):
+            served.append((kind == "sm", least, f"{kind}_{number}{suffix}"))
+    return max(served)[-1] if served else None  # machine code before PTX, then the closest
+
+
+def _check_fit(path: Path) -> str | None:
+    """The code of a library that this machine's GPU runs, None without a GPU; raises if it does not fit the machine."""
+    version = _load(path).tango_version().decode()
+    gpu = _gpu()
+    if gpu is None or "sm_" not in version:  # nothing to compare; the tests' emulator has no architectures
+        return None
+    hint = "build one for this machine: tango plugin build"
+    built_with = re.search(r"CUDA ([\d.]+)", version)
+    cuda = built_with[1] if built_with else gpu.cuda
+    supported = f"the driver supports CUDA up to {gpu.cuda}"
+    if _release(cuda)[0] > _release(gpu.cuda)[0]:  # a CUDA runtime needs a driver of its major version
+        raise TangoError(f"the CUDA library {path} needs CUDA {cuda}; {supported}", f"{hint}; or update the driver")
+    code = code_for(version, gpu.compute_capability)
+    who = f"this GPU ({gpu.name}, compute capability {gpu.compute_capability})"
+    if code is None:
+        raise TangoError(f"the CUDA library {path} has no code for {who}: it is {version}", hint)
+    if code.startswith("compute_") and _release(cuda) > _release(gpu.cuda):  # drivers compile no later CUDA's PTX
+        text = f"the CUDA library {path} has only PTX of CUDA {cuda} for {who}; {supported}"
+        raise TangoError(text, f"{hint}; or update the driver")
+    return code
+
+
+def _release(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("."))
+
+
+@cache
+def _gpu() -> driver.Gpu | None:
+    try:
+        return driver.gpu()
+    except TangoError:  # no GPU: what needs none can be called all the same
+        return None
 
 
 @cache
@@ -117,6 +223,10 @@ def _load(path: Path) -> ctypes.CDLL:
     if not path.is_file():
         hint = f"correct or unset {VARIABLE}" if str(path) == os.environ.get(VARIABLE) else build
         raise TangoError(f"the CUDA library {path} does not exist", hint)
+    with path.open("rb") as file:
+        machine = _ELF_MACHINES.get(int.from_bytes(file.read(20)[18:], "little"))
+    if machine not in (None, platform.machine()):  # the dynamic linker would say that the file does not exist
+        raise TangoError(f"the CUDA library {path} is for {machine}; this machine is {platform.machine()}", build)
     try:
         library = ctypes.CDLL(str(path))
     except OSError as error:

@@ -39,9 +39,14 @@ def _run(args: argparse.Namespace) -> int:
 
 def _print_info(found: Info) -> int:
     """Prints what is installed; returns 0 if the CUDA library is there, else 1."""
-    missing = "not built: tango plugin build"
+    missing = "none for this machine: tango plugin build"
     print(f"folder        {found.directory}")
     print(f"CUDA library  {f'{found.library.name} {found.version}' if found.library else missing}")
+    if found.origin is not None:
+        fit = f"{found.code} for this GPU" if found.code else "no GPU to compare it with"
+        print(f"in use        {found.origin}: {fit}")
+    for reason in found.passed_over:
+        print(f"not used      {reason}")
     print(f"TensorRT      {found.plugin.name if found.plugin else 'no plugin: build with --tensorrt-include'}")
     return 0 if found.library else 1
 

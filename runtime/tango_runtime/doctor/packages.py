@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from tango_plugins import TangoError, native_library
+from tango_plugins import TangoError
 from tango_plugins.build import info
 from tango_runtime.doctor.check import GPU_BACKENDS, ORT_BACKENDS, Check
 from tango_runtime.doctor.jetson import jetson_linux, python_is_too_old
@@ -40,7 +40,7 @@ _WITHOUT_ORIN = (10, 13, 3)
 def check_packages(gpu: system.Gpu | None) -> list[Check]:
     """Checks what is installed, for a GPU; None if there is none."""
     tensorrt = tensorrt_version()
-    return [_tensorrt(gpu), _bindings(gpu), *_libraries(tensorrt, gpu), *_onnxruntime(gpu)]
+    return [_tensorrt(gpu), _bindings(gpu), *_libraries(tensorrt), *_onnxruntime(gpu)]
 
 
 def tensorrt_version() -> str | None:
@@ -111,7 +111,7 @@ def _bindings(gpu: system.Gpu | None) -> Check:
     return Check("cuda-bindings", "ok", found)
 
 
-def _libraries(tensorrt: str | None, gpu: system.Gpu | None) -> list[Check]:
+def _libraries(tensorrt: str | None) -> list[Check]:
     """The CUDA library and the TensorRT plugin."""
     fix = "tango plugin build"
     try:
@@ -119,12 +119,9 @@ def _libraries(tensorrt: str | None, gpu: system.Gpu | None) -> list[Check]:
     except TangoError as error:
         return [Check("CUDA library", "missing", error.message, error.hint, GPU_BACKENDS)]
     if installed.library is None:
-        text = f"not built: {native_library.installed()} does not exist"
-        return [Check("CUDA library", "missing", text, fix, GPU_BACKENDS)]
-    text = f"{installed.library}, {installed.version}"
-    check = Check("CUDA library", "ok", text)
-    if gpu and _architecture(gpu) not in (installed.version or "").replace("90a", "90"):
-        check = Check("CUDA library", "warning", f"{text}: not for this GPU, {_architecture(gpu)}", fix)
+        return [Check("CUDA library", "missing", "; ".join(installed.passed_over), fix, GPU_BACKENDS)]
+    text = f"{installed.library}, {installed.version}; {installed.origin}"
+    check = Check("CUDA library", "ok", "; not used: ".join((text, *installed.passed_over)))
     return [check, _tensorrt_plugin(plugin, tensorrt)]
 
 

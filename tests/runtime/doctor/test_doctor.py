@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 
 from tango_plugins import TangoError
+from tango_plugins.build import Info
 from tango_runtime.bundle import Bundle
 from tango_runtime.cli.main import main
 from tango_runtime.doctor import diagnose, machine, packages
@@ -28,13 +29,14 @@ def gpu_machine(monkeypatch, tmp_path):
     """Simulates a machine with a GPU and everything installed; edit the returned state to remove parts."""
     module = type("module", (), {"__version__": "8.6.0", "__file__": "here"})
     module.get_available_providers = staticmethod(lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    found = Info(tmp_path, tmp_path / "lib.so", "0.1.0 sm_90a", None, origin="prebuilt", code="sm_90a")
     state = {
         "gpu": H200,
+        "library": found,
         "plugin": Plugin(tmp_path / "libtango_tensorrt.so", "1", "V2", "0.1.0 sm_90a"),
         "modules": {"tensorrt": module, "onnxruntime": module},
         "versions": {"cuda-bindings": "12.9.0", "onnxruntime-gpu": "1.23.0"},
     }
-    built = type("Info", (), {"library": tmp_path / "lib.so", "version": "0.1.0 sm_90a"})
 
     def gpu():
         if state["gpu"] is None:
@@ -44,7 +46,7 @@ def gpu_machine(monkeypatch, tmp_path):
     monkeypatch.setattr(system, "gpu", gpu)
     monkeypatch.setattr(system, "free", lambda gpu: Free(100 << 30, 50 << 30))
     monkeypatch.setattr(system, "plugin", lambda: state["plugin"])
-    monkeypatch.setattr(packages, "info", lambda: built)
+    monkeypatch.setattr(packages, "info", lambda: state["library"])
     monkeypatch.setattr(machine, "check_jetson", lambda: [])
     monkeypatch.setattr(packages, "jetson_linux", lambda: state.get("l4t"))
     monkeypatch.setattr(
@@ -146,9 +148,15 @@ def test_a_plugin_for_another_tensorrt(gpu_machine):
     assert "--tensorrt-include" in found.fix
 
 
-def test_a_library_for_another_gpu(gpu_machine):
-    gpu_machine["gpu"] = replace(H200, compute_capability="8.7")
-    assert "not for this GPU, sm_87" in checks()["CUDA library"].text
+def test_which_library_is_in_use_and_why_another_is_not(gpu_machine):
+    reasons = ("built on this machine: it has no code for this GPU",)
+    gpu_machine["library"] = replace(gpu_machine["library"], passed_over=reasons)
+    found = checks()["CUDA library"]
+    assert found.status == "ok"
+    assert found.text.endswith(f"sm_90a; prebuilt; not used: {reasons[0]}")
+    gpu_machine["library"] = replace(gpu_machine["library"], library=None)
+    found = checks()["CUDA library"]
+    assert (found.status, found.text, found.fix) == ("missing", reasons[0], "tango plugin build")
 
 
 def test_tensorrt_of_a_python_that_is_too_old(gpu_machine):

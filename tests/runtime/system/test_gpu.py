@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from tango_plugins import TangoError
+from tango_plugins import driver as nvidia
 from tango_runtime.system import gpu as system
 
 ATTRIBUTES = {18: 0, 75: 9, 76: 0}  # integrated, compute capability
@@ -50,7 +51,7 @@ def driver(monkeypatch):
 
     def install(**options):
         simulated = vars(ctypes) | {"CDLL": lambda name: Driver(**options)}
-        monkeypatch.setattr(system, "ctypes", SimpleNamespace(**simulated))
+        monkeypatch.setattr(nvidia, "ctypes", SimpleNamespace(**simulated))
 
     return install
 

@@ -34,7 +34,8 @@ TANGO_API const char* tango_last_error(void);
 
 TANGO_API int tango_abi_version(void);
 
-/* Version of the library and the GPU architectures that it was built for, such as "0.1.0 sm_87 sm_90a". */
+/* Version of the library, the CUDA it was built with, and the GPU architectures that it was built for: sm_… for machine
+ * code, compute_… for PTX. Such as "0.1.0 CUDA 13.0 sm_87 sm_90a compute_87". */
 TANGO_API const char* tango_version(void);
 
 /* Bytes of a struct by its name, such as "TangoPruneParams"; 0 if there is no such struct. Bindings compare it with
