@@ -66,7 +66,7 @@ LIMITS = {
         ),
         Limit("tokens of a step", "prune.h:TANGO_MAX_TOKENS_PER_FRAME", note="on a GPU"),
         Limit("pixels of a frame of a video file", "tango_runtime.video.container:MAX_PIXELS", note="8192×8192"),
-        Limit("pixels of a frame of a live stream", "tango_runtime.video.stream:_MAX_PIXELS", note="4096×4096"),
+        Limit("pixels of a frame of a live stream", "tango_runtime.video.stream:MAX_PIXELS", note="4096×4096"),
         Limit("aspect ratio of a frame", "tango_runtime.video.shape:_MAX_ASPECT", note="for models that keep it"),
         Limit("pixels along a side in `tango bench --source-size`", "tango_runtime.cli.bench:_MAX_PIXELS"),
     ),
