@@ -14,8 +14,8 @@ GUIDES = sorted((ROOT / "docs/guide").rglob("*.md"))
 
 _FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```", re.DOTALL | re.MULTILINE)
 
-#: Parts of a command line: what stands between pipes, lists and redirections.
-_PUNCTUATION = "|&;<>()"
+#: What separates the programs of a shell's script, and redirections.
+_PUNCTUATION = "|&;<>()\n"
 
 
 def documents() -> list[Path]:
@@ -47,8 +47,7 @@ def prose(document: Path) -> str:
 
 def shell_commands(document: Path) -> list[list[str]]:
     """The programs that its shell blocks start, each with its arguments."""
-    lines = [line for block in blocks(document, "bash", "sh") for line in _lines(block)]
-    return [words for line in lines for words in _programs(line)]
+    return [words for block in blocks(document, "bash", "sh") for words in _programs(block)]
 
 
 def tango_commands(document: Path) -> list[list[str]]:
@@ -69,21 +68,19 @@ def _arguments(words: list[str]) -> list[str]:
     return ["export", *words[1:]] if words[0] == "tango-export" else words[1:]
 
 
-def _lines(block: str) -> list[str]:
-    """Lines of a shell, those that go on in the next joined."""
-    return re.sub(r"(?<=\|)\n\s*", " ", block.replace("\\\n", " ")).splitlines()
-
-
-def _programs(line: str) -> Iterator[list[str]]:
-    """The programs of a line, without variables before them and redirections behind them."""
-    lexer = shlex.shlex(line, posix=True, punctuation_chars=_PUNCTUATION)
-    lexer.whitespace_split, lexer.commenters = True, "#"
+def _programs(block: str) -> Iterator[list[str]]:
+    """The programs that a shell would start, without variables before them, redirections and text of their input."""
+    script = re.sub(r"<<\s*'?(\w+)'?(.*?)\n.*?^\1$", r"\2", block, flags=re.DOTALL | re.MULTILINE)
+    script = re.sub(r"(?:^|\s)#\s.*$", "", script, flags=re.MULTILINE)
+    script = re.sub(r"(?<=\|)\n\s*", " ", script.replace("\\\n", " "))
+    lexer = shlex.shlex(script, posix=True, punctuation_chars=_PUNCTUATION)
+    lexer.whitespace_split, lexer.whitespace, lexer.commenters = True, " \t", ""
     words: list[str] = []
     redirected = False
     for word in [*lexer, ";"]:
-        if set(word) <= set("<>"):
+        if word and set(word) <= set("<>"):
             redirected = True
-        elif set(word) <= set(_PUNCTUATION):
+        elif word and set(word) <= set(_PUNCTUATION):
             while words and re.match(r"\w+=", words[0]):
                 words = words[1:]
             if words:

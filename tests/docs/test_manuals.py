@@ -38,7 +38,7 @@ every_document = pytest.mark.parametrize("document", documents(), ids=name)
 #: Pages whose Python runs beside a bundle and a clip.
 RUNNING = [README, ROOT / "docs/guide/run.md", ROOT / "docs/guide/sessions-and-streams.md"]
 
-#: Commands that run on a small bundle in about a second, and those that take longer.
+#: Commands that run on a small bundle in about a second, of which one of each runs in every test run, and longer ones.
 QUICK, LONG = ("run", "chat", "watch", "inspect", "plan", "doctor"), ("validate", "evaluate", "calibrate", "bench")
 
 
@@ -118,7 +118,7 @@ def home(tmp_path: Path, bundle: Callable[..., Path], clip: Path, monkeypatch: p
     return tmp_path
 
 
-def runnable(*names: str) -> list[list[str]]:
+def runnable(*names: str) -> list[tuple[str, ...]]:
     """Commands of the README and the guides in shell blocks, on the bundles and clips that `home` has."""
     found = [words for page in (README, *GUIDES) for words in shell_commands(page) if words[0] == "tango"]
     return [
@@ -132,7 +132,15 @@ def runnable(*names: str) -> list[list[str]]:
     ]
 
 
-@pytest.mark.parametrize("arguments", runnable(*QUICK), ids=" ".join)
+def first_of_each_kind() -> list[tuple[str, ...]]:
+    return list({arguments[0]: arguments for arguments in reversed(runnable(*QUICK))}.values())
+
+
+def others() -> list[tuple[str, ...]]:
+    return [arguments for arguments in runnable(*QUICK, *LONG) if arguments not in first_of_each_kind()]
+
+
+@pytest.mark.parametrize("arguments", first_of_each_kind(), ids=" ".join)
 def test_commands_run(home: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO("What rolls?\n"))
     allowed = (0, 1) if arguments[0] in ("plan", "doctor") else (0,)  # 1: it does not fit, nothing is ready
@@ -143,9 +151,9 @@ def test_commands_run(home: Path, monkeypatch: pytest.MonkeyPatch, arguments: tu
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arguments", runnable(*LONG), ids=" ".join)
-def test_long_commands_run(home: Path, arguments: tuple[str, ...]) -> None:
-    assert cli.main(arguments) == 0
+@pytest.mark.parametrize("arguments", others(), ids=" ".join)
+def test_other_commands_run(home: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]) -> None:
+    test_commands_run(home, monkeypatch, arguments)
 
 
 def test_all_kinds_of_commands_were_found() -> None:
