@@ -338,6 +338,7 @@ def test_it_drains_when_it_is_told_to_stop(tiny_bundle, media_root):
     [
         (["--media-root", "none"], "there is no folder none"),
         (["--api-key", ""], "the API key is empty"),
+        (["--allow-rtsp", "cam/x"], "'cam/x' is no host"),
         (["--host", "203.0.113.1"], "cannot listen at 203.0.113.1:8000"),
         (["--port", "99999"], "cannot listen"),
     ],
