@@ -3,7 +3,7 @@
     python tools/wheels.py [--machines x86_64 aarch64] [--architectures 87 90a] [--tensorrt-include FOLDER] [--jobs 2]
 
 Needs nvcc of CUDA 13, CMake, binutils and uv; for another machine than this one also its g++ (on Debian,
-g++-aarch64-linux-gnu), and a package index that has NVIDIA's CUDA runtime for it. Objects stay in build/native, and only
+g++-aarch64-linux-gnu), and a package index that has NVIDIA's CUDA runtime for it. Objects stay in build/native, so only
 what changed is compiled again.
 """
 

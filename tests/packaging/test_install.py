@@ -42,3 +42,10 @@ def test_it_resolves_for_a_jetson(version: str, extra: str) -> None:
     assert "tokenizers==" in base
     assert "torch==" not in base
     assert "cuda-bindings==" + ("12" if extra == "jetpack6" else "13") in run(*command, "--extra", extra)
+
+
+@pytest.mark.parametrize(("version", "there"), [("3.10", False), ("3.12", True)])
+def test_the_gpu_extra_brings_onnx_runtime_to_grace_and_spark(version: str, there: bool) -> None:
+    platform = ("--python-platform", "aarch64-manylinux_2_34", "--python-version", version)
+    command = (UV, "pip", "compile", "--quiet", "--only-binary", ":all:", *platform, "--extra", "gpu")
+    assert ("\nonnxruntime-gpu==" in run(*command, ROOT / "pyproject.toml")) == there

@@ -67,6 +67,8 @@ def test_an_installer_takes_the_wheel_of_its_machine(dist: Path, tmp_path: Path,
 @pytest.mark.skipif(platform.machine() not in wheels.MACHINES, reason="there is no wheel for this machine")
 def test_an_installed_wheel_uses_its_library(dist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("PYTHONPATH", "TANGO_LIBRARY", "XDG_DATA_HOME"):
+        monkeypatch.delenv(name, raising=False)
     (wheel,) = dist.glob(f"*_{platform.machine()}.whl")
     tango = install(tmp_path / "venv", str(wheel), "--constraint", ROOT / "constraints.txt") / "tango"
     shown = run(tango, "plugin", "info")
