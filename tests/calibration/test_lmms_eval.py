@@ -176,6 +176,10 @@ def test_a_damaged_video_is_an_error_and_no_wrong_answer(opened, clip, tmp_path)
         model.generate_until(asked(model, about(clip, "Who?"), about(cut, "Who?")))
 
 
+def test_there_may_be_nothing_to_answer(opened):
+    assert opened(decoders=1).generate_until([]) == []  # as where lmms-eval has all answers in its cache
+
+
 def test_other_kinds_of_requests_are_refused(opened):
     model = opened()
     for ask, message in ((model.loglikelihood, "log-likelihoods"), (model.generate_until_multi_round, "rounds")):

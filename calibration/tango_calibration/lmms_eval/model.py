@@ -163,7 +163,7 @@ class Tango(lmms):  # type: ignore[misc]
 
     def _decoded(self, requests: Sequence[_Request]) -> Generator[DecodedVideo, None, None]:
         """Decodes the videos of requests, some of them ahead."""
-        count = min(self._count, len(requests) - 1)
+        count = min(self._count, max(len(requests) - 1, 0))
         options = self._options | {"fixed": self._llm.frame_size}
         waiting: deque[Any] = deque()
         with closing(Decoders(self._llm.bundle.manifest, options, count)) as decoders:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from tango_plugins import TangoError
 from tango_runtime.batch.answers import Answered, AnswerFile, ErrorFile, Trial
-from tango_runtime.batch.questions import AskedVideo, Failure
+from tango_runtime.batch.questions import AskedVideo, Failure, Id
 from tango_runtime.batch.ray_pool import Pool
 from tango_runtime.batch.worker import Outcome, Task, Worker
 from tango_runtime.util.console import OnProgress
@@ -74,14 +75,25 @@ def answer_on_ray(pool: Pool[Task, Outcome], tasks: Sequence[Task], usage: Usage
         yield from _lost(done.item) if done.results is None else done.results
 
 
-def write(outcomes: Iterable[Outcome], answers: AnswerFile, errors: ErrorFile, on_progress: OnProgress) -> None:
-    """Writes what comes, as it comes; ``on_progress`` gets the number of answers and failures since the last call."""
+def write(
+    outcomes: Iterable[Outcome],
+    tasks: Iterable[Task],
+    answers: AnswerFile,
+    errors: ErrorFile,
+    on_progress: OnProgress,
+) -> None:
+    """Writes what comes of tasks, as it comes; ``on_progress`` gets the number of answers given or given up since."""
+    asked: Counter[Id | None] = Counter(
+        question.id for task in tasks for _, questions in task.asked for question in questions
+    )
     for outcome in outcomes:
         if isinstance(outcome, Answered):
             answers.append(outcome)
+            on_progress(1)
         else:
             errors.append(outcome)
-        on_progress(1)
+            # Without a bundle it is the video that failed, and with it the question in every trial.
+            on_progress(1 if outcome.bundle else asked[outcome.id])
 
 
 def _lost(task: Task) -> list[Failure]:

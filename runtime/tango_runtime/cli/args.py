@@ -195,10 +195,33 @@ def add_video_options(parser: argparse.ArgumentParser) -> None:
     add_frames(parser)
     add_sampling_of_frames(parser)
     add_frame_size(parser)
+    add_fps(parser)
+
+
+def add_fps(parser: argparse.ArgumentParser) -> None:
+    """``--fps``."""
     parser.add_argument(
         "--fps",
         type=positive_float,
         help="frame rate of a folder of images, or at which a live stream is sampled (default: 1)",
+    )
+
+
+def add_every(parser: argparse.ArgumentParser) -> None:
+    """``--every``."""
+    parser.add_argument(
+        "--every",
+        type=positive_float,
+        default=5.0,
+        metavar="SECONDS",
+        help="seconds of the stream from one answer to the next (default: %(default)s)",
+    )
+
+
+def add_streams(parser: argparse.ArgumentParser, default: int | None, note: str) -> None:
+    """``--streams``."""
+    parser.add_argument(
+        "--streams", type=positive_int, default=default, metavar="N", help=f"streams that may be open (default: {note})"
     )
 
 

@@ -118,7 +118,7 @@ def _answer(
             return f"{rate:.3g} answers/s, model busy {usage.share:.0%}{wrong}"
 
         with progress("answers", sum(map(len, tasks)), note=note) as on_progress:
-            write(outcomes, file, errors, on_progress)
+            write(outcomes, tasks, file, errors, on_progress)
         status(f"{note()}, {usage.seconds:.1f} s")
 
 

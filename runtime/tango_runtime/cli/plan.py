@@ -10,14 +10,15 @@ from tango_plugins import TangoError
 from tango_runtime.cli.args import (
     STDOUT,
     add_context,
+    add_every,
+    add_fps,
     add_frame,
     add_frames,
     add_json,
     add_max_new_tokens,
     add_precisions,
     add_pruning,
-    positive_float,
-    positive_int,
+    add_streams,
     write_json,
 )
 from tango_runtime.cli.command import Command
@@ -55,22 +56,9 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     add_pruning(parser, "the model's")
     add_precisions(parser)
     add_context(parser, "the longest prompt plus 512")
-    parser.add_argument(
-        "--streams", type=positive_int, metavar="N", help="plan for N streams at a time, and say how many it would take"
-    )
-    parser.add_argument(
-        "--every",
-        type=positive_float,
-        default=5.0,
-        metavar="SECONDS",
-        help="with --streams: time between two questions about a stream (default: 5)",
-    )
-    parser.add_argument(
-        "--fps",
-        type=positive_float,
-        default=1.0,
-        help="with --streams: frames a second that are taken of a stream (default: 1)",
-    )
+    add_streams(parser, None, "plan for one video")
+    add_every(parser)
+    add_fps(parser)
     add_max_new_tokens(parser, 32)
     add_json(parser)
 
@@ -88,7 +76,7 @@ def _options(args: argparse.Namespace) -> SizingOptions:
 
 
 def _load(args: argparse.Namespace) -> StreamLoad | None:
-    return args.streams and StreamLoad(args.streams, args.every, args.fps, args.max_new_tokens)
+    return args.streams and StreamLoad(args.streams, args.every, args.fps or 1.0, args.max_new_tokens)
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from tango_plugins import TangoError
-from tango_runtime.cli.args import add_backend, non_negative_int, positive_int
+from tango_runtime.cli.args import add_backend, add_streams, non_negative_int, positive_int
 from tango_runtime.cli.command import Command
 from tango_runtime.pipeline.video_llm import VideoLLM
 from tango_runtime.server.rtsp import AllowedHost
@@ -79,13 +79,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="prefixes of videos that are kept with their key/value caches (default: %(default)s)",
     )
-    parser.add_argument(
-        "--streams",
-        type=positive_int,
-        default=defaults.streams,
-        metavar="N",
-        help="streams that may be open (default: %(default)s)",
-    )
+    add_streams(parser, defaults.streams, "%(default)s")
     add_backend(parser)
 
 

@@ -15,6 +15,7 @@ from tango_plugins import TangoError
 from tango_runtime.cli.args import (
     add_backend,
     add_bundle,
+    add_every,
     add_frame_size,
     add_json_schema,
     add_pruning,
@@ -46,13 +47,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rate", type=positive_float, default=1.0, metavar="FPS", help="frames a second taken (default: %(default)s)"
     )
-    parser.add_argument(
-        "--every",
-        type=positive_float,
-        default=5.0,
-        metavar="SECONDS",
-        help="seconds of the stream from one answer to the next (default: %(default)s)",
-    )
+    add_every(parser)
     parser.add_argument("--count", type=positive_int, metavar="N", help="stop after N answers (default: never)")
     parser.add_argument("--jsonl", action="store_true", help="write each answer as a line of JSON")
     parser.add_argument(

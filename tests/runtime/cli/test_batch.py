@@ -247,6 +247,14 @@ def test_each_wrong_line_fails_by_itself(batch, folder, clip):
     assert f"errors: {folder / 'answers.errors.jsonl'} (9)" in err
 
 
+def test_a_missing_video_counts_for_every_ratio(batch, folder):
+    ask(folder, [{"video": name, "question": "Who?"} for name in ("a.mp4", "none.mp4")])
+    code, err = batch("--retention-ratio", 0.25, 0.5)
+    assert code == 1
+    assert "answers 100%" in err
+    assert len(lines(folder / "answers.errors.jsonl")) == 1
+
+
 def test_a_line_that_is_mended_is_answered(batch, folder, clip):
     ask(folder, [{"video": "late.mp4", "question": text} for text in QUESTIONS])
     assert batch()[0] == 1
