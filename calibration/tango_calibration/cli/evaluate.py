@@ -43,6 +43,7 @@ from tango_runtime.cli.args import (
     add_overwrite,
     add_ray,
     add_retention_ratio,
+    add_sampling_of_frames,
     add_seed,
     positive_int,
 )
@@ -73,6 +74,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
         help=f"maximum number of questions per generated clip (default: {_QUESTIONS})",
     )
     add_frames(parser)
+    add_sampling_of_frames(parser)
     add_frame_size(parser)
     add_retention_ratio(parser, "0.05 0.1 0.15 0.2", nargs="+", default=[0.05, 0.1, 0.15, 0.2])
     parser.add_argument(
@@ -157,7 +159,13 @@ def _evaluate(args: argparse.Namespace) -> int:
     threads = threads_of(args.jobs, args.ray)
     bundle_folder = args.bundle.absolute()  # a node of Ray may stand elsewhere
     open_reader = partial(
-        BundleEvaluator, bundle_folder, args.backend, max_new_tokens=args.max_new_tokens, threads=threads, **sizes
+        BundleEvaluator,
+        bundle_folder,
+        args.backend,
+        max_new_tokens=args.max_new_tokens,
+        threads=threads,
+        sampling=args.sampling,
+        **sizes,
     )
     backends: list[str] = []
     failures: dict[str, TangoError] = {}
@@ -194,6 +202,8 @@ def _evaluate(args: argparse.Namespace) -> int:
 def _videos(args: argparse.Namespace, bundle: Bundle) -> list[Video]:
     frames = args.frames or bundle.manifest.video.frames
     if args.data == SYNTHETIC:
+        if args.sampling != "exact":
+            raise TangoError("only video files have keyframes", "name a folder of them: --data FOLDER")
         return synthetic(args.videos or _CLIPS, seed=args.seed, questions=args.questions or _QUESTIONS, frames=frames)
     if args.questions:
         raise TangoError("--questions is for generated clips", "drop it: a folder comes with its own questions")
@@ -222,6 +232,7 @@ def _conditions(
         "videos": len(videos),
         "questions": sum(len(video.questions) for video in videos),
         "frames": args.frames or manifest.video.frames,
+        "sampling": args.sampling,
         "frame size": _frame_size(args, manifest),
         "max_new_tokens": args.max_new_tokens,
         "backend": ", ".join(backends),

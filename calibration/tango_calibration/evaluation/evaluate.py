@@ -31,7 +31,7 @@ from tango_runtime.pipeline.sampling import Sampler
 from tango_runtime.pipeline.timer import StageTimer
 from tango_runtime.pipeline.video_rows import video_rows
 from tango_runtime.util.console import OnProgress
-from tango_runtime.video import Clock, FrameStream, Source
+from tango_runtime.video import Clock, FrameStream, Sampling, Source
 from tango_runtime.video.preprocess import preprocess
 from tango_runtime.video.shape import ClipShape, choose_size, open_clip
 
@@ -141,6 +141,7 @@ class BundleEvaluator:
         threads: Threads of one operator on a CPU; 0 uses one for each core.
         frame_size: (height, width) of the frames, for a bundle that takes any size.
         max_pixels: Most pixels of a frame, for such a bundle.
+        sampling: Which frames of a video file are taken.
 
     Raises:
         TangoError: The bundle is damaged, the backend cannot run it, or its chat template puts the question before the
@@ -156,13 +157,14 @@ class BundleEvaluator:
         threads: int = 0,
         frame_size: tuple[int, int] | None = None,
         max_pixels: int | None = None,
+        sampling: Sampling = "exact",
     ) -> None:
         self._bundle = Bundle.load(bundle)
         self._backend = select(self._bundle, backend, threads=threads)
         self._prompt = Prompt.of(self._bundle)
         self._max_new_tokens = max_new_tokens
         self._sampler = Sampler()
-        self._frame_size, self._max_pixels = frame_size, max_pixels
+        self._frame_size, self._max_pixels, self._sampling = frame_size, max_pixels, sampling
 
     def __str__(self) -> str:
         """The backend, in one line."""
@@ -177,6 +179,7 @@ class BundleEvaluator:
             frame_size=self._frame_size,
             max_pixels=self._max_pixels,
             fixed=self._backend.frame_size,
+            sampling=self._sampling,
         )
 
     def encode_video(self, frames: NDArray[np.uint8]) -> tuple[Reals, Reals]:

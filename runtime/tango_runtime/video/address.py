@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Mapping
@@ -67,7 +68,7 @@ def is_live(text: str) -> bool:
     kind, colon, rest = text.partition(":")
     kind = kind.lower()
     is_kind = bool(colon) and re.fullmatch(r"[a-z][a-z0-9+.-]*", kind) is not None
-    if not is_kind or not (rest.startswith("//") or kind in _LOCAL) or _exists(text):
+    if not is_kind or not (rest.startswith("//") or kind in _LOCAL) or exists(text):
         return False
     if kind in _LOCAL:
         form, example = _LOCAL[kind]
@@ -85,9 +86,16 @@ def is_live(text: str) -> bool:
     )
 
 
+def exists(path: str | Path) -> bool:
+    """Whether there is something of a name, which may be too long for one."""
+    return os.path.exists(path)  # noqa: PTH110  # pathlib raises then
+
+
 def is_video_device(path: str | Path) -> bool:
     """Whether a path is that of a camera of this machine, or a link to one, present or not."""
-    return _VIDEO_DEVICE.fullmatch(os.path.realpath(path)) is not None
+    with contextlib.suppress(ValueError, OSError):  # no path at all
+        return _VIDEO_DEVICE.fullmatch(os.path.realpath(path)) is not None
+    return False
 
 
 def local_kind(text: str) -> tuple[str, str]:
@@ -128,7 +136,3 @@ def _host(address: str) -> str | None:
         return urlsplit(address).hostname
     except ValueError:  # an unfinished IPv6 address
         return None
-
-
-def _exists(text: str) -> bool:
-    return os.path.exists(text)  # noqa: PTH110  # pathlib raises where the text is too long for a path

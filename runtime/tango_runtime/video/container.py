@@ -10,6 +10,7 @@ from typing import Any
 
 from tango_plugins import TangoError
 from tango_runtime.util.versions import release
+from tango_runtime.video.address import exists
 from tango_runtime.video.playlist import check_playlist
 from tango_runtime.video.truncation import check_complete
 from tango_runtime.video.yuv import HardwareError
@@ -27,7 +28,7 @@ _NOT_VIDEO = {"concat": "a list of other files", "tty": "a text"}
 
 def check_file(path: Path) -> None:
     """Rejects what is no video file or not all of one, as far as that shows before FFmpeg opens it."""
-    if not path.exists():
+    if not exists(path):
         raise TangoError(f"{path} does not exist", "give the path of a video file or of a folder of images")
     if not path.is_file():
         raise TangoError(f"{path} is not a regular file", "give a file, or a camera such as /dev/video0")

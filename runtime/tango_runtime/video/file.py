@@ -102,15 +102,24 @@ class VideoFile:
         Raises:
             TangoError: The file cannot be read, or has fewer frames than were chosen.
         """
+        return self._read(chosen, self._decode)
+
+    def read_each(self, chosen: Sampled, use: Callable[[Frame], _T]) -> Iterator[tuple[float, _T]]:
+        """Reads as :meth:`read` does, but of each frame only what `use` makes of it on a decoder's thread is kept."""
+        return self._read(chosen, lambda indices: self._decode_each(indices, use))
+
+    def _read(
+        self, chosen: Sampled, decode: Callable[[list[int]], Iterator[tuple[int, _T]]]
+    ) -> Iterator[tuple[float, _T]]:
         while True:
             try:
                 chosen = self._current(chosen)
-                frames = self._decode(np.unique(chosen.indices).tolist())
+                frames = decode(np.unique(chosen.indices).tolist())
                 break
             except DisagreementError as error:
                 self._learn(error)
-        for i, rgb in frames:
-            yield from ((seconds, rgb) for seconds in chosen.seconds[chosen.indices == i].tolist())
+        for i, made in frames:
+            yield from ((seconds, made) for seconds in chosen.seconds[chosen.indices == i].tolist())
 
     def decode_on(self, chosen: Sampled, device: int) -> Iterator[tuple[int, YuvFrame]] | None:
         """Decodes the chosen frames on a GPU, by several decoders: (which of them, frame) as they come.
@@ -158,10 +167,8 @@ class VideoFile:
 
     def _decode(self, chosen: list[int]) -> Iterator[tuple[int, Frame]]:
         """(index, RGB) of the chosen frames in order; those that are too many to be held are decoded again."""
-        pixels = self._timeline.pixels
-        if len(chosen) * pixels * 3 <= _MAX_HELD:
-            found = dict(self._frames(chosen, software(pixels, seek=self._seek), self._to_rgb))
-            return ((i, found.pop(i)) for i in chosen)
+        if len(chosen) * self._timeline.pixels * 3 <= _MAX_HELD:
+            return self._decode_each(chosen, _itself)
         held: list[tuple[int, Any]] = []
         size = 0
         for i, frame in self._frames(chosen, Decoders(self._seek), _itself):
@@ -171,6 +178,11 @@ class VideoFile:
         rest = chosen[len(held) :]
         again = self._frames(rest, Decoders(self._seek), _itself) if rest else ()
         return ((i, self._to_rgb(frame)) for i, frame in chain(held, again))
+
+    def _decode_each(self, chosen: list[int], use: Callable[[Frame], _T]) -> Iterator[tuple[int, _T]]:
+        decoders = software(self._timeline.pixels, seek=self._seek)
+        found = dict(self._frames(chosen, decoders, lambda frame: use(self._to_rgb(frame))))
+        return ((i, found.pop(i)) for i in chosen)
 
     def _frames(self, chosen: list[int], decoders: Decoders, use: Callable[[Any], _T]) -> Iterator[tuple[int, _T]]:
         return decode_frames(self._path, self._timeline, chosen, decoders, use)

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import cached_property
 from numbers import Real
 from pathlib import Path
@@ -169,7 +170,7 @@ def _seconds(time: object) -> float | None:
         return float(time / np.timedelta64(1, "s"))
     if isinstance(time, datetime.timedelta):
         return time.total_seconds()
-    return float(time) if isinstance(time, Real) else None
+    return float(time) if isinstance(time, (Real, Decimal)) else None
 
 
 def _is_image(path: Path) -> bool:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tango_plugins import TangoError
 from tango_plugins.device_array import is_on_device
-from tango_runtime.video.address import is_live, is_video_device
+from tango_runtime.video.address import exists, is_live, is_video_device
 from tango_runtime.video.file import VideoFile
 from tango_runtime.video.frames import from_array, from_folder, from_pairs
 from tango_runtime.video.live import FirstFrames
@@ -51,7 +51,7 @@ def open_source(source: Source, fps: float | None = None, sampling: Sampling = "
         source = str(source)
     stream = isinstance(source, str) and is_live(source)
     is_file = isinstance(source, (str, Path)) and not stream
-    if sampling == "keyframes" and not (is_file and not Path(cast("str | Path", source)).is_dir()):
+    if sampling == "keyframes" and not (is_file and not _is_folder(cast("str | Path", source))):
         raise TangoError("only video files have keyframes", "leave sampling by keyframes out")
     if fps is not None and not (math.isfinite(fps) and fps > 0):
         raise TangoError(f"fps is {fps}", "it must be a positive number of frames per second")
@@ -61,7 +61,7 @@ def open_source(source: Source, fps: float | None = None, sampling: Sampling = "
         return from_array(cast("NDArray[np.uint8]", source), fps or 1.0)
     if stream:
         return FirstFrames(cast(str, source), fps)
-    if isinstance(source, (str, Path)) and Path(source).is_dir():
+    if isinstance(source, (str, Path)) and _is_folder(source):
         return from_folder(Path(source), fps or 1.0)
     if fps is not None:
         raise TangoError(
@@ -78,6 +78,10 @@ def open_source(source: Source, fps: float | None = None, sampling: Sampling = "
         f"the source is of type {type(source).__name__}",
         "give the path of a video or a folder of images, an array, an iterable of (seconds, frame) pairs, or a stream",
     )
+
+
+def _is_folder(path: str | Path) -> bool:
+    return exists(path) and Path(path).is_dir()
 
 
 def sample(

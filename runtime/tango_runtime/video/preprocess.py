@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -13,10 +14,10 @@ from PIL import Image
 from tango_plugins import TangoError
 from tango_plugins.device_array import is_on_device
 from tango_runtime.video.batch import FrameBatch
-from tango_runtime.video.source import Frame, TimedFrame, is_uint8
+from tango_runtime.video.source import Frame, FrameStream, TimedFrame, is_uint8
 
 #: Frames that are resized at a time, each on its own thread while the source decodes the next: Pillow and FFmpeg
-#: release the GIL. Large ones are fewer, so that they take no more than so many bytes.
+#: release the GIL. Large ones are fewer, so that they take no more than so many bytes, unless a single one does.
 _AT_ONCE, _MAX_BYTES = 8, 1 << 28
 
 
@@ -69,20 +70,45 @@ def preprocess(frames: Iterable[TimedFrame], size: tuple[int, int], out: NDArray
     Raises:
         TangoError: There is no frame, or `resize` rejects one.
     """
-    resized: list[Callable[[], Frame]] = []
-    seconds: list[float] = []
-    aspect = 1.0
     with ThreadPoolExecutor(_AT_ONCE) as threads:
-        for time, rgb in frames:
-            size_bytes = int(np.prod(rgb.shape))
-            at_once = max(1, min(_AT_ONCE, _MAX_BYTES // max(size_bytes, 1)))
-            if len(resized) >= at_once:
-                resized[-at_once]()  # waits
-            fits = rgb.shape[:2] == tuple(size)  # nothing to do is not worth a thread
-            resized.append(partial(resize, rgb, size) if fits else threads.submit(resize, rgb, size).result)
-            seconds.append(time)
-            if len(seconds) == 1 and size_bytes:
-                aspect = rgb.shape[1] / rgb.shape[0]
+        resizer = _Resizer(threads, size)
+        if isinstance(frames, FrameStream):
+            resized = list(frames.each(resizer))
+        else:
+            resized = [(time, resizer(rgb)) for time, rgb in frames]
     if not resized:
         raise TangoError("there are no frames", "sample at least one frame")
-    return FrameBatch(np.stack([frame() for frame in resized], out=out), np.array(seconds, np.float32), aspect)
+    seconds = np.array([time for time, _ in resized], np.float32)
+    return FrameBatch(np.stack([frame() for _, (_, frame) in resized], out=out), seconds, resized[0][1][0])
+
+
+class _Resizer:
+    """Resizes frames on threads; several threads may call it, and wait where too many frames are under way.
+
+    Returns:
+        (width over height of the frame, what waits for the resized one).
+    """
+
+    def __init__(self, threads: ThreadPoolExecutor, size: tuple[int, int]) -> None:
+        self._threads, self._size = threads, size
+        self._bytes, self._changed = 0, threading.Condition()
+
+    def __call__(self, rgb: Frame) -> tuple[float, Callable[[], Frame]]:
+        check_frame(rgb)
+        height, width = rgb.shape[:2]
+        aspect = width / height
+        if (height, width) == tuple(self._size):  # nothing to do is not worth a thread
+            return aspect, partial(resize, rgb, self._size)
+        share = max(int(np.prod(rgb.shape)), _MAX_BYTES // _AT_ONCE)
+        with self._changed:
+            self._changed.wait_for(lambda: not self._bytes or self._bytes + share <= _MAX_BYTES)
+            self._bytes += share
+        return aspect, self._threads.submit(self._resize, rgb, share).result
+
+    def _resize(self, rgb: Frame, share: int) -> Frame:
+        try:
+            return resize(rgb, self._size)
+        finally:
+            with self._changed:
+                self._bytes -= share
+                self._changed.notify_all()

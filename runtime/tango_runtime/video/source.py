@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,8 @@ from tango_runtime.util.numbers import is_integer
 
 if TYPE_CHECKING:
     from tango_runtime.video.yuv import YuvFrame
+
+_T = TypeVar("_T")
 
 #: On the host, or an array on a GPU with ``__cuda_array_interface__`` or ``__dlpack__``, for a backend that takes it.
 Frame: TypeAlias = NDArray[np.uint8]
@@ -123,8 +125,23 @@ class FrameStream(Iterator[TimedFrame]):
         decode = getattr(self._source, "decode_on", None)
         return decode(self._chosen, device) if decode else None
 
+    def each(self, use: Callable[[Frame], _T]) -> Iterator[tuple[float, _T]]:
+        """What `use` makes of each frame, in order of time, in place of what iterating gives.
+
+        A file's decoders call it as they decode, on threads of their own, so that no frame has to be kept until all are
+        known to be the right ones; what it makes is.
+
+        Raises:
+            TangoError: As iterating.
+        """
+        read = getattr(self._source, "read_each", None)
+        made = read(self._chosen, use) if read else ((seconds, use(rgb)) for seconds, rgb in self._frames)
+        return map(self._note, made)
+
     def __next__(self) -> TimedFrame:
-        timed = next(self._frames)
+        return self._note(next(self._frames))
+
+    def _note(self, timed: tuple[float, _T]) -> tuple[float, _T]:
         self._seconds[self._read] = timed[0]
         self._read += 1
         return timed

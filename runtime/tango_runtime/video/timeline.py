@@ -208,6 +208,10 @@ def decode_all(path: Path, reason: str, packets: int, seconds: float | None) -> 
         times = [frame.pts for frame in decode(stream, demux(container, stream))]
         tick, rate, pixels = Fraction(stream.time_base), stream.guessed_rate, _pixels(stream)
         format_name = container.format.name
+    if not times and format_name == "webp_pipe":
+        raise TangoError(
+            f"{path} is an animated or damaged WebP: FFmpeg reads no frame of it", "make it a GIF or a video"
+        )
     if not times:
         raise TangoError(f"no frame of {path} ({format_name}) can be decoded", f"is it encrypted? {repair(path)}")
     if None in times:  # raw streams: no times, at best a rate

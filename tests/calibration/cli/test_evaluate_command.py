@@ -26,7 +26,9 @@ from tango_calibration.evaluation.evaluate import (
 from tango_calibration.evaluation.scores import Scores
 from tango_runtime.bundle import Bundle
 from tango_runtime.cli.main import main
+from tango_runtime.video.preprocess import preprocess
 from tests.fakes.evaluator import TRIALS
+from tests.runtime.video.clips import write
 
 ROOT = Path(__file__).parents[3]
 
@@ -140,6 +142,7 @@ def test_results_are_written_before_they_are_printed(tiny_bundle, folder, tmp_pa
         (["--videos", "0"], "argument --videos: '0' is not a positive integer"),
         (["--seed", "-1"], "argument --seed: '-1' is not a non-negative integer"),
         (["--jobs", "0"], "argument --jobs: '0' is not a positive integer"),
+        (["--sampling", "keyframes"], "only video files have keyframes"),
         (["--frames", "4"], "a generated clip has at least 8 frames"),
         (["--data", "nowhere"], "there is no nowhere"),
         (["--data", "nowhere", "--questions", "3"], "--questions is for generated clips"),
@@ -154,6 +157,25 @@ def test_invalid_arguments_are_rejected_first(tiny_bundle, capsys, arguments, er
     first, hint = capsys.readouterr().err.splitlines()
     assert first.startswith(f"error: {error}")
     assert hint.startswith("hint: ")
+
+
+def test_keyframes_of_files(tiny_bundle, tmp_path):
+    """Both see the same frames where every frame is a keyframe, and not where one is."""
+    lines = [{"video": name, "question": "What is it?", "answer": "ball"} for name in ("all.mp4", "one.mp4")]
+    for line, size in zip(lines, ("1", "60"), strict=True):
+        write(tmp_path / line["video"], options={"g": size, "bf": "0", "sc_threshold": "0"})
+    (tmp_path / "questions.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    encoded = {}
+    for sampling in ("exact", "keyframes"):
+        evaluator = BundleEvaluator(tiny_bundle, sampling=sampling)
+        for video in read_folder(tmp_path, 4):
+            stream, shape = evaluator.open_video(video.source, 4)
+            encoded[sampling, video.name] = preprocess(stream, shape.size).frames
+    assert np.array_equal(encoded["exact", "all.mp4"], encoded["keyframes", "all.mp4"])
+    assert not np.array_equal(encoded["exact", "one.mp4"], encoded["keyframes", "one.mp4"])
+    options = ("--frames", 4, "--videos", 1, "--method", "topk", "--retention-ratio", 0.1, "--sampling", "keyframes")
+    assert run(tiny_bundle, "--data", tmp_path, *options, "--output", tmp_path / "out") == 0
+    assert json.loads((tmp_path / "out/results.json").read_text())["conditions"]["sampling"] == "keyframes"
 
 
 def test_a_picture_needs_matplotlib(tiny_bundle, tmp_path, capsys, monkeypatch):

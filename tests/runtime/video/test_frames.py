@@ -3,6 +3,7 @@ from __future__ import annotations
 import struct
 from collections import deque
 from datetime import timedelta
+from decimal import Decimal
 from fractions import Fraction
 
 import numpy as np
@@ -68,7 +69,7 @@ def test_a_sequence_is_not_copied():
 
 @pytest.mark.parametrize(
     "second",
-    [Fraction(1, 2), timedelta(milliseconds=500), np.float32(0.5), np.timedelta64(500, "ms")],
+    [Fraction(1, 2), Decimal("0.5"), timedelta(milliseconds=500), np.float32(0.5), np.timedelta64(500, "ms")],
     ids=lambda second: type(second).__name__,
 )
 def test_seconds_of_several_types(second):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import weakref
 from threading import Semaphore
 
 import numpy as np
@@ -9,9 +10,11 @@ from PIL import Image
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from tango_plugins import TangoError
+from tango_runtime.video import file, sample
 from tango_runtime.video import preprocess as preprocessing
-from tango_runtime.video import sample
 from tango_runtime.video.preprocess import preprocess, resize
+from tango_runtime.video.rgb import to_rgb
+from tests.runtime.video.clips import write
 
 SIZE = 384
 
@@ -119,3 +122,23 @@ def test_bad_frames_are_rejected():
             resize(np.zeros((4, 4, 3), np.uint8), size)
     with pytest.raises(TangoError, match="no frames"):
         preprocess([], (8, 8))
+
+
+def test_frames_of_a_file_are_resized_as_they_are_decoded(tmp_path, monkeypatch):
+    """However many are sampled, few are in memory at their own size."""
+    alive, most = [], []
+
+    def count(frame, name):
+        rgb = to_rgb(frame, name)
+        alive.append(weakref.ref(rgb))
+        most.append(sum(ref() is not None for ref in list(alive)))
+        return rgb
+
+    monkeypatch.setattr(file, "to_rgb", count)
+    path = write(tmp_path / "clip.mp4", times=range(200))
+    batch = preprocess(sample(path, 200), (12, 16))
+    assert len(most) == 200
+    assert max(most) <= preprocessing._AT_ONCE + 16 + 2
+    monkeypatch.undo()
+    np.testing.assert_array_equal(batch.frames, preprocess(list(sample(path, 200)), (12, 16)).frames)
+    np.testing.assert_allclose(batch.seconds, np.arange(200) / 24, rtol=1e-6)

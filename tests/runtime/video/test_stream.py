@@ -475,3 +475,10 @@ def test_files_go_first_whatever_their_names(tmp_path, monkeypatch):
     write(Path("gst:clip.mp4").absolute())
     for name in ("http://host/clip.mp4", "gst:clip.mp4"):
         assert number_in(next(sample(name, 1))[1]) == 0
+
+
+@pytest.mark.parametrize("name", ["a\0b", "x" * 5000, "gst:" + "x" * 5000, ""])
+def test_what_is_no_path(name):
+    with pytest.raises(TangoError) as error:
+        open_source(name).sample(1)
+    assert error.value.hint
