@@ -161,7 +161,8 @@ def load(path: Path | None = None) -> ctypes.CDLL:
     found = search()
     if found[-1].error is None:
         return _load(found[-1].path)
-    raise next((place.error for place in found if place.error and place.path.is_file()), found[0].error)
+    failed = sorted(found, key=lambda place: not place.path.is_file())  # first why one does not fit
+    raise next(place.error for place in failed if place.error is not None)
 
 
 def code_for(version: str, capability: str) -> str | None:
