@@ -52,6 +52,8 @@ class Camera:
                         raise CutError(f"nothing came for {patience:.1f} s") from None
                     closed.wait(_LOOK)
 
+        if "video4linux2,v4l2" not in av.formats_available:
+            raise TangoError(f"{self.name} cannot be read: this FFmpeg has no Video4Linux", "read it by gst:v4l2src …")
         options = {"fflags": "+4"}  # do not block (AVFMT_FLAG_NONBLOCK), so that a silent camera can be left
         try:
             with av.open(self._device, format="v4l2", options=options, timeout=patience, **lenient()) as container:

@@ -104,5 +104,7 @@ def test_a_link_to_a_camera_is_one(tmp_path):
     assert source_name(str(link)) == str(link)
 
 
-def test_ffmpeg_has_its_part():
-    assert "v4l2" in av.ContainerFormat("v4l2").name
+def test_an_ffmpeg_without_its_part(monkeypatch):
+    monkeypatch.setattr(av, "formats_available", {"mov"})
+    with pytest.raises(TangoError, match="has no Video4Linux"):
+        open_source("/dev/video98").sample(1)
