@@ -152,9 +152,3 @@ def test_a_bundle_that_contradicts_itself_is_refused(half, tmp_path, edit, messa
     (tmp_path / "bundle.json").write_text(json.dumps(data))
     with pytest.raises(TangoError, match=message):
         Bundle.load(tmp_path)
-
-
-def test_its_decoder_is_not_quantized(half, tmp_path, capsys):
-    options = ["--clips", "synthetic", "--videos", "4", "--decoder", "int8", "--output", str(tmp_path / "out")]
-    assert main(["calibrate", str(half), *options]) == 2
-    assert "has inner pruning and is not quantized" in capsys.readouterr().err
