@@ -14,8 +14,10 @@ from tango_calibration.quantization.cache import ObservationCache
 from tango_calibration.quantization.calibrate import CalibrationRequest, calibrate
 from tango_calibration.quantization.capture import capture
 from tango_calibration.quantization.clips import read_clips
+from tango_calibration.quantization.formats import FP8_OPSET
 from tango_calibration.quantization.sensitivity import BUDGETS
 from tango_calibration.quantization.stored import StoredGraph
+from tango_export.graph import PORTABLE
 from tango_plugins import TangoError
 from tango_runtime import VideoLLM
 from tango_runtime.backends.cuda.backend import CudaBackend
@@ -103,6 +105,12 @@ def test_a_capture_that_was_kept_is_the_same(captured, tmp_path):
         kept = ObservationCache(tmp_path, bundle, 4).capture(clip, make)
         assert kept.decoder_input.thinning == found.decoder_input.thinning
         np.testing.assert_array_equal(kept.decoder_input.prompt, found.decoder_input.prompt)
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_the_graphs_are_valid_at_the_opset_of_fp8(folder, name):
+    stored = StoredGraph(Bundle.load(folder()), name)
+    replay.open_graph(stored, replace(PORTABLE, opsets={"": FP8_OPSET}))
 
 
 def test_both_graphs_are_quantized_with_one_budget(made):
