@@ -32,7 +32,7 @@ def pages() -> list[Path]:
 def test_a_link_to_a_heading_has_one(page: Path) -> None:
     for link, anchor in re.findall(r"\]\((?!http)([^)#]*)#([^)]+)\)", page.read_text(encoding="utf-8")):
         target = (page.parent / link).resolve() if link else page
-        if anchor.startswith("tango_"):  # mkdocstrings makes it: test_reference.py
+        if anchor.startswith("tango_"):  # mkdocstrings makes it: test_reference_pages.py
             continue
         if target.suffix == ".md" and target.is_file():
             assert anchor in headings(target), f"{link}#{anchor}"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 
 import numpy as np
 import onnx
 import pytest
 
 from tango_export.export import Request, export
+from tango_export.validate import validate
 from tango_plugins import TangoError, op
 from tango_runtime.bundle import Bundle, InnerPruning
 from tango_runtime.cli.main import main
@@ -18,8 +20,9 @@ from tango_runtime.cli.main import main
 def made(checkpoint, tmp_path_factory):
     """``made(dtype)``: a bundle of four layers, half of the video from the third on."""
 
-    def made(dtype, inner=(2, 0.5)):
-        llava, siglip = checkpoint("llava-video", layers=4, outliers=False)
+    @cache
+    def made(dtype, inner=(2, 0.5), outliers=False):
+        llava, siglip = checkpoint("llava-video", layers=4, outliers=outliers)
         folder = tmp_path_factory.mktemp("inner") / "bundle"
         return export(
             Request(
@@ -46,6 +49,20 @@ def test_it_validates(made, dtype, capsys):
     found = capsys.readouterr().out
     assert "decoder_high" in found
     assert ("decoder_high (device)" in found) == (dtype == "fp16")
+
+
+def test_where_nothing_is_dropped_its_device_form_gives_the_bits_of_one_graph(made):
+    """So it loses to rounding what any decoder in fp16 does. With four layers and the outliers, these are percents of
+    the logits' norm: the values' planted bias takes five of their bits, and each MLP multiplies what that changes."""
+    split, whole = (logits_on_device(made("fp16", inner, outliers=True)) for inner in ((2, 0.5), None))
+    assert len(split) == 5
+    assert split == whole
+
+
+def logits_on_device(folder):
+    """How they compare with the original's, in all digits."""
+    found = [each for each in validate(folder) if each.graph.endswith("(device)") and "logits" in each.output]
+    return [(each.output, each.cosine, each.norm_ratio) for each in found]
 
 
 def test_the_two_graphs_have_the_weights_of_one(half, made):
@@ -135,9 +152,3 @@ def test_a_bundle_that_contradicts_itself_is_refused(half, tmp_path, edit, messa
     (tmp_path / "bundle.json").write_text(json.dumps(data))
     with pytest.raises(TangoError, match=message):
         Bundle.load(tmp_path)
-
-
-def test_its_decoder_is_not_quantized(half, tmp_path, capsys):
-    options = ["--clips", "synthetic", "--videos", "4", "--decoder", "int8", "--output", str(tmp_path / "out")]
-    assert main(["calibrate", str(half), *options]) == 2
-    assert "has inner pruning and is not quantized" in capsys.readouterr().err

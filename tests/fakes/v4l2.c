@@ -95,7 +95,11 @@ static int answer(unsigned long request, void *data) {
     case VIDIOC_QUERYBUF:
         buffer->length = PAGE, buffer->m.offset = buffer->index * PAGE;
         return 0;
-    case VIDIOC_QBUF: queue[queued++] = buffer->index; return 0;
+    case VIDIOC_QBUF:
+        if (queued == BUFFERS)
+            return fail(EINVAL); // of a camera that was closed before
+        queue[queued++] = buffer->index;
+        return 0;
     case VIDIOC_DQBUF: return give(buffer);
     case VIDIOC_STREAMON:
     case VIDIOC_STREAMOFF: return 0;

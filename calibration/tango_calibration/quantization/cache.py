@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import astuple
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,8 @@ from tango_calibration.data.dataset import Rendered, Video
 from tango_calibration.quantization.capture import Capture, DecoderInput
 from tango_calibration.quantization.ranges import Array, ChannelStats
 from tango_plugins import TangoError
-from tango_runtime.bundle import MANIFEST, Bundle, GraphName, sha256
+from tango_plugins.thinning import Thinning
+from tango_runtime.bundle import MANIFEST, Bundle, sha256
 from tango_runtime.util.files import atomic_write
 
 
@@ -73,14 +75,16 @@ class ObservationCache:
                 "prompt": made.decoder_input.prompt,
                 "answer": made.decoder_input.answer,
                 "rotary": made.decoder_input.rotary,
+                "thinning": np.array(astuple(thinning) if (thinning := made.decoder_input.thinning) else ()),
             }
 
-        found = self.arrays(self.key(video, "capture"), arrays)
-        taken = DecoderInput(found["prompt"], found["answer"], found["rotary"])
+        found = self.arrays(self.key(video, "capture and thinning"), arrays)
+        thinning = Thinning(*map(int, found["thinning"])) if found["thinning"].size else None
+        taken = DecoderInput(found["prompt"], found["answer"], found["rotary"], thinning)
         return Capture(found["indices"], found["merged"], taken)
 
-    def channel_stats(self, video: Video, graph: GraphName, make: Callable[[], ChannelStats]) -> ChannelStats:
-        """Statistics of the inputs of a graph's linear layers."""
+    def channel_stats(self, video: Video, part: str, make: Callable[[], ChannelStats]) -> ChannelStats:
+        """Statistics of the inputs of the linear layers of vision or the decoder."""
 
         def arrays() -> dict[str, Array]:
             made = make()
@@ -88,7 +92,7 @@ class ObservationCache:
             flat = np.concatenate(made.amax), np.concatenate(made.square_sums)
             return {"channels": channels, "rows": np.array(made.rows), "amax": flat[0], "square_sums": flat[1]}
 
-        found = self.arrays(self.key(video, f"channels {graph}"), arrays)
+        found = self.arrays(self.key(video, f"channels {part}"), arrays)
         ends = np.cumsum(found["channels"])[:-1]
         amax, square_sums = (np.split(found[name], ends) for name in ("amax", "square_sums"))
         return ChannelStats(amax, square_sums, found["rows"].tolist())

@@ -23,8 +23,9 @@ from tango_calibration.quantization.capture import Capture
 from tango_calibration.quantization.clips import load_clip, read_clips
 from tango_calibration.quantization.formats import Scheme
 from tango_calibration.quantization.observe import Observer
-from tango_calibration.quantization.replay import Session, open_written
-from tango_calibration.quantization.sensitivity import GraphQuantizer, LayerSensitivity, QuantizedGraph
+from tango_calibration.quantization.replay import Session, Sessions, open_written
+from tango_calibration.quantization.sensitivity import LayerSensitivity, PartQuantizer, QuantizedPart
+from tango_calibration.quantization.stored import Part, graphs_of
 from tango_plugins import TangoError, reference
 from tango_runtime.bundle import (
     MANIFEST,
@@ -32,7 +33,6 @@ from tango_runtime.bundle import (
     GraphName,
     GraphSpec,
     Precision,
-    Quantization,
     Runtime,
     describe,
     write_manifest,
@@ -95,9 +95,9 @@ class CalibrationRequest:
     ray: str | None = None
 
     @property
-    def precisions(self) -> dict[GraphName, Precision]:
-        """The graphs to be quantized."""
-        named: dict[GraphName, Choice] = {"vision": self.vision, "decoder": self.decoder}
+    def precisions(self) -> dict[Part, Precision]:
+        """What is to be quantized."""
+        named: dict[Part, Choice] = {"vision": self.vision, "decoder": self.decoder}
         return {name: choice for name, choice in named.items() if choice != "fp16"}
 
     @property
@@ -124,11 +124,11 @@ class Outcome:
     """Result of a calibration.
 
     Attributes:
-        graphs: The quantized graphs by name.
+        graphs: What was quantized: vision, the decoder or both.
         overlaps: Overlap of each clip; empty if vision was not quantized.
     """
 
-    graphs: dict[GraphName, QuantizedGraph]
+    graphs: dict[Part, QuantizedPart]
     overlaps: tuple[Overlap, ...]
 
 
@@ -144,8 +144,8 @@ def calibrate(request: CalibrationRequest) -> Outcome:
     observer = Observer(bundle, cache, request.max_new_tokens, request.jobs, request.ray)
     captures = observer.captures(videos)
     quantizers = [
-        GraphQuantizer(bundle, name, precision, request.group, cache, observer, videos, captures)
-        for name, precision in request.precisions.items()
+        PartQuantizer(bundle, part, precision, request.group, cache, observer, videos, captures)
+        for part, precision in request.precisions.items()
     ]
     schemes = [quantizer.measure_activations() for quantizer in quantizers]
     overlaps_of = partial(_overlaps, bundle, videos, captures)
@@ -157,12 +157,12 @@ def calibrate(request: CalibrationRequest) -> Outcome:
         size = sum(file.size for file in bundle.manifest.files.values())
         require_space(folder, 2 * size if request.target == "tensorrt" else size)  # fp32 may replace fp16
         written = {
-            quantizer.name: quantizer.write(folder, scheme, chosen, request.target)
+            quantizer.part: quantizer.write(folder, scheme, chosen, request.target)
             for quantizer, scheme, chosen in zip(quantizers, schemes, layers, strict=True)
         }
-        _complete(folder, bundle, request, written, len(videos))
-        overlaps = overlaps_of(open_written(folder, written["vision"][1])) if "vision" in written else ()
-    return Outcome({name: graph for name, (graph, _) in written.items()}, overlaps)
+        _complete(folder, bundle, request, written)
+        overlaps = overlaps_of(open_written(folder, written["vision"][1]["vision"])) if "vision" in written else ()
+    return Outcome({name: part for name, (part, _) in written.items()}, overlaps)
 
 
 def check(request: CalibrationRequest) -> Bundle:
@@ -183,18 +183,13 @@ def check(request: CalibrationRequest) -> Bundle:
             f"fp8 needs an fp16 bundle, and {request.bundle} is in {bundle.manifest.dtype}",
             "export the checkpoint in fp16 (tango-export --dtype fp16)",
         )
-    if "decoder" in request.precisions and bundle.manifest.decoder.inner:
-        raise TangoError(
-            f"the decoder of {request.bundle} has inner pruning and is not quantized",
-            "calibrate its vision alone, or export without --inner-layer",
-        )
     for name, choice in request.precisions.items():
-        spec = bundle.manifest.graphs[name]
-        if spec.quantization:
-            raise TangoError(
-                f"{name} of {request.bundle} is already quantized to {spec.quantization.precision}",
-                "calibrate the bundle that tango-export made",
-            )
+        for graph in graphs_of(bundle.manifest, name):
+            if quantization := bundle.manifest.graphs[graph].quantization:
+                raise TangoError(
+                    f"{name} of {request.bundle} is already quantized to {quantization.precision}",
+                    "calibrate the bundle that tango-export made",
+                )
         if request.target not in _RUNTIMES[choice]:
             raise TangoError(
                 f"{request.target} cannot run {name} in {choice}", f"use {' or '.join(_RUNTIMES[choice])}, or int8"
@@ -210,18 +205,18 @@ def cache_folder(request: CalibrationRequest) -> Path:
 
 
 def _choose_formats(
-    quantizer: GraphQuantizer,
+    quantizer: PartQuantizer,
     scheme: Scheme,
     min_overlap: float | None,
     overlaps_of: Callable[[Session], Sequence[Overlap]],
 ) -> tuple[LayerSensitivity, ...]:
     """Chooses the format of each layer."""
     layers = quantizer.choose_formats(scheme)
-    if quantizer.name != "vision" or min_overlap is None:
+    if quantizer.part != "vision" or min_overlap is None:
         return layers
 
-    def accepts(vision: Session) -> bool:
-        return float(np.mean([found.kept for found in overlaps_of(vision)])) >= min_overlap
+    def accepts(sessions: Sessions) -> bool:
+        return float(np.mean([found.kept for found in overlaps_of(sessions["vision"])])) >= min_overlap
 
     return quantizer.exclude_until(scheme, layers, accepts)
 
@@ -248,13 +243,16 @@ def _complete(
     folder: Path,
     bundle: Bundle,
     request: CalibrationRequest,
-    written: Mapping[GraphName, tuple[QuantizedGraph, GraphSpec]],
-    clips: int,
+    written: Mapping[Part, tuple[QuantizedPart, Mapping[GraphName, GraphSpec]]],
 ) -> None:
     """Copies the files of the other graphs, and writes bundle.json."""
     manifest = bundle.manifest
-    specs = {name: _spec(request.target, *found, clips) for name, found in written.items()}
-    replaced = {file for name in written for file in manifest.graph_files(name)}
+    specs = {
+        name: _for_runtimes(request.target, part.precision, spec)
+        for part, graphs in written.values()
+        for name, spec in graphs.items()
+    }
+    replaced = {file for name in specs for file in manifest.graph_files(name)}
     files = {file: spec for file, spec in manifest.files.items() if file not in replaced}
     for file in files:
         shutil.copyfile(bundle.file(file), folder / file)
@@ -263,15 +261,11 @@ def _complete(
     write_manifest(folder, replace(manifest, graphs={**manifest.graphs, **specs}, files=files))
 
 
-def _spec(target: Runtime, graph: QuantizedGraph, spec: GraphSpec, clips: int) -> GraphSpec:
-    """The manifest entry of a quantized graph."""
+def _for_runtimes(target: Runtime, precision: Precision, spec: GraphSpec) -> GraphSpec:
+    """The manifest entry of a quantized graph, with the runtimes that take it."""
     # fp8 is written for TensorRT only, int8 with fp32 weights for both runtimes, the others for ONNX Runtime only.
-    readers = _RUNTIMES[graph.precision] if target == "tensorrt" else (target,)
-    return replace(
-        spec,
-        runtimes=tuple(runtime for runtime in spec.runtimes if runtime in readers),
-        quantization=Quantization(graph.precision, clips, tuple(layer.layer for layer in graph.excluded)),
-    )
+    readers = _RUNTIMES[precision] if target == "tensorrt" else (target,)
+    return replace(spec, runtimes=tuple(runtime for runtime in spec.runtimes if runtime in readers))
 
 
 # Accuracy

@@ -20,6 +20,7 @@ from tango_calibration.data.dataset import Video
 from tango_calibration.quantization.clips import load_clip
 from tango_calibration.quantization.ranges import Array
 from tango_plugins import TangoError, reference
+from tango_plugins.thinning import Thinning
 from tango_runtime.backends.base import Backend
 from tango_runtime.backends.rotary import RotaryIds
 from tango_runtime.bundle import Bundle
@@ -39,11 +40,13 @@ class DecoderInput:
         prompt: Text, kept video tokens, text [N, D].
         answer: The answer's tokens, which came one by one [M, D].
         rotary: Rotary positions of both [3, N + M] int64, for decoders that have some of their own.
+        thinning: Which rows of the prompt its upper layers do without; None for none.
     """
 
     prompt: Array
     answer: Array
     rotary: NDArray[np.int64]
+    thinning: Thinning | None = None
 
 
 @dataclass(frozen=True)
@@ -76,18 +79,21 @@ def capture(bundle: Bundle, backend: Backend, prompt: Prompt, video: Video, max_
     texts = [backend.to_host(backend.embed(ids)) for ids in (before, np.concatenate((newline, after)))]
     rows = video_rows(bundle.manifest, backend, pruned.tokens, pruned.indices)
     whole = np.concatenate((texts[0], rows, texts[1]))
-    limits = Limits.of(bundle.manifest, max_new_tokens)
+    inner, limits = bundle.manifest.decoder.inner, Limits.of(bundle.manifest, max_new_tokens)
+    thinning = Thinning(len(before), len(rows), inner.kept(len(rows))) if inner else None
     try:
         rotary = prompt_positions(bundle.manifest.decoder, len(before), clip.shape, clip.clock, pruned.indices)
         limits.require_room(len(whole), len(rows))
     except TangoError as error:
         raise TangoError(f"clip {video.name}: {error.message}", error.hint) from error
-    answer = backend.to_host(backend.embed(_answer(backend, whole, rotary, limits)))
-    taken = DecoderInput(whole, answer, rotary.at(0, len(whole) + len(answer)))
+    answer = backend.to_host(backend.embed(_answer(backend, whole, thinning, rotary, limits)))
+    taken = DecoderInput(whole, answer, rotary.at(0, len(whole) + len(answer)), thinning)
     return Capture(pruned.indices, pruned.merged, taken)
 
 
-def _answer(backend: Backend, prompt: Array, rotary: RotaryIds, limits: Limits) -> NDArray[np.int64]:
+def _answer(
+    backend: Backend, prompt: Array, thinning: Thinning | None, rotary: RotaryIds, limits: Limits
+) -> NDArray[np.int64]:
     """Token ids of the greedy answer to a prompt [N, D]."""
-    with closing(PromptCache(backend, [prompt], [], len(prompt), limits.context, rotary=rotary)) as cache:
+    with closing(PromptCache(backend, [prompt], [], len(prompt), limits.context, thinning, rotary)) as cache:
         return np.array(list(decode_loop(cache, [], Sampler(), limits, [], StageTimer(backend))), np.int64)

@@ -14,7 +14,7 @@ from tango_calibration.quantization.cache import ObservationCache
 from tango_calibration.quantization.capture import Capture, capture
 from tango_calibration.quantization.clips import load_clip
 from tango_calibration.quantization.ranges import Array, ChannelStats
-from tango_calibration.quantization.stored import StoredGraph
+from tango_calibration.quantization.stored import Part, StoredGraph, graphs_of
 from tango_runtime.backends.registry import select
 from tango_runtime.bundle import Bundle, GraphName
 from tango_runtime.pipeline.prompt import Prompt
@@ -55,18 +55,18 @@ class Observer:
             cached=self._cache.capture,
         )
 
-    def channel_stats(self, name: GraphName, videos: Sequence[Video], captures: Sequence[Capture]) -> ChannelStats:
-        """Statistics of the inputs of a graph's linear layers, over all clips.
+    def channel_stats(self, part: Part, videos: Sequence[Video], captures: Sequence[Capture]) -> ChannelStats:
+        """Statistics of the inputs of the linear layers of vision or the decoder, over all clips.
 
         Raises:
             TangoError: As of :meth:`captures`.
         """
         each = self._each(
-            f"{name} activations",
-            partial(_ActivationMeter, self._folder, name, self._threads),
+            f"{part} activations",
+            partial(_ActivationMeter, self._folder, part, self._threads),
             list(zip(videos, captures, strict=True)),
-            holds=lambda item: self._cache.holds(item[0], f"channels {name}"),
-            cached=lambda item, make: self._cache.channel_stats(item[0], name, make),
+            holds=lambda item: self._cache.holds(item[0], f"channels {part}"),
+            cached=lambda item, make: self._cache.channel_stats(item[0], part, make),
         )
         return reduce(ChannelStats.merge, each)
 
@@ -105,23 +105,30 @@ class _Capturer:
 
 
 class _ActivationMeter:
-    """Runs one graph on clips, and looks at what its linear layers take."""
+    """Runs the graphs of a part on clips, and looks at what their linear layers take."""
 
-    def __init__(self, bundle: Path, name: GraphName, threads: int) -> None:
-        self._bundle, self._name = Bundle.load(bundle), name
-        stored = StoredGraph(self._bundle, name)
-        self._session = replay.open_graph(stored, more=stored.linear_inputs, threads=threads)
+    def __init__(self, bundle: Path, part: Part, threads: int) -> None:
+        self._bundle, self._part = Bundle.load(bundle), part
+        stored = {name: StoredGraph(self._bundle, name) for name in graphs_of(self._bundle.manifest, part)}
+        self._sessions = {
+            name: replay.open_graph(graph, more=graph.linear_inputs, threads=threads) for name, graph in stored.items()
+        }
 
     def __call__(self, item: tuple[Video, Capture]) -> ChannelStats:
-        return reduce(ChannelStats.merge, map(ChannelStats.of, self._inputs(*item)))
+        found: dict[GraphName, ChannelStats] = {}
+        for graph, inputs in self._inputs(*item):
+            stats = ChannelStats.of(inputs)
+            found[graph] = found[graph].merge(stats) if graph in found else stats
+        return ChannelStats.joined(found[graph] for graph in self._sessions)
 
-    def _inputs(self, video: Video, taken: Capture) -> Iterator[list[Array]]:
-        """Yields the inputs of the layers, for each pass over a clip."""
-        if self._name == "vision":
+    def _inputs(self, video: Video, taken: Capture) -> Iterator[tuple[GraphName, list[Array]]]:
+        """Yields a graph and the inputs of its layers, for each pass over a clip."""
+        if self._part == "vision":
             frames = load_clip(self._bundle, video).steps
-            return (outputs[2:] for outputs in replay.run_vision(self._session, frames))
-        specs = self._bundle.manifest.graphs["decoder"].inputs
-        return (outputs[1:] for outputs in replay.run_decoder(self._session, specs, taken.decoder_input))
+            return (("vision", outputs[2:]) for outputs in replay.run_vision(self._sessions["vision"], frames))
+        specs = self._bundle.manifest.graphs
+        passes = replay.run_decoder(self._sessions, specs, taken.decoder_input)
+        return ((graph, outputs[1:]) for graph, outputs in passes)
 
 
 def _held() -> NoReturn:

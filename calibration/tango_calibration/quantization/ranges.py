@@ -6,8 +6,9 @@ large activations.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,12 @@ class ChannelStats:
             [a + b for a, b in zip(self.square_sums, other.square_sums, strict=True)],
             [a + b for a, b in zip(self.rows, other.rows, strict=True)],
         )
+
+    @classmethod
+    def joined(cls, parts: Iterable[ChannelStats]) -> ChannelStats:
+        """Statistics of the tensors of each part, one behind the other."""
+        amax, square_sums, rows = zip(*((part.amax, part.square_sums, part.rows) for part in parts), strict=True)
+        return cls(*(list(chain.from_iterable(lists)) for lists in (amax, square_sums, rows)))
 
     def mean_squares(self) -> list[NDArray[np.float32]]:
         """Mean square of each channel, for each tensor [channels]."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from pathlib import Path
@@ -20,9 +19,10 @@ from tango_export.graph import PORTABLE, Form
 from tango_export.graph.builder import Weight
 from tango_export.graph.files import external_tensor, load, model_proto
 from tango_plugins import TangoError
-from tango_runtime.backends.ort_cpu import empty_cache
+from tango_plugins.thinning import thin
+from tango_runtime.backends.ort_cpu import cache_inputs, empty_cache
 from tango_runtime.backends.ort_options import session_options
-from tango_runtime.bundle import GraphSpec, TensorSpec, WeightSpec
+from tango_runtime.bundle import GraphName, GraphSpec, WeightSpec
 from tango_runtime.util.errors import first_line
 
 #: Prompt tokens per decoder pass: the activations of all layers of a pass are in memory at once.
@@ -65,6 +65,10 @@ class Session:
         """All outputs."""
         outputs: list[Array] = self._session.run(None, {**self._given, **feeds})
         return outputs
+
+
+#: The graphs of vision or of a decoder, in order.
+Sessions = Mapping[GraphName, Session]
 
 
 def open_graph(stored: StoredGraph, form: Form = PORTABLE, more: Sequence[str] = (), *, threads: int = 0) -> Session:
@@ -124,27 +128,65 @@ def run_vision(session: Session, frames: NDArray[np.uint8]) -> Iterator[list[Arr
         yield session.run({"frames": frames[i : i + 1]})
 
 
-def run_decoder(session: Session, specs: Sequence[TensorSpec], inputs: DecoderInput) -> Iterator[list[Array]]:
-    """Runs the decoder over a prompt in chunks, then over the answer token by token.
+def run_decoder(
+    sessions: Sessions, specs: Mapping[GraphName, GraphSpec], inputs: DecoderInput
+) -> Iterator[tuple[GraphName, list[Array]]]:
+    """Runs a decoder of one graph, or of two, over a prompt in chunks, then over the answer token by token.
 
     Args:
-        session: The decoder, or a graph made from it.
-        specs: The decoder's inputs.
-        inputs: What it takes.
+        sessions: The decoder's graphs, or graphs made from them, in order. The prompt is thinned between two.
+        specs: What bundle.json says of the graphs.
+        inputs: What the decoder takes.
 
     Yields:
-        Logits [vocabulary], then the outputs after the new rows of the key/value cache, for each pass.
+        For each pass, the graph, its first output (rows [N, D] of a lower graph, otherwise logits [vocabulary]), and
+        the outputs after the new rows of its key/value cache.
     """
-    prompt = inputs.prompt
-    chunks = [prompt[begin : begin + CHUNK_TOKENS] for begin in range(0, len(prompt), CHUNK_TOKENS)]
-    cache = empty_cache([spec for spec in specs if spec.name.startswith("past_")], 0)
-    rotary, length = "rotary" in {spec.name for spec in specs}, 0
-    for chunk in itertools.chain(chunks, inputs.answer[:, None]):
-        begin, length = length, length + len(chunk)
-        feeds = {"embeddings": chunk, "positions": np.arange(begin, length, dtype=np.int64)}
-        if rotary:
-            feeds["rotary"] = inputs.rotary[:, begin:length]
-        logits, *rest = session.run({**feeds, **cache})
-        rows, more = rest[: len(cache)], rest[len(cache) :]
-        cache = {name: np.concatenate((cache[name], new), 1) for name, new in zip(cache, rows, strict=True)}
-        yield [logits, *more]
+    parts = [_DecoderPart(name, session, specs[name], inputs.rotary) for name, session in sessions.items()]
+    rows, thinning = inputs.prompt, inputs.thinning
+    places: NDArray[np.int64] = np.arange(len(rows))
+    for part in parts:
+        passes = []
+        for begin in range(0, len(rows), CHUNK_TOKENS):
+            chunk = slice(begin, begin + CHUNK_TOKENS)
+            outputs, more = part.run(rows[chunk], places[chunk])
+            yield part.name, [outputs[0], *more]
+            passes.append(outputs)
+        if part is not parts[-1]:
+            rows, share = np.concatenate([given for given, _ in passes]), passes[-1][1]
+            if thinning is not None:
+                rows, places = thin(rows, share, thinning)
+    for place, row in enumerate(inputs.answer, len(inputs.prompt)):
+        x = row[None]
+        for part in parts:
+            (x, *_), more = part.run(x, np.array([place]))
+            yield part.name, [x, *more]
+
+
+class _DecoderPart:
+    """A graph of a decoder, and its key/value cache.
+
+    Args:
+        name: The graph.
+        session: It, or a graph made from it.
+        spec: What bundle.json says of it.
+        rotary: Rotary positions of the sequence on three axes [3, positions].
+    """
+
+    def __init__(self, name: GraphName, session: Session, spec: GraphSpec, rotary: NDArray[np.int64]) -> None:
+        self.name, self._session, self._rotary = name, session, rotary
+        self._cache, self._length = empty_cache(cache_inputs(spec), 0), 0
+        self._inputs = {tensor.name: tensor for tensor in spec.inputs if tensor.name not in self._cache}
+        self._own = len(spec.outputs) - len(self._cache)
+
+    def run(self, rows: Array, places: NDArray[np.int64]) -> tuple[list[Array], list[Array]]:
+        """Rows [N, D] at these positions of the sequence → the outputs before the new rows of the cache, and after."""
+        begin, self._length = self._length, self._length + len(rows)
+        feeds = {next(iter(self._inputs)): rows, "positions": np.arange(begin, self._length, dtype=np.int64)}
+        if "rotary" in self._inputs:
+            feeds["rotary"] = self._rotary[:, places] if len(self._inputs["rotary"].shape) == 2 else places
+        outputs, own = self._session.run({**feeds, **self._cache}), self._own
+        new, more = outputs[own : own + len(self._cache)], outputs[own + len(self._cache) :]
+        for name, added in zip(self._cache, new, strict=True):
+            self._cache[name] = np.concatenate((self._cache[name], added), 1)
+        return outputs[:own], more

@@ -1,4 +1,8 @@
-"""Quantizes one graph: activation statistics, the sensitivity of each layer, the choice of layers, the new graph."""
+"""Quantizes vision or the decoder: activation statistics, each layer's sensitivity, the choice of layers, new graphs.
+
+A decoder with inner pruning is two graphs, which are measured together: a loss is that of the answer, and one budget is
+spent on the layers of both.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +26,13 @@ from tango_calibration.quantization.clips import load_clip
 from tango_calibration.quantization.formats import LayerFormat, Scheme, switches
 from tango_calibration.quantization.observe import Observer
 from tango_calibration.quantization.ranges import Array, ChannelStats
-from tango_calibration.quantization.replay import Session
-from tango_calibration.quantization.stored import StoredGraph
+from tango_calibration.quantization.replay import Sessions
+from tango_calibration.quantization.stored import Part, StoredGraph, graphs_of
+from tango_export.graph import PORTABLE, Form
 from tango_export.graph.builder import Linear
 from tango_export.graph.files import write_device, write_portable
 from tango_plugins import TangoError
-from tango_runtime.bundle import Bundle, GraphName, GraphSpec, Precision, Runtime
+from tango_runtime.bundle import Bundle, GraphName, GraphSpec, Precision, Quantization, Runtime
 from tango_runtime.util.console import progress
 
 Found = TypeVar("Found")
@@ -36,9 +41,9 @@ Number = TypeVar("Number", int, float)
 #: Formats of a precision: of most layers, then of those that would lose too much. A layer may also stay as it is.
 FORMATS: dict[Precision, tuple[LayerFormat, ...]] = {"int8": ("w8a8",), "fp8": ("fp8",), "int4": ("w4a16", "w8a16")}
 
-#: Maximum loss of all quantized layers of a graph together. Vision: noise over signal of its outputs. Decoder: KL
+#: Maximum loss of all quantized layers of a part together. Vision: noise over signal of its outputs. Decoder: KL
 #: divergence of the next token's distribution, in nats.
-BUDGETS: dict[GraphName, float] = {"vision": 0.01, "decoder": 0.02}
+BUDGETS: dict[Part, float] = {"vision": 0.01, "decoder": 0.02}
 
 #: A layer is an outlier if its loss is this many times the median.
 OUTLIER_FACTOR = 10
@@ -48,7 +53,7 @@ MAX_OUTLIER_SHARE = 0.1
 #: Number of steps in which more layers are excluded.
 _EXCLUSION_STEPS = 8
 
-#: Number of sessions that the layers of a graph are spread over to weigh each alone.
+#: Number of sessions that the layers of a part are spread over to weigh each alone.
 _SESSIONS = 10
 
 #: Clips that losses are measured on; for vision, one frame of each.
@@ -57,7 +62,7 @@ _LOSS_CLIPS = 8
 
 @dataclass(frozen=True)
 class LayerSensitivity:
-    """A layer, and the loss of the graph if only this layer is quantized.
+    """A layer, and the loss of its part if only this layer is quantized.
 
     Attributes:
         layer: Its name.
@@ -73,15 +78,15 @@ class LayerSensitivity:
 
 
 @dataclass(frozen=True)
-class QuantizedGraph:
-    """A graph that was quantized.
+class QuantizedPart:
+    """Vision or a decoder that was quantized.
 
     Attributes:
         precision: The precision that was asked for.
-        layers: Its layers, in the graph's order.
-        loss: Loss of the new graph, on the clips of the layers' losses.
-        bytes_before: Size of the graph and its weights in the old bundle, without a device graph.
-        bytes_after: Size of the graph and its weights in the new bundle.
+        layers: Its layers, in the order of its graphs.
+        loss: Its new loss, on the clips of the layers' losses.
+        bytes_before: Size of its graphs and their weights in the old bundle, without device graphs.
+        bytes_after: Size of its graphs and their weights in the new bundle.
     """
 
     precision: Precision
@@ -96,12 +101,12 @@ class QuantizedGraph:
         return tuple(layer for layer in self.layers if layer.format != FORMATS[self.precision][0])
 
 
-class GraphQuantizer:
-    """A graph to be quantized, with the clips to measure it on.
+class PartQuantizer:
+    """Vision or a decoder to be quantized, with the clips to measure it on.
 
     Args:
         bundle: The bundle.
-        name: Vision or decoder.
+        part: Vision or decoder.
         precision: The new precision.
         block: Weights that share a scale in int4.
         cache: Where losses are kept.
@@ -113,7 +118,7 @@ class GraphQuantizer:
     def __init__(
         self,
         bundle: Bundle,
-        name: GraphName,
+        part: Part,
         precision: Precision,
         block: int,
         cache: ObservationCache,
@@ -121,23 +126,24 @@ class GraphQuantizer:
         videos: Sequence[Video],
         captures: Sequence[Capture],
     ) -> None:
-        self.name, self._precision, self._block = name, precision, block
+        self.part, self._precision, self._block = part, precision, block
         self._bundle, self._cache, self._videos, self._captures = bundle, cache, videos, captures
         self._observer = observer
-        self.stored = StoredGraph(bundle, name)
-        self._layers = self.stored.linears
-        self._inputs = self.stored.linear_inputs
+        self._stored = {name: StoredGraph(bundle, name) for name in graphs_of(bundle.manifest, part)}
+        self._layers = [layer for stored in self._stored.values() for layer in stored.linears]
+        self._graph = {layer.name: name for name, stored in self._stored.items() for layer in stored.linears}
+        self._inputs = list(dict.fromkeys(layer.input for layer in self._layers))
 
     # Statistics
 
     def measure_activations(self) -> Scheme:
         """Measures what all formats need to know of the activations; the scheme has no formats yet."""
-        stats = self._observer.channel_stats(self.name, self._videos, self._captures)
+        stats = self._observer.channel_stats(self.part, self._videos, self._captures)
         if self._precision == "int4":
             plain = Scheme({}, mean_squares=self._by_layer(stats.mean_squares()), block=self._block)
             return self._scaled_where_better(plain, self._scaling(stats))
         # E4M3 is as precise over 15 octaves: an outlier takes no precision from the other channels.
-        smooth = self._smoothing(stats) if (self.name, self._precision) == ("decoder", "int8") else {}
+        smooth = self._smoothing(stats) if (self.part, self._precision) == ("decoder", "int8") else {}
         takers = {layer.input: layer.name for layer in self._layers}
         ranges = stats.ranges([smooth.get(takers[name], 1.0) for name in self._inputs])
         return Scheme({}, self._by_layer(ranges), smooth)
@@ -145,10 +151,10 @@ class GraphQuantizer:
     def _scaling(self, stats: ChannelStats) -> dict[str, Array]:
         """AWQ's factors for the layers whose input has a gain that takes them; the same for all that take one input."""
         found: dict[str, Array] = {}
-        with progress(f"{self.name} scaling", len(self._inputs)) as on_progress:
+        with progress(f"{self.part} scaling", len(self._inputs)) as on_progress:
             for name, mean_squares in zip(self._inputs, stats.mean_squares(), strict=True):
                 if layers := self._with_gain(name):
-                    weights = [self.stored.read(layer.weight) for layer in layers]
+                    weights = [self._read(layer) for layer in layers]
                     factors = activation_aware_scaling(weights, mean_squares, self._block)
                     if (factors != 1).any():
                         found |= dict.fromkeys((layer.name for layer in layers), factors)
@@ -167,19 +173,23 @@ class GraphQuantizer:
         """The layers that take an input whose channels can be scaled."""
         return [layer for layer in self._layers if layer.input == name and layer.gain]
 
+    def _read(self, layer: Linear) -> Array:
+        """The weight of a layer."""
+        return self._stored[self._graph[layer.name]].read(layer.weight)
+
     def _by_layer(self, of_inputs: Sequence[Found]) -> dict[str, Found]:
         found = dict(zip(self._inputs, of_inputs, strict=True))
         return {layer.name: found[layer.input] for layer in self._layers}
 
-    def _decode(self, session: Session, capture: Capture) -> Iterator[list[Array]]:
-        return replay.run_decoder(session, self._bundle.manifest.graphs["decoder"].inputs, capture.decoder_input)
+    def _decode(self, sessions: Sessions, capture: Capture) -> Iterator[tuple[GraphName, list[Array]]]:
+        return replay.run_decoder(sessions, self._bundle.manifest.graphs, capture.decoder_input)
 
     def _smoothing(self, stats: ChannelStats) -> dict[str, Array]:
         """Powers of two for the layers whose input has a gain that takes them; the same for all that take one input."""
         found: dict[str, Array] = {}
         for name, amax in zip(self._inputs, stats.amax, strict=True):
             if layers := self._with_gain(name):
-                rows = np.maximum.reduce([_row_amax(self.stored.read(layer.weight)) for layer in layers])
+                rows = np.maximum.reduce([_row_amax(self._read(layer)) for layer in layers])
                 found |= dict.fromkeys((layer.name for layer in layers), smoothing(amax, rows))
         return found
 
@@ -193,7 +203,7 @@ class GraphQuantizer:
         """
         inputs = {layer.name: layer.input for layer in self._layers}
         sizes = _sums({layer.name: layer.fan_in * layer.fan_out for layer in self._layers}, inputs)
-        left, budget = list(inputs), BUDGETS[self.name]
+        left, budget = list(inputs), BUDGETS[self.part]
         formats: dict[str, LayerFormat] = {}
         first: dict[str, float] = {}
         for form in FORMATS[self._precision]:
@@ -211,100 +221,114 @@ class GraphQuantizer:
         )
 
     def _losses(self, scheme: Scheme, form: LayerFormat, names: Sequence[str]) -> dict[str, float]:
-        """Loss of the graph for each layer, when only this layer has a format.
+        """Loss of the part for each layer, when only this layer has a format.
 
         A session has several layers in both ways: to open one takes longer than a clip, and with all of them in one,
         every pass would compute all of them twice. Only new weights are made, so other layers do not take smoothing.
         """
         loss, losses = cache(self._loss), dict[str, float]()
-        clips = [self._cache.key(video, self.name) for video in self._videos]
+        clips = [self._cache.key(video, self.part) for video in self._videos]
 
-        def measure(name: str, group: Sequence[str], session: Callable[[], Session]) -> dict[str, Array]:
-            return {"loss": np.array(loss()(session().given(switches(group, name))))}
+        def measure(name: str, group: Sequence[str], sessions: Callable[[], Sessions]) -> dict[str, Array]:
+            graph, opened = self._graph[name], sessions()
+            return {"loss": np.array(loss()({**opened, graph: opened[graph].given(switches(group, name))}))}
 
-        size = -(-len(names) // _SESSIONS)
-        with progress(f"{self.name} {form}", len(names)) as on_progress:
-            for group in (names[begin : begin + size] for begin in range(0, len(names), size)):
+        with progress(f"{self.part} {form}", len(names)) as on_progress:
+            for group in self._groups(names):
                 both_ways = replace(scheme, formats=dict.fromkeys(group, form)).switched()
-                session = cache(partial(replay.open_graph, self.stored, both_ways))  # where a loss is not known yet
+                sessions = cache(partial(self._open, {self._graph[group[0]]: both_ways}))  # if a loss is not known yet
                 for name in group:
                     scaling = scheme.smoothing.get(name, np.empty(0))
-                    what = f"loss {self.name} {name} {form} {scheme.block} {clips} {scaling.tolist()}"
+                    what = f"loss {self.part} {name} {form} {scheme.block} {clips} {scaling.tolist()}"
                     key = hashlib.sha256(what.encode()).hexdigest()[:24]
-                    found = self._cache.arrays(key, partial(measure, name, group, session))
+                    found = self._cache.arrays(key, partial(measure, name, group, sessions))
                     losses[name] = float(found["loss"])
                     on_progress(1)
         return losses
 
-    def _loss(self) -> Callable[[Session], float]:
-        """Returns a function session → loss compared with the original graph.
+    def _groups(self, names: Sequence[str]) -> Iterator[Sequence[str]]:
+        """Layers whose losses are measured with the same sessions: some of one graph."""
+        size = -(-len(names) // _SESSIONS)
+        for graph in self._stored:
+            own = [name for name in names if self._graph[name] == graph]
+            yield from (own[begin : begin + size] for begin in range(0, len(own), size))
+
+    def _open(self, forms: Mapping[GraphName, Form]) -> Sessions:
+        """The graphs, some of them in another form."""
+        return {name: replay.open_graph(stored, forms.get(name, PORTABLE)) for name, stored in self._stored.items()}
+
+    def _loss(self) -> Callable[[Sessions], float]:
+        """Returns a function sessions → loss compared with the original graphs.
 
         The function raises a TangoError where a loss is not finite, as ONNX Runtime 1.22 makes it of 4-bit products.
         """
-        run: Callable[[Session], list[Array]]
-        if self.name == "vision":
+        run: Callable[[Sessions], list[Array]]
+        if self.part == "vision":
             clips = [load_clip(self._bundle, video).steps for video in self._videos[:_LOSS_CLIPS]]
             middle_frames = np.stack([frames[len(frames) // 2] for frames in clips])
             run, compare = partial(self._run_vision, middle_frames), noise
         else:
             run, compare = self._run_decoder, divergence
-        original = run(replay.open_graph(self.stored))
+        original = run(self._open({}))
 
-        def loss(session: Session) -> float:
-            if math.isfinite(found := compare(original, run(session))):
+        def loss(sessions: Sessions) -> float:
+            if math.isfinite(found := compare(original, run(sessions))):
                 return found
             raise TangoError(
-                f"{self.name} in {self._precision} gives no finite numbers on ONNX Runtime {onnxruntime.__version__}",
+                f"{self.part} in {self._precision} gives no finite numbers on ONNX Runtime {onnxruntime.__version__}",
                 "install a newer onnxruntime",
             )
 
         return loss
 
-    def _run_vision(self, frames: Array, session: Session) -> list[Array]:
+    def _run_vision(self, frames: Array, sessions: Sessions) -> list[Array]:
         """Features and salience of all frames."""
-        outputs = replay.run_vision(session, frames)
+        outputs = replay.run_vision(sessions["vision"], frames)
         return [np.concatenate(tensors) for tensors in zip(*outputs, strict=True)]
 
-    def _run_decoder(self, session: Session) -> list[Array]:
+    def _run_decoder(self, sessions: Sessions) -> list[Array]:
         """Logits at the end of each prompt and after each token of its answer."""
-        logits = list[Array]()
+        logits, last = list[Array](), list(self._stored)[-1]
         for capture in self._captures[:_LOSS_CLIPS]:
-            passes = [outputs[0] for outputs in self._decode(session, capture)]
+            passes = [outputs[0] for graph, outputs in self._decode(sessions, capture) if graph == last]
             logits += passes[-1 - len(capture.decoder_input.answer) :]
         return logits
 
     def exclude_until(
-        self, scheme: Scheme, layers: Sequence[LayerSensitivity], accepts: Callable[[Session], bool]
+        self, scheme: Scheme, layers: Sequence[LayerSensitivity], accepts: Callable[[Sessions], bool]
     ) -> tuple[LayerSensitivity, ...]:
-        """Excludes more layers, in the order of their losses, until a graph is accepted.
+        """Excludes more layers, in the order of their losses, until what is left is accepted.
 
         How many are excluded matters more than which: on an earlier models/tiny, layers chosen by how many kept tokens
         each of them changes did no better than layers chosen by their loss.
 
         Raises:
-            TangoError: No graph is accepted.
+            TangoError: Nothing is accepted.
         """
         worst = sorted((layer for layer in layers if layer.format), key=lambda layer: -layer.loss)
         for count in range(0, len(worst), -(-len(layers) // _EXCLUSION_STEPS)):
             excluded = {layer.layer for layer in worst[:count]}
             tried = tuple(replace(layer, format=None) if layer.layer in excluded else layer for layer in layers)
             form = replace(scheme, formats=_formats(tried)).portable()
-            if accepts(replay.open_graph(self.stored, form)):
+            if accepts(self._open(dict.fromkeys(self._stored, form))):
                 return tried
         raise TangoError(
-            f"{self.name} keeps other tokens even with most layers excluded",
-            f"accept a lower --min-overlap, or keep the graph: --{self.name} fp16",
+            f"{self.part} keeps other tokens even with most layers excluded",
+            f"accept a lower --min-overlap, or keep the graph: --{self.part} fp16",
         )
 
     # Output
 
     def write(
         self, folder: Path, scheme: Scheme, layers: Sequence[LayerSensitivity], runtime: Runtime
-    ) -> tuple[QuantizedGraph, GraphSpec]:
-        """Writes the graph with the chosen formats, and measures its loss; also returns its entry in bundle.json.
+    ) -> tuple[QuantizedPart, dict[GraphName, GraphSpec]]:
+        """Writes the graphs that have layers with a format, and measures the loss.
 
         Smoothing goes into the weights. For ONNX Runtime, an fp16 graph that can have a device form is written in that,
         too, on the same weights.
+
+        Returns:
+            What was written, and its entries in bundle.json. A graph without such layers stays what it was.
 
         Raises:
             TangoError: No layer has a format.
@@ -312,22 +336,41 @@ class GraphQuantizer:
         formats = _formats(layers)
         if not formats:
             raise TangoError(
-                f"every layer of {self.name} loses too much in {self._precision}",
-                f"use more clips (--videos), or keep the graph: --{self.name} fp16",
+                f"every layer of {self.part} loses too much in {self._precision}",
+                f"use more clips (--videos), or keep the graph: --{self.part} fp16",
             )
-        read = self.stored.smoothed(scheme.smoothing)
-        scheme = replace(scheme, formats=formats, smoothing={}, float_weights=runtime == "tensorrt")
-        graph, before = self.stored.build(scheme.portable()), self.stored.spec
-        with progress(f"{self.name} write", sum(weight.bytes for weight in graph.weights), size=True) as on_progress:
+        scheme = replace(scheme, formats=formats, float_weights=runtime == "tensorrt")
+        places = {name: (stored.folder, stored.spec) for name, stored in self._stored.items()}
+        written = {
+            name: self._write(folder, self._stored[name], scheme, runtime)
+            for name in dict.fromkeys(self._graph[layer] for layer in formats)
+        }
+        before = sum(_size(*place) for place in places.values())
+        places |= {name: (folder, spec) for name, spec in written.items()}
+        loss = self._loss()({name: replay.open_written(*place) for name, place in places.items()})
+        after = sum(_size(*place) for place in places.values())
+        part = QuantizedPart(self._precision, tuple(layers), loss, before, after)
+        return part, {name: self._with_entry(name, spec, part) for name, spec in written.items()}
+
+    def _write(self, folder: Path, stored: StoredGraph, scheme: Scheme, runtime: Runtime) -> GraphSpec:
+        read, scheme = stored.smoothed(scheme.smoothing), replace(scheme, smoothing={})
+        graph = stored.build(scheme.portable())
+        size = sum(weight.bytes for weight in graph.weights)
+        with progress(f"{stored.definition.name} write", size, size=True) as on_progress:
             spec = write_portable(graph, read, folder, on_progress)
-        if runtime == "onnxruntime" and before.device is not None:
-            spec = write_device(self.stored.build(scheme.device()), spec, read, folder)
-        loss = self._loss()(replay.open_written(folder, spec))
-        old, new = (
-            sum(path.stat().st_size for path in (root / spec.file, root / spec.data))
-            for root in (self.stored.folder, folder)
-        )
-        return QuantizedGraph(self._precision, tuple(layers), loss, old, new), spec
+        if runtime == "onnxruntime" and stored.spec.device is not None:
+            spec = write_device(stored.build(scheme.device()), spec, read, folder)
+        return spec
+
+    def _with_entry(self, graph: GraphName, spec: GraphSpec, part: QuantizedPart) -> GraphSpec:
+        """What bundle.json says of a graph, with how it was quantized."""
+        excluded = tuple(layer.layer for layer in part.excluded if self._graph[layer.layer] == graph)
+        return replace(spec, quantization=Quantization(self._precision, len(self._videos), excluded))
+
+
+def _size(folder: Path, spec: GraphSpec) -> int:
+    """Bytes of a graph and its weights."""
+    return sum((folder / file).stat().st_size for file in (spec.file, spec.data))
 
 
 def _formats(layers: Sequence[LayerSensitivity]) -> dict[str, LayerFormat]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 import numpy as np
 
@@ -11,7 +12,15 @@ from tango_export.families import FAMILIES
 from tango_export.graph import PORTABLE, Form, Graph, build
 from tango_export.graph.builder import Read
 from tango_plugins import TangoError
-from tango_runtime.bundle import MANIFEST, Bundle, GraphName
+from tango_runtime.bundle import MANIFEST, Bundle, GraphName, Manifest
+
+#: What is quantized as one.
+Part = Literal["vision", "decoder"]
+
+
+def graphs_of(manifest: Manifest, part: Part) -> tuple[GraphName, ...]:
+    """The graphs of a part, in order."""
+    return ("vision",) if part == "vision" else manifest.decoders
 
 
 class StoredGraph:

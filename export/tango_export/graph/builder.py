@@ -409,11 +409,11 @@ class GraphBuilder:
         """An activation in fp32: the value that :meth:`narrow` made it of, or else what :meth:`widen` makes of it."""
         return self._unrounded.get(x) or self.widen(x, name)
 
-    def mean(self, x: str, name: str, axis: int, *, keepdims: int) -> str:
-        """The mean along one axis, which from opset 18 on is an input."""
+    def mean(self, x: str, name: str, *axes: int, keepdims: int) -> str:
+        """The mean along some axes, which from opset 18 on are an input."""
         if self.form.opsets[""] < 18:
-            return self.node("ReduceMean", [x], name, axes=[axis], keepdims=keepdims)
-        return self.node("ReduceMean", [x, self.constant([axis])], name, keepdims=keepdims)
+            return self.node("ReduceMean", [x], name, axes=axes, keepdims=keepdims)
+        return self.node("ReduceMean", [x, self.constant(axes)], name, keepdims=keepdims)
 
     def slice(self, x: str, name: str, *, axis: int, begin: int = 0, end: int = np.iinfo(np.int32).max) -> str:
         """Part of a value along one axis."""

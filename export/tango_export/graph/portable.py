@@ -168,7 +168,7 @@ def cached_attention(
     mixed = attend(g, name, grouped, joined[0], joined[1], head_dim, mask)  # [kv_heads, group, T, head_dim]
     if layer == cache.share:  # [P + T]
         share = g.slice(f"{name}.softmax", f"{name}.share.last", axis=2, begin=-1)
-        share = g.node("ReduceMean", [share], f"{name}.share.mean", axes=[0, 1], keepdims=0)
+        share = g.mean(share, f"{name}.share.mean", 0, 1, keepdims=0)
         g.output(g.reshape(share, f"{name}.share", -1), "share", "float32", "S", first=True)
     mixed = g.node("Transpose", [mixed], f"{name}.transposed", perm=[2, 0, 1, 3])
     return g.reshape(mixed, name, tokens, heads * head_dim)

@@ -201,7 +201,7 @@ def _of_bundle(name: str, bundle: Bundle) -> ModelDimensions:
         row_ends=manifest.prompt.row_end is not None,
         video_text=manifest.prompt.video_text is not None,
         vision_precision=_precision(manifest.graphs["vision"]),
-        decoder_precision=_precision(manifest.graphs[manifest.decoders[0]]),
+        decoder_precision=_precision(*(manifest.graphs[name] for name in manifest.decoders)),
         stored=(
             ("vision", _portable_bytes(manifest, "vision")),
             ("embed", _portable_bytes(manifest, "embed")),
@@ -210,8 +210,9 @@ def _of_bundle(name: str, bundle: Bundle) -> ModelDimensions:
     )
 
 
-def _precision(graph: GraphSpec) -> Precision:
-    return graph.quantization.precision if graph.quantization else "fp16"
+def _precision(*graphs: GraphSpec) -> Precision:
+    """What some of the graphs are quantized to."""
+    return next((graph.quantization.precision for graph in graphs if graph.quantization), "fp16")
 
 
 def _portable_bytes(manifest: Manifest, graph: GraphName) -> int:

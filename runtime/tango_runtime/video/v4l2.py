@@ -45,7 +45,9 @@ class Camera:
                     for packet in container.demux(stream):
                         if not packet.size:
                             return  # PyAV's mark of the end
-                        yield packet
+                        own = _copied(packet)
+                        del packet
+                        yield own
                         end = time.monotonic() + patience
                 except av.BlockingIOError:  # no picture yet
                     if time.monotonic() > end:
@@ -71,3 +73,13 @@ class Camera:
             found = ", ".join(sorted(str(path) for path in Path("/dev").glob("video[0-9]*")))
             return f"these are there: {found}" if found else "this machine has no /dev/video0 or other"
         return _HINTS.get(number or 0, "check the camera: ffmpeg -f v4l2 -i DEVICE -t 1 -f null -")
+
+
+def _copied(packet: Any) -> Any:
+    """A packet whose bytes are not the device's, which FFmpeg unmaps, with what gives them back, when it is closed."""
+    import av
+
+    own = av.Packet(bytes(packet))
+    own.stream, own.pts, own.dts, own.time_base = packet.stream, packet.pts, packet.dts, packet.time_base
+    own.is_keyframe = packet.is_keyframe
+    return own

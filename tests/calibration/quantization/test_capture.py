@@ -43,12 +43,12 @@ def test_a_capture_is_a_run_of_the_pipeline(fp16, clips, captured):
 def test_a_replay_of_the_decoder_gives_the_same_logits(fp16, captured, monkeypatch):
     """In chunks of any length, with the activations of every layer beside the logits."""
     stored = StoredGraph(fp16, "decoder")
-    inputs, specs = list(dict.fromkeys(layer.input for layer in stored.linears)), stored.spec.inputs
-    session = replay.open_graph(stored, more=inputs)
+    inputs, specs = list(dict.fromkeys(layer.input for layer in stored.linears)), fp16.manifest.graphs
+    sessions = {"decoder": replay.open_graph(stored, more=inputs)}
     answer_tokens = len(captured.decoder_input.answer)
-    whole = list(replay.run_decoder(session, specs, captured.decoder_input))
+    whole = [outputs for _, outputs in replay.run_decoder(sessions, specs, captured.decoder_input)]
     monkeypatch.setattr(replay, "CHUNK_TOKENS", 20)
-    parts = list(replay.run_decoder(session, specs, captured.decoder_input))
+    parts = [outputs for _, outputs in replay.run_decoder(sessions, specs, captured.decoder_input)]
     assert len(whole) == 1 + answer_tokens < len(parts)
     expected = OneSequence(select(fp16, "ort-cpu")).prefill([captured.decoder_input.prompt], 2000)
     for run in (whole[0], parts[-1 - answer_tokens]):

@@ -2,19 +2,23 @@
 
 python -m tests.gpu.runtime.families FOLDER
 
-where torch and transformers are, writes FOLDER/qwen, FOLDER/video and FOLDER/inner (with inner pruning), for
-tests/gpu/runtime/test_family_graphs.py.
+where torch and transformers are, writes FOLDER/qwen, FOLDER/video and FOLDER/inner (with inner pruning) in fp16, and
+FOLDER/inner-fp32, for tests/gpu/runtime/test_family_graphs.py.
 """
 
 from __future__ import annotations
 
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from tests import conftest
 
 NAMES = ("qwen", "video", "inner")
+
+#: What ``inner`` is compared with.
+EXACT = "inner-fp32"
 
 #: Heads of 80 in the tower, 4 of 128 over 2 in the decoder; an MLP whose rows are filled up, as the released one's are.
 QWEN = {
@@ -30,7 +34,7 @@ VIDEO = {
 
 
 def write(folder: Path) -> None:
-    """Writes the bundles, in fp16."""
+    """Writes the bundles."""
     from examples.make_checkpoint import VIDEO_LAYOUT
     from examples.make_checkpoint import Shape as VideoShape
     from examples.make_checkpoint import make as make_video
@@ -46,9 +50,10 @@ def write(folder: Path) -> None:
     for checkpoint in (qwen, video):
         conftest._make_responsive(checkpoint, outliers=False)
     export(Request("qwen2.5-vl", str(qwen), output=folder / "qwen", frames=8, context=4096))
-    for name, inner in (("video", None), ("inner", InnerPruning(2, 0.5))):
-        request = Request("llava-video", str(video), str(siglip), folder / name, frames=8, context=4096, inner=inner)
-        export(request)
+    plain = Request("llava-video", str(video), str(siglip), frames=8, context=4096)
+    export(replace(plain, output=folder / "video"))
+    for name, dtype in (("inner", "fp16"), (EXACT, "fp32")):
+        export(replace(plain, output=folder / name, dtype=dtype, inner=InnerPruning(2, 0.5)))
     shutil.rmtree(work)
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tango_plugins.thinning import Thinning
 from tango_runtime import VideoLLM
 from tango_runtime.backends.cuda import ort_runner as sessions
 from tango_runtime.backends.cuda.device import cudart
@@ -19,6 +18,7 @@ from tango_runtime.backends.rotary import RotaryIds
 from tests.gpu.runtime import families
 from tests.gpu.runtime.test_backends import close
 from tests.gpu.runtime.test_device_graphs_on_gpu import pieces
+from tests.gpu.runtime.thinned import assert_rounded_only, logits
 
 QUESTION = "What happens in the video?"
 
@@ -27,26 +27,42 @@ FRAMES = [(1, 28, 28), (3, 112, 112), (2, 140, 196), (1, 308, 28), (4, 224, 336)
 
 
 @pytest.fixture(scope="module")
-def chains(request, tmp_path_factory):
-    """``chains("qwen")``: a bundle on the GPU, fused, and on the CPU."""
-    onnxruntime = pytest.importorskip("onnxruntime")
-    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-        pytest.skip("ONNX Runtime is the one without CUDA")
+def bundle(request, tmp_path_factory):
+    """``bundle("qwen")``: the folder of a bundle."""
     folder = request.config.getoption("--bundles")
     if folder is None:
         folder = tmp_path_factory.mktemp("families")
         families.write(folder)
 
-    @cache
-    def made(name):
+    def found(name):
         if not (folder / name).exists():
             pytest.skip(f"there is no {folder / name}: python -m tests.gpu.runtime.families {folder}")
-        gpu, cpu = VideoLLM(folder / name, "ort-cuda"), VideoLLM(folder / name, "ort-cpu")
+        return folder / name
+
+    return found
+
+
+@pytest.fixture(scope="module")
+def chains(bundle):
+    """``chains("qwen")``: a bundle on the GPU, fused, and on the CPU."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        pytest.skip("ONNX Runtime is the one without CUDA")
+
+    @cache
+    def made(name):
+        gpu, cpu = VideoLLM(bundle(name), "ort-cuda"), VideoLLM(bundle(name), "ort-cpu")
         assert gpu._backend._graphs.in_place
         assert gpu._backend._graphs.fuses_vision
         return gpu, cpu
 
     return made
+
+
+@pytest.fixture(scope="module")
+def exact(bundle):
+    """The decoder with inner pruning on the CPU, in fp32."""
+    return VideoLLM(bundle(families.EXACT), "ort-cpu")
 
 
 def checkerboard(height, width, edge=56):
@@ -135,21 +151,9 @@ def test_logits_with_positions_of_their_own_are_the_plain_graphs(chains, kept):
 
 
 @pytest.mark.parametrize(("rows", "kept"), [(2, 1), (60, 30), (671, 670), (671, 671)])
-def test_logits_of_a_thinned_prompt_are_the_plain_graphs(chains, rows, kept):
+def test_logits_of_a_thinned_prompt_are_as_close_to_fp32_as_the_plain_graphs(chains, exact, rows, kept):
     """Of many rows that drop, rounding would choose some."""
-    heard = []
-    for llm in chains("inner"):
-        backend, found = llm._backend, []
-        width, ids = llm.bundle.manifest.decoder.hidden_size, np.arange(20, 40)
-        cache = backend.new_cache(1024)
-        thinning = Thinning(len(ids), rows, kept)
-        found.append(np.array(backend.extend(cache, pieces(backend, width, ids, rows), thinning)))
-        found += [np.array(backend.decode(cache, int(token))) for token in ids]
-        heard.append(np.stack(found))
-        cache.release()
-    assert np.isfinite(heard[0]).all()
-    for found, wanted in zip(*heard, strict=True):
-        close(found, wanted, "fp16")
+    assert_rounded_only(*(logits(llm, rows, kept) for llm in (*chains("inner"), exact)))
 
 
 @pytest.mark.parametrize("name", families.NAMES)

@@ -214,8 +214,8 @@ def quantized(responsive_checkpoint, tmp_path_factory):
 
     Its INT4 products take activations as they are, as the device form does, so that the two differ in rounding only.
     """
-    from tango_calibration.quantization import formats
     from tango_calibration.quantization.calibrate import CalibrationRequest, calibrate
+    from tango_export.graph import blocks
 
     root = tmp_path_factory.mktemp("quantized")
 
@@ -225,7 +225,7 @@ def quantized(responsive_checkpoint, tmp_path_factory):
         output = root / "-".join(precisions.values())
         sizes = {"videos": 4, "frames": 8, "max_new_tokens": 2, "cache": root / "cache"}
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(formats, "ACCURACY_LEVEL", 0)
+            patch.setattr(blocks, "ACCURACY_LEVEL", 0)
             calibrate(CalibrationRequest(bundle, output, "synthetic", **precisions, **sizes))
         return output
 

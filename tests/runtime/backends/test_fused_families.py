@@ -17,6 +17,7 @@ from tango_runtime.backends.cuda.ort_fused import FusedOrtRunner
 from tango_runtime.sizing import memory
 from tests.fakes.cuda import install
 from tests.fakes.device_graphs import with_device_graphs
+from tests.gpu.runtime.thinned import assert_rounded_only, logits
 
 QUESTION = "What happens in the video?"
 QWEN, INNER = "qwen", "inner"
@@ -93,6 +94,11 @@ def test_half_precision_too(make, family):
     options = {"max_new_tokens": 8, "prune": False, **VIDEO[family]}
     found, wanted = (each.generate(clip(), QUESTION, **options) for each in (llm, plain))
     assert found.ids == wanted.ids
+
+
+def test_a_thinned_prompt_in_half_precision_is_as_close_to_fp32_as_by_the_plain_graphs(make):
+    chains = (*make(INNER, "fp16"), make(INNER, "fp32")[1])
+    assert_rounded_only(*(logits(llm, 60, 30) for llm in chains))
 
 
 @pytest.mark.parametrize("family", [QWEN, INNER])
