@@ -83,7 +83,7 @@ wheels: .venv/installed
 # The aarch64 wheel under qemu: the same answers as on x86_64. Needs `make wheels`, and Debian's qemu-user-static and mmdebstrap.
 aarch64: demo
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt uv
-	nice -n 5 $(BIN)/python tools/aarch64.py $(DEMO)/bundle $(DEMO)/videos --frames 8
+	nice -n 5 $(BIN)/python tools/aarch64.py $(DEMO)/bundle $(DEMO)/videos --frames 2
 
 clean:
 	rm -rf .venv $(DEMO) site
