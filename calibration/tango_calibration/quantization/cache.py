@@ -22,6 +22,15 @@ from tango_runtime.bundle import MANIFEST, Bundle, sha256
 from tango_runtime.util.files import atomic_write
 
 
+#: The kind of result that is a capture.
+CAPTURE = "capture and thinning"
+
+
+def channels_of(part: str) -> str:
+    """The kind of result that is a part's statistics."""
+    return f"channels {part}"
+
+
 class ObservationCache:
     """Captures, statistics and losses of one bundle.
 
@@ -78,7 +87,7 @@ class ObservationCache:
                 "thinning": np.array(astuple(thinning) if (thinning := made.decoder_input.thinning) else ()),
             }
 
-        found = self.arrays(self.key(video, "capture and thinning"), arrays)
+        found = self.arrays(self.key(video, CAPTURE), arrays)
         thinning = Thinning(*map(int, found["thinning"])) if found["thinning"].size else None
         taken = DecoderInput(found["prompt"], found["answer"], found["rotary"], thinning)
         return Capture(found["indices"], found["merged"], taken)
@@ -92,7 +101,7 @@ class ObservationCache:
             flat = np.concatenate(made.amax), np.concatenate(made.square_sums)
             return {"channels": channels, "rows": np.array(made.rows), "amax": flat[0], "square_sums": flat[1]}
 
-        found = self.arrays(self.key(video, f"channels {part}"), arrays)
+        found = self.arrays(self.key(video, channels_of(part)), arrays)
         ends = np.cumsum(found["channels"])[:-1]
         amax, square_sums = (np.split(found[name], ends) for name in ("amax", "square_sums"))
         return ChannelStats(amax, square_sums, found["rows"].tolist())

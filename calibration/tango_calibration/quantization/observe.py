@@ -10,7 +10,7 @@ from typing import NoReturn, TypeVar
 from tango_calibration.data.dataset import Video
 from tango_calibration.parallel import map_in_parallel, threads_of
 from tango_calibration.quantization import replay
-from tango_calibration.quantization.cache import ObservationCache
+from tango_calibration.quantization.cache import CAPTURE, ObservationCache, channels_of
 from tango_calibration.quantization.capture import Capture, capture
 from tango_calibration.quantization.clips import load_clip
 from tango_calibration.quantization.ranges import Array, ChannelStats
@@ -51,7 +51,7 @@ class Observer:
             "capture",
             partial(_Capturer, self._folder, self._max_new_tokens, self._threads),
             videos,
-            holds=lambda video: self._cache.holds(video, "capture"),
+            holds=lambda video: self._cache.holds(video, CAPTURE),
             cached=self._cache.capture,
         )
 
@@ -65,7 +65,7 @@ class Observer:
             f"{part} activations",
             partial(_ActivationMeter, self._folder, part, self._threads),
             list(zip(videos, captures, strict=True)),
-            holds=lambda item: self._cache.holds(item[0], f"channels {part}"),
+            holds=lambda item: self._cache.holds(item[0], channels_of(part)),
             cached=lambda item, make: self._cache.channel_stats(item[0], part, make),
         )
         return reduce(ChannelStats.merge, each)
