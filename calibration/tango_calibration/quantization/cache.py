@@ -21,7 +21,6 @@ from tango_plugins.thinning import Thinning
 from tango_runtime.bundle import MANIFEST, Bundle, sha256
 from tango_runtime.util.files import atomic_write
 
-
 #: The kind of result that is a capture.
 CAPTURE = "capture and thinning"
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tango_calibration.quantization import observe
-from tango_calibration.quantization.cache import ObservationCache
+from tango_calibration.quantization.cache import CAPTURE, ObservationCache
 from tango_calibration.quantization.clips import read_clips
 from tango_calibration.quantization.observe import Observer
 from tango_runtime.bundle import Bundle
@@ -68,7 +68,7 @@ def test_what_is_there_is_not_observed_again(bundle, videos, here, monkeypatch):
     monkeypatch.setattr(observe, "capture", lambda *given: (seen.append(given[3]), capture(*given))[1])
     observer.captures(videos)
     assert not seen
-    keyed = ObservationCache(folder, found, 3).key(videos[2], "capture")
+    keyed = ObservationCache(folder, found, 3).key(videos[2], CAPTURE)
     (folder / f"{keyed}.npz").unlink()
     observer.captures(videos)
     assert seen == [videos[2]]
