@@ -159,6 +159,8 @@ def fetch(where: str) -> Path:
     """
     folder = Path(where).expanduser()
     if folder.is_dir():
+        if not (folder / "config.json").is_file():  # now, not after the download of the other checkpoint
+            raise TangoError(f"{folder} has no config.json", "name a folder in the format of the Hugging Face hub")
         return folder
     if not _is_hub_id(where):
         raise TangoError(

@@ -523,6 +523,12 @@ def test_hub_out_of_reach(desk, monkeypatch):
     assert "--checkpoint" in hint
 
 
+def test_a_folder_without_a_checkpoint_is_rejected_before_a_download(desk, monkeypatch, tmp_path):
+    unreachable(monkeypatch)
+    error, _ = desk.refused("--checkpoint", str(tmp_path), "--salience-checkpoint", "owner/name")
+    assert error == f"error: {tmp_path} has no config.json"
+
+
 def test_hub_is_asked_for_both_and_names_the_bundle(desk, monkeypatch):
     asked = []
 

@@ -38,7 +38,8 @@ def read_clips(clips: str, count: int, frames: int, seed: int = 0) -> list[Video
     videos = _synthetic(count, frames, seed) if clips == SYNTHETIC else _folder(Path(clips).absolute(), frames)[:count]
     if len(videos) < MIN_CLIPS:
         raise TangoError(
-            f"{clips} has only {len(videos)} clips", f"calibration needs at least {MIN_CLIPS}: add some (--videos)"
+            f"{clips} gives {len(videos)} of the {MIN_CLIPS} clips that calibration needs at least",
+            "add videos to the folder, raise --videos, or use --clips synthetic",
         )
     return videos
 

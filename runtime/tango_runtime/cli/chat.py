@@ -24,6 +24,7 @@ from tango_runtime.cli.args import (
     video_options,
 )
 from tango_runtime.cli.command import Command
+from tango_runtime.cli.run import speed
 from tango_runtime.pipeline.answer import Answer
 from tango_runtime.pipeline.encoded import EncodedVideo
 from tango_runtime.pipeline.session import Session
@@ -86,9 +87,9 @@ class _Chat:
         self._llm, self._args = llm, args
         self._last: Answer | None = None
         self._commands: dict[str, tuple[Callable[[str], None], str]] = {
-            "/ratio": (self._set_ratio, "RATIO: keep another fraction of the video tokens, and begin anew at once"),
-            "/frames": (self._set_frames, "N: sample another number of frames, and begin anew"),
-            "/new": (self._begin_anew, "begin anew: earlier messages are forgotten"),
+            "/ratio": (self._set_ratio, "RATIO: keep another fraction of the tokens, and forget earlier messages"),
+            "/frames": (self._set_frames, "N: sample another number of frames, and forget earlier messages"),
+            "/new": (self._begin_anew, "forget earlier messages"),
             "/report": (self._report, "OUT.html: write a web page that shows the tokens kept"),
             "/help": (self._help, "this list"),
             "/quit": (self._quit, "leave, as the end of the input does"),
@@ -137,7 +138,7 @@ class _Chat:
             return
         print(flush=True)
         self._last = answer = stream.answer
-        status(f"first token after {answer.first_token_ms:.1f} ms, then {answer.tokens_per_second:.1f} tokens/s")
+        status(speed(answer))
 
     def _command(self, line: str) -> None:
         name, _, value = line.partition(" ")

@@ -63,10 +63,16 @@ COMMANDS = {
 
 FAILED = 2
 
+#: How argparse begins the errors that a question with a leading dash may cause.
+_UNMATCHED = ("the following arguments are required", "unrecognized arguments")
+
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise TangoError(message, f"see: {self.prog} --help (after -- an argument may start with a dash)")
+        hint = f"see: {self.prog} --help"
+        if message.startswith(_UNMATCHED):
+            hint += " (after -- an argument may start with a dash)"
+        raise TangoError(message, hint)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -153,7 +159,7 @@ def _guarded(action: Callable[[], int], *, debug: bool) -> int:
         if debug:
             raise
         _drop_output()
-        return _fail(str(error), _os_hint(error))
+        return _fail(_os_message(error), _os_hint(error))
     except KeyboardInterrupt:
         return _fail("interrupted", "no half-written output was left behind; run it again")
 
@@ -170,6 +176,11 @@ def _fail(message: str, hint: str) -> int:
     with suppress(OSError):  # of a standard error that is full: the exit code remains
         print(f"error: {message}\nhint: {hint}", file=sys.stderr)
     return FAILED
+
+
+def _os_message(error: OSError) -> str:
+    reason = error.strerror or str(error)
+    return reason if error.filename is None else f"{error.filename}: {reason}"
 
 
 def _os_hint(error: OSError) -> str:

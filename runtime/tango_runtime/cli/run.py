@@ -104,7 +104,13 @@ def _print_figures(answer: Answer) -> None:
     status(f"prompt {answer.prompt_tokens} tokens, answer {len(answer.ids)} tokens (finish reason: {answer.finish})")
     for name, ms in answer.stages.items():
         status(f"  {name:<8}{ms:10.1f} ms")
-    status(f"first token after {answer.first_token_ms:.1f} ms, then {answer.tokens_per_second:.1f} tokens/s")
+    status(speed(answer))
+
+
+def speed(answer: Answer) -> str:
+    """The times to the first token and per second thereafter; an answer of one token has no rate."""
+    rate = f", then {answer.tokens_per_second:.1f} tokens/s" if answer.tokens_per_second else ""
+    return f"first token after {answer.first_token_ms:.1f} ms{rate}"
 
 
 def _write_reports(llm: VideoLLM, answer: Answer, args: argparse.Namespace) -> None:

@@ -655,7 +655,7 @@ def _parsed(body: bytes) -> Any:
     try:
         return json.loads(body.decode(), parse_constant=refuse)
     except (ValueError, RecursionError) as error:
-        raise ApiError(400, f"the body is no JSON: {first_line(error)}") from error
+        raise ApiError(400, f"the body is not JSON: {first_line(error)}") from error
 
 
 def _jpegs(frames: NDArray[np.uint8], aspect: float) -> list[str]:

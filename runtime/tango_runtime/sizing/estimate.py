@@ -230,9 +230,9 @@ def _workload(model: ModelDimensions, options: SizingOptions) -> Workload:
     pass_tokens = rules.default_pass_tokens(most + text, limit)
     context = rules.default_context(pass_tokens, limit) if options.context is None else options.context
     if not prompt <= context <= limit:
+        wrong = f"{model.name} has only {limit}" if context > limit else f"the prompt takes {prompt}"
         raise TangoError(
-            f"a prompt of {prompt} tokens needs as many positions, --context is {context}",
-            f"give one from {prompt} to {limit}, or fewer --frames",
+            f"--context is {context} positions, {wrong}", f"give one from {prompt} to {limit}, or fewer --frames"
         )
     return Workload(
         frames=frames,

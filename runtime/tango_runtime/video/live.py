@@ -228,7 +228,7 @@ class LiveSource:
             if left <= 0:
                 raise TangoError(
                     f"{self.name} gave no picture for {self._stall:g} s: {reason}",
-                    "check that it plays elsewhere, and what connects it; a longer wait can be asked for (stall)",
+                    "check the address and the network, and that it plays in another program",
                 )
             _log.warning("%s: %s; connecting again in %.2f s", self.name, reason, min(pause, left))
             if self._closed.wait(min(pause, left)):

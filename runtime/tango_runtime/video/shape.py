@@ -170,7 +170,8 @@ def choose_size(
             raise TangoError(
                 f"frames must be {only[0]}x{only[1]}"
                 + (", as the engines were built" if video.budget else ", as the bundle takes them"),
-                "leave the size out" + (", or build engines for another: tango build --frame" if video.budget else ""),
+                "leave --frame and --max-pixels out"
+                + (", or build engines for another: tango build --frame" if video.budget else ""),
             )
         return only
     assert video.budget is not None

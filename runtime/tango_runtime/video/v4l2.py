@@ -71,7 +71,8 @@ class Camera:
     def _hint(self, number: int | None) -> str:
         if number in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
             found = ", ".join(sorted(str(path) for path in Path("/dev").glob("video[0-9]*")))
-            return f"these are there: {found}" if found else "this machine has no /dev/video0 or other"
+            nothing = "there is no /dev/video*: connect a camera, or give it to the container"
+            return f"these are there: {found}" if found else nothing
         return _HINTS.get(number or 0, "check the camera: ffmpeg -f v4l2 -i DEVICE -t 1 -f null -")
 
 

@@ -33,5 +33,5 @@ def test_no_folder_no_clips_too_few_clips(clip, tmp_path):
     with pytest.raises(TangoError, match="no clips"):
         read_clips(str(tmp_path), 16, 8)
     (tmp_path / "a.mp4").symlink_to(clip)
-    with pytest.raises(TangoError, match="1 clips"):
+    with pytest.raises(TangoError, match="gives 1 of the 4 clips"):
         read_clips(str(tmp_path), 16, 8)

@@ -123,7 +123,11 @@ def test_help_uses_engine_only_for_tensorrt_engines():
         (["answer"], "there is no command 'answer'", "run, chat, "),
         (["--frames"], "there is no command '--frames'", "run, chat, "),
         (["run"], "the following arguments are required: bundle, video, question", "tango run --help"),
-        (["run", "bundle", "clip.mp4"], "the following arguments are required: question", "tango run --help"),
+        (
+            ["run", "bundle", "clip.mp4", "--what"],
+            "the following arguments are required: question",
+            "--help (after -- an",
+        ),
         (["inspect", "none", "--frame"], "unrecognized arguments: --frame", "tango inspect --help"),
         (["inspect", "none"], "there is no bundle at none", "tango-export"),
         (["inspect", "none", "-v", "-q"], "argument -q/--quiet: not allowed with argument -v/--verbose", "--help"),
@@ -163,25 +167,25 @@ def test_an_interrupt_is_an_error(command, capsys):
 
 
 @pytest.mark.parametrize(
-    ("error", "hint"),
+    ("error", "message", "hint"),
     [
-        (FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "none"), "check that the path exists"),
-        (PermissionError(errno.EACCES, os.strerror(errno.EACCES), "none"), "check that the path exists"),
-        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "free some space"),
-        (OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)), "stop other programs"),
-        (ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET)), "add --debug"),
-        (OSError("no number and no file"), "add --debug"),
+        (FileNotFoundError(errno.ENOENT, "No such file", "none"), "none: No such file", "check that the path exists"),
+        (PermissionError(errno.EACCES, "Permission denied", "a"), "a: Permission denied", "check that the path exists"),
+        (OSError(errno.ENOSPC, "No space left"), "No space left", "free some space"),
+        (OSError(errno.ENOMEM, "Cannot allocate"), "Cannot allocate", "stop other programs"),
+        (ConnectionResetError(errno.ECONNRESET, "Connection reset"), "Connection reset", "add --debug"),
+        (OSError("no number and no file"), "no number and no file", "add --debug"),
     ],
 )
-def test_a_system_error_has_a_hint_that_fits(command, capsys, error, hint):
+def test_a_system_error_has_a_hint_that_fits(command, capsys, error, message, hint):
     def fail(args):
         raise error
 
     command(fail)
     assert main(["run"]) == 2
     first, second = capsys.readouterr().err.splitlines()
-    assert first == f"error: {error}"
-    assert second.startswith(f"hint: {hint}") or hint in second
+    assert first == f"error: {message}"
+    assert hint in second
 
 
 PLAN = ["plan", "--model", "llava-ov-7b", "--device", "all"]
@@ -195,7 +199,7 @@ def test_a_full_standard_output_is_an_error_with_a_hint(arguments, buffering):
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=environment, check=False)
     assert done.returncode == 2
-    assert done.stderr == "error: [Errno 28] No space left on device\nhint: free some space on the disk\n"
+    assert done.stderr == "error: No space left on device\nhint: free some space on the disk\n"
 
 
 def test_results_are_written_before_they_are_printed(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -108,6 +109,11 @@ def test_only_the_answer_is_on_standard_output(run, llm, clip):
     assert "backend: ONNX Runtime" in err
     stages = [line.split()[0] for line in err.splitlines() if line.endswith(" ms")]
     assert stages == ["video", "vision", "prune", "prefill", "decode"]
+    assert re.search(r"first token after [\d.]+ ms, then [\d.]+ tokens/s$", err, re.MULTILINE)
+
+
+def test_an_answer_of_one_token_has_no_rate(run):
+    assert re.search(r"first token after [\d.]+ ms$", run("--max-new-tokens", 1)[2], re.MULTILINE)
 
 
 def test_quiet_shows_only_the_answer(run, llm, clip):

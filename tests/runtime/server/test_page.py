@@ -136,6 +136,13 @@ def test_a_clip_is_uploaded_asked_about_and_drawn(page, browser, videos):
     errors = [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
     assert errors == []
 
+    # A file that is not a video leaves no tokens of the one before.
+    find(browser, "#file").send_keys(str(videos / "questions.jsonl"))
+    wait(browser, lambda: "cannot be read" in find(browser, "#status").text)
+    assert not browser.find_elements(By.CSS_SELECTOR, "#grid canvas, #timeline button, #stages dt")
+    assert find(browser, "#counts").text == "No tokens yet"
+    browser.get_log("browser")
+
 
 def watched(browser, question):
     """Asks a stream again and again; the first answer's figures."""

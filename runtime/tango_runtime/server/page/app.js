@@ -1,7 +1,7 @@
 // The page: a video or a stream, questions about it, and what the decoder reads of it.
 
 import { events, get, post, push, remove, setKey, upload } from "./api.js";
-import { describe, drawCounts, drawFrame, drawStages, drawTimeline, segmentOf } from "./draw.js";
+import { clearCounts, describe, drawCounts, drawFrame, drawStages, drawTimeline, segmentOf } from "./draw.js";
 
 const $ = (id) => document.getElementById(id);
 const RECORDED_SECONDS = 8, STREAM_MS = 1000, CAMERA_WIDTH = 640;
@@ -147,6 +147,8 @@ function choose(url, local) {
   state.url = url;
   state.view = null;
   state.stages = {};
+  for (const id of ["grid", "timeline", "stages"]) $(id).replaceChildren();  // not the tokens of another video
+  clearCounts();
   newChat();
   $("ask").disabled = !url;
   $("player").hidden = !local;

@@ -74,6 +74,12 @@ export function drawCounts(view) {
   document.getElementById("counts").replaceChildren(kept, rest);
 }
 
+export function clearCounts() {
+  document.getElementById("counts").textContent = "No tokens yet";
+  for (const number of document.querySelectorAll(".legend b")) number.textContent = "";
+  for (const part of document.querySelectorAll("#share i")) part.style.width = "0";
+}
+
 export function drawTimeline(element, view, show) {
   const end = view.duration ?? view.seconds.at(-1) + 1;
   const segments = view.segments.length ? view.segments : [[0, view.seconds.length]];
