@@ -32,7 +32,7 @@ demo: .venv/demo
 	    --report $(DEMO)/kept.html --picture $(DEMO)/kept.png
 	@echo
 	@echo 'What the last answer was read from:  $(DEMO)/kept.html'
-	@echo 'Ask more, in a browser:              $(BIN)/tango serve $(DEMO)/bundle --media-root $(DEMO)/videos'
+	@echo 'Ask more, in a browser:              $(BIN)/tango serve $(DEMO)/bundle'
 
 lint: .venv/installed
 	$(BIN)/ruff check .

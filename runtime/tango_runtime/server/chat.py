@@ -130,17 +130,17 @@ def parse_chat(body: object, max_images: int) -> ChatRequest:
     tokens = "max_tokens" if data.get("max_completion_tokens") is None else "max_completion_tokens"
     stream_options = as_object(data.get("stream_options") or {}, "stream_options", {"include_usage"})
     return ChatRequest(
-        model=_take(data, "model", "", _is_text),
+        model=_take(data, "model", "", _A_TEXT),
         media=media,
         options=parse_options(data),
         question=turns[-1][0],
         history=tuple((question, answer) for question, answer in turns[:-1] if answer is not None),
-        stream=_take(data, "stream", False, _is_flag),
-        include_usage=_take(stream_options, "include_usage", False, _is_flag),
-        max_new_tokens=_take(data, tokens, 128, lambda v: is_integer(v) and 1 <= v <= 1 << 20),
-        temperature=_take(data, "temperature", 0.0, lambda v: is_number(v) and 0 <= v <= 100),
-        top_p=_take(data, "top_p", 1.0, lambda v: is_number(v) and 0 < v <= 1),
-        seed=_take(data, "seed", None, lambda v: is_integer(v) and 0 <= v < 1 << 63),
+        stream=_take(data, "stream", False, _A_FLAG),
+        include_usage=_take(stream_options, "include_usage", False, _A_FLAG),
+        max_new_tokens=_take(data, tokens, 128, _A_LENGTH),
+        temperature=_take(data, "temperature", 0.0, _A_TEMPERATURE),
+        top_p=_take(data, "top_p", 1.0, _A_SHARE),
+        seed=_take(data, "seed", None, _A_SEED),
         stop=_read_stop(data.get("stop")),
         json_schema=_read_format(data.get("response_format")),
     )
@@ -154,21 +154,21 @@ def parse_options(data: Mapping[str, Any]) -> VideoOptions:
     """
     kwargs = as_object(data.get("media_io_kwargs") or {}, "media_io_kwargs", {"video"})
     video = as_object(kwargs.get("video") or {}, "media_io_kwargs: video", {"num_frames", "fps"})
-    ratio = _take(data, "retention_ratio", None, lambda v: is_number(v) and 0 < v <= 1)
+    ratio = _take(data, "retention_ratio", None, _A_SHARE)
     if ratio is not None:
         try:
             ratio = PruneParams(retention_ratio=ratio).retention_ratio
         except TangoError as error:
             raise ApiError(400, f"{error.message}; {error.hint}", "retention_ratio") from error
-    frames = _take(data, "frames", None, _is_count) or _take(video, "num_frames", None, _is_count)
-    fps = _take(data, "fps", None, _is_rate) or _take(video, "fps", None, _is_rate)
+    frames = _take(data, "frames", None, _A_COUNT) or _take(video, "num_frames", None, _A_COUNT)
+    fps = _take(data, "fps", None, _A_RATE) or _take(video, "fps", None, _A_RATE)
     return VideoOptions(
         frames,
         fps,
-        _take(data, "max_pixels", None, _is_count),
+        _take(data, "max_pixels", None, _A_COUNT),
         ratio,
-        _take(data, "prune", True, _is_flag),
-        _take(data, "seconds", None, lambda v: is_number(v) and 0 < v <= 3600),
+        _take(data, "prune", True, _A_FLAG),
+        _take(data, "seconds", None, _A_DURATION),
     )
 
 
@@ -192,37 +192,45 @@ def take_text(data: Mapping[str, Any], key: str, default: _T) -> Any | _T:
     Raises:
         ApiError: It is none.
     """
-    return _take(data, key, default, _is_text)
+    return _take(data, key, default, _A_TEXT)
 
 
-def _take(data: Mapping[str, Any], key: str, default: _T, valid: Callable[[Any], bool]) -> Any | _T:
+@dataclass(frozen=True)
+class _Rule:
+    """What a value may be.
+
+    Attributes:
+        wanted: It in words, after "not".
+        holds: Whether a value is that.
+    """
+
+    wanted: str
+    holds: Callable[[Any], bool]
+
+
+_A_TEXT = _Rule(f"a text of up to {_TEXT} characters", lambda v: isinstance(v, str) and len(v) <= _TEXT)
+_A_FLAG = _Rule("true or false", lambda v: isinstance(v, bool))
+_A_COUNT = _Rule("a positive integer", lambda v: is_integer(v) and 1 <= v <= 1 << 31)
+_A_RATE = _Rule("a number above 0 and at most 1000", lambda v: is_number(v) and 0 < v <= 1000)
+_A_SHARE = _Rule("a number above 0 and at most 1", lambda v: is_number(v) and 0 < v <= 1)
+_A_LENGTH = _Rule(f"an integer from 1 to {1 << 20}", lambda v: is_integer(v) and 1 <= v <= 1 << 20)
+_A_TEMPERATURE = _Rule("a number from 0 to 100", lambda v: is_number(v) and 0 <= v <= 100)
+_A_SEED = _Rule("an integer from 0 to 2^63 - 1", lambda v: is_integer(v) and 0 <= v < 1 << 63)
+_A_DURATION = _Rule("a number of seconds above 0 and at most 3600", lambda v: is_number(v) and 0 < v <= 3600)
+
+
+def _take(data: Mapping[str, Any], key: str, default: _T, rule: _Rule) -> Any | _T:
     value = data.get(key)
     if value is None:
         return default
-    if not valid(value):
-        raise ApiError(400, f"{key} is {shown(value)}, which is not valid", key)
+    if not rule.holds(value):
+        raise ApiError(400, f"{key} is {shown(value)}, not {rule.wanted}", key)
     return value
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and len(value) <= _TEXT
-
-
-def _is_flag(value: Any) -> bool:
-    return isinstance(value, bool)
-
-
-def _is_count(value: Any) -> bool:
-    return is_integer(value) and 1 <= value <= 1 << 31
-
-
-def _is_rate(value: Any) -> bool:
-    return is_number(value) and 0 < value <= 1000
 
 
 def _read_stop(value: object) -> tuple[str, ...]:
     texts = [value] if isinstance(value, str) else value or []
-    if not isinstance(texts, list) or len(texts) > _STOPS or not all(_is_text(text) and text for text in texts):
+    if not isinstance(texts, list) or len(texts) > _STOPS or not all(_A_TEXT.holds(text) and text for text in texts):
         raise ApiError(400, f"stop is {shown(value)}, not a text or up to {_STOPS} of them", "stop")
     return tuple(texts)
 
@@ -298,7 +306,7 @@ def _read_content(value: object, where: str, max_images: int) -> tuple[str, Medi
         place = f"{where}[{i}]"
         part = as_object(item, place)
         kind = part.get("type")
-        if kind == "text" and _is_text(part.get("text")):
+        if kind == "text" and _A_TEXT.holds(part.get("text")):
             texts.append(part["text"])
         elif kind == "video_url":
             videos.append(_read_url(part.get(kind), place, {"url"})[0])

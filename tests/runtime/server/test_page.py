@@ -182,8 +182,9 @@ def test_the_browsers_camera_is_a_stream(page, browser):
     assert browser.find_elements(By.CSS_SELECTOR, "#grid canvas")
     find(browser, "#live").click()
     wait(browser, lambda: page.metric("tango:streams") == 0)
-    errors = [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
-    assert [entry for entry in errors if "403" not in entry["message"]] == []
+    errors = [entry["message"] for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+    # A view may be under way while its stream is closed, in the test before too; and that one tried a forbidden camera.
+    assert [message for message in errors if "403" not in message and "/v1/videos/view" not in message] == []
 
 
 def test_it_fits_a_phone(page, browser):
