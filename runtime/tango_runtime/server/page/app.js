@@ -218,18 +218,27 @@ async function openStream(source) {
   return stream.id;
 }
 
+// Items stay while their text changes: one that is replaced under the pointer loses its click.
 function drawStreams() {
-  $("streams").replaceChildren(...streams.map((stream) => {
-    const item = document.createElement("li"), text = document.createElement("div");
-    const [name, figures] = ["b", "small"].map((tag) => document.createElement(tag));
+  const items = new Map([...$("streams").children].map((item) => [item.dataset.id, item]));
+  for (const stream of streams) {
+    const item = items.get(stream.id) ?? streamItem(stream);
+    if (!items.delete(stream.id)) $("streams").append(item);
     item.classList.toggle("chosen", stream.id === state.url);
-    name.textContent = stream.source === "push:" ? "Camera of a browser" : stream.source;
-    figures.textContent = stream.error
+    item.querySelector("small").textContent = stream.error
       ?? `${stream.state}, ${stream.frames_encoded} frames, ${stream.frames_dropped} dropped, lag ${stream.lag_seconds.toFixed(1)} s`;
-    text.append(name, figures);
-    item.append(text, action("Ask", "Ask about", stream, () => choose(stream.id, null)), action("Close", "Close", stream, close));
-    return item;
-  }));
+  }
+  for (const gone of items.values()) gone.remove();
+}
+
+function streamItem(stream) {
+  const item = document.createElement("li"), text = document.createElement("div");
+  const [name, figures] = ["b", "small"].map((tag) => document.createElement(tag));
+  item.dataset.id = stream.id;
+  name.textContent = stream.source === "push:" ? "Camera of a browser" : stream.source;
+  text.append(name, figures);
+  item.append(text, action("Ask", "Ask about", stream, () => choose(stream.id, null)), action("Close", "Close", stream, close));
+  return item;
 }
 
 function action(label, verb, stream, call) {
@@ -252,13 +261,8 @@ async function close({ id }) {
 }
 
 async function listStreams() {
-  const found = await get("/v1/streams");
-  const said = (list) => JSON.stringify(list);
-  if (said(found.data) === said(streams) && $("streams").children.length === streams.length) return;
-  const focused = [...$("streams").querySelectorAll("button")].indexOf(document.activeElement);
-  streams = found.data;
+  streams = (await get("/v1/streams")).data;
   drawStreams();
-  $("streams").querySelectorAll("button")[focused]?.focus();
 }
 
 $("open").addEventListener("submit", async (event) => {
