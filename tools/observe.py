@@ -3,7 +3,7 @@
     python observe.py BUNDLE FOLDER --frames 8
 
 FOLDER holds videos and a questions.jsonl. tools/aarch64.py runs it on two kinds of machine: all but the first two
-entries must be the same on both.
+entries, and how many tokens are kept, must be the same on both.
 """
 
 from __future__ import annotations
@@ -37,13 +37,14 @@ def main() -> None:
 
 def _answers(bundle: str, folder: Path, frames: int) -> dict[str, Any]:
     """The token ids of each answer, from a tenth of the video's tokens and from all of them."""
-    llm, ids = VideoLLM(bundle), []
+    llm, kept, ids = VideoLLM(bundle), [], []
     asked = [json.loads(line) for line in (folder / "questions.jsonl").read_text().splitlines()]
     for ratio in (0.1, 1.0):
         with llm.session(folder / asked[0]["video"], frames=frames, retention_ratio=ratio) as session:
             answers = [session.ask(question["question"], max_new_tokens=8) for question in asked]
-        ids += [(answer.kept, answer.ids) for answer in answers]
-    return {"backend": llm.backend, "kept tokens and ids": ids}
+        kept += [answer.kept for answer in answers]
+        ids += [answer.ids for answer in answers]
+    return {"backend": llm.backend, "kept tokens": kept, "ids": ids}
 
 
 def _library() -> dict[str, Any]:
