@@ -162,12 +162,26 @@ class PartQuantizer:
         return found
 
     def _scaled_where_better(self, plain: Scheme, scaling: Mapping[str, Array]) -> Scheme:
-        """Scales the inputs whose layers lose less so."""
+        """Scales the inputs whose layers lose less so, if all of them together do, too."""
         form, inputs = FORMATS[self._precision][0], {layer.name: layer.input for layer in self._layers}
         before, after = (
             _sums(self._losses(scheme, form, list(scaling)), inputs) for scheme in (plain, plain.scaled(scaling))
         )
-        return plain.scaled({name: s for name, s in scaling.items() if after[inputs[name]] < before[inputs[name]]})
+        better = {name: s for name, s in scaling.items() if after[inputs[name]] < before[inputs[name]]}
+        scaled = plain.scaled(better)
+        return scaled if better and self._loss_of_all(scaled, form) < self._loss_of_all(plain, form) else plain
+
+    def _loss_of_all(self, scheme: Scheme, form: LayerFormat) -> float:
+        """Loss with every layer in a format."""
+        clips = [self._cache.key(video, self.part) for video in self._videos]
+        scaling = {name: factors.tolist() for name, factors in scheme.smoothing.items()}
+        what = f"loss of all {self.part} {form} {scheme.block} {clips} {scaling}"
+
+        def measure() -> dict[str, Array]:
+            quantized = replace(scheme, formats={layer.name: form for layer in self._layers}).portable()
+            return {"loss": np.array(self._loss()(self._open(dict.fromkeys(self._stored, quantized))))}
+
+        return float(self._cache.arrays(hashlib.sha256(what.encode()).hexdigest()[:24], measure)["loss"])
 
     def _with_gain(self, name: str) -> list[Linear]:
         """The layers that take an input whose channels can be scaled."""

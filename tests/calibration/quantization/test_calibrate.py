@@ -233,7 +233,7 @@ def test_invalid_requests(made, bundle, request_of, tmp_path):
     rejected(request_of("x", vision="fp16", decoder="int8", min_overlap=0.9), "--min-overlap is about vision")
     rejected(request_of("int8-int4"), "already exists")
     rejected(request_of("x", clips=str(tmp_path)), "no clips")
-    rejected(request_of("x", videos=3), "3 clips")
+    rejected(request_of("x", videos=3), "3 of the 4 clips")
     rejected(request_of("x", bundle=tmp_path), "bundle.json")
 
 
