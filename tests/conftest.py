@@ -45,21 +45,15 @@ def skip_without_reference(error: ModuleNotFoundError) -> None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_setup():
-    try:
-        return (yield)
-    except ModuleNotFoundError as error:
-        skip_without_reference(error)
-        raise
-
-
-@pytest.hookimpl(wrapper=True)
 def pytest_runtest_call():
     try:
         return (yield)
     except ModuleNotFoundError as error:
         skip_without_reference(error)
         raise
+
+
+pytest_runtest_setup = pytest_runtest_call
 
 
 @pytest.hookimpl(wrapper=True)

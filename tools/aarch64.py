@@ -93,11 +93,13 @@ def install(wheels: Path, machine: str, python: str) -> Path:
 
 
 def observe(python: object, site: Path, asked: tuple[object, ...]) -> dict[str, Any]:
-    """What tools/observe.py prints on a machine."""
+    """What aarch64_observed.py prints on a machine."""
     began = time.monotonic()
     environment = {"PATH": os.environ["PATH"], "HOME": str(WORK), "PYTHONPATH": str(site), "QEMU_CPU": CPU}
     observed = json.loads(
-        run(python, ROOT / "tools/observe.py", *asked, "--python", python, env=environment).splitlines()[-1]
+        run(
+            python, Path(__file__).with_name("aarch64_observed.py"), *asked, "--python", python, env=environment
+        ).splitlines()[-1]
     )
     observed["seconds"] = round(time.monotonic() - began)
     print(json.dumps(observed), flush=True)

@@ -7,11 +7,11 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from importlib import metadata
 from pathlib import Path
 
 from tango_plugins import native_library
 from tango_plugins.errors import TangoError
+from tango_plugins.version import package_version
 
 TENSORRT_LIBRARY = "libtango_tensorrt.so"
 
@@ -62,7 +62,7 @@ def build(
     output = output if output is not None else native_library.install_directory()
     cmake = _tool("cmake", "install it: pip install cmake, or apt install cmake")
     _tool("nvcc", "install the CUDA toolkit and put its bin folder on the PATH (/usr/local/cuda/bin)")
-    options = [f"-DTANGO_VERSION={_version()}"]
+    options = [f"-DTANGO_VERSION={package_version()}"]
     if architectures:
         options.append(f"-DCMAKE_CUDA_ARCHITECTURES={';'.join(architectures)}")
     if tensorrt_include is not None:
@@ -100,13 +100,6 @@ def _info(library: Path) -> Info:
         version=native_library.load(library).tango_version().decode() if library.is_file() else None,
         plugin=plugin if plugin.is_file() else None,
     )
-
-
-def _version() -> str:
-    try:
-        return metadata.version("tango-edge")
-    except metadata.PackageNotFoundError:  # the sources on PYTHONPATH
-        return "unknown"
 
 
 def _tool(name: str, hint: str) -> str:

@@ -147,18 +147,14 @@ def calibrate(request: CalibrationRequest) -> Outcome:
         PartQuantizer(bundle, part, precision, request.group, cache, observer, videos, captures)
         for part, precision in request.precisions.items()
     ]
-    schemes = [quantizer.measure_activations() for quantizer in quantizers]
     overlaps_of = partial(_overlaps, bundle, videos, captures)
-    layers = [
-        _choose_formats(quantizer, scheme, request.min_overlap, overlaps_of)
-        for quantizer, scheme in zip(quantizers, schemes, strict=True)
-    ]
+    choices = [_choose(quantizer, request.min_overlap, overlaps_of) for quantizer in quantizers]
     with staged_folder(request.output, holding=MANIFEST, overwrite=request.overwrite) as folder:
         size = sum(file.size for file in bundle.manifest.files.values())
         require_space(folder, 2 * size if request.target == "tensorrt" else size)  # fp32 may replace fp16
         written = {
-            quantizer.part: quantizer.write(folder, scheme, chosen, request.target)
-            for quantizer, scheme, chosen in zip(quantizers, schemes, layers, strict=True)
+            quantizer.part: quantizer.write(folder, scheme, layers, request.target)
+            for quantizer, (scheme, layers) in zip(quantizers, choices, strict=True)
         }
         _complete(folder, bundle, request, written)
         overlaps = overlaps_of(open_written(folder, written["vision"][1]["vision"])) if "vision" in written else ()
@@ -204,21 +200,18 @@ def cache_folder(request: CalibrationRequest) -> Path:
     return request.cache or output.with_name(f"{output.name}.observed")
 
 
-def _choose_formats(
-    quantizer: PartQuantizer,
-    scheme: Scheme,
-    min_overlap: float | None,
-    overlaps_of: Callable[[Session], Sequence[Overlap]],
-) -> tuple[LayerSensitivity, ...]:
-    """Chooses the format of each layer."""
-    layers = quantizer.choose_formats(scheme)
+def _choose(
+    quantizer: PartQuantizer, min_overlap: float | None, overlaps_of: Callable[[Session], Sequence[Overlap]]
+) -> tuple[Scheme, tuple[LayerSensitivity, ...]]:
+    """Chooses the scaling of inputs and the format of each layer."""
+    scheme, layers = quantizer.choose()
     if quantizer.part != "vision" or min_overlap is None:
-        return layers
+        return scheme, layers
 
     def accepts(sessions: Sessions) -> bool:
         return float(np.mean([found.kept for found in overlaps_of(sessions["vision"])])) >= min_overlap
 
-    return quantizer.exclude_until(scheme, layers, accepts)
+    return scheme, quantizer.exclude_until(scheme, layers, accepts)
 
 
 def _overlaps(

@@ -10,7 +10,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -134,19 +134,29 @@ class PartQuantizer:
         self._graph = {layer.name: name for name, stored in self._stored.items() for layer in stored.linears}
         self._inputs = list(dict.fromkeys(layer.input for layer in self._layers))
 
+    def choose(self) -> tuple[Scheme, tuple[LayerSensitivity, ...]]:
+        """Measures the activations and each layer's loss; chooses formats, and which inputs are scaled.
+
+        Layers alone do not tell whether to scale: on models/tiny, scaling every input whose layers lose less so more
+        than doubled the loss of all layers together. So each way gets its formats; the one that loses less is taken.
+        """
+        choices = [(scheme, self._choose_formats(scheme)) for scheme in self._schemes()]
+        return choices[0] if len(choices) == 1 else min(choices, key=lambda choice: self._loss_of(*choice))
+
     # Statistics
 
-    def measure_activations(self) -> Scheme:
-        """Measures what all formats need to know of the activations; the scheme has no formats yet."""
+    def _schemes(self) -> list[Scheme]:
+        """The schemes to choose from, which have no formats yet."""
         stats = self._observer.channel_stats(self.part, self._videos, self._captures)
         if self._precision == "int4":
             plain = Scheme({}, mean_squares=self._by_layer(stats.mean_squares()), block=self._block)
-            return self._scaled_where_better(plain, self._scaling(stats))
+            scaling = self._better(plain, self._scaling(stats))
+            return [plain, plain.scaled(scaling)] if scaling else [plain]
         # E4M3 is as precise over 15 octaves: an outlier takes no precision from the other channels.
         smooth = self._smoothing(stats) if (self.part, self._precision) == ("decoder", "int8") else {}
         takers = {layer.input: layer.name for layer in self._layers}
         ranges = stats.ranges([smooth.get(takers[name], 1.0) for name in self._inputs])
-        return Scheme({}, self._by_layer(ranges), smooth)
+        return [Scheme({}, self._by_layer(ranges), smooth)]
 
     def _scaling(self, stats: ChannelStats) -> dict[str, Array]:
         """AWQ's factors for the layers whose input has a gain that takes them; the same for all that take one input."""
@@ -161,27 +171,29 @@ class PartQuantizer:
                 on_progress(1)
         return found
 
-    def _scaled_where_better(self, plain: Scheme, scaling: Mapping[str, Array]) -> Scheme:
-        """Scales the inputs whose layers lose less so, if all of them together do, too."""
+    def _better(self, plain: Scheme, scaling: Mapping[str, Array]) -> dict[str, Array]:
+        """The factors of the inputs whose layers, each alone, lose less with them."""
         form, inputs = FORMATS[self._precision][0], {layer.name: layer.input for layer in self._layers}
         before, after = (
             _sums(self._losses(scheme, form, list(scaling)), inputs) for scheme in (plain, plain.scaled(scaling))
         )
-        better = {name: s for name, s in scaling.items() if after[inputs[name]] < before[inputs[name]]}
-        scaled = plain.scaled(better)
-        return scaled if better and self._loss_of_all(scaled, form) < self._loss_of_all(plain, form) else plain
+        return {name: s for name, s in scaling.items() if after[inputs[name]] < before[inputs[name]]}
 
-    def _loss_of_all(self, scheme: Scheme, form: LayerFormat) -> float:
-        """Loss with every layer in a format."""
-        clips = [self._cache.key(video, self.part) for video in self._videos]
+    def _loss_of(self, scheme: Scheme, layers: Sequence[LayerSensitivity]) -> float:
+        """Loss with the chosen formats; infinite where no layer has one."""
+        formats = _formats(layers)
+        if not formats:
+            return math.inf
+        form = replace(scheme, formats=formats).portable()
         scaling = {name: factors.tolist() for name, factors in scheme.smoothing.items()}
-        what = f"loss of all {self.part} {form} {scheme.block} {clips} {scaling}"
+        what = f"of {formats} {scheme.block} {scaling}"
+        return self._cached_loss(what, lambda: self._loss(self._open(dict.fromkeys(self._stored, form))))
 
-        def measure() -> dict[str, Array]:
-            quantized = replace(scheme, formats={layer.name: form for layer in self._layers}).portable()
-            return {"loss": np.array(self._loss()(self._open(dict.fromkeys(self._stored, quantized))))}
-
-        return float(self._cache.arrays(hashlib.sha256(what.encode()).hexdigest()[:24], measure)["loss"])
+    def _cached_loss(self, what: str, measure: Callable[[], float]) -> float:
+        """A loss on the clips, measured where the cache does not have it."""
+        clips = [self._cache.key(video, self.part) for video in self._videos]
+        key = hashlib.sha256(f"loss {self.part} {what} {clips}".encode()).hexdigest()[:24]
+        return float(self._cache.arrays(key, lambda: {"loss": np.array(measure())})["loss"])
 
     def _with_gain(self, name: str) -> list[Linear]:
         """The layers that take an input whose channels can be scaled."""
@@ -209,7 +221,7 @@ class PartQuantizer:
 
     # Sensitivity
 
-    def choose_formats(self, scheme: Scheme) -> tuple[LayerSensitivity, ...]:
+    def _choose_formats(self, scheme: Scheme) -> tuple[LayerSensitivity, ...]:
         """Measures the loss of each layer alone and chooses its format.
 
         Layers that lose too much in one format are measured in the next, with the rest of the budget. Those that take
@@ -240,12 +252,11 @@ class PartQuantizer:
         A session has several layers in both ways: to open one takes longer than a clip, and with all of them in one,
         every pass would compute all of them twice. Only new weights are made, so other layers do not take smoothing.
         """
-        loss, losses = cache(self._loss), dict[str, float]()
-        clips = [self._cache.key(video, self.part) for video in self._videos]
+        losses = dict[str, float]()
 
-        def measure(name: str, group: Sequence[str], sessions: Callable[[], Sessions]) -> dict[str, Array]:
+        def measure(name: str, group: Sequence[str], sessions: Callable[[], Sessions]) -> float:
             graph, opened = self._graph[name], sessions()
-            return {"loss": np.array(loss()({**opened, graph: opened[graph].given(switches(group, name))}))}
+            return self._loss({**opened, graph: opened[graph].given(switches(group, name))})
 
         with progress(f"{self.part} {form}", len(names)) as on_progress:
             for group in self._groups(names):
@@ -253,10 +264,8 @@ class PartQuantizer:
                 sessions = cache(partial(self._open, {self._graph[group[0]]: both_ways}))  # if a loss is not known yet
                 for name in group:
                     scaling = scheme.smoothing.get(name, np.empty(0))
-                    what = f"loss {self.part} {name} {form} {scheme.block} {clips} {scaling.tolist()}"
-                    key = hashlib.sha256(what.encode()).hexdigest()[:24]
-                    found = self._cache.arrays(key, partial(measure, name, group, sessions))
-                    losses[name] = float(found["loss"])
+                    what = f"{name} {form} {scheme.block} {scaling.tolist()}"
+                    losses[name] = self._cached_loss(what, partial(measure, name, group, sessions))
                     on_progress(1)
         return losses
 
@@ -271,8 +280,9 @@ class PartQuantizer:
         """The graphs, some of them in another form."""
         return {name: replay.open_graph(stored, forms.get(name, PORTABLE)) for name, stored in self._stored.items()}
 
+    @cached_property
     def _loss(self) -> Callable[[Sessions], float]:
-        """Returns a function sessions → loss compared with the original graphs.
+        """A function sessions → loss compared with the original graphs, which run once for it.
 
         The function raises a TangoError where a loss is not finite, as ONNX Runtime 1.22 makes it of 4-bit products.
         """
@@ -361,7 +371,7 @@ class PartQuantizer:
         }
         before = sum(_size(*place) for place in places.values())
         places |= {name: (folder, spec) for name, spec in written.items()}
-        loss = self._loss()({name: replay.open_written(*place) for name, place in places.items()})
+        loss = self._loss({name: replay.open_written(*place) for name, place in places.items()})
         after = sum(_size(*place) for place in places.values())
         part = QuantizedPart(self._precision, tuple(layers), loss, before, after)
         return part, {name: self._with_entry(name, spec, part) for name, spec in written.items()}

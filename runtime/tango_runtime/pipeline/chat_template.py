@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 from tango_plugins import TangoError
+from tango_runtime.util.limited import limited_reply
 
 #: Limits of rendering: seconds of processor time, seconds in all, bytes of memory. A template of the hub takes 0.1 s
 #: and 20 MB, nearly all of it to start Python.
@@ -17,6 +16,8 @@ _PROCESSOR_S, _IN_ALL_S, _MEMORY = 4, 300, 512 << 20
 
 #: Maximum number of characters of a template.
 _LONGEST = 1 << 20
+
+_RENDER = Path(__file__).with_name("render.py")
 
 _FIX = "fix chat_template.jinja"
 
@@ -108,15 +109,12 @@ def _render(source: str, chats: list[list[dict[str, Any]]]) -> list[dict[str, st
     """
     if len(source) > _LONGEST:
         raise TangoError(f"the chat template has {len(source)} characters", f"at most {_LONGEST} are read")
-    # Isolated, without site-packages' hooks: what is imported comes from the path of this process alone.
-    program = [sys.executable, "-I", "-S", str(Path(__file__).with_name("render.py")), str(_PROCESSOR_S), str(_MEMORY)]
-    request = json.dumps({"path": [folder for folder in sys.path if folder], "template": source, "chats": chats})
+    limits = {"processor_s": _PROCESSOR_S, "in_all_s": _IN_ALL_S, "memory": _MEMORY}
     try:
-        done = subprocess.run(program, input=request, capture_output=True, text=True, timeout=_IN_ALL_S, check=True)
+        replies: list[dict[str, str]] = limited_reply(_RENDER, {"template": source, "chats": chats}, **limits)
     except (subprocess.TimeoutExpired, subprocess.CalledProcessError) as error:
-        limits = f"{_PROCESSOR_S} s of the processor, {_MEMORY >> 20} MB of memory"
-        raise TangoError(f"the chat template cannot be rendered within {limits}: {_ended(error)}", _FIX) from error
-    replies: list[dict[str, str]] = json.loads(done.stdout)
+        most = f"{_PROCESSOR_S} s of the processor, {_MEMORY >> 20} MB of memory"
+        raise TangoError(f"the chat template cannot be rendered within {most}: {_ended(error)}", _FIX) from error
     return replies
 
 

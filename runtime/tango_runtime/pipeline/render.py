@@ -1,14 +1,12 @@
-"""Renders a stranger's chat template, as a program of its own: ``python render.py SECONDS BYTES < request > reply``.
+"""Renders a stranger's chat template; :mod:`tango_runtime.util.limited` runs it.
 
 A template is a program. Jinja's sandbox keeps it from files and from Python's internals, but not from a loop without
-end or a text of terabytes; the kernel's limits on this process do. Nothing of tango-edge is imported: it starts fast.
+end or a text of terabytes; the kernel's limits on its process do.
 """
 
 from __future__ import annotations
 
 import json
-import resource
-import sys
 from datetime import datetime
 from typing import Any, NoReturn
 
@@ -16,30 +14,19 @@ from typing import Any, NoReturn
 _LONGEST = 1 << 20
 
 
-def main() -> None:
-    """Reads ``{"path": [folder, …], "template": "…", "chats": [[message, …], …]}`` and writes a reply for each chat.
+def reply(request: dict[str, Any]) -> list[dict[str, str]]:
+    """``{"template": "…", "chats": [[message, …], …]}`` → a reply for each chat.
 
     A reply is ``{"text": "…"}`` or ``{"error": "…"}``. Where the template itself has an error, that is the only reply.
     """
-    seconds, size = map(int, sys.argv[1:])
-    for kind, most in ((resource.RLIMIT_CPU, seconds), (resource.RLIMIT_AS, size), (resource.RLIMIT_CORE, 0)):
-        allowed = resource.getrlimit(kind)[1]
-        most = most if allowed == resource.RLIM_INFINITY else min(most, allowed)
-        resource.setrlimit(kind, (most, most))
-    request = json.load(sys.stdin)
-    sys.path[:] = request["path"]
-    json.dump(_replies(request["template"], request["chats"]), sys.stdout)
-
-
-def _replies(source: str, chats: list[list[dict[str, Any]]]) -> list[dict[str, str]]:
     try:
-        template = _environment().from_string(source)
+        template = _environment().from_string(request["template"])
     except Exception as error:  # of the template, of memory or of recursion
         return [{"error": f"has an error: {_reason(error)}"}]
-    return [_reply(template, chat) for chat in chats]
+    return [_rendered(template, chat) for chat in request["chats"]]
 
 
-def _reply(template: Any, messages: list[dict[str, Any]]) -> dict[str, str]:
+def _rendered(template: Any, messages: list[dict[str, Any]]) -> dict[str, str]:
     try:
         text = template.render(messages=messages, tools=None, documents=None, add_generation_prompt=True)
     except Exception as error:  # a template is a program: it may divide by zero
@@ -88,7 +75,3 @@ def _to_json(
 ) -> str:
     # Jinja's own filter escapes <, > and & for HTML.
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-if __name__ == "__main__":
-    main()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from tango_plugins import TangoError
 from tango_runtime.backends.base import Logits
 from tango_runtime.util.errors import first_line
+from tango_runtime.util.limited import limited_reply
 
 #: A schema that any JSON object fits.
 ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
@@ -42,6 +42,8 @@ _OPTIONS = {
 
 #: llguidance's, but for the states of its lexer, of 2 kB each: common schemas have hundreds.
 _LIMITS = {"max_lexer_states": 20_000, "verbose_errors": False}
+
+_CHECK = Path(__file__).with_name("check_schema.py")
 
 _FIX = "simplify it; docs/guide/server.md says what a schema may have"
 
@@ -154,15 +156,12 @@ class SchemaCompiler:
 
 def _check(schema: str) -> str:
     """The reply of check_schema.py: why a schema cannot be followed, empty where it can."""
-    program = Path(__file__).with_name("check_schema.py")
-    command = [sys.executable, "-I", "-S", str(program), str(_PROCESSOR_S), str(_MEMORY)]
-    path = [folder for folder in sys.path if folder]
-    request = json.dumps({"path": path, "schema": schema, "options": _OPTIONS, "limits": _LIMITS})
+    request = {"schema": schema, "options": _OPTIONS, "limits": _LIMITS}
+    limits = {"processor_s": _PROCESSOR_S, "in_all_s": _IN_ALL_S, "memory": _MEMORY}
     try:
-        done = subprocess.run(command, input=request, capture_output=True, text=True, timeout=_IN_ALL_S, check=True)
+        error: str = limited_reply(_CHECK, request, **limits)
     except (subprocess.TimeoutExpired, subprocess.CalledProcessError):
         return f"it takes more than {_PROCESSOR_S} s or {_MEMORY >> 20} MB to compile"
-    error: str = json.loads(done.stdout)["error"]
     return error
 
 

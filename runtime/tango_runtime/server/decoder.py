@@ -21,6 +21,7 @@ from PIL import Image
 from tango_plugins import TangoError
 from tango_runtime.bundle import Bundle, Manifest
 from tango_runtime.util.errors import first_line
+from tango_runtime.util.limited import limit_this_process
 from tango_runtime.video import FrameSource, Sampled, open_source
 from tango_runtime.video.frames import from_pairs, upright
 from tango_runtime.video.preprocess import preprocess
@@ -37,11 +38,7 @@ _MAX_PIXELS = 1 << 25
 
 def main() -> None:
     """Serves requests until standard input ends."""
-    most = int(sys.argv[1])
-    for kind, limit in ((resource.RLIMIT_AS, most), (resource.RLIMIT_CORE, 0)):
-        allowed = resource.getrlimit(kind)[1]
-        limit = limit if allowed == resource.RLIM_INFINITY else min(limit, allowed)
-        resource.setrlimit(kind, (limit, limit))
+    limit_this_process({resource.RLIMIT_AS: int(sys.argv[1]), resource.RLIMIT_CORE: 0})
     requests, replies = sys.stdin.buffer, sys.stdout.buffer
     sys.stdout = sys.stderr  # nothing else writes among the replies
     for line in requests:

@@ -1,6 +1,6 @@
 """Prints, as JSON, what an installed tango-edge does with a bundle and with its CUDA library where there is no GPU.
 
-    python observe.py BUNDLE FOLDER --frames 8
+    python aarch64_observed.py BUNDLE FOLDER --frames 8
 
 FOLDER holds videos and a questions.jsonl. tools/aarch64.py runs it on two kinds of machine: all but the first two
 entries, and how many tokens are kept, must be the same on both.
