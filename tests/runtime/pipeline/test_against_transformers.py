@@ -78,11 +78,12 @@ def varied(answers):
     return min(len(set(ids)) for ids in answers) >= 6 and len({tuple(ids) for ids in answers}) == len(answers)
 
 
+# Outliers magnify rounding, which differs by CPU: their seeds keep the two best tokens 0.019 apart or more.
 CHECKPOINTS = [
     # layout, tied, outliers, seed, edge of a frame
     ("llava-hf", True, False, 0, 384),
-    ("llava-hf", True, True, 15, 112),
-    ("llava-hf", False, True, 29, 112),
+    ("llava-hf", True, True, 43, 112),
+    ("llava-hf", False, True, 8, 112),
     ("llava-hf", False, False, 2, 112),
     ("llava-hf-fresh", True, False, 4, 112),
 ]
