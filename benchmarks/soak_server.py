@@ -207,7 +207,6 @@ def stream(bundle: Path, hours: float) -> dict[str, Any]:
             if second % 3600 not in range(1800, 1830):  # a gap
                 yield float(second), noise[hour % 2][second % 4]
 
-    logging.getLogger("tango_runtime").setLevel(logging.ERROR)  # gaps are reported
     begin = time.monotonic()
     options = {"window": manifest.video.frames, "step": 5.0, "max_new_tokens": 2}
     for answer in llm.watch(frames(), "What happens?", drop=False, **options):
@@ -230,6 +229,7 @@ def main() -> None:
     parser.add_argument("--stream-hours", type=float, default=0.0)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    logging.getLogger("tango_runtime").setLevel(logging.ERROR)  # the gaps of the stream are warned of
 
     result: dict[str, Any] = {"bundle": args.bundle.resolve().name, "machine": platform.machine()}
     if args.requests:

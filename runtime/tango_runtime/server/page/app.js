@@ -50,12 +50,11 @@ const hasFrames = () => !isStream() || streams.some(({ id, frames_in_window: hel
 let viewing = false, wished = false;
 
 async function refresh() {
-  if (!state.url || !hasFrames()) return;
   wished = true;
   if (viewing) return;
   viewing = true;
   try {
-    while (wished) {
+    while (wished && state.url && hasFrames()) {  // each time: the video may be another by now, or none
       wished = false;
       await show();
     }
