@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -100,6 +100,18 @@ def emulated_plugins(tmp_path_factory: pytest.TempPathFactory, tensorrt_headers:
     parts = ("attention", "vision", "rotation", "norm", "activation", "operators", "onnxruntime", "tensorrt")
     flags = ("-Wno-deprecated-declarations",)
     return compiled(tmp_path_factory.mktemp("plugins"), *parts, flags=flags, headers=tensorrt_headers)
+
+
+@pytest.fixture(scope="module")
+def ray_cluster() -> Iterator[Any]:
+    """A Ray cluster of two nodes of one core each; its head, where this process is, has none."""
+    pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    found.nodes = [found.add_node(num_cpus=1) for _ in range(2)]
+    yield found
+    found.shutdown()
 
 
 @pytest.fixture(scope="session")

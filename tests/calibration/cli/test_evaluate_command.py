@@ -97,14 +97,25 @@ def test_no_video_that_can_be_read_is_an_error(tiny_bundle, folder, tmp_path, ca
     assert not (tmp_path / "out").exists()
 
 
-def test_generated_clips_in_two_processes(tiny_bundle, capsys):
-    asked = ("--videos", 2, "--questions", 2, "--frames", 8, "--method", "topk", "--retention-ratio", 0.1)
-    assert run(tiny_bundle, *asked) == 0
-    alone = capsys.readouterr().out
-    assert run(tiny_bundle, *asked, "--jobs", 2) == 0
-    both = capsys.readouterr().out
-    milliseconds = re.compile(r"\| +[\d.]+ \| +[\d.]+ \|$", re.MULTILINE)
-    assert milliseconds.sub("", alone) == milliseconds.sub("", both)
+@pytest.fixture
+def generated(tiny_bundle, capsys):
+    """``generated(*options)``: what is printed of questions about generated clips, without times."""
+
+    def call(*options):
+        asked = ("--videos", 2, "--questions", 2, "--frames", 8, "--method", "topk", "--retention-ratio", 0.1)
+        assert run(tiny_bundle, *asked, *options) == 0
+        return re.sub(r"\| +[\d.]+ \| +[\d.]+ \|$", "", capsys.readouterr().out, flags=re.MULTILINE)
+
+    return call
+
+
+def test_generated_clips_in_two_processes(generated):
+    assert generated("--jobs", 2) == generated()
+
+
+@pytest.mark.slow
+def test_generated_clips_on_a_ray_cluster(generated, ray_cluster):
+    assert generated("--ray", ray_cluster.address) == generated()
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8"])

@@ -58,6 +58,11 @@ def test_processes_observe_the_same(observed, here):
     check(observed(jobs=2), here)
 
 
+@pytest.mark.slow
+def test_a_ray_cluster_observes_the_same(observed, here, ray_cluster):
+    check(observed(ray=ray_cluster.address), here)
+
+
 def test_what_is_there_is_not_observed_again(bundle, videos, here, monkeypatch):
     *_, folder = here
     some = sorted(folder.glob("*.npz"))

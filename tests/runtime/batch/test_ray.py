@@ -18,17 +18,6 @@ pytestmark = pytest.mark.slow  # the cluster takes ten seconds to start
 VIDEOS = 6
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    """A cluster of two nodes of one core each; its head, where this process is, has none."""
-    from ray.cluster_utils import Cluster
-
-    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-    found.nodes = [found.add_node(num_cpus=1) for _ in range(2)]
-    yield found
-    found.shutdown()
-
-
 @pytest.fixture
 def folder(tmp_path, clip):
     with (tmp_path / "questions.jsonl").open("w") as file:
@@ -53,7 +42,7 @@ def lines(file):
     return sorted(file.read_text().splitlines())
 
 
-def test_a_node_is_lost_midway_and_the_run_is_resumed(batch, folder, cluster, monkeypatch):
+def test_a_node_is_lost_midway_and_the_run_is_resumed(batch, folder, ray_cluster, monkeypatch):
     assert batch("alone.jsonl")[0] == 0
     feed, lose, lost = Pool._feed, Pool._lose, []
 
@@ -69,12 +58,12 @@ def test_a_node_is_lost_midway_and_the_run_is_resumed(batch, folder, cluster, mo
         for each in pool._members.values():
             feed(pool, each)
         lost.append(place.node)
-        cluster.remove_node(next(n for n in cluster.nodes if n.node_id == place.node), allow_graceful=False)
+        ray_cluster.remove_node(next(n for n in ray_cluster.nodes if n.node_id == place.node), allow_graceful=False)
         os.kill(process, signal.SIGKILL)
 
     monkeypatch.setattr(Pool, "_feed", kill_the_second)
     monkeypatch.setattr(Pool, "_lose", lambda pool, place: (lost.append(place.node), lose(pool, place))[1])
-    code, err = batch("answers.jsonl", "--ray", cluster.address)
+    code, err = batch("answers.jsonl", "--ray", ray_cluster.address)
     assert code == 0
     assert err.count("worker: ONNX Runtime") == 2
     assert lost[0] in lost[1:]
@@ -83,7 +72,7 @@ def test_a_node_is_lost_midway_and_the_run_is_resumed(batch, folder, cluster, mo
     monkeypatch.undo()
     kept = (folder / "answers.jsonl").read_text().splitlines(keepends=True)[:5]
     (folder / "answers.jsonl").write_text("".join(kept) + '{"id": "half')
-    code, err = batch("answers.jsonl", "--ray", cluster.address)
+    code, err = batch("answers.jsonl", "--ray", ray_cluster.address)
     assert code == 0
     assert f"{2 * VIDEOS - 5} answers to give" in err
     assert lines(folder / "answers.jsonl") == lines(folder / "alone.jsonl")
