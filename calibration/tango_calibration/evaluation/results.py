@@ -216,7 +216,7 @@ def by(kind: Literal["type", "tag"], summaries: Sequence[Summary]) -> list[str]:
     for ratio in _ratios(summaries) if names else []:
         trials = [trial for trial in parts if trial in (ALL, NONE) or trial.retention_ratio == ratio]
         rows = [(trial.method, *map(_percent, parts[trial].values())) for trial in trials]
-        lines += [f"## Accuracy by {kind} of question at {ratio:g}", "", *_table(("method", *names), rows), ""]
+        lines += [f"## Accuracy by {kind} of question at {ratio:g}", "", *table(("method", *names), rows), ""]
     return lines
 
 
@@ -239,8 +239,8 @@ def _grid(title: str, summaries: Sequence[Summary], cell: Callable[[Summary], st
         return []
     if any("\\*" in text for row in rows for text in row):
         note += " \\* Keeps another number of tokens than tango."
-    table = [*_table(("method", *(f"{ratio:g}" for ratio in ratios)), rows), ""] if rows else []
-    return [f"## {title}", "", *table, " ".join([*(f"{bound}." for bound in bounds), note]), ""]
+    lines = [*table(("method", *(f"{ratio:g}" for ratio in ratios)), rows), ""] if rows else []
+    return [f"## {title}", "", *lines, " ".join([*(f"{bound}." for bound in bounds), note]), ""]
 
 
 def _shares(summaries: Sequence[Summary]) -> str:
@@ -266,7 +266,7 @@ def _costs(summaries: Sequence[Summary]) -> list[str]:
         ratio = "" if s.trial in (ALL, NONE) else f"{s.trial.retention_ratio:g}"
         numbers = ("" if math.isnan(n) else f"{n:.1f}" for n in (s.kept, s.total, s.prune_ms, s.prefill_ms))
         rows.append((ratio, f"{s.share:.3f}", s.trial.method, *numbers))
-    return ["## Tokens and time", "", *_table(head, rows), "", "Means of tokens, medians of milliseconds.", ""]
+    return ["## Tokens and time", "", *table(head, rows), "", "Means of tokens, medians of milliseconds.", ""]
 
 
 def _ratios(summaries: Sequence[Summary]) -> list[float]:
@@ -274,7 +274,8 @@ def _ratios(summaries: Sequence[Summary]) -> list[float]:
     return sorted({s.trial.retention_ratio for s in summaries if s.trial not in (ALL, NONE)})
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table, with columns aligned to the right."""
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     lines = [head, ["-" * (width - 1) + ":" for width in widths], *rows]
     return [
