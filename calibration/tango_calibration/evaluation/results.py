@@ -53,7 +53,7 @@ def write(
 ) -> None:
     """Writes results.json, results.md and accuracy.png into a new folder, which appears when it is complete.
 
-    If the picture cannot be drawn, the folder appears without it before the error is raised: hours of work are kept.
+    If the picture cannot be drawn, the folder appears without it before the error is raised, so no work is lost.
 
     Args:
         folder: The folder to write.
@@ -72,7 +72,7 @@ def write(
     with staged_folder(folder, overwrite=overwrite, holding=RESULTS) as staged:
         found = to_json(conditions, videos, records, summaries)
         text = json.dumps(found, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-        # A folder's name may be no UTF-8; its other bytes become escapes, which JSON reads, too.
+        # A folder's name may be invalid UTF-8; its invalid bytes become escapes, which are valid JSON.
         for name, content in ((RESULTS, text + "\n"), ("results.md", to_markdown(conditions, summaries))):
             (staged / name).write_text(content, encoding="utf-8", errors="backslashreplace")
         try:
@@ -92,7 +92,7 @@ def write(
 def to_json(
     conditions: Mapping[str, Any], videos: Sequence[Video], records: Sequence[Record], summaries: Sequence[Summary]
 ) -> dict[str, Any]:
-    """All results; each trial of each run has columns over the questions or the videos."""
+    """All results; each trial of each run has lists over the questions or the videos."""
     questions = [
         {"id": key, "video": video.name, "type": q.type, "tags": q.tags, "text": q.text, "answer": q.answer}
         for video in videos
