@@ -1,10 +1,10 @@
 """`tango batch` against as many `tango run`s, on generated files.
 
-    python benchmarks/bench_batch.py BUNDLE [--videos 200] [--seconds 30] [--size 720x1280] [--decoders 4 8] [--json …]
+    python -m benchmarks.bench_batch BUNDLE [--videos 200] [--seconds 30] [--size 720x1280] [--decoders 4 8] [--json …]
 
-A few single runs are timed and stand for all of them, each with the start of its process, as a script has it. Batches
-are timed with their start, too. Where there is nvidia-smi, it says how much of a batch's time the GPU was busy. How
-many videos a second as many processes decode alone shows which of the two bounds.
+A few single runs are timed and stand for all of them. The times of single runs and of batches include the start of
+their processes. Where nvidia-smi is installed, it samples how busy the GPU is during a batch. The rate at which the
+same number of processes only decode shows whether decoding or the model is the bottleneck.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ import numpy as np
 from tango_runtime.batch.decoding import Decoders
 from tango_runtime.bench.conditions import machine
 from tango_runtime.bundle import Bundle
+from tango_runtime.cli.args import frame_size
 
 TANGO = [sys.executable, "-m", "tango_runtime.cli.main"]
 QUESTIONS = ["What happens?", "Who comes in?", "What color is it?", "How many are there?"]
@@ -43,12 +44,12 @@ FPS = 30
 
 
 def write_video(folder: Path, seconds: int, size: tuple[int, int], number: int) -> Path:
-    """A camera pans over a texture, in H.264 as encoders make it by default: a keyframe every 250 frames."""
+    """A camera pans over a texture, in H.264 with the encoder's default of a keyframe every 250 frames."""
     (height, width), path = size, folder / f"{number:03}.mp4"
     rng = np.random.default_rng(number)
     small = rng.integers(0, 256, (height // 8, width // 4, 3), dtype=np.uint8)
     texture = small.repeat(16, 0).repeat(16, 1) // 2
-    noise = rng.integers(0, 8, (8, height, width, 3), dtype=np.uint8)  # as a sensor's, it costs bits in every frame
+    noise = rng.integers(0, 8, (8, height, width, 3), dtype=np.uint8)  # like a sensor's, it costs bits in every frame
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=FPS, options={"preset": "veryfast", "crf": "26"})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
@@ -62,7 +63,7 @@ def write_video(folder: Path, seconds: int, size: tuple[int, int], number: int) 
 
 
 def write_videos(folder: Path, count: int, seconds: int, size: tuple[int, int]) -> list[Path]:
-    """So many files."""
+    """Writes ``count`` files, of which ``DISTINCT`` are encoded."""
     distinct = range(min(count, DISTINCT))
     with ProcessPoolExecutor() as processes:
         made = list(processes.map(partial(write_video, folder, seconds, size), distinct))
@@ -86,7 +87,7 @@ class GpuUse:
             self.samples = [int(line) for line in output.splitlines() if line.strip().isdigit()]
 
     def summary(self) -> dict[str, float] | None:
-        """Of the samples from the first to the last that is not idle: mean, and share that is 90 or more."""
+        """Mean of the samples, and their share of 90 or more; idle ones at both ends are left out."""
         at_work = np.trim_zeros(np.array(self.samples))
         if not len(at_work):
             return None
@@ -139,7 +140,7 @@ def run_batch(bundle: Path, folder: Path, decoders: int, options: list[str]) -> 
 
 
 def decode_alone(bundle: Path, videos: list[Path], decoders: int) -> float:
-    """Videos a second that processes decode, once they are started."""
+    """Videos per second that running processes decode."""
     with closing(Decoders(Bundle.load(bundle).manifest, {}, decoders)) as processes:
         for future in [processes.submit(video) for video in videos[:decoders]]:
             future.result()
@@ -149,18 +150,13 @@ def decode_alone(bundle: Path, videos: list[Path], decoders: int) -> float:
         return round(len(videos) / (time.perf_counter() - begin), 2)
 
 
-def _size(text: str) -> tuple[int, int]:
-    height, width = map(int, text.split("x"))
-    return height, width
-
-
 def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--videos", type=int, default=200)
     parser.add_argument("--seconds", type=int, default=30, help="length of a file (default: 30)")
-    parser.add_argument("--size", type=_size, default=(720, 1280), help="HEIGHTxWIDTH (default: 720x1280)")
+    parser.add_argument("--size", type=frame_size, default=(720, 1280), help="HEIGHTxWIDTH (default: 720x1280)")
     parser.add_argument("--singles", type=int, default=4, help="single runs that are timed (default: 4)")
     parser.add_argument("--decoders", type=int, nargs="+", default=[8])
     parser.add_argument("--max-new-tokens", type=int, default=16)

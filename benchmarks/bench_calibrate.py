@@ -1,13 +1,13 @@
 """Time and memory of `tango calibrate` on a checkpoint of a released shape, filled at random.
 
-    python benchmarks/bench_calibrate.py SCRATCH --size 7b --decoder int8 int4 --json results.json
+    python -m benchmarks.bench_calibrate SCRATCH --size 7b --decoder int8 int4 --json results.json
 
-Checkpoint and bundle are made in SCRATCH, unless they are there. Each precision is a process of its own, on generated
-clips; losses of random weights say nothing, but cost as much as others. The 7B takes 50 GB of disk, and as much memory
-as its decoder's weights in fp32, 28 GB, and 5 GB more.
+Checkpoint and bundle are made in SCRATCH, unless they exist. Each precision runs in its own process on generated clips.
+The losses of random weights mean nothing, but take as long to measure as others. The 7B needs 50 GB of disk, and memory
+for its decoder's weights in fp32 (28 GB) and 5 GB more.
 
-``peak_bytes`` is the process's ``ru_maxrss``, which counts what is mapped of the bundle and can be dropped;
-``private_peak_bytes`` is the most of its own memory, sampled.
+``peak_bytes`` is the process's ``ru_maxrss``, which includes mapped pages of the bundle that can be dropped.
+``private_peak_bytes`` is the sampled maximum of its anonymous memory.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def make_bundle(scratch: Path, size: str, layers: int | None) -> Path:
 
 
 def measure(bundle: Path, decoder: str, more: list[str]) -> dict[str, Any]:
-    """Calibrates in a process of its own, whose output is kept beside the bundle."""
+    """Calibrates in a new process, and keeps the output beside the bundle."""
     output = bundle.with_name(decoder)
     command = [sys.executable, "-m", "tango_runtime.cli.main", "calibrate", str(bundle), "--output", str(output)]
     command += ["--overwrite", "--clips", "synthetic", "--vision", "fp16", "--decoder", decoder, *more]
@@ -74,7 +74,7 @@ def _private_bytes(process: int) -> int:
     except (FileNotFoundError, ProcessLookupError):
         return 0
     found = [line.split()[1] for line in text.splitlines() if line.startswith("RssAnon")]
-    return int(found[0]) * 1024 if found else 0  # none of a process that has just ended
+    return int(found[0]) * 1024 if found else 0  # a process that has just ended has no such line
 
 
 def main() -> None:

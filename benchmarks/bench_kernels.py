@@ -1,6 +1,6 @@
 """Times the kernels of a vision tower on a GPU, next to PyTorch's in the same run.
 
-    python benchmarks/bench_kernels.py --output benchmarks/results/kernels-h200.json
+    python -m benchmarks.bench_kernels --output benchmarks/results/kernels-h200.json
 
 Each figure is the median time of one call in a replayed CUDA graph, which goes over rotating inputs. Attention takes
 one packed tensor of queries, keys and values, with a bias; PyTorch's takes views of it, without the bias. The peer of a
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from itertools import cycle
 from pathlib import Path
 
 import torch
@@ -36,14 +37,14 @@ DTYPES = (torch.float16, torch.float32)
 INPUTS, CALLS = 3, 24
 
 
-def measure(calls, repeats):
-    """Microseconds of one call: median of replays of a graph of ``CALLS`` calls."""
+def measure(calls, repeats, count=CALLS):
+    """Microseconds of one call: median of replays of a graph of ``count`` calls."""
     for call in calls:
         call()
-    graph = torch.cuda.CUDAGraph()
+    graph, turns = torch.cuda.CUDAGraph(), cycle(calls)
     with torch.cuda.graph(graph):
-        for i in range(CALLS):
-            calls[i % len(calls)]()
+        for _ in range(count):
+            next(turns)()
     graph.replay()
     times = []
     for _ in range(repeats):
@@ -52,7 +53,7 @@ def measure(calls, repeats):
         graph.replay()
         end.record()
         torch.cuda.synchronize()
-        times.append(1e3 * begin.elapsed_time(end) / CALLS)
+        times.append(1e3 * begin.elapsed_time(end) / count)
     return round(sorted(times)[repeats // 2], 2)
 
 

@@ -1,18 +1,16 @@
-"""Live windows: a question about the ring to its first token, and many streams in one process.
+"""Live windows: time from a question about the window to the first token, and many streams in one process.
 
-    python benchmarks/bench_live.py BUNDLE [--window 32] [--questions 50] [--streams 8 --seconds 30] [--json FILE]
+    python -m benchmarks.bench_live BUNDLE [--window 32] [--questions 50] [--streams 8 --seconds 30] [--json FILE]
 
-A question is about a window whose frames are encoded already, and which changed since the question before: it is pruned
-and prefilled. Streams give generated frames at 1 a second; each is asked every 5 seconds, and the lag is that of an
-answer's first piece behind its newest frame.
+The frames of a question's window are already encoded. The window has changed since the last question, so it is pruned
+and prefilled. Each stream yields one generated frame per second and is asked every 5 seconds. The lag is the time from
+an answer's newest frame to its first piece.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import threading
 import time
 from collections.abc import Iterator
@@ -21,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.bench_server import machine, spread
 from tango_runtime import LiveVideo, VideoLLM
 from tango_runtime.video import TimedFrame
 
@@ -28,7 +27,7 @@ _QUESTION, _EVERY = "What happens?", 5.0
 
 
 def frames(size: tuple[int, int], seed: int) -> Iterator[TimedFrame]:
-    """A moving block over noise, a frame a second, without an end."""
+    """An endless stream of a moving block over noise, one frame per second."""
     noise = np.random.default_rng(seed).integers(0, 255, (4, *size, 3), dtype=np.uint8)
     second = 0
     while True:
@@ -40,7 +39,7 @@ def frames(size: tuple[int, int], seed: int) -> Iterator[TimedFrame]:
 
 
 def paced(source: Iterator[TimedFrame], until: threading.Event, offset: float) -> Iterator[TimedFrame]:
-    """Its frames at their times, up to an event."""
+    """Yields the frames of a source at their times, until an event is set."""
     begin = time.monotonic() + offset
     for seconds, frame in source:
         if until.wait(max(0.0, begin + seconds - time.monotonic())):
@@ -49,7 +48,7 @@ def paced(source: Iterator[TimedFrame], until: threading.Event, offset: float) -
 
 
 def first_token(llm: VideoLLM, window: int, questions: int, size: tuple[int, int]) -> dict[str, Any]:
-    """Milliseconds to encode a frame, and of a question to its first token."""
+    """Milliseconds to encode a frame, and from a question to its first token."""
     encoded, asked = [], []
     with llm.live(frames(size, 0), window=window, drop=False) as live:
         while not live.window.full:
@@ -57,7 +56,7 @@ def first_token(llm: VideoLLM, window: int, questions: int, size: tuple[int, int
         for _ in range(questions + 3):
             begin = time.perf_counter()
             live.take_in()
-            live.ask(_QUESTION, max_new_tokens=1)  # waits for all work: what follows is the question alone
+            live.ask(_QUESTION, max_new_tokens=1)  # waits for all queued work, so that only the question is timed
             middle = time.perf_counter()
             live._seen = -1  # as if the window had changed
             stream = live.stream(_QUESTION, max_new_tokens=2)
@@ -99,12 +98,6 @@ def many(llm: VideoLLM, window: int, streams: int, seconds: float, size: tuple[i
     return {"streams": streams, "answers": len(lags), "lag_s": spread(lags), "dropped": dropped, "behind_s": late}
 
 
-def spread(values: list[float]) -> dict[str, float]:
-    """Percentiles."""
-    ordered = sorted(values) or [float("nan")]
-    return {f"p{p}": ordered[min(len(ordered) - 1, p * len(ordered) // 100)] for p in (0, 10, 50, 90, 99, 100)}
-
-
 def main() -> None:
     """Measures, and prints what it found."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -122,7 +115,7 @@ def main() -> None:
     result: dict[str, Any] = {
         "bundle": args.bundle.resolve().name,
         "backend": llm.backend,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}",
+        "machine": machine(),
         "window": args.window,
         "one": first_token(llm, args.window, args.questions, size),
         "many": [many(llm, args.window, streams, args.seconds, size) for streams in args.streams],

@@ -1,12 +1,12 @@
 """What quantized bundles cost and save on a backend, compared with the bundle that they were made from.
 
-    python benchmarks/bench_precision.py fp16 int8 int8-int4 --backend ort-cuda --json results.json
+    python -m benchmarks.bench_precision fp16 int8 int8-int4 --backend ort-cuda --json results.json
 
-In one run, for every bundle: times of the stages as in `tango bench`; bytes of the graphs, and of the engines with
-TensorRT; the tokens it keeps of generated clips and its answers, both compared with the first bundle. A bundle that the
-backend cannot run gets a row with the reason. Two tables are printed at the end.
+For every bundle, one run measures the times of the stages as `tango bench` does, the bytes of the graphs and of
+TensorRT's engines, and the kept tokens and answers on generated clips, compared with the first bundle's. A bundle that
+the backend cannot run gets a row with the reason. Two tables are printed at the end.
 
-It needs the packages of a device, and neither torch nor onnx.
+It needs neither torch nor onnx, so it runs on a device.
 """
 
 from __future__ import annotations

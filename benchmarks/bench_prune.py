@@ -1,6 +1,6 @@
 """Times the pruning operator on a GPU, next to a straightforward PyTorch implementation and the machine's limits.
 
-    python benchmarks/bench_prune.py --output benchmarks/results/prune-h200.json
+    python -m benchmarks.bench_prune --output benchmarks/results/prune-h200.json
 
 Each figure is the median of device events over rotating inputs, with the 10th and 90th percentile. The library runs as
 a replayed CUDA graph, the PyTorch peer eagerly. At the end it prints a table.

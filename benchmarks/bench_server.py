@@ -1,10 +1,11 @@
 """What `tango serve` adds to the library: the first token over HTTP against the same in this process, and many clients.
 
-    python benchmarks/bench_server.py BUNDLE CLIP [--questions 200] [--clients 64] [--backend auto] [--json FILE]
+    python -m benchmarks.bench_server BUNDLE CLIP [--questions 200] [--clients 64] [--backend auto] [--json FILE]
 
-The clip is read once by each; then the same questions are asked in turns of a session here, and of a server in a
-process of its own over one kept connection. So the difference is what HTTP, its parsing, and the way between threads
-take. Then all clients ask at once, each on a connection of its own, and every answer is compared with the session's.
+Each side reads the clip once. Then a session in this process and a server in its own process, over one persistent
+connection, take turns answering the same questions. The difference is the time that HTTP, its parsing and the hand-over
+between threads take. Finally all clients ask at once, each over its own connection, and every answer is compared with
+the session's.
 """
 
 from __future__ import annotations
@@ -28,26 +29,27 @@ from typing import Any
 
 from tango_runtime import Session, VideoLLM
 
-#: Questions that are asked of one side before the other has its turn, and seconds in between: on a CPU, ONNX Runtime's
-#: threads spin for a while after a run, on cores that the other process needs.
+#: Questions per turn, and seconds between turns: on a CPU, ONNX Runtime's threads spin for a while after a run, on the
+#: cores that the other process needs.
 _BLOCK, _PAUSE = 10, 0.2
 
 
 @contextmanager
-def server(bundle: Path, clip: Path, backend: str, waiting: int) -> Iterator[str]:
-    """A server of the bundle: its host and port."""
+def server(bundle: Path, media: Path, backend: str, waiting: int) -> Iterator[tuple[int, int]]:
+    """A server of the bundle in a process of its own: process id and port."""
     command = ["serve", str(bundle), "--port", "0", "--backend", backend, "--queue", str(waiting)]
-    program = [sys.executable, "-m", "tango_runtime.cli.main", *command, "--media-root", str(clip.parent)]
+    program = [sys.executable, "-m", "tango_runtime.cli.main", *command, "--media-root", str(media)]
     environment = {**os.environ, "COLUMNS": "200", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     with subprocess.Popen(program, stderr=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stderr is not None
         try:
             for line in process.stderr:
-                if found := re.search(r"serving at http://(\S+)", line):
-                    yield found[1]
+                if found := re.search(r"serving at http://\S+:(\d+)", line):
                     break
             else:
                 raise SystemExit("the server ended")
+            threading.Thread(target=process.stderr.read, daemon=True).start()  # a full pipe would stop the server
+            yield process.pid, int(found[1])
         finally:
             process.send_signal(signal.SIGTERM)
 
@@ -55,8 +57,8 @@ def server(bundle: Path, clip: Path, backend: str, waiting: int) -> Iterator[str
 class Client:
     """One connection to the server."""
 
-    def __init__(self, address: str, clip: Path) -> None:
-        self._connection, self._clip = http.client.HTTPConnection(address, timeout=600), clip
+    def __init__(self, port: int, clip: Path) -> None:
+        self._connection, self._clip = http.client.HTTPConnection("127.0.0.1", port, timeout=600), clip
         self._connection.connect()
 
     def ask(self, question: str, tokens: int) -> tuple[float, str]:
@@ -81,7 +83,7 @@ class Client:
 
 
 def ask_here(session: Session, question: str, tokens: int) -> tuple[float, str]:
-    """The same of a session in this process."""
+    """The same from a session in this process."""
     begin = time.perf_counter()
     stream = session.stream(question, max_new_tokens=tokens)
     piece = next(stream, "")
@@ -89,7 +91,7 @@ def ask_here(session: Session, question: str, tokens: int) -> tuple[float, str]:
 
 
 def in_turns(client: Client, session: Session, questions: list[str], tokens: int) -> tuple[list[float], list[float]]:
-    """Ascending times to the first token, here and over HTTP; every question is new to both."""
+    """Ascending milliseconds to the first token, here and over HTTP; every question is new to both."""
     times: dict[str, list[float]] = {"here": [], "there": []}
     for i in range(0, len(questions), _BLOCK):
         block, texts = questions[i : i + _BLOCK], {}
@@ -103,15 +105,19 @@ def in_turns(client: Client, session: Session, questions: list[str], tokens: int
     return sorted(times["here"]), sorted(times["there"])
 
 
-def at_once(address: str, clip: Path, wanted: dict[str, str], tokens: int) -> tuple[int, list[float], float]:
-    """All clients at once: answers that are the session's, ascending times to the first token, seconds in all."""
+def at_once(port: int, clip: Path, wanted: dict[str, str], tokens: int) -> tuple[int, list[float], float]:
+    """Asks with all clients at once.
+
+    Returns:
+        (number of answers that equal the session's, ascending milliseconds to the first token, seconds in total).
+    """
     times: list[float] = []
     right = 0
     lock, start = threading.Lock(), threading.Barrier(len(wanted) + 1)
 
     def ask(question: str) -> None:
         nonlocal right
-        client = Client(address, clip)
+        client = Client(port, clip)
         start.wait()
         ms, text = client.ask(question, tokens)
         with lock:
@@ -142,23 +148,23 @@ def main() -> None:
 
     llm = VideoLLM(args.bundle, backend=args.backend)
     session = llm.session(args.clip)
-    with server(args.bundle, args.clip, args.backend, 2 * args.clients) as address:
-        client = Client(address, args.clip)
+    with server(args.bundle, args.clip.parent, args.backend, 2 * args.clients) as (_, port):
+        client = Client(port, args.clip)
         client.ask("Which colour?", args.tokens)  # the clip is read
         ask_here(session, "Which colour?", args.tokens)
         here, there = in_turns(client, session, [f"What happens at {i}?" for i in range(args.questions)], args.tokens)
         wanted = {f"Who is number {i}?": "" for i in range(args.clients)}
         wanted = {question: ask_here(session, question, args.tokens)[1] for question in wanted}
-        right, queued, seconds = at_once(address, args.clip, wanted, args.tokens)
+        right, queued, seconds = at_once(port, args.clip, wanted, args.tokens)
 
     added = statistics.median(there) - statistics.median(here)
     result: dict[str, Any] = {
         "bundle": args.bundle.resolve().name,
         "backend": llm.backend,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}",
+        "machine": machine(),
         "questions": args.questions,
-        "first_token_ms": {"here": _spread(here), "server": _spread(there), "added": added},
-        "clients": {"asked": args.clients, "right": right, "seconds": seconds, "first_token_ms": _spread(queued)},
+        "first_token_ms": {"here": spread(here), "server": spread(there), "added": added},
+        "clients": {"asked": args.clients, "right": right, "seconds": seconds, "first_token_ms": spread(queued)},
     }
     print(f"first token here    {_line(here)}")
     print(f"first token, server {_line(there)}")
@@ -170,12 +176,19 @@ def main() -> None:
         raise SystemExit("answers are missing")
 
 
-def _spread(times: list[float]) -> dict[str, float]:
-    return {f"p{p}": times[min(len(times) - 1, p * len(times) // 100)] for p in (0, 10, 50, 90, 99, 100)}
+def machine() -> str:
+    """The host, in a line."""
+    return f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Percentiles; NaN without values."""
+    ordered = sorted(values) or [float("nan")]
+    return {f"p{p}": ordered[min(len(ordered) - 1, p * len(ordered) // 100)] for p in (0, 10, 50, 90, 99, 100)}
 
 
 def _line(times: list[float]) -> str:
-    return ", ".join(f"{name} {ms:.2f} ms" for name, ms in _spread(times).items() if name in ("p10", "p50", "p90"))
+    return ", ".join(f"{name} {ms:.2f} ms" for name, ms in spread(times).items() if name in ("p10", "p50", "p90"))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Frames of a long recording: seconds, processor time and memory of sampling, each in a new process.
 
-    python benchmarks/bench_video.py [--hours 10] [--fps 1] [--frames 32] [--file FILE.mp4 …]
+    python -m benchmarks.bench_video [--hours 10] [--fps 1] [--frames 32] [--file FILE.mp4 …]
 
 Without a file it makes one (H.264, 640×360, a keyframe every 60 frames), which takes minutes.
 """
@@ -22,7 +22,7 @@ from tango_runtime.video import Sampling, sample
 
 
 def main() -> None:
-    """Measures, or is one of the processes that do."""
+    """Starts a process for each measurement; with ``--sampling``, is such a process."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hours", type=float, default=10)
     parser.add_argument("--fps", type=int, default=1)
@@ -55,7 +55,7 @@ def _measure(file: Path, frames: int, sampling: Sampling) -> str:
 
 
 def _record(file: Path, count: int, fps: int) -> Path:
-    """Noise that changes, over a gradient."""
+    """Writes changing noise over a gradient."""
     tiles = np.random.default_rng(0).integers(0, 256, (8, 360, 640), dtype=np.uint8) // 26
     base, chroma = np.linspace(0, 120, 640, dtype=np.uint8), np.full((180, 640), 128, np.uint8)
     options = {"preset": "ultrafast", "bf": "2", "g": "60", "crf": "33", "b_strategy": "0"}

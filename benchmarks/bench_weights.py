@@ -1,21 +1,21 @@
 """Times weights of 4 and 8 bits on a GPU, next to fp16 in the same run: decode steps, and the products of a prefill.
 
-    python benchmarks/bench_weights.py --output benchmarks/results/weights-h200.json
+    python -m benchmarks.bench_weights --output benchmarks/results/weights-h200.json
 
-Weights are random, of the shapes of the 0.5B and the 7B. A step is the median of replays of a CUDA graph of some steps.
-A product is the median of one call in a replayed graph, which goes over several copies of the weights, so that they
-come from memory; its peer is PyTorch's product in fp16.
+Weights are random, with the shapes of the 0.5B and the 7B. Times are medians over replays of a CUDA graph of several
+calls. A product rotates over several copies of the weights, so that they are read from memory and not from the cache;
+its peer is PyTorch's product in fp16.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from itertools import cycle
 from pathlib import Path
 
 import torch
 
+from benchmarks.bench_kernels import measure
 from tango_plugins import native_library, structs
 from tango_plugins.decoder import CudaDecoder, DecoderShape
 from tango_plugins.device_array import DeviceArray
@@ -44,7 +44,7 @@ def described(tensor):
 
 
 def random_matrix(inputs, outputs, bits, group):
-    """A matrix in a format, whose products keep the size of their input."""
+    """A matrix in a format, scaled so that products have the magnitude of their input."""
     if bits == 16:
         return Matrix(described(torch.randn(inputs, outputs, device="cuda", dtype=torch.half) * inputs**-0.5))
     step = inputs**-0.5 * 2 ** (1 - bits)
@@ -102,7 +102,7 @@ def time_decode(size, form, repeats):
     def step():
         decoder.enqueue(embedding, POSITION, **given, stream=torch.cuda.current_stream().cuda_stream)
 
-    microseconds = measure([step], STEPS, repeats)
+    microseconds = measure([step], repeats, STEPS)
     size_read = sum(map(bytes_of, matrices.values()))
     size_read += 2 * s.layers * s.kv_heads * (POSITION + 1) * s.head_dim * 2
     record = {"kind": "decode", "size": size, "weights": form, "us": microseconds, "gb": round(size_read / 1e9, 3)}
@@ -129,29 +129,9 @@ def time_product(size, name, form, rows, repeats):
                 raise RuntimeError(library.tango_last_error().decode())
 
         calls = [lambda matrix=matrix: call(matrix) for matrix in given]
-    microseconds = measure(calls, 2 * COPIES, repeats)
+    microseconds = measure(calls, repeats, 2 * COPIES)
     record = {"kind": "product", "size": size, "name": name, "rows": rows, "weights": form, "us": microseconds}
     return record | {"tflops": round(2 * rows * inputs * outputs / microseconds / 1e6, 1)}
-
-
-def measure(calls, count, repeats):
-    """Microseconds of one call: median of replays of a graph of so many calls."""
-    for call in calls:
-        call()
-    graph, turns = torch.cuda.CUDAGraph(), cycle(calls)
-    with torch.cuda.graph(graph):
-        for _ in range(count):
-            next(turns)()
-    graph.replay()
-    times = []
-    for _ in range(repeats):
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin.record()
-        graph.replay()
-        end.record()
-        torch.cuda.synchronize()
-        times.append(1e3 * begin.elapsed_time(end) / count)
-    return round(sorted(times)[repeats // 2], 2)
 
 
 def main():

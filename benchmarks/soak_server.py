@@ -1,11 +1,11 @@
-"""Many requests to one `tango serve`, most of them rude, and hours of a stream: the server's memory must not grow.
+"""Many requests to one `tango serve`, some of them hostile, and hours of a stream: memory must not grow.
 
-    python benchmarks/soak_server.py BUNDLE CLIP [--requests 10000] [--stream-hours 24] [--json FILE]
+    python -m benchmarks.soak_server BUNDLE CLIP [--requests 10000] [--stream-hours 24] [--json FILE]
 
-Of 20 requests 9 are questions, 3 are read as events, 1 is read slowly, 1 asks for a view, 3 are reset in the middle as
-those of a client killed with -9, 3 are nonsense. Ratios, numbers of frames and questions change, so that caches fill
-and forget. Memory, open files and threads of the server's process are read from /proc. The stream's hours are read as
-fast as the model takes them: a frame a second, a question every 5 s, a gap and another size once an hour.
+Of 20 requests, 9 are questions, 3 are read as events, 1 is read slowly, 1 asks for a view, 3 are reset midway as by a
+killed client, and 3 are nonsense. Ratios, numbers of frames and questions vary, so that caches fill and evict.
+Memory, open files and threads of the server's process are read from /proc. The stream has one frame per second, a
+question every 5 s, and a gap and another frame size every hour; it is read as fast as the model allows.
 """
 
 from __future__ import annotations
@@ -17,12 +17,8 @@ import logging
 import os
 import platform
 import random
-import re
-import signal
 import socket
 import struct
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -33,6 +29,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.bench_server import server
 from tango_runtime import VideoLLM
 
 _CHAT, _VIEW = "/v1/chat/completions", "/v1/videos/view"
@@ -45,28 +42,8 @@ _NONSENSE: tuple[Any, ...] = (
 )
 
 
-@contextmanager
-def server(bundle: Path, media: Path, *options: str) -> Iterator[tuple[int, int]]:
-    """A server: its process and its port."""
-    command = ["serve", str(bundle), "--port", "0", "--media-root", str(media), "--backend", "ort-cpu", *options]
-    environment = {**os.environ, "COLUMNS": "200", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    program = [sys.executable, "-m", "tango_runtime.cli.main", *command]
-    with subprocess.Popen(program, stderr=subprocess.PIPE, text=True, env=environment) as process:
-        assert process.stderr is not None
-        try:
-            for line in process.stderr:
-                if found := re.search(r"serving at http://\S+:(\d+)", line):
-                    break
-            else:
-                raise SystemExit("the server ended")
-            threading.Thread(target=process.stderr.read, daemon=True).start()
-            yield process.pid, int(found[1])
-        finally:
-            process.send_signal(signal.SIGTERM)
-
-
 class Client:
-    """Makes requests of all kinds, and counts what came of them.
+    """Makes requests of all kinds, and counts their outcomes.
 
     Args:
         port: The server's.
@@ -157,12 +134,12 @@ def soak(bundle: Path, clip: Path, requests: int, clients: int = 8) -> dict[str,
     """Makes requests, and watches the server.
 
     Args:
-        bundle: What it serves.
-        clip: What is asked about.
-        requests: How many.
-        clients: How many at a time.
+        bundle: Folder of the bundle to serve.
+        clip: The video that requests are about.
+        requests: Number of requests.
+        clients: Number of concurrent clients.
     """
-    with server(bundle, clip.parent, "--queue", "64") as (pid, port):
+    with server(bundle, clip.parent, "ort-cpu", 64) as (pid, port):
         made = [Client(port, clip.name, seed) for seed in range(clients)]
         lock, left, watched = threading.Lock(), requests, {0: usage(pid)}
 
@@ -187,7 +164,7 @@ def soak(bundle: Path, clip: Path, requests: int, clients: int = 8) -> dict[str,
             thread.join()
         seconds = time.monotonic() - begin
         last = Client(port, clip.name, clients)
-        last._ask()  # it answers still
+        last._ask()  # the server still answers
         watched[requests] = usage(pid)
     outcomes = sum((client.outcomes for client in made), Counter[str]())
     failures = [failure for client in made for failure in client.failures]
@@ -229,7 +206,7 @@ def main() -> None:
     parser.add_argument("--stream-hours", type=float, default=0.0)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    logging.getLogger("tango_runtime").setLevel(logging.ERROR)  # the gaps of the stream are warned of
+    logging.getLogger("tango_runtime").setLevel(logging.ERROR)  # the stream's gaps would be warnings
 
     result: dict[str, Any] = {"bundle": args.bundle.resolve().name, "machine": platform.machine()}
     if args.requests:

@@ -1,6 +1,6 @@
 """Make a small Qwen2.5-VL checkpoint with random weights, in the format of a real one.
 
-    python examples/make_qwen_checkpoint.py FOLDER [--layout hub | module] [--size small | 3b | 7b]
+    python -m examples.make_qwen_checkpoint FOLDER [--layout hub | module] [--size small | 3b | 7b]
 
 writes the same files, tensor names, prompt and geometry as the released checkpoints (patches of 14×14 pixels, tokens of
 2×2 patches, windows of 112 pixels), scaled down in width and depth. It knows no facts and answers nonsense; it is there

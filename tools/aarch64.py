@@ -3,8 +3,8 @@
     python tools/aarch64.py BUNDLE FOLDER --frames 8 [--wheels dist]
 
 FOLDER holds videos and a questions.jsonl. Needs qemu-user-static and mmdebstrap (both of Debian), uv, and a package
-index, but neither root nor binfmt: Debian's interpreter is unpacked, not configured, and uv installs for a machine that
-is not its own. The emulated CPU is a Cortex-A76, the closest to Orin's that every qemu has. Everything is kept in
+index, but neither root nor binfmt: Debian's interpreter is unpacked and not configured, and uv installs for another
+machine. The emulated CPU is a Cortex-A76, of those that every qemu has the closest to Orin's. Everything is kept in
 build/aarch64.
 """
 
@@ -25,7 +25,7 @@ UV = Path(sys.executable).with_name("uv")
 #: Debian's interpreters. It has no 3.10 and no 3.12, which JetPack 6 and 7 have.
 SUITES = {"bookworm": "3.11", "trixie": "3.13"}
 CPU = "cortex-a76"
-#: What the emulated CPU's kernel would report of it: on the host's own report, ONNX Runtime crashes.
+#: What a kernel on the emulated CPU would report: with the host's own report, ONNX Runtime crashes.
 CPUINFO = """processor\t: {}
 Features\t: fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp
 CPU implementer\t: 0x41
@@ -35,8 +35,8 @@ CPU part\t: 0xd0b
 CPU revision\t: 1
 
 """
-#: What may differ. FFmpeg converts colors by other code on each machine: frames differ by about a level, and with them
-#: a few tokens at the margin.
+#: What may differ. FFmpeg converts colors with different code on each machine, so frames differ by about one level, and
+#: a few tokens at the margin differ with them.
 OWN = {"machine", "python", "seconds", "kept tokens"}
 
 
@@ -83,7 +83,7 @@ def emulated(suite: str) -> Path:
 
 
 def install(wheels: Path, machine: str, python: str) -> Path:
-    """Installs the wheel, ONNX Runtime and all they need, as constrained, into a folder."""
+    """Installs the wheel, ONNX Runtime and their dependencies, as pinned in constraints.txt, into a folder."""
     (wheel,) = wheels.glob(f"tango_edge-*_{machine}.whl")
     site = WORK / f"site-{machine}-{python}"
     target = ["--python-version", python, "--python-platform", f"{machine}-manylinux_2_36", "--target", site]

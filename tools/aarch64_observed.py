@@ -2,8 +2,8 @@
 
     python aarch64_observed.py BUNDLE FOLDER --frames 8
 
-FOLDER holds videos and a questions.jsonl. tools/aarch64.py runs it on two kinds of machine: all but the first two
-entries, and how many tokens are kept, must be the same on both.
+FOLDER holds videos and a questions.jsonl. tools/aarch64.py runs it on two machines and compares the entries, except
+the machine, the version of Python and the number of kept tokens.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def _answers(bundle: str, folder: Path, frames: int) -> dict[str, Any]:
 
 
 def _library() -> dict[str, Any]:
-    """What of the CUDA library needs no GPU."""
+    """The results of the CUDA library's functions that need no GPU."""
     library = load()  # compares its interface and the sizes of all structs
     pruners = [CudaPruner(PruneParams(), frames, 896, precision="exact") for frames in (1, 32, 256)]
     rejected = []

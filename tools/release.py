@@ -1,9 +1,10 @@
-"""Makes the artifacts of a release, and checks them where nothing else of the project is: `make release`.
+"""Makes the artifacts of a release, and checks them in empty environments: `make release`.
 
     python tools/release.py dist [--dirty]
 
-writes the sdist, the pure wheel, the platform wheels (`make wheels`), the bundle of models/tiny with a clip, and their
-checksums. Then each wheel that this machine can install is installed into an environment of its own, and asked.
+writes the sdist, the pure wheel, the platform wheels (`make wheels`, for dist/ only), the bundle of models/tiny with a
+clip, and their checksums. Then each wheel that this machine can install is installed into a new environment, and must
+answer the clip's question.
 """
 
 from __future__ import annotations
@@ -27,17 +28,17 @@ ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 TINY = ROOT / "models/tiny"
 
-#: The clip of the archive, and how it is asked.
+#: Frames of the archive's clip, and the options of `tango run` on it.
 FRAMES, OPTIONS = 16, ("--frames", 16, "--max-new-tokens", 8)
-#: Its first question, whose answer is its truth; a test that a release must pass, not a measurement.
+#: The question to ask, which the model answers correctly. It is a test of the release, not a measurement.
 QUESTION = 0
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Makes and checks everything; exits with a message at the first thing that is not as it must be."""
+    """Makes and checks everything; exits with a message at the first failure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("output", type=Path, help="folder of the artifacts; it must not hold any yet")
-    parser.add_argument("--dirty", action="store_true", help="allow changes that are not committed, for a try")
+    parser.add_argument("output", type=Path, help="folder of the artifacts, which must be empty")
+    parser.add_argument("--dirty", action="store_true", help="allow uncommitted changes, for a trial run")
     args = parser.parse_args(arguments)
     output = args.output.resolve()
     if output.exists() and any(output.iterdir()):
@@ -50,7 +51,9 @@ def main(arguments: list[str] | None = None) -> None:
     output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
-        if output != ROOT / "dist" or not build_wheels():
+        if output == ROOT / "dist":  # where `make wheels` writes
+            run("make", "wheels", cwd=ROOT)
+        else:
             build_packages(scratch, output)
         answer = build_bundle(scratch, output / f"tango-edge-tiny-{version}.tar.gz")
         (output / "SHA256SUMS").write_text(checksums(output))
@@ -61,9 +64,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def run(*command: object, cwd: Path | None = None) -> str:
-    """Standard output of a command that succeeds, in an environment that knows of the checkout its time alone."""
+    """Standard output of a command that succeeds, with no environment variable that points into the checkout."""
     clean = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "TANGO_LIBRARY")}
-    clean["SOURCE_DATE_EPOCH"] = commit_time()  # for the times of files in a wheel
+    clean["SOURCE_DATE_EPOCH"] = commit_time()  # the time of all files in a wheel
     done = subprocess.run([str(part) for part in command], cwd=cwd, stdout=subprocess.PIPE, text=True, env=clean)
     if done.returncode != 0:
         sys.exit(f"`{' '.join(map(str, command))}` failed with {done.returncode}:\n{done.stdout}")
@@ -93,25 +96,15 @@ def changelog_version() -> str:
 
 
 def build_packages(scratch: Path, output: Path) -> None:
-    """The sdist, and the pure wheel from it: so nothing that a build needs can be missing there."""
+    """Builds the sdist, and the pure wheel from it, which shows that the sdist is complete."""
     source = scratch / "source"
     names = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT).split("\0")
     for name in filter(None, names):
-        if (ROOT / name).is_file():  # not one that was deleted
+        if (ROOT / name).is_file():  # git also lists deleted files
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, source / name)
     run(BIN / "uv", "build", "--quiet", "--out-dir", output, source)
     (output / ".gitignore").unlink(missing_ok=True)  # uv's
-
-
-def build_wheels() -> bool:
-    """The same, and wheels with the CUDA library inside, into dist/; False if the Makefile has no target for them."""
-    known = subprocess.run(["make", "--question", "wheels"], cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    if "No rule to make target" in known.stderr:
-        print("no target `wheels`: no wheels with the CUDA library")
-        return False
-    run("make", "wheels", cwd=ROOT)
-    return True
 
 
 def build_bundle(scratch: Path, archive: Path) -> str:
@@ -154,7 +147,7 @@ def installable(output: Path) -> list[Path]:
 
 
 def check(wheel: Path, archive: Path, answer: str, version: str, folder: Path) -> None:
-    """Installs a wheel into an environment of its own, and asks the archive's bundle its question."""
+    """Installs a wheel into a new environment, and asks the archive's bundle its question."""
     run(BIN / "uv", "venv", "--quiet", "--no-python-downloads", "--python", sys.executable, folder / "venv")
     python, tango = folder / "venv/bin/python", folder / "venv/bin/tango"
     install = (BIN / "uv", "pip", "install", "--quiet", "--python", python, "--constraint", ROOT / "constraints.txt")
@@ -170,7 +163,7 @@ def check(wheel: Path, archive: Path, answer: str, version: str, folder: Path) -
 
 
 def expect(found: object, wanted: object) -> None:
-    """Stops where something is not as it must be."""
+    """Exits with a message if a value is not the expected one."""
     if found != wanted:
         sys.exit(f"{found!r} is not {wanted!r}")
 

@@ -2,7 +2,7 @@
 
     python tools/wheels.py [--machines x86_64 aarch64] [--architectures 87 90a] [--tensorrt-include FOLDER] [--jobs 2]
 
-Needs nvcc of CUDA 13, CMake, binutils and uv; for another machine than this one also its g++ (on Debian,
+Needs nvcc of CUDA 13, CMake, binutils and uv; for another machine also its g++ (on Debian,
 g++-aarch64-linux-gnu), and a package index that has NVIDIA's CUDA runtime for it. Objects stay in build/native, so only
 what changed is compiled again.
 """
@@ -39,7 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--machines", nargs="*", choices=MACHINES, default=MACHINES)
     parser.add_argument("--architectures", nargs="+", default=ARCHITECTURES, metavar="SM")
-    parser.add_argument("--tensorrt-include", type=Path, metavar="FOLDER", help="brings the TensorRT plugins, too")
+    parser.add_argument("--tensorrt-include", type=Path, metavar="FOLDER", help="also builds the TensorRT plugins")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--output", type=Path, default=ROOT / "dist")
     args = parser.parse_args()
@@ -62,7 +62,7 @@ def build_sdist(output: Path, checkout: Path = ROOT) -> Path:
 def build_wheel(source: Path, output: Path, machine: str | None = None, libraries: Sequence[Path] = ()) -> Path:
     """The wheel of an sdist: pure Python, or with libraries for a machine.
 
-    The tag of Python stays ``py3-none``: the libraries are loaded by ctypes, and any interpreter does.
+    The Python tag stays ``py3-none``, because ctypes loads the libraries in any interpreter.
     """
     if machine is None:
         return _built(output, "--wheel", source)

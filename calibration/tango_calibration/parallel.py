@@ -20,7 +20,7 @@ OnResult = Callable[[Item, Result], object]
 
 
 def map_with_progress(title: str, function: Callable[..., Result], *arguments: Sequence[Any]) -> list[Result]:
-    """Maps a function over one or several sequences of equal length, and shows how much is done."""
+    """Maps a function over one or several sequences of equal length, with a progress bar."""
     results = []
     with progress(title, len(arguments[0])) as on_progress:
         for items in zip(*arguments, strict=True):
@@ -37,14 +37,14 @@ def map_in_parallel(
     jobs: int,
     ray: str | None = None,
 ) -> list[Result]:
-    """Maps a worker over items: :func:`map_in_processes`, or :func:`map_on_ray` where an address is given."""
+    """Maps a worker over items with :func:`map_in_processes`, or with :func:`map_on_ray` if an address is given."""
     if ray is None:
         return map_in_processes(open_worker, items, on_result, jobs=jobs)
     return map_on_ray(open_worker, items, on_result, ray)
 
 
 def threads_of(jobs: int, ray: str | None) -> int:
-    """Threads of one operator on a CPU, in each worker; 0 stands for one for each core."""
+    """Threads of one operator on a CPU in each worker; 0 stands for one per core."""
     return int(jobs > 1 and ray is None)
 
 
@@ -55,13 +55,13 @@ def map_in_processes(
     *,
     jobs: int,
 ) -> list[Result]:
-    """Maps a worker over items, in several processes that each open a worker once.
+    """Maps a worker over items in several processes, each of which opens a worker once.
 
     Args:
         open_worker: Opens a worker. It, the items and the results are pickled.
         items: Each goes to the next idle process.
-        on_result: Called with each item and its result, in this process, as they come.
-        jobs: Number of processes; 1 works in this process.
+        on_result: Called in this process with each item and its result, in the order of completion.
+        jobs: Number of processes; 1 uses this process.
 
     Returns:
         The results in the order of the items.
@@ -99,16 +99,18 @@ def map_on_ray(
     on_result: OnResult[Item, Result],
     address: str,
 ) -> list[Result]:
-    """Maps a worker over items on the nodes of a Ray cluster; arguments and result are :func:`map_in_processes`'s.
+    """As :func:`map_in_processes`, on the nodes of a Ray cluster.
+
+    Items of a lost node go to another one.
 
     Args:
         open_worker: Opens a worker on a node.
-        items: Each goes to the next idle worker; those of a lost node to another.
-        on_result: Called with each item and its result, in this process, as they come.
-        address: Of the cluster, or ``local``.
+        items: Each goes to the next idle worker.
+        on_result: Called in this process with each item and its result, in the order of completion.
+        address: Address of the cluster, or ``local``.
 
     Raises:
-        TangoError: A worker raised it, there is no cluster or no node left, or an item was lost again and again.
+        TangoError: A worker raised it, there is no cluster or no node left, or an item was lost repeatedly.
     """
     results: dict[int, Result] = {}
     pool: Pool[tuple[int, Any], Result | TangoError] = Pool(partial(_Mapper, open_worker))
@@ -125,7 +127,7 @@ def map_on_ray(
 
 
 class _Mapper:
-    """Applies a function to the items of a pool, one after the other."""
+    """Applies a function to the items of a pool, one by one."""
 
     depth, busy, description = 1, 0.0, ""
 
@@ -144,7 +146,7 @@ class _Mapper:
 
 @contextmanager
 def _children(count: int, open_worker: Callable[[], Callable[[Any], Any]]) -> Iterator[list[Child]]:
-    """Starts processes; ends them with the block."""
+    """Starts processes, and kills them at the end of the block."""
     children: list[Child] = []
     try:
         for _ in range(count):

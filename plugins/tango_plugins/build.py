@@ -25,9 +25,9 @@ class Info:
         library: The CUDA library, or None.
         version: The library's version, its CUDA and the GPU architectures that it was built for, or None.
         plugin: The TensorRT plugin, or None.
-        origin: Where the library in use comes from, such as ``prebuilt``; None if a folder was asked about.
-        code: What of it this machine's GPU runs, such as ``sm_87``; None without a GPU, or if a folder was asked about.
-        passed_over: A sentence for each library that comes first in the search and cannot be used.
+        origin: Where the library in use comes from, such as ``prebuilt``; None if a folder was given.
+        code: The code in it that this GPU runs, such as ``sm_87``; None without a GPU, or if a folder was given.
+        passed_over: A sentence for each unusable library that the search found earlier.
     """
 
     directory: Path

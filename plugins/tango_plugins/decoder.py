@@ -7,7 +7,6 @@ token, with accumulators and everything between two matrix products in fp32.
 from __future__ import annotations
 
 import ctypes
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +64,7 @@ class CudaDecoder:
             fp32.
         matrices: Matrices by their names in the decoder graph, in any format; ``gate_proj`` and ``up_proj`` share one.
         cache: Keys and values of each layer in turn, fp16 [kv_heads, P, head_dim].
-        library: The CUDA library; None takes :func:`tango_plugins.native_library.installed`.
+        library: The CUDA library; None takes the one that :func:`tango_plugins.native_library.search` finds.
         blocks: Thread blocks; 0 takes one per SM. Fewer leave SMs free, and are slower.
 
     Attributes:
@@ -116,7 +115,7 @@ class CudaDecoder:
         Args:
             embedding: Embedding of the token, fp16 [D].
             position: Row of the token in the KV cache. The step reads the rows before it, and writes this one.
-            rotation: Position of the token's rotary angles; None takes ``position``. M-RoPE numbers tokens otherwise.
+            rotation: Position of the token's rotary angles; None takes ``position``. With M-RoPE the two differ.
             logits: Output, fp32 [vocabulary].
             table: The bytes of :attr:`table`.
             workspace: ``workspace_bytes`` of memory, used by one step at a time.
@@ -133,7 +132,7 @@ class CudaDecoder:
             address("logits", logits, (self._vocabulary,), "float32"),
         )
         positions = position, position if rotation is None else rotation
-        scratch = workspace.address, math.prod(workspace.shape)
+        scratch = workspace.address, workspace.nbytes
         self._check(self._library.tango_decode_enqueue(self._shape, tensors, *positions, *scratch, stream))
 
     def _check(self, status: int) -> None:

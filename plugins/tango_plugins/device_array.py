@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,9 +13,13 @@ from tango_plugins.errors import TangoError
 
 @dataclass(frozen=True)
 class DeviceArray:
-    """Contiguous device memory: its address, shape and dtype (``float16``, ``int32``, …).
+    """Contiguous device memory.
 
-    ``owner`` is what the memory belongs to, where it must be kept for that.
+    Attributes:
+        address: Address of the first element.
+        shape: Length of each axis.
+        dtype: Name of the dtype in NumPy: ``float16``, ``int32``, …
+        owner: An object that keeps the memory allocated, if that is needed.
     """
 
     address: int
@@ -22,9 +27,14 @@ class DeviceArray:
     dtype: str
     owner: Any = field(default=None, repr=False, compare=False)
 
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return math.prod(self.shape) * item_bytes(self.dtype)
+
     @classmethod
     def of(cls, array: Any, name: str = "array") -> DeviceArray:
-        """The device memory of an object with ``__cuda_array_interface__`` or ``__dlpack__``, which is not copied.
+        """The device memory of an object with ``__cuda_array_interface__`` or ``__dlpack__``, without a copy.
 
         Raises:
             TangoError: It has none, or is not contiguous.
@@ -72,12 +82,12 @@ class _DLTensor(ctypes.Structure):
 #: DLDeviceType: kDLCUDA and kDLCUDAManaged.
 _CUDA_DEVICES = (2, 13)
 
-#: DLDataTypeCode, and how NumPy calls it.
+#: DLDataTypeCode, and its name in NumPy.
 _DLPACK_CODES = {0: "int", 1: "uint", 2: "float", 4: "bfloat", 6: "bool"}
 
 
 def _from_dlpack(array: Any, name: str) -> DeviceArray:
-    capsule = array.__dlpack__()  # nobody consumes it: when it goes, it gives the memory back
+    capsule = array.__dlpack__()  # never consumed, so its destructor releases the memory
     pointer = ctypes.pythonapi.PyCapsule_GetPointer
     pointer.restype, pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
     tensor = _DLTensor.from_address(pointer(capsule, b"dltensor"))

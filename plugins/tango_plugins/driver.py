@@ -22,11 +22,11 @@ class Gpu:
     """The first GPU that CUDA sees.
 
     Attributes:
-        name: The driver's name of it.
-        compute_capability: As ``9.0``.
-        cuda: The newest CUDA that its driver supports, as ``12.4``.
+        name: Its name, as the driver reports it.
+        compute_capability: Such as ``9.0``.
+        cuda: The newest CUDA that its driver supports, such as ``12.4``.
         memory: Its memory in bytes.
-        integrated: Its memory is the host's, as on a Jetson.
+        integrated: Whether it shares the host's memory, as on a Jetson.
     """
 
     name: str

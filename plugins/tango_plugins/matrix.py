@@ -20,13 +20,13 @@ class Matrix:
     """A matrix [in, out].
 
     Attributes:
-        values: fp16 [in, out]; int8 [in, out]; or uint8 [out, blocks, bytes], blocks along the inputs, of which 4-bit
-            elements are two in a byte, the first in the low half.
-        scales: fp32 [out] of int8, fp16 [out, blocks] of blocks, None of fp16.
-        zeros: Zero points of blocks, uint8 [out, bytes], packed as the elements are; None where each is the middle of
-            the range.
+        values: fp16 [in, out]; int8 [in, out]; or uint8 [out, blocks, bytes] with blocks along the inputs, where a byte
+            holds two 4-bit elements, the first in the low half.
+        scales: fp32 [out] for int8, fp16 [out, blocks] for blocks, None for fp16.
+        zeros: Zero points of blocks, uint8 [out, bytes], packed like the elements; None if all are the middle of the
+            range.
         bits: Bits of an element.
-        group: Inputs of a block; 0 where there are none.
+        group: Inputs per block; 0 without blocks.
     """
 
     values: DeviceArray
@@ -41,12 +41,12 @@ class Matrix:
         return self.values.shape[0 if self.group else -1]
 
     def struct(self, name: str, inputs: int, outputs: int) -> TangoMatrix:
-        """What the library takes.
+        """The matrix as the library's struct.
 
         Args:
-            name: The weight's, for messages.
-            inputs: Its width on the one side.
-            outputs: And on the other.
+            name: Name of the weight, for messages.
+            inputs: Length of the axis that is summed over.
+            outputs: Width of the product.
 
         Raises:
             TangoError: The tensors have other shapes or types.
@@ -70,10 +70,10 @@ class Matrix:
 
 
 def address(name: str, memory: DeviceArray | None, shape: tuple[int, ...], dtype: str) -> int:
-    """The address of a tensor, which must be there and of this shape and dtype.
+    """The address of a tensor of this shape and dtype.
 
     Raises:
-        TangoError: It is not.
+        TangoError: The tensor is missing, or has another shape or dtype.
     """
     if memory is None:
         raise TangoError(f"there is no weight {name}", "export the bundle again")

@@ -22,13 +22,13 @@ ABI_VERSION = 4
 NATIVE = Path(__file__).parent / "native"
 LIBRARY = "libtango.so"
 
-#: The folder of the library that a platform wheel brings. It is not there in a checkout and in the pure Python wheel.
+#: The folder of the library that a platform wheel contains. A checkout and the pure Python wheel do not have it.
 PREBUILT = Path(__file__).parent / "prebuilt"
 
 #: Environment variable with the path of the CUDA library, for containers and packages that install it elsewhere.
 VARIABLE = "TANGO_LIBRARY"
 
-#: Code in the version of a library, and the machines of ELF files.
+#: GPU code as named in a library's version; the machine numbers of ELF files.
 _CODE = r"\b(sm|compute)_(\d+)([af]?)\b"
 _ELF_MACHINES = {62: "x86_64", 183: "aarch64"}
 
@@ -142,7 +142,7 @@ def search() -> list[Candidate]:
 
 
 def installed() -> Path:
-    """The CUDA library in use; if none can be used, where the first one is searched, whether or not it exists."""
+    """The CUDA library in use. If none is usable, the first place of the search, whether or not it exists."""
     found = search()
     return found[-1].path if found[-1].error is None else found[0].path
 
@@ -151,7 +151,7 @@ def load(path: Path | None = None) -> ctypes.CDLL:
     """Loads the CUDA library, once per path.
 
     Args:
-        path: The library, whatever GPU it is for; None takes the one that :func:`search` finds.
+        path: The library, for any GPU; None takes the one that :func:`search` finds.
 
     Raises:
         TangoError: It does not exist, cannot be loaded, has another C interface, or does not fit this machine.
@@ -161,7 +161,7 @@ def load(path: Path | None = None) -> ctypes.CDLL:
     found = search()
     if found[-1].error is None:
         return _load(found[-1].path)
-    failed = sorted(found, key=lambda place: not place.path.is_file())  # first why one does not fit
+    failed = sorted(found, key=lambda place: not place.path.is_file())  # why a library does not fit comes first
     raise next(place.error for place in failed if place.error is not None)
 
 
@@ -214,7 +214,7 @@ def _release(version: str) -> tuple[int, ...]:
 def _gpu() -> driver.Gpu | None:
     try:
         return driver.gpu()
-    except TangoError:  # no GPU: what needs none can be called all the same
+    except TangoError:  # functions that need no GPU can still be called
         return None
 
 

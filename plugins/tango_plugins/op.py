@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, Union
+from typing import Any, Literal
 
 from tango_plugins.errors import TangoError
 from tango_plugins.params import RATIO_SCALE, RATIOS, PruneParams
@@ -45,7 +45,7 @@ OUTPUTS = ("tokens", "indices", "count")
 #: Inner products of rotated features in the CUDA library: ``fast`` rounds features to fp16, ``exact`` splits them.
 Precision = Literal["fast", "exact"]
 
-Attribute = Union[int, "list[int]", str]
+Attribute = int | list[int] | str
 
 _WHOLES = ("neighbors", "time_base", "space_base")
 _LISTS = ("grid", "sink_positions")

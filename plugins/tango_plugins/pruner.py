@@ -1,28 +1,26 @@
 """The operator on the GPU: :class:`CudaPruner`, on device memory that the caller owns.
 
-It needs neither torch nor TensorRT: it takes any array with ``__cuda_array_interface__``.
+It needs neither torch nor TensorRT: it takes any array with ``__cuda_array_interface__`` or ``__dlpack__``.
 """
 
 from __future__ import annotations
 
 import ctypes
-import math
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from tango_plugins import op
-from tango_plugins.device_array import DeviceArray, item_bytes
+from tango_plugins.device_array import DeviceArray
 from tango_plugins.errors import TangoError
 from tango_plugins.native_library import load
 from tango_plugins.op import Precision
-from tango_plugins.params import PruneParams
+from tango_plugins.params import Budget, MergeOrder, PruneParams
 from tango_plugins.structs import TangoPruneParams, TangoPruneShape, TangoPruneTensors
 
 Dtype = Literal["float16", "float32"]
 
+#: TANGO_STEPS of tango/steps.h.
 _STEPS = 10
-_MERGE_ORDERS = ("anchor", "density")
-_BUDGETS = ("paper", "exact")
 
 
 class CudaPruner:
@@ -35,7 +33,7 @@ class CudaPruner:
         dtype: Dtype of the features and tokens.
         precision: ``fast`` rounds rotated features to fp16 for inner products, ``exact`` keeps squared distances to
             1e-6.
-        library: The CUDA library; None takes :func:`tango_plugins.native_library.installed`.
+        library: The CUDA library; None takes the one that :func:`tango_plugins.native_library.search` finds.
 
     Attributes:
         capacity: Rows of ``tokens``, ``indices`` and ``merged``.
@@ -86,8 +84,8 @@ class CudaPruner:
     ) -> None:
         """Enqueues the operator on a stream. It neither allocates nor waits, so a CUDA graph can capture it.
 
-        All arrays are contiguous device memory, features and tokens aligned to 16 bytes. They must exist until the
-        stream has run.
+        All arrays are contiguous device memory, features and tokens aligned to 16 bytes. They must stay allocated until
+        the stream has finished.
 
         Args:
             features: X [F, L, D].
@@ -117,9 +115,8 @@ class CudaPruner:
             None if segments is None else _pointer(segments, "segments", (F, 2), "int32"),
         )
         scratch = DeviceArray.of(workspace, "workspace")
-        size = math.prod(scratch.shape) * item_bytes(scratch.dtype)
         status = self._library.tango_prune_enqueue_steps(
-            *self._call, ctypes.byref(tensors), scratch.address, size, stream, *steps
+            *self._call, ctypes.byref(tensors), scratch.address, scratch.nbytes, stream, *steps
         )
         self._check(status)
 
@@ -147,8 +144,8 @@ def _c_params(params: PruneParams, precision: Precision, sinks: ctypes.Array[cty
         **numbers,
         grid_rows=params.grid[0],
         grid_columns=params.grid[1],
-        merge_order=_MERGE_ORDERS.index(params.merge_order),
-        budget=_BUDGETS.index(params.budget),
+        merge_order=get_args(MergeOrder).index(params.merge_order),
+        budget=get_args(Budget).index(params.budget),
         precision=get_args(Precision).index(precision),
         sink_count=len(sinks),
         sink_positions=ctypes.cast(sinks, ctypes.POINTER(ctypes.c_int32)),

@@ -1,4 +1,4 @@
-"""Frames on a GPU → what a vision graph takes, by the CUDA library: colors, turn, bicubic resize (tango/frames.h)."""
+"""Frames on a GPU → input of a vision graph, by the CUDA library: colors, rotation, bicubic resize (tango/frames.h)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tango_plugins.errors import TangoError
 from tango_plugins.native_library import load
 from tango_plugins.structs import TangoResizeShape, TangoResizeTensors
 
-#: Major version of Pillow, whose values the result has.
+#: Major version of Pillow, whose results the kernels reproduce.
 _PILLOW = int(version("pillow").split(".")[0])
 
 #: TangoPixelFormat of tango/frames.h.
@@ -30,7 +30,7 @@ def columns_first(shown: tuple[int, int], size: tuple[int, int]) -> bool:
 
 
 def workspace_bytes(shape: TangoResizeShape, library: Path | None = None) -> int:
-    """Bytes of device memory that :func:`enqueue` needs beside the frames.
+    """Bytes of device memory that :func:`enqueue` needs in addition to the frames.
 
     Raises:
         TangoError: There is no CUDA library, or the shape is out of its range.
@@ -58,7 +58,7 @@ def enqueue(
         resized: uint8 RGB [F, out_rows, out_columns, 3], written.
         workspace: :func:`workspace_bytes`, at a multiple of 256 bytes.
         stream: A ``cudaStream_t``.
-        library: The CUDA library; None takes :func:`tango_plugins.native_library.installed`.
+        library: The CUDA library; None takes the one that :func:`tango_plugins.native_library.search` finds.
 
     Raises:
         TangoError: There is no CUDA library, it rejects an argument, or CUDA failed.
@@ -67,7 +67,7 @@ def enqueue(
     if (resized.shape, resized.dtype) != (wanted, "uint8"):
         raise TangoError(f"resized is {resized.dtype} {list(resized.shape)}", f"it must be uint8 {list(wanted)}")
     loaded, tensors = load(library), TangoResizeTensors(image, chroma, resized.address)
-    scratch = (workspace.address, workspace.shape[0], stream)
+    scratch = (workspace.address, workspace.nbytes, stream)
     _check(loaded, loaded.tango_resize_enqueue(shape, tensors, *scratch))
 
 

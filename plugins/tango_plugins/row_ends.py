@@ -19,8 +19,8 @@ def row_order(indices: NDArray[np.integer[Any]], columns: int) -> NDArray[np.int
         columns: Width of a frame's grid.
 
     Returns:
-        [K + R] int32, a place in ``indices``, or −1 for a row end: one after the last kept token of each of the R rows,
-        of any frame, that keep one.
+        [K + R] int32, a position in ``indices``, or −1 for a row end. A row end follows the last kept token of each of
+        the R grid rows that keep any, over all frames.
     """
     row = indices // columns
     last = np.append(row[1:] != row[:-1], True)[: len(row)]
@@ -30,6 +30,6 @@ def row_order(indices: NDArray[np.integer[Any]], columns: int) -> NDArray[np.int
 def with_row_ends(
     tokens: NDArray[Any], indices: NDArray[np.integer[Any]], columns: int, end: NDArray[Any]
 ) -> NDArray[Any]:
-    """Kept tokens [K, D] with row ends [D] among them → [K + R, D]; arguments as of :func:`row_order`."""
+    """Kept tokens [K, D] with row ends [D] among them → [K + R, D]; arguments as for :func:`row_order`."""
     rows: NDArray[Any] = np.concatenate((tokens, end[None]))[row_order(indices, columns)]
     return rows

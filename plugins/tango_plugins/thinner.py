@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import ctypes
-import math
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
-from tango_plugins.device_array import DeviceArray, item_bytes
+from tango_plugins.device_array import DeviceArray
 from tango_plugins.errors import TangoError
 from tango_plugins.native_library import load
+from tango_plugins.pruner import Dtype
 from tango_plugins.structs import TangoThinShape, TangoThinTensors
 from tango_plugins.thinning import Thinning
-
-Dtype = Literal["float16", "float32"]
 
 
 class CudaThinner:
@@ -24,7 +22,7 @@ class CudaThinner:
         rows: N, number of rows of the prompt.
         width: D.
         dtype: Dtype of the rows.
-        library: The CUDA library; None takes :func:`tango_plugins.native_library.installed`.
+        library: The CUDA library; None takes the one that :func:`tango_plugins.native_library.search` finds.
 
     Attributes:
         rows: M, number of rows that stay.
@@ -45,13 +43,13 @@ class CudaThinner:
         self.rows, self.workspace_bytes = rows - thinning.rows + thinning.kept, size.value
 
     def enqueue(self, prompt: Any, share: Any, *, thinned: Any, stay: Any, workspace: Any, stream: int = 0) -> None:
-        """Enqueues the kernels; returns before they are done.
+        """Enqueues the kernels on a stream. It neither allocates nor waits, so a CUDA graph can capture it.
 
         Args:
             prompt: [N, D].
-            share: [N] fp32, of which only those of the video's rows count.
-            thinned: [M, D], filled with the rows that stay.
-            stay: [M] int32, filled with their former indices, ascending.
+            share: [N] fp32, the last row's attention to each row; only the video's rows are read.
+            thinned: Output [M, D], the rows that stay.
+            stay: Output [M] int32, their former indices, ascending.
             workspace: ``workspace_bytes`` of scratch memory.
             stream: A ``cudaStream_t`` as an integer.
 
@@ -61,8 +59,7 @@ class CudaThinner:
         arrays = [DeviceArray.of(array) for array in (prompt, share, thinned, stay)]
         tensors = TangoThinTensors(*(array.address for array in arrays))
         scratch = DeviceArray.of(workspace, "workspace")
-        size = math.prod(scratch.shape) * item_bytes(scratch.dtype)
-        call = ctypes.byref(self._shape), ctypes.byref(tensors), scratch.address, size, stream
+        call = ctypes.byref(self._shape), ctypes.byref(tensors), scratch.address, scratch.nbytes, stream
         self._check(self._library.tango_thin_enqueue(*call))
 
     def _check(self, status: int) -> None:

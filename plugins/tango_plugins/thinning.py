@@ -1,7 +1,7 @@
-"""Inner pruning: a decoder drops some of the video's rows on its way, between two layers. In NumPy and fp64.
+"""Inner pruning: a decoder drops some of the video's rows between two of its layers. In NumPy and fp64.
 
-The code of Tango's authors does it for LLaVA-Video, before layer 18 of 28. There, the layer that gives the attention
-has no causal mask while the prompt is read; here every layer has one.
+The code of Tango's authors does it for LLaVA-Video, before layer 18 of 28. There, the layer whose attention decides has
+no causal mask during the prefill; here every layer has one.
 
 Letters: N rows of the prompt, V of them the video's, D width.
 """
@@ -9,20 +9,13 @@ Letters: N rows of the prompt, V of them the video's, D width.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Reals = NDArray[np.floating[Any]]
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+from tango_plugins.reference import Floats, Ints, Reals, normalize
 
 #: Weight of a kept row when others are merged into it (the authors' code).
 OWN_WEIGHT = 0.6
-
-#: Smallest norm that rows are divided by.
-EPSILON = 1e-12
 
 
 @dataclass(frozen=True)
@@ -44,9 +37,9 @@ def thin(x: Reals, share: Reals, thinning: Thinning) -> tuple[Reals, Ints]:
     """Keeps the video's rows that the prompt's last row attends to most, and merges the others into them.
 
     Args:
-        x: [N, D], what a layer gives; fp16, fp32 or fp64.
-        share: [N], what the last row's attention gives each row in that layer, in the mean over its heads.
-        thinning: Which rows may go.
+        x: [N, D], output of a layer; fp16, fp32 or fp64.
+        share: [N], attention of the last row to each row in that layer, mean over the heads.
+        thinning: Which rows may be dropped.
 
     Returns:
         (the rows that stay [M, D], in the dtype of x; where they were [M], ascending). Ties go to the lower row.
@@ -62,22 +55,16 @@ def thin(x: Reals, share: Reals, thinning: Thinning) -> tuple[Reals, Ints]:
 
 
 def merge(x: Reals, chosen: Ints, rest: Ints) -> Floats:
-    """The chosen rows with the others in them, in the order of ``chosen``.
+    """Merges the other rows into the chosen ones; returns these in the order of ``chosen``.
 
     Each other row joins the chosen row of highest cosine, the first of equal ones. A chosen row becomes 0.6 of itself
     and 0.4 of the mean of itself and what joined it.
     """
     own = x[chosen].astype(np.float64)
     others = x[rest].astype(np.float64)
-    owner = (unit(others) @ unit(own).T).argmax(axis=1)
+    owner = (normalize(others) @ normalize(own).T).argmax(axis=1)
     total = own.copy()
     np.add.at(total, owner, others)
     members = 1 + np.bincount(owner, minlength=len(chosen))
     merged: Floats = OWN_WEIGHT * own + (1 - OWN_WEIGHT) * total / members[:, None]
     return merged
-
-
-def unit(x: Floats) -> Floats:
-    """Rows of norm 1."""
-    scaled: Floats = x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), EPSILON)
-    return scaled

@@ -26,6 +26,25 @@ def test_a_guide_ends_in_a_checklist_whose_tests_exist(guide: Path) -> None:
     assert [test for test in tests if not (ROOT / test).is_file()] == []
 
 
+def test_a_script_that_imports_another_runs_as_a_module() -> None:
+    found = 0
+    for script in [*ROOT.glob("benchmarks/*.py"), *ROOT.glob("examples/*.py")]:
+        text = script.read_text(encoding="utf-8")
+        if re.search(r"^from (?:benchmarks|examples)[. ]", text, re.MULTILINE):
+            found += 1
+            assert f"    python -m {script.parent.name}.{script.stem} " in text, script.name
+    assert found > 3
+
+
+def test_the_benchmarks_of_the_page_exist() -> None:
+    commands = re.findall(r"`python ([^`]+)`", (ROOT / "benchmarks/README.md").read_text(encoding="utf-8"))
+    assert len(commands) > 9
+    for command in commands:
+        script = re.match(r"-m (benchmarks\.bench_\w+)\b", command)
+        assert script is not None, command
+        assert (ROOT / f"{script[1].replace('.', '/')}.py").is_file(), command
+
+
 def test_the_page_about_architecture_names_files_that_exist() -> None:
     page = (ROOT / "docs/design/architecture.md").read_text(encoding="utf-8")
     files = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from tango_calibration.evaluation.evaluate import ALL, Trial
 from tango_calibration.evaluation.scores import Estimate
-from tools.docs import accuracy, measured
+from tools.docs import accuracy, measured, quantization
 from tools.docs.markdown import part_names
 
 ROOT = Path(__file__).parents[2]
@@ -78,6 +79,17 @@ def test_tables_are_generated_and_not_typed() -> None:
 @pytest.mark.parametrize(("value", "text"), [(0.8414, "0.841"), (2.637, "2.64"), (38.07, "38.1"), (1648.2, "1,648")])
 def test_numbers_have_the_decimals_that_mean_something(value: float, text: str) -> None:
     assert measured.number(value) == text
+
+
+def test_keys_have_their_newer_names_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = quantization.bundles()
+
+    def load(name: str) -> object:
+        text = (measured.RESULTS / f"{name}.json").read_text(encoding="utf-8")
+        return json.loads(text.replace('"engine":', '"backend":').replace('"kept_least":', '"kept_min":'))
+
+    monkeypatch.setattr(quantization, "load", load)
+    assert quantization.bundles() == before
 
 
 def test_a_column_has_the_median_of_its_case() -> None:

@@ -15,11 +15,19 @@ import numpy as np
 
 from tango_plugins.device_array import DeviceArray
 from tango_runtime import engines
+from tango_runtime.backends.cuda import tensorrt
 from tango_runtime.bundle import Bundle, sha256
 from tango_runtime.engines import BuildOptions, Sidecar, Target
 from tests.fakes.cuda import array
 
 MACHINE = Target("8.6.0", "9.0", "NVIDIA Test", "1")
+
+
+def open_backend(bundle, host, monkeypatch):
+    """The TensorRT backend of a bundle with engines, on the fake of TensorRT and a `HostCuda`."""
+    monkeypatch.setattr(tensorrt, "import_tensorrt", lambda: HostTensorRT(bundle, host))
+    monkeypatch.setattr(tensorrt, "current_target", lambda version: MACHINE)
+    return tensorrt.open_backend(bundle)
 
 
 def build(folder, graphs=(), **options):

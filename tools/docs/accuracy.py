@@ -37,7 +37,7 @@ def conditions() -> str:
 
 
 def costs() -> str:
-    """Types of question, those that lose most first: accuracy with all tokens, with a tenth of them, and the loss."""
+    """Types of question, the largest loss first: accuracy with all tokens, with a tenth of them, and the loss."""
     before, after, floor = (summaries()[trial].by_type for trial in (ALL, Trial("tango", RATIO), NONE))
     lost = {name: round(1000 * (before[name].value - after[name].value)) / 10 for name in before}
     shown = {name: [_percent(scores[name].value) for scores in (before, after, floor)] for name in before}
@@ -72,14 +72,14 @@ PARTS: dict[str, Callable[[], str]] = {
 
 
 def _sections(lines: list[str]) -> str:
-    """Sections one level lower, but for those that mean nothing here."""
+    """Sections one level lower, without the hidden one."""
     sections = "\n".join(lines).split("\n## ")
     titled = [sections[0], *(f"## {section}" for section in sections[1:])]
     return "\n".join(f"#{section.strip()}\n" for section in titled if not section.startswith(_HIDDEN))
 
 
 def _summary(data: dict[str, Any]) -> Summary:
-    known: dict[str, Any] = {key: math.nan if value is None else value for key, value in data.items()}
+    known: dict[str, Any] = _numbers(data)
     known["trial"] = Trial(**data["trial"])
     for key in ("accuracy", "relative", "tango_ahead"):
         known[key] = _estimate(data[key])
@@ -94,7 +94,8 @@ def _estimate(data: dict[str, float | None]) -> Estimate:
     return Estimate(**_numbers(data))
 
 
-def _numbers(data: dict[str, float | None]) -> dict[str, float]:
+def _numbers(data: dict[str, Any]) -> dict[str, Any]:
+    """JSON has null for NaN."""
     return {key: math.nan if value is None else value for key, value in data.items()}
 
 

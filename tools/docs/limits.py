@@ -129,7 +129,7 @@ LIMITS = {
     ),
 }
 
-#: Options of `tango serve` that have another name than the setting.
+#: The options of `tango serve`, by the setting that each of them sets.
 OPTIONS = {
     "waiting": "--queue",
     "together": "--together",
@@ -172,7 +172,7 @@ def _field(kind: type[Any], name: str) -> float:
 
 
 def _plain(meaning: str) -> str:
-    """A meaning that begins with "Most", in the words of a manual."""
+    """A meaning with "Maximum" for a leading "Most"."""
     return re.sub(r"^Most (?!time\b)", "Maximum number of ", meaning).replace("Most time", "Maximum time").rstrip(".")
 
 

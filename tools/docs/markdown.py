@@ -24,13 +24,13 @@ def code(text: str) -> str:
 
 
 def prose(docstring: str) -> str:
-    """A docstring as Markdown: code and references have one backtick there, and paragraphs are one line each."""
+    """A docstring as Markdown: code and references in single backticks, each paragraph on one line."""
     text = re.sub(r":(?:meth|func|class|attr|data):`[~.]?([^`]+)`", r"`\1`", docstring).replace("``", "`")
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in re.split(r"\n\s*\n", text.strip()))
 
 
 def filled(page: str, parts: Mapping[str, Callable[[], str]]) -> str:
-    """The page with each of its generated parts made anew.
+    """The page with all of its parts generated again.
 
     A part is what lies between ``<!-- generated: NAME -->`` and ``<!-- end of generated -->``.
 

@@ -34,9 +34,8 @@ def number(value: float) -> str:
     return f"{value:,.{decimals}f}"
 
 
-def backend(name: str) -> str:
-    """What ran the graphs; older files call it engine."""
-    found = load(name)["conditions"]
+def backend(found: dict[str, Any]) -> str:
+    """What ran the graphs, from a file's conditions or one of its records; older files call it engine."""
     text: str = found["backend"] if "backend" in found else found["engine"]
     return text.removesuffix(", NVIDIA H200")
 
@@ -75,7 +74,7 @@ class Column:
             "positions of the prompt": lambda: f"{case['prompt_tokens']:,}",
             "memory on the GPU, MB": lambda: f"{case['device_memory'] / 1e6:,.0f}",
             "peak memory on the host, MB": lambda: f"{case['host_memory'] / 1e6:,.0f}",
-            "backend": lambda: backend(self.name) if self.runner == "tango" else conditions["peer"].split(",")[0],
+            "backend": lambda: backend(conditions) if self.runner == "tango" else conditions["peer"].split(",")[0],
             "repeats": lambda: str(load(self.name)["setting"]["repeats"]),
             "load average of the host": lambda: str(conditions["machine"]["load_average"]),
             "file": lambda: link(self.name),

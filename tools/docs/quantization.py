@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tools.docs.markdown import table
-from tools.docs.measured import Column, link, load, number, stages
+from tools.docs.measured import Column, backend, link, load, number, stages
 
 _WEIGHTS = {
     "fp16": "fp16",
@@ -65,7 +65,7 @@ def _title(record: dict[str, Any], repeated: bool) -> str:
     text = f"{vision} vision, {decoder} decoder".replace("float16", "fp16").replace("int", "INT")
     if vision == decoder == "float16":
         text = "fp16, again" if repeated else "fp16"
-    return f"{record['engine'].removesuffix(', NVIDIA H200')}: {text}"
+    return f"{backend(record)}: {text}"
 
 
 def _cells(record: dict[str, Any], asked: int) -> tuple[str, ...]:
@@ -74,7 +74,8 @@ def _cells(record: dict[str, Any], asked: int) -> tuple[str, ...]:
     if "against_first" not in record:
         return (*times, "", "", *sizes)
     found = record["against_first"]
-    kept = f"{100 * found['kept']:.1f} % (at least {100 * found['kept_least']:.1f})"
+    least = found["kept_min"] if "kept_min" in found else found["kept_least"]  # the latter in older files
+    kept = f"{100 * found['kept']:.1f} % (at least {100 * least:.1f})"
     return (*times, kept, f"{found['answers']} of {asked}", *sizes)
 
 

@@ -123,7 +123,7 @@ def _precision(name: str) -> str:
 
 
 def _differences(cell: Cell, file: Path) -> Iterator[str]:
-    """What a file of results records otherwise than a cell says."""
+    """The differences between what a file of results records and what a cell says."""
     text, known = file.read_text(encoding="utf-8"), platforms()[cell.platform]
     found = json.loads(text)
     if known["version"] not in text:
@@ -142,7 +142,7 @@ def _precisions(found: Any) -> set[str]:
     short = {"float16": "fp16", "float32": "fp32"}
     if "records" in found:
         return {short.get(kind, kind) for record in found["records"] for kind in record["precision"].values()}
-    if "bundles" in found:  # of `fp32, use_tf32 0` and the like
+    if "bundles" in found:  # names such as `fp32, use_tf32 0`
         return {name.split(",")[0] for runs in found["bundles"].values() for name in runs}
     bundle = found["bundle"]
     if isinstance(bundle, str):  # models/tiny, which is in fp16 unless the name says otherwise

@@ -103,7 +103,7 @@ def _calibrate(args: argparse.Namespace) -> int:
     outcome = calibrate(request)
     found = drops(request, asked) if asked else []
     status(f"bundle: {args.output}")
-    if args.report_dir:  # before it is printed: the reader of standard output may have closed it
+    if args.report_dir:  # before printing, which fails if the reader of standard output has closed it
         write_report(args.report_dir, _conditions(request, bundle), outcome, found, overwrite=args.overwrite)
         status(f"report: {args.report_dir}")
     print(*summarize(outcome, found), sep="\n")

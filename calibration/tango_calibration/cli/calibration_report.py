@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tango_calibration.evaluation.results import table
 from tango_calibration.quantization.calibrate import Drop, Outcome, Overlap
 from tango_calibration.quantization.formats import LayerFormat
 from tango_calibration.quantization.sensitivity import BUDGETS
@@ -71,7 +72,7 @@ def _graphs(outcome: Outcome) -> list[str]:
         )
         for name, graph in outcome.graphs.items()
     ]
-    lines = ["## Graphs", "", *_table(head, rows), ""]
+    lines = ["## Graphs", "", *table(head, rows), ""]
     for name, graph in outcome.graphs.items():
         lines.append(f"Loss of {name}: {_UNITS[name]}.")
         for layer_format in dict.fromkeys(layer.format for layer in graph.excluded):
@@ -105,7 +106,7 @@ def _accuracy(drops: Sequence[Drop]) -> list[str]:
         for drop in drops
     ]
     note = "Percent, with 95 % confidence intervals of the paired difference from a bootstrap over videos."
-    return ["## Accuracy", "", *_table(head, rows), "", note, ""]
+    return ["## Accuracy", "", *table(head, rows), "", note, ""]
 
 
 def _layers(outcome: Outcome) -> list[str]:
@@ -117,17 +118,8 @@ def _layers(outcome: Outcome) -> list[str]:
             for layer in worst_first
         ]
         head = ("layer", "loss", "written as", "input scaled")
-        lines += [f"## Layers of {name}, each quantized alone", "", *_table(head, rows), ""]
+        lines += [f"## Layers of {name}, each quantized alone", "", *table(head, rows), ""]
     return lines
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    rows = list(rows)
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    lines = [head, ["-" * (width - 1) + ":" for width in widths], *rows]
-    return [
-        "| " + " | ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
-    ]
 
 
 def _draw(outcome: Outcome, file: Path) -> None:
@@ -143,7 +135,7 @@ def _draw(outcome: Outcome, file: Path) -> None:
             chosen = np.array([layer.format == layer_format for layer in graph.layers])
             axes.bar(positions[chosen], losses[chosen], color=_COLORS[layer_format], label=_FORMATS[layer_format])
         labels = [_short(layer.layer) for layer in graph.layers]
-        # A dollar sign in a name is no formula.
+        # A layer's name may contain a dollar sign, which starts a formula in matplotlib.
         axes.set_xticks(positions, labels, rotation=90, fontsize=min(5, 400 / len(losses)), parse_math=False)
         axes.set_xlim(-0.8, len(losses) - 0.2)
         axes.set_yscale("log")

@@ -21,6 +21,7 @@ from tango_calibration.evaluation.answers import read_answers, records_of
 from tango_calibration.evaluation.evaluate import (
     BundleEvaluator,
     Record,
+    Trial,
     check_room,
     evaluate_in_parallel,
     trials_of,
@@ -28,7 +29,7 @@ from tango_calibration.evaluation.evaluate import (
 from tango_calibration.evaluation.methods import METHODS, tango_params
 from tango_calibration.evaluation.scores import Scores
 from tango_calibration.parallel import threads_of
-from tango_plugins import TangoError
+from tango_plugins import PruneParams, TangoError
 from tango_plugins.version import package_version
 from tango_runtime.batch.answers import Answered
 from tango_runtime.bundle import MANIFEST, Bundle, Manifest, sha256
@@ -104,9 +105,7 @@ def _score(args: argparse.Namespace) -> int:
     check_apart({"--output": args.output}, inputs | {"--data": Path(args.data)})
     if args.data == SYNTHETIC:
         raise TangoError("--answers needs the questions that were answered", "name their folder or table: --data")
-    if args.output:
-        check_output(args.output, overwrite=args.overwrite, holding=results.RESULTS)
-        results.require_matplotlib()
+    _check_output(args)
     videos, answers = read_folder(Path(args.data), 1, videos=False), read_answers(args.answers)
     if args.output and len(answers) > 1:
         raise TangoError(f"--output is for one bundle, these are {', '.join(answers)}", "leave --output out")
@@ -150,44 +149,16 @@ def _evaluate(args: argparse.Namespace) -> int:
     bundle = Bundle.load(args.bundle)
     params = bundle.manifest.params
     trials = trials_of(args.method, [params.at(ratio).retention_ratio for ratio in args.retention_ratio])
-    if args.output:
-        check_output(args.output, overwrite=args.overwrite, holding=results.RESULTS)
-        results.require_matplotlib()
+    _check_output(args)
     videos = _videos(args, bundle)
-    sizes = {"frame_size": args.frame, "max_pixels": args.max_pixels}
-    check_room(bundle, videos, **sizes)
-    threads = threads_of(args.jobs, args.ray)
-    bundle_folder = args.bundle.absolute()  # a node of Ray may stand elsewhere
-    open_reader = partial(
-        BundleEvaluator,
-        bundle_folder,
-        args.backend,
-        max_new_tokens=args.max_new_tokens,
-        threads=threads,
-        sampling=args.sampling,
-        **sizes,
-    )
-    backends: list[str] = []
-    failures: dict[str, TangoError] = {}
-    with progress("videos", len(videos)) as on_progress:
-        records = evaluate_in_parallel(
-            open_reader,
-            videos,
-            trials,
-            params,
-            on_progress,
-            jobs=args.jobs,
-            ray=args.ray,
-            seed=args.seed,
-            opened=backends.append,
-            on_failure=lambda video, error: failures.update({video.name: error}),
-        )
+    check_room(bundle, videos, frame_size=args.frame, max_pixels=args.max_pixels)
+    records, backends, failures = _ask(args, params, videos, trials)
     if failures and not records:
         raise next(iter(failures.values()))
     videos = [video for video in videos if video.name not in failures]
     scores = Scores(records)
     summaries = [scores.summary(trial) for trial in trials]
-    if args.output:  # before they are printed: the reader of standard output may have closed it
+    if args.output:  # before printing, which fails if the reader of standard output has closed it
         conditions = _conditions(args, bundle, videos, backends)
         if failures:
             conditions["videos left out"] = {name: error.message for name, error in failures.items()}
@@ -199,6 +170,45 @@ def _evaluate(args: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
+def _ask(
+    args: argparse.Namespace, params: PruneParams, videos: Sequence[Video], trials: Sequence[Trial]
+) -> tuple[list[Record], list[str], dict[str, TangoError]]:
+    """Returns the records, descriptions of the backends, and the errors of videos that could not be evaluated."""
+    open_evaluator = partial(
+        BundleEvaluator,
+        args.bundle.absolute(),  # a Ray node may have another working directory
+        args.backend,
+        max_new_tokens=args.max_new_tokens,
+        threads=threads_of(args.jobs, args.ray),
+        frame_size=args.frame,
+        max_pixels=args.max_pixels,
+        sampling=args.sampling,
+    )
+    backends: list[str] = []
+    failures: dict[str, TangoError] = {}
+    with progress("videos", len(videos)) as on_progress:
+        records = evaluate_in_parallel(
+            open_evaluator,
+            videos,
+            trials,
+            params,
+            on_progress,
+            jobs=args.jobs,
+            ray=args.ray,
+            seed=args.seed,
+            opened=backends.append,
+            on_failure=lambda video, error: failures.update({video.name: error}),
+        )
+    return records, backends, failures
+
+
+def _check_output(args: argparse.Namespace) -> None:
+    """Checks that results can be written, before the work."""
+    if args.output:
+        check_output(args.output, overwrite=args.overwrite, holding=results.RESULTS)
+        results.require_matplotlib()
+
+
 def _videos(args: argparse.Namespace, bundle: Bundle) -> list[Video]:
     frames = args.frames or bundle.manifest.video.frames
     if args.data == SYNTHETIC:
@@ -207,7 +217,7 @@ def _videos(args: argparse.Namespace, bundle: Bundle) -> list[Video]:
         return synthetic(args.videos or _CLIPS, seed=args.seed, questions=args.questions or _QUESTIONS, frames=frames)
     if args.questions:
         raise TangoError("--questions is for generated clips", "drop it: a folder comes with its own questions")
-    folder = Path(args.data).absolute() if args.ray else Path(args.data)  # a node of Ray may stand elsewhere
+    folder = Path(args.data).absolute() if args.ray else Path(args.data)  # as in _ask()
     return read_folder(folder, frames)[: args.videos]
 
 

@@ -1,4 +1,4 @@
-"""Videos and what is asked about them: generated clips, or a folder of videos with a questions.jsonl."""
+"""Videos with questions: generated clips, or a folder of videos with a questions.jsonl."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tango_runtime.video import Source, TimedFrame, open_source
 
 QUESTIONS = "questions.jsonl"
 
-#: What stands for generated clips where a folder of videos is expected.
+#: Stands for generated clips where a folder of videos is expected.
 SYNTHETIC = "synthetic"
 
 #: Minimum number of frames of a generated clip.
@@ -58,7 +58,7 @@ class Video:
     @property
     def frame_size(self) -> tuple[int, int] | None:
         """(height, width) of its frames in pixels; None where unknown."""
-        if isinstance(self.source, Rendered):  # which need not be rendered for it
+        if isinstance(self.source, Rendered):  # known without rendering
             return SIDE, SIDE
         return open_source(self.source).frame_size
 
@@ -68,7 +68,7 @@ class Video:
 
 @dataclass(frozen=True)
 class Rendered(Iterable[TimedFrame]):
-    """The frames of a generated clip, rendered each time they are read; small enough to be sent to a process."""
+    """The frames of a generated clip, rendered each time they are read, so that pickles are small."""
 
     seed: int
     split: Split
@@ -91,7 +91,7 @@ def synthetic(
     Args:
         count: Number of clips, below a million.
         seed: Seed of the clips; different seeds give different clips.
-        questions: Maximum number of questions about one clip; a clip that supports none is left out.
+        questions: Maximum number of questions about one clip; a clip without any is left out.
         frames: Frames of every clip; None lets each clip have its own number.
         split: Split of the synthetic data.
 
@@ -105,7 +105,8 @@ def synthetic(
         source = Rendered(seed * 1_000_000 + i, split, frames)
         clip = source.clip()
         asked = tuple(clip.questions(np.random.default_rng((seed, i)), questions))
-        name = f"{split}-{source.seed}" + (f"-{frames}f" if frames else "")  # with another number, another clip
+        # The number of frames changes the clip, so the name has it.
+        name = f"{split}-{source.seed}" + (f"-{frames}f" if frames else "")
         if asked:
             videos.append(Video(name, source, len(clip.seconds), asked, _numbered(name, asked)))
     return videos
@@ -123,7 +124,7 @@ def read_folder(data: Path, frames: int, *, videos: bool = True) -> list[Video]:
         data: A folder with a questions.jsonl, or a table that :func:`tango_runtime.batch.tables.read_rows` reads. Paths
             of videos are relative to its folder. In a questions.jsonl every key must be known.
         frames: Frames sampled from every video.
-        videos: Refuse a video that is not there.
+        videos: Reject a missing video.
 
     Returns:
         The videos in the order of their first questions.
@@ -161,7 +162,7 @@ def read_folder(data: Path, frames: int, *, videos: bool = True) -> list[Video]:
 
 
 def _checked(row: dict[str, Any] | TangoError, where: str, *, strict: bool) -> dict[str, Any]:
-    """A row with valid keys and types; what else it has is left out, or is an error if ``strict``."""
+    """A row with valid keys and types; other keys are dropped, or rejected if ``strict``."""
     if isinstance(row, TangoError):
         raise row
     found = row if strict else {key: value for key, value in row.items() if key in _KEYS and value is not None}

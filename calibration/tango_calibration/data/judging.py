@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from tango_calibration.data.questions import Question
 
-#: Marks that are part of a number: its sign, a decimal point, a colon inside it.
+#: Marks that belong to a number: a sign, a decimal point, a colon inside it.
 _NUMBER_MARKS = re.compile(r"(?<!\w)-(?=\.?\d)|(?<![\w.])\.(?=\d)|(?<=\d)[.:](?=\d)")
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Question:
-    """A question about a video and its answer.
+    """A question about a video, with its answer.
 
     Attributes:
         type: Its type, such as "color" or "where"; results are given per type.

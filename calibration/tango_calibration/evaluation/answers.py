@@ -1,4 +1,4 @@
-"""Scores what `tango batch` wrote: its answers, joined with the correct ones, as records of trials."""
+"""Joins the answers that `tango batch` wrote with the correct ones, as records of trials."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ from tango_runtime.batch.tables import read_rows
 
 
 def read_answers(files: Iterable[Path]) -> dict[str, list[Answered]]:
-    """Reads files of answers; of each bundle, under its name, the answers.
+    """Reads files of answers.
+
+    Returns:
+        The answers of each bundle, by its name.
 
     Raises:
-        TangoError: A file cannot be read, a line is no answer, or two of a bundle are of different settings.
+        TangoError: A file cannot be read, a line is not an answer, or answers of one bundle have different settings.
     """
     found: dict[str, list[Answered]] = {}
     for file in files:
@@ -35,9 +38,9 @@ def read_answers(files: Iterable[Path]) -> dict[str, list[Answered]]:
 
 
 def records_of(answers: Sequence[Answered], videos: Sequence[Video]) -> tuple[list[Record], list[str]]:
-    """Judges the answers of a bundle: ``tango`` at the ratios that were kept, ``all`` where nothing was pruned.
+    """Judges the answers of a bundle, as trials of ``tango`` at their retention ratios, or of ``all`` without pruning.
 
-    Only questions that are answered in every trial count, so that trials can be compared.
+    Questions without an answer in every trial are left out, so that trials can be compared.
 
     Args:
         answers: The answers.
@@ -47,7 +50,7 @@ def records_of(answers: Sequence[Answered], videos: Sequence[Video]) -> tuple[li
         The records, without times, and the ids of the questions that are left out.
 
     Raises:
-        TangoError: An answer is there twice, or is of another question than the one of its id.
+        TangoError: A question is answered twice, or an answer's question is not the one with its id.
     """
     given: dict[Trial, dict[str, Answered]] = {}
     for answered in answers:

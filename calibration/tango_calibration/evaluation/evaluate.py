@@ -1,4 +1,4 @@
-"""Asks a model questions about videos, with the tokens that each trial keeps."""
+"""Asks a model questions about videos, given the tokens that each trial keeps."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ class Trial:
         methods.check(self.method)
 
 
-#: What every other trial is compared with.
+#: The trial that others are compared with.
 ALL = Trial("all")
 
-#: What the questions alone give. If ``all`` is no better, other trials say nothing.
+#: The model without a video. If ``all`` is no better, the other trials mean nothing.
 NONE = Trial("none")
 
 
@@ -89,7 +89,7 @@ class Record:
         kept: Number of kept video tokens, K; the same for all questions about a video in a trial.
         total: Number of video tokens, F·L.
         prune_ms: Time to choose the tokens, in milliseconds.
-        prefill_ms: Time of the prefill of the text before the video and the video's tokens, in milliseconds.
+        prefill_ms: Time to prefill the text before the video and the video's tokens, in milliseconds.
     """
 
     video: str
@@ -118,13 +118,13 @@ class Evaluator(Protocol):
     def answer(
         self, kept: Selection, shape: ClipShape, clock: Clock, questions: Sequence[str]
     ) -> tuple[list[str], float]:
-        """Answers each question independently, after one prefill of the kept tokens; there may be none.
+        """Answers each question independently, after one prefill of the kept tokens.
 
         Args:
-            kept: The video's tokens.
-            shape: What its frames became.
-            clock: When they are.
-            questions: What is asked.
+            kept: The video's tokens, perhaps none.
+            shape: Shape of the clip before pruning.
+            clock: Times of its frames.
+            questions: The questions.
 
         Returns:
             (an answer to each question, milliseconds of the prefill).
@@ -140,7 +140,7 @@ class BundleEvaluator:
         max_new_tokens: Maximum length of an answer.
         threads: Threads of one operator on a CPU; 0 uses one for each core.
         frame_size: (height, width) of the frames, for a bundle that takes any size.
-        max_pixels: Most pixels of a frame, for such a bundle.
+        max_pixels: Maximum number of pixels of a frame, for such a bundle.
         sampling: Which frames of a video file are taken.
 
     Raises:
@@ -217,7 +217,7 @@ class BundleEvaluator:
 
 
 def _encode(prompt: Prompt, questions: Sequence[str], about: str) -> tuple[NDArray[np.int64], list[NDArray[np.int64]]]:
-    """Token ids of the text before the video, which all questions share, and of the text after it for each."""
+    """Token ids of the text before the video, which all questions share, and of the text after it for each question."""
     befores, afters = zip(*(prompt.encode(question, about) for question in questions), strict=True)
     if any(not np.array_equal(before, befores[0]) for before in befores):
         raise TangoError(
@@ -229,7 +229,7 @@ def _encode(prompt: Prompt, questions: Sequence[str], about: str) -> tuple[NDArr
 def _require_room(
     manifest: Manifest, limits: Limits, before: NDArray[np.int64], afters: Sequence[NDArray[np.int64]], video: int
 ) -> int:
-    """Returns the length of what all questions share, with ``video`` video tokens.
+    """Returns the length of the prompt that all questions share, with ``video`` video tokens.
 
     Raises:
         TangoError: The longest prompt leaves no room for an answer.
@@ -246,19 +246,19 @@ def check_room(
     frame_size: tuple[int, int] | None = None,
     max_pixels: int | None = None,
 ) -> None:
-    """Checks all questions before the first video runs; the keywords are those of :class:`BundleEvaluator`.
+    """Checks all questions before the first video runs; the keywords are as in :class:`BundleEvaluator`.
 
     Raises:
         TangoError: A question contains a special token, or a prompt with all tokens is longer than the context.
     """
     prompt, manifest = Prompt.of(bundle), bundle.manifest
     for video in videos:
-        soonest = Clock(np.zeros(video.frames), 0.0)
+        zeros = Clock(np.zeros(video.frames), 0.0)  # of all times, the shortest to write
         try:
             found = video.frame_size if manifest.video.budget else None
             size = choose_size(manifest.video, video.frames, found, asked=frame_size, max_pixels=max_pixels)
             total = ClipShape.of(manifest, video.frames, size).rows(row_ends=manifest.prompt.row_end is not None)
-            about = describe(manifest.prompt.video_text, soonest)  # of all times, these are the shortest to write
+            about = describe(manifest.prompt.video_text, zeros)
             before, afters = _encode(prompt, [question.text for question in video.questions], about)
             _require_room(manifest, Limits.of(manifest, 1), before, afters, total)
         except TangoError as error:
@@ -284,10 +284,10 @@ def evaluate(
         trials: The ways to keep tokens.
         params: Parameters of the operator; the trials set the retention ratio.
         on_progress: Called with the number of videos done since the last call.
-        seed: Seed of random methods. What they draw for a video does not depend on other videos or trials.
+        seed: Seed of random methods. Their draws for a video do not depend on other videos or trials.
 
     Returns:
-        A record for each video, trial and question, in this order of nesting.
+        A record for each video, trial and question, nested in this order.
 
     Raises:
         TangoError: A video cannot be read, or the evaluator rejects it.
@@ -343,7 +343,7 @@ def evaluate_in_parallel(
     opened: Callable[[str], None] = lambda evaluator: None,
     on_failure: Callable[[Video, TangoError], None] | None = None,
 ) -> list[Record]:
-    """Does what :func:`evaluate` does in several processes, each with its own evaluator.
+    """As :func:`evaluate`, in several processes with an evaluator each.
 
     Args:
         open_evaluator: Opens an evaluator. It and the videos are pickled if there are several processes.
@@ -354,9 +354,9 @@ def evaluate_in_parallel(
         jobs: Number of processes; 1 uses this process.
         ray: Address of a Ray cluster that does it in their place, or ``local``.
         seed: Seed of random methods.
-        opened: Called at the end with the ``str`` of each evaluator, once for equal ones.
-        on_failure: Called at the end with each video that cannot be read or evaluated, and why; it has no records.
-            None: the first such video ends the evaluation.
+        opened: Called at the end with each distinct ``str`` of the evaluators.
+        on_failure: Called at the end with each video that cannot be read or evaluated, and its error; it has no
+            records. With None, the first such video ends the evaluation.
 
     Returns:
         The records of :func:`evaluate`, in the same order.

@@ -53,7 +53,7 @@ def write(
 ) -> None:
     """Writes results.json, results.md and accuracy.png into a new folder, which appears when it is complete.
 
-    If the picture cannot be drawn, the folder appears without it before the error is raised: hours of work are kept.
+    If the picture cannot be drawn, the folder appears without it before the error is raised, so no work is lost.
 
     Args:
         folder: The folder to write.
@@ -72,7 +72,7 @@ def write(
     with staged_folder(folder, overwrite=overwrite, holding=RESULTS) as staged:
         found = to_json(conditions, videos, records, summaries)
         text = json.dumps(found, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-        # A folder's name may be no UTF-8; its other bytes become escapes, which JSON reads, too.
+        # A folder's name may be invalid UTF-8; its invalid bytes become escapes, which are valid JSON.
         for name, content in ((RESULTS, text + "\n"), ("results.md", to_markdown(conditions, summaries))):
             (staged / name).write_text(content, encoding="utf-8", errors="backslashreplace")
         try:
@@ -92,7 +92,7 @@ def write(
 def to_json(
     conditions: Mapping[str, Any], videos: Sequence[Video], records: Sequence[Record], summaries: Sequence[Summary]
 ) -> dict[str, Any]:
-    """All results; each trial of each run has columns over the questions or the videos."""
+    """All results; each trial of each run has lists over the questions or the videos."""
     questions = [
         {"id": key, "video": video.name, "type": q.type, "tags": q.tags, "text": q.text, "answer": q.answer}
         for video in videos
@@ -216,7 +216,7 @@ def by(kind: Literal["type", "tag"], summaries: Sequence[Summary]) -> list[str]:
     for ratio in _ratios(summaries) if names else []:
         trials = [trial for trial in parts if trial in (ALL, NONE) or trial.retention_ratio == ratio]
         rows = [(trial.method, *map(_percent, parts[trial].values())) for trial in trials]
-        lines += [f"## Accuracy by {kind} of question at {ratio:g}", "", *_table(("method", *names), rows), ""]
+        lines += [f"## Accuracy by {kind} of question at {ratio:g}", "", *table(("method", *names), rows), ""]
     return lines
 
 
@@ -239,8 +239,8 @@ def _grid(title: str, summaries: Sequence[Summary], cell: Callable[[Summary], st
         return []
     if any("\\*" in text for row in rows for text in row):
         note += " \\* Keeps another number of tokens than tango."
-    table = [*_table(("method", *(f"{ratio:g}" for ratio in ratios)), rows), ""] if rows else []
-    return [f"## {title}", "", *table, " ".join([*(f"{bound}." for bound in bounds), note]), ""]
+    lines = [*table(("method", *(f"{ratio:g}" for ratio in ratios)), rows), ""] if rows else []
+    return [f"## {title}", "", *lines, " ".join([*(f"{bound}." for bound in bounds), note]), ""]
 
 
 def _shares(summaries: Sequence[Summary]) -> str:
@@ -266,7 +266,7 @@ def _costs(summaries: Sequence[Summary]) -> list[str]:
         ratio = "" if s.trial in (ALL, NONE) else f"{s.trial.retention_ratio:g}"
         numbers = ("" if math.isnan(n) else f"{n:.1f}" for n in (s.kept, s.total, s.prune_ms, s.prefill_ms))
         rows.append((ratio, f"{s.share:.3f}", s.trial.method, *numbers))
-    return ["## Tokens and time", "", *_table(head, rows), "", "Means of tokens, medians of milliseconds.", ""]
+    return ["## Tokens and time", "", *table(head, rows), "", "Means of tokens, medians of milliseconds.", ""]
 
 
 def _ratios(summaries: Sequence[Summary]) -> list[float]:
@@ -274,7 +274,8 @@ def _ratios(summaries: Sequence[Summary]) -> list[float]:
     return sorted({s.trial.retention_ratio for s in summaries if s.trial not in (ALL, NONE)})
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table, with columns aligned to the right."""
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     lines = [head, ["-" * (width - 1) + ":" for width in widths], *rows]
     return [

@@ -1,9 +1,9 @@
 """Records → accuracies, absolute and relative to all tokens, with confidence intervals.
 
 Questions about one video are not independent, so every interval is a bootstrap over videos: the middle 95 % of the
-resamples (percentiles). It covers the choice of videos. What other trainings of the model would give is covered by the
-range of several runs. All trials use the same resamples, so ratios and differences are paired. If every answer is
-correct, or every one wrong, resampling has no spread and the interval is a point.
+resamples (percentiles). It covers the choice of videos; the range of several runs covers the training of the model. All
+trials use the same resamples, so ratios and differences are paired. If all answers are correct, or all are wrong,
+resampling has no spread and the interval is a point.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _Comparison = Callable[[_Floats, _Floats], _Floats]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its 95 % confidence interval; NaN if there is nothing to compare with or to divide by."""
+    """A value with its 95 % confidence interval; NaN if there is nothing to compare with, or a divisor is 0."""
 
     value: float
     low: float

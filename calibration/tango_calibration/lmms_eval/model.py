@@ -1,7 +1,7 @@
 """The model that lmms-eval runs its tasks on; only lmms-eval imports this module.
 
-A task's requests come all at once, so those about one video share its session, and the next videos are decoded
-meanwhile, as in `tango batch`.
+All requests of a task arrive at once, so those about one video share a session while the next videos are decoded, as in
+`tango batch`.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from tango_runtime.server.stops import StopTexts
 from tango_runtime.util.console import progress, status
 from tango_runtime.video.decoded import DecodedVideo
 
-#: Generation parameters that would change an answer in a way that is not supported, and the values that do not.
+#: Generation parameters that are not supported, with the values that change nothing.
 _NEUTRAL = {"num_beams": (1, None), "repetition_penalty": (1, None), "n": (1, None)}
 
-#: Tokens of an answer where a task does not say how many, as lmms-eval's own models take.
+#: Maximum length of an answer if a task does not set it, as in lmms-eval's own models.
 _MAX_NEW_TOKENS = 1024
 
 #: Seconds between images that a task gives as the frames of a video.
@@ -43,11 +43,11 @@ class _Request:
     """A question of a task.
 
     Attributes:
-        instance: As lmms-eval gives it.
-        video: The video; None where the task gives images.
+        instance: The request as lmms-eval's object.
+        video: The video; None if the task gives images.
         text: The question.
-        sampling: How the answer is drawn.
-        until: Texts that end it.
+        sampling: How the answer is sampled.
+        until: Texts that end the answer.
     """
 
     instance: Any
@@ -58,20 +58,20 @@ class _Request:
 
 
 class Tango(lmms):  # type: ignore[misc]
-    """A bundle, as lmms-eval runs it: ``--model tango --model_args bundle=BUNDLE,retention_ratio=0.1``.
+    """A bundle as a model of lmms-eval: ``--model tango --model_args bundle=BUNDLE,retention_ratio=0.1``.
 
     Args:
         bundle: Folder of the bundle.
-        backend: As of `tango run`.
+        backend: As in `tango run`.
         retention_ratio: Fraction of the video tokens kept; the bundle's by default.
         prune: False keeps every token.
         frames: Frames sampled uniformly; the bundle's number by default.
-        max_pixels: Most pixels of a frame, for a bundle that takes any size.
+        max_pixels: Maximum number of pixels of a frame, for a bundle that takes any size.
         sampling: ``exact`` or ``keyframes``.
         decoders: Processes that decode videos ahead of the model; half of the cores, at most 8, by default.
-        threads: Threads of one operator on a CPU; 0 takes one for each core.
-        batch_size: Ignored: lmms-eval always gives it.
-        max_batch_size: Ignored, too.
+        threads: Threads of one operator on a CPU; 0 takes one per core.
+        batch_size: Ignored; lmms-eval always passes it.
+        max_batch_size: Ignored, for the same reason.
         device: Must be None.
 
     Raises:
@@ -118,13 +118,13 @@ class Tango(lmms):  # type: ignore[misc]
             A ``GenerationResult`` for each, in their order.
 
         Raises:
-            TangoError: A request asks for what is not supported, or a video cannot be read: a score without it would
-                be of another task.
+            TangoError: A request needs something unsupported, or a video cannot be read. A score without it would not
+                be comparable.
         """
         asked = [_read(instance, self._messages(instance)) for instance in requests]
         videos: dict[object, list[int]] = {}
         for i, request in enumerate(asked):
-            # Images have no name by which two requests could be told to be about the same.
+            # Images have no name, so nothing shows that two requests are about the same ones.
             videos.setdefault(request.video if self._llm.video_first and request.video else i, []).append(i)
         found: dict[int, Any] = {}
         with ExitStack() as stack:
@@ -162,7 +162,7 @@ class Tango(lmms):  # type: ignore[misc]
         return doc_to_messages(self.task_dict[task][split][doc])
 
     def _decoded(self, requests: Sequence[_Request]) -> Generator[DecodedVideo, None, None]:
-        """Decodes the videos of requests, some of them ahead."""
+        """Decodes the videos of requests, a few of them in advance."""
         count = min(self._count, max(len(requests) - 1, 0))
         options = self._options | {"fixed": self._llm.frame_size}
         waiting: deque[Any] = deque()
@@ -175,7 +175,7 @@ class Tango(lmms):  # type: ignore[misc]
                 yield self._frames(waiting.popleft())
 
     def _frames(self, waiting: Any) -> DecodedVideo:
-        """What was submitted, or the images of a request, which are read only now: a task may have many."""
+        """The submitted video, or the images of a request, which are only read now because a task may have many."""
         if not isinstance(waiting, _Request):
             decoded: DecodedVideo = waiting.result()
             return decoded
@@ -188,7 +188,7 @@ class Tango(lmms):  # type: ignore[misc]
 
 
 def _read(instance: Any, messages: Sequence[Mapping[str, Any]]) -> _Request:
-    """What a request asks."""
+    """Reads a request."""
     images, videos, texts = _media(messages)
     if len(videos) + bool(images) != 1:
         raise TangoError(
@@ -221,7 +221,7 @@ def _path(part: Mapping[str, Any]) -> Path:
 
 
 def _generation(asked: Mapping[str, Any]) -> tuple[SamplingOptions, tuple[str, ...]]:
-    """How an answer is drawn, and the texts that end it; what is for other models is left alone."""
+    """How an answer is sampled, and the texts that end it; parameters for other models are ignored."""
     for key, allowed in _NEUTRAL.items():
         if asked.get(key) not in allowed:
             raise TangoError(

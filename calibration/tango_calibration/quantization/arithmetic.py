@@ -1,4 +1,4 @@
-"""Numbers of quantization: 8-bit grids with scales, 4-bit blocks, smoothing."""
+"""Arithmetic of quantization: 8-bit grids with scales, 4-bit blocks, smoothing."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from tango_calibration.quantization.ranges import Array
 
-#: Weights of a column that share a scale, unless another number is asked for.
+#: Default number of weights of a column that share a scale.
 BLOCK = 32
 
 #: Scales tried for a block of 4-bit weights, relative to the scale that its largest weight needs.
 _TRIED_SCALES = (1.0, 1.14, 1.07, 0.95, 0.9, 0.85, 0.8)
 
-#: Columns of a weight on which AWQ's scaling is searched.
+#: Columns of a weight that the search for AWQ's scaling uses.
 _SEARCH_COLUMNS = 256
 
 #: The smallest normal number of fp16: no scale may be zero.
@@ -30,7 +30,7 @@ _PART_WEIGHTS = 1 << 24
 
 @dataclass(frozen=True)
 class Grid:
-    """The values that 8 bits can hold, before they are scaled.
+    """The values that 8 bits represent, before scaling.
 
     Attributes:
         name: Suffix of the tensors that hold them.
@@ -57,8 +57,11 @@ def scales(amax: Array, grid: Grid, dtype: Any) -> Array:
 
     Args:
         amax: The largest magnitudes, of any shape.
-        grid: The values.
+        grid: The 8-bit values.
         dtype: Type of the scales; none is below its smallest normal number.
+
+    Returns:
+        Scales of the shape of ``amax``.
     """
     steps: Array = np.maximum(np.asarray(amax, np.float32) / grid.max, np.finfo(dtype).tiny)
     return steps.astype(dtype)
@@ -92,7 +95,7 @@ def quantize_blocks(
 
     The weights of a block are (q − 2^(bits−1)) · scale with an unsigned q, so they reach one step further down than up.
     The sign of the scale gives the largest weight the longer side. With 4 bits, the scale with the least squared error
-    of a few candidates is taken; each row's error is weighted with the mean square of its input channel.
+    of a few candidates is taken, where the mean square of its input channel weights the error of each row.
 
     Args:
         weight: [in, out].
@@ -154,8 +157,8 @@ def _column_parts(columns: int, rows: int) -> Iterator[slice]:
 def activation_aware_scaling(weights: Sequence[Array], mean_squares: Array, block: int = BLOCK) -> NDArray[np.float32]:
     """AWQ's scaling of the channels of an input, Lin et al. 2024 (arXiv:2306.00978), section 3.2.
 
-    s = a^α, where a is a channel's root mean square, and α that of 0, 0.1 … 1 with the least error of 4-bit weights.
-    The error is that of the layers' outputs if their inputs are not correlated; it is measured on some of the columns.
+    s = a^α, where a is a channel's root mean square, and α the one of 0, 0.1 … 1 with the least error of 4-bit weights.
+    The error is that of the layers' outputs for uncorrelated inputs, measured on some of the columns.
 
     Args:
         weights: [in, out] of each layer that takes the input.
@@ -163,7 +166,7 @@ def activation_aware_scaling(weights: Sequence[Array], mean_squares: Array, bloc
         block: Weights of a block.
 
     Returns:
-        s [in]: the channels are to be divided by it, and the rows of the weights multiplied. All 1 where nothing gains.
+        s [in], by which channels are divided and rows of the weights multiplied. All 1 if no scaling reduces the error.
     """
     columns = [weight[:, :: max(weight.shape[1] // _SEARCH_COLUMNS, 1)].astype(np.float32) for weight in weights]
     magnitudes = np.sqrt(np.maximum(mean_squares.astype(np.float64), np.finfo(np.float32).tiny))

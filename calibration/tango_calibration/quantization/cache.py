@@ -1,7 +1,7 @@
-"""Results of calibration's passes over each clip, kept on disk.
+"""Results of calibration's passes over each clip, cached on disk.
 
 A file is named by a hash of the bundle, the clip and the question. So an interrupted calibration resumes, and another
-precision of the same bundle reuses what was captured.
+precision of the same bundle reuses the captures.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class ObservationCache:
     """Captures, statistics and losses of one bundle.
 
     Args:
-        folder: Where the files are.
-        bundle: The bundle.
+        folder: Folder of the files.
+        bundle: The bundle that is calibrated.
         max_new_tokens: Maximum length of an answer.
     """
 
@@ -55,7 +55,7 @@ class ObservationCache:
         return self._file(self.key(video, kind)).is_file()
 
     def arrays(self, key: str, make: Callable[[], dict[str, Array]]) -> dict[str, Array]:
-        """Reads the arrays of a key, or makes and stores them. A file appears complete or not at all.
+        """Reads the arrays of a key, or makes and stores them. An incomplete file never appears.
 
         Raises:
             TangoError: The file is damaged.

@@ -1,4 +1,4 @@
-"""Makes a quantized bundle from a bundle: measures, chooses layers, writes, compares."""
+"""Makes a quantized bundle from a bundle: measures activations, chooses layers, writes graphs, compares answers."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ _BACKEND = "ort-cpu"
 
 @dataclass(frozen=True)
 class CalibrationRequest:
-    """A calibration to be done.
+    """What to calibrate, and how.
 
     Attributes:
         bundle: The bundle, not quantized.
@@ -73,8 +73,8 @@ class CalibrationRequest:
             None accepts any share.
         cache: Folder of captures, statistics and losses; by default beside the output.
         overwrite: Replace an output that exists.
-        jobs: Number of processes that run the clips, and answer.
-        ray: Address of a Ray cluster that does it in their place, or ``local``.
+        jobs: Number of processes that run clips and answer questions.
+        ray: Address of a Ray cluster that does so instead, or ``local``.
     """
 
     bundle: Path
@@ -136,7 +136,7 @@ def calibrate(request: CalibrationRequest) -> Outcome:
     """Writes a quantized bundle, or nothing.
 
     Raises:
-        TangoError: The request, the bundle, the clips or the disk are at fault.
+        TangoError: The request is invalid, the bundle or a clip cannot be used, or the output cannot be written.
     """
     bundle = check(request)
     videos = read_clips(request.clips, request.videos, request.frames or bundle.manifest.video.frames, request.seed)
@@ -162,7 +162,7 @@ def calibrate(request: CalibrationRequest) -> Outcome:
 
 
 def check(request: CalibrationRequest) -> Bundle:
-    """Loads the bundle and rejects what can be rejected before any work.
+    """Loads the bundle, and checks everything that can be checked before any work.
 
     Raises:
         TangoError: The request is inconsistent, or does not suit the bundle.
@@ -255,7 +255,7 @@ def _complete(
 
 
 def _for_runtimes(target: Runtime, precision: Precision, spec: GraphSpec) -> GraphSpec:
-    """The manifest entry of a quantized graph, with the runtimes that take it."""
+    """The manifest entry of a quantized graph, with the runtimes that run it."""
     # fp8 is written for TensorRT only, int8 with fp32 weights for both runtimes, the others for ONNX Runtime only.
     readers = _RUNTIMES[precision] if target == "tensorrt" else (target,)
     return replace(spec, runtimes=tuple(runtime for runtime in spec.runtimes if runtime in readers))

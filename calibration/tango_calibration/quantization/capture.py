@@ -1,11 +1,10 @@
-"""One run of the pipeline on a clip, of which calibration keeps what the decoder takes.
+"""One run of the pipeline on a clip, of which calibration keeps the decoder's input.
 
-The run has everything of real use: vision, pruning at the bundle's retention ratio, the prompt, the answer token by
-token. From a :class:`DecoderInput` the decoder alone can be run again, so ranges and losses of the decoder are measured
-on pruned prompts.
+The run is complete: vision, pruning at the bundle's retention ratio, the prompt, and the answer token by token. A
+:class:`DecoderInput` is enough to run the decoder again, so its ranges and losses are measured on pruned prompts.
 
-ONNX Runtime's calibrators are not used. They hold every activation of all clips in memory, and support neither a key/
-value cache that one pass hands to the next nor smoothing before ranges are measured.
+ONNX Runtime's calibrators are not used. They hold every activation of all clips in memory, and support neither a KV
+cache that one pass hands to the next nor smoothing before ranges are measured.
 """
 
 from __future__ import annotations
@@ -34,13 +33,13 @@ from tango_runtime.pipeline.video_rows import video_rows
 
 @dataclass(frozen=True)
 class DecoderInput:
-    """Embeddings that the decoder took.
+    """Embeddings that the decoder read.
 
     Attributes:
         prompt: Text, kept video tokens, text [N, D].
-        answer: The answer's tokens, which came one by one [M, D].
-        rotary: Rotary positions of both [3, N + M] int64, for decoders that have some of their own.
-        thinning: Which rows of the prompt its upper layers do without; None for none.
+        answer: The answer's tokens, which the decoder read one by one [M, D].
+        rotary: Rotary positions of both [3, N + M] int64, for decoders whose positions differ from the cache's.
+        thinning: Rows of the prompt that its upper layers drop; None without inner pruning.
     """
 
     prompt: Array
@@ -56,7 +55,7 @@ class Capture:
     Attributes:
         indices: Flat indices of the kept video tokens [K] int32.
         merged: Whether a kept token is a merge of several [K] bool.
-        decoder_input: What the decoder took.
+        decoder_input: The decoder's input.
     """
 
     indices: NDArray[np.int32]

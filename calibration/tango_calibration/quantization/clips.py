@@ -16,7 +16,7 @@ from tango_runtime.video import Clock
 from tango_runtime.video.preprocess import preprocess
 from tango_runtime.video.shape import ClipShape, open_clip
 
-#: Ranges of fewer clips describe the clips rather than the model.
+#: Ranges from fewer clips describe the clips rather than the model.
 MIN_CLIPS = 4
 
 _SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm")
@@ -30,7 +30,7 @@ def read_clips(clips: str, count: int, frames: int, seed: int = 0) -> list[Video
         clips: A folder of videos, with or without a questions.jsonl, or ``synthetic``.
         count: Maximum number of clips.
         frames: Frames sampled from each clip.
-        seed: Seed of generated clips. They are of the validation split, which no evaluation uses.
+        seed: Seed of generated clips. They come from the validation split, which no evaluation uses.
 
     Raises:
         TangoError: The folder does not exist, or it has too few videos.
@@ -65,13 +65,13 @@ def _folder(folder: Path, frames: int) -> list[Video]:
 
 @dataclass(frozen=True)
 class LoadedClip:
-    """A clip as the vision graph takes it.
+    """A clip, ready for the vision graph.
 
     Attributes:
-        steps: Steps of its frames, uint8.
-        seconds: Their times [T] fp32.
-        shape: What its frames became.
-        clock: When they are.
+        steps: Steps of its frames, uint8, as :meth:`ClipShape.as_steps` gives them.
+        seconds: Times of the steps [T] fp32.
+        shape: Shape of the clip.
+        clock: Times of its frames.
     """
 
     steps: NDArray[np.uint8]

@@ -1,11 +1,11 @@
-"""Linear layers in a lower precision: forms of a graph in which they are other nodes. Everything else stays as it is.
+"""Linear layers in a lower precision: forms of a graph that write other nodes for them, and nothing else differently.
 
 A linear layer takes one of four formats. In the portable form these are:
 
 - ``w8a8``: 8-bit weights and activations. ``QuantizeLinear`` and ``DequantizeLinear`` precede the product, in the form
   that TensorRT requires: symmetric, with explicit zero points, one scale for the activations and one for each column of
-  the weights. At opset 17 both operators take fp32 only, so the product is in fp32 between two casts; a cast that just
-  narrowed the activations is bypassed. ONNX Runtime's CPU provider fuses all of it into one integer product. TensorRT
+  the weights. At opset 17 both operators take fp32 only, so the product is in fp32 between two casts; a preceding cast
+  to fp16 is bypassed. ONNX Runtime's CPU provider fuses all of it into one integer product. TensorRT
   reads stored 8-bit weights from version 10 on. Older versions need them in fp32 and quantize them when they build the
   engine (``Scheme.float_weights``).
 - ``fp8``: the same with E4M3, for TensorRT 10 and later; no engine has run it yet. At opset 19 all of it is fp16.
@@ -50,14 +50,14 @@ _BLOCK_BITS: dict[LayerFormat, Literal[4, 8]] = {"w4a16": 4, "w8a16": 8}
 
 @dataclass(frozen=True)
 class Scheme:
-    """How the linear layers of a graph are quantized; all by the name of the layer.
+    """How the linear layers of a graph are quantized. Mappings are by the name of the layer.
 
     Attributes:
-        formats: Format of a layer; others stay as they are.
+        formats: Format of a layer; a layer without one is not quantized.
         ranges: Largest magnitude of 8-bit activations, after smoothing.
         smoothing: Factors [in]: a layer divides its input's channels by them, and multiplies the rows of its weight.
             Powers of two for 8-bit activations, AWQ's scales for weights alone.
-        mean_squares: Mean square of each channel of the input [in], after smoothing: the weight of an error in a row of
+        mean_squares: Mean square of each channel of the input [in], after smoothing. It weights errors in the rows of
             4-bit weights.
         block: Weights of a block.
         float_weights: Store INT8 weights in fp32 with a QuantizeLinear of their own, in four times the bytes.
@@ -71,7 +71,7 @@ class Scheme:
     float_weights: bool = False
 
     def scaled(self, by: Mapping[str, Array]) -> Scheme:
-        """The scheme with factors for some layers' inputs, whose mean squares are then others."""
+        """The scheme with factors for the inputs of some layers, and their mean squares changed accordingly."""
         mean_squares = {name: m / by[name] ** 2 if name in by else m for name, m in self.mean_squares.items()}
         return replace(self, smoothing=by, mean_squares=mean_squares)
 
@@ -86,7 +86,7 @@ class Scheme:
         return replace(self._form(PORTABLE, _write_qdq, _write_matmul_nbits), opsets=opsets)
 
     def switched(self) -> Form:
-        """The portable form with the layers in both ways; an input for each says which counts: :func:`switches`."""
+        """The portable form with each layer both plain and quantized; an input selects one: :func:`switches`."""
         portable = self.portable()
 
         def linear(g: GraphBuilder, layer: Linear) -> str:
@@ -115,7 +115,7 @@ class Scheme:
 
 
 def switches(layers: Iterable[str], quantized: str) -> dict[str, Array]:
-    """The inputs of a graph that has layers in both ways, for one of them to be quantized."""
+    """The inputs of a :meth:`Scheme.switched` graph that select one quantized layer."""
     return {f"{layer}.switch": np.array(layer == quantized, np.int32) for layer in layers}
 
 
@@ -137,8 +137,8 @@ def _write_qdq(g: GraphBuilder, layer: Linear, form: LayerFormat, scheme: Scheme
     if reshaped:
         left = g.reshape(left, f"{layer.name}.input.rows", -1, layer.fan_in)
     # One Q/DQ pair for each layer, even if several take the same input. ONNX Runtime makes the activations unsigned,
-    # which its integer product needs, only if a pair has one reader. It would make one of pairs that are equal: so each
-    # has a zero point of its own.
+    # which its integer product needs, only if a pair has one reader. It would merge equal pairs, so each has its own
+    # zero point.
     step = float(scales(np.array(scheme.ranges[layer.name]), grid, dtype))
     scaled = [g.constant(step, dtype), g.constant(0, grid.type, f"{layer.name}.input.zero")]
     left = g.node("QuantizeLinear", [left, *scaled], f"{layer.name}.input.{grid.name}")
@@ -152,7 +152,7 @@ def _write_qdq(g: GraphBuilder, layer: Linear, form: LayerFormat, scheme: Scheme
 
 
 def _as_frames(g: GraphBuilder, layer: Linear, tokens: int | Literal["any"], product: str, name: str) -> str:
-    """The product of all rows, by frames again."""
+    """Reshapes the product of all rows to frames."""
     if tokens != "any":
         return g.reshape(product, name, -1, tokens, layer.fan_out)
     frames = g.slice(g.node("Shape", [layer.input], f"{layer.name}.input.shape"), f"{layer.name}.frames", axis=0, end=2)
@@ -204,7 +204,7 @@ def _blocks(g: GraphBuilder, layer: Linear, form: LayerFormat, scheme: Scheme) -
 
 
 def _made_once(make: Callable[[Read], tuple[Array, Array]]) -> tuple[Callable[[Read], Array], Callable[[Read], Array]]:
-    """What reads the values of a weight, and what reads its scales: these are kept from the first to the second."""
+    """Readers of the values and of the scales that ``make`` returns; the first keeps the scales for the second."""
     kept: list[Array] = []
 
     def values(read: Read) -> Array:
@@ -225,6 +225,6 @@ def _smoothed_input(g: GraphBuilder, layer: Linear, x: str, dtype: Float, scheme
 
 
 def _smoothed(g: GraphBuilder, layer: Linear, scheme: Scheme, read: Read) -> Array:
-    """The weight of a layer whose input is smoothed in front of it."""
+    """The weight of a layer, times its input's smoothing factors."""
     values, factors = g.weights[layer.weight].values(read), scheme.smoothing.get(layer.name)
     return values if factors is None else values * factors[:, None].astype(values.dtype)

@@ -1,4 +1,4 @@
-"""What calibration measures of each clip, in as many workers as there are; the cache keeps it as it comes."""
+"""What calibration measures on each clip, in parallel workers; the cache keeps each result as it arrives."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class Observer:
 
     Args:
         bundle: The bundle.
-        cache: Where observations are kept.
-        max_new_tokens: Most tokens of an answer.
-        jobs: Number of processes; 1 works in this one.
-        ray: Address of a Ray cluster that works in their place, or ``local``.
+        cache: Cache of the observations.
+        max_new_tokens: Maximum length of an answer.
+        jobs: Number of processes; 1 uses this process.
+        ray: Address of a Ray cluster to use instead, or ``local``.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Observer:
         """Statistics of the inputs of the linear layers of vision or the decoder, over all clips.
 
         Raises:
-            TangoError: As of :meth:`captures`.
+            TangoError: As in :meth:`captures`.
         """
         each = self._each(
             f"{part} activations",
@@ -79,7 +79,7 @@ class Observer:
         holds: Callable[[_Item], bool],
         cached: Callable[[_Item, Callable[[], _Found]], _Found],
     ) -> list[_Found]:
-        """Observes what the cache does not hold, and reads the rest."""
+        """Measures the items that the cache does not hold, and reads the others."""
         missing = [item for item in items if not holds(item)]
         if missing:
             with progress(title, len(missing)) as on_progress:
@@ -105,7 +105,7 @@ class _Capturer:
 
 
 class _ActivationMeter:
-    """Runs the graphs of a part on clips, and looks at what their linear layers take."""
+    """Runs the graphs of a part on clips, and measures the inputs of their linear layers."""
 
     def __init__(self, bundle: Path, part: Part, threads: int) -> None:
         self._bundle, self._part = Bundle.load(bundle), part
@@ -122,7 +122,7 @@ class _ActivationMeter:
         return ChannelStats.joined(found[graph] for graph in self._sessions)
 
     def _inputs(self, video: Video, taken: Capture) -> Iterator[tuple[GraphName, list[Array]]]:
-        """Yields a graph and the inputs of its layers, for each pass over a clip."""
+        """Yields a graph and the inputs of its linear layers, for each pass over a clip."""
         if self._part == "vision":
             frames = load_clip(self._bundle, video).steps
             return (("vision", outputs[2:]) for outputs in replay.run_vision(self._sessions["vision"], frames))

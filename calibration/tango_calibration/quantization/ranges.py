@@ -51,7 +51,7 @@ class ChannelStats:
 
     @classmethod
     def joined(cls, parts: Iterable[ChannelStats]) -> ChannelStats:
-        """Statistics of the tensors of each part, one behind the other."""
+        """Statistics of the tensors of all parts, in order."""
         amax, square_sums, rows = zip(*((part.amax, part.square_sums, part.rows) for part in parts), strict=True)
         return cls(*(list(chain.from_iterable(lists)) for lists in (amax, square_sums, rows)))
 
@@ -63,7 +63,7 @@ class ChannelStats:
         """Largest magnitude of each tensor after its channels are divided.
 
         Args:
-            divisors: For each tensor, powers of two [channels] or one for all channels. Such a division is exact, so
+            divisors: For each tensor, powers of two [channels], or one for all channels. Such a division is exact, so
                 no second pass over the activations is needed.
         """
         return [float((amax / d).max()) for amax, d in zip(self.amax, divisors, strict=True)]

@@ -35,7 +35,7 @@ class Session:
     Args:
         model: A file, or a graph whose weights are elsewhere.
         options: ONNX Runtime's options.
-        weights: Tensors that the session reads in place.
+        weights: Weights by name, which the session reads in place.
 
     Raises:
         TangoError: ONNX Runtime cannot load the graph.
@@ -56,13 +56,13 @@ class Session:
             ) from error
 
     def given(self, feeds: Mapping[str, Array]) -> Session:
-        """The same session, with some of its inputs given."""
+        """The same session with fixed values for some of its inputs."""
         other = copy(self)
         other._given = {**self._given, **feeds}
         return other
 
     def run(self, feeds: Mapping[str, Array]) -> list[Array]:
-        """All outputs."""
+        """Runs the graph; returns all outputs."""
         outputs: list[Array] = self._session.run(None, {**self._given, **feeds})
         return outputs
 
@@ -74,13 +74,13 @@ Sessions = Mapping[GraphName, Session]
 def open_graph(stored: StoredGraph, form: Form = PORTABLE, more: Sequence[str] = (), *, threads: int = 0) -> Session:
     """Opens a graph in another form.
 
-    What the bundle stores stays in its file, from where ONNX Runtime takes it; other weights are made, in memory.
+    ONNX Runtime reads the weights that the bundle stores from its data file; other weights are made in memory.
 
     Args:
         stored: The graph.
         form: How its layers become nodes.
-        more: Tensors that become outputs, after the graph's own.
-        threads: Threads of one operator; 0 takes one for each core.
+        more: Tensors to add as outputs, after the graph's own.
+        threads: Threads of one operator; 0 takes one per core.
 
     Raises:
         TangoError: ONNX Runtime cannot load the graph.
@@ -123,7 +123,7 @@ def _ort_value(tensor: Array) -> onnxruntime.OrtValue:
 
 
 def run_vision(session: Session, frames: NDArray[np.uint8]) -> Iterator[list[Array]]:
-    """Yields all outputs of the vision graph, step by step of frames."""
+    """Yields all outputs of the vision graph for each step of frames."""
     for i in range(len(frames)):
         yield session.run({"frames": frames[i : i + 1]})
 
@@ -135,12 +135,12 @@ def run_decoder(
 
     Args:
         sessions: The decoder's graphs, or graphs made from them, in order. The prompt is thinned between two.
-        specs: What bundle.json says of the graphs.
-        inputs: What the decoder takes.
+        specs: Entries of the graphs in bundle.json.
+        inputs: The decoder's input.
 
     Yields:
         For each pass, the graph, its first output (rows [N, D] of a lower graph, otherwise logits [vocabulary]), and
-        the outputs after the new rows of its key/value cache.
+        the outputs after the new rows of its KV cache.
     """
     parts = [_DecoderPart(name, session, specs[name], inputs.rotary) for name, session in sessions.items()]
     rows, thinning = inputs.prompt, inputs.thinning
@@ -164,12 +164,12 @@ def run_decoder(
 
 
 class _DecoderPart:
-    """A graph of a decoder, and its key/value cache.
+    """A graph of a decoder, and its KV cache.
 
     Args:
         name: The graph.
         session: It, or a graph made from it.
-        spec: What bundle.json says of it.
+        spec: Its entry in bundle.json.
         rotary: Rotary positions of the sequence on three axes [3, positions].
     """
 

@@ -1,7 +1,7 @@
 """Quantizes vision or the decoder: activation statistics, each layer's sensitivity, the choice of layers, new graphs.
 
-A decoder with inner pruning is two graphs, which are measured together: a loss is that of the answer, and one budget is
-spent on the layers of both.
+A decoder with inner pruning consists of two graphs, which are measured together: a loss is that of the answer, and both
+share one budget.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from tango_runtime.util.console import progress
 Found = TypeVar("Found")
 Number = TypeVar("Number", int, float)
 
-#: Formats of a precision: of most layers, then of those that would lose too much. A layer may also stay as it is.
+#: Formats of a precision: for most layers, then for those that would lose too much. A layer may also stay unquantized.
 FORMATS: dict[Precision, tuple[LayerFormat, ...]] = {"int8": ("w8a8",), "fp8": ("fp8",), "int4": ("w4a16", "w8a16")}
 
 #: Maximum loss of all quantized layers of a part together. Vision: noise over signal of its outputs. Decoder: KL
@@ -53,7 +53,7 @@ MAX_OUTLIER_SHARE = 0.1
 #: Number of steps in which more layers are excluded.
 _EXCLUSION_STEPS = 8
 
-#: Number of sessions that the layers of a part are spread over to weigh each alone.
+#: Number of sessions over which the layers of a part are spread, to measure each alone.
 _SESSIONS = 10
 
 #: Clips that losses are measured on; for vision, one frame of each.
@@ -67,8 +67,8 @@ class LayerSensitivity:
     Attributes:
         layer: Its name.
         loss: The loss in the precision's first format, in the unit of ``BUDGETS``.
-        format: The chosen format; None keeps the layer as it is.
-        scaled: Whether the channels of its input are scaled for it.
+        format: The chosen format; None leaves the layer unquantized.
+        scaled: Whether the channels of its input are scaled.
     """
 
     layer: str
@@ -79,12 +79,12 @@ class LayerSensitivity:
 
 @dataclass(frozen=True)
 class QuantizedPart:
-    """Vision or a decoder that was quantized.
+    """The quantized vision graph or decoder.
 
     Attributes:
-        precision: The precision that was asked for.
+        precision: The requested precision.
         layers: Its layers, in the order of its graphs.
-        loss: Its new loss, on the clips of the layers' losses.
+        loss: Its loss after quantization, on the same clips as the layers' losses.
         bytes_before: Size of its graphs and their weights in the old bundle, without device graphs.
         bytes_after: Size of its graphs and their weights in the new bundle.
     """
@@ -109,7 +109,7 @@ class PartQuantizer:
         part: Vision or decoder.
         precision: The new precision.
         block: Weights that share a scale in int4.
-        cache: Where losses are kept.
+        cache: Cache of the losses.
         observer: Runs the graph on the clips.
         videos: The clips.
         captures: What the pipeline computed for each clip.
@@ -137,8 +137,9 @@ class PartQuantizer:
     def choose(self) -> tuple[Scheme, tuple[LayerSensitivity, ...]]:
         """Measures the activations and each layer's loss; chooses formats, and which inputs are scaled.
 
-        Layers alone do not tell whether to scale: on models/tiny, scaling every input whose layers lose less so more
-        than doubled the loss of all layers together. So each way gets its formats; the one that loses less is taken.
+        Losses of single layers do not tell whether to scale: on models/tiny, scaling every input whose layers lost less
+        with it more than doubled the loss of all layers together. So formats are chosen with and without scaling, and
+        the choice with the smaller loss is taken.
         """
         choices = [(scheme, self._choose_formats(scheme)) for scheme in self._schemes()]
         return choices[0] if len(choices) == 1 else min(choices, key=lambda choice: self._loss_of(*choice))
@@ -146,20 +147,20 @@ class PartQuantizer:
     # Statistics
 
     def _schemes(self) -> list[Scheme]:
-        """The schemes to choose from, which have no formats yet."""
+        """The schemes to choose from, without formats."""
         stats = self._observer.channel_stats(self.part, self._videos, self._captures)
         if self._precision == "int4":
             plain = Scheme({}, mean_squares=self._by_layer(stats.mean_squares()), block=self._block)
             scaling = self._better(plain, self._scaling(stats))
             return [plain, plain.scaled(scaling)] if scaling else [plain]
-        # E4M3 is as precise over 15 octaves: an outlier takes no precision from the other channels.
+        # E4M3 has the same precision over 15 octaves, so an outlier takes none from the other channels.
         smooth = self._smoothing(stats) if (self.part, self._precision) == ("decoder", "int8") else {}
         takers = {layer.input: layer.name for layer in self._layers}
         ranges = stats.ranges([smooth.get(takers[name], 1.0) for name in self._inputs])
         return [Scheme({}, self._by_layer(ranges), smooth)]
 
     def _scaling(self, stats: ChannelStats) -> dict[str, Array]:
-        """AWQ's factors for the layers whose input has a gain that takes them; the same for all that take one input."""
+        """AWQ's factors for the layers whose input has a gain to absorb them; layers with one input share them."""
         found: dict[str, Array] = {}
         with progress(f"{self.part} scaling", len(self._inputs)) as on_progress:
             for name, mean_squares in zip(self._inputs, stats.mean_squares(), strict=True):
@@ -172,7 +173,7 @@ class PartQuantizer:
         return found
 
     def _better(self, plain: Scheme, scaling: Mapping[str, Array]) -> dict[str, Array]:
-        """The factors of the inputs whose layers, each alone, lose less with them."""
+        """The factors of the inputs whose layers, each quantized alone, lose less with them."""
         form, inputs = FORMATS[self._precision][0], {layer.name: layer.input for layer in self._layers}
         before, after = (
             _sums(self._losses(scheme, form, list(scaling)), inputs) for scheme in (plain, plain.scaled(scaling))
@@ -180,7 +181,7 @@ class PartQuantizer:
         return {name: s for name, s in scaling.items() if after[inputs[name]] < before[inputs[name]]}
 
     def _loss_of(self, scheme: Scheme, layers: Sequence[LayerSensitivity]) -> float:
-        """Loss with the chosen formats; infinite where no layer has one."""
+        """Loss with the chosen formats; infinite if no layer has one."""
         formats = _formats(layers)
         if not formats:
             return math.inf
@@ -190,7 +191,7 @@ class PartQuantizer:
         return self._cached_loss(what, lambda: self._loss(self._open(dict.fromkeys(self._stored, form))))
 
     def _cached_loss(self, what: str, measure: Callable[[], float]) -> float:
-        """A loss on the clips, measured where the cache does not have it."""
+        """A loss on the clips, from the cache or measured."""
         clips = [self._cache.key(video, self.part) for video in self._videos]
         key = hashlib.sha256(f"loss {self.part} {what} {clips}".encode()).hexdigest()[:24]
         return float(self._cache.arrays(key, lambda: {"loss": np.array(measure())})["loss"])
@@ -211,7 +212,7 @@ class PartQuantizer:
         return replay.run_decoder(sessions, self._bundle.manifest.graphs, capture.decoder_input)
 
     def _smoothing(self, stats: ChannelStats) -> dict[str, Array]:
-        """Powers of two for the layers whose input has a gain that takes them; the same for all that take one input."""
+        """Powers of two for the layers whose input has a gain to absorb them; layers with one input share them."""
         found: dict[str, Array] = {}
         for name, amax in zip(self._inputs, stats.amax, strict=True):
             if layers := self._with_gain(name):
@@ -224,8 +225,8 @@ class PartQuantizer:
     def _choose_formats(self, scheme: Scheme) -> tuple[LayerSensitivity, ...]:
         """Measures the loss of each layer alone and chooses its format.
 
-        Layers that lose too much in one format are measured in the next, with the rest of the budget. Those that take
-        one input have one format: a decode step reads gate and up together.
+        Layers that lose too much in one format are measured in the next, with the rest of the budget. Layers with one
+        input have one format, because a decode step reads gate and up together.
         """
         inputs = {layer.name: layer.input for layer in self._layers}
         sizes = _sums({layer.name: layer.fan_in * layer.fan_out for layer in self._layers}, inputs)
@@ -249,8 +250,9 @@ class PartQuantizer:
     def _losses(self, scheme: Scheme, form: LayerFormat, names: Sequence[str]) -> dict[str, float]:
         """Loss of the part for each layer, when only this layer has a format.
 
-        A session has several layers in both ways: to open one takes longer than a clip, and with all of them in one,
-        every pass would compute all of them twice. Only new weights are made, so other layers do not take smoothing.
+        A session has several layers both plain and quantized: opening one takes longer than running a clip, and with
+        all layers in one session, every pass would compute all of them twice. Only new weights are made, so the other
+        layers are not smoothed.
         """
         losses = dict[str, float]()
 
@@ -261,7 +263,7 @@ class PartQuantizer:
         with progress(f"{self.part} {form}", len(names)) as on_progress:
             for group in self._groups(names):
                 both_ways = replace(scheme, formats=dict.fromkeys(group, form)).switched()
-                sessions = cache(partial(self._open, {self._graph[group[0]]: both_ways}))  # if a loss is not known yet
+                sessions = cache(partial(self._open, {self._graph[group[0]]: both_ways}))  # opened if a loss is unknown
                 for name in group:
                     scaling = scheme.smoothing.get(name, np.empty(0))
                     what = f"{name} {form} {scheme.block} {scaling.tolist()}"
@@ -270,7 +272,7 @@ class PartQuantizer:
         return losses
 
     def _groups(self, names: Sequence[str]) -> Iterator[Sequence[str]]:
-        """Layers whose losses are measured with the same sessions: some of one graph."""
+        """Groups of layers of one graph, whose losses are measured with the same sessions."""
         size = -(-len(names) // _SESSIONS)
         for graph in self._stored:
             own = [name for name in names if self._graph[name] == graph]
@@ -282,9 +284,9 @@ class PartQuantizer:
 
     @cached_property
     def _loss(self) -> Callable[[Sessions], float]:
-        """A function sessions → loss compared with the original graphs, which run once for it.
+        """A function that maps sessions to their loss against the original graphs, which run once.
 
-        The function raises a TangoError where a loss is not finite, as ONNX Runtime 1.22 makes it of 4-bit products.
+        It raises a TangoError if a loss is not finite, as with the 4-bit products of ONNX Runtime 1.22.
         """
         run: Callable[[Sessions], list[Array]]
         if self.part == "vision":
@@ -321,7 +323,7 @@ class PartQuantizer:
     def exclude_until(
         self, scheme: Scheme, layers: Sequence[LayerSensitivity], accepts: Callable[[Sessions], bool]
     ) -> tuple[LayerSensitivity, ...]:
-        """Excludes more layers, in the order of their losses, until what is left is accepted.
+        """Excludes more layers, in the order of their losses, until the result is accepted.
 
         How many are excluded matters more than which: on an earlier models/tiny, layers chosen by how many kept tokens
         each of them changes did no better than layers chosen by their loss.
@@ -348,11 +350,12 @@ class PartQuantizer:
     ) -> tuple[QuantizedPart, dict[GraphName, GraphSpec]]:
         """Writes the graphs that have layers with a format, and measures the loss.
 
-        Smoothing goes into the weights. For ONNX Runtime, an fp16 graph that can have a device form is written in that,
-        too, on the same weights.
+        Smoothing is folded into the weights. For ONNX Runtime, an fp16 graph that can have a device form is also
+        written in that form, on the same weights.
 
         Returns:
-            What was written, and its entries in bundle.json. A graph without such layers stays what it was.
+            The result, and the entries of the written graphs in bundle.json. A graph without such layers is not
+            written.
 
         Raises:
             TangoError: No layer has a format.
@@ -387,7 +390,7 @@ class PartQuantizer:
         return spec
 
     def _with_entry(self, graph: GraphName, spec: GraphSpec, part: QuantizedPart) -> GraphSpec:
-        """What bundle.json says of a graph, with how it was quantized."""
+        """The entry of a graph in bundle.json, with its quantization."""
         excluded = tuple(layer.layer for layer in part.excluded if self._graph[layer.layer] == graph)
         return replace(spec, quantization=Quantization(self._precision, len(self._videos), excluded))
 
@@ -407,7 +410,7 @@ def _row_amax(weight: Array) -> Array:
 
 
 def _sums(of_layers: Mapping[str, Number], inputs: Mapping[str, str]) -> dict[str, Number]:
-    """What layers have, added up for those that take one input."""
+    """Sums values of layers over the layers that take the same input."""
     sums = dict[str, Number]()
     for layer, value in of_layers.items():
         sums[inputs[layer]] = sums[inputs[layer]] + value if inputs[layer] in sums else value
@@ -415,16 +418,16 @@ def _sums(of_layers: Mapping[str, Number], inputs: Mapping[str, str]) -> dict[st
 
 
 def layers_to_exclude(losses: Mapping[str, float], sizes: Mapping[str, int], budget: float) -> set[str]:
-    """Chooses the layers that a format does not suit.
+    """Chooses the layers to exclude from a format.
 
-    First outliers that cost little: vision's first and last layers make nine tenths of the noise that could change the
-    kept tokens, with a few hundredths of the weights. Then the worst layers, until the losses of the others add up to
-    no more than the budget. The losses of single layers add up to about the loss of all of them.
+    First come outliers that cost little: vision's first and last layers cause nine tenths of the noise that could
+    change the kept tokens, with a few hundredths of the weights. Then come the worst layers, until the losses of the
+    others add up to no more than the budget. The losses of single layers add up to about the loss of all of them.
 
     Args:
         losses: Loss of each layer alone.
         sizes: Number of weights of each layer.
-        budget: Maximum loss of all together.
+        budget: Maximum loss of all remaining layers together.
     """
     excluded: set[str] = set()
     worst = sorted(losses, key=lambda name: -losses[name])

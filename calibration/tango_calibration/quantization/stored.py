@@ -1,4 +1,4 @@
-"""A graph of a bundle, defined anew: its linear layers by name, and its weights as the bundle stores them."""
+"""A graph of a bundle, built from its definition: its linear layers, and its weights as the bundle stores them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tango_export.graph.builder import Read
 from tango_plugins import TangoError
 from tango_runtime.bundle import MANIFEST, Bundle, GraphName, Manifest
 
-#: What is quantized as one.
+#: What is quantized together.
 Part = Literal["vision", "decoder"]
 
 
@@ -24,21 +24,21 @@ def graphs_of(manifest: Manifest, part: Part) -> tuple[GraphName, ...]:
 
 
 class StoredGraph:
-    """The definition of a graph, and its weights, mapped.
+    """The definition of a graph, and its memory-mapped weights.
 
     Args:
-        bundle: The bundle, with the graph not quantized.
-        name: The graph.
+        bundle: The bundle, in which the graph is not quantized.
+        name: Name of the graph.
 
     Attributes:
-        spec: What bundle.json says of it.
-        folder: Where its files are.
+        spec: Its entry in bundle.json.
+        folder: Folder of its files.
         definition: Its layers.
         linears: Its linear layers, in order.
         linear_inputs: The tensors that they take, each once.
 
     Raises:
-        TangoError: The bundle's family is not known here, or its graph is another than the family's.
+        TangoError: The bundle's family is unknown, or the graph differs from the family's definition.
     """
 
     def __init__(self, bundle: Bundle, name: GraphName) -> None:
@@ -63,11 +63,11 @@ class StoredGraph:
             )
 
     def build(self, form: Form) -> Graph:
-        """Its nodes in a form; what the bundle stores is read from there."""
+        """The graph in a form, with weights as the bundle stores them."""
         return build(self.definition, form, self._dtype, self.spec.weights or {})
 
     def read(self, name: str) -> Array:
-        """A weight, mapped from the data file."""
+        """A weight, memory-mapped from the data file."""
         weight = (self.spec.weights or {})[name]
         return np.memmap(self.folder / self.spec.data, weight.dtype, "r", weight.offset, weight.shape)
 

@@ -23,7 +23,7 @@ import pytest
 from tango_plugins import TangoError, op
 from tango_runtime import VideoLLM
 from tango_runtime.backends.cuda import backend as cuda
-from tango_runtime.backends.cuda import device, logits, tensorrt
+from tango_runtime.backends.cuda import device, logits
 from tango_runtime.backends.cuda.backend import CudaBackend
 from tango_runtime.backends.cuda.device import HostPool, Pool, Stream
 from tango_runtime.backends.cuda.logits import DeviceLogits
@@ -32,7 +32,7 @@ from tango_runtime.bundle import Bundle
 from tango_runtime.video.preprocess import resize
 from tests.fakes.cuda import HostPruner, array, install
 from tests.fakes.sequence import OneSequence
-from tests.fakes.tensorrt_engines import MACHINE, HostTensorRT, build
+from tests.fakes.tensorrt_engines import build, open_backend
 
 QUESTION = "What happens in the video?"
 
@@ -59,9 +59,7 @@ def make(host, tiny_bundle, built, monkeypatch):
     def made(engine="onnxruntime", folder=None, **limits):
         llm = VideoLLM(folder or (built if engine == "tensorrt" else tiny_bundle), "ort-cpu")
         if engine == "tensorrt":
-            monkeypatch.setattr(tensorrt, "import_tensorrt", lambda: HostTensorRT(llm.bundle, host))
-            monkeypatch.setattr(tensorrt, "current_target", lambda version: MACHINE)
-            llm._backend = tensorrt.open_backend(llm.bundle)
+            llm._backend = open_backend(llm.bundle, host, monkeypatch)
             return llm
         stream = Stream()
         graphs = OrtRunner(onnxruntime, llm.bundle, stream, ("CPUExecutionProvider", "cpu"))

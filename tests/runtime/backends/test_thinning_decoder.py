@@ -10,13 +10,12 @@ import pytest
 
 from tango_plugins import TangoError
 from tango_runtime import VideoLLM
-from tango_runtime.backends.cuda import tensorrt
 from tango_runtime.backends.cuda.backend import CudaBackend
 from tango_runtime.backends.cuda.device import Stream
 from tango_runtime.backends.cuda.ort_fused import FusedOrtRunner
 from tango_runtime.bundle import Bundle
 from tests.fakes.cuda import install
-from tests.fakes.tensorrt_engines import MACHINE, HostTensorRT, build
+from tests.fakes.tensorrt_engines import MACHINE, build, open_backend
 
 QUESTIONS = ["What happens in the video?", "Who?", "What happens here?"]
 
@@ -41,9 +40,7 @@ def make(host, folder, tmp_path, monkeypatch):
             built = shutil.copytree(folder, tmp_path / "built")
             build(built, max_frames=8, max_tokens=100, context=900)
             llm = VideoLLM(built, "ort-cpu")
-            monkeypatch.setattr(tensorrt, "import_tensorrt", lambda: HostTensorRT(llm.bundle, host))
-            monkeypatch.setattr(tensorrt, "current_target", lambda version: MACHINE)
-            llm._backend = tensorrt.open_backend(llm.bundle)
+            llm._backend = open_backend(llm.bundle, host, monkeypatch)
             return llm
         llm, stream = VideoLLM(folder, "ort-cpu"), Stream()
         graphs = FusedOrtRunner(onnxruntime, llm.bundle, stream, ("CPUExecutionProvider", "cpu"))

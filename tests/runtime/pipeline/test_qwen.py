@@ -13,7 +13,6 @@ from PIL import Image
 
 from tango_plugins import TangoError, reference
 from tango_runtime import VideoLLM
-from tango_runtime.backends.cuda import tensorrt
 from tango_runtime.backends.cuda.backend import CudaBackend
 from tango_runtime.backends.cuda.device import Stream
 from tango_runtime.backends.cuda.ort_runner import OrtRunner
@@ -21,7 +20,7 @@ from tango_runtime.bundle import Bundle
 from tango_runtime.sizing import memory
 from tests.fakes.cuda import install
 from tests.fakes.qwen25vl import Qwen25VL, frame_budget, grid_times, positions, sample_indices, smart_resize
-from tests.fakes.tensorrt_engines import MACHINE, HostTensorRT, build
+from tests.fakes.tensorrt_engines import build, open_backend
 
 LENGTH, QUESTION = 16, "What happens in the video?"
 QUESTIONS = [f"{start} happens {end}?" for start in ("What", "Who", "Where") for end in ("here", "first", "at the end")]
@@ -225,9 +224,7 @@ def make(responsive_qwen, tmp_path, monkeypatch):
             build(folder, max_frames=8, max_tokens=100, context=600, frame=frame)
         llm = VideoLLM(folder, "ort-cpu")
         if engine == "tensorrt":
-            monkeypatch.setattr(tensorrt, "import_tensorrt", lambda: HostTensorRT(llm.bundle, host))
-            monkeypatch.setattr(tensorrt, "current_target", lambda version: MACHINE)
-            llm._backend = tensorrt.open_backend(llm.bundle)
+            llm._backend = open_backend(llm.bundle, host, monkeypatch)
             return llm
         stream = Stream()
         graphs = OrtRunner(onnxruntime, llm.bundle, stream, ("CPUExecutionProvider", "cpu"))

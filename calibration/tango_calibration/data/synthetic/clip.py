@@ -32,7 +32,7 @@ def make_clip(seed: int, split: Split, frames: int | None = None) -> "Clip":
 class Clip:
     """A few scenes with moving, brief and lasting figures.
 
-    Frames are sampled uniformly. The time between two of them is defined, too, and can be rendered.
+    Frames are sampled uniformly. Times between two of them can be rendered too.
 
     Attributes:
         seconds: fp32 [F], times of the sampled frames.

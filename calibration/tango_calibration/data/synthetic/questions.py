@@ -119,7 +119,7 @@ def _balanced(candidates: Sequence[_Candidate], rng: np.random.Generator) -> lis
 
 
 def _draw(candidates: Sequence[_Candidate], rng: np.random.Generator) -> _Candidate:
-    if candidates[0].type == "appear":  # weights are of subjects, and a question with the answer no has none
+    if candidates[0].type == "appear":  # questions with the answer no have no subjects, whose weights would count
         wanted = "yes" if rng.random() < 0.5 else "no"
         candidates = [c for c in candidates if c.answer == wanted] or candidates
     weights = np.cumsum([c.weight for c in candidates])
@@ -147,7 +147,7 @@ def _tags(candidate: _Candidate) -> tuple[str, ...]:
 def _candidates(
     scenes: Sequence[Scene], figures: Sequence[Figure], visible: NDArray[np.float32], held_out: bool
 ) -> dict[str, list[_Candidate]]:
-    """All possible questions, by type."""
+    """All questions that the clip supports, by type."""
     found: dict[str, list[_Candidate]] = {kind: [] for kind in TYPES}
 
     def add(kind: str, names: tuple[str, ...], answer: str, *subjects: Figure) -> None:
@@ -190,7 +190,7 @@ def _candidates(
 
 
 def _absent_names(clear: Sequence[Figure], known: Container[str], held_out: bool) -> list[str]:
-    """Pairs that the clip does not have, although it has their color and their shape, or else one of the two."""
+    """Pairs that the clip does not have, of a color and a shape that it has; without such pairs, of one of the two."""
     colors, shapes = {f.color for f in clear}, {f.shape for f in clear}
     half: list[str] = []
     whole: list[str] = []
@@ -210,7 +210,7 @@ def _is_clear(figure: Figure, part: NDArray[np.float32]) -> bool:
 
 
 def _unique_name(figure: Figure, alike: Sequence[Figure], name: str) -> str | None:
-    """A name that fits only this figure, with its size if necessary; None if there is none."""
+    """A name that fits this figure alone, with its size if necessary; None if there is none."""
     if len(alike) == 1:
         return name
     return f"{figure.size} {name}" if [f.size for f in alike].count(figure.size) == 1 else None

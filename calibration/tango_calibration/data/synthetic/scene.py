@@ -10,11 +10,9 @@ import numpy as np
 from tango_calibration.data.synthetic.vocabulary import COLORS, DIRECTIONS, HELD_OUT, PATTERNS, SHAPES, TONES
 
 SIDE = 384  # height and width of a frame in pixels
-PIXELS = {
-    "small": (30, 38),
-    "medium": (60, 76),
-    "large": (110, 140),
-}  # small: a little more than one token of 27 pixels
+
+#: Range of the side of a figure's square, by size. A small one is slightly larger than a token, which has 27 pixels.
+PIXELS = {"small": (30, 38), "medium": (60, 76), "large": (110, 140)}
 
 Role = Literal["static", "moving", "brief", "blinking", "counted"]
 Point = tuple[float, float]
@@ -122,8 +120,8 @@ def compose(rng: np.random.Generator, frames: int, held_out: bool) -> tuple[tupl
     cast = _Cast(rng, scenes, frames, held_out)
     order = rng.permutation(len(scenes))
     still = [int(s) for s in order if scenes[s].pan == (0, 0)]
-    # First what most types of question need, then whatever there is room for.
-    if rng.random() < (0.75 if len(scenes) > 1 else 0.4):  # in a single scene it would leave no room for others
+    # First the figures that most types of question need, then as many others as there is room for.
+    if rng.random() < (0.75 if len(scenes) > 1 else 0.4):  # they take most of the room of a single scene
         cast.counted(int(order[0]))
     if rng.random() < 0.85:
         cast.blinking()
@@ -146,16 +144,15 @@ def compose(rng: np.random.Generator, frames: int, held_out: bool) -> tuple[tupl
 
 
 def _scenes(rng: np.random.Generator, frames: int) -> tuple[Scene, ...]:
-    lowest, highest, shortest = {8: (1, 2, 3), 16: (1, 3, 4)}.get(frames, (2, 4, 5) if frames > 16 else (1, 2, 3))
+    lowest, highest, shortest = (1, 2, 3) if frames < 16 else (1, 3, 4) if frames == 16 else (2, 4, 5)
     number = int(rng.integers(lowest, highest + 1))
     spare = frames - number * shortest
     cuts = np.sort(rng.integers(0, spare + 1, number - 1)) + shortest * np.arange(1, number)
     edges = [0, *cuts.tolist(), frames]
     scenes: list[Scene] = []
     for first, after in pairwise(edges):
-        others = [
-            pattern for pattern in PATTERNS if not scenes or pattern != scenes[-1].pattern
-        ]  # so that cuts are visible
+        # Another pattern than before, so that the cut is visible.
+        others = [pattern for pattern in PATTERNS if not scenes or pattern != scenes[-1].pattern]
         scenes.append(_scene(rng, first, after - 1, others[rng.integers(len(others))]))
     return tuple(scenes)
 
@@ -182,7 +179,7 @@ def _bar(rng: np.random.Generator, pan: tuple[int, int]) -> Bar:
 
 
 class _Cast:
-    """Draws figures, each at a place of its own."""
+    """Draws figures, each at its own place."""
 
     def __init__(self, rng: np.random.Generator, scenes: Sequence[Scene], frames: int, held_out: bool) -> None:
         self.rng, self.scenes, self.frames, self.held_out = rng, scenes, frames, held_out
@@ -288,7 +285,7 @@ class _Cast:
     def _add(
         self, pair: tuple[str, str], size: str, pixels: int, role: Role, appearances: tuple[Appearance, ...]
     ) -> None:
-        # Small and short-lived figures are in front, so that nothing that passes hides them.
+        # Small and short-lived figures are in front, so that no moving figure hides them.
         in_front = size == "small" or role in ("brief", "blinking", "counted")
         depth = float(self.rng.random()) + (1 if in_front else 0)
         self.figures.append(Figure(*pair, size, pixels, role, depth, appearances))
@@ -296,7 +293,7 @@ class _Cast:
     def _pair(self, scenes: set[int], moving: bool = False, shape: str = "") -> tuple[str, str]:
         """A color and a shape that the clip does not have yet, for a figure of some scenes.
 
-        A figure that passes another has a different color: otherwise the two would look like one.
+        Figures that may pass each other have different colors, so that they do not look like one.
         """
         known = {(figure.color, figure.shape) for figure in self.figures}
         others = [f for f in self.figures if scenes & {a.scene for a in f.appearances}]

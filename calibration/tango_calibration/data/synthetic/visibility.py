@@ -48,6 +48,7 @@ def _part(
     front: Sequence[tuple[Figure, int, int]],
     bars: Sequence[tuple[int, int, int, int]],
 ) -> float:
+    """Visible share of a figure at (x, y), behind figures at (u, v) and bars (left, top, right, bottom), in pixels."""
     own = mask(figure.shape, figure.pixels)
     edge = figure.pixels
     area = int(own.sum())

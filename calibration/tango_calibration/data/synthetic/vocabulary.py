@@ -76,7 +76,7 @@ def plural(shape: str) -> str:
 
 
 def corpus() -> list[str]:
-    """Sentences with every word of phrases, questions and answers, about as often as they use it."""
+    """Sentences with every word of phrases, questions and answers, with about their frequencies."""
     sizes = [*SIZES, ""]
     sentences = [
         f"{with_article(f'{sizes[i % 4]} {pair}'.strip())} {PLACES[i % 9]}" for i, pair in enumerate(_PAIRS * 3)

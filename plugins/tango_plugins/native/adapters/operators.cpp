@@ -21,13 +21,18 @@ int mismatch() { return fail(TANGO_BAD_ARGUMENT, "the shapes of the inputs do no
 
 int32_t dtype(Type type) { return type == kHalf ? TANGO_FP16 : TANGO_FP32; }
 
-// Copies lengths to where they are 32 bits wide.
+// Copies lengths to 32 bits.
 int narrow(const std::vector<std::pair<int64_t, int32_t*>>& lengths) {
     for (const auto& [length, to] : lengths) {
         if (length < 0 || length > INT32_MAX) return fail(TANGO_BAD_ARGUMENT, "a length is out of range");
         *to = static_cast<int32_t>(length);
     }
     return TANGO_OK;
+}
+
+// Whether the last axis holds queries, keys and values of so many heads.
+bool is_packed(const Tensor& qkv, int64_t heads) {
+    return heads >= 1 && qkv.dim(1) % 3 == 0 && qkv.dim(1) / 3 % heads == 0;
 }
 
 bool is_row_of(const Tensor& row, const Tensor& x) { return row.shape == Lengths{x.dim(1)}; }
@@ -100,8 +105,7 @@ int enqueue_norm(const Call& call) {
 int enqueue_vision_attention(const Call& call) {
     const Tensor &qkv = call.inputs[0], &bias = call.inputs[1];
     const int64_t heads = call.attributes[0].integer, width = qkv.dim(1) / 3;
-    if (qkv.shape.size() != 3 || heads < 1 || width % heads != 0 || qkv.dim(1) != 3 * width || !is_row_of(bias, qkv))
-        return mismatch();
+    if (qkv.shape.size() != 3 || !is_packed(qkv, heads) || !is_row_of(bias, qkv)) return mismatch();
     if (qkv.size() == 0) return TANGO_OK;
     TangoVisionAttentionShape shape = {};
     shape.rows = 1;
@@ -123,7 +127,7 @@ template <bool kRounded>
 int enqueue_patch_rotation(const Call& call) {
     const Tensor &qkv = call.inputs[0], &bias = call.inputs[1], &cosines = call.inputs[2], &sines = call.inputs[3];
     const int64_t heads = call.attributes[0].integer, width = qkv.dim(1) / 3;
-    if (qkv.shape.size() != 3 || heads < 1 || width % heads != 0 || qkv.dim(1) != 3 * width || !is_row_of(bias, qkv) ||
+    if (qkv.shape.size() != 3 || !is_packed(qkv, heads) || !is_row_of(bias, qkv) ||
         cosines.shape != Lengths{qkv.dim(2), width / heads / 2} || sines.shape != cosines.shape)
         return mismatch();
     if (qkv.size() == 0) return TANGO_OK;
@@ -147,7 +151,7 @@ int enqueue_patch_rotation(const Call& call) {
 int enqueue_patch_attention(const Call& call) {
     const Tensor& qkv = call.inputs[0];
     const int64_t heads = call.attributes[0].integer, width = qkv.dim(1) / 3;
-    if (qkv.shape.size() != 4 || heads < 1 || width % heads != 0 || qkv.dim(1) != 3 * width) return mismatch();
+    if (qkv.shape.size() != 4 || !is_packed(qkv, heads)) return mismatch();
     if (qkv.size() == 0) return TANGO_OK;
     TangoVisionAttentionShape shape = {};
     if (int status = narrow({{qkv.dim(4), &shape.frames},
@@ -257,7 +261,7 @@ int enqueue_attention_shares(const Call& call) {
 
 std::vector<Signature> rows_of_either_type() { return {{{kHalf, kHalf}, {kHalf}}, {{kFloat, kFloat}, {kFloat}}}; }
 
-// A norm of the residual stream alone takes `after` more inputs of fp32.
+// A norm of the residual stream alone, with `after` more inputs in fp32.
 std::vector<Signature> norm_of(size_t after) {
     std::vector<Signature> all;
     for (Type type : {kHalf, kFloat}) {
@@ -267,7 +271,7 @@ std::vector<Signature> norm_of(size_t after) {
     return all;
 }
 
-// One that adds a branch, and `biases`, before it. The stream may be of fp32 where the rest is not.
+// A norm that first adds a branch and `biases`. The stream may be in fp32 where the rest is in fp16.
 std::vector<Signature> norm_of_sum(size_t biases, size_t after) {
     std::vector<Signature> all;
     for (auto [stream, branch] : {std::pair(kHalf, kHalf), std::pair(kFloat, kHalf), std::pair(kFloat, kFloat)}) {

@@ -1,6 +1,6 @@
-// The operators of domain "tango" but for TangoPrune, as one table. Each engine's adapter makes its operators of it:
-// names, types, shapes and the function to call are written here alone. What an operator computes is its ONNX function
-// in export/tango_export/graph/operators.py.
+// All operators of domain "tango" except TangoPrune, as one table, from which each engine's adapter makes its
+// operators: only this table has names, types, shapes and the function to call. What an operator computes is its ONNX
+// function in export/tango_export/graph/operators.py.
 #pragma once
 
 #include <cstdint>
@@ -41,16 +41,16 @@ struct Signature {
     std::vector<Type> inputs, outputs;
 };
 
-// A length of an output: that of an input's axis, times an attribute, divided by a number. Engines that build with
-// unknown lengths make an expression of it.
+// A length of an output: that of an input's axis, times an attribute, divided by a number. Engines whose lengths are
+// unknown at build time make an expression of it.
 struct Length {
     int input, axis;
     int times_attribute = -1;  // its index, or -1
     int divided_by = 1;
 };
 
-// The shape of an output: that of an input, where there are lengths too but for its last axis, which they take the
-// place of; or lengths alone.
+// The shape of an output: the shape of an input, whose last axis is replaced by the lengths if there are any; or the
+// lengths alone.
 struct OutputShape {
     int same_as = -1;  // index of the input, or -1
     std::vector<Length> lengths = {};

@@ -1,5 +1,5 @@
 // The operators as ONNX Runtime's custom operators on the GPU. A session that registers the library finds them in the
-// domain "tango" (SessionOptions.register_custom_ops_library). Of an operator with several signatures there are as many
+// domain "tango" (SessionOptions.register_custom_ops_library). An operator with several signatures becomes as many
 // custom operators of one name, and a session takes the one that fits.
 #include <mutex>
 #include <new>
@@ -142,7 +142,7 @@ std::vector<CustomOp> make_all() {
     return all;
 }
 
-// The domain, created once per process. It is never freed, because sessions refer to it as long as they live.
+// The domain, created once per process. It is never freed, because sessions refer to it.
 OrtStatus* open_domain(const OrtApi* api, OrtCustomOpDomain** opened) {
     static const std::vector<CustomOp>& all = *new std::vector<CustomOp>(make_all());
     static OrtCustomOpDomain* domain = nullptr;

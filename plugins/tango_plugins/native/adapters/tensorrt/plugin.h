@@ -1,5 +1,5 @@
-// What is the same in every version of TensorRT: a plugin, and how it is made of fields. plugin_v2.cpp and
-// plugin_v3.cpp put it behind TensorRT's interfaces.
+// The part of a plugin that does not depend on TensorRT's version, and how it is made from fields. plugin_v2.cpp and
+// plugin_v3.cpp adapt it to TensorRT's interfaces.
 #pragma once
 
 #include <NvInfer.h>
@@ -12,7 +12,7 @@ namespace tango {
 
 constexpr char kVersion[] = "1", kNamespace[] = "tango";
 
-// What TensorRT makes a plugin for. A builder times it on memory that nobody filled.
+// What TensorRT makes a plugin for. A builder times it on uninitialized memory.
 enum class Phase { kBuild, kRun };
 
 // An operator as a node of a network. Tensors are counted from 0, and at a position inputs come before outputs.
@@ -24,7 +24,7 @@ class Plugin {
     virtual const char* name() const = 0;
     virtual int outputs() const = 0;
 
-    // Everything that makes it anew, as PluginKind::make takes it. Valid until this object goes.
+    // Fields from which PluginKind::make makes an equal plugin. Valid as long as this object.
     virtual const nvinfer1::PluginFieldCollection* fields() = 0;
 
     // Returns false after reporting the error if the inputs cannot be right.
@@ -33,7 +33,7 @@ class Plugin {
 
     virtual nvinfer1::DataType output_type(int output, const nvinfer1::DataType* inputs, int count) const = 0;
 
-    // Whether the last of these types is one that the tensor at its position may have, after those before it.
+    // Whether the tensor at the last position may have the last type, given the types before it.
     virtual bool supports(const std::vector<nvinfer1::DataType>& types) const = 0;
 
     // The input whose memory an output must have, or -1.

@@ -10,8 +10,8 @@ namespace {
 
 using namespace nvinfer1;
 
-// From 10.3 on TensorRT is told which outputs share the memory of an input (PreviewFeature::kALIASED_PLUGIN_IO_10_03).
-// Before, giving both one address is all there is.
+// From 10.3 on TensorRT can be told which outputs share the memory of an input
+// (PreviewFeature::kALIASED_PLUGIN_IO_10_03). Before, all one can do is bind both to one address.
 #if NV_TENSORRT_MAJOR > 10 || NV_TENSORRT_MINOR >= 3
 using BuildCapability = IPluginV3OneBuildV2;
 #define TANGO_ALIASED_INPUT override

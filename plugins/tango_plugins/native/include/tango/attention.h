@@ -45,9 +45,9 @@ typedef struct TangoAttentionTensors {
 TANGO_API int tango_attention_enqueue(const TangoAttentionShape* shape, const TangoAttentionTensors* tensors,
                                       void* stream);
 
-/* What the last token gives each position of the cache in each head: `shares`, fp32 [H, P], 0 behind it. Of the tensors
- * it reads qkv, bias, last, cosines, sines and keys, which hold the new tokens' already. One kernel; it returns a
- * TangoStatus. */
+/* The attention weights of the last token for each position of the cache in each head: `shares`, fp32 [H, P], 0 after
+ * that token. Of the tensors it reads qkv, bias, last, cosines, sines and keys, which already include those of the new
+ * tokens. One kernel; it returns a TangoStatus. */
 TANGO_API int tango_attention_shares_enqueue(const TangoAttentionShape* shape, const TangoAttentionTensors* tensors,
                                              float* shares, void* stream);
 

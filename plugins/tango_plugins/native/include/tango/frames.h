@@ -1,8 +1,8 @@
-/* Frames of a video on an NVIDIA GPU → what a vision graph takes: color conversion, turn and resize to uint8 RGB.
+/* Frames of a video on an NVIDIA GPU → input of a vision graph: color conversion, rotation and resize to uint8 RGB.
  *
- * The result is that of the same steps on a CPU, bit for bit: of FFmpeg's conversion of yuv420p to rgb24 on x86 where
- * the source is NV12 (chroma is not interpolated; P010 is converted alike), then of Pillow's bicubic resize, whose
- * filter widens with the reduction. */
+ * The result equals that of the same steps on a CPU, bit for bit: for NV12 FFmpeg's conversion of yuv420p to rgb24 on
+ * x86 (without interpolation of chroma; P010 is converted in the same way), then Pillow's bicubic resize, whose filter
+ * widens with the reduction. */
 #ifndef TANGO_FRAMES_H
 #define TANGO_FRAMES_H
 

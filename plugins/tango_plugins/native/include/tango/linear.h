@@ -37,7 +37,7 @@ typedef struct TangoLinearShape {
 /* Enqueues y = x matrix on a stream (a cudaStream_t), for any of the formats but fp16; returns a TangoStatus.
  *
  * x is fp16 [rows, inputs], y fp16 [rows, outputs]. Weights become fp16 in registers: integers exactly, those of blocks
- * are multiplied by their scale and rounded. Sums are fp32. Rows of 16 bytes or a multiple of it are read the fastest.
+ * are multiplied by their scale and rounded. Accumulators are fp32. Rows of a multiple of 16 bytes are read fastest.
  */
 TANGO_API int tango_linear_enqueue(const TangoLinearShape* shape, const TangoMatrix* matrix, const void* x, void* y,
                                    void* stream);

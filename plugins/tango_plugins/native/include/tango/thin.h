@@ -20,9 +20,9 @@ typedef struct TangoThinShape {
     int32_t dtype;
 } TangoThinShape;
 
-/* Contiguous device memory. With M = rows - video_rows + kept: `prompt` [rows, width], `share` [rows] (what the
- * prompt's last row gives each row, of which only the video's count), `thinned` [M, width], `stay` [M] (where each of
- * these rows was, ascending). `thinned` does not overlap `prompt`. */
+/* Contiguous device memory. With M = rows - video_rows + kept: `prompt` [rows, width], `share` [rows] (the
+ * attention of the prompt's last row to each row; only the video's are read), `thinned` [M, width], `stay` [M] (where
+ * each of these rows was, ascending). `thinned` does not overlap `prompt`. */
 typedef struct TangoThinTensors {
     const void* prompt;
     const float* share;
@@ -33,12 +33,12 @@ typedef struct TangoThinTensors {
 /* Bytes of scratch memory that an enqueue with this shape needs. Returns a TangoStatus. */
 TANGO_API int tango_thin_workspace(const TangoThinShape* shape, size_t* bytes);
 
-/* The video's rows of largest share stay, of equal ones the first. Each other row of the video joins the one that stays
- * to which its cosine is largest, of equal ones that of larger share. A row x that m rows join becomes
+/* The video's rows with the largest shares stay; of equal ones the first. Each other row of the video joins the staying
+ * row with the largest cosine; of equal ones the one with the larger share. A row x that m rows join becomes
  * 0.6 x + 0.4 (x + their sum) / (1 + m). All other rows are copied.
  *
  * Enqueues kernels on a stream (a cudaStream_t); a CUDA graph can capture them. The same input gives the same bits.
- * `workspace` is device memory, aligned to 256 bytes; what it holds does not matter. Sums are fp32. Returns a
+ * `workspace` is device memory, aligned to 256 bytes, with any contents. Accumulators are fp32. Returns a
  * TangoStatus. */
 TANGO_API int tango_thin_enqueue(const TangoThinShape* shape, const TangoThinTensors* tensors, void* workspace,
                                  size_t workspace_bytes, void* stream);

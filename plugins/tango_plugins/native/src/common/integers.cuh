@@ -1,5 +1,5 @@
-// Integers of 4 and 8 bits as fp16, exactly, two at a time. In the lowest bits of fp16's 1024 stands an integer that is
-// added to it; with four zeros behind, its sixteenth is added to 64.
+// Integers of 4 and 8 bits as fp16, exactly, two at a time. An integer n in the lowest bits of fp16's 1024 makes it
+// 1024 + n. Four bits higher it makes 1024 + 16 n, of which a sixteenth is 64 + n.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// Color conversion, turn and bicubic resize of frames (tango/frames.h). One kernel finds the filter's weights,
+// Color conversion, rotation and bicubic resize of frames (tango/frames.h). One kernel finds the filter's weights,
 // the others resize in one dimension each, rounding to uint8 in between as Pillow does. Reading the frames bounds
 // them: 6 MB of a 1920×1080 frame against 0.4 MB of a result of 384×384.
 #include <climits>

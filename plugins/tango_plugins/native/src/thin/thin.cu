@@ -1,4 +1,5 @@
-// Inner pruning (tango/thin.h): which rows stay, which of these each other row is most alike, and their weighted mean.
+// Inner pruning (tango/thin.h): which rows stay, to which of these each other row is most similar, and their weighted
+// means.
 //
 // With 2,000 rows of width 3584, the inner products are 7 GFLOP in fp32, and all else is little beside them.
 #include <algorithm>
