@@ -20,7 +20,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from tango_plugins import PruneParams, TangoError, op
+from tango_plugins import PruneParams, TangoError
 from tango_plugins.device_array import DeviceArray
 from tango_plugins.params import Budget
 from tango_runtime.backends.base import Backend, KVCache, Tensor, TimingEvent
@@ -30,9 +30,10 @@ from tango_runtime.bundle import Bundle
 from tango_runtime.pipeline.answer import Answer
 from tango_runtime.pipeline.prompt import Prompt
 from tango_runtime.pipeline.video_llm import VideoLLM
-from tango_runtime.sizing.memory import TYPICAL_TEXT_TOKENS
+from tango_runtime.sizing import memory
 from tango_runtime.util.console import OnProgress
 from tango_runtime.video import Sampling, sample
+from tango_runtime.video.shape import at_size
 
 Samples = dict[str, list[float]]
 
@@ -159,16 +160,23 @@ class Measured:
 
 
 def require_room(bundle: Bundle, setting: Setting, case: Case) -> None:
-    """Refuses a case whose answers cannot have their length, before anything is loaded for it.
+    """Rejects a case whose answers cannot have their length, before anything is loaded for it.
 
     Raises:
         TangoError: The prompt and its answer are longer than the context.
     """
-    manifest, frames = bundle.manifest, setting.frames_of(bundle)
-    params = manifest.params if setting.retention_ratio is None else manifest.params.at(setting.retention_ratio)
-    video = manifest.video.total_tokens(frames)
-    kept = op.exact_count(frames, manifest.video.tokens_per_frame, params) if case.prune else video
-    prompt, answer, context = kept + TYPICAL_TEXT_TOKENS, 1 + setting.decode_tokens, manifest.decoder.context
+    manifest, frames, size = bundle.manifest, setting.frames_of(bundle), setting.frame_size
+    video, params = manifest.video, manifest.params
+    if setting.retention_ratio is not None:
+        params = params.at(setting.retention_ratio)
+    if size is not None:
+        video, _, params = at_size(video, manifest.vision, params, size)
+    elif video.budget is not None:
+        return  # frames of the source's size, which the pipeline learns
+    count = memory.typical_video_tokens if case.prune else memory.all_video_tokens
+    tokens = count(video, params, frames, row_ends=manifest.prompt.row_end is not None)
+    text = memory.video_text_tokens(frames, manifest.prompt.video_text is not None) + memory.TYPICAL_TEXT_TOKENS
+    prompt, answer, context = tokens + text, 1 + setting.decode_tokens, manifest.decoder.context
     if prompt + answer > context:
         raise TangoError(
             f"a prompt of {prompt} tokens and an answer of {answer} exceed the context of {context}",
@@ -201,7 +209,7 @@ def make_clip(case: Case, frames: int, seed: int) -> NDArray[np.uint8]:
 def make_question(bundle: Bundle, start: str = "What") -> str:
     """A question with which the text around the video, newline included, has at least ``TYPICAL_TEXT_TOKENS``."""
     prompt, newline, question = Prompt.of(bundle), len(bundle.manifest.prompt.after_video), start
-    while sum(map(len, prompt.encode(question))) + newline < TYPICAL_TEXT_TOKENS:
+    while sum(map(len, prompt.encode(question))) + newline < memory.TYPICAL_TEXT_TOKENS:
         question += _WORD
     return question
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 from tango_plugins import TangoError
@@ -120,10 +119,17 @@ def _key(args: argparse.Namespace) -> str | None:
     if args.api_key_file is None:
         key: str | None = args.api_key
     else:
-        key = args.api_key_file.read_text("utf-8").partition(os.linesep)[0].strip()
+        key = _first_line(args.api_key_file)
     if key is not None and not key:
         raise TangoError("the API key is empty", "give one, or leave the option out")
     return key
+
+
+def _first_line(file: Path) -> str:
+    try:
+        return next(iter(file.read_text("utf-8").splitlines()), "").strip()
+    except UnicodeDecodeError as error:
+        raise TangoError(f"{file} is not text in UTF-8", "write the key on its first line") from error
 
 
 SERVE = Command(_configure, _run)

@@ -39,13 +39,11 @@ class Plugin:
         path: The library file.
         interface: Version of its interface.
         api: ``V2`` for TensorRT 8 and 9, ``V3`` for 10 and later.
-        built_for: Its version and the GPU architectures that it contains.
     """
 
     path: Path
     interface: str
     api: Literal["V2", "V3"]
-    built_for: str
 
     def serves(self, tensorrt: str) -> bool:
         """Whether that version of TensorRT can load it."""
@@ -97,10 +95,6 @@ def plugin(folder: Path | None = None) -> Plugin | None:
         return None
     try:
         library = ctypes.CDLL(str(path))
-        library.tango_version.restype = ctypes.c_char_p
-        version = library.tango_version().decode()
-        return Plugin(
-            path, str(library.tango_abi_version()), "V3" if hasattr(library, "getCreators") else "V2", version
-        )
+        return Plugin(path, str(library.tango_abi_version()), "V3" if hasattr(library, "getCreators") else "V2")
     except (OSError, AttributeError) as error:
         raise TangoError(f"the TensorRT plugin {path} cannot be loaded: {error}", "tango plugin build") from error

@@ -56,7 +56,7 @@ def make(fused, host, monkeypatch):
     """``make(engine, dtype, **limits)``: a chain with the device graphs, and one with the CPU's plain ones."""
     import onnxruntime
 
-    plugin = system.Plugin(Path("plugins.so"), "1", "V2", "sm_90")
+    plugin = system.Plugin(Path("plugins.so"), "1", "V2")
     monkeypatch.setattr(system, "plugin", lambda: plugin)
     monkeypatch.setattr(tensorrt, "current_target", lambda version: MACHINE)
 

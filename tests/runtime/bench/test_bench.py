@@ -21,6 +21,7 @@ from tango_runtime.bench.measure import Bench, Case, Setting, cold_start, make_c
 from tango_runtime.bundle import Bundle
 from tango_runtime.cli import bench as bench_command
 from tango_runtime.cli.main import main
+from tango_runtime.sizing import memory
 from tango_runtime.video.preprocess import resize
 from tests.fakes.cuda import Status, install
 from tests.runtime.video.clips import write
@@ -254,6 +255,19 @@ def test_a_case_beyond_the_context_is_reported_and_the_rest_is_measured(run):
     assert unpruned["milliseconds"] == {}
     assert "exceed the context of 2048" in unpruned["not_measured"]["tango"]["error"]
     assert "tango, unpruned, 112x112: not measured: a prompt of" in err
+
+
+@pytest.mark.parametrize("prune", [True, False])
+def test_the_room_is_that_of_pairs_of_frames(qwen_bundle, prune):
+    bundle = Bundle.load(qwen_bundle())
+    video, params = bundle.manifest.video, bundle.manifest.params
+    tokens = (memory.typical_video_tokens if prune else memory.all_video_tokens)(video, params, 8)
+    left = bundle.manifest.decoder.context - tokens - memory.TYPICAL_TEXT_TOKENS - 1
+    fits = Setting(8, decode_tokens=left, frame_size=video.size)
+    case = Case(prune, *video.size)
+    measure.require_room(bundle, fits, case)
+    with pytest.raises(TangoError, match="exceed the context"):
+        measure.require_room(bundle, replace(fits, decode_tokens=left + 1), case)
 
 
 def test_nothing_is_written_if_nothing_can_be_measured(run):

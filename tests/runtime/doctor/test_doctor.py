@@ -33,7 +33,7 @@ def gpu_machine(monkeypatch, tmp_path):
     state = {
         "gpu": H200,
         "library": found,
-        "plugin": Plugin(tmp_path / "libtango_tensorrt.so", "1", "V2", "0.1.0 sm_90a"),
+        "plugin": Plugin(tmp_path / "libtango_tensorrt.so", "1", "V2"),
         "modules": {"tensorrt": module, "onnxruntime": module},
         "versions": {"cuda-bindings": "12.9.0", "onnxruntime-gpu": "1.23.0"},
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import os
@@ -16,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from tango_plugins import TangoError
+from tango_runtime.cli import serve as serve_command
 from tango_runtime.cli.main import main
 from tango_runtime.server.events import ClientLeftError, unless_left
 from tango_runtime.server.metrics import Metrics
@@ -346,6 +349,16 @@ def test_it_drains_when_it_is_told_to_stop(tiny_bundle, media_root):
 def test_what_cannot_be_served_is_named(tiny_bundle, capsys, options, error):
     assert main(["serve", str(tiny_bundle), *options]) == 2
     assert error in capsys.readouterr().err
+
+
+def test_the_key_is_the_first_line_of_a_file(tmp_path):
+    file = tmp_path / "key"
+    arguments = argparse.Namespace(api_key=None, api_key_file=file)
+    file.write_bytes("s3cret-ß \r\nmore".encode())
+    assert serve_command._key(arguments) == "s3cret-ß"
+    file.write_bytes(b"\xff\xfe")
+    with pytest.raises(TangoError, match="is not text in UTF-8"):
+        serve_command._key(arguments)
 
 
 def test_two_bundles_of_one_name_are_refused(tiny_bundle, tmp_path, capsys):

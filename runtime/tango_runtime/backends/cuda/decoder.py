@@ -12,7 +12,7 @@ from tango_plugins import TangoError
 from tango_plugins.device_array import DeviceArray
 from tango_plugins.thinning import Thinning
 from tango_runtime.backends.base import require_context
-from tango_runtime.backends.cuda.device import ALIGNMENT, Pool, Stream, bytes_of, rows
+from tango_runtime.backends.cuda.device import ALIGNMENT, Pool, Stream, rows
 from tango_runtime.backends.cuda.embedder import Embedder, Piece
 from tango_runtime.backends.cuda.kv_cache import KVCache
 from tango_runtime.backends.cuda.logits import DeviceLogits
@@ -108,7 +108,7 @@ class Decoder:
         tokens = embeddings.shape[0]
         require_context(before, tokens, self._context)
         self.reserve(cache, before + tokens)
-        most = aligned_below(self._graphs.tokens_at_once, bytes_of(rows(embeddings, 0, 1)))
+        most = aligned_below(self._graphs.tokens_at_once, rows(embeddings, 0, 1).nbytes)
         try:
             for begin in range(0, tokens, most):
                 self._pass(cache, rows(embeddings, begin, min(begin + most, tokens)))

@@ -74,14 +74,9 @@ def check(result: tuple[Any, ...]) -> Any:
     return tuple(values) if len(values) > 1 else values[0] if values else None
 
 
-def bytes_of(memory: DeviceArray) -> int:
-    """Size of a tensor on the device."""
-    return math.prod(memory.shape) * np.dtype(memory.dtype).itemsize
-
-
 def rows(memory: DeviceArray, begin: int, end: int) -> DeviceArray:
     """``memory[begin:end]``, along the first axis."""
-    row = bytes_of(replace(memory, shape=memory.shape[1:]))
+    row = replace(memory, shape=memory.shape[1:]).nbytes
     return DeviceArray(memory.address + begin * row, (end - begin, *memory.shape[1:]), memory.dtype)
 
 
@@ -327,7 +322,7 @@ class Stream:
             TangoError: The shapes or dtypes differ.
         """
         _require_same((*source.shape, source.dtype), (*to.shape, to.dtype))
-        self._copy(to.address, source.address, bytes_of(source), "cudaMemcpyDeviceToDevice")
+        self._copy(to.address, source.address, source.nbytes, "cudaMemcpyDeviceToDevice")
 
     def copy_strided(self, source: StridedRows, to: StridedRows, slabs: int, rows: int, width: int) -> None:
         """Copies ``slabs`` times ``rows`` rows of ``width`` bytes on the device, in one piece of work."""
@@ -341,7 +336,7 @@ class Stream:
 
     def clear(self, memory: DeviceArray) -> None:
         """Sets every byte to 0."""
-        check(self._runtime.cudaMemsetAsync(memory.address, 0, bytes_of(memory), self.handle))
+        check(self._runtime.cudaMemsetAsync(memory.address, 0, memory.nbytes, self.handle))
 
     def clear_columns(self, address: int, pitch: int, width: int, rows: int) -> None:
         """Sets the first ``width`` of every ``pitch`` bytes to 0, ``rows`` times."""

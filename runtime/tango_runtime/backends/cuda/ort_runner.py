@@ -49,10 +49,9 @@ class OrtRunner:
     frame_size = None
     capacity: int | None = None
     in_place = False
-    #: Graphs whose runs wait for their end. It costs time, and the stream keeps the order anyway; but the plain graphs
-    #: have products of batches of two lengths, for which ONNX Runtime writes lists of addresses into pinned memory.
-    #: What a run has of it that does not wait is kept until one does, or until the session goes: then a callback of
-    #: the stream frees the last of it, which CUDA forbids there, and the process is aborted.
+    #: Graphs whose runs wait for their end, which costs time. The plain graphs have products of batches of two lengths,
+    #: for which ONNX Runtime keeps lists of addresses in pinned memory until a later run waits. If the session is
+    #: destroyed before, a callback of the stream frees them, which CUDA forbids there, and the process is aborted.
     waiting: Collection[GraphName] = ("vision", "decoder", "decoder_low", "decoder_high")
 
     def __init__(

@@ -16,7 +16,7 @@ from tango_plugins.thinner import CudaThinner
 from tango_plugins.thinning import Thinning
 from tango_runtime.backends.base import require_context
 from tango_runtime.backends.cuda.decoder import aligned_below, rounded, too_small
-from tango_runtime.backends.cuda.device import Buffer, Pool, Stream, bytes_of, rows
+from tango_runtime.backends.cuda.device import Buffer, Pool, Stream, rows
 from tango_runtime.backends.cuda.embedder import Embedder, Piece, TokenIds
 from tango_runtime.backends.cuda.kv_cache import KVCache
 from tango_runtime.backends.cuda.logits import DeviceLogits
@@ -134,7 +134,7 @@ class ThinningDecoder:
 
     def _parts(self, whole: DeviceArray) -> list[DeviceArray]:
         """What each pass takes."""
-        most, count = aligned_below(self._graphs.tokens_at_once, bytes_of(rows(whole, 0, 1))), whole.shape[0]
+        most, count = aligned_below(self._graphs.tokens_at_once, rows(whole, 0, 1).nbytes), whole.shape[0]
         return [rows(whole, begin, min(begin + most, count)) for begin in range(0, count, most)]
 
     def _lower_pass(self, cache: DeviceThinnedCache, embeddings: DeviceArray) -> DeviceArray:
