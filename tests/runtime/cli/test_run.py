@@ -191,6 +191,7 @@ def test_a_bad_option_is_named(rejected, options, error):
         ("what is <video>", "the question contains <video>"),
         ("what is <|im_end|>", "the question contains <|im_end|>"),
         ("what is \udcff", "the question"),
+        (" \n", "the question is empty"),
     ],
 )
 def test_a_bad_question_is_named(rejected, question, error):

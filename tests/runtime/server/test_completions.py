@@ -273,6 +273,12 @@ def test_errors_of_the_pipeline_are_the_clients(served):
         served.openai().chat.completions.create(**asked("word " * 3000))
 
 
+@pytest.mark.parametrize("question", ["", " \n"])
+def test_an_empty_question_is_the_clients(served, question):
+    with pytest.raises(openai.BadRequestError, match="the last message asks nothing"):
+        served.openai().chat.completions.create(**asked(question))
+
+
 def test_the_json_is_openais(served):
     found = served.http().post("/v1/chat/completions", json=asked()).json()
     assert list(found) == ["id", "created", "model", "object", "choices", "usage", "tango"]
