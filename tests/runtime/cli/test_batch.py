@@ -211,6 +211,23 @@ def test_a_full_disk_leaves_whole_lines(batch, folder, tiny_bundle):
 # What is wrong.
 
 
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        (["--ray", "local"], "--ray needs Ray, which is not installed"),
+        (["--backend", "tensorrt"], "tensorrt"),
+    ],
+)
+def test_what_cannot_run_leaves_no_file(batch, folder, monkeypatch, options, error):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    before = sorted(folder.iterdir())
+    code, err = batch(*options)
+    assert code == 2
+    assert error in err
+    assert sorted(folder.iterdir()) == before
+
+
 def test_each_wrong_line_fails_by_itself(batch, folder, clip):
     (folder / "cut.mp4").write_bytes(clip.read_bytes()[:5000])
     rows = [
