@@ -273,6 +273,15 @@ def test_errors_of_the_pipeline_are_the_clients(served):
         served.openai().chat.completions.create(**asked("word " * 3000))
 
 
+@pytest.mark.parametrize(
+    ("question", "options"), [(QUESTION, {"frames": 250}), (QUESTION, {"max_pixels": 100}), ("word " * 3000, {})]
+)
+def test_hints_name_no_option_of_a_clients_command(served, question, options):
+    with pytest.raises(openai.BadRequestError) as found:
+        served.openai().chat.completions.create(**asked(question), extra_body=options)
+    assert "--" not in found.value.message.replace("export with a larger --context", "")
+
+
 @pytest.mark.parametrize("question", ["", " \n"])
 def test_an_empty_question_is_the_clients(served, question):
     with pytest.raises(openai.BadRequestError, match="the last message asks nothing"):
