@@ -241,8 +241,8 @@ def _take_in(stream: Stream) -> None:
     """
     stream.take_in(0)
     if not stream.live.window.held:
-        if stream.error:
-            raise ApiError(400, stream.error, "url")
+        if stream.over:
+            raise ApiError(400, stream.error or f"{stream.name} ended before its first frames", "url")
         raise ApiError(503, f"{stream.name} has no frames yet; ask again", headers={"Retry-After": "1"})
 
 
