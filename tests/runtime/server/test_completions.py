@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.runtime.server.serving import asked, openai
+from tango_runtime import VideoLLM
+from tango_runtime.server.settings import Settings
+from tests.runtime.server.serving import asked, openai, running
 
 QUESTION = "What happens?"
 
@@ -286,6 +288,15 @@ def test_hints_name_no_option_of_a_clients_command(served, question, options):
 def test_an_empty_question_is_the_clients(served, question):
     with pytest.raises(openai.BadRequestError, match="the last message asks nothing"):
         served.openai().chat.completions.create(**asked(question))
+
+
+def test_each_question_is_answered_where_it_stands_before_the_video(question_first_bundle, media_root, clip):
+    alone = VideoLLM(question_first_bundle, "ort-cpu")
+    wanted = [alone.generate(clip, question, max_new_tokens=8).text for question in (QUESTION, "Who?")]
+    with running({"tiny": alone}, Settings(media_root=media_root, decoders=1)) as served:
+        create = served.openai().chat.completions.create
+        found = [create(**asked(question)).choices[0].message.content for question in (QUESTION, "Who?")]
+    assert found == wanted
 
 
 def test_the_json_is_openais(served):
