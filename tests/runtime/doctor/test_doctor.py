@@ -226,6 +226,9 @@ def test_engines_of_a_bundle(gpu_machine, bundle, tmp_path):
 
     loaded = Bundle.load(shutil.copytree(bundle(), tmp_path / "bundle"))
     assert diagnose(loaded.path).ready == ("ort-cuda", "ort-cpu")
+    gpu_machine["gpu"] = None
+    assert "engines" not in checks(loaded.path)  # which a CPU does not need
+    gpu_machine["gpu"] = H200
     this = Target("8.6.0", "9.0", "NVIDIA H200", "1")
     for one in plan_engines(loaded, this, BuildOptions(max_frames=9)):
         put(one, this)
@@ -237,6 +240,8 @@ def test_engines_of_a_bundle(gpu_machine, bundle, tmp_path):
     assert found.status == "missing"
     assert "9.0" in found.text
     assert "tango build" in found.fix
+    gpu_machine["gpu"] = None
+    assert "none can run here without a GPU" in checks(loaded.path)["engines"].text
 
 
 def test_engines_of_a_changed_graph_are_listed_for_removal(gpu_machine, bundle, tmp_path):
