@@ -287,7 +287,7 @@ class Server:
 
     async def _watch_stream(self, request: Request) -> ASGIApp:
         body = dict(as_object(await self._json(request), "the body"))
-        every, question = body.pop("every", 5.0), body.pop("question", None)
+        every, question = body.pop("every", 5.0), body.pop("question", None) or ""
         if isinstance(every, bool) or not isinstance(every, int | float) or not 0.1 <= every <= 86400:
             raise ApiError(400, "every is a number of seconds from 0.1 to 86400", "every")
         stream = self.streams.get(request.path_params["name"])

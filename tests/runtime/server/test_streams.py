@@ -210,6 +210,9 @@ def test_a_file_is_played_as_if_it_happened_now(served, llm):
     assert found.model_extra["tango"]["stream"]["frames"] == 4
     wrong = served.http().post(f"/v1/streams/{name}/answers", json={"question": "x", "every": 0})
     assert (wrong.status_code, "every is a number" in wrong.text) == (400, True)
+    for body in ({}, {"question": " "}):
+        wrong = served.http().post(f"/v1/streams/{name}/answers", json=body)
+        assert (wrong.status_code, "asks nothing" in wrong.text) == (400, True)
     assert served.http().delete(f"/v1/streams/{name}").status_code == 200
 
 
