@@ -13,10 +13,16 @@ ARCHITECTURES :=
 
 .PHONY: demo docs test test-slow lint wheels aarch64 clean
 
-# The demo needs no torch; the tests compare with transformers. Both live in one environment.
+# The demo and the site need no torch; the tests compare with transformers. All live in one environment.
 .venv/demo: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[export,cpu,server]'
+	touch $@
+
+# mkdocs reads the packages' sources; it runs none of them.
+.venv/docs: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[docs]'
 	touch $@
 
 .venv/installed: .venv/demo
@@ -72,7 +78,7 @@ test-slow: .venv/installed
 	$(BIN)/pytest --numprocesses 2 -m "slow or network"
 
 # The documentation site. A link, an anchor or a page that leads nowhere is an error.
-docs: .venv/installed
+docs: .venv/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # The sdist, the pure Python wheel, and wheels with the CUDA library, into dist/. Needs nvcc of CUDA 13 and CMake, and for aarch64

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -262,6 +264,21 @@ def responsive_qwen(tmp_path_factory):
 def tiny_bundle(responsive_checkpoint):
     """Folder of the fp32 bundle that most pipeline tests use."""
     return responsive_checkpoint()[1]
+
+
+@pytest.fixture
+def question_first_bundle(tiny_bundle, tmp_path):
+    """The same with a chat template that writes the question before the video."""
+    bundle = shutil.copytree(tiny_bundle, tmp_path / "question-first")
+    template = bundle / "chat_template.jinja"
+    manifest = json.loads((bundle / "bundle.json").read_text())
+    mark = manifest["prompt"]["placeholder"]
+    template.write_text(
+        "{{ messages[0]['content'][-1]['text'] }}" + mark + "{% if add_generation_prompt %}: {% endif %}"
+    )
+    manifest["files"][template.name]["size"] = template.stat().st_size
+    (bundle / "bundle.json").write_text(json.dumps(manifest))
+    return bundle
 
 
 @pytest.fixture(scope="session")

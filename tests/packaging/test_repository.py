@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,12 @@ def test_a_workflow_only_calls_make(file: Path) -> None:
         made = re.fullmatch(r"make ([a-z0-9-]+)( [A-Z]+=\S+)?", command)
         assert made or command.startswith(("apt-get ", "git config ")), f"{command}: a target of the Makefile is wanted"
         assert made is None or made[1] in targets, f"the Makefile has no target {made[1]}"
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_the_site_is_built_without_torch() -> None:
+    commands = run("make", "--dry-run", "--always-make", "docs", cwd=ROOT)
+    assert re.findall(r"\.\[(.*?)\]", commands) == ["docs"]
 
 
 @pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file.name)

@@ -239,5 +239,5 @@ def require_context(length: int, tokens: int, context: int) -> None:
     if length + tokens > context:
         raise TangoError(
             f"{length} + {tokens} tokens do not fit into the bundle's context of {context} positions",
-            "keep fewer tokens (--retention-ratio, --frames), ask less, or export with a larger --context",
+            "keep fewer tokens (retention ratio, frames), ask less, or export with a larger --context",
         )

@@ -79,6 +79,8 @@ class _Asked:
 class AnswerFile:
     """Answers on disk, appended one by one; see :class:`tango_runtime.util.files.AppendedFile`.
 
+    An error before the first answer leaves no file.
+
     Args:
         path: The file.
         trials: How the questions are answered: the file must hold no others.
@@ -125,7 +127,9 @@ class AnswerFile:
     def __enter__(self) -> AnswerFile:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: object, *error: object) -> None:
+        if kind and not self.lines:  # as where no backend can run
+            self._file.path.unlink(missing_ok=True)
         self.close()
 
     def _read(self, trials: Mapping[Trial, Trial], asked: Mapping[Id, _Asked]) -> None:

@@ -9,6 +9,7 @@ import argparse
 import json
 import math
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
 
@@ -92,6 +93,13 @@ def page_file(text: str) -> Path:
 def picture_file(text: str) -> Path:
     """A picture to write: another kind of file of that name is never replaced."""
     return _output_file(text, ".png")
+
+
+def ray_address(text: str) -> str:
+    """The address of a Ray cluster; an error where Ray is not installed, before there is any output."""
+    if find_spec("ray") is None:
+        raise TangoError("--ray needs Ray, which is not installed", "pip install 'tango-edge[ray]'")
+    return text
 
 
 def schema_file(text: str) -> Any:
@@ -354,6 +362,7 @@ def add_ray(parser: argparse.ArgumentParser) -> None:
     """``--ray``."""
     parser.add_argument(
         "--ray",
+        type=ray_address,
         metavar="ADDRESS",
         help="share the videos with the nodes of a Ray cluster, a worker for each GPU; local starts one here "
         "(default: this process)",

@@ -34,6 +34,8 @@ def check_bundle(bundle: Bundle, machine: Machine, *, verify: bool) -> list[Chec
     gpu, tensorrt = machine.gpu, machine.tensorrt
     if gpu is None or tensorrt is None:
         count = sum(len(sidecars(bundle, graph)) for graph in GRAPHS)
+        if not count:
+            return checks
         needed = "a GPU" if gpu is None else "TensorRT"
         return [*checks, Check("engines", "warning", f"{count} built; none can run here without {needed}", "see above")]
     try:

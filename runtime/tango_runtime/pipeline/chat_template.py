@@ -68,7 +68,7 @@ class ChatTemplate:
         """
         if self._turn is None:
             raise TangoError(
-                "the chat template does not render earlier answers", "ask questions one by one: session.ask(question)"
+                "the chat template does not render earlier answers", "ask each question on its own, not in a chat"
             )
         return _with(self._turn, question)
 

@@ -159,7 +159,7 @@ class Limits:
             TangoError: ``max_new_tokens`` is not an integer of at least 1.
         """
         if not is_integer(max_new_tokens) or max_new_tokens < 1:
-            raise TangoError(f"max_new_tokens is {max_new_tokens!r}", "ask for at least one, --max-new-tokens 1")
+            raise TangoError(f"max_new_tokens is {max_new_tokens!r}", "ask for at least one")
         return cls(max_new_tokens, manifest.decoder.context, frozenset(manifest.prompt.stop))
 
     def require_room(self, prompt_tokens: int, video_tokens: int) -> None:
@@ -172,7 +172,7 @@ class Limits:
             raise TangoError(
                 f"the prompt takes {prompt_tokens} tokens, {video_tokens} of them video; "
                 f"the bundle's context is {self.context}",
-                "keep fewer tokens (--retention-ratio, --frames), ask less, or export with a larger --context",
+                "keep fewer tokens (retention ratio, frames), ask less, or export with a larger --context",
             )
 
 

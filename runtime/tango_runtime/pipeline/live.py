@@ -217,7 +217,7 @@ class LiveVideo:
 
     def _require_open(self) -> None:
         if self._closed:
-            raise TangoError("the stream is closed", "open another: llm.live(source)")
+            raise TangoError("the stream is closed", "open it again")
 
 
 def _stamped(inner: AnswerStream, moment: LiveMoment, came: float | None) -> Generator[str, None, None]:

@@ -75,8 +75,8 @@ class Prompt:
             (ids before the video, ids after the video), int64 [T0] and [T1].
 
         Raises:
-            TangoError: The question contains the placeholder or the text of a special token, which the tokenizer
-                could not distinguish from the template's own.
+            TangoError: The question is blank, or contains the placeholder or the text of a special token, which the
+                tokenizer could not distinguish from the template's own.
         """
         self._check_question(question)
         before, after = self._template.around_video(about + question)
@@ -92,8 +92,8 @@ class Prompt:
             Token ids [T] int64: the end of the turn before, and the new message.
 
         Raises:
-            TangoError: The message contains the text of a special token, or the template does not render earlier
-                answers.
+            TangoError: The message is blank or contains the text of a special token, or the template does not render
+                earlier answers.
         """
         self._check_question(message)
         return self._ids(self._template.follow_up(message))
@@ -112,13 +112,13 @@ class Prompt:
             (ids before the video, ids after the video).
 
         Raises:
-            TangoError: As :meth:`encode` and :meth:`follow_up`, of an answer too.
+            TangoError: As :meth:`encode` and :meth:`follow_up`, of an answer too, which may be blank.
         """
         messages = [*(message for message, _ in history), question]
         before, after = self.encode(messages[0], about)
         text = after.tolist()
         for (_, answer), message in zip(history, messages[1:], strict=True):
-            self._check_question(answer)
+            self._check_text(answer)
             text += [*self._ids(answer).tolist(), *self.follow_up(message).tolist()]
         return before, text
 
@@ -163,12 +163,17 @@ class Prompt:
             ) from error
 
     def _check_question(self, question: str) -> None:
-        if not isinstance(question, str):
-            raise TangoError(f"the question is not text, but {type(question).__name__}", "give a string")
-        if any("\ud800" <= character <= "\udfff" for character in question):
+        self._check_text(question)
+        if not question.strip():
+            raise TangoError("the question is empty", "ask something about the video")
+
+    def _check_text(self, text: str) -> None:
+        if not isinstance(text, str):
+            raise TangoError(f"the question is not text, but {type(text).__name__}", "give a string")
+        if any("\ud800" <= character <= "\udfff" for character in text):
             raise TangoError("the question is not valid Unicode", "give it as UTF-8 text")
         for token in self._reserved:
-            if token in question:
+            if token in text:
                 raise TangoError(f"the question contains {token}", "leave it out; it is reserved for the prompt itself")
 
 

@@ -282,7 +282,7 @@ class Session:
         if self._before is not None and not np.array_equal(self._before, before):
             raise TangoError(
                 "the chat template writes the question before the video",
-                "a session needs the video first: ask each question with generate",
+                "a session needs the video first: ask each question in a session of its own",
             )
         if self._cache is None:
             self._before, newline = before, self._manifest.prompt.after_video

@@ -65,7 +65,7 @@ _SMALL = 1 << 16
 #: The source of a stream whose frames its client sends.
 PUSH = "push:"
 
-#: Seconds that a camera is watched, where a chat does not say how long; and between two looks whether that is done.
+#: Seconds that a camera is watched, where a chat does not say how long; and between two looks at a stream.
 _WATCHED_S, _POLL_S = 8.0, 0.02
 
 #: JPEG quality of the page's frames.
@@ -226,6 +226,7 @@ class Server:
         async def seen() -> dict[str, Any]:
             if url.startswith("stream:"):
                 stream = self.streams.get(url)
+                await self._first_frames(stream)
                 items = self._run(lambda emit: (self.engine.view_live(stream, emit), stream.name), dict)
             else:
                 items = self._about_video(model, Media((url,)), options, job, dict)
@@ -286,7 +287,7 @@ class Server:
 
     async def _watch_stream(self, request: Request) -> ASGIApp:
         body = dict(as_object(await self._json(request), "the body"))
-        every, question = body.pop("every", 5.0), body.pop("question", None)
+        every, question = body.pop("every", 5.0), body.pop("question", None) or ""
         if isinstance(every, bool) or not isinstance(every, int | float) or not 0.1 <= every <= 86400:
             raise ApiError(400, "every is a number of seconds from 0.1 to 86400", "every")
         stream = self.streams.get(request.path_params["name"])
@@ -329,7 +330,9 @@ class Server:
         if chat.options.seconds is not None:
             raise ApiError(400, "seconds is for rtsp: videos; others have frames and fps", "seconds")
         if url.startswith("stream:"):
-            async with aclosing(self._ask_stream(chat, self.streams.get(url))) as items:
+            stream = self.streams.get(url)
+            await self._first_frames(stream)
+            async with aclosing(self._ask_stream(chat, stream)) as items:
                 async for item in items:
                     yield item
             return
@@ -341,6 +344,12 @@ class Server:
         async with aclosing(self._about_video(chat.model, chat.media, chat.options, job)) as items:
             async for item in items:
                 yield item
+
+    async def _first_frames(self, stream: Stream) -> None:
+        """Waits for the first frames of a stream that was just opened; what has none then is an error of the engine."""
+        deadline = time.monotonic() + self.settings.first_frame_seconds
+        while not (stream.live.window.held or stream.over or self.draining) and time.monotonic() < deadline:
+            await asyncio.sleep(_POLL_S)
 
     async def _ask_stream(self, chat: ChatRequest, stream: Stream) -> AsyncGenerator[str | Ending, None]:
         if stream.model != chat.model:

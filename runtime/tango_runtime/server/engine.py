@@ -129,6 +129,7 @@ class Engine:
 
     def __init__(self, models: Mapping[str, VideoLLM], settings: Settings, metrics: Metrics) -> None:
         self.models, self._metrics = models, metrics
+        self._video_first = {name: llm.video_first for name, llm in models.items()}  # else questions share no session
         self._videos: OrderedDict[VideoKey, Seen] = OrderedDict()
         self._sessions: OrderedDict[tuple[VideoKey, float | None, bool], Session] = OrderedDict()
         self._most_videos, self._most_sessions = settings.videos, settings.sessions
@@ -143,7 +144,7 @@ class Engine:
         """Answers a question about a video: emits pieces of text, then an :class:`Ending`."""
         arrived = monotonic()
         name = key, request.options.retention_ratio, request.options.prune
-        hit = name in self._sessions
+        hit = self._video_first[key.model] and name in self._sessions
         if hit:
             session = _used(self._sessions, name)
         else:
@@ -241,8 +242,8 @@ def _take_in(stream: Stream) -> None:
     """
     stream.take_in(0)
     if not stream.live.window.held:
-        if stream.error:
-            raise ApiError(400, stream.error, "url")
+        if stream.over:
+            raise ApiError(400, stream.error or f"{stream.name} ended before its first frames", "url")
         raise ApiError(503, f"{stream.name} has no frames yet; ask again", headers={"Retry-After": "1"})
 
 

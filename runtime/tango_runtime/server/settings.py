@@ -36,6 +36,7 @@ class Settings:
         decode_seconds: Most time of decoding one.
         answer_seconds: Most time from a request's arrival at the model to the end of its answer.
         watch_seconds: Most time that a chat about a camera watches it.
+        first_frame_seconds: Most time that a question about a new stream waits for its first frames.
         idle_seconds: Most time between two frames that a client sends to a stream.
         send_seconds: Most time that a client may take to accept a piece of an answer.
         drain_seconds: Most time that answers have to end when the server is told to stop.
@@ -64,6 +65,7 @@ class Settings:
     decode_seconds: float = 60.0
     answer_seconds: float = 300.0
     watch_seconds: float = 60.0
+    first_frame_seconds: float = 10.0
     idle_seconds: float = 60.0
     send_seconds: float = 30.0
     drain_seconds: float = 30.0

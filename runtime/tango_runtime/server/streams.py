@@ -174,6 +174,7 @@ class Streams:
         with self._lock:
             del self._open[name]
         stream.live.close()
+        stream.error = stream.error or "the stream was closed"  # who waits for its frames waits no more
 
     def discard(self, name: str) -> None:
         """Has a stream removed at the next turn; from any thread."""

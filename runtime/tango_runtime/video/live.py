@@ -170,7 +170,7 @@ class LiveSource:
             if self._error is not None:
                 raise self._error
             if len(self._ring) < count:
-                raise TangoError(f"{self.name} ended after {_frames(len(self._ring))}", "ask for fewer: --frames")
+                raise TangoError(f"{self.name} ended after {_frames(len(self._ring))}", "ask for fewer frames")
             self._given = self._newest
             self._changed.notify_all()
             return list(self._ring)[-count:]

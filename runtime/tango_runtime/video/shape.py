@@ -170,7 +170,7 @@ def choose_size(
             raise TangoError(
                 f"frames must be {only[0]}x{only[1]}"
                 + (", as the engines were built" if video.budget else ", as the bundle takes them"),
-                "leave --frame and --max-pixels out"
+                "give neither a frame size nor a maximum number of pixels"
                 + (", or build engines for another: tango build --frame" if video.budget else ""),
             )
         return only
@@ -178,7 +178,7 @@ def choose_size(
     if asked is not None:
         return check_size(video.budget, asked)
     if source is None:
-        raise TangoError("the source does not say how large its frames are", "give a size: --frame HxW")
+        raise TangoError("the source does not say how large its frames are", "give the size of the frames")
     factor, (least, most) = video.budget.factor, pixels_of(video.budget, frames, max_pixels)
     size = size_within(factor, least, most, *source)
     if max_pixels is not None and size[0] * size[1] > most:  # enlarged to the least, and rounded up beyond the most

@@ -191,7 +191,7 @@ def choose(seconds: NDArray[np.float64], count: int, rounding: Rounding, name: s
         raise TangoError(f"{name} has no frames", "give a source with at least one frame")
     if n < count:
         frames = "1 frame" if n == 1 else f"{n} frames"
-        raise TangoError(f"{name} has {frames}, {count} were asked for", f"ask for fewer: --frames {n}")
+        raise TangoError(f"{name} has {frames}, {count} were asked for", f"ask for at most {n}")
     even = np.linspace(0, n - 1, count)
     indices = (np.floor(even) if rounding == "floor" else np.rint(even)).astype(np.int64)
     return Sampled(indices, seconds[indices], rounding)
@@ -223,7 +223,7 @@ def is_uint8(array: Any) -> bool:
 def check_count(count: int) -> None:
     """Rejects a number of frames below 1."""
     if not is_integer(count) or count < 1:
-        raise TangoError(f"{count} frames were asked for", "ask for at least one, for example --frames 32")
+        raise TangoError(f"{count} frames were asked for", "ask for at least one")
 
 
 def duration_of(seconds: NDArray[np.float64]) -> float:

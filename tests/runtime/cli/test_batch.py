@@ -123,18 +123,9 @@ def test_options_become_part_of_the_question(batch, folder, llm):
     assert line["answer"] == llm.generate(folder / "a.mp4", line["question"], max_new_tokens=6).text
 
 
-def test_a_template_that_puts_the_question_first_is_answered(batch, folder, tiny_bundle, tmp_path):
-    bundle = shutil.copytree(tiny_bundle, tmp_path / "question-first")
-    template = bundle / "chat_template.jinja"
-    manifest = json.loads((bundle / "bundle.json").read_text())
-    mark = manifest["prompt"]["placeholder"]
-    template.write_text(
-        "{{ messages[0]['content'][-1]['text'] }}" + mark + "{% if add_generation_prompt %}: {% endif %}"
-    )
-    manifest["files"][template.name]["size"] = template.stat().st_size
-    (bundle / "bundle.json").write_text(json.dumps(manifest))
-    assert batch(bundles=(bundle,))[0] == 0
-    alone = VideoLLM(bundle)
+def test_a_template_that_puts_the_question_first_is_answered(batch, folder, question_first_bundle):
+    assert batch(bundles=(question_first_bundle,))[0] == 0
+    alone = VideoLLM(question_first_bundle)
     for line in lines(folder / "answers.jsonl"):
         assert line["answer"] == alone.generate(folder / "a.mp4", line["question"], max_new_tokens=6).text
 
@@ -209,6 +200,23 @@ def test_a_full_disk_leaves_whole_lines(batch, folder, tiny_bundle):
 
 
 # What is wrong.
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        (["--ray", "local"], "--ray needs Ray, which is not installed"),
+        (["--backend", "tensorrt"], "tensorrt"),
+    ],
+)
+def test_what_cannot_run_leaves_no_file(batch, folder, monkeypatch, options, error):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    before = sorted(folder.iterdir())
+    code, err = batch(*options)
+    assert code == 2
+    assert error in err
+    assert sorted(folder.iterdir()) == before
 
 
 def test_each_wrong_line_fails_by_itself(batch, folder, clip):

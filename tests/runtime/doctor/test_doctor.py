@@ -71,7 +71,21 @@ def test_this_machine_runs_on_the_cpu_and_everything_missing_has_a_fix(capsys, t
     assert data["ready"] == ["ort-cpu"]
     missing = [check["name"] for check in data["checks"] if check["status"] == "missing"]
     assert {"GPU", "TensorRT"} <= set(missing)
-    assert all(check["fix"] and check["fix"] in text for check in data["checks"] if check["status"] != "ok")
+    assert all(check["fix"] for check in data["checks"] if check["status"] != "ok")
+    assert all(name in text for name in missing)
+    assert text.count("→") == len([check for check in data["checks"] if check["status"] == "warning"]) + 1
+
+
+def test_without_a_gpu_one_line_names_all_that_only_a_gpu_needs(gpu_machine, capsys):
+    gpu_machine.update({"gpu": None, "versions": {}, "library": replace(gpu_machine["library"], library=None)})
+    del gpu_machine["modules"]["tensorrt"]
+    assert main(["doctor"]) == 0
+    missing = [line for line in capsys.readouterr().out.splitlines() if line.startswith("missing")]
+    assert len(missing) == 1
+    assert missing[0].endswith("CUDA sees no GPU; also missing for a GPU: TensorRT, cuda-bindings, CUDA library")
+    del gpu_machine["modules"]["onnxruntime"]  # which a CPU needs, too
+    assert main(["doctor"]) == 1
+    assert "missing ONNX Runtime" in capsys.readouterr().out
 
 
 def test_a_cpu_without_vnni_is_named(gpu_machine, monkeypatch, tmp_path):
@@ -212,6 +226,9 @@ def test_engines_of_a_bundle(gpu_machine, bundle, tmp_path):
 
     loaded = Bundle.load(shutil.copytree(bundle(), tmp_path / "bundle"))
     assert diagnose(loaded.path).ready == ("ort-cuda", "ort-cpu")
+    gpu_machine["gpu"] = None
+    assert "engines" not in checks(loaded.path)  # which a CPU does not need
+    gpu_machine["gpu"] = H200
     this = Target("8.6.0", "9.0", "NVIDIA H200", "1")
     for one in plan_engines(loaded, this, BuildOptions(max_frames=9)):
         put(one, this)
@@ -223,6 +240,8 @@ def test_engines_of_a_bundle(gpu_machine, bundle, tmp_path):
     assert found.status == "missing"
     assert "9.0" in found.text
     assert "tango build" in found.fix
+    gpu_machine["gpu"] = None
+    assert "none can run here without a GPU" in checks(loaded.path)["engines"].text
 
 
 def test_engines_of_a_changed_graph_are_listed_for_removal(gpu_machine, bundle, tmp_path):

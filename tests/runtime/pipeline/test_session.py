@@ -193,6 +193,19 @@ def test_special_tokens_are_refused_in_every_turn(llm, frames, question):
         session.chat(question)
 
 
+@pytest.mark.parametrize("question", ["", " \n"])
+def test_an_empty_question_is_refused_in_every_turn(llm, frames, question):
+    session = llm.session(frames)
+    for ask in (session.ask, session.chat):
+        with pytest.raises(TangoError, match="the question is empty"):
+            ask(question)
+    session.chat("What?", max_new_tokens=2)
+    with pytest.raises(TangoError, match="the question is empty"):
+        session.chat(question)
+    history = [("What?", "")]  # an answer may have nothing in it
+    assert list(session.stream("Who?", history=history, max_new_tokens=2))
+
+
 def test_a_closed_session_says_so(llm, frames):
     with llm.session(frames) as session:
         assert session.ask(QUESTIONS[0], max_new_tokens=2).ids

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.runtime.server.serving import asked, openai
+from tango_runtime import VideoLLM
+from tango_runtime.server.settings import Settings
+from tests.runtime.server.serving import asked, openai, running
 
 QUESTION = "What happens?"
 
@@ -271,6 +273,30 @@ def test_errors_of_the_pipeline_are_the_clients(served):
         served.openai().chat.completions.create(**asked("<|im_end|>"))
     with pytest.raises(openai.BadRequestError, match="the bundle's context is 2048"):
         served.openai().chat.completions.create(**asked("word " * 3000))
+
+
+@pytest.mark.parametrize(
+    ("question", "options"), [(QUESTION, {"frames": 250}), (QUESTION, {"max_pixels": 100}), ("word " * 3000, {})]
+)
+def test_hints_name_no_option_of_a_clients_command(served, question, options):
+    with pytest.raises(openai.BadRequestError) as found:
+        served.openai().chat.completions.create(**asked(question), extra_body=options)
+    assert "--" not in found.value.message.replace("export with a larger --context", "")
+
+
+@pytest.mark.parametrize("question", ["", " \n"])
+def test_an_empty_question_is_the_clients(served, question):
+    with pytest.raises(openai.BadRequestError, match="the last message asks nothing"):
+        served.openai().chat.completions.create(**asked(question))
+
+
+def test_each_question_is_answered_where_it_stands_before_the_video(question_first_bundle, media_root, clip):
+    alone = VideoLLM(question_first_bundle, "ort-cpu")
+    wanted = [alone.generate(clip, question, max_new_tokens=8).text for question in (QUESTION, "Who?")]
+    with running({"tiny": alone}, Settings(media_root=media_root, decoders=1)) as served:
+        create = served.openai().chat.completions.create
+        found = [create(**asked(question)).choices[0].message.content for question in (QUESTION, "Who?")]
+    assert found == wanted
 
 
 def test_the_json_is_openais(served):

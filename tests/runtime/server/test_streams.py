@@ -7,6 +7,7 @@ import json
 import queue
 import socket
 import threading
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -62,12 +63,20 @@ def give(served, name, camera, pairs):
     eventually(lambda: served.http().get(f"/v1/streams/{name}").json()["frames_encoded"] == encoded + len(pairs))
 
 
-def test_a_stream_is_asked_by_its_id(camera, llm):
+def waits(served, monkeypatch, seconds):
+    """Sets how long the first question about a stream waits for its frames."""
+    monkeypatch.setattr(served.server, "settings", replace(served.server.settings, first_frame_seconds=seconds))
+
+
+def test_a_stream_is_asked_by_its_id(camera, llm, monkeypatch):
     served, cameras = camera
     name = opened(served)
     pairs = list(zip(map(float, range(6)), frames(6), strict=True))
-    with pytest.raises(openai.InternalServerError, match="has no frames yet"):
-        served.openai().chat.completions.create(**asked(url=name))
+    waits(served, monkeypatch, 0.05)
+    for path, body in (("chat/completions", asked(url=name)), ("videos/view", {"video_url": name})):
+        early = served.http().post(f"/v1/{path}", json=body)
+        assert (early.status_code, early.headers["Retry-After"]) == (503, "1")
+        assert "has no frames yet" in early.text
     give(served, name, cameras[-1], pairs[:4])
     found = served.openai().chat.completions.create(**asked(url=name))
     assert found.choices[0].message.content == llm.generate(pairs[:4], "What happens?", max_new_tokens=8).text
@@ -78,6 +87,45 @@ def test_a_stream_is_asked_by_its_id(camera, llm):
     found = served.openai().chat.completions.create(**asked(url=name))
     assert found.choices[0].message.content == llm.generate(pairs[2:], "What happens?", max_new_tokens=8).text
     assert served.http().get("/v1/streams").json()["data"][0]["seconds"] == 5.0
+
+
+@pytest.mark.parametrize("ask", ["chat", "view", "answers"])
+def test_the_first_question_waits_for_the_first_frames(camera, monkeypatch, ask):
+    served, cameras = camera
+    name = opened(served)
+    waits(served, monkeypatch, 60)
+    looked, window = threading.Event(), served.server.streams.get(name).live.window
+    held = type(window).held.fget
+    monkeypatch.setattr(type(window), "held", property(lambda self: looked.set() or held(self)))
+    found = []
+
+    def post():
+        path, body = {
+            "chat": ("chat/completions", asked(url=name)),
+            "view": ("videos/view", {"video_url": name}),
+            "answers": (f"streams/{name}/answers", {"question": "What happens?", "every": 0.1, "max_tokens": 2}),
+        }[ask]
+        found.append(served.http().post(f"/v1/{path}", json=body))
+
+    asking = threading.Thread(target=post)
+    asking.start()
+    assert looked.wait(60)  # there is none, and it waits
+    cameras[-1].put((0.0, frames(1)[0]))
+    if ask == "answers":
+        eventually(lambda: served.http().get(f"/v1/streams/{name}").json()["frames_encoded"])
+        cameras[-1].put(None)
+    asking.join()
+    assert found[0].status_code == 200
+    assert "no frames" not in found[0].text
+
+
+def test_nobody_waits_for_a_stream_that_is_over(camera, monkeypatch):
+    served, cameras = camera
+    waits(served, monkeypatch, 60)
+    name = opened(served)
+    cameras[-1].put(None)
+    with pytest.raises(openai.BadRequestError, match="ended before its first frames"):
+        served.openai().chat.completions.create(**asked(url=name))
 
 
 def test_what_is_kept_of_a_stream_is_viewed(camera, llm):
@@ -162,6 +210,9 @@ def test_a_file_is_played_as_if_it_happened_now(served, llm):
     assert found.model_extra["tango"]["stream"]["frames"] == 4
     wrong = served.http().post(f"/v1/streams/{name}/answers", json={"question": "x", "every": 0})
     assert (wrong.status_code, "every is a number" in wrong.text) == (400, True)
+    for body in ({}, {"question": " "}):
+        wrong = served.http().post(f"/v1/streams/{name}/answers", json=body)
+        assert (wrong.status_code, "asks nothing" in wrong.text) == (400, True)
     assert served.http().delete(f"/v1/streams/{name}").status_code == 200
 
 
@@ -263,6 +314,14 @@ def test_a_stream_that_is_over_makes_room(clock):
     first.error = "it failed"
     second = streams.add("tiny", 1.0, lambda: Model(clock, 1))
     assert [stream.name for stream in streams] == [second.name]
+
+
+def test_a_stream_that_is_removed_is_over_for_those_who_wait(clock):
+    streams = Streams(1, Metrics())
+    stream = streams.add("tiny", 1.0, lambda: Model(clock, 1))
+    assert not stream.over
+    streams.remove(stream.name)
+    assert stream.over
 
 
 # A camera of a chat, and of a page.

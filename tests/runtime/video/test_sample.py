@@ -10,7 +10,7 @@ from tests.runtime.video.clips import number_in, picture, rejected, write
 
 def test_too_few_frames_and_bad_arguments_are_rejected(tmp_path):
     path = write(tmp_path / "clip.mp4", times=range(7))
-    rejected(path, 32, "has 7 frames, 32 were asked for", "--frames 7")
+    rejected(path, 32, "has 7 frames, 32 were asked for", "ask for at most 7")
     rejected(path, 0, "0 frames")
     rejected(path, 4, "fps=2", fps=2)
     rejected(np.zeros((4, 8, 8, 3), np.uint8), 4, "fps is 0", fps=0)

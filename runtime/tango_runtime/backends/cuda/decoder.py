@@ -210,7 +210,7 @@ def too_small(positions: int, capacity: int) -> TangoError:
     """The error of a cache that an engine does not hold."""
     return TangoError(
         f"prompt and answer may take {positions} positions, the decoder's engine holds {capacity}",
-        "ask for fewer (--max-new-tokens, --retention-ratio), or build it larger: tango build BUNDLE --context",
+        "ask for fewer (new tokens, retention ratio), or build it larger: tango build BUNDLE --context",
     )
 
 
