@@ -67,8 +67,8 @@ def read_tokenizer(folder: Path) -> tuple[str, Tokenizer]:
         found = _encoded(tokenizer, token)
         if len(found) != 1 or id_ not in (None, found[0]):
             raise TangoError(
-                f"{source} names the token {token!r}{'' if id_ is None else f' with the id {id_}'}, "
-                f"tokenizer.json reads it as {found}",
+                f"{source} names the token {token[:60]!r}{'' if id_ is None else f' with the id {id_}'}, "
+                f"tokenizer.json reads it as {found[:8]}",
                 "save the tokenizer again with transformers, or download its files again",
             )
     return text, tokenizer
