@@ -76,8 +76,11 @@ class Checkpoint:
 
     def _add(self, name: str, stored: _Stored) -> None:
         if name in self._where:
-            twice = f"{stored.name} and {self._where[name].name}"
-            raise TangoError(f"{self.folder}: {twice} are the same tensor", _DOWNLOAD_AGAIN)
+            twice = f"{stored.name} in {stored.file.name} and {self._where[name].name} in {self._where[name].file.name}"
+            raise TangoError(
+                f"{self.folder}: {twice} are the same tensor",
+                "keep the files of one save, and of one precision: remove the others",
+            )
         self._where[name] = stored
 
     def _take_parts(self) -> dict[str, dict[str, _Stored]]:
@@ -156,13 +159,18 @@ class Checkpoint:
                     f"its config.json says {list(expected[name])}",
                     "config.json and weights are not of the same checkpoint; " + _DOWNLOAD_AGAIN,
                 )
-            if stored.dtype not in _READ:
-                raise TangoError(
-                    f"{stored.file}: {stored.name} is stored as {stored.dtype}",
-                    "checkpoints that are quantized so are not read: give the original",
-                )
+            self.check_dtype(name)
         for name in self._parts:
             self._check_parts(name, expected[name])
+
+    def check_dtype(self, name: str) -> None:
+        """Refuses a tensor that is no plain floating-point numbers."""
+        stored = self._where[name]
+        if stored.dtype not in _READ:
+            raise TangoError(
+                f"{stored.file}: {stored.name} is stored as {stored.dtype}",
+                "checkpoints that are quantized so are not read: give the original",
+            )
 
     def _check_parts(self, name: str, shape: tuple[int, ...]) -> None:
         """Compares the parts of a 4-bit weight with its shape [out, in]."""
@@ -267,7 +275,7 @@ def _shard_files(folder: Path) -> list[Path]:
         raise TangoError(f"{folder} has no safetensors file", "checkpoints in other formats are not read")
     for file in files:
         if not file.is_file():
-            raise TangoError(f"{folder} is missing the shard {file.name}, which its index lists", _DOWNLOAD_AGAIN)
+            raise TangoError(f"{folder} has no file {file.name}, or it is something else", _DOWNLOAD_AGAIN)
     return files
 
 

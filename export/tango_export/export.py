@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -157,7 +158,7 @@ def fetch(where: str) -> Path:
     Raises:
         TangoError: There is no such folder, and the hub does not give it.
     """
-    folder = Path(where).expanduser()
+    folder = _folder(where)
     if folder.is_dir():
         if not (folder / "config.json").is_file():  # now, not after the download of the other checkpoint
             raise TangoError(f"{folder} has no config.json", "name a folder in the format of the Hugging Face hub")
@@ -183,8 +184,13 @@ def fetch(where: str) -> Path:
 
 def _lasting(where: str) -> str:
     """A folder as its absolute path, so that `tango validate` finds it from anywhere; a hub id as it is."""
-    folder = Path(where).expanduser()
+    folder = _folder(where)
     return str(folder.absolute()) if folder.is_dir() else where
+
+
+def _folder(where: str) -> Path:
+    """A path with the user's home folder in the place of ``~``; as it is where there is no such user."""
+    return Path(os.path.expanduser(where))  # noqa: PTH111  # Path.expanduser raises where there is none
 
 
 def _is_hub_id(where: str) -> bool:

@@ -160,20 +160,34 @@ def parse_packing(settings: Mapping[str, Any], where: str) -> Packing:
 
 
 def _awq(settings: Mapping[str, Any], where: str, group: int) -> Packing:
-    version = settings.get("version", "gemm")
-    if not isinstance(version, str) or version.lower() != "gemm":
-        raise _other(where, "version", version, "gemm")
+    _form(settings, where, ("version", "checkpoint_format", "format"), ("gemm",))
     if settings.get("zero_point", True) is not True:
         raise _other(where, "zero_point", settings["zero_point"], "true")
     return Packing("awq", group)
 
 
 def _gptq(settings: Mapping[str, Any], where: str, group: int) -> Packing:
-    form = settings.get("checkpoint_format", "gptq")
-    if form not in ("gptq", "gptq_v2"):
-        raise _other(where, "checkpoint_format", form, "gptq or gptq_v2")
+    form = _form(settings, where, ("checkpoint_format", "format"), ("gptq", "gptq_v2"))
+    if settings.get("is_marlin_format"):  # as files call it that were made before checkpoint_format
+        raise _other(where, "is_marlin_format", settings["is_marlin_format"], "false")
     # With desc_act, inputs may be in the order of their activations; g_idx tells whether they are.
     return Packing("gptq", group, int(form == "gptq"), settings.get("sym") is True)
+
+
+def _form(settings: Mapping[str, Any], where: str, keys: tuple[str, ...], known: tuple[str, ...]) -> str:
+    """The format that these keys name, whichever of them a program writes; the first that is known if none does.
+
+    Raises:
+        TangoError: It is not known, or they name different ones.
+    """
+    named = {key: value for key in keys if (value := settings.get(key)) is not None}
+    for key, value in named.items():
+        if not isinstance(value, str) or value.lower() not in known:
+            raise _other(where, key, value, " or ".join(known))
+    forms = {value.lower() for value in named.values()} or {known[0]}
+    if len(forms) > 1:
+        raise TangoError(f"{where}: {' and '.join(named)} name different formats", _GIVE_OTHER)
+    return str(forms.pop())
 
 
 def _other(where: str, key: str, value: object, known: str) -> TangoError:

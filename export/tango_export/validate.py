@@ -23,7 +23,7 @@ from tango_export.export import find_preset, open_model
 from tango_export.families.base import Model, Reference
 from tango_plugins import TangoError, op
 from tango_plugins.reference import prune
-from tango_runtime.backends.ort_cpu import cache_inputs, empty_cache, open_session
+from tango_runtime.backends.ort_cpu import cache_inputs, empty_cache, open_session, ort_errors
 from tango_runtime.backends.rotary import RotaryIds
 from tango_runtime.bundle import Bundle, GraphName, GraphSpec
 from tango_runtime.util.console import progress
@@ -98,9 +98,10 @@ def validate(path: Path, checkpoint: str | None = None, salience: str | None = N
             reference = model.reference()
         on_progress(1)
         results = []
-        for result in _compare(bundle, reference):
-            results.append(result)
-            on_progress(result.output != "salience")
+        with ort_errors("run the graphs", f"check the bundle with: tango inspect {path} --verify"):
+            for result in _compare(bundle, reference):
+                results.append(result)
+                on_progress(result.output != "salience")
     return results
 
 

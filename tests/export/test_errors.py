@@ -19,9 +19,11 @@ from tango_export.families.llava.templates import HF_TEMPLATE
 from tango_plugins import TangoError
 from tango_runtime.bundle import Bundle
 from tango_runtime.cli.main import main
+from tango_runtime.pipeline.prompt import Prompt
 from tango_runtime.util.files import staged_folder
 from tests.export.edits import edit_json, edit_weights
 
+HEAD = "vision_model.head.attention.in_proj_weight"
 DOWN = "language_model.model.layers.1.mlp.down_proj.weight"
 
 
@@ -40,6 +42,7 @@ DOWN = "language_model.model.layers.1.mlp.down_proj.weight"
             "argument --retention-ratio: '2' is not a number",
         ),
         (["--salience-checkpoint", "./nowhere"], "./nowhere"),
+        (["--checkpoint", "~nobody-of-this-name/model"], "~nobody-of-this-name/model"),
         (["--checkpoint", "llava/config.json"], "llava/config.json"),
         (["--retention-ratio", "0"], "argument --retention-ratio: '0' is not a number above 0 and at most 1"),
         (["--retention-ratio", "1.5"], "argument --retention-ratio: '1.5' is not a number above 0 and at most 1"),
@@ -277,6 +280,20 @@ def test_one_weight_under_two_names(desk):
     assert "model.image_newline" in error
 
 
+def test_weights_in_two_precisions_are_named(desk):
+    shutil.copy(desk.llava / "model.safetensors", desk.llava / "model.fp16.safetensors")
+    error, hint = desk.refused()
+    assert "in model.safetensors and" in error
+    assert "in model.fp16.safetensors are the same tensor" in error
+    assert "one precision" in hint
+
+
+def test_weights_that_are_no_file(desk):
+    (desk.llava / "model.safetensors").unlink()
+    os.mkfifo(desk.llava / "model.safetensors")
+    assert "llava has no file model.safetensors" in desk.refused()[0]
+
+
 @pytest.mark.parametrize("size", [0, 4, 500, 100_000])
 def test_cut_weights(desk, size):
     os.truncate(desk.llava / "model.safetensors", size)
@@ -367,6 +384,12 @@ def test_quantized_weight(desk):
     assert "image_newline is stored as I8" in error
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8, torch.complex64])
+def test_quantized_pooling_head(desk, dtype):
+    edit_weights(desk.siglip, lambda w: w.update({HEAD: w[HEAD].to(dtype)}))
+    assert re.search(f"{HEAD} is stored as (F8_E4M3|I8|C64)", desk.refused()[0])
+
+
 # Text.
 
 
@@ -424,6 +447,63 @@ def test_tokenizer_that_cannot_encode_the_template(desk):
     assert "tokenizer.json cannot encode" in desk.refused()[0]
 
 
+#: How files beside a tokenizer.json name a token.
+NAMED = [
+    ("added_tokens.json", {"<own>": 404}),
+    ("tokenizer_config.json", {"added_tokens_decoder": {"404": {"content": "<own>"}}}),
+    ("tokenizer_config.json", {"additional_special_tokens": ["<own>"]}),
+    ("tokenizer_config.json", {"extra_special_tokens": {"own_token": "<own>"}}),
+    ("tokenizer_config.json", {"extra_special_tokens": ["<own>"]}),
+    ("special_tokens_map.json", {"additional_special_tokens": [{"content": "<own>"}]}),
+]
+
+
+@pytest.mark.parametrize(("file", "content"), NAMED)
+def test_a_token_that_only_another_file_names(desk, file, content):
+    (desk.llava / file).write_text(json.dumps(content))
+    assert f"llava/{file} names the token '<own>'" in desk.refused()[0]
+
+
+@pytest.mark.parametrize(("file", "content"), NAMED)
+def test_a_token_that_files_agree_on(desk, file, content):
+    text = json.dumps(content).replace("<own>", "<video>")
+    (desk.llava / file).write_text(
+        text.replace("404", str(Tokenizer.from_file("llava/tokenizer.json").token_to_id("<video>")))
+    )
+    assert desk.export() == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [
+        ({"added_tokens_decoder": [1]}, "names a token 1, which is no text"),
+        ({"added_tokens_decoder": 5}, "added_tokens_decoder is 5, not an object or a list"),
+        ({"added_tokens_decoder": {"x": "<video>"}}, "names the token '<video>' with the id -1"),
+        ({"added_tokens_decoder": {"9" * 5000: "<video>"}}, "names the token '<video>' with the id -1"),
+        ({"added_tokens_decoder": {"7": "<video>"}}, "names the token '<video>' with the id 7"),
+        ({"additional_special_tokens": [None]}, "names a token null, which is no text"),
+        ({"extra_special_tokens": "x"}, 'extra_special_tokens is "x"'),
+    ],
+)
+def test_tokens_that_are_none(desk, content, error):
+    (desk.llava / "tokenizer_config.json").write_text(json.dumps(content))
+    assert error in desk.refused()[0]
+
+
+@pytest.mark.parametrize("id_", [5, 2**31])
+def test_an_added_token_whose_id_the_tokenizer_does_not_give(desk, id_):
+    edit_json(desk.llava / "tokenizer.json", lambda data: data["added_tokens"][-1].update(id=id_))
+    assert f"with the id {id_}, tokenizer.json reads it as" in desk.refused()[0]
+
+
+def test_padding_and_truncation_of_training(desk):
+    tokenizer = Tokenizer.from_file(str(desk.llava / "tokenizer.json"))
+    tokenizer.enable_padding(length=64)
+    tokenizer.enable_truncation(1)
+    tokenizer.save(str(desk.llava / "tokenizer.json"))
+    assert desk.export() == 0
+
+
 @pytest.mark.parametrize("ids", [True, 2.5, -1, 2**40, "<|im_end|>", [1, None], [[1]], {"a": 1}, float("nan")])
 @pytest.mark.parametrize("file", ["generation_config.json", "config.json"])
 def test_stop_token_that_is_no_id(desk, file, ids):
@@ -475,6 +555,73 @@ def test_empty_template_is_told(desk, own, text):
     (desk.llava / "chat_template.jinja").write_text(text)
     assert desk.export() == 0
     assert "llava has an empty chat template; llava-hf's is used" in desk.capsys.readouterr().err
+
+
+def test_the_template_that_transformers_takes_of_several(desk, own):
+    other = own.replace("own ", "other ")
+    places = ("processor_config.json", "chat_template.json", "chat_template.jinja", "tokenizer_config.json")
+    for i, name in enumerate(places):
+        text = own if i == 0 else other
+        (desk.llava / name).write_text(text if name.endswith(".jinja") else json.dumps({"chat_template": text}))
+    for i, name in enumerate(places):
+        assert desk.export("--overwrite") == 0
+        assert (desk.folder / "out/chat_template.jinja").read_text() == (other if i else own)
+        told = "holds another chat template than" in desk.capsys.readouterr().err
+        assert told == (i == 0)  # the others hold the same one, and the tokenizer's is the text model's
+        (desk.llava / name).unlink()
+
+
+def test_an_empty_template_beside_a_whole_one(desk, own):
+    (desk.llava / "chat_template.json").write_text(json.dumps({"chat_template": ""}))
+    (desk.llava / "chat_template.jinja").write_text(own)
+    assert desk.export() == 0
+    assert (desk.folder / "out/chat_template.jinja").read_text() == own
+    assert "llava/chat_template.json holds another chat template" in desk.capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["default", "tool_use"])
+def test_named_templates_in_files_of_their_own(desk, own, name):
+    (desk.llava / "additional_chat_templates").mkdir()
+    (desk.llava / f"additional_chat_templates/{name}.jinja").write_text(own)
+    if name == "default":
+        assert desk.export() == 0
+        assert (desk.folder / "out/chat_template.jinja").read_text() == own
+    else:
+        assert "none named default" in desk.refused()[0]
+
+
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "special_tokens_map.json"])
+@pytest.mark.parametrize("token", ["<|im_end|>", {"content": "<|im_end|>", "lstrip": False}])
+def test_a_template_writes_special_tokens_by_their_names(desk, own, file, token):
+    (desk.llava / "tokenizer_config.json").unlink()
+    (desk.llava / file).write_text(
+        json.dumps({"eos_token": token, "bos_token": None, "extra_special_tokens": {"a": "?"}})
+    )
+    begin = "  {% if bos_token is defined %}B{% endif %}\n{{ a }}"
+    (desk.llava / "chat_template.jinja").write_text(begin + own.replace("'<|im_end|>'", "eos_token"))
+    assert desk.export() == 0
+    prompt = Prompt.of(Bundle.load("out"))
+    before, after = (prompt._tokenizer.decode(ids, skip_special_tokens=False) for ids in prompt.encode("Q"))
+    assert before == "?<|im_start|>own user "
+    assert after == "\nQ<|im_end|><|im_start|>own assistant\n"
+
+
+@pytest.mark.parametrize(
+    ("config", "error"),
+    [
+        ({}, "uses sep_token, which tokenizer_config.json does not name"),
+        ({"sep_token": 5}, "names a token 5, which is no text"),
+    ],
+)
+def test_a_template_with_a_token_that_is_not_named(desk, own, config, error):
+    (desk.llava / "tokenizer_config.json").write_text(json.dumps(config))
+    (desk.llava / "chat_template.jinja").write_text(own + "{{ sep_token }}")
+    assert error in desk.refused()[0]
+
+
+def test_a_template_with_a_byte_order_mark(desk, own):
+    (desk.llava / "chat_template.jinja").write_bytes(b"\xef\xbb\xbf" + own.encode())
+    assert "chat_template.jinja begins with a byte order mark" in desk.refused()[0]
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])

@@ -8,6 +8,7 @@ import torch
 
 from tango_export.checkpoint import Checkpoint, read_packing
 from tango_export.export import Request, export
+from tango_export.packing import parse_packing
 from tango_runtime.bundle import Bundle
 from tango_runtime.cli.main import main
 from tests.export.edits import assert_close, edit_json, edit_weights, logits
@@ -130,10 +131,24 @@ def spoiled(qwen_checkpoint, tmp_path, capsys):
         ({"quant_method": "compressed-tensors"}, "quant_method is 'compressed-tensors', and only awq or gptq"),
         ({"quant_method": "bitsandbytes"}, "bitsandbytes"),
         ({"quant_method": "gptq", "checkpoint_format": "marlin"}, "checkpoint_format is 'marlin'"),
+        ({"quant_method": "gptq", "format": "marlin"}, "format is 'marlin'"),
+        ({"quant_method": "gptq", "is_marlin_format": True}, "is_marlin_format is true"),
+        (
+            {"quant_method": "gptq", "format": "gptq_v2", "checkpoint_format": "gptq"},
+            "checkpoint_format and format name different formats",
+        ),
+        ({"format": "gemv"}, "format is 'gemv'"),
     ],
 )
 def test_other_quantizations_are_refused_by_name(spoiled, settings, said):
     assert said.replace("'", '"') in spoiled(settings=settings).replace("'", '"')
+
+
+@pytest.mark.parametrize("key", ["checkpoint_format", "format"])
+def test_every_programs_name_of_a_format_is_read(key):
+    settings = {"quant_method": "gptq", "bits": 4, "group_size": GROUP, key: "gptq_v2"}
+    assert parse_packing(settings, "config.json").zero_offset == 0
+    assert parse_packing({**settings, key: None}, "config.json").zero_offset == 1
 
 
 def test_act_order_is_refused(spoiled):

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from tango_runtime.cli.main import main
-from tests.export.edits import Decoder, embed, frames, logits, original, run
+from tests.export.edits import Decoder, edit_json, embed, frames, logits, original, run
 
 IDS = np.random.default_rng(4).integers(0, 300, 30)
 
@@ -149,6 +149,17 @@ def test_a_graph_that_is_none_is_named(bundle, tmp_path, capsys, graph):
     assert main(["validate", str(broken)]) == 2
     error, hint = capsys.readouterr().err.splitlines()[-2:]
     assert f"{graph}.onnx" in error
+    assert "--verify" in hint
+
+
+def test_a_graph_of_other_tensors_is_an_error(bundle, tmp_path, capsys):
+    broken = shutil.copytree(bundle(), tmp_path / "broken")
+    file = broken / "embed.onnx"
+    file.write_bytes((broken / "prune.onnx").read_bytes())
+    edit_json(broken / "bundle.json", lambda data: data["files"]["embed.onnx"].update(size=file.stat().st_size))
+    assert main(["validate", str(broken)]) == 2
+    error, hint = capsys.readouterr().err.splitlines()[-2:]
+    assert "error: ONNX Runtime cannot run the graphs: Required inputs" in error
     assert "--verify" in hint
 
 

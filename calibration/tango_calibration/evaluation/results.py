@@ -17,6 +17,7 @@ from tango_calibration.evaluation.evaluate import ALL, NONE, Record, Trial
 from tango_calibration.evaluation.methods import OWN_COUNT
 from tango_calibration.evaluation.scores import Estimate, Range, Summary, by_trial
 from tango_plugins import TangoError
+from tango_runtime.util.console import printable
 from tango_runtime.util.files import staged_folder
 
 RESULTS = "results.json"
@@ -276,6 +277,7 @@ def _ratios(summaries: Sequence[Summary]) -> list[float]:
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Lines of a Markdown table, with columns aligned to the right."""
+    head, *rows = ([printable(cell).replace("|", "\\|") for cell in row] for row in (head, *rows))
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     lines = [head, ["-" * (width - 1) + ":" for width in widths], *rows]
     return [

@@ -72,6 +72,8 @@ def ort_errors(what: str, hint: str) -> Iterator[None]:
     """
     try:
         yield
+    except TangoError:
+        raise
     except Exception as error:
         raise TangoError(f"ONNX Runtime cannot {what}: {first_line(error)}", hint) from error
 

@@ -17,7 +17,7 @@ from typing import NoReturn
 from tango_plugins import TangoError
 from tango_plugins.version import package_version
 from tango_runtime.cli.command import Command
-from tango_runtime.util.console import accept_every_character, verbosity
+from tango_runtime.util.console import accept_every_character, printable, verbosity
 
 
 @dataclass(frozen=True)
@@ -173,8 +173,10 @@ def _drop_output() -> None:
 
 
 def _fail(message: str, hint: str) -> int:
+    # Names in a message may be a stranger's, and must not steer the terminal.
+    lines = [printable(line) for line in f"error: {message}\nhint: {hint}".split("\n")]
     with suppress(OSError):  # of a standard error that is full: the exit code remains
-        print(f"error: {message}\nhint: {hint}", file=sys.stderr)
+        print(*lines, sep="\n", file=sys.stderr)
     return FAILED
 
 

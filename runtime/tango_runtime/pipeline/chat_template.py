@@ -26,6 +26,9 @@ _FIX = "fix chat_template.jinja"
 _SPACE, _INSIDE, _ANSWER = "\u2003", '\ue000aA"<&>\\\n\ue000', "\ue000answer\ue000"
 _QUESTION = re.compile(f"({_SPACE})?{re.escape(_INSIDE)}({_SPACE})?")
 
+# What is left of a question that was written in another way, such as escaped for JSON.
+_MARK = re.compile(r"\ue000|\\ue000", re.IGNORECASE)
+
 
 class ChatTemplate:
     """A chat template (Jinja), rendered once, as transformers does, with marks in place of what users and models say.
@@ -51,7 +54,8 @@ class ChatTemplate:
                 f"the chat template renders {placeholder!r} {text.count(placeholder)} times, not once",
                 f"{_FIX}, or the placeholder in bundle.json",
             )
-        if not _QUESTION.search(text):
+        rest, questions = _QUESTION.subn("", text)
+        if not questions or _MARK.search(rest):
             raise TangoError("the chat template does not write the question as it is", _FIX)
         self._before, self._after = text.split(placeholder)
         self._turn = _turn_of(later)

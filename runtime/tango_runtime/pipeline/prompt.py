@@ -28,8 +28,8 @@ class Prompt:
         placeholder: What the template renders for the video: ``<video>`` (llava-hf) or ``<image>`` (lmms-lab).
 
     Raises:
-        TangoError: The tokenizer cannot be read or knows no token, or the template has an error; see
-            :class:`ChatTemplate`.
+        TangoError: The tokenizer cannot be read, knows no token or takes the spaces beside the placeholder, or the
+            template has an error; see :class:`ChatTemplate`.
     """
 
     def __init__(self, tokenizer: str, template: str, placeholder: str) -> None:
@@ -41,8 +41,15 @@ class Prompt:
             ) from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        special = (token.content for token in self._tokenizer.get_added_tokens_decoder().values() if token.special)
-        self._reserved = (placeholder, *special)
+        if getattr(self._tokenizer.model, "dropout", None):  # of training: another prompt each time
+            self._tokenizer.model.dropout = None
+        tokens = self._tokenizer.get_added_tokens_decoder().values()
+        if any(token.content == placeholder and (token.lstrip or token.rstrip) for token in tokens):
+            raise TangoError(
+                f"tokenizer.json's {placeholder} takes the spaces beside it, which is not supported",
+                "set lstrip and rstrip of that token to false, or give the original checkpoint",
+            )
+        self._reserved = (placeholder, *(token.content for token in tokens if token.special))
         self._template = ChatTemplate(template, placeholder)
         if not len(self.encode("?")[1]):
             raise TangoError("tokenizer.json gives no tokens for a question", "export the bundle again")

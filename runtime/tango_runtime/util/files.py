@@ -87,6 +87,8 @@ def check_file(path: Path) -> None:
             raise TangoError(f"{path} is a named pipe", "give a file, or /dev/stdout and a pipe after the command")
         if _is_device(path):
             return
+        with suppress(FileNotFoundError, NotADirectoryError):
+            path.stat()  # fails for a link that leads to itself
         folder = Path(os.path.realpath(path)).parent
         if not folder.is_dir():
             raise TangoError(f"there is no folder {folder}", "create it, or choose another file")

@@ -99,6 +99,13 @@ def test_each_ratio_has_a_table_of_types():
         assert rows["tango"] == ["75.0 [25.0, 100.0]"] * 2
 
 
+def test_a_types_name_breaks_no_table_and_steers_no_terminal():
+    records = [replace(record, type="a|b\n\x1b[31m") for record in found()]
+    rows = [line for line in results.by("type", summaries_of(records)) if line.startswith("|")]
+    assert len(rows) == 2 * (2 + len({record.trial.method for record in records}))
+    assert all("\\|" in row and "\\x1b" in row for row in rows if "method" in row)
+
+
 def drawn_axes(summaries, file, monkeypatch):
     axes, savefig = [], Figure.savefig
     monkeypatch.setattr(Figure, "savefig", lambda self, *a, **b: (axes.extend(self.axes), savefig(self, *a, **b)))

@@ -146,6 +146,11 @@ def test_a_mistake_is_an_error_a_hint_and_exit_code_2(capsys, arguments, error, 
     assert hint in second
 
 
+def test_an_error_does_not_steer_the_terminal(capsys):
+    assert main(["inspect", "a\x1b[31m\x07b"]) == 2
+    assert capsys.readouterr().err.startswith("error: there is no bundle at a\\x1b[31m\\x07b\n")
+
+
 def test_debug_shows_the_traceback():
     with pytest.raises(TangoError, match="there is no bundle at none"):
         main(["inspect", "none", "--debug"])

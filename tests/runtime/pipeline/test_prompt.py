@@ -188,6 +188,8 @@ QUESTION = "{{ messages[0]['content'][1]['text'] }}"
         ("<video>What?", "does not write the question as it is"),
         ("<video>{{ messages | tojson }}", "does not write the question as it is"),
         ("<video>" + QUESTION[:-2] + "| upper }}", "does not write the question as it is"),
+        ("{{ messages | string }}<video>" + QUESTION, "does not write the question as it is"),
+        ("{{ messages | tojson }}<video>" + QUESTION, "does not write the question as it is"),
         ("x" * (1 << 20) + "<video>" + QUESTION, "characters"),
         # A stranger's program: what leaves the sandbox,
         ("{% include '/etc/passwd' %}<video>", "cannot be rendered"),
@@ -239,6 +241,28 @@ def test_a_template_that_does_not_end_is_refused(monkeypatch, template, seconds,
 def test_a_bad_tokenizer_is_refused(tokenizer):
     with pytest.raises(TangoError, match=r"tokenizer\.json"):
         Prompt(tokenizer, LLAVA_HF, "<video>")
+
+
+def with_placeholder(path, **properties):
+    """The tokenizer with other properties of <video>."""
+    data = json.loads(path.read_text())
+    for token in data["added_tokens"]:
+        token.update(properties if token["content"] == "<video>" else {})
+    return json.dumps(data)
+
+
+@pytest.mark.parametrize("side", ["lstrip", "rstrip"])
+def test_a_placeholder_that_takes_the_spaces_beside_it_is_refused(path, side):
+    with pytest.raises(TangoError, match="<video> takes the spaces beside it"):
+        Prompt(with_placeholder(path, **{side: True}), LLAVA_HF, "<video>")
+
+
+def test_the_dropout_of_training_changes_no_prompt(path, prompt, placeholder):
+    data = json.loads(path.read_text())
+    data["model"]["dropout"] = 0.9
+    random = Prompt(json.dumps(data), TEMPLATES[placeholder], placeholder)
+    for ours, expected in zip(random.encode(QUESTIONS[0]), prompt.encode(QUESTIONS[0]), strict=True):
+        np.testing.assert_array_equal(ours, expected)
 
 
 def test_special_tokens_are_left_out_of_text(path, prompt):

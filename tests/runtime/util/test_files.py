@@ -288,11 +288,12 @@ def test_a_full_device_is_named():
 
 @pytest.fixture
 def zoo(tmp_path):
-    """A folder with a file, a folder, a pipe, and links to a file, to a device and to nothing."""
+    """A folder with a file, a folder, a pipe, and links to a file, to a device, to nothing and to itself."""
     (tmp_path / "file").write_text("mine")
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "pipe")
-    for link, target in (("link", "file"), ("device", "/dev/null"), ("broken", "new"), ("astray", "none/new")):
+    links = {"link": "file", "device": "/dev/null", "broken": "new", "astray": "none/new", "loop": "loop"}
+    for link, target in links.items():
         (tmp_path / link).symlink_to(target)
     return tmp_path
 
@@ -313,6 +314,7 @@ def test_a_file_that_can_be_written_passes(zoo, name):
         ("none/new", "there is no folder .*none"),
         ("astray", "there is no folder .*none"),
         ("file/new", "there is no folder .*file"),
+        ("loop", "loop cannot be written: Too many levels"),
         ("/proc/new", "/proc/new cannot be written"),
         ("/sys/new", "/sys/new cannot be written"),
     ],

@@ -158,4 +158,5 @@ def _check_weights(graphs: tuple[Definition, ...], checkpoint: Checkpoint, head:
                 f"{head.folder}: {name} has shape {list(head.shape(name))}, the tower needs {list(shape)}",
                 "give the SigLIP that this checkpoint's tower was made from",
             )
+        head.check_dtype(name)
     checkpoint.check(expected)
