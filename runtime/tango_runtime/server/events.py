@@ -93,3 +93,8 @@ async def _end(task: asyncio.Future[Any]) -> None:
 def as_json(value: object) -> str:
     """JSON on one line."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+async def anext_of(items: Any) -> Any:
+    """The next of an asynchronous iterator, as a coroutine."""
+    return await items.__anext__()

@@ -13,6 +13,7 @@ import uvicorn
 from tango_plugins import TangoError
 from tango_runtime.pipeline.video_llm import VideoLLM
 from tango_runtime.server.app import Server
+from tango_runtime.server.service import Service
 from tango_runtime.server.settings import Settings
 
 #: Connections beyond those that wait or are answered: health checks, uploads, the page.
@@ -27,15 +28,15 @@ _SWITCH = 0.0005
 
 
 class _Uvicorn(uvicorn.Server):
-    """Tells the server when it is asked to stop, before it waits for the answers."""
+    """Tells the service when it is asked to stop, before it waits for the answers."""
 
-    def __init__(self, config: uvicorn.Config, server: Server) -> None:
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
-        self._server = server
+        self._service = service
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Called by a signal."""
-        self._server.draining = True
+        self._service.draining = True
         super().handle_exit(sig, frame)
 
 
@@ -69,9 +70,9 @@ def serve(
         sock: Listens.
         ready: Called when requests are taken.
     """
-    server = Server(models, settings)
+    service = Service(models, settings)
     config = uvicorn.Config(
-        server.app(),
+        Server(service).app(),
         access_log=False,
         log_level="warning",
         server_header=False,
@@ -82,7 +83,7 @@ def serve(
         http="h11",
         ws="none",
     )
-    runner = _Uvicorn(config, server)
+    runner = _Uvicorn(config, service)
     sys.setswitchinterval(_SWITCH)
     ready()
     try:

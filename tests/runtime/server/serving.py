@@ -16,6 +16,7 @@ httpx = pytest.importorskip("httpx")
 from tango_runtime import VideoLLM  # noqa: E402
 from tango_runtime.server.app import Server  # noqa: E402
 from tango_runtime.server.serve import listen  # noqa: E402
+from tango_runtime.server.service import Service  # noqa: E402
 from tango_runtime.server.settings import Settings  # noqa: E402
 
 
@@ -23,12 +24,12 @@ class Running:
     """A server that runs.
 
     Attributes:
-        server: Its inside.
+        service: What answers behind HTTP.
         url: Where it listens.
     """
 
-    def __init__(self, server: Server, url: str) -> None:
-        self.server, self.url = server, url
+    def __init__(self, service: Service, url: str) -> None:
+        self.service, self.url = service, url
 
     def http(self, **options) -> httpx.Client:
         return httpx.Client(base_url=self.url, timeout=60, **options)
@@ -44,14 +45,14 @@ class Running:
 
 @contextmanager
 def running(models: dict[str, VideoLLM], settings: Settings) -> Iterator[Running]:
-    server, sock = Server(models, settings), listen("127.0.0.1", 0)
-    runner = uvicorn.Server(uvicorn.Config(server.app(), log_level="warning", http="h11", ws="none"))
+    service, sock = Service(models, settings), listen("127.0.0.1", 0)
+    runner = uvicorn.Server(uvicorn.Config(Server(service).app(), log_level="warning", http="h11", ws="none"))
     thread = threading.Thread(target=lambda: asyncio.run(runner.serve(sockets=[sock])))
     thread.start()
     try:
-        yield Running(server, f"http://127.0.0.1:{sock.getsockname()[1]}")
+        yield Running(service, f"http://127.0.0.1:{sock.getsockname()[1]}")
     finally:
-        runner.should_exit = server.draining = True
+        runner.should_exit = service.draining = True
         thread.join()
 
 

@@ -227,7 +227,7 @@ def test_the_cache_is_bounded_and_what_is_forgotten_is_decoded_again(serving, ll
         found = served.openai().chat.completions.create(**asked(), extra_body={"frames": frames})
         assert found.choices[0].message.content == llm.generate(clip, QUESTION, frames=frames, max_new_tokens=8).text
     assert served.metric("tango:videos_encoded_total") == 3
-    assert len(served.server.engine._sessions) == 1
+    assert len(served.service.answerer._sessions) == 1
 
 
 def test_metrics_have_vllms_names(served, answer):

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from tango_runtime.cli.main import parser
+from tango_runtime.server.app import Server
 from tango_runtime.server.metrics import _HELP
 from tango_runtime.server.settings import Settings
 from tests.runtime.server.serving import running  # noqa: F401 skips where a package of the server is missing
@@ -32,7 +33,7 @@ def test_every_option_metric_and_endpoint_is_there(served):
     ignored = {"--help", "--verbose", "--quiet", "--debug"}
     assert [option for option in options if option not in ignored and f"`{option}`" not in GUIDE] == []
     assert [name for name in _HELP if f"`{name}`" not in GUIDE] == []
-    app = served.server.app()
+    app = Server(served.service).app()
     while not hasattr(app, "routes"):
         app = app.app
     paths = {route.path for route in app.routes if route.path.startswith("/v1/")}

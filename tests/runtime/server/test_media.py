@@ -234,7 +234,7 @@ def test_a_damaged_video_is_an_error_and_the_decoder_lives(served, clip):
 
 def test_a_decoder_that_hangs_or_dies_is_replaced(serving, clip, llm):
     served = serving(decode_seconds=61.0)  # no other test's
-    decoders = served.server.decoders
+    decoders = served.service.decoders
     (process,) = decoders._all
     process.kill()
     process.wait()
@@ -257,7 +257,7 @@ def test_uploads_are_bounded(serving, clip):
     with pytest.raises(openai.NotFoundError, match="upload it again"):
         served.openai().chat.completions.create(**asked(url=names[0]))
     assert served.openai().chat.completions.create(**asked(url=names[2])).choices
-    assert len(list(served.server.store.folder.iterdir())) == 1
+    assert len(list(served.service.store.folder.iterdir())) == 1
     assert http.post("/v1/videos", content=b"").status_code == 400
     assert served.http().post("/v1/videos", content=video, headers={"Content-Type": "text/html"}).status_code == 415
 
@@ -266,5 +266,5 @@ def test_no_file_is_left_of_a_request(served, data_url):
     served.openai().chat.completions.create(**asked(url=data_url))
     with pytest.raises(openai.BadRequestError):
         served.openai().chat.completions.create(**asked(url=as_data(b"nothing")))
-    kept = set(served.server.store._uploads.values())
-    assert set(served.server.store.folder.iterdir()) <= kept
+    kept = set(served.service.store._uploads.values())
+    assert set(served.service.store.folder.iterdir()) <= kept

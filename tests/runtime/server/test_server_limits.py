@@ -41,7 +41,7 @@ class Gate:
 
     def __init__(self, served, monkeypatch):
         self.opened, self.steps = threading.Event(), 0
-        engine, write = served.server.engine, served.server.engine._write
+        answerer, write = served.service.answerer, served.service.answerer._write
 
         def gated(*arguments, **options):
             for _ in write(*arguments, **options):
@@ -49,7 +49,7 @@ class Gate:
                 self.opened.wait(60)
                 yield
 
-        monkeypatch.setattr(engine, "_write", gated)
+        monkeypatch.setattr(answerer, "_write", gated)
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_a_full_queue_refuses_and_says_when_to_ask_again(serving, gate):
     threads = [threading.Thread(target=ask, args=(i,)) for i in range(3)]
     for count, thread in enumerate(threads):
         thread.start()
-        eventually(lambda count=count: served.server.worker.running + served.server.worker.waiting == count + 1)
+        eventually(lambda count=count: served.service.worker.running + served.service.worker.waiting == count + 1)
     refused = served.http().post("/v1/chat/completions", json=asked("One more?"))
     assert refused.status_code == 429
     assert int(refused.headers["retry-after"]) >= 1
@@ -115,7 +115,7 @@ def test_a_client_that_leaves_ends_its_work(serving, gate, stream):
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")  # a reset, as of a kill -9
     eventually(lambda: served.metric("tango:requests_cancelled_total") == before + 1)
     held.opened.set()
-    eventually(lambda: not served.server.worker.running)
+    eventually(lambda: not served.service.worker.running)
     assert held.steps < 512
     assert served.openai().chat.completions.create(**asked()).choices
 
@@ -151,7 +151,7 @@ def test_an_answer_that_takes_too_long_is_an_error(serving, gate):
 def test_a_model_that_fails_is_an_error_of_the_server_and_the_session_is_forgotten(serving, monkeypatch, caplog):
     served = serving(together=2)
     wanted = served.openai().chat.completions.create(**asked()).choices[0].message.content
-    backend = served.server.engine.models["tiny"]._backend
+    backend = served.service.answerer.models["tiny"]._backend
 
     def fail(*arguments):
         raise RuntimeError("out of memory at 0x1234")

@@ -38,11 +38,11 @@ def camera(serving, monkeypatch):
         items.append(found)
         return iter(found.get, None)
 
-    monkeypatch.setattr(served.server, "_source", source)
+    monkeypatch.setattr(served.service, "_source", source)
     yield served, items
     for found in items:
         found.put(None)
-    for stream in served.server.streams:
+    for stream in served.service.streams:
         assert served.http().delete(f"/v1/streams/{stream.name}").status_code == 200
 
 
@@ -65,7 +65,7 @@ def give(served, name, camera, pairs):
 
 def waits(served, monkeypatch, seconds):
     """Sets how long the first question about a stream waits for its frames."""
-    monkeypatch.setattr(served.server, "settings", replace(served.server.settings, first_frame_seconds=seconds))
+    monkeypatch.setattr(served.service, "settings", replace(served.service.settings, first_frame_seconds=seconds))
 
 
 def test_a_stream_is_asked_by_its_id(camera, llm, monkeypatch):
@@ -94,7 +94,7 @@ def test_the_first_question_waits_for_the_first_frames(camera, monkeypatch, ask)
     served, cameras = camera
     name = opened(served)
     waits(served, monkeypatch, 60)
-    looked, window = threading.Event(), served.server.streams.get(name).live.window
+    looked, window = threading.Event(), served.service.streams.get(name).live.window
     held = type(window).held.fget
     monkeypatch.setattr(type(window), "held", property(lambda self: looked.set() or held(self)))
     found = []
@@ -346,7 +346,7 @@ def test_a_camera_is_watched_for_a_while_and_asked(camera, llm):
     assert found[0].choices[0].message.content == llm.generate(pairs, "What happens?", max_new_tokens=8).text
     assert found[0].model_extra["tango"]["stream"]["frames"] == 4
     cameras[-1].put(None)
-    eventually(lambda: not len(served.server.streams))
+    eventually(lambda: not len(served.service.streams))
 
 
 def test_how_long_a_camera_is_watched_is_bounded(served):

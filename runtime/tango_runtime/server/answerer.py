@@ -118,7 +118,7 @@ class Ending:
         return found
 
 
-class Engine:
+class Answerer:
     """Models and what they have read; for the worker's thread, but for :meth:`knows`.
 
     Args:
