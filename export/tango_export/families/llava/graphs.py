@@ -12,6 +12,9 @@ from tango_export.models import qwen2, siglip
 from tango_export.models.projector import Pooling, PoolingMode, pool, projector
 from tango_runtime.bundle import InnerPruning, Manifest
 
+#: Mean and standard deviation of each channel of SigLIP's pixels (preprocessor_config.json).
+MEAN_AND_STD = 0.5
+
 
 def bundle_definitions(mode: PoolingMode, manifest: Manifest) -> tuple[Definition, ...]:
     """The graphs of a bundle.
@@ -83,7 +86,7 @@ def vision(g: GraphBuilder, c: Dimensions, pooling: Pooling) -> None:
 
 def normalized_pixels(g: GraphBuilder, frames: str) -> str:
     """SigLIP's normalization: a pixel becomes (x / 255 − 0.5) / 0.5."""
-    half = g.constant(0.5, "float32")
+    half = g.constant(MEAN_AND_STD, "float32")
     unit = g.node(
         "Div",
         [g.node("Cast", [frames], "pixels.fp32", to=TensorProto.FLOAT), g.constant(255.0, "float32")],

@@ -9,7 +9,7 @@ from pathlib import Path
 from tango_export.checkpoint import Checkpoint, read_packing, renaming
 from tango_export.families.base import Model, Reference
 from tango_export.families.llava.config import Formats, LlavaConfig, read_config
-from tango_export.families.llava.graphs import definitions
+from tango_export.families.llava.graphs import MEAN_AND_STD, definitions
 from tango_export.families.llava.templates import HF_TEMPLATE, QWEN_1_5_TEMPLATE
 from tango_export.families.llava.weights import LLAVA_RULES, SIGLIP_RULES
 from tango_export.families.opening import (
@@ -20,6 +20,7 @@ from tango_export.families.opening import (
     packed_layers,
     read_vocabulary,
 )
+from tango_export.families.processor import check_processor
 from tango_export.graph import Definition
 from tango_export.models.projector import Pooling, PoolingMode
 from tango_export.tokenizer import read_tokenizer, stop_ids
@@ -69,6 +70,8 @@ def load(variant: Variant, folders: Mapping[str, Path], context: int, inner: Inn
     text, pooling = config.text, Pooling(variant.pooling, config.vision.side)
     grid, newline = (pooling.side,) * 2, text.vocab_size  # the newline's row follows the vocabulary
     check_context(context, text.max_position_embeddings)
+    if not config.lmms_lab:  # whose code reads none of these files
+        check_processor(folder, *[(MEAN_AND_STD,) * 3] * 2)
     if inner and not 0 < inner.layer < text.num_hidden_layers:
         raise TangoError(
             f"--inner-layer is {inner.layer}, the decoder has {text.num_hidden_layers} layers",

@@ -18,8 +18,10 @@ from tango_export.families.opening import (
     packed_layers,
     read_vocabulary,
 )
+from tango_export.families.processor import check_processor
 from tango_export.families.qwen25_vl.config import QwenConfig, read_config
 from tango_export.families.qwen25_vl.graphs import definitions
+from tango_export.models.qwen_vision import MEAN, STD
 from tango_export.tokenizer import read_tokenizer, stop_ids
 from tango_plugins import PruneParams, TangoError
 from tango_runtime.bundle import InnerPruning, PixelBudget, PromptSpec, RotarySpec, VideoSpec, VisionSpec
@@ -69,6 +71,7 @@ def load(folders: Mapping[str, Path], context: int, inner: InnerPruning | None =
     config = read_config(folder)
     text, tower = config.text, config.vision
     check_context(context, text.max_position_embeddings)
+    check_processor(folder, MEAN, STD)
     tokenizer_json, tokenizer = read_tokenizer(folder)
     _check_tokens(folder, tokenizer)
     vocabulary = read_vocabulary(folder, tokenizer, text.vocab_size)
