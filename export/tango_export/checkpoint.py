@@ -164,7 +164,7 @@ class Checkpoint:
             self._check_parts(name, expected[name])
 
     def check_dtype(self, name: str) -> None:
-        """Refuses a tensor that is no plain floating-point numbers."""
+        """Rejects a tensor that is no plain floating-point numbers."""
         stored = self._where[name]
         if stored.dtype not in _READ:
             raise TangoError(

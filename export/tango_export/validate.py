@@ -106,7 +106,7 @@ def validate(path: Path, checkpoint: str | None = None, salience: str | None = N
 
 
 def _check_origin(bundle: Bundle, model: Model, checkpoint: str) -> None:
-    """Refuses an original whose dimensions are others: there is nothing to compare."""
+    """Rejects an original whose dimensions are others: there is nothing to compare."""
     video, prompt = bundle.manifest.video, bundle.manifest.prompt
     found = (bundle.manifest.decoder, video.size, video.tokens_per_frame, prompt.vocabulary)
     wanted = (model.decoder, model.video.size, model.video.tokens_per_frame, model.prompt.vocabulary)

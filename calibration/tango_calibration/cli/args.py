@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from tango_calibration.data.dataset import SYNTHETIC
-from tango_runtime.cli.args import positive_int
+from tango_runtime.cli.args import add_count
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:
@@ -21,10 +21,4 @@ def add_data(parser: argparse.ArgumentParser) -> None:
 
 def add_videos(parser: argparse.ArgumentParser, default: int | None = None, note: str = "%(default)s") -> None:
     """``--videos``."""
-    parser.add_argument(
-        "--videos",
-        type=positive_int,
-        default=default,
-        metavar="N",
-        help=f"maximum number of videos to use (default: {note})",
-    )
+    add_count(parser, "--videos", "maximum number of videos to use", default, note)

@@ -17,6 +17,7 @@ from tango_plugins import TangoError
 from tango_runtime.bundle import Bundle
 from tango_runtime.cli.args import (
     add_bundle,
+    add_count,
     add_frames,
     add_jobs,
     add_max_new_tokens,
@@ -26,7 +27,6 @@ from tango_runtime.cli.args import (
     add_ray,
     add_seed,
     percent,
-    positive_int,
 )
 from tango_runtime.cli.command import Command
 from tango_runtime.util.console import status
@@ -77,9 +77,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--report-dir", type=Path, metavar="FOLDER", help=f"write {REPORT}, calibration.md and layers.png to a folder"
     )
-    parser.add_argument(
-        "--evaluate", type=positive_int, metavar="N", help="ask both bundles N questions, and compare their accuracy"
-    )
+    add_count(parser, "--evaluate", "ask both bundles N questions, and compare their accuracy", note="none")
     add_data(parser)
     add_jobs(parser, 1)
     add_ray(parser)

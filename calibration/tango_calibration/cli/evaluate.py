@@ -36,6 +36,7 @@ from tango_runtime.bundle import MANIFEST, Bundle, Manifest, sha256
 from tango_runtime.cli.args import (
     add_backend,
     add_bundle,
+    add_count,
     add_frame_size,
     add_frames,
     add_jobs,
@@ -46,7 +47,6 @@ from tango_runtime.cli.args import (
     add_retention_ratio,
     add_sampling_of_frames,
     add_seed,
-    positive_int,
 )
 from tango_runtime.cli.command import Command
 from tango_runtime.util.console import progress, status
@@ -68,12 +68,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     )
     add_data(parser)
     add_videos(parser, note=f"all of a folder, {_CLIPS} generated clips")
-    parser.add_argument(
-        "--questions",
-        type=positive_int,
-        metavar="N",
-        help=f"maximum number of questions per generated clip (default: {_QUESTIONS})",
-    )
+    add_count(parser, "--questions", "maximum number of questions per generated clip", note=str(_QUESTIONS))
     add_frames(parser)
     add_sampling_of_frames(parser)
     add_frame_size(parser)

@@ -18,7 +18,7 @@ from tango_runtime.util.console import status
 
 
 def check_context(context: int, most: int) -> None:
-    """Refuses a context that the decoder was not made for."""
+    """Rejects a context that the decoder was not made for."""
     if not 1 <= context <= most:
         raise TangoError(
             f"--context is {context}, the decoder was made for 1 to {most} positions", f"give at most --context {most}"

@@ -96,13 +96,13 @@ def is_set(data: dict[str, Any], key: str) -> bool:
 
 
 def divides(heads: int, whole: int, key: str) -> None:
-    """Refuses a number of heads that does not divide a width."""
+    """Rejects a number of heads that does not divide a width."""
     if whole % heads:
         raise TangoError(f"config.json: {key} is {heads}, which does not divide {whole}", EDIT)
 
 
 def only(data: dict[str, Any], key: str, *values: object) -> None:
-    """Refuses a setting that would need another graph."""
+    """Rejects a setting that would need another graph."""
     if data.get(key) not in (*values, None):
         raise TangoError(
             f"config.json: {key} is {shown(data[key])}, and only {' or '.join(map(shown, values))} is supported",

@@ -231,7 +231,7 @@ class Backend(Protocol):
 
 
 def require_context(length: int, tokens: int, context: int) -> None:
-    """Refuses tokens that would make a sequence longer than the bundle's context.
+    """Rejects tokens that would make a sequence longer than the bundle's context.
 
     Raises:
         TangoError: They would.

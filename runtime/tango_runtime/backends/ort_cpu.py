@@ -250,7 +250,7 @@ def open_graph(bundle: Bundle, name: GraphName, threads: int) -> Any:
 
 
 def check_runtime(bundle: Bundle, name: GraphName) -> None:
-    """Refuses a graph that bundle.json says ONNX Runtime cannot run, or that this version does not.
+    """Rejects a graph that bundle.json says ONNX Runtime cannot run, or that this version does not.
 
     Raises:
         TangoError: It is for TensorRT only, or needs a newer ONNX Runtime.
@@ -271,7 +271,7 @@ def check_runtime(bundle: Bundle, name: GraphName) -> None:
 
 
 def check_tensors(bundle: Bundle, name: GraphName, session: Any) -> None:
-    """Refuses a graph whose tensors are not those that bundle.json lists.
+    """Rejects a graph whose tensors are not those that bundle.json lists.
 
     Args:
         bundle: The bundle.

@@ -64,7 +64,7 @@ class RotaryIds:
         return ids
 
     def require_room(self, context: int, positions: int) -> None:
-        """Refuses a video whose ids, or those of what may follow it, the decoder was not made for.
+        """Rejects a video whose ids, or those of what may follow it, the decoder was not made for.
 
         Args:
             context: Most slots.

@@ -500,7 +500,7 @@ def _export_again(data: dict[str, object]) -> str:
 
 
 def _check_graphs(manifest: Manifest, file: Path) -> None:
-    """Refuses a bundle that lacks a graph, or has one that it does not need."""
+    """Rejects a bundle that lacks a graph, or has one that it does not need."""
     wanted = {"vision", "prune", "embed", *manifest.decoders}
     for name in sorted(wanted.symmetric_difference(manifest.graphs)):
         problem = "has no" if name in wanted else "needs no"
@@ -508,7 +508,7 @@ def _check_graphs(manifest: Manifest, file: Path) -> None:
 
 
 def _check_names(manifest: Manifest, file: Path) -> None:
-    """Refuses names that are not those of files in the bundle's folder."""
+    """Rejects names that are not those of files in the bundle's folder."""
     graphs = [name for graph in manifest.graphs.values() for name in graph.files]
     for name in (*manifest.files, *graphs):
         if not is_plain_name(name) or name == MANIFEST:
@@ -519,7 +519,7 @@ def _check_names(manifest: Manifest, file: Path) -> None:
 
 
 def _check_video_text(text: str, file: Path) -> None:
-    """Refuses what is no format string over what is known of a video."""
+    """Rejects what is no format string over what is known of a video."""
     try:
         for _, name, form, conversion in Formatter().parse(text):
             if name not in (None, "duration", "frames", "times"):
@@ -532,7 +532,7 @@ def _check_video_text(text: str, file: Path) -> None:
 
 
 def _check_dimensions(manifest: Manifest, file: Path) -> None:
-    """Refuses dimensions that contradict one another here, and not in the middle of an answer."""
+    """Rejects dimensions that contradict one another here, and not in the middle of an answer."""
     decoder, inner = manifest.decoder, manifest.decoder.inner
     if inner and not (0 < inner.layer < decoder.layers and 0 < inner.ratio <= 1):
         raise TangoError(f"{file}: decoder: inner is out of range", _RESTORE)
@@ -571,7 +571,7 @@ def _check_dimensions(manifest: Manifest, file: Path) -> None:
 
 
 def _check_vision(manifest: Manifest, file: Path) -> None:
-    """Refuses frames of another size than the vision graph takes, and other tokens than it gives."""
+    """Rejects frames of another size than the vision graph takes, and other tokens than it gives."""
     video, graph = manifest.video, manifest.graphs["vision"]
     frames, tokens = ("F", *video.size, 3), ("F", video.tokens_per_frame, manifest.decoder.hidden_size)
     found = [tensor.shape for tensor in (*graph.inputs[:1], *graph.outputs[:1])]
@@ -580,7 +580,7 @@ def _check_vision(manifest: Manifest, file: Path) -> None:
 
 
 def _check_rows(manifest: Manifest, file: Path) -> None:
-    """Refuses rows that the embedding's table does not have, where bundle.json says how many those are."""
+    """Rejects rows that the embedding's table does not have, where bundle.json says how many those are."""
     prompt = manifest.prompt
     asked = {"after_video": prompt.after_video, "row_end": () if prompt.row_end is None else (prompt.row_end,)}
     for table in manifest.graphs["embed"].device_weights.values():
@@ -603,7 +603,7 @@ def _decoder_inputs(decoder: DecoderSpec, name: GraphName) -> list[tuple[int | s
 
 
 def _check_weights(manifest: Manifest, name: GraphName, where: str) -> None:
-    """Refuses weights that the device graph takes in another form, or that the data file cannot hold."""
+    """Rejects weights that the device graph takes in another form, or that the data file cannot hold."""
     graph = manifest.graphs[name]
     weights = graph.weights or {}
     if graph.device and graph.device.device:

@@ -143,16 +143,16 @@ def add_bundle(parser: argparse.ArgumentParser, **options: Any) -> None:
     parser.add_argument("bundle", type=Path, help="bundle folder written by tango-export", **options)
 
 
+def add_count(
+    parser: argparse._ActionsContainer, name: str, text: str, default: int | None = None, note: str = "%(default)s"
+) -> None:
+    """An option that takes a number of at least 1; ``note`` says what the default is."""
+    parser.add_argument(name, type=positive_int, default=default, metavar="N", help=f"{text} (default: {note})")
+
+
 def add_frames(parser: argparse.ArgumentParser, default: int | None = None, note: str = "the bundle's") -> None:
     """``--frames``."""
-    shown = default if default is not None else note
-    parser.add_argument(
-        "--frames",
-        type=positive_int,
-        default=default,
-        metavar="N",
-        help=f"number of frames sampled from a video (default: {shown})",
-    )
+    add_count(parser, "--frames", "number of frames sampled from a video", default, "%(default)s" if default else note)
 
 
 def add_frame(parser: argparse._ActionsContainer, note: str = "the bundle's") -> None:
@@ -169,11 +169,8 @@ def add_frame_size(parser: argparse.ArgumentParser, note: str = "the video's asp
     """``--frame`` or ``--max-pixels``."""
     group = parser.add_mutually_exclusive_group()
     add_frame(group, note)
-    group.add_argument(
-        "--max-pixels",
-        type=positive_int,
-        metavar="N",
-        help="maximum number of pixels of a frame, for models that take any size (default: the bundle's)",
+    add_count(
+        group, "--max-pixels", "maximum number of pixels of a frame, for models that take any size", note="the bundle's"
     )
 
 
@@ -228,9 +225,7 @@ def add_every(parser: argparse.ArgumentParser) -> None:
 
 def add_streams(parser: argparse.ArgumentParser, default: int | None, note: str) -> None:
     """``--streams``."""
-    parser.add_argument(
-        "--streams", type=positive_int, default=default, metavar="N", help=f"streams that may be open (default: {note})"
-    )
+    add_count(parser, "--streams", "streams that may be open", default, note)
 
 
 def add_retention_ratio(parser: argparse._ActionsContainer, note: str = "the bundle's", **options: Any) -> None:
@@ -257,13 +252,7 @@ def add_pruning(parser: argparse.ArgumentParser, note: str = "the bundle's", **o
 
 def add_max_new_tokens(parser: argparse.ArgumentParser, default: int) -> None:
     """``--max-new-tokens``."""
-    parser.add_argument(
-        "--max-new-tokens",
-        type=positive_int,
-        default=default,
-        metavar="N",
-        help="maximum number of tokens in an answer (default: %(default)s)",
-    )
+    add_count(parser, "--max-new-tokens", "maximum number of tokens in an answer", default)
 
 
 def add_seed(parser: argparse.ArgumentParser, default: int | None = None) -> None:
@@ -376,13 +365,7 @@ def add_overwrite(parser: argparse.ArgumentParser) -> None:
 
 def add_jobs(parser: argparse.ArgumentParser, default: int) -> None:
     """``--jobs``."""
-    parser.add_argument(
-        "--jobs",
-        type=positive_int,
-        default=default,
-        metavar="N",
-        help="number of parallel processes (default: %(default)s)",
-    )
+    add_count(parser, "--jobs", "number of parallel processes", default)
 
 
 def add_verify(parser: argparse.ArgumentParser) -> None:

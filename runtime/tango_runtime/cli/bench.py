@@ -37,13 +37,13 @@ from tango_runtime.cli.args import (
     STDOUT,
     add_backend,
     add_bundle,
+    add_count,
     add_frame,
     add_frames,
     add_json,
     add_pruning,
     add_sampling_of_frames,
     add_seed,
-    positive_int,
     write_json,
 )
 from tango_runtime.cli.command import Command
@@ -100,27 +100,9 @@ def _configure(parser: argparse.ArgumentParser) -> None:
         metavar="WIDTHxHEIGHT",
         help="size of the clip's frames before resizing (default: the bundle's, which needs no resizing)",
     )
-    parser.add_argument(
-        "--decode-tokens",
-        type=positive_int,
-        default=default.decode_tokens,
-        metavar="N",
-        help="tokens to generate after the first (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--warm-up",
-        type=positive_int,
-        default=default.warm_up,
-        metavar="N",
-        help="answers before measuring (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--repeats",
-        type=positive_int,
-        default=default.repeats,
-        metavar="N",
-        help="answers to measure (default: %(default)s)",
-    )
+    add_count(parser, "--decode-tokens", "tokens to generate after the first", default.decode_tokens)
+    add_count(parser, "--warm-up", "answers before measuring", default.warm_up)
+    add_count(parser, "--repeats", "answers to measure", default.repeats)
     add_seed(parser, default.seed)
     parser.add_argument(
         "--cold-start", action="store_true", help="also measure new processes from their start to the first token"

@@ -7,7 +7,15 @@ from collections.abc import Sequence
 from typing import get_args
 
 from tango_runtime.bundle import GRAPHS, Bundle, GraphForm, GraphName
-from tango_runtime.cli.args import add_bundle, add_context, add_frame, add_retention_ratio, new_file, positive_int
+from tango_runtime.cli.args import (
+    add_bundle,
+    add_context,
+    add_count,
+    add_frame,
+    add_retention_ratio,
+    new_file,
+    positive_int,
+)
 from tango_runtime.cli.command import Command
 from tango_runtime.engines import (
     HARDWARE_LEVELS,
@@ -44,28 +52,10 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 
 
 def _configure_shapes(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--min-frames",
-        type=positive_int,
-        metavar="N",
-        default=1,
-        help="minimum number of frames of a video (default: %(default)s)",
-    )
-    group.add_argument(
-        "--opt-frames", type=positive_int, metavar="N", help="number of frames to optimize for (default: the bundle's)"
-    )
-    group.add_argument(
-        "--max-frames",
-        type=positive_int,
-        metavar="N",
-        help="maximum number of frames of a video (default: --opt-frames)",
-    )
-    group.add_argument(
-        "--max-tokens",
-        type=positive_int,
-        metavar="N",
-        help="maximum number of tokens in one prefill pass (default: the pruned video plus 128)",
-    )
+    add_count(group, "--min-frames", "minimum number of frames of a video", 1)
+    add_count(group, "--opt-frames", "number of frames to optimize for", note="the bundle's")
+    add_count(group, "--max-frames", "maximum number of frames of a video", note="--opt-frames")
+    add_count(group, "--max-tokens", "maximum number of tokens in one prefill pass", note="the pruned video plus 128")
     add_frame(group)
     add_context(group, "--max-tokens plus 512")
     add_retention_ratio(group)

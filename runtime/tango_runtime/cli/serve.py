@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from tango_plugins import TangoError
-from tango_runtime.cli.args import add_backend, add_streams, non_negative_int, positive_int
+from tango_runtime.cli.args import add_backend, add_count, add_streams, non_negative_int
 from tango_runtime.cli.command import Command
 from tango_runtime.pipeline.video_llm import VideoLLM
 from tango_runtime.server.rtsp import AllowedHost
@@ -50,33 +50,11 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--origin", action="append", default=[], metavar="ORIGIN", help="origin of another web page that may call"
     )
-    parser.add_argument(
-        "--queue",
-        type=positive_int,
-        default=defaults.waiting,
-        metavar="N",
-        help="requests that may wait before others are refused with 429 (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--together",
-        type=positive_int,
-        default=defaults.together,
-        metavar="N",
-        help="answers that are written in turns (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--cache-videos",
-        type=positive_int,
-        default=defaults.videos,
-        metavar="N",
-        help="encoded videos that are kept (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--cache-sessions",
-        type=positive_int,
-        default=defaults.sessions,
-        metavar="N",
-        help="prefixes of videos that are kept with their key/value caches (default: %(default)s)",
+    add_count(parser, "--queue", "requests that may wait before others are refused with 429", defaults.waiting)
+    add_count(parser, "--together", "answers that are written in turns", defaults.together)
+    add_count(parser, "--cache-videos", "encoded videos that are kept", defaults.videos)
+    add_count(
+        parser, "--cache-sessions", "prefixes of videos that are kept with their key/value caches", defaults.sessions
     )
     add_streams(parser, defaults.streams, "%(default)s")
     add_backend(parser)

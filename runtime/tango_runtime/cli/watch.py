@@ -15,13 +15,13 @@ from tango_plugins import TangoError
 from tango_runtime.cli.args import (
     add_backend,
     add_bundle,
+    add_count,
     add_every,
     add_frame_size,
     add_json_schema,
     add_pruning,
     add_sampling,
     positive_float,
-    positive_int,
     sampling_options,
 )
 from tango_runtime.cli.command import Command
@@ -41,14 +41,12 @@ def _configure(parser: argparse.ArgumentParser) -> None:
         "or a file or folder",
     )
     parser.add_argument("question", help="question about the video")
-    parser.add_argument(
-        "--window", type=positive_int, metavar="N", help="frames that an answer is about (default: the bundle's)"
-    )
+    add_count(parser, "--window", "frames that an answer is about", note="the bundle's")
     parser.add_argument(
         "--rate", type=positive_float, default=1.0, metavar="FPS", help="frames a second taken (default: %(default)s)"
     )
     add_every(parser)
-    parser.add_argument("--count", type=positive_int, metavar="N", help="stop after N answers (default: never)")
+    add_count(parser, "--count", "stop after N answers", note="never")
     parser.add_argument("--jsonl", action="store_true", help="write each answer as a line of JSON")
     parser.add_argument(
         "--alert",

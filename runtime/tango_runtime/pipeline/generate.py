@@ -163,7 +163,7 @@ class Limits:
         return cls(max_new_tokens, manifest.decoder.context, frozenset(manifest.prompt.stop))
 
     def require_room(self, prompt_tokens: int, video_tokens: int) -> None:
-        """Refuses a prompt after which no token of an answer fits.
+        """Rejects a prompt after which no token of an answer fits.
 
         Raises:
             TangoError: There is no room.

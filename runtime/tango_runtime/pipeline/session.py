@@ -268,7 +268,7 @@ class Session:
         answer.indices, answer.merged, answer.segments = trace.indices, trace.merged, trace.segments
 
     def _require_turn(self, turn: int | None) -> None:
-        """Refuses a turn of the chat that another one has overtaken: its text does not have the other's."""
+        """Rejects a turn of the chat that another one has overtaken: its text does not have the other's."""
         if turn is not None and turn != len(self._turns):
             raise TangoError(
                 "the chat went on before this message was answered",

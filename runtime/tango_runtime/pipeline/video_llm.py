@@ -416,7 +416,7 @@ class VideoLLM:
         return VideoRequest(timed, shape, on_progress or (lambda frames: None))
 
     def _require_shape(self, shape: ClipShape) -> ClipShape:
-        """Refuses frames that were decoded for a bundle that takes others."""
+        """Rejects frames that were decoded for a bundle that takes others."""
         manifest = self.bundle.manifest
         size = choose_size(manifest.video, shape.frames, None, asked=shape.size, fixed=self._backend.frame_size)
         if ClipShape.of(manifest, shape.frames, size) != shape:

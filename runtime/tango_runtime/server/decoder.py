@@ -125,7 +125,7 @@ def _image(data: bytes, i: int) -> Any:
 
 
 def _require_own_frames(path: Path) -> None:
-    """Refuses what is no container of frames, before anything that it names could be opened."""
+    """Rejects what is no container of frames, before anything that it names could be opened."""
     import av
 
     options = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}

@@ -94,7 +94,7 @@ class Worker:
             self._news.notify()
 
     def close(self) -> None:
-        """Refuses further jobs, does the rest, and ends the thread."""
+        """Rejects further jobs, does the rest, and ends the thread."""
         with self._news:
             self._closed = True
             self._news.notify()

@@ -152,7 +152,7 @@ def _siglip_config(data: dict[str, Any], dropped_layers: int = 0) -> SiglipConfi
 
 
 def check_side(config: SiglipConfig) -> None:
-    """Refuses a grid of patches that pooling cannot halve, or whose matrix, of its fourth power, would be huge.
+    """Rejects a grid of patches that pooling cannot halve, or whose matrix, of its fourth power, would be huge.
 
     Raises:
         TangoError: It is too small or too large.
