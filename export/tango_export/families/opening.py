@@ -16,6 +16,9 @@ from tango_plugins import TangoError
 from tango_runtime.bundle import DecoderSpec
 from tango_runtime.util.console import status
 
+#: Both of Qwen2's ends; checkpoints name one or the other.
+STOP_TOKENS = ("<|im_end|>", "<|endoftext|>")
+
 
 def check_context(context: int, most: int) -> None:
     """Rejects a context that the decoder was not made for."""

@@ -13,6 +13,7 @@ from tango_export.families.llava.graphs import MEAN_AND_STD, definitions
 from tango_export.families.llava.templates import HF_TEMPLATE, QWEN_1_5_TEMPLATE
 from tango_export.families.llava.weights import LLAVA_RULES, SIGLIP_RULES
 from tango_export.families.opening import (
+    STOP_TOKENS,
     chat_template,
     check_context,
     decoder_spec,
@@ -26,9 +27,6 @@ from tango_export.models.projector import Pooling, PoolingMode
 from tango_export.tokenizer import read_tokenizer, stop_ids
 from tango_plugins import PruneParams, TangoError
 from tango_runtime.bundle import InnerPruning, PromptSpec, VideoSpec, VisionSpec
-
-#: Both of Qwen2's ends; checkpoints name one or the other.
-_STOP_TOKENS = ("<|im_end|>", "<|endoftext|>")
 
 
 @dataclass(frozen=True)
@@ -103,7 +101,7 @@ def load(variant: Variant, folders: Mapping[str, Path], context: int, inner: Inn
         prompt=PromptSpec(
             placeholder="<image>" if config.lmms_lab else "<video>",
             after_video=(newline,) if variant.formats.newline == "one_token" else (),
-            stop=stop_ids(folder, tokenizer, config.eos, _STOP_TOKENS),
+            stop=stop_ids(folder, tokenizer, config.eos, STOP_TOKENS),
             vocabulary=vocabulary,
             row_end=newline if variant.formats.newline == "grid" else None,
             video_text=variant.video_text,

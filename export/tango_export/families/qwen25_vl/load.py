@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from tokenizers import Tokenizer
 from tango_export.checkpoint import Checkpoint, read_packing, renaming
 from tango_export.families.base import Model, Reference
 from tango_export.families.opening import (
+    STOP_TOKENS,
     chat_template,
     check_context,
     decoder_spec,
@@ -45,13 +47,15 @@ TEMPLATE = (
 )
 
 PLACEHOLDER = "<|video_pad|>"
-_STOP_TOKENS = ("<|im_end|>", "<|endoftext|>")
 
 #: Default number of frames, and the size that 16:9 frames have within the budget of that many.
 FRAMES, SIZE = 32, (560, 1008)
 
 #: Pixels of a frame, and of all frames, a token being 784 of them: qwen-vl-utils, vision_process.py, 0.0.11 and later.
 BUDGET = PixelBudget(factor=28, min_pixels=128 * 784, max_pixels=768 * 784, total_pixels=int(128000 * 784 * 0.9))
+
+#: Rows and columns of a frame's tokens at that size.
+GRID = (SIZE[0] // BUDGET.factor, SIZE[1] // BUDGET.factor)
 
 
 def load(folders: Mapping[str, Path], context: int, inner: InnerPruning | None = None) -> Model:
@@ -69,7 +73,7 @@ def load(folders: Mapping[str, Path], context: int, inner: InnerPruning | None =
         raise TangoError("Qwen2.5-VL's decoder has no inner pruning", "leave --inner-layer out")
     folder = folders["checkpoint"]
     config = read_config(folder)
-    text, tower = config.text, config.vision
+    text = config.text
     check_context(context, text.max_position_embeddings)
     check_processor(folder, MEAN, STD)
     tokenizer_json, tokenizer = read_tokenizer(folder)
@@ -78,18 +82,16 @@ def load(folders: Mapping[str, Path], context: int, inner: InnerPruning | None =
     checkpoint = Checkpoint(folder, renaming(RULES), read_packing(folder))
     graphs = definitions(config, context, vocabulary, tied=config.tied and "lm_head.weight" not in checkpoint)
     checkpoint.check(expected_tensors(graphs))
-    grid = SIZE[0] // BUDGET.factor, SIZE[1] // BUDGET.factor
-    tokens, joined = grid[0] * grid[1], tower.hidden_size * tower.spatial_merge_size**2
     return Model(
         definitions=graphs,
         config={"vision": asdict(config.vision), "text": asdict(config.text)},
         read=checkpoint.read,
-        params=PruneParams(grid=grid, sink_positions=()),
+        params=PruneParams(grid=GRID, sink_positions=()),
         video=VideoSpec(
-            FRAMES,
-            SIZE,
-            "bicubic",
-            tokens,
+            frames=FRAMES,
+            size=SIZE,
+            resample="bicubic",
+            tokens_per_frame=math.prod(GRID),
             frames_per_step=2,
             sampling="nearest",
             budget=BUDGET,
@@ -97,25 +99,31 @@ def load(folders: Mapping[str, Path], context: int, inner: InnerPruning | None =
         prompt=PromptSpec(
             placeholder=PLACEHOLDER,
             after_video=(),
-            stop=stop_ids(folder, tokenizer, config.eos, _STOP_TOKENS),
+            stop=stop_ids(folder, tokenizer, config.eos, STOP_TOKENS),
             vocabulary=vocabulary,
         ),
-        vision=VisionSpec(
-            layers=tower.depth,
-            hidden_size=tower.hidden_size,
-            intermediate_size=tower.intermediate_size,
-            heads=tower.num_heads,
-            patches=tokens * tower.spatial_merge_size**2,
-            projector=(0, joined * (joined + tower.out_hidden_size)),
-            mlp="gated",
-            global_layers=len(tower.fullatt_block_indexes),
-            window=tower.window**2,
-        ),
+        vision=_vision_spec(config),
         decoder=replace(decoder_spec(text, context), rotary=_rotary(config)),
         chat_template=chat_template(folder, TEMPLATE, "the released checkpoints'"),
         tokenizer=tokenizer_json,
         reference=_reference(config, checkpoint),
         packed=packed_layers(checkpoint),
+    )
+
+
+def _vision_spec(config: QwenConfig) -> VisionSpec:
+    tower = config.vision
+    joined = tower.hidden_size * tower.spatial_merge_size**2  # the patches of a token, side by side
+    return VisionSpec(
+        layers=tower.depth,
+        hidden_size=tower.hidden_size,
+        intermediate_size=tower.intermediate_size,
+        heads=tower.num_heads,
+        patches=math.prod(GRID) * tower.spatial_merge_size**2,
+        projector=(0, joined * (joined + tower.out_hidden_size)),
+        mlp="gated",
+        global_layers=len(tower.fullatt_block_indexes),
+        window=tower.window**2,
     )
 
 
