@@ -63,6 +63,19 @@ def damage(path, place):
     return path
 
 
+def rewrite(source, target, change):
+    """Copies a video's packets, each as change(place, content) → (content, whether it is marked as a keyframe)."""
+    with av.open(str(source)) as a, av.open(str(target), "w") as b:
+        stream = b.add_stream_from_template(a.streams.video[0])
+        for i, packet in enumerate(p for p in a.demux(video=0) if p.size):
+            content, is_keyframe = change(i, bytes(packet))
+            changed = av.Packet(content)
+            changed.stream, changed.time_base, changed.is_keyframe = stream, packet.time_base, is_keyframe
+            changed.pts, changed.dts, changed.duration = packet.pts, packet.dts, packet.duration
+            b.mux(changed)
+    return target
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_frames_are_those_of_a_full_decode(tmp_path, kind):
     suffix, encoder, options = KINDS[kind]
@@ -272,6 +285,19 @@ def test_the_display_matrix_turns_and_mirrors(tmp_path, matrix, shown):
     for (_, rgb), right in zip(sample(path, 2), expected, strict=True):
         np.testing.assert_array_equal(rgb, right)
     assert open_source(path).frame_size == expected[0].shape[:2]
+
+
+@pytest.mark.parametrize(("orientation", "shown"), [(1, lambda rgb: rgb), (6, lambda rgb: np.rot90(rgb, 3))])
+def test_a_cameras_jpegs_are_turned_as_their_exif_says(tmp_path, orientation, shown):
+    """PyAV does not know the kind of side data that FFmpeg makes of them."""
+    exif, corner = Image.Exif(), picture(5).copy()
+    exif[0x112], corner[:20, :12] = orientation, 200
+    jpeg = io.BytesIO()
+    Image.fromarray(corner).save(jpeg, "JPEG", quality=98, exif=exif)
+    plain = write(tmp_path / "plain.avi", "mjpeg", {"strict": "unofficial"}, times=range(3))
+    path = rewrite(plain, tmp_path / "clip.avi", lambda i, content: (jpeg.getvalue(), True))
+    for _, rgb in sample(path, 3):
+        np.testing.assert_allclose(rgb, shown(corner).astype(int), atol=40)
 
 
 @pytest.mark.parametrize("share", [0.5, 0.8, 0.98])
@@ -603,6 +629,19 @@ def test_colors_are_those_of_the_file(tmp_path):
         container.mux(stream.encode(None))
     ((_, rgb),) = sample(tmp_path / "clip.mp4", 1)
     np.testing.assert_allclose(rgb[24, [8, 56]], card, atol=2)
+
+
+def test_colors_of_two_swapped_bytes(tmp_path):
+    with av.open(str(tmp_path / "clip.mov"), "w") as container:
+        stream = container.add_stream("rawvideo", rate=24)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "rgb565be"
+        color = (25 << 11 | 15 << 5 | 2).to_bytes(2, "big")
+        frame = av.VideoFrame(64, 48, "rgb565be")
+        frame.planes[0].update(color * (frame.planes[0].buffer_size // 2))
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    ((_, rgb),) = sample(tmp_path / "clip.mov", 1)
+    np.testing.assert_allclose(rgb[24, 8], [25 * 255 / 31, 15 * 255 / 63, 2 * 255 / 31], atol=8)
 
 
 def test_a_small_file_of_huge_frames_is_rejected(tmp_path):
