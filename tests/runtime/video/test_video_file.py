@@ -510,6 +510,26 @@ def test_a_playlist_names_files_of_its_folder_only(tmp_path, lines, named):
         assert [number_in(rgb) for _, rgb in sample(tmp_path / "list.m3u8", 60)] == list(range(60))
 
 
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        (["#EXT-X-ENDLIST", "#EXT-X-TARGETDURATION:3", "#EXTINF:2.5", "part.ts"], "has no end"),
+        (["#EXT-X-TARGETDURATION:3", "#EXTINF:2.5", "part.ts", "# #EXT-X-ENDLIST"], "has no end"),
+        (["#EXT-X-TARGETDURATION:3", "#EXTINF:2.5,#EXT-X-ENDLIST", "part.ts"], "has no end"),
+        (["#EXT-X-TARGETDURATION:3", "#EXTINF:2.5,#EXT-X-STREAM-INF:", "part.ts"], "has no end"),
+        (["#EXT-X-STREAM-INF:BANDWIDTH=1", "#EXTINF:2.5", "part.ts"], "of videos and of playlists"),
+        (["#EXT-X-STREAM-INF:BANDWIDTH=1", "list.m3u8"], "of playlists, which another one names"),
+        (["#EXT-X-MEDIA:TYPE=AUDIO,URI=live.m3u8", "#EXT-X-STREAM-INF:BANDWIDTH=1", "part.ts"], "live.m3u8"),
+        (["#EXT-X-MAP:URI=/etc/part", "#EXTINF:2.5", "part.ts", "#EXT-X-ENDLIST"], "names /etc/part"),
+    ],
+)
+def test_a_playlist_that_ffmpeg_would_read_for_ever_is_rejected(tmp_path, lines, words):
+    (tmp_path / "part.ts").touch()
+    (tmp_path / "live.m3u8").write_text("#EXTM3U\n#EXT-X-TARGETDURATION:3\n")
+    (tmp_path / "list.m3u8").write_text("\n".join(["#EXTM3U", *lines]))
+    rejected(tmp_path / "list.m3u8", 2, "playlist", words)
+
+
 def test_what_does_not_decode_is_said(tmp_path):
     Image.fromarray(picture(0)).save(
         tmp_path / "clip.webp", save_all=True, append_images=[Image.fromarray(picture(1))], duration=100
