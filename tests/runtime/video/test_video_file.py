@@ -450,6 +450,33 @@ def test_a_recording_to_a_pipe_and_a_wrong_riff_size_are_no_truncation(tmp_path)
     rejected(path, 4, "truncated")
 
 
+def _chunk(name, content):
+    return name + len(content).to_bytes(4, "little") + content
+
+
+def test_an_avi_whose_sizes_are_all_wrong_is_whole_with_its_index(tmp_path):
+    path = write(tmp_path / "clip.avi", "mpeg4")
+    data = bytearray(path.read_bytes())
+    frames = data.index(b"movi") - 4
+    data[4:8] = (1 << 30).to_bytes(4, "little")
+    for size in (0, 1 << 30):
+        data[frames : frames + 4] = size.to_bytes(4, "little")
+        path.write_bytes(data)
+        assert [number_in(rgb) for _, rgb in sample(path, 60)] == list(range(60))
+    path.write_bytes(data[: data.rindex(b"idx1") + 100])
+    rejected(path, 4, "truncated")
+
+
+def test_a_long_avi_that_is_cut_in_a_later_part_is_rejected(tmp_path):
+    """Beyond a gigabyte an AVI has further RIFF chunks, which the first one's size says nothing of."""
+    path = write(tmp_path / "clip.avi", "mpeg4")
+    whole = path.read_bytes() + _chunk(b"RIFF", b"AVIX" + _chunk(b"LIST", b"movi" + _chunk(b"00dc", bytes(1000))))
+    path.write_bytes(whole)
+    assert len(list(sample(path, 4))) == 4
+    path.write_bytes(whole[:-1])
+    rejected(path, 4, "truncated", f"{len(whole) - 1} of {len(whole)} bytes")
+
+
 def test_a_title_that_is_not_utf_8(tmp_path):
     path = write(tmp_path / "clip.avi", "mpeg4")
     data = bytearray(path.read_bytes())
