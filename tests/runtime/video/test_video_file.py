@@ -17,6 +17,8 @@ from tango_runtime.video import decoding, open_source, sample, timeline
 from tango_runtime.video import file as video
 from tango_runtime.video.container import decode, demux
 from tango_runtime.video.decoding import plan_runs
+from tango_runtime.video.h264 import has_slice
+from tango_runtime.video.source import Sampled
 from tango_runtime.video.timeline import read_timeline
 from tests.runtime.video import fields_h264
 from tests.runtime.video.clips import H264, OPEN_GOP, decode_all, number_in, picture, rejected, show, write
@@ -53,12 +55,12 @@ def assert_as_decoded(path, counts=(1, 2, 3, 7, 16)):
 
 
 def damage(path, place):
-    """Overwrites a packet of an MP4, so that it does not decode."""
+    """Overwrites a packet of an MP4 after the head of its slice, so that it does not decode."""
     with av.open(str(path)) as container:
         packet = [p for p in container.demux(video=0) if p.size][place]
         start, size = packet.pos, packet.size
     data = bytearray(path.read_bytes())
-    data[start + 4 : start + size] = b"\xff" * (size - 4)
+    data[start + 5 : start + size] = b"\xff" * (size - 5)
     path.write_bytes(data)
     return path
 
@@ -506,6 +508,13 @@ def test_a_path_is_a_path(tmp_path, monkeypatch, name):
     assert [number_in(rgb) for _, rgb in sample(name, 60)] == list(range(60))
 
 
+def test_a_pattern_in_a_name_is_no_pattern(tmp_path):
+    for name, number in (("0.png", 8), ("1.png", 9), ("%d.png", 7)):
+        Image.fromarray(picture(number)).save(tmp_path / name)
+    assert [number_in(rgb) for _, rgb in sample(tmp_path / "%d.png", 1)] == [7]
+    rejected(tmp_path / "%d.png", 2, "has 1 frame")
+
+
 def test_lists_and_texts_are_no_videos(tmp_path):
     write(tmp_path / "other.mp4")
     (tmp_path / "clip.mp4").write_text("ffconcat version 1.0\nfile other.mp4\n")
@@ -620,6 +629,74 @@ def test_a_bad_packet_late_in_a_file(tmp_path):
         right = np.linspace(0, of - 1, count, dtype=int).tolist()
         assert [number_in(rgb) for _, rgb in sampled] == [frames[i] if of == 119 else i for i in right]
         np.testing.assert_allclose([s for s, _ in sampled], [number_in(rgb) / 24 for _, rgb in sampled])
+
+
+def test_a_bad_packet_of_a_codec_that_calls_it_an_argument(tmp_path):
+    path = tmp_path / "clip.mov"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("prores_ks", rate=24)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv422p10le"
+        for i in range(10):
+            frame = av.VideoFrame.from_ndarray(picture(i), format="rgb24")
+            frame.pts = i
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    damaged = rewrite(path, tmp_path / "damaged.mov", lambda i, c: (c[:8] + bytes(len(c) - 8) if i == 5 else c, True))
+    assert [number_in(rgb) for _, rgb in sample(damaged, 9)] == [0, 1, 2, 3, 4, 6, 7, 8, 9]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "encoder"), [(".mp4", "mpeg4"), (".avi", "flv"), (".wmv", "wmv2"), (".mp4", "libx264")]
+)
+@pytest.mark.parametrize("every", [1, 10])
+def test_packets_that_are_marked_as_keyframes_and_are_none(tmp_path, suffix, encoder, every):
+    """As recorders write them; some decoders begin anywhere, with gray."""
+    plain = write(tmp_path / f"plain{suffix}", encoder, {"g": "60", "bf": "0"})
+    assert_as_decoded(rewrite(plain, tmp_path / f"clip{suffix}", lambda i, content: (content, i % every == 0)))
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_packets_without_a_picture_are_no_frames(tmp_path, suffix):
+    message = b"\0\0\0\4\6\5\0\x80"  # of user data
+    plain = write(tmp_path / f"plain{suffix}", options={"g": "12", "bf": "0"})
+    path = tmp_path / f"clip{suffix}"
+    rewrite(plain, path, lambda i, content: (message if i in (50, 52, 53) else content, i % 12 == 0))
+    assert len(assert_as_decoded(path, (2, 4))) == 57
+
+
+@pytest.mark.parametrize(
+    ("codec", "extradata", "packet", "expected"),
+    [
+        ("h264", b"\1\0\0\0\xff", b"\0\0\0\1\6\0\0\0\1\5", True),
+        ("h264", b"\1\0\0\0\xff", b"\0\0\0\1\6\0\0\0\1\7", False),
+        ("h264", b"\1\0\0\0\xff", b"\0\0\0\1\6\0\0\0\2\7", True),  # longer than the packet
+        ("h264", b"\1\0\0\0\xfd", b"\0\1\x09\0\1\x41", True),
+        ("h264", b"\0\0\0\1\x67", b"\0\0\0\1\x09\0\0\1\x61", True),
+        ("h264", b"\0\0\0\1\x67", b"\0\0\0\1\x09\0\0\1\x06\x61", False),
+        ("h264", None, b"no unit", True),
+        ("hevc", b"\1" + bytes(20) + b"\3", b"\0\0\0\1\x26", True),
+        ("hevc", b"\1" + bytes(20) + b"\3", b"\0\0\0\1\x4e", False),
+    ],
+)
+def test_which_packets_have_a_picture(codec, extradata, packet, expected):
+    assert has_slice(packet, codec, extradata) == expected
+
+
+@pytest.mark.parametrize("encoder", ["libx264", "mpeg4"])
+def test_times_of_decoding_are_not_taken_for_times_of_presentation(tmp_path, encoder):
+    """Even where no frame comes out of the decoder before the sampled one that is not due."""
+    plain = write(tmp_path / "plain.mkv", encoder, {"bf": "3", "g": "12"})
+    path = tmp_path / "clip.mkv"
+    with av.open(str(plain)) as a, av.open(str(path), "w") as b:
+        stream = b.add_stream_from_template(a.streams.video[0])
+        for i, packet in enumerate(p for p in a.demux(video=0) if p.size):
+            packet.stream, packet.pts, packet.dts = stream, 40 * i, 40 * i
+            b.mux(packet)
+    for i in range(4):
+        source = open_source(path)
+        chosen = Sampled(np.array([i]), source.sample(60).seconds[[i]], "floor")
+        assert [number_in(rgb) for _, rgb in source.read(chosen)] == [i]
+    assert_as_decoded(path)
 
 
 @pytest.mark.parametrize("limit", [0, 9 * 64 * 48, video._MAX_HELD])
