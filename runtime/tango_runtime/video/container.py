@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,9 @@ EXACT = "SLICE"
 
 #: Most pixels of a frame: 8192×8192, twice an 8K video.
 MAX_PIXELS = 1 << 26
+
+#: A file is that file: %d in its name is no pattern of other names.
+_OPTIONS = {"pattern_type": "none"}
 
 #: Formats that FFmpeg recognizes by content and that are no video of their own.
 _NOT_VIDEO = {"concat": "a list of other files", "tty": "a text"}
@@ -61,7 +64,7 @@ def open_video(
     try:
         # FFmpeg takes what stands before a colon for a protocol, unless the path is absolute.
         options = lenient() if device is None else {**lenient(), "hwaccel": _on_device(device)}
-        with av.open(str(path.absolute()), **options) as container:
+        with av.open(str(path.absolute()), options=_OPTIONS, **options) as container:
             if container.format.name in _NOT_VIDEO:
                 raise TangoError(f"{path} is {_NOT_VIDEO[container.format.name]}", "give a video file")
             stream = container.streams.best("video")
@@ -131,12 +134,23 @@ def demux(container: Any, stream: Any) -> Iterator[Any]:
 
 def decode(stream: Any, packets: Iterable[Any]) -> Iterator[Any]:
     """Decodes packets from a keyframe on, to the last frame, and leaves the decoder ready for another keyframe."""
-    from av import InvalidDataError
-
     for packet in chain(packets, (None,)):
-        try:
-            frames = stream.decode(packet)
-        except InvalidDataError:  # as every player does: the other packets still decode
-            continue
-        yield from frames
+        yield from decode_packet(stream, packet)
     stream.codec_context.flush_buffers()
+
+
+def decode_packet(stream: Any, packet: Any) -> Sequence[Any]:
+    """The frames that a packet gives; none where it is damaged, as every player does: the other packets still decode.
+
+    Raises:
+        MemoryError: There is too little for them.
+    """
+    from av import FFmpegError
+
+    try:
+        frames: Sequence[Any] = stream.decode(packet)
+    except MemoryError:
+        raise
+    except FFmpegError:  # each decoder has its own code for damage
+        return ()
+    return frames

@@ -20,6 +20,9 @@ _T = TypeVar("_T")
 #: So many packets between two runs are sought over, not read.
 _FAR = 500
 
+#: PyAV's number of an I picture.
+_INTRA = 1
+
 #: Most decoders at a time, and most pixels of the frames that they work on, one each: 16 of 1920×1080.
 _DECODERS, _PIXELS = 16, 1 << 25
 
@@ -227,12 +230,18 @@ def _in_order(frames: Iterator[Any], run: Run, timeline: Timeline) -> Iterator[t
     """Numbers the frames of a run and holds them against the timeline, frame by frame."""
     assert timeline.packets is not None
     due = [i for i in range(run.last, run.first - 1, -1) if timeline.packets[i] < run.stop]
+    before = -1
     for frame in frames:
         i = timeline.index(frame.pts)
         if i is None:
             raise DisagreementError("the decoder gives a frame that no packet announced")
+        if i <= before:
+            raise DisagreementError(f"the frame at {timeline.seconds[i]:.3f} s comes out of the decoder late")
+        before = i
         if i < run.first or i > run.last:
             continue  # before: a leading picture, of another run; after: not needed
+        if i == run.first and run.start and not _is_key(frame):
+            raise DisagreementError(f"decoding cannot begin with the frame at {timeline.seconds[i]:.3f} s")
         if frame.is_corrupt:  # what is made up for the missing part depends on where decoding began
             raise DisagreementError(f"the frame at {timeline.seconds[i]:.3f} s is damaged")
         if not due or i != due.pop():
@@ -240,3 +249,8 @@ def _in_order(frames: Iterator[Any], run: Run, timeline: Timeline) -> Iterator[t
         yield i, frame
     if due:
         raise DisagreementError(f"the frame at {timeline.seconds[due[-1]]:.3f} s does not come out of the decoder")
+
+
+def _is_key(frame: Any) -> bool:
+    """Whether a frame depends on no other; some recorders mark packets as keyframes that are none."""
+    return bool(frame.key_frame) or frame.pict_type == _INTRA

@@ -21,6 +21,9 @@ from tango_plugins import TangoError
 from tango_plugins.device_array import DeviceArray, is_on_device
 from tango_runtime.video.source import Frame, Rounding, Sampled, TimedFrame, choose, choose_at, duration_of, is_uint8
 
+#: What an image may be, whatever its name. Pillow would start other programs for some kinds.
+_KINDS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF")
+
 _IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
 
 #: EXIF orientation → what shows the image upright.
@@ -166,11 +169,14 @@ def _address(frame: Frame) -> int:
 
 def _seconds(time: object) -> float | None:
     """Seconds of a real number, a fraction or a time difference; None for anything else."""
-    if isinstance(time, np.timedelta64):  # before Real: NumPy registers it as an integer of its own unit
-        return float(time / np.timedelta64(1, "s"))
-    if isinstance(time, datetime.timedelta):
-        return time.total_seconds()
-    return float(time) if isinstance(time, (Real, Decimal)) else None
+    try:
+        if isinstance(time, np.timedelta64):  # before Real: NumPy registers it as an integer of its own unit
+            return float(time / np.timedelta64(1, "s"))
+        if isinstance(time, datetime.timedelta):
+            return time.total_seconds()
+        return float(time) if isinstance(time, (Real, Decimal)) else None
+    except (OverflowError, ValueError, TypeError):  # too large, a signaling NaN, years
+        return None
 
 
 def _is_image(path: Path) -> bool:
@@ -184,7 +190,7 @@ def _natural(path: Path) -> list[str | int]:
 
 def _read_image(path: Path) -> Frame:
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=_KINDS) as image:
             if image.mode.startswith(("I", "F")):  # Pillow would clip these to white instead of scaling them
                 raise TangoError(f"{path} has pixels of more than 8 bits", "convert it to 8 bits per channel")
             return np.array(upright(image))

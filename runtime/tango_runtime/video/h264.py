@@ -1,11 +1,49 @@
-"""What an H.264 stream's sequence parameter set says of its packets (ITU-T H.264, 7.3.2.1.1)."""
+"""What the NAL units of H.264 and H.265 say of packets, without decoding them (ITU-T H.264, H.265)."""
 
 from __future__ import annotations
 
 _SPS = 7
 
+#: What is before each NAL unit of Annex B.
+_START = b"\0\0\1"
+
 #: Profiles whose parameter sets describe chroma and bit depth.
 _HIGH = {100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135}
+
+
+def has_slice(packet: bytes, codec: str, extradata: bytes | None) -> bool:
+    """Whether a packet holds part of a picture, not only parameters and messages; True where it is malformed.
+
+    Args:
+        packet: Its content.
+        codec: ``h264`` or ``hevc``.
+        extradata: The decoder's; see :func:`may_have_fields`.
+    """
+    size = _length_size(codec, extradata or b"")
+    begin = size or _after_start_code(packet, 0)
+    well_formed = begin > 0
+    while 0 < begin < len(packet):
+        head = packet[begin]
+        if head >> 1 & 63 < 32 if codec == "hevc" else 1 <= head & 31 <= 5:
+            return True
+        if size:
+            begin += int.from_bytes(packet[begin - size : begin], "big") + size
+            well_formed = begin <= len(packet) + size
+        else:
+            begin = _after_start_code(packet, begin)
+    return not well_formed
+
+
+def _length_size(codec: str, extradata: bytes) -> int:
+    """Bytes of the length before each NAL unit (ISO/IEC 14496-15); 0 where start codes are between them (Annex B)."""
+    at = 21 if codec == "hevc" else 4
+    return (extradata[at] & 3) + 1 if extradata[:2] != b"\0\0" and len(extradata) > at else 0
+
+
+def _after_start_code(packet: bytes, at: int) -> int:
+    """The place after the next start code; 0 where there is none."""
+    found = packet.find(_START, at)
+    return found + len(_START) if found >= 0 else 0
 
 
 def may_have_fields(extradata: bytes | None) -> bool:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from tango_plugins import TangoError
 from tango_runtime.video.source import Frame
+
+#: Formats of 16 bits a pixel that FFmpeg 8 converts as if their bytes were the other way round.
+_SWAPPED = {"rgb555be", "rgb565be", "bgr555be", "bgr565be"}
 
 
 class Turn(NamedTuple):
@@ -25,7 +29,10 @@ def to_rgb(frame: Any, name: str) -> Frame:
         TangoError: FFmpeg cannot convert the frame's colors.
     """
     try:
-        rgb: Frame = frame.to_ndarray(format="rgb24")
+        if frame.format.name in _SWAPPED:
+            rgb: Frame = frame.reformat(format=frame.format.name[:-2] + "le").to_ndarray(format="rgb24")
+        else:
+            rgb = frame.to_ndarray(format="rgb24")
     except OSError as error:
         raise TangoError(
             f"the colors of {name} cannot be converted (pixel format {frame.format.name}, color space "
@@ -57,7 +64,11 @@ def _display_matrix(frame: Any) -> tuple[tuple[int, int], tuple[int, int]]:
 
     # Not frame.side_data: that refers to the frame and the frame to it, so that its pixels and the threads of its
     # decoder would stay until Python collects cycles.
-    data = SideDataContainer(frame).get("DISPLAYMATRIX")  # type: ignore[call-arg]  # PyAV's stub has no constructor
+    found = SideDataContainer.__new__(SideDataContainer)
+    # PyAV stops at a kind that it does not know, such as the EXIF data of a camera's JPEG. The matrix is before it.
+    with contextlib.suppress(ValueError):
+        found.__init__(frame)  # type: ignore[misc]
+    data = found.get("DISPLAYMATRIX")
     if data is None:
         return (1, 0), (0, 1)
     a, b, _, c, d, *_ = np.frombuffer(data, np.int32).tolist()

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 
 from tango_plugins import TangoError
 from tango_runtime.video.address import KINDS, PIPED, Kind, redacted
-from tango_runtime.video.container import lenient
+from tango_runtime.video.container import decode_packet, lenient
 from tango_runtime.video.rgb import to_rgb
 from tango_runtime.video.source import Frame
 
@@ -174,8 +174,6 @@ def decode(container: Any, name: str, demux: Callable[[Any], Iterable[Any]] | No
         name: What messages call it.
         demux: The packets of a stream, where they come otherwise than from the container.
     """
-    from av import InvalidDataError
-
     stream = container.streams.best("video")
     if stream is None or stream.codec_context is None:
         raise TangoError(f"{name} has no video that can be decoded", "give a stream with video, not only sound")
@@ -186,11 +184,7 @@ def decode(container: Any, name: str, demux: Callable[[Any], Iterable[Any]] | No
     stream.thread_type = "SLICE"  # threads of whole frames would each hold one back
     rate, seconds = float(stream.guessed_rate or _RATE), -math.inf
     for packet in (demux or container.demux)(stream):
-        try:
-            frames = packet.decode()
-        except InvalidDataError:  # what was lost on the way; the rest still decodes
-            frames = []
-        frames = [frame for frame in frames if not frame.is_corrupt]
+        frames = [frame for frame in decode_packet(stream, packet) if not frame.is_corrupt]
         for frame in frames:
             seconds = frame.time if frame.time is not None else max(seconds + 1 / rate, 0.0)
             yield Picture(seconds, partial(to_rgb, frame, name))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from tango_plugins import TangoError
 from tango_runtime.video.container import EXACT, decode, demux, open_video, repair
-from tango_runtime.video.h264 import may_have_fields
+from tango_runtime.video.h264 import has_slice, may_have_fields
 
 _log = logging.getLogger("tango_runtime.video")
 
@@ -44,7 +44,7 @@ class Packet(NamedTuple):
     pts: int | None
     dts: int | None
     key: bool
-    hidden: bool  # decoded for others' sake and not shown (edit lists, VP8's alternate references)
+    hidden: bool  # decoded for others' sake and not shown (edit lists, VP8's alternate references, messages alone)
     corrupt: bool
     size: int
     pos: int | None  # byte in the file
@@ -76,7 +76,8 @@ class Timeline:
         pixels: Of a frame.
         packets: For each frame the place of its packet in the file; None where only decoding showed the frames.
         keys: Packets where decoding may begin, by place; none where every packet must be decoded.
-        slack: By how many packets the packet of a frame may follow the place that ``packets`` has.
+        slack: By how many packets the packet of a frame may follow the place that ``packets`` has, or others' packets
+            would show that the times are not those of presentation.
         is_from_index: The container's index told all this. It has no times of presentation: they are expected to be
             even, which decoding the chosen frames confirms or refutes.
     """
@@ -119,8 +120,9 @@ def read_timeline(path: Path, *, by_index: bool = True) -> Timeline:
         if by_index and (indexed := _read_index(path, container, stream)):
             return indexed
         codec, extradata = stream.codec_context.codec.canonical_name, stream.codec_context.extradata
-        packets = [_read_packet(packet, codec, path) for packet in demux(container, stream)]
+        packets = [_read_packet(packet, codec, extradata, path) for packet in demux(container, stream)]
         tick, rate, pixels = Fraction(stream.time_base), stream.guessed_rate, _pixels(stream)
+        reorders = stream.codec_context.has_b_frames
     if packets and packets[-1].corrupt:
         raise TangoError(f"{path} is truncated in the middle of frame {len(packets) - 1}", "copy or record it again")
     shown = sorted((p.pts, place) for place, p in enumerate(packets) if p.pts is not None and not p.hidden)
@@ -132,7 +134,9 @@ def read_timeline(path: Path, *, by_index: bool = True) -> Timeline:
         _warn_of_decoding(path, reason, len(times), None if seconds is None else float(seconds))
         return Timeline(times, tick, pixels, places)
     keys = [Key(place, p.pts, p.dts, p.pos) for place, p in enumerate(packets) if p.key and p.pts is not None]
-    return Timeline(times, tick, pixels, places, keys)
+    # Times in the order of decoding may be made up: with a few packets more, frames come out in another order then.
+    slack = _REORDERING if reorders and places == sorted(places) else 0
+    return Timeline(times, tick, pixels, places, keys, slack)
 
 
 def _read_index(path: Path, container: Any, stream: Any) -> Timeline | None:
@@ -145,7 +149,8 @@ def _read_index(path: Path, container: Any, stream: Any) -> Timeline | None:
     codec, entries = stream.codec_context.codec.canonical_name, stream.index_entries
     if codec not in _INDEXED or not container.format.name.startswith("mov") or len(entries) < _MANY:
         return None
-    if codec == "h264" and may_have_fields(stream.codec_context.extradata):
+    extradata = stream.codec_context.extradata
+    if codec == "h264" and may_have_fields(extradata):
         return None
     listed = [(entry.timestamp, entry.pos, entry.size, entry.is_keyframe) for entry in entries]
     n, begin, step = len(listed), listed[0][0], listed[1][0] - listed[0][0]
@@ -154,7 +159,7 @@ def _read_index(path: Path, container: Any, stream: Any) -> Timeline | None:
         return None
     if any(entry.is_discard for entry in entries):
         return None
-    first = [_read_packet(packet, codec, path) for packet in islice(demux(container, stream), _LOOK)]
+    first = [_read_packet(packet, codec, extradata, path) for packet in islice(demux(container, stream), _LOOK)]
     times = [p.pts for p in first if p.pts is not None and not p.hidden]
     if len(times) < _LOOK or [(p.dts, p.pos, p.size, p.key) for p in first] != listed[:_LOOK]:
         return read_timeline(path, by_index=False)
@@ -169,10 +174,14 @@ def _pixels(stream: Any) -> int:
     return int(stream.codec_context.width * stream.codec_context.height)
 
 
-def _read_packet(packet: Any, codec: str, path: Path) -> Packet:
+def _read_packet(packet: Any, codec: str, extradata: bytes | None, path: Path) -> Packet:
     if packet.has_sidedata("encryption_info"):  # the decoder would make frames of noise of some packets
         raise TangoError(f"the video of {path} is encrypted", "give a file without encryption")
-    shown = codec != "vp8" or memoryview(packet)[0] & 1 << 4  # RFC 6386, section 9.1: show_frame
+    shown = True
+    if codec == "vp8":
+        shown = bool(memoryview(packet)[0] & 1 << 4)  # RFC 6386, section 9.1: show_frame
+    elif codec in ("h264", "hevc"):
+        shown = has_slice(bytes(packet), codec, extradata)
     hidden = packet.is_discard or not shown
     return Packet(packet.pts, packet.dts, packet.is_keyframe, hidden, packet.is_corrupt, packet.size, packet.pos)
 

@@ -16,6 +16,9 @@ from tango_plugins import TangoError
 #: Top-level boxes of an ISO media file. Anything else after them is not counted as part of the file.
 _BOXES = {b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"moof", b"mfra", b"sidx", b"styp", b"uuid", b"meta"}
 
+#: So many chunks of an AVI are looked at, one for each frame and piece of sound: a stranger's file may have any number.
+_MOST_CHUNKS = 1 << 20
+
 
 def check_complete(path: Path) -> None:
     """Rejects a file that is shorter than its boxes say; formats that do not say pass (transport and raw streams)."""
@@ -50,21 +53,33 @@ def _declared_size(file: BinaryIO, size: int) -> int:
 
 
 def _riff_size(file: BinaryIO, size: int) -> int:
-    """Bytes that an AVI's RIFF chunk claims, 0 where they are unknown or only that claim is wrong.
+    """Bytes that an AVI's RIFF chunks claim, of which a long one has several; 0 where the claim is unknown or wrong.
 
-    A recorder that writes to a pipe leaves all ones; some recorders write too much. A chunk of indices that is whole at
-    the end of the file shows that nothing is missing.
+    A recorder that writes to a pipe leaves all ones; some recorders write too much. An index that is whole shows that
+    nothing is missing.
     """
-    file.seek(4)
-    length = int.from_bytes(file.read(4), "little")
-    end, name = 12, b"LIST"
-    while end < size and name in (b"LIST", b"JUNK"):
-        file.seek(end)
-        name = file.read(4)
-        chunk = int.from_bytes(file.read(4), "little")
-        end += 8 + chunk + chunk % 2
-    whole = name == b"idx1" and end <= size
-    return 0 if whole or length == 0xFFFFFFFF else 8 + length
+    begin, end, head = 0, 0, b"RIFF"
+    while end < size and head[:4] == b"RIFF":
+        begin = end
+        file.seek(begin)
+        head = file.read(8)
+        length = int.from_bytes(head[4:], "little")
+        if length == 0xFFFFFFFF:
+            return 0
+        end += 8 + length
+    return end if end > size and head[:4] == b"RIFF" and not _has_whole_index(file, begin + 12, size) else 0
+
+
+def _has_whole_index(file: BinaryIO, at: int, size: int) -> bool:
+    """Whether there is an index among the chunks from a place on. The list that holds the frames is entered."""
+    for _ in range(_MOST_CHUNKS):
+        file.seek(at)
+        head = file.read(12)
+        name, chunk = head[:4], int.from_bytes(head[4:8], "little")
+        at += 12 if head[8:] == b"movi" else 8 + chunk + chunk % 2
+        if at > size or name in (b"idx1", b"ix00"):
+            return at <= size
+    return False
 
 
 def _ebml_size(data: bytes, at: int) -> tuple[int, int]:

@@ -79,6 +79,15 @@ def test_seconds_of_several_types(second):
     assert {type(s) for s, _ in sampled} == {float}
 
 
+@pytest.mark.parametrize(
+    "second",
+    [10**400, Fraction(10**400), Decimal("sNaN"), np.timedelta64(1, "Y")],
+    ids=lambda second: type(second).__name__,
+)
+def test_seconds_that_are_none_are_rejected(second):
+    rejected([(second, picture(0))], 1, "item 0 is not a (seconds, frame) pair")
+
+
 def test_times_durations_and_sizes():
     frames = np.zeros((10, 6, 8, 3), np.uint8)
     array, pairs = open_source(frames, fps=4), open_source([(10 + 0.5 * i, frames[i]) for i in range(10)])
@@ -138,6 +147,11 @@ def test_damaged_exif_data_do_not_damage_the_image(tmp_path, tag, kind, count):
     data = (tmp_path / "0.jpg").read_bytes()
     (tmp_path / "0.jpg").write_bytes(data[:2] + b"\xff\xe1" + struct.pack(">H", len(tags) + 2) + tags + data[2:])
     assert [number_in(rgb) for _, rgb in sample(tmp_path, 1)] == [5]
+
+
+def test_only_kinds_of_images_that_start_no_program_are_read(tmp_path):
+    (tmp_path / "0.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
+    rejected(tmp_path, 1, "0.png", "cannot identify")
 
 
 def test_images_become_rgb(tmp_path):

@@ -17,6 +17,8 @@ from tango_runtime.video import decoding, open_source, sample, timeline
 from tango_runtime.video import file as video
 from tango_runtime.video.container import decode, demux
 from tango_runtime.video.decoding import plan_runs
+from tango_runtime.video.h264 import has_slice
+from tango_runtime.video.source import Sampled
 from tango_runtime.video.timeline import read_timeline
 from tests.runtime.video import fields_h264
 from tests.runtime.video.clips import H264, OPEN_GOP, decode_all, number_in, picture, rejected, show, write
@@ -53,14 +55,27 @@ def assert_as_decoded(path, counts=(1, 2, 3, 7, 16)):
 
 
 def damage(path, place):
-    """Overwrites a packet of an MP4, so that it does not decode."""
+    """Overwrites a packet of an MP4 after the head of its slice, so that it does not decode."""
     with av.open(str(path)) as container:
         packet = [p for p in container.demux(video=0) if p.size][place]
         start, size = packet.pos, packet.size
     data = bytearray(path.read_bytes())
-    data[start + 4 : start + size] = b"\xff" * (size - 4)
+    data[start + 5 : start + size] = b"\xff" * (size - 5)
     path.write_bytes(data)
     return path
+
+
+def rewrite(source, target, change):
+    """Copies a video's packets, each as change(place, content) → (content, whether it is marked as a keyframe)."""
+    with av.open(str(source)) as a, av.open(str(target), "w") as b:
+        stream = b.add_stream_from_template(a.streams.video[0])
+        for i, packet in enumerate(p for p in a.demux(video=0) if p.size):
+            content, is_keyframe = change(i, bytes(packet))
+            changed = av.Packet(content)
+            changed.stream, changed.time_base, changed.is_keyframe = stream, packet.time_base, is_keyframe
+            changed.pts, changed.dts, changed.duration = packet.pts, packet.dts, packet.duration
+            b.mux(changed)
+    return target
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -274,6 +289,19 @@ def test_the_display_matrix_turns_and_mirrors(tmp_path, matrix, shown):
     assert open_source(path).frame_size == expected[0].shape[:2]
 
 
+@pytest.mark.parametrize(("orientation", "shown"), [(1, lambda rgb: rgb), (6, lambda rgb: np.rot90(rgb, 3))])
+def test_a_cameras_jpegs_are_turned_as_their_exif_says(tmp_path, orientation, shown):
+    """PyAV does not know the kind of side data that FFmpeg makes of them."""
+    exif, corner = Image.Exif(), picture(5).copy()
+    exif[0x112], corner[:20, :12] = orientation, 200
+    jpeg = io.BytesIO()
+    Image.fromarray(corner).save(jpeg, "JPEG", quality=98, exif=exif)
+    plain = write(tmp_path / "plain.avi", "mjpeg", {"strict": "unofficial"}, times=range(3))
+    path = rewrite(plain, tmp_path / "clip.avi", lambda i, content: (jpeg.getvalue(), True))
+    for _, rgb in sample(path, 3):
+        np.testing.assert_allclose(rgb, shown(corner).astype(int), atol=40)
+
+
 @pytest.mark.parametrize("share", [0.5, 0.8, 0.98])
 @pytest.mark.parametrize(
     ("suffix", "muxer"),
@@ -424,6 +452,33 @@ def test_a_recording_to_a_pipe_and_a_wrong_riff_size_are_no_truncation(tmp_path)
     rejected(path, 4, "truncated")
 
 
+def _chunk(name, content):
+    return name + len(content).to_bytes(4, "little") + content
+
+
+def test_an_avi_whose_sizes_are_all_wrong_is_whole_with_its_index(tmp_path):
+    path = write(tmp_path / "clip.avi", "mpeg4")
+    data = bytearray(path.read_bytes())
+    frames = data.index(b"movi") - 4
+    data[4:8] = (1 << 30).to_bytes(4, "little")
+    for size in (0, 1 << 30):
+        data[frames : frames + 4] = size.to_bytes(4, "little")
+        path.write_bytes(data)
+        assert [number_in(rgb) for _, rgb in sample(path, 60)] == list(range(60))
+    path.write_bytes(data[: data.rindex(b"idx1") + 100])
+    rejected(path, 4, "truncated")
+
+
+def test_a_long_avi_that_is_cut_in_a_later_part_is_rejected(tmp_path):
+    """Beyond a gigabyte an AVI has further RIFF chunks, which the first one's size says nothing of."""
+    path = write(tmp_path / "clip.avi", "mpeg4")
+    whole = path.read_bytes() + _chunk(b"RIFF", b"AVIX" + _chunk(b"LIST", b"movi" + _chunk(b"00dc", bytes(1000))))
+    path.write_bytes(whole)
+    assert len(list(sample(path, 4))) == 4
+    path.write_bytes(whole[:-1])
+    rejected(path, 4, "truncated", f"{len(whole) - 1} of {len(whole)} bytes")
+
+
 def test_a_title_that_is_not_utf_8(tmp_path):
     path = write(tmp_path / "clip.avi", "mpeg4")
     data = bytearray(path.read_bytes())
@@ -451,6 +506,13 @@ def test_a_path_is_a_path(tmp_path, monkeypatch, name):
     write(tmp_path / "whole.mp4").rename(tmp_path / name)
     monkeypatch.chdir(tmp_path)
     assert [number_in(rgb) for _, rgb in sample(name, 60)] == list(range(60))
+
+
+def test_a_pattern_in_a_name_is_no_pattern(tmp_path):
+    for name, number in (("0.png", 8), ("1.png", 9), ("%d.png", 7)):
+        Image.fromarray(picture(number)).save(tmp_path / name)
+    assert [number_in(rgb) for _, rgb in sample(tmp_path / "%d.png", 1)] == [7]
+    rejected(tmp_path / "%d.png", 2, "has 1 frame")
 
 
 def test_lists_and_texts_are_no_videos(tmp_path):
@@ -482,6 +544,26 @@ def test_a_playlist_names_files_of_its_folder_only(tmp_path, lines, named):
         rejected(tmp_path / "list.m3u8", 2, named)
     else:
         assert [number_in(rgb) for _, rgb in sample(tmp_path / "list.m3u8", 60)] == list(range(60))
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        (["#EXT-X-ENDLIST", "#EXT-X-TARGETDURATION:3", "#EXTINF:2.5", "part.ts"], "has no end"),
+        (["#EXT-X-TARGETDURATION:3", "#EXTINF:2.5", "part.ts", "# #EXT-X-ENDLIST"], "has no end"),
+        (["#EXT-X-TARGETDURATION:3", "#EXTINF:2.5,#EXT-X-ENDLIST", "part.ts"], "has no end"),
+        (["#EXT-X-TARGETDURATION:3", "#EXTINF:2.5,#EXT-X-STREAM-INF:", "part.ts"], "has no end"),
+        (["#EXT-X-STREAM-INF:BANDWIDTH=1", "#EXTINF:2.5", "part.ts"], "of videos and of playlists"),
+        (["#EXT-X-STREAM-INF:BANDWIDTH=1", "list.m3u8"], "of playlists, which another one names"),
+        (["#EXT-X-MEDIA:TYPE=AUDIO,URI=live.m3u8", "#EXT-X-STREAM-INF:BANDWIDTH=1", "part.ts"], "live.m3u8"),
+        (["#EXT-X-MAP:URI=/etc/part", "#EXTINF:2.5", "part.ts", "#EXT-X-ENDLIST"], "names /etc/part"),
+    ],
+)
+def test_a_playlist_that_ffmpeg_would_read_for_ever_is_rejected(tmp_path, lines, words):
+    (tmp_path / "part.ts").touch()
+    (tmp_path / "live.m3u8").write_text("#EXTM3U\n#EXT-X-TARGETDURATION:3\n")
+    (tmp_path / "list.m3u8").write_text("\n".join(["#EXTM3U", *lines]))
+    rejected(tmp_path / "list.m3u8", 2, "playlist", words)
 
 
 def test_what_does_not_decode_is_said(tmp_path):
@@ -549,6 +631,74 @@ def test_a_bad_packet_late_in_a_file(tmp_path):
         np.testing.assert_allclose([s for s, _ in sampled], [number_in(rgb) / 24 for _, rgb in sampled])
 
 
+def test_a_bad_packet_of_a_codec_that_calls_it_an_argument(tmp_path):
+    path = tmp_path / "clip.mov"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("prores_ks", rate=24)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv422p10le"
+        for i in range(10):
+            frame = av.VideoFrame.from_ndarray(picture(i), format="rgb24")
+            frame.pts = i
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    damaged = rewrite(path, tmp_path / "damaged.mov", lambda i, c: (c[:8] + bytes(len(c) - 8) if i == 5 else c, True))
+    assert [number_in(rgb) for _, rgb in sample(damaged, 9)] == [0, 1, 2, 3, 4, 6, 7, 8, 9]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "encoder"), [(".mp4", "mpeg4"), (".avi", "flv"), (".wmv", "wmv2"), (".mp4", "libx264")]
+)
+@pytest.mark.parametrize("every", [1, 10])
+def test_packets_that_are_marked_as_keyframes_and_are_none(tmp_path, suffix, encoder, every):
+    """As recorders write them; some decoders begin anywhere, with gray."""
+    plain = write(tmp_path / f"plain{suffix}", encoder, {"g": "60", "bf": "0"})
+    assert_as_decoded(rewrite(plain, tmp_path / f"clip{suffix}", lambda i, content: (content, i % every == 0)))
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_packets_without_a_picture_are_no_frames(tmp_path, suffix):
+    message = b"\0\0\0\4\6\5\0\x80"  # of user data
+    plain = write(tmp_path / f"plain{suffix}", options={"g": "12", "bf": "0"})
+    path = tmp_path / f"clip{suffix}"
+    rewrite(plain, path, lambda i, content: (message if i in (50, 52, 53) else content, i % 12 == 0))
+    assert len(assert_as_decoded(path, (2, 4))) == 57
+
+
+@pytest.mark.parametrize(
+    ("codec", "extradata", "packet", "expected"),
+    [
+        ("h264", b"\1\0\0\0\xff", b"\0\0\0\1\6\0\0\0\1\5", True),
+        ("h264", b"\1\0\0\0\xff", b"\0\0\0\1\6\0\0\0\1\7", False),
+        ("h264", b"\1\0\0\0\xff", b"\0\0\0\1\6\0\0\0\2\7", True),  # longer than the packet
+        ("h264", b"\1\0\0\0\xfd", b"\0\1\x09\0\1\x41", True),
+        ("h264", b"\0\0\0\1\x67", b"\0\0\0\1\x09\0\0\1\x61", True),
+        ("h264", b"\0\0\0\1\x67", b"\0\0\0\1\x09\0\0\1\x06\x61", False),
+        ("h264", None, b"no unit", True),
+        ("hevc", b"\1" + bytes(20) + b"\3", b"\0\0\0\1\x26", True),
+        ("hevc", b"\1" + bytes(20) + b"\3", b"\0\0\0\1\x4e", False),
+    ],
+)
+def test_which_packets_have_a_picture(codec, extradata, packet, expected):
+    assert has_slice(packet, codec, extradata) == expected
+
+
+@pytest.mark.parametrize("encoder", ["libx264", "mpeg4"])
+def test_times_of_decoding_are_not_taken_for_times_of_presentation(tmp_path, encoder):
+    """Even where no frame comes out of the decoder before the sampled one that is not due."""
+    plain = write(tmp_path / "plain.mkv", encoder, {"bf": "3", "g": "12"})
+    path = tmp_path / "clip.mkv"
+    with av.open(str(plain)) as a, av.open(str(path), "w") as b:
+        stream = b.add_stream_from_template(a.streams.video[0])
+        for i, packet in enumerate(p for p in a.demux(video=0) if p.size):
+            packet.stream, packet.pts, packet.dts = stream, 40 * i, 40 * i
+            b.mux(packet)
+    for i in range(4):
+        source = open_source(path)
+        chosen = Sampled(np.array([i]), source.sample(60).seconds[[i]], "floor")
+        assert [number_in(rgb) for _, rgb in source.read(chosen)] == [i]
+    assert_as_decoded(path)
+
+
 @pytest.mark.parametrize("limit", [0, 9 * 64 * 48, video._MAX_HELD])
 def test_frames_that_are_too_large_to_be_held_are_decoded_again(tmp_path, monkeypatch, limit):
     monkeypatch.setattr(video, "_MAX_HELD", limit)
@@ -603,6 +753,19 @@ def test_colors_are_those_of_the_file(tmp_path):
         container.mux(stream.encode(None))
     ((_, rgb),) = sample(tmp_path / "clip.mp4", 1)
     np.testing.assert_allclose(rgb[24, [8, 56]], card, atol=2)
+
+
+def test_colors_of_two_swapped_bytes(tmp_path):
+    with av.open(str(tmp_path / "clip.mov"), "w") as container:
+        stream = container.add_stream("rawvideo", rate=24)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "rgb565be"
+        color = (25 << 11 | 15 << 5 | 2).to_bytes(2, "big")
+        frame = av.VideoFrame(64, 48, "rgb565be")
+        frame.planes[0].update(color * (frame.planes[0].buffer_size // 2))
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    ((_, rgb),) = sample(tmp_path / "clip.mov", 1)
+    np.testing.assert_allclose(rgb[24, 8], [25 * 255 / 31, 15 * 255 / 63, 2 * 255 / 31], atol=8)
 
 
 def test_a_small_file_of_huge_frames_is_rejected(tmp_path):
