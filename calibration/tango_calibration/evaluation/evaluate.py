@@ -6,7 +6,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Protocol, TypeAlias
@@ -33,7 +33,7 @@ from tango_runtime.pipeline.video_rows import video_rows
 from tango_runtime.util.console import OnProgress
 from tango_runtime.video import Clock, FrameStream, Sampling, Source
 from tango_runtime.video.preprocess import preprocess
-from tango_runtime.video.shape import ClipShape, choose_size, open_clip
+from tango_runtime.video.shape import ClipShape, FrameOptions, choose_size, open_clip
 
 
 @dataclass(frozen=True, order=True)
@@ -164,7 +164,7 @@ class BundleEvaluator:
         self._prompt = Prompt.of(self._bundle)
         self._max_new_tokens = max_new_tokens
         self._sampler = Sampler()
-        self._frame_size, self._max_pixels, self._sampling = frame_size, max_pixels, sampling
+        self._options = FrameOptions(None, frame_size, max_pixels, sampling=sampling)
 
     def __str__(self) -> str:
         """The backend, in one line."""
@@ -172,15 +172,8 @@ class BundleEvaluator:
 
     def open_video(self, source: Source, frames: int) -> tuple[FrameStream, ClipShape]:
         """The sampled frames of a video, and what they become."""
-        return open_clip(
-            self._bundle.manifest,
-            source,
-            frames,
-            frame_size=self._frame_size,
-            max_pixels=self._max_pixels,
-            fixed=self._backend.frame_size,
-            sampling=self._sampling,
-        )
+        options = replace(self._options, frames=frames)
+        return open_clip(self._bundle.manifest, source, options, self._backend.frame_size)
 
     def encode_video(self, frames: NDArray[np.uint8]) -> tuple[Reals, Reals]:
         """Steps of frames → features [F, L, D] and salience [F, L]."""

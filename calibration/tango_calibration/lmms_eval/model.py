@@ -22,11 +22,12 @@ from tango_plugins import TangoError
 from tango_runtime import VideoLLM
 from tango_runtime.backends.registry import select
 from tango_runtime.batch.decoding import Decoders, default_count
-from tango_runtime.batch.worker import SamplingOptions, VideoOptions
+from tango_runtime.batch.worker import SamplingOptions
 from tango_runtime.bundle import Bundle
 from tango_runtime.server.stops import StopTexts
 from tango_runtime.util.console import progress, status
 from tango_runtime.video.decoded import DecodedVideo
+from tango_runtime.video.shape import FrameOptions
 
 #: Generation parameters that are not supported, with the values that change nothing.
 _NEUTRAL = {"num_beams": (1, None), "repetition_penalty": (1, None), "n": (1, None)}
@@ -106,7 +107,7 @@ class Tango(lmms):  # type: ignore[misc]
         found = Bundle.load(Path(str(bundle)))
         self._pruning: dict[str, Any] = {"retention_ratio": retention_ratio, "prune": prune}
         found.manifest.params.at(found.manifest.params.retention_ratio if retention_ratio is None else retention_ratio)
-        self._options = asdict(VideoOptions(frames=frames, max_pixels=max_pixels, sampling=sampling))
+        self._options = FrameOptions(frames, max_pixels=max_pixels, sampling=sampling)
         self._llm = VideoLLM(found, select(found, backend, threads=threads))
         self._count = default_count() if decoders is None else decoders
         status(f"backend: {self._llm.backend}")
@@ -164,9 +165,8 @@ class Tango(lmms):  # type: ignore[misc]
     def _decoded(self, requests: Sequence[_Request]) -> Generator[DecodedVideo, None, None]:
         """Decodes the videos of requests, a few of them in advance."""
         count = min(self._count, max(len(requests) - 1, 0))
-        options = self._options | {"fixed": self._llm.frame_size}
         waiting: deque[Any] = deque()
-        with closing(Decoders(self._llm.bundle.manifest, options, count)) as decoders:
+        with closing(Decoders(self._llm.bundle.manifest, self._options, self._llm.frame_size, count)) as decoders:
             for request in requests:
                 waiting.append(decoders.submit(request.video) if request.video else request)
                 if len(waiting) > 2 * count:
@@ -182,9 +182,9 @@ class Tango(lmms):  # type: ignore[misc]
         images = [np.asarray(image.convert("RGB")) for image in _media(self._messages(waiting.instance))[0]]
         if any(image.shape != images[0].shape for image in images):
             raise TangoError("the images of a question differ in size", "choose a task that gives videos")
-        wanted = self._options["frames"] or self._llm.bundle.manifest.video.frames
-        options = self._options | {"frames": min(wanted, len(images)), "fps": 1 / _IMAGE_SECONDS}
-        return self._llm.decode(np.stack(images), **options)
+        wanted = self._options.frames or self._llm.bundle.manifest.video.frames
+        options = replace(self._options, frames=min(wanted, len(images)), fps=1 / _IMAGE_SECONDS)
+        return self._llm.decode(np.stack(images), **asdict(options))
 
 
 def _read(instance: Any, messages: Sequence[Mapping[str, Any]]) -> _Request:

@@ -14,7 +14,7 @@ from tango_plugins import PruneParams, TangoError
 from tango_runtime.bundle import Bundle
 from tango_runtime.video import Clock
 from tango_runtime.video.preprocess import preprocess
-from tango_runtime.video.shape import ClipShape, open_clip
+from tango_runtime.video.shape import ClipShape, FrameOptions, open_clip
 
 #: Ranges from fewer clips describe the clips rather than the model.
 MIN_CLIPS = 4
@@ -91,7 +91,7 @@ def load_clip(bundle: Bundle, video: Video) -> LoadedClip:
         TangoError: It cannot be read.
     """
     try:
-        stream, shape = open_clip(bundle.manifest, video.source, video.frames)
+        stream, shape = open_clip(bundle.manifest, video.source, FrameOptions(video.frames))
         batch = preprocess(stream, shape.size)
     except TangoError as error:
         raise TangoError(f"clip {video.name}: {error.message}", error.hint) from error

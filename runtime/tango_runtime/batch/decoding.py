@@ -18,6 +18,7 @@ from tango_plugins import TangoError
 from tango_runtime.bundle import Manifest
 from tango_runtime.util.processes import Child
 from tango_runtime.video.decoded import DecodedVideo, decode
+from tango_runtime.video.shape import FrameOptions
 
 #: Most processes by default: FFmpeg has threads of its own in each.
 _MOST = 8
@@ -33,12 +34,13 @@ class Decoders:
 
     Args:
         manifest: The bundle's.
-        options: Keywords of :func:`tango_runtime.video.decoded.decode`.
+        options: How they are sampled.
+        fixed: The only size (height, width) that the backend's graphs take.
         count: Number of processes; 0 decodes in this one, when a video is submitted.
     """
 
-    def __init__(self, manifest: Manifest, options: dict[str, Any], count: int) -> None:
-        self._decode: Callable[[Path], DecodedVideo] = partial(decode, manifest, **options)
+    def __init__(self, manifest: Manifest, options: FrameOptions, fixed: tuple[int, int] | None, count: int) -> None:
+        self._decode: Callable[[Path], DecodedVideo] = partial(decode, manifest, options=options, fixed=fixed)
         self._closed = False
         self._threads = ThreadPoolExecutor(count) if count else None  # each waits for a process
         self._children = [self._new_child() for _ in range(count)]

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import TypeVar
@@ -25,8 +25,8 @@ from tango_runtime.pipeline.encoded import EncodedVideo
 from tango_runtime.pipeline.generate import Limits
 from tango_runtime.pipeline.sampling import Sampler
 from tango_runtime.pipeline.video_llm import VideoLLM
-from tango_runtime.video import Sampling
 from tango_runtime.video.decoded import DecodedVideo
+from tango_runtime.video.shape import FrameOptions
 
 _T = TypeVar("_T")
 
@@ -35,17 +35,6 @@ Outcome = Answered | Failure
 Outcomes = Iterator[Outcome]
 
 _Asked = tuple[Trial, tuple[Question, ...]]
-
-
-@dataclass(frozen=True)
-class VideoOptions:
-    """How videos are sampled: keywords of :meth:`tango_runtime.VideoLLM.session`, None for the bundle's."""
-
-    frames: int | None = None
-    frame_size: tuple[int, int] | None = None
-    max_pixels: int | None = None
-    fps: float | None = None
-    sampling: Sampling = "exact"
 
 
 @dataclass(frozen=True)
@@ -72,8 +61,8 @@ class Settings:
 
     bundles: tuple[Path, ...]
     retention_ratios: tuple[float | None, ...]
-    video: VideoOptions = VideoOptions()
-    sampling: SamplingOptions = SamplingOptions()
+    video: FrameOptions = field(default_factory=FrameOptions)
+    sampling: SamplingOptions = field(default_factory=SamplingOptions)
 
     def trials(self) -> list[Trial]:
         """Every way to answer a question: the bundles, and for each of them the ratios.
@@ -156,8 +145,7 @@ class Worker:
             bundle = Bundle.load(folder)
             self._llms[folder.resolve().name] = VideoLLM(bundle, select(bundle, backend, threads=threads))
         first = next(iter(self._llms.values()))
-        options = asdict(settings.video) | {"fixed": first.frame_size}
-        self._decoders = Decoders(first.bundle.manifest, options, decoders)
+        self._decoders = Decoders(first.bundle.manifest, settings.video, first.frame_size, decoders)
         self._waiting: deque[tuple[Task, Future[DecodedVideo]]] = deque()
         self.depth = 2 * decoders + 1
 

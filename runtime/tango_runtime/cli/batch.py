@@ -14,7 +14,7 @@ from tango_runtime.batch.questions import read_questions
 from tango_runtime.batch.ray_pool import Pool, connected
 from tango_runtime.batch.run import Usage, answer_here, answer_on_ray, missing, write
 from tango_runtime.batch.tables import require_pyarrow, write_rows
-from tango_runtime.batch.worker import Outcome, SamplingOptions, Settings, Task, VideoOptions, Worker
+from tango_runtime.batch.worker import Outcome, SamplingOptions, Settings, Task, Worker
 from tango_runtime.cli.args import (
     add_backend,
     add_bundle,
@@ -31,6 +31,7 @@ from tango_runtime.cli.args import (
 from tango_runtime.cli.command import Command
 from tango_runtime.util.console import progress, status
 from tango_runtime.util.files import check_apart
+from tango_runtime.video.shape import FrameOptions
 
 _PARQUET = ".parquet"
 
@@ -103,7 +104,7 @@ def _settings(args: argparse.Namespace) -> Settings:
     prune, ratios = options.pop("prune"), options.pop("retention_ratio")
     kept: tuple[float | None, ...] = tuple(ratios or ()) if prune else (None,)
     bundles = tuple(folder.absolute() for folder in args.bundle)  # a node may stand elsewhere
-    return Settings(bundles, kept, VideoOptions(**options), SamplingOptions(**sampling_options(args)))
+    return Settings(bundles, kept, FrameOptions(**options), SamplingOptions(**sampling_options(args)))
 
 
 def _answer(

@@ -26,7 +26,7 @@ from tango_runtime.pipeline.window import FrameWindow
 from tango_runtime.util.console import OnProgress
 from tango_runtime.video import FrameStream, Sampling, Source
 from tango_runtime.video.decoded import DecodedVideo, decode
-from tango_runtime.video.shape import ClipShape, choose_size, open_clip
+from tango_runtime.video.shape import ClipShape, FrameOptions, choose_size, open_clip
 
 if TYPE_CHECKING:
     from tango_runtime.report.report import Report
@@ -95,16 +95,8 @@ class VideoLLM:
 
         Arguments and errors are those of :meth:`session`, which takes the result in place of a source.
         """
-        return decode(
-            self.bundle.manifest,
-            source,
-            frames=frames,
-            fps=fps,
-            frame_size=frame_size,
-            max_pixels=max_pixels,
-            fixed=self._backend.frame_size,
-            sampling=sampling,
-        )
+        options = FrameOptions(frames, frame_size, max_pixels, fps, sampling)
+        return decode(self.bundle.manifest, source, options, self._backend.frame_size)
 
     def encode(
         self,
@@ -118,7 +110,8 @@ class VideoLLM:
         sampling: Sampling = "exact",
     ) -> EncodedVideo:
         """Encodes a video once, for sessions at any retention ratio; arguments and errors as of :meth:`session`."""
-        request = self._request(source, frames, fps, on_progress, frame_size, max_pixels, sampling)
+        options = FrameOptions(frames, frame_size, max_pixels, fps, sampling)
+        request = self._request(source, options, on_progress)
         self._settle()
         return EncodedVideo(self._backend, request)
 
@@ -155,12 +148,13 @@ class VideoLLM:
         Raises:
             TangoError: An argument is out of range, or the video cannot be read or is shorter than ``frames``.
         """
+        options = FrameOptions(frames, frame_size, max_pixels, fps, sampling)
         if isinstance(source, EncodedVideo):
-            if (frames, frame_size, max_pixels, fps, sampling) != (None, None, None, None, "exact"):
+            if options != FrameOptions():
                 raise TangoError("a video that is encoded has its frames already", "say which when it is encoded")
             params = self._params(source.shape, retention_ratio, prune)
             return self._open(lambda timer: source.clip(self._backend), params)
-        request = self._request(source, frames, fps, on_progress, frame_size, max_pixels, sampling)
+        request = self._request(source, options, on_progress)
         return self._see(request, self._params(request.shape, retention_ratio, prune))
 
     def generate(
@@ -251,7 +245,8 @@ class VideoLLM:
         manifest = self.bundle.manifest
         limits = Limits.of(manifest, max_new_tokens)
         sampler = Sampler(temperature, top_p, seed, self._schemas.start(json_schema))
-        request = self._request(source, frames, fps, on_progress, frame_size, max_pixels, sampling)
+        options = FrameOptions(frames, frame_size, max_pixels, fps, sampling)
+        request = self._request(source, options, on_progress)
         params = self._params(request.shape, retention_ratio, prune)
         before, text = self._prompt.encode(question, describe(manifest.prompt.video_text, request.timed.clock))
         answer = Answer(question, params.retention_ratio if params else None, total=request.shape.total)
@@ -386,33 +381,15 @@ class VideoLLM:
         )
 
     def _request(
-        self,
-        source: Source | DecodedVideo,
-        frames: int | None,
-        fps: float | None,
-        on_progress: OnProgress | None,
-        frame_size: tuple[int, int] | None,
-        max_pixels: int | None,
-        sampling: Sampling,
+        self, source: Source | DecodedVideo, options: FrameOptions, on_progress: OnProgress | None
     ) -> VideoRequest:
-        manifest = self.bundle.manifest
         timed: FrameStream | DecodedVideo
         if isinstance(source, DecodedVideo):
-            if (frames, frame_size, max_pixels, fps, sampling) != (None, None, None, None, "exact"):
+            if options != FrameOptions():
                 raise TangoError("the video is decoded already", "give options of its frames where it is decoded")
             timed, shape = source, self._require_shape(source.shape)
         else:
-            count = manifest.video.frames if frames is None else frames
-            timed, shape = open_clip(
-                manifest,
-                source,
-                count,
-                fps=fps,
-                frame_size=frame_size,
-                max_pixels=max_pixels,
-                fixed=self._backend.frame_size,
-                sampling=sampling,
-            )
+            timed, shape = open_clip(self.bundle.manifest, source, options, self._backend.frame_size)
         return VideoRequest(timed, shape, on_progress or (lambda frames: None))
 
     def _require_shape(self, shape: ClipShape) -> ClipShape:

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from tango_runtime.bundle import Manifest
 from tango_runtime.video.batch import FrameBatch
 from tango_runtime.video.preprocess import preprocess
-from tango_runtime.video.shape import ClipShape, open_clip
-from tango_runtime.video.source import Clock, Sampling, Source
+from tango_runtime.video.shape import ClipShape, FrameOptions, open_clip
+from tango_runtime.video.source import Clock, Source
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,31 +32,12 @@ class DecodedVideo:
 
 
 def decode(
-    manifest: Manifest,
-    source: Source,
-    *,
-    frames: int | None = None,
-    fps: float | None = None,
-    frame_size: tuple[int, int] | None = None,
-    max_pixels: int | None = None,
-    fixed: tuple[int, int] | None = None,
-    sampling: Sampling = "exact",
+    manifest: Manifest, source: Source, options: FrameOptions, fixed: tuple[int, int] | None = None
 ) -> DecodedVideo:
     """Decodes what a bundle samples of a video; needs no backend.
 
-    Arguments and errors are those of :func:`tango_runtime.video.shape.open_clip`; ``frames`` is the bundle's number by
-    default.
+    Arguments and errors are those of :func:`tango_runtime.video.shape.open_clip`.
     """
-    count = manifest.video.frames if frames is None else frames
-    timed, shape = open_clip(
-        manifest,
-        source,
-        count,
-        fps=fps,
-        frame_size=frame_size,
-        max_pixels=max_pixels,
-        fixed=fixed,
-        sampling=sampling,
-    )
+    timed, shape = open_clip(manifest, source, options, fixed)
     batch = preprocess(timed, shape.size)
     return DecodedVideo(batch, shape, timed.clock, timed.off)

@@ -107,36 +107,45 @@ class ClipShape:
         return self.total + (self.steps * self.grid[0] if row_ends else 0)
 
 
+@dataclass(frozen=True)
+class FrameOptions:
+    """How a video is sampled: keywords of :meth:`tango_runtime.VideoLLM.session`.
+
+    Attributes:
+        frames: Frames sampled uniformly, F; None takes the bundle's number.
+        frame_size: (height, width) in pixels of the frames, for a bundle that takes any size; None takes what the
+            video's aspect ratio gives within the bundle's budget of pixels.
+        max_pixels: Maximum number of pixels of a frame, in place of the budget's.
+        fps: Frames a second of a folder, an array or a live stream.
+        sampling: ``keyframes`` takes the keyframe of a video file that is nearest to each frame.
+    """
+
+    frames: int | None = None
+    frame_size: tuple[int, int] | None = None
+    max_pixels: int | None = None
+    fps: float | None = None
+    sampling: Sampling = "exact"
+
+
 def open_clip(
-    manifest: Manifest,
-    source: Source,
-    frames: int,
-    *,
-    fps: float | None = None,
-    frame_size: tuple[int, int] | None = None,
-    max_pixels: int | None = None,
-    fixed: tuple[int, int] | None = None,
-    sampling: Sampling = "exact",
+    manifest: Manifest, source: Source, options: FrameOptions, fixed: tuple[int, int] | None = None
 ) -> tuple[FrameStream, ClipShape]:
     """Opens a video, samples it as a bundle does, and says what its frames become; no chosen frame is decoded yet.
 
     Args:
         manifest: The bundle's.
         source: The video; see :func:`tango_runtime.video.sample`.
-        frames: Frames sampled.
-        fps: Frames a second of a folder or an array.
-        frame_size: The caller's own (height, width).
-        max_pixels: The caller's own most pixels of a frame.
-        fixed: The only size that the backend's graphs take.
-        sampling: Which frames are taken.
+        options: How it is sampled.
+        fixed: The only size (height, width) that the backend's graphs take.
 
     Raises:
         TangoError: The source cannot be read or is shorter, or its frames cannot have that size.
     """
     video = manifest.video
-    stream = sample(source, frames, fps=fps, rounding=video.sampling, sampling=sampling)
+    frames = video.frames if options.frames is None else options.frames
+    stream = sample(source, frames, fps=options.fps, rounding=video.sampling, sampling=options.sampling)
     found = stream.frame_size if video.budget else None
-    size = choose_size(video, frames, found, asked=frame_size, max_pixels=max_pixels, fixed=fixed)
+    size = choose_size(video, frames, found, asked=options.frame_size, max_pixels=options.max_pixels, fixed=fixed)
     return stream, ClipShape.of(manifest, frames, size)
 
 

@@ -13,6 +13,7 @@ from tango_plugins import TangoError
 from tango_runtime.batch.decoding import Decoders
 from tango_runtime.bundle import Bundle
 from tango_runtime.video.decoded import decode
+from tango_runtime.video.shape import FrameOptions
 
 
 class Deadly:
@@ -36,10 +37,10 @@ def manifest(tiny_bundle):
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_decoders_give_what_decoding_here_gives(manifest, clip, tmp_path, count):
-    decoders = Decoders(manifest, {"frames": 3}, count)
+    decoders = Decoders(manifest, FrameOptions(3), None, count)
     try:
         found = [decoders.submit(video) for video in (clip, tmp_path / "none.mp4", clip)]
-        wanted = decode(manifest, clip, frames=3)
+        wanted = decode(manifest, clip, FrameOptions(3))
         for decoded in (found[0].result(), found[2].result()):
             np.testing.assert_array_equal(decoded.batch.host_frames, wanted.batch.host_frames)
             np.testing.assert_array_equal(decoded.clock.seconds, wanted.clock.seconds)
@@ -52,7 +53,7 @@ def test_decoders_give_what_decoding_here_gives(manifest, clip, tmp_path, count)
 
 
 def test_a_file_that_kills_its_process_fails_by_itself(manifest, clip):
-    decoders = Decoders(manifest, {}, 1)
+    decoders = Decoders(manifest, FrameOptions(), None, 1)
     try:
         found = [decoders.submit(video) for video in (Deadly(), clip)]
         with pytest.raises(TangoError, match=r"the process that decoded deadly\.mp4 died"):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tango_plugins import PruneParams, TangoError
 from tango_runtime.bundle import PixelBudget, VideoSpec, VisionSpec
 from tango_runtime.video import Clock, sample
-from tango_runtime.video.shape import ClipShape, at_size, choose_size, open_clip, pixels_of, size_within
+from tango_runtime.video.shape import ClipShape, FrameOptions, at_size, choose_size, open_clip, pixels_of, size_within
 from tests.fakes.qwen25vl import frame_budget, grid_times, sample_indices, smart_resize
 
 BUDGET = PixelBudget(28, 128 * 784, 768 * 784, int(128000 * 784 * 0.9))
@@ -138,7 +138,7 @@ def test_seconds_from_step_to_step():
 @pytest.mark.parametrize(("n", "count"), [(100, 7), (90, 32), (8, 8), (6, 4)])
 def test_a_clip_is_sampled_by_rounding(n, count):
     video = np.zeros((n, 36, 64, 3), np.uint8)
-    stream, shape = open_clip(MANIFEST, video, count, fps=2.0)
+    stream, shape = open_clip(MANIFEST, video, FrameOptions(count, fps=2.0))
     assert (stream.clock.seconds * 2).tolist() == sample_indices(n, count).tolist()
     assert stream.frame_size == (36, 64)
     assert shape.size == size_of(36, 64, count)
