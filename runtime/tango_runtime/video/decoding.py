@@ -209,7 +209,7 @@ def _side_by_side(work: Callable[[list[Run]], Iterator[_T]], groups: Sequence[li
     threads = [threading.Thread(target=run, args=(group,), name="decoder") for group in groups]
     for thread in threads:
         thread.start()
-    left = len(groups)
+    left, result = len(groups), None
     try:
         while left:
             result = results.get()
@@ -219,6 +219,7 @@ def _side_by_side(work: Callable[[list[Run]], Iterator[_T]], groups: Sequence[li
             if result is not None:
                 yield result[0]
     finally:
+        result = None  # an error would refer to itself by its traceback, and keep a frame and its threads
         stopped.set()
         while left:  # so that none waits for room in the queue
             left -= not isinstance(results.get(), tuple)

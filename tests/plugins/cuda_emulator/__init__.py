@@ -69,6 +69,7 @@ def compiled(
     # The host compiler does not know CUDA's attributes and pragmas.
     host = ",".join(("-fPIC", "-pthread", "-Wall", "-Werror", "-Wno-attributes", "-Wno-unknown-pragmas", *flags))
     command = ["nvcc", "-x", "c++", "-std=c++20", "-O1", "-shared", "-cudart", "none", "-Xcompiler", host]
+    command += ["-Xlinker", "-Bsymbolic"]  # torch with CUDA makes the real runtime's functions global
     defines = {
         "TANGO_PLATFORM_HEADER": '"platform.h"',
         "TANGO_ONNXRUNTIME_PROVIDER": '"CPUExecutionProvider"',
