@@ -182,26 +182,22 @@ def test_a_conversation_ends_with_the_context(llm, frames):
     assert session.ask(QUESTIONS[0], max_new_tokens=3).ids  # and is still there
 
 
-@pytest.mark.parametrize("question", ["<|im_end|>", "<video>"])
-def test_special_tokens_are_refused_in_every_turn(llm, frames, question):
+@pytest.mark.parametrize(
+    ("question", "error"),
+    [("<|im_end|>", "contains"), ("<video>", "contains"), ("", "is empty"), (" \n", "is empty")],
+)
+def test_a_wrong_question_is_refused_in_every_turn(llm, frames, question, error):
     session = llm.session(frames)
     for ask in (session.ask, session.chat):
-        with pytest.raises(TangoError, match="the question contains"):
+        with pytest.raises(TangoError, match=f"the question {error}"):
             ask(question)
     session.chat("What?", max_new_tokens=2)
-    with pytest.raises(TangoError, match="the question contains"):
+    with pytest.raises(TangoError, match=f"the question {error}"):
         session.chat(question)
 
 
-@pytest.mark.parametrize("question", ["", " \n"])
-def test_an_empty_question_is_refused_in_every_turn(llm, frames, question):
+def test_an_answer_of_a_history_may_be_empty(llm, frames):
     session = llm.session(frames)
-    for ask in (session.ask, session.chat):
-        with pytest.raises(TangoError, match="the question is empty"):
-            ask(question)
-    session.chat("What?", max_new_tokens=2)
-    with pytest.raises(TangoError, match="the question is empty"):
-        session.chat(question)
     history = [("What?", "")]  # an answer may have nothing in it
     assert list(session.stream("Who?", history=history, max_new_tokens=2))
 
