@@ -13,13 +13,17 @@ import ctypes
 import json
 import platform
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from tango_plugins import PruneParams, TangoError, structs
 from tango_plugins.native_library import load, search
 from tango_plugins.pruner import CudaPruner
 from tango_runtime import VideoLLM
+from tango_runtime.pipeline.encoded import EncodedVideo
 
 
 def main() -> None:
@@ -27,24 +31,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle")
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--frames", type=int, required=True)
+    parser.add_argument("decoded", type=Path)
     parser.add_argument("--python", default=sys.executable, help="starts this interpreter again (default: itself)")
     args = parser.parse_args()
     sys.executable = args.python
     observed = {"machine": platform.machine(), "python": platform.python_version()}
-    print(json.dumps(observed | _library() | _answers(args.bundle, args.folder, args.frames)))
+    llm, frames = VideoLLM(args.bundle), np.load(args.decoded)
+    asked = [json.loads(line) for line in (args.folder / "questions.jsonl").read_text().splitlines()]
+    questions = [each["question"] for each in asked]
+    file = _answers(llm, llm.encode(args.folder / asked[0]["video"], frames=len(frames)), questions)
+    decoded = _answers(llm, llm.encode(frames, frames=len(frames), fps=1.0), questions)
+    observed |= _library() | {"backend": llm.backend}
+    observed |= {f"{name} of a file": value for name, value in file.items()}
+    observed |= {f"{name} of decoded frames": value for name, value in decoded.items()}
+    print(json.dumps(observed))
 
 
-def _answers(bundle: str, folder: Path, frames: int) -> dict[str, Any]:
-    """The token ids of each answer, from a tenth of the video's tokens and from all of them."""
-    llm, kept, ids = VideoLLM(bundle), [], []
-    asked = [json.loads(line) for line in (folder / "questions.jsonl").read_text().splitlines()]
+def _answers(llm: VideoLLM, video: EncodedVideo, questions: Sequence[str]) -> dict[str, Any]:
+    """Kept tokens and answers' token ids, at retention ratios 0.1 and 1."""
+    found: dict[str, Any] = {"number of kept tokens": [], "kept tokens": [], "ids": []}
     for ratio in (0.1, 1.0):
-        with llm.session(folder / asked[0]["video"], frames=frames, retention_ratio=ratio) as session:
-            answers = [session.ask(question["question"], max_new_tokens=8) for question in asked]
-        kept += [answer.kept for answer in answers]
-        ids += [answer.ids for answer in answers]
-    return {"backend": llm.backend, "kept tokens": kept, "ids": ids}
+        with llm.session(video, retention_ratio=ratio) as session:
+            answers = [session.ask(question, max_new_tokens=8) for question in questions]
+        found["number of kept tokens"].append(answers[0].kept)
+        found["kept tokens"].append(answers[0].indices.tolist())
+        found["ids"] += [answer.ids for answer in answers]
+    return found
 
 
 def _library() -> dict[str, Any]:
