@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from examples.make_checkpoint import RELEASED, make
+from tango_calibration.quantization.replay import CPU, CUDA
 from tango_export.export import Request, export
 from tango_runtime.bench.conditions import machine
 from tango_runtime.util.console import status
@@ -87,9 +88,15 @@ def main() -> None:
     parser.add_argument("--videos", type=int, default=4, help="clips (default: %(default)s)")
     parser.add_argument("--frames", type=int, default=8, help="frames of a clip (default: %(default)s)")
     parser.add_argument("--max-new-tokens", type=int, default=2, help="length of an answer (default: %(default)s)")
+    parser.add_argument("--backend", choices=(CPU, CUDA), default=CPU, help="default: %(default)s")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures and conditions")
     args = parser.parse_args()
-    more = [f"--videos={args.videos}", f"--frames={args.frames}", f"--max-new-tokens={args.max_new_tokens}"]
+    more = [
+        f"--backend={args.backend}",
+        f"--videos={args.videos}",
+        f"--frames={args.frames}",
+        f"--max-new-tokens={args.max_new_tokens}",
+    ]
     bundle = make_bundle(args.scratch, args.size, args.layers)
     records = []
     for decoder in args.decoder:

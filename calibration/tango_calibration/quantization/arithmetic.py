@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,8 +26,9 @@ _SEARCH_COLUMNS = 256
 #: The smallest normal number of fp16: no scale may be zero.
 _MIN_SCALE = 2.0**-14
 
-#: Weights converted to fp32 at a time, so that no fp32 copy of a whole vocabulary head is in memory.
-_PART_WEIGHTS = 1 << 24
+#: Weights that a thread converts to fp32 at a time: few enough for its cache, and so that no fp32 copy of a whole
+#: vocabulary head is in memory.
+_PART_WEIGHTS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -80,11 +83,14 @@ def quantize_columns(weight: Array, grid: Grid = INT8, dtype: Any = np.float32) 
     """
     values = np.empty(weight.shape, grid.dtype)
     steps = np.empty(weight.shape[1], dtype)
-    for part in _column_parts(weight.shape[1], weight.shape[0]):
+
+    def quantize(part: slice) -> None:
         wide = weight[:, part].astype(np.float32)
         steps[part] = scales(np.abs(wide).max(0), grid, dtype)
         wide /= steps[part].astype(np.float32)
         values[:, part] = np.rint(wide) if grid is INT8 else wide  # a cast to fp8 rounds
+
+    _for_column_parts(quantize, weight.shape)
     return values, steps
 
 
@@ -112,9 +118,12 @@ def quantize_blocks(
     importance = _in_blocks(np.ones(K) if mean_squares is None else mean_squares, block)
     packed = np.empty((N, count, block * bits // 8), np.uint8)
     scales = np.empty((N, count), np.float32)
-    for part in _column_parts(N, K):
+
+    def quantize(part: slice) -> None:
         values, scales[part], _ = _fit_blocks(_in_blocks(weight[:, part].T, block), bits, importance)
         packed[part] = values if bits == 8 else values[..., ::2] | (values[..., 1::2] << 4)
+
+    _for_column_parts(quantize, weight.shape)
     return packed, scales
 
 
@@ -148,10 +157,13 @@ def _fit_blocks(
     return best, scales, least
 
 
-def _column_parts(columns: int, rows: int) -> Iterator[slice]:
+def _for_column_parts(work: Callable[[slice], None], shape: tuple[int, ...]) -> None:
+    """Does the work for all columns of a weight [in, out], in a thread per core: NumPy computes without the GIL."""
+    rows, columns = shape
     step = max(_PART_WEIGHTS // max(rows, 1), 1)
-    for begin in range(0, columns, step):
-        yield slice(begin, min(begin + step, columns))
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        for _ in threads.map(work, (slice(begin, min(begin + step, columns)) for begin in range(0, columns, step))):
+            pass
 
 
 def activation_aware_scaling(weights: Sequence[Array], mean_squares: Array, block: int = BLOCK) -> NDArray[np.float32]:

@@ -37,11 +37,12 @@ class ObservationCache:
         folder: Folder of the files.
         bundle: The bundle that is calibrated.
         max_new_tokens: Maximum length of an answer.
+        backend: What the results were measured on: another one rounds differently.
     """
 
-    def __init__(self, folder: Path, bundle: Bundle, max_new_tokens: int) -> None:
+    def __init__(self, folder: Path, bundle: Bundle, max_new_tokens: int, backend: str = "ort-cpu") -> None:
         self.folder = folder
-        self._bundle = f"{sha256(bundle.path / MANIFEST)} {max_new_tokens}"
+        self._bundle = f"{sha256(bundle.path / MANIFEST)} {max_new_tokens} {backend}"
 
     def key(self, video: Video, kind: str) -> str:
         """Key of a result of this kind: a hash of everything it depends on."""

@@ -49,8 +49,6 @@ _RUNTIMES: dict[Precision, tuple[Runtime, ...]] = {
     "int4": ("onnxruntime",),
 }
 
-_BACKEND = "ort-cpu"
-
 
 @dataclass(frozen=True)
 class CalibrationRequest:
@@ -75,6 +73,7 @@ class CalibrationRequest:
         overwrite: Replace an output that exists.
         jobs: Number of processes that run clips and answer questions.
         ray: Address of a Ray cluster that does so instead, or ``local``.
+        backend: What runs the graphs: ``ort-cpu`` or ``ort-cuda``.
     """
 
     bundle: Path
@@ -93,6 +92,7 @@ class CalibrationRequest:
     overwrite: bool = False
     jobs: int = 1
     ray: str | None = None
+    backend: str = replay.CPU
 
     @property
     def precisions(self) -> dict[Part, Precision]:
@@ -140,8 +140,8 @@ def calibrate(request: CalibrationRequest) -> Outcome:
     """
     bundle = check(request)
     videos = read_clips(request.clips, request.videos, request.frames or bundle.manifest.video.frames, request.seed)
-    cache = ObservationCache(cache_folder(request), bundle, request.max_new_tokens)
-    observer = Observer(bundle, cache, request.max_new_tokens, request.jobs, request.ray)
+    cache = ObservationCache(cache_folder(request), bundle, request.max_new_tokens, request.backend)
+    observer = Observer(bundle, cache, request.max_new_tokens, request.jobs, request.ray, request.backend)
     captures = observer.captures(videos)
     quantizers = [
         PartQuantizer(bundle, part, precision, request.group, cache, observer, videos, captures)
@@ -157,7 +157,9 @@ def calibrate(request: CalibrationRequest) -> Outcome:
             for quantizer, (scheme, layers) in zip(quantizers, choices, strict=True)
         }
         _complete(folder, bundle, request, written)
-        overlaps = overlaps_of(open_written(folder, written["vision"][1]["vision"])) if "vision" in written else ()
+        overlaps: tuple[Overlap, ...] = ()
+        if "vision" in written:
+            overlaps = overlaps_of(open_written(folder, written["vision"][1]["vision"], request.backend))
     return Outcome({name: part for name, (part, _) in written.items()}, overlaps)
 
 
@@ -294,7 +296,7 @@ def drops(request: CalibrationRequest, videos: Sequence[Video]) -> list[Drop]:
     trials = [ALL, Trial("tango", params.retention_ratio)]
 
     def ask(bundle: Path, title: str) -> list[Record]:
-        evaluator = partial(BundleEvaluator, bundle.absolute(), _BACKEND, threads=threads_of(jobs, ray))
+        evaluator = partial(BundleEvaluator, bundle.absolute(), request.backend, threads=threads_of(jobs, ray))
         with progress(title, len(videos)) as on_progress:
             return evaluate_in_parallel(evaluator, videos, trials, params, on_progress, jobs=jobs, ray=ray)
 

@@ -33,11 +33,19 @@ class Observer:
         max_new_tokens: Maximum length of an answer.
         jobs: Number of processes; 1 uses this process.
         ray: Address of a Ray cluster to use instead, or ``local``.
+        backend: What runs the bundle's graphs: ``ort-cpu`` or ``ort-cuda``.
     """
 
     def __init__(
-        self, bundle: Bundle, cache: ObservationCache, max_new_tokens: int, jobs: int = 1, ray: str | None = None
+        self,
+        bundle: Bundle,
+        cache: ObservationCache,
+        max_new_tokens: int,
+        jobs: int = 1,
+        ray: str | None = None,
+        backend: str = replay.CPU,
     ) -> None:
+        self.backend = backend
         self._folder, self._cache, self._max_new_tokens = bundle.path.absolute(), cache, max_new_tokens
         self._jobs, self._ray, self._threads = jobs, ray, threads_of(jobs, ray)
 
@@ -49,7 +57,7 @@ class Observer:
         """
         return self._each(
             "capture",
-            partial(_Capturer, self._folder, self._max_new_tokens, self._threads),
+            partial(_Capturer, self._folder, self._max_new_tokens, self._threads, self.backend),
             videos,
             holds=lambda video: self._cache.holds(video, CAPTURE),
             cached=self._cache.capture,
@@ -63,7 +71,7 @@ class Observer:
         """
         each = self._each(
             f"{part} activations",
-            partial(_ActivationMeter, self._folder, part, self._threads),
+            partial(_ActivationMeter, self._folder, part, self._threads, self.backend),
             list(zip(videos, captures, strict=True)),
             holds=lambda item: self._cache.holds(item[0], channels_of(part)),
             cached=lambda item, make: self._cache.channel_stats(item[0], part, make),
@@ -95,9 +103,9 @@ class Observer:
 class _Capturer:
     """Runs the pipeline on clips."""
 
-    def __init__(self, bundle: Path, max_new_tokens: int, threads: int) -> None:
+    def __init__(self, bundle: Path, max_new_tokens: int, threads: int, backend: str) -> None:
         self._bundle, self._max_new_tokens = Bundle.load(bundle), max_new_tokens
-        self._backend = select(self._bundle, "ort-cpu", threads=threads)
+        self._backend = select(self._bundle, backend, threads=threads)
         self._prompt = Prompt.of(self._bundle)
 
     def __call__(self, video: Video) -> Capture:
@@ -107,11 +115,12 @@ class _Capturer:
 class _ActivationMeter:
     """Runs the graphs of a part on clips, and measures the inputs of their linear layers."""
 
-    def __init__(self, bundle: Path, part: Part, threads: int) -> None:
+    def __init__(self, bundle: Path, part: Part, threads: int, backend: str) -> None:
         self._bundle, self._part = Bundle.load(bundle), part
         stored = {name: StoredGraph(self._bundle, name) for name in graphs_of(self._bundle.manifest, part)}
         self._sessions = {
-            name: replay.open_graph(graph, more=graph.linear_inputs, threads=threads) for name, graph in stored.items()
+            name: replay.open_graph(graph, more=graph.linear_inputs, threads=threads, backend=backend)
+            for name, graph in stored.items()
         }
 
     def __call__(self, item: tuple[Video, Capture]) -> ChannelStats:

@@ -20,40 +20,60 @@ from tango_export.graph.builder import Weight
 from tango_export.graph.files import external_tensor, load, model_proto
 from tango_plugins import TangoError
 from tango_plugins.thinning import thin
+from tango_runtime.backends.cuda.ort import onnxruntime_with_cuda
 from tango_runtime.backends.ort_cpu import cache_inputs, empty_cache
 from tango_runtime.backends.ort_options import session_options
 from tango_runtime.bundle import GraphName, GraphSpec, WeightSpec
 from tango_runtime.util.errors import first_line
+
+#: The backends: the one of everything that is not asked to run elsewhere, and a GPU's.
+CPU, CUDA = "ort-cpu", "ort-cuda"
+
+#: The providers of ONNX Runtime by backend. On a GPU, fp32 is not rounded to TF32, as in the pipeline.
+_PROVIDERS: dict[str, list[tuple[str, dict[str, str]]]] = {
+    CPU: [("CPUExecutionProvider", {})],
+    CUDA: [("CUDAExecutionProvider", {"use_tf32": "0"})],
+}
 
 #: Prompt tokens per decoder pass: the activations of all layers of a pass are in memory at once.
 CHUNK_TOKENS = 256
 
 
 class Session:
-    """A graph on ONNX Runtime's CPU provider.
+    """A graph on ONNX Runtime.
 
     Args:
         model: A file, or a graph whose weights are elsewhere.
         options: ONNX Runtime's options.
         weights: Weights by name, which the session reads in place.
+        backend: ``ort-cpu`` or ``ort-cuda``.
 
     Raises:
         TangoError: ONNX Runtime cannot load the graph.
     """
 
     def __init__(
-        self, model: str | bytes, options: onnxruntime.SessionOptions, weights: Mapping[str, Array] | None = None
+        self,
+        model: str | bytes,
+        options: onnxruntime.SessionOptions,
+        weights: Mapping[str, Array] | None = None,
+        backend: str = CPU,
     ) -> None:
         self._weights, self._given = dict(weights or {}), dict[str, Array]()
+        if backend == CUDA:
+            onnxruntime_with_cuda()
         values = [_ort_value(tensor) for tensor in self._weights.values()]
         options.add_external_initializers(list(self._weights), values)
         try:
-            self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+            self._session = onnxruntime.InferenceSession(model, options, providers=_PROVIDERS[backend])
         except Exception as error:  # the errors of ONNX Runtime have no common class
             raise TangoError(
                 f"ONNX Runtime {onnxruntime.__version__} cannot load a quantized graph: {first_line(error)}",
                 "install a newer onnxruntime",
             ) from error
+        provider, *_ = _PROVIDERS[backend]
+        if self._session.get_providers()[0] != provider[0]:  # it would run on the CPU in silence
+            raise TangoError(f"ONNX Runtime cannot use {provider[0]}", "see: tango doctor")
 
     def given(self, feeds: Mapping[str, Array]) -> Session:
         """The same session with fixed values for some of its inputs."""
@@ -71,7 +91,9 @@ class Session:
 Sessions = Mapping[GraphName, Session]
 
 
-def open_graph(stored: StoredGraph, form: Form = PORTABLE, more: Sequence[str] = (), *, threads: int = 0) -> Session:
+def open_graph(
+    stored: StoredGraph, form: Form = PORTABLE, more: Sequence[str] = (), *, threads: int = 0, backend: str = CPU
+) -> Session:
     """Opens a graph in another form.
 
     ONNX Runtime reads the weights that the bundle stores from its data file; other weights are made in memory.
@@ -81,6 +103,7 @@ def open_graph(stored: StoredGraph, form: Form = PORTABLE, more: Sequence[str] =
         form: How its layers become nodes.
         more: Tensors to add as outputs, after the graph's own.
         threads: Threads of one operator; 0 takes one per core.
+        backend: What runs it, as for :class:`Session`.
 
     Raises:
         TangoError: ONNX Runtime cannot load the graph.
@@ -97,16 +120,16 @@ def open_graph(stored: StoredGraph, form: Form = PORTABLE, more: Sequence[str] =
     options.add_session_config_entry(
         "session.model_external_initializers_file_folder_path", str(stored.folder.resolve())
     )
-    return Session(model.SerializeToString(), options, made)
+    return Session(model.SerializeToString(), options, made, backend)
 
 
-def open_written(folder: Path, spec: GraphSpec) -> Session:
-    """Opens a graph of a folder.
+def open_written(folder: Path, spec: GraphSpec, backend: str = CPU) -> Session:
+    """Opens a graph of a folder on a backend, as for :class:`Session`.
 
     Raises:
         TangoError: ONNX Runtime cannot load it.
     """
-    return Session(str(folder / spec.file), _options((spec.weights or {}).values()))
+    return Session(str(folder / spec.file), _options((spec.weights or {}).values()), backend=backend)
 
 
 def _options(weights: Iterable[Weight | WeightSpec], threads: int = 0) -> onnxruntime.SessionOptions:

@@ -280,7 +280,11 @@ class PartQuantizer:
 
     def _open(self, forms: Mapping[GraphName, Form]) -> Sessions:
         """The graphs, some of them in another form."""
-        return {name: replay.open_graph(stored, forms.get(name, PORTABLE)) for name, stored in self._stored.items()}
+        backend = self._observer.backend
+        return {
+            name: replay.open_graph(stored, forms.get(name, PORTABLE), backend=backend)
+            for name, stored in self._stored.items()
+        }
 
     @cached_property
     def _loss(self) -> Callable[[Sessions], float]:
@@ -374,7 +378,8 @@ class PartQuantizer:
         }
         before = sum(_size(*place) for place in places.values())
         places |= {name: (folder, spec) for name, spec in written.items()}
-        loss = self._loss({name: replay.open_written(*place) for name, place in places.items()})
+        sessions = {name: replay.open_written(*place, self._observer.backend) for name, place in places.items()}
+        loss = self._loss(sessions)
         after = sum(_size(*place) for place in places.values())
         part = QuantizedPart(self._precision, tuple(layers), loss, before, after)
         return part, {name: self._with_entry(name, spec, part) for name, spec in written.items()}

@@ -320,3 +320,10 @@ def test_outputs_that_would_replace_something_are_refused(request_of, capsys, tm
     assert main(arguments) == 2
     assert re.search(message, capsys.readouterr().err)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_gpu_that_is_not_there_is_an_error_before_any_output(request_of, tmp_path):
+    request = request_of("on-a-gpu", backend="ort-cuda", cache=tmp_path)
+    with pytest.raises(TangoError, match="CUDA"):
+        calibrate(request)
+    assert not request.output.exists()

@@ -23,12 +23,17 @@ def open_backend(bundle: Bundle, threads: int = 0) -> CudaBackend:
     """
     with ThreadPoolExecutor(1) as thread:  # each of the two takes a tenth of a second
         opening = thread.submit(open_stream)
-        onnxruntime = _onnxruntime()
+        onnxruntime = onnxruntime_with_cuda()
         stream = opening.result()
     return CudaBackend(bundle, FusedOrtRunner(onnxruntime, bundle, stream, CUDA, native_library.installed()), stream)
 
 
-def _onnxruntime() -> Any:
+def onnxruntime_with_cuda() -> Any:
+    """The module, with CUDA's libraries loaded.
+
+    Raises:
+        TangoError: It is not installed, or is the one without CUDA.
+    """
     try:
         import onnxruntime
     except ImportError as error:
