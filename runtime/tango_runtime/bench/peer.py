@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from tango_plugins import TangoError
 from tango_runtime.bench.conditions import without_folder
 from tango_runtime.bench.measure import Measured, Samples, Setting
-from tango_runtime.bundle import Manifest
+from tango_runtime.bundle import Manifest, VideoSpec
 from tango_runtime.util.console import OnProgress
 from tango_runtime.util.errors import first_line
 from tango_runtime.video import sample
 from tango_runtime.video.preprocess import preprocess
+from tango_runtime.video.shape import choose_size
 
 _CAPTURE_WARM_UP = 3  # steps before a capture, as in PyTorch's notes on CUDA graphs
 
@@ -41,22 +42,25 @@ class Shape:
 
     Attributes:
         clip: The source's frames, uint8 [F, height, width, 3].
+        size: (height, width) of the frames after resizing.
         kept: Video tokens in the prompt, K.
         prompt_tokens: Positions of the prompt.
     """
 
     clip: NDArray[np.uint8]
+    size: tuple[int, int]
     kept: int
     prompt_tokens: int
 
     @classmethod
-    def of(cls, clip: NDArray[np.uint8], measured: Measured) -> Shape:
-        """The shape of a measured case."""
-        return cls(clip, measured.kept, measured.prompt_tokens)
+    def of(cls, clip: NDArray[np.uint8], measured: Measured, video: VideoSpec, setting: Setting) -> Shape:
+        """The shape of a measured case, whose frames get the size that the bundle gives them."""
+        size = choose_size(video, len(clip), (clip.shape[1], clip.shape[2]), asked=setting.frame_size)
+        return cls(clip, size, measured.kept, measured.prompt_tokens)
 
 
 class Peer:
-    """LLaVA-OneVision of transformers, with random weights, on whose values its times do not depend.
+    """LLaVA-OneVision or Qwen2.5-VL of transformers, with random weights, on whose values its times do not depend.
 
     transformers does not prune: the first K of its video tokens take the place of the kept ones.
 
@@ -83,7 +87,8 @@ class Peer:
             self._model: Any = transformers.AutoModelForImageTextToText.from_config(
                 config, dtype=getattr(torch, manifest.dtype), attn_implementation="sdpa"
             ).eval()
-        self._size, self._setting = manifest.video.size[0], setting
+        self._setting = setting
+        self._encode = {"llava_onevision": self._encode_llava, "qwen2_5_vl": self._encode_qwen}[config.model_type]
         self.description = (
             f"transformers {transformers.__version__}, torch {torch.__version__}, {self._device.type}, "
             f"{manifest.dtype}, sdpa, random weights of the shapes of {without_folder(checkpoint)}"
@@ -104,7 +109,7 @@ class Peer:
         samples: Samples = {}
         for i in range(-self._setting.warm_up, self._setting.repeats):
             laps = _Laps(self._device)
-            images = preprocess(sample(shape.clip, len(shape.clip)), (self._size, self._size)).frames
+            images = preprocess(sample(shape.clip, len(shape.clip)), shape.size).frames
             laps.add("video")
             frames = torch.from_numpy(images).to(self._device)
             laps.add("upload")
@@ -149,11 +154,25 @@ class Peer:
             on_progress(1)
         return samples
 
-    def _encode(self, frames: torch.Tensor) -> torch.Tensor:
+    def _encode_llava(self, frames: torch.Tensor) -> torch.Tensor:
         """uint8 [F, size, size, 3] → [1, F·L, D]."""
-        pixels = frames.permute(0, 3, 1, 2).to(self._model.dtype) / 127.5 - 1
-        found: torch.Tensor = self._model.model.get_video_features(pixels[None]).pooler_output
+        found: torch.Tensor = self._model.model.get_video_features(self._pixels(frames)[None]).pooler_output
         return found
+
+    def _encode_qwen(self, frames: torch.Tensor) -> torch.Tensor:
+        """uint8 [F, height, width, 3] → [1, F/2·L, D]; one vector per patch, a token's in a row."""
+        vision = self._model.config.vision_config
+        size, side, pair = vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size
+        steps, rows, columns = (n // m for n, m in zip(frames.shape[:3], (pair, size, size), strict=True))
+        split = self._pixels(frames).reshape(steps, pair, 3, rows // side, side, size, columns // side, side, size)
+        patches = split.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(steps * rows * columns, -1)
+        grid = torch.tensor([[steps, rows, columns]], device=self._device)
+        found: torch.Tensor = torch.cat(self._model.model.get_video_features(patches, grid).pooler_output)
+        return found[None]
+
+    def _pixels(self, frames: torch.Tensor) -> torch.Tensor:
+        """uint8 [F, height, width, 3] → [F, 3, height, width], −1 to 1."""
+        return frames.permute(0, 3, 1, 2).to(self._model.dtype) / 127.5 - 1
 
     def _features_like(self, kept: int) -> torch.Tensor:
         width = self._model.config.text_config.hidden_size
@@ -216,16 +235,17 @@ def _collect(samples: Samples, laps: _Laps, i: int) -> None:
 
 
 def _config(checkpoint: str, manifest: Manifest) -> Any:
-    hint = "name a folder that holds the config.json of a llava-hf checkpoint: --compare-torch FOLDER"
+    hint = "name a folder with the config.json of a llava-hf or Qwen2.5-VL checkpoint: --compare-torch FOLDER"
     try:
         config = transformers.AutoConfig.from_pretrained(checkpoint)
     except (OSError, ValueError) as error:
         raise TangoError(f"transformers finds no configuration in {checkpoint}", hint) from error
-    if config.model_type != "llava_onevision":
+    if config.model_type not in ("llava_onevision", "qwen2_5_vl"):
         raise TangoError(f"transformers reads {checkpoint} as a {config.model_type} model", hint)
-    text, vision, decoder = config.text_config, config.vision_config, manifest.decoder
-    found = (text.num_hidden_layers, text.hidden_size, text.num_key_value_heads, vision.image_size)
-    if found != (decoder.layers, decoder.hidden_size, decoder.kv_heads, manifest.video.size[0]):
+    text, decoder = config.text_config, manifest.decoder
+    found = (text.num_hidden_layers, text.hidden_size, text.num_key_value_heads)
+    sides = {config.vision_config.image_size} if config.model_type == "llava_onevision" else set()
+    if found != (decoder.layers, decoder.hidden_size, decoder.kv_heads) or not sides <= set(manifest.video.size):
         raise TangoError(
             f"{checkpoint} has other shapes than the bundle", "name the checkpoint that the bundle was exported from"
         )

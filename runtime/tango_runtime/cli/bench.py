@@ -216,7 +216,8 @@ def _compare(checkpoint: str, results: _Results, on_device: bool) -> None:
         def measure(result: _Result, on_progress: OnProgress, run: Callable[..., Samples] = run) -> Samples:
             assert result.measured
             clip = make_clip(result.case, setting.frames_of(results.bundle), setting.seed)
-            return run(Shape.of(clip, result.measured), on_progress)
+            video = results.bundle.manifest.video
+            return run(Shape.of(clip, result.measured, video, setting), on_progress)
 
         _each(results, system, measured, measure)
 

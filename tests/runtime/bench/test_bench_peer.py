@@ -15,7 +15,7 @@ from tango_runtime.bundle import Bundle
 from tango_runtime.cli.main import main
 
 SETTING = Setting(decode_tokens=5, warm_up=1, repeats=2)
-SHAPE = Shape(make_clip(Case(True, 160, 90), 4, 0), kept=8, prompt_tokens=39)
+SHAPE = Shape(make_clip(Case(True, 160, 90), 4, 0), (112, 112), kept=8, prompt_tokens=39)
 
 
 @pytest.fixture
@@ -50,6 +50,17 @@ def test_the_prompt_has_the_requested_shape(peer, monkeypatch):
         **dict.fromkeys(("video", "upload", "vision", "prefill", "first token", "answer"), 2),
         "decode": 10,
     }
+
+
+def test_qwen_of_transformers_takes_the_same_grids(qwen_bundle, qwen_checkpoint, tmp_path):
+    options, file = {"layers": 2}, tmp_path / "out.json"
+    bundle, checkpoint = qwen_bundle(**options), qwen_checkpoint(**options)
+    quick = ["--frames", "4", "--warm-up", "1", "--repeats", "1", "--decode-tokens", "2", "--backend", "ort-cpu"]
+    quick += ["--source-size", "168x84", "--no-prune", "--compare-torch", str(checkpoint), "--json", str(file)]
+    assert main(["bench", str(bundle), *quick]) == 0
+    (case,) = json.loads(file.read_text())["cases"]
+    assert not case["not_measured"]
+    assert {"vision", "prefill", "decode"} <= case["milliseconds"]["transformers"].keys()
 
 
 def test_a_captured_step_continues_the_prompt_in_the_cache(peer, monkeypatch):
