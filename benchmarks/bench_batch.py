@@ -32,6 +32,7 @@ from tango_runtime.batch.decoding import Decoders
 from tango_runtime.bench.conditions import machine
 from tango_runtime.bundle import Bundle
 from tango_runtime.cli.args import frame_size
+from tango_runtime.video.shape import FrameOptions
 
 TANGO = [sys.executable, "-m", "tango_runtime.cli.main"]
 QUESTIONS = ["What happens?", "Who comes in?", "What color is it?", "How many are there?"]
@@ -99,7 +100,7 @@ def run_singly(bundle: Path, videos: list[Path], options: list[str]) -> tuple[li
     seconds, answers = [], {}
     for video in [videos[0], *videos]:
         begin = time.perf_counter()
-        command = [*TANGO, "run", bundle, video, QUESTIONS[0], *options]
+        command = [*TANGO, "run", str(bundle), str(video), QUESTIONS[0], *options]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         seconds.append(time.perf_counter() - begin)
         answers[video.name, QUESTIONS[0]] = done.stdout.removesuffix("\n")
@@ -141,7 +142,7 @@ def run_batch(bundle: Path, folder: Path, decoders: int, options: list[str]) -> 
 
 def decode_alone(bundle: Path, videos: list[Path], decoders: int) -> float:
     """Videos per second that running processes decode."""
-    with closing(Decoders(Bundle.load(bundle).manifest, {}, decoders)) as processes:
+    with closing(Decoders(Bundle.load(bundle).manifest, FrameOptions(), None, decoders)) as processes:
         for future in [processes.submit(video) for video in videos[:decoders]]:
             future.result()
         begin = time.perf_counter()

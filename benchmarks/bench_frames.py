@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import PIL
 
+from tango_plugins.device_array import DeviceArray
 from tango_runtime.backends.cuda.backend import open_stream
 from tango_runtime.backends.cuda.device import HostPool, Pool, cudart
 from tango_runtime.backends.cuda.frames import FrameLoader
@@ -58,6 +59,7 @@ def main() -> None:
 
     on_host()
     found = load(timed, args.frames, args.size).frames
+    assert isinstance(found, DeviceArray)
     same = np.array_equal(stream.download(found), stream.download(pool.take("from the host", shape, np.uint8)))
     times = {
         "host": _milliseconds(on_host, args.repeats),

@@ -96,7 +96,7 @@ def _peer_rope(unit, t, params):
     ):
         half = section.shape[-1] // 2
         angle = position[..., None] * base ** (-torch.arange(half, device=unit.device) / half)
-        first, second, cos, sin = *section.split(half, -1), angle.cos(), angle.sin()
+        (first, second), cos, sin = section.split(half, -1), angle.cos(), angle.sin()
         parts += [first * cos - second * sin, second * cos + first * sin]
     return torch.cat(parts, -1)
 

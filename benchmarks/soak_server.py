@@ -185,8 +185,8 @@ def stream(bundle: Path, hours: float) -> dict[str, Any]:
                 yield float(second), noise[hour % 2][second % 4]
 
     begin = time.monotonic()
-    options = {"window": manifest.video.frames, "step": 5.0, "max_new_tokens": 2}
-    for answer in llm.watch(frames(), "What happens?", drop=False, **options):
+    window = manifest.video.frames
+    for answer in llm.watch(frames(), "What happens?", drop=False, window=window, step=5.0, max_new_tokens=2):
         answers += 1
         assert answer.live is not None
         hour = int(answer.live.end // 3600)

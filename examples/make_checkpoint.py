@@ -266,7 +266,7 @@ def save_shards(tensors: dict[str, torch.Tensor], folder: Path, shards: int) -> 
     if shards == 1:
         save_file(tensors, folder / "model.safetensors", {"format": "pt"})
         return
-    names, index = sorted(tensors), {}
+    names, index = sorted(tensors), dict[str, str]()
     for i in range(shards):
         file = f"model-{i + 1:05}-of-{shards:05}.safetensors"
         part = names[i::shards]
