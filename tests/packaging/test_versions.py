@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
 import sys
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import pytest
 
@@ -21,6 +24,26 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def served(tango: Path, bundle: Path, videos: Path, question: str) -> str:
+    """What a server answers to a question about the clip."""
+    program = [tango, "serve", bundle, "--port", "0", "--media-root", videos]
+    content = [
+        {"type": "video_url", "video_url": {"url": "file:clip.mp4"}},
+        {"type": "text", "text": question},
+    ]
+    body = json.dumps({"messages": [{"role": "user", "content": content}], "max_tokens": 4, "frames": 8})
+    with subprocess.Popen(program, stderr=subprocess.PIPE, text=True, cwd=videos) as process:
+        assert process.stderr is not None
+        try:
+            found = next(filter(None, (re.search(r"serving at (http://\S+)", line) for line in process.stderr)))
+            headers = {"Content-Type": "application/json"}
+            with urlopen(Request(f"{found[1]}/v1/chat/completions", body.encode(), headers), timeout=600) as response:
+                answer: str = json.load(response)["choices"][0]["message"]["content"]
+        finally:
+            process.terminate()
+    return answer
+
+
 # The oldest versions have no wheels for Python 3.13.
 @pytest.mark.parametrize(
     ("version", "resolution"),
@@ -35,7 +58,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_chain_with_the_oldest_and_the_newest_versions(
     wheel: Path, videos: Path, tmp_path: Path, version: str, resolution: str
 ) -> None:
-    requirement = f"tango-edge[export,cpu,calibration] @ {wheel.as_uri()}"
+    requirement = f"tango-edge[export,cpu,calibration,server] @ {wheel.as_uri()}"
     options = ("--resolution", resolution, "--only-binary", ":all:")
     tango = install(tmp_path / "venv", requirement, *options, python=interpreter(version)) / "tango"
     tiny, shape = ROOT / "models/tiny", ("--frames", 8, "--max-new-tokens", 4)
@@ -47,6 +70,7 @@ def test_a_chain_with_the_oldest_and_the_newest_versions(
     question = ("bundle", videos / "clip.mp4", asked["question"])
     answer = run(tango, "run", *question, *shape, "--report", "kept.html", "--picture", "kept.png", cwd=tmp_path)
     assert answer == asked["answer"] + "\n"
+    assert served(tango, tmp_path / "bundle", videos, asked["question"]) == asked["answer"]
     calibration = ("--clips", "synthetic", "--videos", 4, *shape, "--vision", "int8", "--decoder", "int4")
     run(tango, "calibrate", "bundle", *calibration, "--report-dir", "report", "--output", "quantized", cwd=tmp_path)
     assert run(tango, "run", "quantized", *question[1:], *shape, cwd=tmp_path).strip().isalpha()

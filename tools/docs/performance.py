@@ -56,14 +56,34 @@ def unpruned() -> str:
 
 def families() -> str:
     """Other families with the 7B's shapes."""
+    qwen, video = ("h200-onnxruntime-qwen2.5-vl-7b-560x1008", "pruned, 1008x560"), "h200-onnxruntime-llava-video-7b"
     columns = (
-        Column("Qwen2.5-VL-7B, 32 frames of 560×1008", "h200-onnxruntime-qwen2.5-vl-7b-560x1008", "pruned, 1008x560"),
+        Column("Qwen2.5-VL-7B, 32 frames of 560×1008", *qwen),
+        Column("transformers, as many tokens", *qwen, runner="transformers"),
+        Column("as a CUDA graph", *qwen, runner="CUDA graph"),
         Column("32 frames of 336×588", "h200-onnxruntime-qwen2.5-vl-7b-336x588", "pruned, 588x336"),
-        Column("LLaVA-Video-7B, 64 frames", "h200-onnxruntime-llava-video-7b"),
-        Column("transformers, as many tokens", "h200-onnxruntime-llava-video-7b", runner="transformers"),
-        Column("as a CUDA graph", "h200-onnxruntime-llava-video-7b", runner="CUDA graph"),
+        Column("LLaVA-Video-7B, 64 frames", video),
+        Column("transformers, as many tokens", video, runner="transformers"),
+        Column("as a CUDA graph", video, runner="CUDA graph"),
+        Column("with inner pruning", f"{video}-inner"),
     )
     return stages(columns, _STAGES, (*_TOKENS, *_MEMORY, *_CONDITIONS))
+
+
+def live() -> str:
+    """Questions about a live window, and many streams in one process."""
+    sizes = {"0.5B": load("h200-live-0.5b"), "7B": load("h200-live-7b")}
+    shown = ("p50", "p90", "p99")
+    asked = [
+        (f"{size}, a question about the window, ms", "", *(number(found["one"]["question_ms"][p]) for p in shown))
+        for size, found in sizes.items()
+    ]
+    lags = [
+        (f"{size}, {many['streams']} streams, lag, s", str(many["answers"]), *(f"{many['lag_s'][p]:.3f}" for p in shown))
+        for size, found in sizes.items()
+        for many in found["many"]
+    ]
+    return table(("", "answers", *shown), [*asked, *lags])
 
 
 def cold_starts() -> str:
@@ -150,5 +170,6 @@ PARTS: dict[str, Callable[[], str]] = {
     "operator": operator,
     "kernels": kernels,
     "frames": frames,
+    "live": live,
     "server": server,
 }

@@ -23,6 +23,7 @@ from tango_runtime.bundle import Bundle, Manifest
 from tango_runtime.util.errors import first_line
 from tango_runtime.util.limited import limit_this_process
 from tango_runtime.video import FrameSource, Sampled, open_source
+from tango_runtime.video.container import lenient
 from tango_runtime.video.frames import from_pairs, upright
 from tango_runtime.video.preprocess import preprocess
 from tango_runtime.video.shape import choose_size
@@ -130,7 +131,7 @@ def _require_own_frames(path: Path) -> None:
 
     options = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
     try:
-        with av.open(str(path.absolute()), options=options, metadata_errors="ignore") as container:
+        with av.open(str(path.absolute()), options=options, **lenient()) as container:
             stream = container.streams.best("video")
             if stream is not None and stream.codec_context is not None:
                 width, height = stream.codec_context.width, stream.codec_context.height
