@@ -29,7 +29,7 @@ import av
 import numpy as np
 
 from tango_runtime.batch.decoding import Decoders
-from tango_runtime.bench.conditions import machine
+from tango_runtime.bench.conditions import gpu_state, machine
 from tango_runtime.bundle import Bundle
 from tango_runtime.cli.args import frame_size
 from tango_runtime.video.shape import FrameOptions
@@ -189,7 +189,7 @@ def main() -> None:
             batches.append(figures)
             print(json.dumps(figures), flush=True)
         result = {
-            "conditions": machine(),
+            "conditions": {"machine": machine(), "gpu_before": gpu_state()},
             "bundle": args.bundle.resolve().name,
             "videos": len(videos),
             "seconds": args.seconds,

@@ -19,8 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.bench_server import machine, spread
+from benchmarks.bench_server import spread
 from tango_runtime import LiveVideo, VideoLLM
+from tango_runtime.bench.conditions import gpu_state, machine
 from tango_runtime.video import TimedFrame
 
 _QUESTION, _EVERY = "What happens?", 5.0
@@ -115,7 +116,7 @@ def main() -> None:
     result: dict[str, Any] = {
         "bundle": args.bundle.resolve().name,
         "backend": llm.backend,
-        "machine": machine(),
+        "conditions": {"machine": machine(), "gpu_before": gpu_state()},
         "window": args.window,
         "one": first_token(llm, args.window, args.questions, size),
         "many": [many(llm, args.window, streams, args.seconds, size) for streams in args.streams],

@@ -79,7 +79,11 @@ def live() -> str:
         for size, found in sizes.items()
     ]
     lags = [
-        (f"{size}, {many['streams']} streams, lag, s", str(many["answers"]), *(f"{many['lag_s'][p]:.3f}" for p in shown))
+        (
+            f"{size}, {many['streams']} streams, lag, s",
+            str(many["answers"]),
+            *(f"{many['lag_s'][p]:.3f}" for p in shown),
+        )
         for size, found in sizes.items()
         for many in found["many"]
     ]
