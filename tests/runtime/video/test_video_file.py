@@ -566,11 +566,15 @@ def test_a_playlist_that_ffmpeg_would_read_for_ever_is_rejected(tmp_path, lines,
     rejected(tmp_path / "list.m3u8", 2, "playlist", words)
 
 
-def test_what_does_not_decode_is_said(tmp_path):
-    Image.fromarray(picture(0)).save(
-        tmp_path / "clip.webp", save_all=True, append_images=[Image.fromarray(picture(1))], duration=100
-    )
-    rejected(tmp_path / "clip.webp", 2, "clip.webp", "animated", "WebP")
+def test_an_animated_webp_is_decoded_or_rejected_by_name(tmp_path):
+    """FFmpeg decodes it from 8.1 on, which PyAV 19 has."""
+    made = Image.fromarray(picture(0)), Image.fromarray(picture(1))
+    made[0].save(tmp_path / "clip.webp", save_all=True, append_images=made[1:], duration=100, lossless=True)
+    if "webp_anim" not in av.codecs_available:
+        rejected(tmp_path / "clip.webp", 2, "clip.webp", "animated", "WebP")
+        return
+    frames = [frame for _, frame in sample(tmp_path / "clip.webp", 2)]
+    np.testing.assert_allclose(np.stack(frames), np.stack([picture(0), picture(1)]), atol=2)
 
 
 def test_an_encrypted_video_is_rejected(tmp_path):
