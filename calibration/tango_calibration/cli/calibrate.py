@@ -13,10 +13,11 @@ from tango_calibration.data.dataset import SYNTHETIC, Video, read_folder, synthe
 from tango_calibration.evaluation import results
 from tango_calibration.evaluation.evaluate import check_room
 from tango_calibration.quantization.calibrate import CalibrationRequest, cache_folder, calibrate, check, drops
-from tango_calibration.quantization.replay import CPU, CUDA
+from tango_calibration.quantization.replay import usable
 from tango_plugins import TangoError
 from tango_runtime.bundle import Bundle
 from tango_runtime.cli.args import (
+    add_backend,
     add_bundle,
     add_count,
     add_frames,
@@ -80,13 +81,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     )
     add_count(parser, "--evaluate", "ask both bundles N questions, and compare their accuracy", note="none")
     add_data(parser)
-    parser.add_argument(
-        "--backend",
-        choices=[CPU, CUDA],
-        default=CPU,
-        help="what runs the graphs: ONNX Runtime on the CPU, or on a GPU, which a decoder of several billion weights "
-        "needs to be calibrated in minutes (default: %(default)s)",
-    )
+    add_backend(parser)
     add_jobs(parser, 1)
     add_ray(parser)
     parser.add_argument(
@@ -128,7 +123,8 @@ def _request(args: argparse.Namespace) -> CalibrationRequest:
             "drop it, and compare both bundles on the device: tango evaluate",
         )
     names = ("bundle", "output", "clips", "vision", "decoder", "group", "videos", "frames", "max_new_tokens", "seed")
-    asked = {name: getattr(args, name) for name in (*names, "cache", "overwrite", "jobs", "ray", "backend")}
+    asked = {name: getattr(args, name) for name in (*names, "cache", "overwrite", "jobs", "ray")}
+    asked["backend"] = usable(args.backend)
     return CalibrationRequest(**asked, runtime=args.target, min_overlap=args.min_overlap and args.min_overlap / 100)
 
 

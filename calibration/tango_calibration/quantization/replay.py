@@ -20,6 +20,7 @@ from tango_export.graph.builder import Weight
 from tango_export.graph.files import external_tensor, load, model_proto
 from tango_plugins import TangoError
 from tango_plugins.thinning import thin
+from tango_runtime.backends.cuda.backend import open_stream
 from tango_runtime.backends.cuda.ort import onnxruntime_with_cuda
 from tango_runtime.backends.ort_cpu import cache_inputs, empty_cache
 from tango_runtime.backends.ort_options import session_options
@@ -37,6 +38,24 @@ _PROVIDERS: dict[str, list[tuple[str, dict[str, str]]]] = {
 
 #: Prompt tokens per decoder pass: the activations of all layers of a pass are in memory at once.
 CHUNK_TOKENS = 256
+
+
+def usable(backend: str) -> str:
+    """The backend to calibrate on; ``auto`` is a GPU where ONNX Runtime can use one.
+
+    Raises:
+        TangoError: Calibration does not run on that backend.
+    """
+    if backend == "auto":
+        try:
+            open_stream()
+            onnxruntime_with_cuda()
+        except TangoError:
+            return CPU
+        return CUDA
+    if backend not in _PROVIDERS:
+        raise TangoError(f"calibration does not run on {backend}", f"use --backend {' or '.join(_PROVIDERS)}")
+    return backend
 
 
 class Session:

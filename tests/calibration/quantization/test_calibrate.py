@@ -327,3 +327,17 @@ def test_a_gpu_that_is_not_there_is_an_error_before_any_output(request_of, tmp_p
     with pytest.raises(TangoError, match="CUDA"):
         calibrate(request)
     assert not request.output.exists()
+
+
+@pytest.mark.parametrize(("asked", "found"), [("auto", "ort-cpu"), ("ort-cpu", "ort-cpu"), ("ort-cuda", "ort-cuda")])
+def test_the_backend_of_a_machine_without_a_gpu(asked, found, monkeypatch):
+    def missing():
+        raise TangoError("there is no GPU", "")
+
+    monkeypatch.setattr(replay, "open_stream", missing)
+    assert replay.usable(asked) == found
+
+
+def test_calibration_does_not_run_on_engines():
+    with pytest.raises(TangoError, match="calibration does not run on tensorrt"):
+        replay.usable("tensorrt")

@@ -94,7 +94,7 @@ def test_shared_options_are_shared():
     making = {"export", "validate", "build", "calibrate"}
     everywhere = videos | making | {"inspect", "doctor", "plan", "serve"}
     assert users["--verbose"] == users["--quiet"] == users["--debug"] == everywhere | {"plugin build", "plugin info"}
-    assert users["--backend"] == videos | {"serve"}
+    assert users["--backend"] == videos | {"serve", "calibrate"}
     assert users["--json"] == {"doctor", "plan", "bench"}
     assert users["--no-prune"] == {"run", "chat", "watch", "batch", "plan", "bench"}
     assert users["--overwrite"] == {"export", "calibrate", "evaluate"}
@@ -102,7 +102,7 @@ def test_shared_options_are_shared():
 
 def test_backends_are_those_of_the_registry():
     choices = [action.choices for _, option, action in options() if option == "--backend"]
-    assert choices == [["auto", *BACKENDS]] * 7
+    assert choices == [["auto", *BACKENDS]] * 8
 
 
 def test_help_uses_engine_only_for_tensorrt_engines():
