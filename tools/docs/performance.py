@@ -31,6 +31,7 @@ def pipeline() -> str:
         Column("0.5B, all tokens", "h200-device-form-own", "unpruned, 384x384"),
         Column("0.5B, a tenth, TensorRT", "h200-tensorrt-0.5b-device"),
         Column("7B, a tenth", "h200-onnxruntime-7b-device"),
+        Column("7B, a tenth, TensorRT", "h200-tensorrt-7b-device"),
     )
     return stages(columns, _STAGES, (*_TOKENS, *_MEMORY, *_CONDITIONS))
 
@@ -97,6 +98,7 @@ def cold_starts() -> str:
         "again": "h200-onnxruntime-0.5b-again",
         "later version": "h200-onnxruntime-0.5b-device",
         "TensorRT": "h200-tensorrt-0.5b-device",
+        "7B, TensorRT": "h200-tensorrt-7b-device",
     }
     parts = {"import": "import", "load the bundle": "load", "first token": "first token", "**together**": "total"}
     rows = [(title, *(_median_start(name, part) for name in files.values())) for title, part in parts.items()]

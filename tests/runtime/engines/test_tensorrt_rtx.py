@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -86,13 +87,17 @@ def test_an_engine_of_a_device_graph_has_plugins_and_no_weights(bundle, tmp_path
     message, log = run_worker(loaded, graph, engine, "device", v3_plugins)
     assert "peak_host" in message, log
     content = engine.read_bytes()
-    operators = {node.op_type for node in onnx.load(loaded.engine_graph(graph, "device")).graph.node if node.domain}
+    model = onnx.load(loaded.engine_graph(graph, "device")).graph
+    operators = {node.op_type for node in model.node if node.domain}
     assert {name for name in FUNCTIONS if name.encode() in content} == operators
     assert graph == "embed" or operators
     data = (loaded.path / loaded.manifest.graphs[graph].data).read_bytes()
     for name, weight in loaded.manifest.graphs[graph].device_weights.items():
         if weight.end - weight.offset > 256:
             assert data[weight.offset : weight.end] not in content, name
+    inputs = {tensor.name for tensor in model.input}
+    products = sum(node.op_type == "MatMul" and node.input[1] in inputs for node in model.node)
+    assert content.count(b"accumulation_type=2") == products  # summed in fp32; 0 would be TensorRT's choice
 
 
 def test_without_the_plugins_no_function_takes_their_place(bundle, tmp_path):
