@@ -131,10 +131,17 @@ class VideoFile:
                 :meth:`read` finds out which are right.
             TangoError: The file cannot be read.
         """
+        if self._needed(chosen) * self._timeline.pixels < _WORTH:
+            return None
         if self._timeline.packets is None or self._timeline.is_uncertain:
             raise HardwareError("every frame has to be decoded to know them")
-        needed = sum(run.stop - run.start for run in plan_runs(self._timeline, np.unique(chosen.indices).tolist()))
-        return None if needed * self._timeline.pixels < _WORTH else self._decode_on(chosen, device)
+        return self._decode_on(chosen, device)
+
+    def _needed(self, chosen: Sampled) -> int:
+        """How many frames are decoded for the chosen ones."""
+        if self._timeline.packets is None:
+            return len(self._timeline.times)
+        return sum(run.stop - run.start for run in plan_runs(self._timeline, np.unique(chosen.indices).tolist()))
 
     def _decode_on(self, chosen: Sampled, device: int) -> Iterator[tuple[int, YuvFrame]]:
         decoders = Decoders(self._seek, _GPU_DECODERS, device)

@@ -154,15 +154,17 @@ def test_every_step_follows_from_the_one_before(precision):
                 kinds[pool.tokens] = UNMERGED
         assert device.read("kind", np.uint8, N).tolist() == kinds.tolist(), seed
 
-        described = device.read("merge_pool", np.int32, 2 * F, 7)
-        gram = device.read("gram", np.float32, N, ld)
+        described = device.read("merge_pool", np.int32, 2 * F, 9)
+        gram = device.read("gram", np.float32, N * ld)
         norm, spread = (device.read(name, np.float32, N + 16 * F) for name in ("norm", "knn_mean_sq_dist"))
         distances, densities, spread_ = {}, {}, spread.copy()
         for first, pool in want.merged_pools():
             n, k, aligned = len(pool.tokens), min(params.neighbors, len(pool.tokens) - 1), described[pool.number, 6]
             assert described[pool.number, :3].tolist() == [first, n, pool.budget], seed
             D2 = distances[pool.number] = ref.squared_distances(want.flat[pool.tokens])
-            own, rows = norm[aligned : aligned + n].astype(np.float64), gram[first : first + n, :n]
+            row, begin = described[pool.number, 7:]
+            own = norm[aligned : aligned + n].astype(np.float64)
+            rows = gram[begin : begin + n * row].reshape(n, row)[:, :n]
             assert (rows == rows.T).all(), seed
             error = np.abs(np.maximum(own[:, None] + own - 2.0 * rows, 0) - D2).max()
             distance_error = max(distance_error, error)

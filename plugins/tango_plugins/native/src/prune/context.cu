@@ -11,7 +11,7 @@ static_assert(kThreads >= 2 * TANGO_MAX_FRAMES, "one thread per pool");
 __device__ MergePool merge_pool(const Job& job, int pool, const int* begin) {
     const bool static_pool = pool >= job.F;
     const int s = static_pool ? pool - job.F : pool;
-    MergePool found = {0, 0, 0, 1, 0, 0, 0};
+    MergePool found = {0, 0, 0, 1};
     if (s >= *job.segment_count) return found;
     const Segment segment = job.segment[s];
     const int from = static_pool ? pool : segment.first, to = static_pool ? pool + 1 : segment.last;
@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(kThreads) list_rest(Job job) {
     }
     if (pool != 0) return;
 
-    MergePool mine = {0, 0, 0, 1, 0, 0, 0};
+    MergePool mine = {0, 0, 0, 1};
     if (thread < pools) mine = merge_pool(job, thread, begin);
     if (!has_work(mine)) mine.count = 0;
     int all_members;
@@ -71,6 +71,14 @@ __global__ void __launch_bounds__(kThreads) list_rest(Job job) {
     const int rows = ceil_div(mine.count, kTile);
     int all_rows;
     const int row = block_exclusive_sum(rows, all_rows);
+    // In units; one pool that is too large is enough to know that they do not fit.
+    const int room = job.gram_size / kRowUnit, row_units = ceil_div(mine.count, kRowUnit);
+    const int units = min(static_cast<long long>(mine.count) * row_units, room + 1LL);
+    int all_units;
+    const int units_before = block_exclusive_sum(units, all_units);
+    const bool packed = all_units <= room && all_rows <= kMaxPackedRows;
+    mine.ld = packed ? row_units * kRowUnit : job.ld;
+    mine.gram = packed ? units_before * kRowUnit : 0;
     if (thread < pools) {
         job.merge_pool[thread] = mine;
         job.max_sq_dist[thread] = 0.0f;
@@ -79,6 +87,7 @@ __global__ void __launch_bounds__(kThreads) list_rest(Job job) {
     if (thread == 0) {
         *job.context_count = begin[kThreads];
         *job.tile_rows = all_rows;
+        *job.packed = packed;
         *job.member_count = all_members;
         *job.anchor_count = all_anchors;
     }

@@ -83,7 +83,7 @@ template <Pairs kPairs, bool kExact>
 __global__ void __launch_bounds__(Shape<kExact>::kThreads, Shape<kExact>::kBlocksPerSm) gram_tiles(Job job, int strip) {
     using S = Shape<kExact>;
     extern __shared__ __align__(1024) unsigned char shared[];
-    __shared__ int before[kPairs == Pairs::kSymmetric ? kMaxSymmetricRows : 1];
+    __shared__ int before[kPairs == Pairs::kSymmetric ? kMaxPackedRows : 1];
     const TileList<kPairs, kTile> tiles(job, strip, before);
     const uint32_t base = shared_address(shared);
     const int warp_row = warp_id() / S::kWarpsN * (kTile / S::kWarpsM);

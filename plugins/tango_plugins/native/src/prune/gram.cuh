@@ -6,15 +6,14 @@
 
 namespace tango {
 
-constexpr int kMaxSymmetricRows = 1024;  // tile rows whose prefix sums fit into shared memory
-
 // 128 rows of a pool and some of its columns.
 struct Tile {
     MergePool pool;
     int row, column;  // first ones, within the pool
     int width;        // columns of the tile
     int columns;      // of the pool: all entries, or its anchors
-    float* rows;      // address of the first row
+    float* gram;      // the Gram matrix of the pool, or the strip
+    float* rows;      // the first row in it
 };
 
 template <Pairs kPairs, int kColumns>
@@ -22,12 +21,13 @@ class TileList {
   public:
     int count;  // tiles to visit; some may be empty
 
-    // `before` has kMaxSymmetricRows elements if pairs are symmetric.
+    // `before` has kMaxPackedRows elements if pairs are symmetric.
     __device__ TileList(const Job& job, int strip, int* before)
         : job_(job), first_row_(strip * job.strip_tile_rows), before_(before) {
         rows_ = *job.tile_rows;
+        count = 0;
+        if ((kPairs == Pairs::kSymmetric) != *job.packed) return;
         if (kPairs == Pairs::kSymmetric) {
-            count = 0;
             for (int start = 0; start < rows_; start += blockDim.x) {
                 const int t = start + threadIdx.x;
                 int total;
@@ -49,7 +49,7 @@ class TileList {
         int t = index, column = 0;
         if (kPairs == Pairs::kSymmetric) {
             t = 0;
-            for (int step = kMaxSymmetricRows / 2; step > 0; step /= 2)
+            for (int step = kMaxPackedRows / 2; step > 0; step /= 2)
                 if (t + step < rows_ && before_[t + step] <= index) t += step;
             column = (index - before_[t]) * kColumns;
         } else if (kPairs != Pairs::kDiagonal) {
@@ -62,9 +62,9 @@ class TileList {
         tile.column = kPairs == Pairs::kDiagonal ? tile.row : column;
         tile.width = kColumns;
         tile.columns = kPairs == Pairs::kAnchors ? tile.pool.anchors : tile.pool.count;
-        const size_t stored =
-            kPairs == Pairs::kSymmetric ? tile.pool.first + tile.row : static_cast<size_t>(t - first_row_) * kTile;
-        tile.rows = job_.gram + stored * job_.ld;
+        const int stored = kPairs == Pairs::kSymmetric ? tile.row : (t - first_row_) * kTile;
+        tile.gram = job_.gram + (kPairs == Pairs::kSymmetric ? tile.pool.gram : 0);
+        tile.rows = tile.gram + static_cast<size_t>(stored) * tile.pool.ld;
         return tile.column < tile.columns;
     }
 
@@ -84,14 +84,15 @@ class TileList {
         if (i >= tile.pool.count) return;
         first *= kGramScale;
         second *= kGramScale;
-        float* place = tile.rows + static_cast<size_t>(r) * job_.ld + j;
+        const int ld = tile.pool.ld;
+        float* place = tile.rows + static_cast<size_t>(r) * ld + j;
         if (kPairs == Pairs::kSymmetric) {
             if (j > i) return;
-            float* mirror = job_.gram + static_cast<size_t>(tile.pool.first + j) * job_.ld + i;
+            float* mirror = tile.gram + static_cast<size_t>(j) * ld + i;
             mirror[0] = first;
             if (j < i) {
                 *reinterpret_cast<float2*>(place) = make_float2(first, second);
-                mirror[job_.ld] = second;
+                mirror[ld] = second;
             } else {
                 place[0] = first;
             }
@@ -114,10 +115,10 @@ class TileList {
     // then those of row r + 8.
     template <int kAccumulators>
     __device__ void store_inside(const Tile& tile, int r, int c, const float (&acc)[kAccumulators]) const {
-        float* place = tile.rows + static_cast<size_t>(r) * job_.ld + tile.column + c;
-        float* lower = place + 8 * job_.ld;
-        float* mirror = job_.gram + static_cast<size_t>(tile.pool.first + tile.column + c) * job_.ld + tile.row + r;
-        const int next = job_.ld;
+        const int ld = tile.pool.ld;
+        float* place = tile.rows + static_cast<size_t>(r) * ld + tile.column + c;
+        float* lower = place + 8 * ld;
+        float* mirror = tile.gram + static_cast<size_t>(tile.column + c) * ld + tile.row + r;
 #pragma unroll
         for (int n = 0; n < kAccumulators / 4; ++n) {
             const float a = acc[4 * n] * kGramScale, b = acc[4 * n + 1] * kGramScale;
@@ -127,9 +128,9 @@ class TileList {
             if (kPairs == Pairs::kSymmetric) {
                 mirror[0] = a;
                 mirror[8] = d;
-                mirror[next] = b;
-                mirror[next + 8] = e;
-                mirror += 8 * next;
+                mirror[ld] = b;
+                mirror[ld + 8] = e;
+                mirror += 8 * ld;
             }
         }
     }

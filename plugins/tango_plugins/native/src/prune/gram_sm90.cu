@@ -125,7 +125,7 @@ template <Pairs kPairs, bool kExact>
 __global__ void __launch_bounds__(kThreads, 1) gram_tiles_sm90(Job job, int strip) {
     constexpr int kColumns = kExact ? kExactColumns : kFastColumns;
     extern __shared__ __align__(1024) unsigned char shared[];
-    __shared__ int before[kPairs == Pairs::kSymmetric ? kMaxSymmetricRows : 1];
+    __shared__ int before[kPairs == Pairs::kSymmetric ? kMaxPackedRows : 1];
     const TileList<kPairs, kColumns> tiles(job, strip, before);
     const uint32_t base = shared_address(shared);
     Tile tile;

@@ -19,9 +19,11 @@ namespace tango {
 constexpr float kRotatedScale = 4096.0f;
 constexpr float kGramScale = 1.0f / (kRotatedScale * kRotatedScale);
 
-constexpr int kTile = 128;   // rows and columns of a Gram tile
-constexpr int kSliceK = 64;  // rotated rows are padded to a multiple of this many columns
-constexpr int kChunk = 32;   // member rows that one block sums in a merge
+constexpr int kTile = 128;            // rows and columns of a Gram tile
+constexpr int kSliceK = 64;           // rotated rows are padded to a multiple of this many columns
+constexpr int kChunk = 32;            // member rows that one block sums in a merge
+constexpr int kRowUnit = 32;          // rows of a Gram matrix have a multiple of so many products
+constexpr int kMaxPackedRows = 1024;  // tile rows whose prefix sums fit into shared memory
 
 // Why a token is in the output. The exact budget drops later kinds first.
 enum Kind : uint8_t { kUnkept = 0, kSelected, kAdded, kUnmerged, kMerged };
@@ -52,6 +54,8 @@ struct MergePool {
     int member_row;  // index of its first row in `members`
     int anchor_row;  // index of its first anchor in `anchor_slot`
     int aligned;     // where its `norm` and `knn_mean_sq_dist` begin: a multiple of 4
+    int ld;          // row length of its Gram matrix
+    int gram;        // where that begins, if the matrices are packed
 };
 
 // 128 rows of a merge pool.
@@ -64,7 +68,7 @@ struct Job {
     // Parameters
     int F, L, D, N, W;  // N = F L
     int padded_D;       // D rounded up to kSliceK
-    int ld;             // row length of the Gram matrix, N rounded up
+    int ld;             // row length of a Gram matrix of all tokens, and of a strip: N rounded up
     int candidate_ld;   // row length of the candidates' Gram matrices
     int neighbors;
     int capacity, exact_count;
@@ -73,8 +77,10 @@ struct Job {
     bool density_order, exact_budget, exact_products, half_features;
     uint32_t sinks[TANGO_MAX_TOKENS_PER_FRAME / 32];  // bit set of grid positions
 
-    // The Gram matrix is computed at once, or in strips of rows, each when it is needed.
+    // If the pools' Gram matrices fit, they are packed and computed once. Else they are computed in strips of rows,
+    // each when it is needed. With one strip they always fit.
     int strips, strip_tile_rows, max_tile_rows;
+    int gram_size;     // products that there is room for
     int select_batch;  // frames whose candidates' Gram matrices are in memory at once
 
     // Inputs and outputs
@@ -109,8 +115,9 @@ struct Job {
     int* entry_pool;          // [N]
     TileRow* tile_row;        // [max_tile_rows]
     int* tile_rows;           // [1]
+    int* packed;              // [1], whether the Gram matrices are
     int* member_count;        // [1], rows in `members`
-    float* gram;              // [rows of a strip, ld], inner products of a pool's entries
+    float* gram;              // [gram_size], inner products of the pools' entries
     float* norm;              // [N + 16 F], diagonal of the Gram matrices, from MergePool::aligned
     float* knn_mean_sq_dist;  // [N + 16 F], mean of the k smallest squared distances; density = exp(-knn_mean_sq_dist)
     float* max_sq_dist;       // [2 F], largest squared distance of each merge pool
@@ -150,11 +157,12 @@ cudaError_t merge(const Job& job, cudaStream_t stream);
 
 // Which entries of a pool a Gram matrix pairs.
 enum class Pairs {
-    kSymmetric,  // all of a pool with each other; each pair is computed once and stored twice
+    kSymmetric,  // packed: all of a pool with each other; each pair is computed once and stored twice
     kStrip,      // the rows of a strip with all of their pool
     kDiagonal,   // each entry with itself
     kAnchors     // the rows of a strip with the anchors of their pool
 };
+// Only the device knows whether the matrices are packed: what is not needed then returns at once.
 cudaError_t gram(const Job& job, Pairs pairs, int strip, cudaStream_t stream);
 
 }  // namespace tango

@@ -17,25 +17,28 @@ struct Row {
     const float* gram;
 };
 
-// Finds the row of this warp; false if it has none. Strips store whole tiles, the complete matrix stores entries.
+// Finds the row of this warp; false if it has none. Strips store whole tiles, packed matrices store entries, of which
+// each strip has as many as it has rows.
 __device__ bool find_row(const Job& job, int strip, Row& row) {
     const int stored = blockIdx.x * kWarps + warp_id();
-    if (job.strips == 1) {
-        if (stored >= *job.context_count) return false;
-        row.entry = stored;
-        row.pool = job.entry_pool[stored];
+    if (*job.packed) {
+        row.entry = strip * job.strip_tile_rows * kTile + stored;
+        if (row.entry >= *job.context_count) return false;
+        row.pool = job.entry_pool[row.entry];
         if (row.pool < 0) return false;
-        row.i = stored - job.merge_pool[row.pool].first;
+        const MergePool& pool = job.merge_pool[row.pool];
+        row.i = row.entry - pool.first;
+        row.gram = job.gram + pool.gram + static_cast<size_t>(row.i) * pool.ld;
     } else {
         const int t = strip * job.strip_tile_rows + stored / kTile;
-        if (stored / kTile >= job.strip_tile_rows || t >= *job.tile_rows) return false;
+        if (t >= *job.tile_rows) return false;
         const TileRow tile = job.tile_row[t];
         row.pool = tile.pool;
         row.i = tile.index * kTile + stored % kTile;
         if (row.i >= job.merge_pool[row.pool].count) return false;
         row.entry = job.merge_pool[row.pool].first + row.i;
+        row.gram = job.gram + static_cast<size_t>(stored) * job.ld;
     }
-    row.gram = job.gram + static_cast<size_t>(stored) * job.ld;
     return true;
 }
 
@@ -175,22 +178,23 @@ __device__ void join(const Job& job, const MergePool& pool, int entry, const Nea
     atomicAdd(&job.member_rows[pool.first + anchor], pool.frames);
 }
 
-// For the complete matrix, which is symmetric: a lane has an entry and goes down the anchors' rows, so that a warp
-// reads contiguous elements. The warps of a block share the anchors.
+// For packed matrices, which are symmetric: a lane has an entry and goes down the anchors' rows, so that a warp reads
+// contiguous elements. The warps of a block share the anchors.
 __global__ void __launch_bounds__(kThreads) nearest_anchors(Job job) {
     __shared__ Nearest per_warp[kWarps][kWarp];
+    if (!*job.packed) return;
     const int entry = blockIdx.x * kWarp + lane_id();
     const int number = entry < *job.context_count ? job.entry_pool[entry] : -1;
     MergePool pool = {};
     if (number >= 0) pool = job.merge_pool[number];
-    const float* norm = job.norm + pool.aligned;
+    const float *norm = job.norm + pool.aligned, *gram = job.gram + pool.gram;
     const int i = entry - pool.first;
     const float own = number >= 0 ? norm[i] : 0.0f;
     Nearest nearest = {INFINITY, pool.count};
 #pragma unroll 8
     for (int a = warp_id(); a < (number >= 0 ? pool.anchors : 0); a += kWarps) {
         const int j = job.anchors[pool.first + a];
-        const float product = job.gram[static_cast<size_t>(pool.first + j) * job.ld + i];
+        const float product = gram[static_cast<size_t>(j) * pool.ld + i];
         nearest.offer(squared_distance(own, norm[j], product), j);
     }
     per_warp[warp_id()][lane_id()] = nearest;
@@ -203,7 +207,7 @@ __global__ void __launch_bounds__(kThreads) nearest_anchors(Job job) {
 // For a strip, where an entry's products with the anchors are contiguous: a warp has an entry.
 __global__ void __launch_bounds__(kThreads) nearest_anchors_of_strip(Job job, int strip) {
     Row row;
-    if (!find_row(job, strip, row)) return;
+    if (*job.packed || !find_row(job, strip, row)) return;
     const MergePool pool = job.merge_pool[row.pool];
     const float* norm = job.norm + pool.aligned;
     const float own = norm[row.i];
@@ -221,9 +225,10 @@ __global__ void __launch_bounds__(kThreads) nearest_anchors_of_strip(Job job, in
 
 cudaError_t find_densities(const Job& job, cudaStream_t stream) {
     const int blocks = ceil_div(rows_per_launch(job), kWarps);
-    cudaError_t error = job.strips == 1 ? cudaSuccess : gram(job, Pairs::kDiagonal, 0, stream);
+    cudaError_t error = gram(job, Pairs::kSymmetric, 0, stream);
+    if (job.strips > 1 && error == cudaSuccess) error = gram(job, Pairs::kDiagonal, 0, stream);
     for (int strip = 0; strip < job.strips && error == cudaSuccess; ++strip) {
-        error = gram(job, job.strips == 1 ? Pairs::kSymmetric : Pairs::kStrip, strip, stream);
+        if (job.strips > 1) error = gram(job, Pairs::kStrip, strip, stream);
         if (error != cudaSuccess) break;
         if (job.neighbors <= kWarp)
             find_row_densities<1><<<blocks, kThreads, 0, stream>>>(job, strip);
@@ -252,12 +257,10 @@ cudaError_t find_anchors(const Job& job, cudaStream_t stream) {
 }
 
 cudaError_t find_owners(const Job& job, cudaStream_t stream) {
-    if (job.strips == 1) {
-        nearest_anchors<<<ceil_div(job.N, kWarp), kThreads, 0, stream>>>(job);
-        return cudaGetLastError();
-    }
+    nearest_anchors<<<ceil_div(job.N, kWarp), kThreads, 0, stream>>>(job);
+    cudaError_t error = cudaGetLastError();
+    if (job.strips == 1) return error;
     const int blocks = ceil_div(rows_per_launch(job), kWarps);
-    cudaError_t error = cudaSuccess;
     for (int strip = 0; strip < job.strips && error == cudaSuccess; ++strip) {
         error = gram(job, Pairs::kAnchors, strip, stream);
         if (error != cudaSuccess) break;

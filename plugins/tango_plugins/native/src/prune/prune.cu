@@ -11,8 +11,9 @@
 namespace tango {
 namespace {
 
-// Largest size of the Gram matrix. It holds all of it for a video of up to 6,324 tokens; 32 frames of 14 x 14 have
-// 6,272. For a longer video the matrix is computed in strips of rows, three times, and the workspace stays O(F L D).
+// Largest size of the Gram matrices. One matrix of 6,324 tokens fits, and 32 frames of 14 x 14 have 6,272. A longer
+// video fits if its segments or its static positions divide the tokens into pools. Otherwise the matrices are computed
+// in strips of rows, three times. So the workspace stays O(F L D).
 constexpr size_t kGramBytes = 160'000'000;
 constexpr size_t kAlignment = 256;
 constexpr double kRatioScale = 10000.0;
@@ -67,8 +68,8 @@ Job describe(const TangoPruneShape& shape, const TangoPruneParams& params) {
     job.N = job.F * job.L;
     job.W = params.grid_columns;
     job.padded_D = round_up(job.D, kSliceK);
-    job.ld = round_up(job.N, 32);
-    job.candidate_ld = round_up(job.L, 32);
+    job.ld = round_up(job.N, kRowUnit);
+    job.candidate_ld = round_up(job.L, kRowUnit);
     job.neighbors = params.neighbors;
     job.retention = params.retention_ratio / kRatioScale;
     job.context_ratio = params.context_ratio / kRatioScale;
@@ -94,9 +95,13 @@ Job describe(const TangoPruneShape& shape, const TangoPruneParams& params) {
     if (row_bytes * job.N <= kGramBytes) {
         job.strips = 1;
         job.strip_tile_rows = job.max_tile_rows;
+        job.gram_size = job.N * job.ld;
     } else {
         job.strip_tile_rows = std::max<int>(1, kGramBytes / (row_bytes * kTile));
         job.strips = ceil_div(job.max_tile_rows, job.strip_tile_rows);
+        // Strips reserve their largest size. So a longer video never needs less than a shorter one, and a workspace for
+        // the longest video, which is what TensorRT allocates, is enough for every other.
+        job.gram_size = kGramBytes / sizeof(float);
     }
     const size_t frame_bytes = static_cast<size_t>(job.L) * job.candidate_ld * sizeof(float);
     job.select_batch = job.strips == 1 ? job.F : std::min<int>(job.F, std::max<size_t>(1, kGramBytes / frame_bytes));
@@ -135,9 +140,6 @@ class WorkspaceLayout {
 void lay_out(Job& job, WorkspaceLayout& layout) {
     const size_t F = job.F, N = job.N;
     const size_t angles = F * job.time_pairs() + (job.H() + job.W) * job.space_pairs();
-    // Strips reserve their largest size. So a longer video never needs less than a shorter one, and a workspace for the
-    // longest video, which is what TensorRT allocates, is enough for every other.
-    const size_t gram = job.strips == 1 ? N * job.ld : kGramBytes / sizeof(float);
     layout.add(job.rotated_high, "rotated_high", N * job.padded_D);
     if (job.exact_products) layout.add(job.rotated_low, "rotated_low", N * job.padded_D);
     layout.add(job.rope_cos_sin, "rope_cos_sin", angles);
@@ -157,8 +159,9 @@ void lay_out(Job& job, WorkspaceLayout& layout) {
     layout.add(job.entry_pool, "entry_pool", N);
     layout.add(job.tile_row, "tile_row", job.max_tile_rows);
     layout.add(job.tile_rows, "tile_rows", 1);
+    layout.add(job.packed, "packed", 1);
     layout.add(job.member_count, "member_count", 1);
-    layout.add(job.gram, "gram", gram);  // also holds `select_batch` Gram matrices of candidates, which are no larger
+    layout.add(job.gram, "gram", job.gram_size);  // also of `select_batch` frames' candidates, which are no larger
     layout.add(job.norm, "norm", N + 16 * F);
     layout.add(job.knn_mean_sq_dist, "knn_mean_sq_dist", N + 16 * F);
     layout.add(job.max_sq_dist, "max_sq_dist", 2 * F);
