@@ -338,13 +338,15 @@ def resize(shape, image, chroma, resized, workspace, stream):
     """In the place of tango_plugins.resize.enqueue, for RGB and NV12."""
     if shape.format == RGB24:
         assert shape.pitch == 3 * shape.columns
-        rgb = array(DeviceArray(image, (shape.rows, shape.columns, 3), "uint8"))
+        assert shape.frame_rows == shape.rows
+        frames = array(DeviceArray(image, (shape.frames, shape.rows, shape.columns, 3), "uint8"))
     else:
-        rgb = nv12_to_rgb(shape, image, chroma)
-    shown = rgb.transpose(1, 0, 2) if shape.transpose else rgb
-    shown = np.ascontiguousarray(shown[:: 1 - 2 * shape.flip_rows, :: 1 - 2 * shape.flip_columns])
-    found = Image.fromarray(shown).resize((shape.out_columns, shape.out_rows), Image.Resampling.BICUBIC)
-    array(resized)[:] = np.asarray(found)
+        frames = [nv12_to_rgb(shape, image, chroma)]
+    for rgb, target in zip(frames, array(resized), strict=True):
+        shown = rgb.transpose(1, 0, 2) if shape.transpose else rgb
+        shown = np.ascontiguousarray(shown[:: 1 - 2 * shape.flip_rows, :: 1 - 2 * shape.flip_columns])
+        found = Image.fromarray(shown).resize((shape.out_columns, shape.out_rows), Image.Resampling.BICUBIC)
+        target[:] = np.asarray(found)
 
 
 def nv12_to_rgb(shape, image, chroma):

@@ -82,7 +82,7 @@ LIMITS = {
         Limit(
             "bytes of the matrix of inner products",
             "tango_runtime.sizing.memory:MAX_PRODUCTS_BYTES",
-            note="a larger one is computed in strips",
+            note="larger ones are computed in strips",
         ),
     ),
     "prompt": (

@@ -15,8 +15,8 @@ class Entry:
     """A backend that may be installed here.
 
     Attributes:
-        module: Where its ``open_backend(bundle, threads)`` is. It is imported when it is used: few machines can import
-            all of them.
+        module: Where its ``open_backend(bundle, threads)`` is, on a GPU with ``nvdec``. It is imported when it is used:
+            few machines can import all of them.
         extra: The extra of tango-edge that installs what it needs.
         summary: What it is, in a few words.
         on_gpu: Whether it computes on a GPU.
@@ -35,7 +35,7 @@ BACKENDS: dict[str, Entry] = {
 }
 
 
-def select(bundle: Bundle, backend: str = "auto", *, threads: int = 0) -> Backend:
+def select(bundle: Bundle, backend: str = "auto", *, threads: int = 0, nvdec: bool = False) -> Backend:
     """Loads a bundle's graphs in a backend.
 
     Args:
@@ -43,18 +43,19 @@ def select(bundle: Bundle, backend: str = "auto", *, threads: int = 0) -> Backen
         backend: A name in ``BACKENDS``; ``auto`` takes the first that can be used here, and its ``fallback_reason``
             says what those before it were missing.
         threads: Threads of one operator on a CPU; 0 takes one for each core.
+        nvdec: Whether the GPU also decodes video files, where it can.
 
     Raises:
-        TangoError: There is no such backend, or it cannot load the bundle.
+        TangoError: There is no such backend, or it cannot load the bundle, or has no GPU that decodes.
     """
     if backend != "auto":
         if backend not in BACKENDS:
             raise TangoError(f"there is no backend {backend!r}", f"known are auto, {', '.join(BACKENDS)}")
-        return _open(bundle, backend, threads)
+        return _open(bundle, backend, threads, nvdec)
     reasons: list[str] = []
     for name in BACKENDS:
         try:
-            found = _open(bundle, name, threads)
+            found = _open(bundle, name, threads, nvdec)
         except TangoError as error:
             reasons.append(f"no {name}: {error.message}")
             hint = error.hint
@@ -64,6 +65,9 @@ def select(bundle: Bundle, backend: str = "auto", *, threads: int = 0) -> Backen
     raise TangoError(f"no backend can run {bundle.path}: {'; '.join(reasons)}", hint)
 
 
-def _open(bundle: Bundle, name: str, threads: int) -> Backend:
-    backend: Backend = importlib.import_module(BACKENDS[name].module).open_backend(bundle, threads)
+def _open(bundle: Bundle, name: str, threads: int, nvdec: bool) -> Backend:
+    entry, options = BACKENDS[name], {"nvdec": True} if nvdec else {}
+    if nvdec and not entry.on_gpu:
+        raise TangoError(f"{name} has no GPU that decodes videos", "decode in software, without nvdec")
+    backend: Backend = importlib.import_module(entry.module).open_backend(bundle, threads, **options)
     return backend

@@ -27,7 +27,7 @@ def main() -> int:
 def _first_token(request: dict[str, Any]) -> dict[str, Any]:
     setting, case = Setting(**request["setting"]), Case(**request["case"])
     start = time.monotonic()
-    llm = VideoLLM(measurable(Bundle.load(request["bundle"])), request["backend"])
+    llm = VideoLLM(measurable(Bundle.load(request["bundle"])), request["backend"], nvdec=setting.nvdec)
     loaded = time.monotonic()
     clip, question = setting.clip_of(case, llm.bundle), make_question(llm.bundle)
     asked = time.monotonic()

@@ -71,6 +71,7 @@ class Setting:
             source's.
         video: A video file in place of the generated clip.
         sampling: Which frames of the file are taken.
+        nvdec: Whether the GPU decodes the file.
 
     Raises:
         TangoError: A number is out of range.
@@ -85,6 +86,7 @@ class Setting:
     frame_size: tuple[int, int] | None = None
     video: str | None = None
     sampling: Sampling = "exact"
+    nvdec: bool = False
 
     def __post_init__(self) -> None:
         for name, minimum in (("frames", 1), ("decode_tokens", 1), ("warm_up", 1), ("repeats", 1), ("seed", 0)):
@@ -292,7 +294,7 @@ class Bench:
         may_use_gpu = backend not in BACKENDS or BACKENDS[backend].on_gpu
         self._memory_before, self._peak = (_device_in_use() if may_use_gpu else 0), 0
         start = time.perf_counter()
-        loaded = select(bundle, backend)
+        loaded = select(bundle, backend, nvdec=setting.nvdec)
         self.load_ms = 1e3 * (time.perf_counter() - start)
         self.on_device = isinstance(loaded.record_event(), Event)
         self._lengths: set[int] = set()

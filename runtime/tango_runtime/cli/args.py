@@ -341,6 +341,16 @@ def add_backend(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_nvdec(parser: argparse.ArgumentParser) -> None:
+    """``--nvdec``."""
+    parser.add_argument(
+        "--nvdec",
+        action="store_true",
+        help="decode video files on the GPU where it can, which is faster on few cores; frames of damaged files may "
+        "differ (default: decode in software)",
+    )
+
+
 def add_output(parser: argparse.ArgumentParser, metavar: str, note: str = "", *, required: bool = False) -> None:
     """``--output``."""
     default = f" ({note})" if note else ""

@@ -41,6 +41,7 @@ from tango_runtime.cli.args import (
     add_frame,
     add_frames,
     add_json,
+    add_nvdec,
     add_pruning,
     add_sampling_of_frames,
     add_seed,
@@ -87,6 +88,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     default = Setting()
     add_bundle(parser)
     add_backend(parser)
+    add_nvdec(parser)
     add_frames(parser)
     add_frame(parser, "what follows from the clip's")
     parser.add_argument("--video", metavar="FILE", help="video file to measure with (default: a generated clip)")
@@ -129,7 +131,8 @@ def _size(text: str) -> tuple[int, int]:
 
 def _run(args: argparse.Namespace) -> int:
     counts = args.decode_tokens, args.warm_up, args.repeats
-    setting = Setting(args.frames, args.retention_ratio, *counts, args.seed, args.frame, args.video, args.sampling)
+    video = args.video, args.sampling, args.nvdec
+    setting = Setting(args.frames, args.retention_ratio, *counts, args.seed, args.frame, *video)
     _check(args)
     bundle = Bundle.load(args.bundle)
     results = _Results(bundle, setting, [_Result(case) for case in _cases(args, bundle)])
@@ -165,6 +168,8 @@ def _check(args: argparse.Namespace) -> None:
         )
     if args.sampling != "exact" and not args.video:
         raise TangoError("only video files have keyframes", "name one: --video FILE")
+    if args.nvdec and not args.video:
+        raise TangoError("a GPU decodes video files", "name one: --video FILE")
     if args.no_prune and args.only_pruned:
         raise TangoError("--no-prune and --only-pruned are mutually exclusive", "drop one of them")
     if args.compare_torch is not None and not (find_spec("torch") and find_spec("transformers")):

@@ -14,6 +14,7 @@ from tango_runtime.cli.args import (
     add_backend,
     add_bundle,
     add_json_schema,
+    add_nvdec,
     add_pruning,
     add_sampling,
     add_video,
@@ -45,12 +46,13 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     add_sampling(parser)
     add_json_schema(parser)
     add_backend(parser)
+    add_nvdec(parser)
 
 
 def _run(args: argparse.Namespace) -> int:
     if args.video == STDIN:
         raise TangoError("standard input cannot be the video: questions are read from it", "give a file or an address")
-    llm = VideoLLM(args.bundle, backend=args.backend)
+    llm = VideoLLM(args.bundle, backend=args.backend, nvdec=args.nvdec)
     status(f"backend: {llm.backend}" + (f" ({llm.fallback_reason})" if llm.fallback_reason else ""))
     chat = _Chat(llm, args)
     try:

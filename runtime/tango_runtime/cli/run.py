@@ -11,6 +11,7 @@ from tango_runtime.cli.args import (
     add_backend,
     add_bundle,
     add_json_schema,
+    add_nvdec,
     add_pruning,
     add_sampling,
     add_video,
@@ -35,6 +36,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     add_sampling(parser)
     add_json_schema(parser)
     add_backend(parser)
+    add_nvdec(parser)
     parser.add_argument(
         "--report", type=page_file, metavar="OUT.html", help="write a web page that shows the kept tokens"
     )
@@ -47,7 +49,7 @@ def _run(args: argparse.Namespace) -> int:
     outputs = {"--report": args.report, "--picture": args.picture}
     live = is_live(args.video)
     check_apart(outputs, {"the bundle": args.bundle, "the video": None if live else Path(args.video)})
-    llm = VideoLLM(args.bundle, backend=args.backend)
+    llm = VideoLLM(args.bundle, backend=args.backend, nvdec=args.nvdec)
     status(f"backend: {llm.backend}" + (f" ({llm.fallback_reason})" if llm.fallback_reason else ""))
     frames = args.frames or llm.bundle.manifest.video.frames
     if live:

@@ -38,14 +38,17 @@ class VideoLLM:
     Args:
         bundle: Folder of a bundle that ``tango-export`` made, or a loaded bundle.
         backend: ``auto``, a name in ``tango_runtime.backends.registry.BACKENDS``, or a loaded backend.
+        nvdec: Whether the GPU decodes the video files of questions and sessions, where it can: faster where there are
+            few cores. Of a damaged file it shows frames that it makes up in part, and says nothing. A loaded backend
+            was told already.
 
     Raises:
-        TangoError: The bundle is incomplete, or the backend cannot run it.
+        TangoError: The bundle is incomplete, or the backend cannot run it, or has no GPU that decodes.
     """
 
-    def __init__(self, bundle: str | Path | Bundle, backend: str | Backend = "auto") -> None:
+    def __init__(self, bundle: str | Path | Bundle, backend: str | Backend = "auto", *, nvdec: bool = False) -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
-        self._backend = select(self.bundle, backend) if isinstance(backend, str) else backend
+        self._backend = select(self.bundle, backend, nvdec=nvdec) if isinstance(backend, str) else backend
         self._prompt = Prompt.of(self.bundle)
         self._schemas = SchemaCompiler(self.bundle.text("tokenizer.json"), self.bundle.manifest.prompt.stop)
         self._latest: weakref.ref[Session] | None = None  # whose tensors the backend still shares

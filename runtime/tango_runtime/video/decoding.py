@@ -170,7 +170,9 @@ def plan_runs(timeline: Timeline, chosen: Sequence[int]) -> list[Run]:
         while k >= 0 and keys[k].pts > timeline.times[i]:
             k -= 1
         start, first = (keys[k].place, bisect_left(timeline.times, keys[k].pts)) if k >= 0 else (0, 0)
-        last += timeline.slack
+        # An index knows the packet of a keyframe, and which frame that gives is seen when it is decoded.
+        if not (timeline.is_from_index and k >= 0 and last == start):
+            last += timeline.slack
         if runs and start < runs[-1].stop:
             before = runs.pop()
             start, first, last = before.start, before.first, max(last, before.stop - 1)

@@ -32,7 +32,7 @@ _LEFT_OUT = 16
 
 #: Those of them whose long files are read by their index; from how many packets on, and how many are read to see that
 #: the index says the same as they do.
-_INDEXED, _MANY, _LOOK = {"h264", "hevc"}, 2000, 64
+_INDEXED, _MANY, _LOOK = {"h264", "hevc"}, 500, 64
 
 #: Most frames by which decoding and presentation order differ (H.264, H.265).
 _REORDERING = 16

@@ -12,7 +12,7 @@ from tango_runtime.video import sample
 from tango_runtime.video.preprocess import preprocess
 
 
-@pytest.mark.parametrize("shape", [(32, 1080, 1920), (5, 1920, 1080), (7, 481, 853)])
+@pytest.mark.parametrize("shape", [(32, 1080, 1920), (5, 1920, 1080), (7, 721, 1283)])
 @pytest.mark.parametrize("size", [(384, 384), (364, 644)])
 def test_large_frames_on_the_host(shape, size):
     stream = open_stream()

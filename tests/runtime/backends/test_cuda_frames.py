@@ -12,6 +12,7 @@ from tango_plugins.device_array import DeviceArray
 from tango_plugins.resize import NV12, P010
 from tango_runtime import VideoLLM
 from tango_runtime.backends.cuda import device
+from tango_runtime.backends.cuda import frames as frames_module
 from tango_runtime.backends.cuda.backend import CudaBackend
 from tango_runtime.backends.cuda.device import Pool, Stream
 from tango_runtime.backends.cuda.frames import FrameLoader
@@ -68,13 +69,13 @@ def load(stream):
     return FrameLoader(stream, Pool(), nvdec=True)
 
 
-def noise(*shape):
-    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+def noise(*shape, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 4, 9])
-def test_large_frames_are_resized_on_the_device(load, stream, count):
-    frames = [noise(60 + i, 90 - i, 3) for i in range(count)]
+@pytest.mark.parametrize("sizes", [[0], [0, 0], [0, 1, 1, 2], [0] * 19])
+def test_large_frames_are_resized_on_the_device(load, stream, sizes):
+    frames, count = [noise(60 + i, 90 - i, 3, seed=k) for k, i in enumerate(sizes)], len(sizes)
     batch = load([(float(i), frame) for i, frame in enumerate(frames)], count, SIZE)
     assert isinstance(batch.frames, DeviceArray)
     assert (batch.frames.shape, batch.aspect) == ((count, *SIZE, 3), 1.5)
@@ -86,9 +87,23 @@ def test_large_frames_are_resized_on_the_device(load, stream, count):
 def test_few_frames_are_pinned_at_a_time(load, host):
     own = len(host.locked)
     for _ in range(3):
-        load([(float(i), noise(60, 90, 3)) for i in range(20)], 20, SIZE)
-    assert len(host.locked) - own <= 4
-    assert host.locks - own <= 4
+        load([(float(i), noise(60, 90, 3)) for i in range(48)], 48, SIZE)
+    assert len(host.locked) - own == host.locks - own == 2
+
+
+def test_very_large_frames_come_one_by_one(load, stream, monkeypatch):
+    monkeypatch.setattr(frames_module, "_MAX_BYTES", 2 * 60 * 90 * 3)
+    frames = [noise(*shape, 3, seed=i) for i, shape in enumerate([(60, 90)] * 3 + [(120, 180)] * 2)]
+    batch = load([(float(i), frame) for i, frame in enumerate(frames)], 5, SIZE)
+    np.testing.assert_array_equal(array(batch.frames), [resize(frame, SIZE) for frame in frames])
+    assert stream.traffic.uploads == 4
+
+
+def test_frames_of_both_places(load, host):
+    frames = noise(5, 60, 90, 3)
+    mixed = [frame if i % 3 else OnDevice(host, frame, "dlpack") for i, frame in enumerate(frames)]
+    batch = load(list(enumerate(mixed)), 5, SIZE)
+    np.testing.assert_array_equal(array(batch.frames), [resize(frame, SIZE) for frame in frames])
 
 
 def test_small_frames_stay_on_the_host(load, stream):
@@ -140,7 +155,7 @@ class Decoder:
         self.refuses, self.lies, self.decoded, self._host = "", False, 0, host
         monkeypatch.setattr(decoding, "open_video", self._open)
         monkeypatch.setattr(file, "YuvFrame", self)
-        monkeypatch.setattr(file, "_WORTH", 0)
+        monkeypatch.setattr(file, "_WORTH", 1)
 
     def _open(self, path, *, device=None, **options):
         if device is not None and self.refuses:

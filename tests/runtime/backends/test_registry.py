@@ -19,7 +19,7 @@ def machine(monkeypatch):
     """``machine("ort-cuda")``: one that has these engines and no other."""
 
     def having(*engines):
-        def opened(bundle, engine, threads):
+        def opened(bundle, engine, threads, nvdec):
             if engine not in engines:
                 raise TangoError(f"{engine} is missing", f"install {engine}")
             return SimpleNamespace(description=engine, fallback_reason="")
@@ -44,6 +44,17 @@ def test_an_engine_asked_for_by_name_is_taken_or_refused(machine):
         select(None, "ort-cuda")
     with pytest.raises(TangoError, match="there is no backend 'tpu'"):
         select(None, "tpu")
+
+
+def test_a_backend_without_a_gpu_decodes_no_videos_there(tiny_bundle, monkeypatch):
+    with pytest.raises(TangoError, match="ort-cpu has no GPU that decodes videos"):
+        VideoLLM(tiny_bundle, "ort-cpu", nvdec=True)
+    opened = []
+    module = SimpleNamespace(open_backend=lambda bundle, threads, **options: opened.append(options))
+    monkeypatch.setattr(registry.importlib, "import_module", lambda name: module)
+    for nvdec in (True, False):
+        select(None, "ort-cuda", nvdec=nvdec)
+    assert opened == [{"nvdec": True}, {}]
 
 
 def test_where_nothing_runs_every_reason_is_told(machine):

@@ -194,7 +194,7 @@ def host(monkeypatch):
     for module in (measure, conditions):
         monkeypatch.setattr(module, "cudart", device.cudart)
 
-    def select(bundle, engine):
+    def select(bundle, engine, nvdec):
         import onnxruntime
 
         stream = Stream()

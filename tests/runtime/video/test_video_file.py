@@ -112,6 +112,17 @@ def test_a_long_file_is_read_by_its_index(tmp_path, kind, by_index):
     np.testing.assert_array_equal(read_timeline(path).seconds, read_timeline(path, by_index=False).seconds)
 
 
+def test_keyframes_by_the_index_are_decoded_alone(tmp_path, by_index):
+    path = write(tmp_path / "clip.mp4")
+    found = read_timeline(path)
+    assert found.slack
+    chosen = [found.index(key.pts) for key in found.keys]
+    assert [run.stop - run.start for run in plan_runs(found, chosen)] == [1] * len(chosen)
+    whole = dict(sample(path, len(found.times)))
+    for seconds, frame in sample(path, len(chosen), sampling="keyframes"):
+        np.testing.assert_array_equal(frame, whole[seconds])
+
+
 def test_an_index_is_not_believed_where_decoding_shows_another_time(tmp_path, by_index):
     """Decoding times are even here, those of presentation are not: a frame is shown late."""
     path = write(tmp_path / "clip.mp4")

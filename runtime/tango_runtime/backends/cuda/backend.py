@@ -50,6 +50,7 @@ class CudaBackend:
         bundle: The bundle.
         graphs: Runs its graphs.
         stream: The stream that they run on.
+        nvdec: Whether the GPU decodes video files, where it can.
 
     Attributes:
         description: The backend, in one line.
@@ -60,10 +61,10 @@ class CudaBackend:
         TangoError: The device has not enough memory.
     """
 
-    def __init__(self, bundle: Bundle, graphs: GraphRunner, stream: Stream) -> None:
+    def __init__(self, bundle: Bundle, graphs: GraphRunner, stream: Stream, *, nvdec: bool = False) -> None:
         self.description, self.fallback_reason = graphs.description, ""
         self._graphs, self._stream, self._pool = graphs, stream, Pool()
-        self._load_frames = FrameLoader(stream, self._pool)
+        self._load_frames = FrameLoader(stream, self._pool, nvdec=nvdec)
         self._manifest = bundle.manifest
         self.frame_size = graphs.frame_size
         hidden_size, dtype = bundle.manifest.decoder.hidden_size, bundle.manifest.dtype

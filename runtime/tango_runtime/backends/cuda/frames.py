@@ -7,11 +7,13 @@ time than its resize on a thread of the host.
 from __future__ import annotations
 
 import logging
-from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import chain
+from typing import Any
 
 import numpy as np
 
@@ -27,11 +29,11 @@ from tango_runtime.video.yuv import HardwareError, YuvFrame
 
 _log = logging.getLogger("tango_runtime.video")
 
+#: Most large frames that are copied and resized at a time, and their bytes, unless a single one has more: 5 of 4K.
+_AT_ONCE, _MAX_BYTES = 16, 1 << 27
+
 #: A frame of at least so many times the pixels that the vision graph takes is large.
 _LARGE = 2
-
-#: Large frames that are copied to pinned memory at a time, each on its own thread, while the GPU reads as many.
-_AT_ONCE = 2
 
 
 @contextmanager
@@ -46,14 +48,30 @@ def _blocking_waits() -> Iterator[None]:
         check(runtime.cudaSetDeviceFlags(flags))
 
 
+def _groups(timed: Iterable[TimedFrame]) -> Iterator[tuple[list[float], list[Any]]]:
+    """Times and frames, as many as are resized at once: of one shape, all on the host or all on the device."""
+    times: list[float] = []
+    frames: list[Any] = []
+    for time, given in timed:
+        check_frame(given)
+        frame = DeviceArray.of(given, "a frame") if is_on_device(given) else given
+        full = len(frames) >= _AT_ONCE or (len(frames) + 1) * math.prod(frame.shape) > _MAX_BYTES
+        if frames and (full or (type(frame), frame.shape) != (type(frames[0]), frames[0].shape)):
+            yield times, frames
+            times, frames = [], []
+        times.append(time)
+        frames.append(frame)
+    if frames:
+        yield times, frames
+
+
 class FrameLoader:
     """Makes a video's frames what the vision graph takes.
 
     Args:
         stream: The stream of the vision graph.
         pool: Memory on the device.
-        nvdec: Whether the GPU decodes video files that it can decode. Not by default: its frames have not been compared
-            with software's on a GPU yet.
+        nvdec: Whether the GPU decodes video files that it can decode.
     """
 
     def __init__(self, stream: Stream, pool: Pool, *, nvdec: bool = False) -> None:
@@ -103,45 +121,35 @@ class FrameLoader:
 
     def _resize(self, timed: Iterable[TimedFrame], resized: DeviceArray, aspect: float) -> FrameBatch:
         seconds: list[float] = []
-        for i, (time, frame) in enumerate(self._staged(timed)):
-            self._enqueue(frame, rows(resized, i, i + 1))
-            seconds.append(time)
-            # A caller's memory may be gone when the next frame comes, and no more than a few frames are to be pinned.
-            if isinstance(frame, DeviceArray) or i % _AT_ONCE == _AT_ONCE - 1:
-                self._stream.synchronize()
+        with ThreadPoolExecutor(_AT_ONCE) as threads:
+            for times, frames in _groups(timed):
+                source = self._pool.take("source frames", (len(frames), *frames[0].shape), np.uint8)
+                if isinstance(frames[0], DeviceArray):
+                    self._gather(frames, source)
+                else:
+                    self._upload(frames, source, threads)
+                self._enqueue(source, rows(resized, len(seconds), len(seconds) + len(frames)))
+                seconds += times
         self._stream.synchronize()
         return FrameBatch(resized, np.array(seconds, np.float32), aspect)
 
-    def _staged(self, timed: Iterable[TimedFrame]) -> Iterator[tuple[float, Frame | DeviceArray]]:
-        """Frames in pinned memory or on the device, copied some frames ahead."""
-        ahead: deque[tuple[float, Future[Frame | DeviceArray]]] = deque()
-        with ThreadPoolExecutor(_AT_ONCE) as threads:
-            for time, frame in timed:
-                if len(ahead) == _AT_ONCE:
-                    earlier, staged = ahead.popleft()
-                    yield earlier, staged.result()
-                ahead.append((time, threads.submit(self._stage, frame)))
-            for earlier, staged in ahead:
-                yield earlier, staged.result()
+    def _upload(self, frames: Sequence[Frame], source: DeviceArray, threads: ThreadPoolExecutor) -> None:
+        pinned = self._staging.take(source.shape, np.uint8)
+        list(threads.map(np.copyto, pinned, frames))  # while the device reads the group before
+        self._stream.synchronize()  # that group's pinned memory is the next one's
+        self._stream.upload(pinned, source)
 
-    def _stage(self, frame: Frame) -> Frame | DeviceArray:
-        check_frame(frame)
-        if is_on_device(frame):
-            check(cudart().cudaDeviceSynchronize())  # whatever stream makes it
-            return DeviceArray.of(frame, "a frame")
-        pinned = self._staging.take(frame.shape, np.uint8)
-        np.copyto(pinned, frame)
-        return pinned
+    def _gather(self, frames: Sequence[DeviceArray], source: DeviceArray) -> None:
+        check(cudart().cudaDeviceSynchronize())  # whatever stream makes them
+        for i, frame in enumerate(frames):
+            self._stream.copy(replace(frame, shape=(1, *frame.shape)), rows(source, i, i + 1))
+        self._stream.synchronize()  # their memory may be gone when the next ones come
 
-    def _enqueue(self, frame: Frame | DeviceArray, resized: DeviceArray) -> None:
-        """Resizes a frame on the stream into [1, H, W, 3]."""
-        if not isinstance(frame, DeviceArray):
-            source = self._pool.take("source frame", frame.shape, np.uint8)
-            self._stream.upload(frame, source)
-            frame = source
-        height, width, _ = frame.shape
-        shape = {"format": RGB24, "rows": height, "columns": width, "pitch": 3 * width}
-        self._enqueue_shape(shape, (height, width), frame.address, None, resized)
+    def _enqueue(self, source: DeviceArray, resized: DeviceArray) -> None:
+        """Resizes frames [n, height, width, 3] on the stream into [n, H, W, 3]."""
+        _, height, width, _ = source.shape
+        shape = {"format": RGB24, "rows": height, "columns": width, "pitch": 3 * width, "frame_rows": height}
+        self._enqueue_shape(shape, (height, width), source.address, None, resized)
 
     def _enqueue_yuv(self, frame: YuvFrame, resized: DeviceArray) -> None:
         shape = {
@@ -155,6 +163,6 @@ class FrameLoader:
     ) -> None:
         size = (resized.shape[1], resized.shape[2])
         out = {"out_rows": size[0], "out_columns": size[1], "columns_first": columns_first(shown, size)}
-        shape = TangoResizeShape(frames=1, **source, **out)
+        shape = TangoResizeShape(frames=resized.shape[0], **source, **out)
         workspace = self._pool.take("resize", (workspace_bytes(shape),), np.uint8)
         enqueue(shape, image, chroma, resized, workspace, self._stream.handle)

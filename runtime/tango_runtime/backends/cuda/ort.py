@@ -14,7 +14,7 @@ from tango_runtime.backends.cuda.ort_runner import CUDA, PROVIDER
 from tango_runtime.bundle import Bundle
 
 
-def open_backend(bundle: Bundle, threads: int = 0) -> CudaBackend:
+def open_backend(bundle: Bundle, threads: int = 0, *, nvdec: bool = False) -> CudaBackend:
     """Loads a bundle's graphs on the GPU.
 
     Raises:
@@ -25,7 +25,8 @@ def open_backend(bundle: Bundle, threads: int = 0) -> CudaBackend:
         opening = thread.submit(open_stream)
         onnxruntime = onnxruntime_with_cuda()
         stream = opening.result()
-    return CudaBackend(bundle, FusedOrtRunner(onnxruntime, bundle, stream, CUDA, native_library.installed()), stream)
+    graphs = FusedOrtRunner(onnxruntime, bundle, stream, CUDA, native_library.installed())
+    return CudaBackend(bundle, graphs, stream, nvdec=nvdec)
 
 
 def onnxruntime_with_cuda() -> Any:

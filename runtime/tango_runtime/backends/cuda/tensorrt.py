@@ -30,7 +30,7 @@ from tango_runtime.system.packages import import_tensorrt
 _TYPES = {"FLOAT": "float32", "HALF": "float16", "INT32": "int32", "INT64": "int64", "UINT8": "uint8"}
 
 
-def open_backend(bundle: Bundle, threads: int = 0) -> CudaBackend:
+def open_backend(bundle: Bundle, threads: int = 0, *, nvdec: bool = False) -> CudaBackend:
     """Loads a bundle's engines.
 
     Raises:
@@ -47,7 +47,7 @@ def open_backend(bundle: Bundle, threads: int = 0) -> CudaBackend:
         plugin = system.plugin()
         assert plugin is not None, "an engine with plugins fits no machine without them"
         load_plugins(trt, plugin.path)
-    return CudaBackend(bundle, TensorRTRunner(trt, bundle, found, stream, machine.gpu), stream)
+    return CudaBackend(bundle, TensorRTRunner(trt, bundle, found, stream, machine.gpu), stream, nvdec=nvdec)
 
 
 class TensorRTRunner:

@@ -1,8 +1,8 @@
 /* Frames of a video on an NVIDIA GPU → input of a vision graph: color conversion, rotation and resize to uint8 RGB.
  *
  * The result equals that of the same steps on a CPU, bit for bit: for NV12 FFmpeg's conversion of yuv420p to rgb24 on
- * x86 (without interpolation of chroma; P010 is converted in the same way), then Pillow's bicubic resize, whose filter
- * widens with the reduction. */
+ * x86, without interpolation of chroma, then Pillow's bicubic resize, whose filter widens with the reduction. P010 is
+ * converted in the same way, where FFmpeg keeps eight of the ten bits. */
 #ifndef TANGO_FRAMES_H
 #define TANGO_FRAMES_H
 
