@@ -5,58 +5,98 @@
 
 namespace tango {
 
-constexpr int kStages = 3;  // steps of a warp that are in flight: 48 KB of weights per SM
-constexpr int kUnit = 32;   // rows that one pair of products takes, and the smallest block
+constexpr int kUnit = 32;  // rows of the smallest block
 constexpr int kTileColumns = 16;
-constexpr int kScalesAt = kTileColumns * 64;                // in a step, behind its weights
-constexpr int kZerosAt = kScalesAt + kTileColumns * 4 * 4;  // a word for each column and unit
-constexpr int kStepBytes = kZerosAt + kTileColumns * 4 * 4;
-constexpr int kBlockRingBytes = kStages * kWarps * kStepBytes;
+constexpr int kDeep = 6, kMedium = 4, kShallow = 2;        // steps of a warp that are in flight; at least one
+constexpr int kScalesAt = kTileColumns * 64;              // in a stage, after its weights
+constexpr int kZerosAt = kScalesAt + 2 * kWarp * 4;       // two words for each lane
+constexpr int kMaxStageBytes = kZerosAt + 2 * kWarp * 4;  // without zero points, a stage ends before them
 
-// The input as the products take it, in the same memory: of eight rows i, a sixteenth of each in fp16, and 2048 times
-// what that has lost. The order is that of unpack(). The last unit is filled up with zeros.
-__device__ inline void split_input(float* input, int rows) {
+// How many steps fit into a ring.
+__host__ __device__ constexpr int ring_depth(int bytes, int stage_bytes) {
+    const int fit = bytes / (kWarps * stage_bytes);
+    return fit >= kDeep ? kDeep : fit >= kMedium ? kMedium : fit >= kShallow ? kShallow : 1;
+}
+
+// A vector is what a lane multiplies of a column at once: 16 bytes.
+template <int kBits>
+constexpr int kVectorRows = 128 / kBits;
+
+// A vector's input: of each row a sixteenth in fp16, then 2048 times what that has lost, and the sum of all. Four more
+// bytes than the sum takes bring the vectors that a warp reads at once into different banks.
+template <int kBits>
+constexpr int kVectorInputs = kVectorRows<kBits> + 4;  // floats
+constexpr int kMaxInputs = kVectorInputs<8> * 128 / kVectorRows<8>;  // of 128 rows, the most
+
+// Turns the input into that of the vectors of whole steps, in place. Zeros fill up the last step. The order of eight
+// rows is that of unpack().
+template <int kBits>
+__device__ void split_input(float* input, int rows) {
+    constexpr int kRows = kVectorRows<kBits>, kParts = kRows / kVector, kStepParts = 4 * kParts;
+    const int parts = ceil_div(rows, kVector * kStepParts) * kStepParts;
 #pragma unroll 1
-    for (int i = kVector * threadIdx.x; i < ceil_div(rows, kUnit) * kUnit; i += kVector * kThreads) {
+    for (int first = (parts - 1) / kThreads * kThreads; first >= 0; first -= kThreads) {  // from the end: it grows
+        const int part = first + threadIdx.x, row = part * kVector;
+        float x[kVector], sum = 0.0f;
+#pragma unroll
+        for (int i = 0; i < kVector; ++i) {
+            x[i] = row < rows ? input[row + i] / 16 : 0.0f;
+            sum += x[i];
+        }
+#pragma unroll
+        for (int offset = 1; offset < kParts; offset *= 2) sum += __shfl_xor_sync(kAllLanes, sum, offset);
+        sync_threads();
+        if (part >= parts) continue;
         __half2 high[kVector / 2], low[kVector / 2];
 #pragma unroll
-        for (int j = 0; j < kVector / 2; ++j) {
-            const float a = i < rows ? input[i + j] / 16 : 0.0f, b = i < rows ? input[i + j + kVector / 2] / 16 : 0.0f;
-            high[j] = __floats2half2_rn(a, b);
-            const float2 rounded = __half22float2(high[j]);
-            low[j] = __floats2half2_rn((a - rounded.x) * 2048, (b - rounded.y) * 2048);
+        for (int i = 0; i < kVector / 2; ++i) {
+            const float a = x[PackedInts<kBits>::first(i)], b = x[PackedInts<kBits>::second(i)];
+            high[i] = __floats2half2_rn(a, b);
+            const float2 rounded = __half22float2(high[i]);
+            low[i] = __floats2half2_rn((a - rounded.x) * 2048, (b - rounded.y) * 2048);
         }
-        uint4* const to = reinterpret_cast<uint4*>(input + i);
+        float* const vector = input + part / kParts * kVectorInputs<kBits>;
+        uint4* const to = reinterpret_cast<uint4*>(vector) + part % kParts;
         to[0] = *reinterpret_cast<const uint4*>(high);
-        to[1] = *reinterpret_cast<const uint4*>(low);
+        to[kParts] = *reinterpret_cast<const uint4*>(low);
+        if (part % kParts == 0) vector[kRows] = sum * kSubnormal;
     }
     sync_threads();
 }
 
-// A warp multiplies tiles of 16 columns with tensor cores, whose other operand is the input: the columns of it that are
-// even have its fp16, the odd ones the rest, so that nothing is lost of fp32. A step is a tile's next 64 bytes of each
-// column. The steps of all tiles are one sequence, of which each warp has an equal share; where a warp begins or ends
-// inside of a tile, the sums of several warps are added. All of a warp's loads go through its ring in shared memory.
+// A warp multiplies tiles of 16 columns with tensor cores. A step is a tile's next 64 bytes of each column: a vector
+// for each lane of a quad, and of two columns that are 8 apart. The columns of the tensor cores' other operand belong
+// to the lanes of a quad, two to each: one has fp16 of the input of that lane's vectors, the other the rest, so that
+// nothing is lost of fp32, and zeros in place of the other lanes' rows. So a lane gets the products of its own vectors,
+// each of which is in one block. It scales and adds them.
+//
+// The steps of all tiles are one sequence, of which each warp has an equal share; where a warp begins or ends inside of
+// a tile, the sums of several warps are added. What a lane reads it has loaded itself, through a ring in shared memory.
 template <int kBits>
 class BlockGemv : public GemvPart {
   public:
-    __device__ BlockGemv(const GemvPart& part, uint4* ring, const TangoMatrix& first, const TangoMatrix& second)
+    __device__ BlockGemv(const GemvPart& part, const Ring& ring, const TangoMatrix& first, const TangoMatrix& second)
         : GemvPart(part),
-          ring_(reinterpret_cast<char*>(ring) + warp_id() * kStages * kStepBytes),
           first_(first),
-          second_(second) {
+          second_(second),
+          stage_bytes_(first.zeros == nullptr ? kZerosAt : kMaxStageBytes),
+          blocks_((partition_.rows + first.group - 1) / first.group),
+          shift_((first.group >> 6) + (kBits == 8)),
+          tile_steps_(ceil_div(rows_, 4 * kRows)),
+          last_((row_ + rows_ - 1) / kRows) {
+        depth_ = ring_depth(ring.bytes, stage_bytes_);
+        char* const own = reinterpret_cast<char*>(ring.memory) + warp_id() * depth_ * stage_bytes_;
+        values_in_ring_ = own + lane_id() * 16;
+        words_in_ring_ = own + kScalesAt + lane_id() * 4;
         seek();
     }
 
     __device__ void start() {
-#pragma unroll
-        for (int i = 0; i < kStages; ++i) load(i);
+#pragma unroll 1
+        for (int i = 0; i < depth_; ++i) load(i * stage_bytes_);
     }
 
-    __device__ void skip_started() {
-        next_ = min(begin_ + kStages, end_);
-        place_ = place(next_);
-    }
+    __device__ void skip_started() { open(min(begin_ + depth_, end_)); }
 
     // As RowGemv::run(), but that the input is overwritten.
     template <typename Emit>
@@ -66,10 +106,10 @@ class BlockGemv : public GemvPart {
             sync_threads();
             return;
         }
-        split_input(const_cast<float*>(input), rows_);
+        split_input<kBits>(const_cast<float*>(input), rows_);
 #pragma unroll 1
         while (true) {
-            accumulate(reinterpret_cast<const uint4*>(input), acc);
+            accumulate(input, acc);
             const int columns = tiles() * kTileColumns, second = partition_.matrices == 2 ? columns : 0;
 #pragma unroll 1
             for (int c = threadIdx.x; c < columns; c += kThreads)
@@ -84,158 +124,179 @@ class BlockGemv : public GemvPart {
     }
 
   private:
-    static constexpr int kUnitBytes = kUnit * kBits / 8;
-    static constexpr int kStepUnits = 64 / kUnitBytes;
+    static constexpr int kRows = kVectorRows<kBits>;
+    using Ints = PackedInts<kBits>;
 
-    // A place in the sequence of steps: a tile, of the first matrix's and then the second's, and a step of it.
-    struct Place {
-        int tile, step;
-    };
-
-    // Of the block's part: tiles of a matrix, units of a column, steps of a tile, and of all tiles.
+    // Tiles of the block's part of a matrix, and steps of all.
     __device__ int tiles() const { return min(partition_.tile_n, partition_.columns - column_) / kTileColumns; }
-    __device__ int units() const { return ceil_div(rows_, kUnit); }
-    __device__ int tile_steps() const { return ceil_div(units(), kStepUnits); }
-    __device__ int steps() const { return is_valid() ? partition_.matrices * tiles() * tile_steps() : 0; }
-
-    __device__ Place place(int step) const {
-        const int steps = max(1, tile_steps()), tile = step / steps;
-        return {tile, step - tile * steps};
-    }
+    __device__ int steps() const { return is_valid() ? partition_.matrices * tiles() * tile_steps_ : 0; }
 
     // Finds this warp's steps.
     __device__ void seek() {
         const int all = steps(), sharers = max(1, min(kWarps, all));
         begin_ = min(warp_id(), sharers) * all / sharers;
         end_ = min(warp_id() + 1, sharers) * all / sharers;
-        next_ = begin_;
-        place_ = place(begin_);
+        open(begin_);
     }
 
-    // Of the whole matrix: units and blocks of a column, where a block has 1 << shift() units.
-    __device__ int shift() const { return first_.group >> 6; }
-    __device__ int blocks() const { return (partition_.rows + first_.group - 1) >> (5 + shift()); }
-    __device__ int zero_bytes() const { return (blocks() * kBits + 7) / 8; }
+    // Makes a step the next to be loaded.
+    __device__ void open(int step) {
+        next_ = step;
+        tile_ = step / max(1, tile_steps_);
+        open_tile();
+        const int skipped = step - tile_ * tile_steps_;
+        left_ -= skipped;
+        vector_ += 4 * skipped;
+    }
 
-    // Starts the loads of the next step, if there is one. A lane brings a quarter of the bytes of two columns that are
-    // 8 apart, and the words that hold the scale and the zero point of one of the step's units for both.
-    __device__ void load(int slot) {
+    // Begins to load a tile; the second matrix's tiles follow the first's.
+    __device__ void open_tile() {
+        const bool second = tile_ >= tiles();
+        const TangoMatrix& matrix = second ? second_ : first_;
+        const size_t column = column_ + (second ? tile_ - tiles() : tile_) * kTileColumns;
+        values_ = static_cast<const char*>(matrix.values) + (column + lane_id() / 4) * row_bytes();
+        scales_ = static_cast<const char*>(matrix.scales) + column * blocks_ * 2;
+        zeros_ = static_cast<const char*>(matrix.zeros) + column * zero_bytes();
+        left_ = tile_steps_;
+        vector_ = first_vector();
+    }
+
+    // Bytes of a column, and of its zero points.
+    __device__ int row_bytes() const { return (blocks_ << shift_) * 16; }
+    __device__ int zero_bytes() const { return (blocks_ * kBits + 7) / 8; }
+
+    // The lane's vector of a column that is in the first step.
+    __device__ unsigned first_vector() const { return row_ / kRows + lane_id() % 4; }
+
+    // The scale and the zero point of a lane's vector, as numbers of 16 and kBits bits from the tile's first. Tiles
+    // begin at words, and the column that is 8 farther has them at the same place of a word.
+    __device__ unsigned block(unsigned vector) const { return min(vector, last_) >> shift_; }
+    __device__ unsigned scale(unsigned vector) const { return lane_id() / 4 * blocks_ + block(vector); }
+    __device__ unsigned zero(unsigned vector) const {
+        return lane_id() / 4 * zero_bytes() * (8 / kBits) + block(vector);
+    }
+
+    // Starts the loads of the next step, if there is one. A lane that has no vector in it reads its last scale again.
+    __device__ void load(int stage) {
         if (next_ < end_) {
-            const bool second = place_.tile >= tiles();
-            const TangoMatrix& matrix = second ? second_ : first_;
-            const int column = column_ + (second ? place_.tile - tiles() : place_.tile) * kTileColumns + lane_id() / 4;
-            const int quarter = lane_id() % 4, unit = row_ / kUnit + place_.step * kStepUnits;  // the step's first
-            const SharedAddress to = shared_address(ring_ + slot * kStepBytes);
-            const size_t row_bytes = static_cast<size_t>(blocks() << shift()) * kUnitBytes;
-            const char* values = static_cast<const char*>(matrix.values) + column * row_bytes;
-            values += unit * kUnitBytes + quarter * 16;
-            if ((place_.step * 4 + quarter) * 16 < units() * kUnitBytes) {
-                copy_async(to + offset(lane_id() / 4, quarter), values);
-                copy_async(to + offset(lane_id() / 4 + 8, quarter), values + 8 * row_bytes);
+            if (vector_ <= last_) {
+                const SharedAddress to = shared_address(values_in_ring_ + stage);
+                const char* const from = values_ + vector_ * 16;
+                copy_async(to, from);
+                copy_async(to + kWarp * 16, from + 8 * row_bytes());
             }
-            if (quarter < kStepUnits && place_.step * kStepUnits + quarter < units()) {
-                const int block = (unit + quarter) >> shift();
-#pragma unroll
-                for (int i = 0; i < 2; ++i) {
-                    const int word = ((lane_id() / 4 + 8 * i) * 4 + quarter) * 4;
-                    const int scale = ((column + 8 * i) * blocks() + block) * 2;
-                    copy_async_word(to + kScalesAt + word, static_cast<const char*>(matrix.scales) + (scale & ~3));
-                    if (first_.zeros == nullptr) continue;
-                    const int zero = (column + 8 * i) * zero_bytes() + block * kBits / 8;
-                    copy_async_word(to + kZerosAt + word, static_cast<const char*>(matrix.zeros) + (zero & ~3));
-                }
-            }
+            const SharedAddress to = shared_address(words_in_ring_ + stage);
+            load_words(to, scales_ + scale(vector_) / 2 * 4, 16 * blocks_);
+            if (has_zeros())
+                load_words(to + kZerosAt - kScalesAt, zeros_ + zero(vector_) * kBits / 32 * 4, 8 * zero_bytes());
             ++next_;
-            if (++place_.step == tile_steps()) ++place_.tile, place_.step = 0;
+            vector_ += 4;
+            if (--left_ == 0) {
+                ++tile_;
+                open_tile();
+            }
         }
         copy_commit();
     }
 
-    // Where a quarter of a column is in the ring's slot: swizzled, so that eight columns are in all banks.
-    __device__ static int offset(int column, int quarter) { return column * 64 + (quarter ^ (column >> 1 & 3)) * 16; }
+    __device__ static void load_words(SharedAddress to, const char* from, int distance) {
+        copy_async_word(to, from);
+        copy_async_word(to + kWarp * 4, from + distance);
+    }
 
-    // Adds this warp's steps, with kStages in flight all the time, and stores the sums of each tile.
-    __device__ void accumulate(const uint4* input, float* acc) {
-        float sum[2] = {};
-        Place at = place(begin_);
+    __device__ bool has_zeros() const { return stage_bytes_ == kMaxStageBytes; }
+
+    // Waits for the oldest of the steps in flight.
+    __device__ void wait() const {
+        if (depth_ == kDeep)
+            copy_wait<kDeep - 1>();
+        else if (depth_ == kMedium)
+            copy_wait<kMedium - 1>();
+        else if (depth_ == kShallow)
+            copy_wait<kShallow - 1>();
+        else
+            copy_wait<0>();
+    }
+
+    // Adds this warp's steps, with depth_ in flight all the time, and stores the sums of each tile.
+    __device__ void accumulate(const float* input, float* acc) {
+        uint4 x[kRows / kVector] = {};
+        int tile = begin_ / max(1, tile_steps_), first = begin_ - tile * tile_steps_, stage = 0;
 #pragma unroll 1
-        for (int step = begin_, slot = 0; step < end_; ++step, slot = slot + 1 < kStages ? slot + 1 : 0) {
-            copy_wait<kStages - 1>();
-            __syncwarp();
-            multiply(sum, ring_ + slot * kStepBytes, input, at.step);
-            __syncwarp();
-            load(slot);
-            if (++at.step < tile_steps() && step + 1 < end_) continue;
-            store(sum, acc, at.tile);
-            ++at.tile, at.step = 0;
+        for (int step = begin_; step < end_; ++tile, first = 0) {
+            float sum[2] = {};
+            const int end = min(end_, (tile + 1) * tile_steps_);
+            const float* from = input + (4 * first + lane_id() % 4) * kVectorInputs<kBits>;
+            unsigned vector = first_vector() + 4 * first;
+#pragma unroll 1
+            for (; step < end; ++step) {
+                wait();
+                multiply(sum, x, from, stage, vector);
+                load(stage);
+                vector += 4;
+                from += 4 * kVectorInputs<kBits>;
+                stage += stage_bytes_;
+                if (stage == depth_ * stage_bytes_) stage = 0;
+            }
+            store(sum, acc, tile);
         }
         copy_wait<0>();
         sync_threads();
     }
 
-    // Adds a step: for each unit two products, whose result is scaled.
-    __device__ void multiply(float (&sum)[2], const char* slot, const uint4* input, int step) const {
-        const int column = lane_id() / 4, part = lane_id() % 4, units = this->units();
+    // Adds a step: of two columns, a lane's vectors times its input. x is zero in all lanes but the two of each column
+    // of the tensor cores' other operand that belongs to their vectors.
+    __device__ void multiply(float (&sum)[2], uint4 (&x)[kRows / kVector], const float* input, int stage,
+                             unsigned vector) const {
+        const int column = lane_id() / 4;
+        if (column / 2 == lane_id() % 4)
 #pragma unroll
-        for (int j = 0; j < kStepUnits; ++j) {
-            const int unit = step * kStepUnits + j;
-            if (unit >= units) break;
-            const Scaling scaling(*this, slot + (column * 4 + j) * 4, (row_ / kUnit + unit) >> shift());
+            for (int i = 0; i < kRows / kVector; ++i)
+                x[i] = reinterpret_cast<const uint4*>(input + column % 2 * (kRows / 2))[i];
+        const uint4* const values = reinterpret_cast<const uint4*>(values_in_ring_ + stage);
+        const uint4 weights[2] = {values[0], values[kWarp]};
+        float even[4] = {}, odd[4] = {};
+#pragma unroll
+        for (int i = 0; i < kRows / kVector; ++i) {
             uint32_t low[4], high[4];
-            unpack(low, word(slot, column, j, part), ZeroPoint(scaling.zeros[0]));
-            unpack(high, word(slot, column + 8, j, part), ZeroPoint(scaling.zeros[1]));
-            const uint4 x = input[(unit * 4 + part) * 2 + column % 2];
-            float c[4] = {};
-            mma(c, {low[0], high[0], low[1], high[1]}, {x.x, x.y});
-            mma(c, {low[2], high[2], low[3], high[3]}, {x.z, x.w});
-            sum[0] += scaling.scales[0] * (c[0] + c[1] / 2048);
-            sum[1] += scaling.scales[1] * (c[2] + c[3] / 2048);
+            Ints::unpack(low, weights[0], i);
+            Ints::unpack(high, weights[1], i);
+            mma(even, {low[0], high[0], low[1], high[1]}, {x[i].x, x[i].y});
+            mma(odd, {low[2], high[2], low[3], high[3]}, {x[i].z, x[i].w});
         }
-    }
-
-    // Scales and zero points of a block of two columns that are 8 apart, from the words that hold them. Tiles begin at
-    // multiples of 16 columns, so at a word; and so both are at the same place of theirs.
-    struct Scaling {
-        __device__ Scaling(const BlockGemv& gemv, const char* words, int block) {
-            const int column = lane_id() / 4;
-            const int half = (column * gemv.blocks() + block) % 2, bit = block * kBits;
-            const int shift = (column * gemv.zero_bytes() + bit / 8) % 4 * 8 + bit % 8;
+        const uint32_t* const words = reinterpret_cast<const uint32_t*>(words_in_ring_ + stage);
+        const __half* const scales = reinterpret_cast<const __half*>(words) + scale(vector) % 2;
 #pragma unroll
-            for (int i = 0; i < 2; ++i) {
-                const char* const own = words + 8 * i * 4 * 4;
-                scales[i] = __half2float(reinterpret_cast<const __half*>(own + kScalesAt)[half]);
-                zeros[i] = 1 << (kBits - 1);
-                if (gemv.first_.zeros == nullptr) continue;
-                zeros[i] = *reinterpret_cast<const uint32_t*>(own + kZerosAt) >> shift & ((1 << kBits) - 1);
+        for (int i = 0; i < 2; ++i) {
+            float zero = 1 << (kBits - 1);
+            if (has_zeros()) {
+                const uint32_t word = words[(kZerosAt - kScalesAt) / 4 + i * kWarp];
+                zero = word >> this->zero(vector) % (32 / kBits) * kBits & ((1 << kBits) - 1);
             }
-        }
-
-        float scales[2];
-        uint32_t zeros[2];
-    };
-
-    // Eight rows of a column in a slot: a lane's part of a unit.
-    __device__ static auto word(const char* slot, int column, int unit, int part) {
-        if constexpr (kBits == 4) {
-            return *reinterpret_cast<const uint32_t*>(slot + offset(column, unit) + part * 4);
-        } else {
-            return *reinterpret_cast<const uint2*>(slot + offset(column, 2 * unit + part / 2) + part % 2 * 8);
+            const float rounded = even[2 * i] + odd[2 * i] / Ints::kOdd;
+            const float rest = even[2 * i + 1] + odd[2 * i + 1] / Ints::kOdd;
+            sum[i] += __half2float(scales[i * 2 * kWarp]) * (rounded + rest / 2048 - zero * input[kRows]);
         }
     }
 
-    // A warp and a tile of its have a place of their own: the next warp's tiles begin where this one's end.
+    // Adds the lanes of a quad. A warp and a tile of its have a place of their own: the next warp's tiles begin where
+    // this one's end.
     __device__ static void store(float (&sum)[2], float* acc, int tile) {
+#pragma unroll
+        for (int offset = 1; offset <= 2; offset *= 2)
+#pragma unroll
+            for (int i = 0; i < 2; ++i) sum[i] += __shfl_xor_sync(kAllLanes, sum[i], offset);
         const int column = lane_id() / 4, part = lane_id() % 4;
-        if (part < 2) acc[(warp_id() + tile) * kTileColumns + column + 8 * part] = 16 * (part == 0 ? sum[0] : sum[1]);
-        sum[0] = sum[1] = 0.0f;
+        if (part < 2)
+            acc[(warp_id() + tile) * kTileColumns + column + 8 * part] = (part == 0 ? sum[0] : sum[1]) * (16 / kSubnormal);
     }
 
     // The sum of a column over the warps that had steps of its tile.
     __device__ float total(const float* acc, int column) const {
         const int tile = column / kTileColumns, all = steps();
-        const int last = warp_of((tile + 1) * tile_steps() - 1, all);
+        const int last = warp_of((tile + 1) * tile_steps_ - 1, all);
         float sum = 0.0f;
-        for (int warp = warp_of(tile * tile_steps(), all); warp <= last; ++warp)
+        for (int warp = warp_of(tile * tile_steps_, all); warp <= last; ++warp)
             sum += acc[warp * kTileColumns + column];
         return sum;
     }
@@ -243,10 +304,16 @@ class BlockGemv : public GemvPart {
     // The warp that has a step: the last that begins no later.
     __device__ static int warp_of(int step, int all) { return (min(kWarps, all) * (step + 1) - 1) / all; }
 
-    char* ring_;
     const TangoMatrix &first_, &second_;
-    int begin_, end_, next_;  // this warp's steps, and the next to be loaded
-    Place place_;             // of that
+    int stage_bytes_, depth_;
+    char *values_in_ring_, *words_in_ring_;  // this lane's in the first stage
+    int blocks_, shift_;                     // of a whole column: blocks, each of 1 << shift_ vectors
+    int tile_steps_;
+    unsigned last_;            // vector of a column that the block has
+    int begin_, end_;          // this warp's steps
+    int next_, tile_, left_;   // the next to be loaded; its tile; steps left of that
+    unsigned vector_;          // this lane's of it, in the column
+    const char *values_, *scales_, *zeros_;  // of the tile
 };
 
 }  // namespace tango

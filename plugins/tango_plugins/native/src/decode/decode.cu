@@ -146,7 +146,7 @@ __device__ void with_gemv(const GemvPart& part, const Shared& shared, const Tang
 template <bool kQuantized>
 __global__ void __launch_bounds__(kBlock, 1) decode(const Step step) {
     const TangoDecodeShape& shape = step.shape;
-    const Shared shared(step, shared_memory(), kQuantized);
+    const Shared shared(step, shared_memory());
     if (threadIdx.x >= kThreads) {
         grid_barrier_warp(step.arrived_blocks, (kLmHead + 1) * shape.layers);
         return;
@@ -220,12 +220,12 @@ GemvPartition partition_gemv(int matrices, int rows, int columns, int input_byte
 
 // Shared memory of a block, in bytes.
 size_t shared_bytes(const Step& step) {
-    const Shared shared(step, nullptr, step.shape.quantized);
+    const Shared shared(step, nullptr);
     return reinterpret_cast<size_t>(shared.softmax + step.group_size());
 }
 
 // Everything about a step except its pointers and its position.
-Step describe(const TangoDecodeShape& shape) {
+Step describe(const TangoDecodeShape& shape, int shared_limit) {
     Step step = {};
     step.shape = shape;
     const int attn_out = shape.heads * shape.head_dim, qkv = attn_out + 2 * shape.kv_heads * shape.head_dim;
@@ -242,6 +242,12 @@ Step describe(const TangoDecodeShape& shape) {
     const int queries = step.group_size() * step.lanes_per_key * kVector;
     const int inputs = std::max({hidden_size, attn_out, queries, step.partitions[kDown].split_rows});
     step.input_floats = ceil_div(inputs, kUnit) * kUnit;
+    step.ring_bytes = kRingBytes;
+    if (shape.quantized) {
+        step.input_floats = (ceil_div(inputs, 128) + 1) * kMaxInputs;
+        const int left = shared_limit - static_cast<int>(shared_bytes(step)) + kRingBytes;
+        step.ring_bytes = std::max(kRingBytes, ring_depth(left, kZerosAt) * kWarps * kZerosAt);
+    }
     return step;
 }
 
@@ -323,7 +329,7 @@ int prepare(const TangoDecodeShape* shape, Step& step) {
     if (int status = check_ranges({{"blocks", shape->blocks, 0, gpu.sms}})) return status;
     TangoDecodeShape with_blocks = *shape;
     if (with_blocks.blocks == 0) with_blocks.blocks = gpu.sms;
-    step = describe(with_blocks);
+    step = describe(with_blocks, gpu.shared_bytes);
     if (shared_bytes(step) > static_cast<size_t>(gpu.shared_bytes))
         return fail(TANGO_BAD_ARGUMENT, "a block would need %zu bytes of shared memory, this GPU has %d",
                     shared_bytes(step), gpu.shared_bytes);

@@ -50,6 +50,12 @@ __device__ inline void multiply_add(float (&acc)[2 * kVector], const uint4& vect
     }
 }
 
+// Shared memory that weights go through.
+struct Ring {
+    uint4* memory;
+    int bytes;
+};
+
 // A block's part of a GEMV: some pairs of a tile and a split, one after the other.
 class GemvPart {
   public:
@@ -84,8 +90,8 @@ class GemvPart {
 template <typename Element>
 class RowGemv : public GemvPart {
   public:
-    __device__ RowGemv(const GemvPart& part, uint4* ring, const TangoMatrix& first, const TangoMatrix& second)
-        : GemvPart(part), ring_(ring + threadIdx.x), first_(first), second_(second) {
+    __device__ RowGemv(const GemvPart& part, const Ring& ring, const TangoMatrix& first, const TangoMatrix& second)
+        : GemvPart(part), ring_(ring.memory + threadIdx.x), first_(first), second_(second) {
         seek();
     }
 

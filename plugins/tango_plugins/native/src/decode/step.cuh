@@ -23,7 +23,7 @@ struct Step {
     int kv_chunks, kv_chunk_size;  // attention: parts that the sequence is cut into, and positions of one
     int kv_tile_size;              // positions of a chunk that are in shared memory at a time
     int lanes_per_key;             // a power of two
-    int input_floats;              // shared memory for the input of a GEMV
+    int input_floats, ring_bytes;  // shared memory for the input of a GEMV, and for its weights
     unsigned* arrived_blocks;      // counts the blocks that end a phase, over all phases
     unsigned* finished_blocks;     // counts the blocks that end the step
     float* qkv;                    // [splits of kQkv, columns of kQkv]
@@ -42,20 +42,20 @@ struct Shared {
     float* residual;            // [hidden_size], the residual stream in fp32; every block has a copy
     float* input;               // of a GEMV, the rows that the block needs
     float* accumulators;        // [kAccumulatorFloats]
-    uint4* ring;                // of a GEMV
+    Ring ring;                  // of a GEMV
     float* norm;                // [hidden_size], weights of the next norm
     float* scores;              // [group_size, kMaxKvTile], then the softmax weights
     float2* rope;               // [head_dim / 2]: cosine, sine
     float3* softmax;            // [group_size]: row_max, row_sum, factor that rescales the earlier tiles
 
-    __host__ __device__ Shared(const Step& step, float4* memory, bool quantized) {
+    __host__ __device__ Shared(const Step& step, float4* memory) {
         layers = reinterpret_cast<TangoDecodeLayer*>(memory);
         partitions = reinterpret_cast<GemvPartition*>(head() + 1);
         residual = reinterpret_cast<float*>(memory) + kHeaderFloats;
         input = residual + step.shape.hidden_size;
         accumulators = input + step.input_floats;
-        ring = reinterpret_cast<uint4*>(accumulators + kAccumulatorFloats);
-        norm = reinterpret_cast<float*>(ring) + (quantized ? kBlockRingBytes : kRingBytes) / sizeof(float);
+        ring = {reinterpret_cast<uint4*>(accumulators + kAccumulatorFloats), step.ring_bytes};
+        norm = reinterpret_cast<float*>(ring.memory) + step.ring_bytes / sizeof(float);
         scores = norm + step.shape.hidden_size;
         rope = reinterpret_cast<float2*>(scores + step.group_size() * kMaxKvTile);
         softmax = reinterpret_cast<float3*>(rope + step.shape.head_dim / 2);
@@ -71,7 +71,7 @@ struct Shared {
     // Between two GEMVs, attention uses the memory of their inputs, accumulators and rings.
     __device__ float* queries() const { return input; }                 // [group_size, head_dim], see query_offset()
     __device__ float* partial_outputs() const { return accumulators; }  // [threads per output, group_size head_dim]
-    __device__ __half* key_tile() const { return reinterpret_cast<__half*>(ring); }  // [kv_tile_size, head_dim]
+    __device__ __half* key_tile() const { return reinterpret_cast<__half*>(ring.memory); }  // [kv_tile_size, head_dim]
     __device__ __half* value_tile(const Step& step) const {
         return key_tile() + step.kv_tile_size * step.shape.head_dim;
     }
