@@ -75,7 +75,7 @@ __device__ inline int query_offset(const Step& step, int query, int d) {
 // the tile if they belong there.
 __device__ inline void load_token(const Step& step, const Shared& shared, const Chunk& chunk, const __half* bias) {
     const TangoDecodeShape& shape = step.shape;
-    const int group_size = step.group_size(), head_dim = chunk.head_dim, half = head_dim / 2;
+    const int group_size = step.group_size, head_dim = chunk.head_dim, half = head_dim / 2;
     const int key = (shape.heads + chunk.kv_head) * head_dim, value = key + shape.kv_heads * head_dim;
     const bool is_last = chunk.end == step.position + 1, in_tile = step.position - chunk.begin < step.kv_tile_size;
     const size_t row = static_cast<size_t>(step.position) * head_dim;
@@ -109,7 +109,7 @@ __device__ inline void load_token(const Step& step, const Shared& shared, const 
 
 // Scores of the keys [count, head_dim] of a tile. A few lanes of a warp, a power of two, share a key.
 __device__ inline void compute_qk(const Step& step, const Shared& shared, const __half* keys, int count) {
-    const int group_size = step.group_size(), head_dim = step.shape.head_dim, lanes = step.lanes_per_key;
+    const int group_size = step.group_size, head_dim = step.shape.head_dim, lanes = step.lanes_per_key;
     const int sub = lane_id() % lanes, keys_per_warp = kWarp / lanes;
     const bool inside = sub * kVector < head_dim;
     const float4* queries = reinterpret_cast<const float4*>(shared.queries()) + sub;
@@ -176,7 +176,7 @@ __device__ inline void accumulate_pv(float (&sum)[kVector], float rescale, const
 
 // Attention over one chunk. Copying its first tile has already started.
 __device__ inline void attend(const Step& step, const Shared& shared, const Chunk& chunk, const __half* bias) {
-    const int group_size = step.group_size(), head_dim = chunk.head_dim;
+    const int group_size = step.group_size, head_dim = chunk.head_dim;
     load_token(step, shared, chunk, bias);
 #pragma unroll 1
     for (int q = threadIdx.x; q < group_size; q += kThreads) shared.softmax[q] = make_float3(-INFINITY, 0.0f, 0.0f);

@@ -146,7 +146,7 @@ __device__ void with_gemv(const GemvPart& part, const Shared& shared, const Tang
 template <bool kQuantized>
 __global__ void __launch_bounds__(kBlock, 1) decode(const Step step) {
     const TangoDecodeShape& shape = step.shape;
-    const Shared shared(step, shared_memory());
+    const Shared shared(step.layout, shared_memory());
     if (threadIdx.x >= kThreads) {
         grid_barrier_warp(step.arrived_blocks, (kLmHead + 1) * shape.layers);
         return;
@@ -218,10 +218,30 @@ GemvPartition partition_gemv(int matrices, int rows, int columns, int input_byte
     return best;
 }
 
-// Shared memory of a block, in bytes.
-size_t shared_bytes(const Step& step) {
-    const Shared shared(step, nullptr);
-    return reinterpret_cast<size_t>(shared.softmax + step.group_size());
+// Lays out a block's shared memory, with as deep a ring as there is memory for.
+SharedLayout lay_out_shared(const Step& step, int inputs, int limit) {
+    const TangoDecodeShape& shape = step.shape;
+    const int floats = sizeof(float), hidden = shape.hidden_size * floats;
+    SharedLayout layout = {};
+    int used = 0;
+    const auto add = [&](int& at, int bytes) {
+        at = used;
+        used += bytes;
+    };
+    used = kHeaderBytes;
+    add(layout.residual, hidden);
+    add(layout.input, (shape.quantized ? (ceil_div(inputs, 128) + 1) * kMaxInputs : ceil_div(inputs, kUnit) * kUnit) * floats);
+    add(layout.norm, hidden);
+    add(layout.scores, step.group_size * kMaxKvTile * floats);
+    add(layout.rope, shape.head_dim * floats);
+    add(layout.softmax, ceil_div(step.group_size * static_cast<int>(sizeof(float3)), 16) * 16);
+    add(layout.accumulators, kAccumulatorFloats * floats);
+    layout.ring_bytes = kRingBytes;
+    if (shape.quantized)
+        layout.ring_bytes = std::max(kRingBytes, ring_depth(limit - used, kZerosAt) * kWarps * kZerosAt);
+    add(layout.ring, layout.ring_bytes);
+    layout.bytes = used;
+    return layout;
 }
 
 // Everything about a step except its pointers and its position.
@@ -239,15 +259,10 @@ Step describe(const TangoDecodeShape& shape, int shared_limit) {
     step.kv_tile_size = std::min(kMaxKvTile, kRingBytes / 2 / (shape.head_dim * static_cast<int>(sizeof(__half))));
     step.lanes_per_key = 1;
     while (step.lanes_per_key * kVector < shape.head_dim) step.lanes_per_key *= 2;
-    const int queries = step.group_size() * step.lanes_per_key * kVector;
+    step.group_size = shape.heads / shape.kv_heads;
+    const int queries = step.group_size * step.lanes_per_key * kVector;
     const int inputs = std::max({hidden_size, attn_out, queries, step.partitions[kDown].split_rows});
-    step.input_floats = ceil_div(inputs, kUnit) * kUnit;
-    step.ring_bytes = kRingBytes;
-    if (shape.quantized) {
-        step.input_floats = (ceil_div(inputs, 128) + 1) * kMaxInputs;
-        const int left = shared_limit - static_cast<int>(shared_bytes(step)) + kRingBytes;
-        step.ring_bytes = std::max(kRingBytes, ring_depth(left, kZerosAt) * kWarps * kZerosAt);
-    }
+    step.layout = lay_out_shared(step, inputs, shared_limit);
     return step;
 }
 
@@ -330,9 +345,9 @@ int prepare(const TangoDecodeShape* shape, Step& step) {
     TangoDecodeShape with_blocks = *shape;
     if (with_blocks.blocks == 0) with_blocks.blocks = gpu.sms;
     step = describe(with_blocks, gpu.shared_bytes);
-    if (shared_bytes(step) > static_cast<size_t>(gpu.shared_bytes))
-        return fail(TANGO_BAD_ARGUMENT, "a block would need %zu bytes of shared memory, this GPU has %d",
-                    shared_bytes(step), gpu.shared_bytes);
+    if (step.layout.bytes > gpu.shared_bytes)
+        return fail(TANGO_BAD_ARGUMENT, "a block would need %d bytes of shared memory, this GPU has %d",
+                    step.layout.bytes, gpu.shared_bytes);
     return TANGO_OK;
 }
 
@@ -359,7 +374,7 @@ int tango_decode_enqueue(const TangoDecodeShape* shape, const TangoDecodeTensors
             check_ranges({{"position", position, 0, shape->capacity - 1}, {"rotation", rotation, 0, kMaxRotation}});
     if (status == TANGO_OK) status = check_pointer("workspace", workspace, kAlignment);
     if (status != TANGO_OK) return status;
-    const size_t needed = lay_out(step, static_cast<char*>(workspace)), shared = shared_bytes(step);
+    const size_t needed = lay_out(step, static_cast<char*>(workspace));
     if (workspace_bytes < needed)
         return fail(TANGO_SMALL_WORKSPACE, "workspace has %zu bytes: it must have %zu", workspace_bytes, needed);
     step.tensors = *tensors;
@@ -371,5 +386,5 @@ int tango_decode_enqueue(const TangoDecodeShape* shape, const TangoDecodeTensors
         return fail(TANGO_BAD_ARGUMENT, "head is not fp16, but quantized is 0");
     const auto kernel = shape->quantized ? decode<true> : decode<false>;
     const auto grid_stream = static_cast<cudaStream_t>(stream);
-    return cuda_status(launch_cooperative(kernel, step, step.shape.blocks, kBlock, shared, grid_stream), "decode");
+    return cuda_status(launch_cooperative(kernel, step, step.shape.blocks, kBlock, step.layout.bytes, grid_stream), "decode");
 }

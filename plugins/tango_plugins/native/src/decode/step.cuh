@@ -8,22 +8,28 @@ namespace tango {
 
 constexpr int kMaxSplitK = 4;
 constexpr int kMaxKvTile = 128;     // largest number of positions whose scores are in shared memory at a time
-constexpr int kHeaderFloats = 192;  // shared memory for the layers and partitions
+constexpr int kHeaderBytes = 768;   // shared memory for the layers and partitions
 constexpr int kRingBytes = kLoads * kThreads * static_cast<int>(sizeof(uint4));
 
 // The GEMVs of a layer in their order, which is that of their matrices in TangoDecodeLayer, and the last one.
 enum { kQkv, kOut, kGateUp, kDown, kLmHead, kGemvs };
+
+// Where a block's shared memory has what, in bytes from its beginning; see Shared.
+struct SharedLayout {
+    int residual, input, accumulators, ring, ring_bytes, norm, scores, rope, softmax, bytes;
+};
 
 // The kernel's only argument.
 struct Step {
     TangoDecodeShape shape;
     TangoDecodeTensors tensors;
     GemvPartition partitions[kGemvs];
+    SharedLayout layout;
+    int group_size;                // query heads of a KV head
     int position, rotation;        // of the token: row in the cache, and position of its rotary angles
     int kv_chunks, kv_chunk_size;  // attention: parts that the sequence is cut into, and positions of one
     int kv_tile_size;              // positions of a chunk that are in shared memory at a time
     int lanes_per_key;             // a power of two
-    int input_floats, ring_bytes;  // shared memory for the input of a GEMV, and for its weights
     unsigned* arrived_blocks;      // counts the blocks that end a phase, over all phases
     unsigned* finished_blocks;     // counts the blocks that end the step
     float* qkv;                    // [splits of kQkv, columns of kQkv]
@@ -31,8 +37,6 @@ struct Step {
     float2* softmax;               // [kv_chunks, heads]: row_max, row_sum
     float* residual_delta;         // [splits of kOut or kDown, hidden_size], to be added to the residual stream
     float* hidden;                 // [intermediate]
-
-    __host__ __device__ int group_size() const { return shape.heads / shape.kv_heads; }
 };
 
 // The shared memory of a block.
@@ -48,20 +52,21 @@ struct Shared {
     float2* rope;               // [head_dim / 2]: cosine, sine
     float3* softmax;            // [group_size]: row_max, row_sum, factor that rescales the earlier tiles
 
-    __host__ __device__ Shared(const Step& step, float4* memory) {
-        layers = reinterpret_cast<TangoDecodeLayer*>(memory);
+    __device__ Shared(const SharedLayout& layout, float4* memory) {
+        char* const from = reinterpret_cast<char*>(memory);
+        layers = reinterpret_cast<TangoDecodeLayer*>(from);
         partitions = reinterpret_cast<GemvPartition*>(head() + 1);
-        residual = reinterpret_cast<float*>(memory) + kHeaderFloats;
-        input = residual + step.shape.hidden_size;
-        accumulators = input + step.input_floats;
-        ring = {reinterpret_cast<uint4*>(accumulators + kAccumulatorFloats), step.ring_bytes};
-        norm = reinterpret_cast<float*>(ring.memory) + step.ring_bytes / sizeof(float);
-        scores = norm + step.shape.hidden_size;
-        rope = reinterpret_cast<float2*>(scores + step.group_size() * kMaxKvTile);
-        softmax = reinterpret_cast<float3*>(rope + step.shape.head_dim / 2);
+        residual = reinterpret_cast<float*>(from + layout.residual);
+        input = reinterpret_cast<float*>(from + layout.input);
+        accumulators = reinterpret_cast<float*>(from + layout.accumulators);
+        ring = {reinterpret_cast<uint4*>(from + layout.ring), layout.ring_bytes};
+        norm = reinterpret_cast<float*>(from + layout.norm);
+        scores = reinterpret_cast<float*>(from + layout.scores);
+        rope = reinterpret_cast<float2*>(from + layout.rope);
+        softmax = reinterpret_cast<float3*>(from + layout.softmax);
     }
 
-    __device__ __host__ TangoMatrix* head() const { return reinterpret_cast<TangoMatrix*>(layers + 2); }
+    __device__ TangoMatrix* head() const { return reinterpret_cast<TangoMatrix*>(layers + 2); }
 
     // The matrix of a GEMV, or the first of two.
     __device__ const TangoMatrix& matrix(int layer, int gemv) const {
@@ -81,7 +86,7 @@ struct Shared {
     __device__ float* warp_sums() const { return accumulators; }                                  // [kWarps]
 };
 static_assert(2 * sizeof(TangoDecodeLayer) + kGemvs * sizeof(GemvPartition) + sizeof(TangoMatrix) <=
-                  kHeaderFloats * sizeof(float),
+                  kHeaderBytes,
               "layers, partitions and the head do not fit into the header");
 
 __device__ inline float4 operator+(const float4& a, const float4& b) {
