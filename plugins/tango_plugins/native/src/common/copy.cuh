@@ -29,6 +29,15 @@ __device__ inline void copy_async_cached(SharedAddress to, const void* from) {
     asm volatile("cp.async.ca.shared.global [%0], [%1], 16;\n" ::"r"(to), "l"(from) : "memory");
 }
 
+// As copy_async(); from sm_80 on, the L2 cache also reads the 256 bytes around, for threads that take them soon.
+__device__ inline void copy_async_prefetch(SharedAddress to, const void* from) {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16;\n" ::"r"(to), "l"(from) : "memory");
+#else
+    copy_async(to, from);
+#endif
+}
+
 // 4 bytes.
 __device__ inline void copy_async_word(SharedAddress to, const void* from) {
 #if __CUDA_ARCH__ >= 800

@@ -7,7 +7,7 @@ namespace tango {
 
 constexpr int kUnit = 32;  // rows of the smallest block
 constexpr int kTileColumns = 16;
-constexpr int kDeep = 6, kMedium = 4, kShallow = 2;        // steps of a warp that are in flight; at least one
+constexpr int kDeep = 6, kMedium = 4, kShallow = 2;       // steps of a warp that are in flight; at least one
 constexpr int kScalesAt = kTileColumns * 64;              // in a stage, after its weights
 constexpr int kZerosAt = kScalesAt + 2 * kWarp * 4;       // two words for each lane
 constexpr int kMaxStageBytes = kZerosAt + 2 * kWarp * 4;  // without zero points, a stage ends before them
@@ -25,7 +25,7 @@ constexpr int kVectorRows = 128 / kBits;
 // A vector's input: of each row a sixteenth in fp16, then 2048 times what that has lost, and the sum of all. Four more
 // bytes than the sum takes bring the vectors that a warp reads at once into different banks.
 template <int kBits>
-constexpr int kVectorInputs = kVectorRows<kBits> + 4;  // floats
+constexpr int kVectorInputs = kVectorRows<kBits> + 4;                // floats
 constexpr int kMaxInputs = kVectorInputs<8> * 128 / kVectorRows<8>;  // of 128 rows, the most
 
 // Turns the input into that of the vectors of whole steps, in place. Zeros fill up the last step. The order of eight
@@ -182,8 +182,8 @@ class BlockGemv : public GemvPart {
             if (vector_ <= last_) {
                 const SharedAddress to = shared_address(values_in_ring_ + stage);
                 const char* const from = values_ + vector_ * 16;
-                copy_async(to, from);
-                copy_async(to + kWarp * 16, from + 8 * row_bytes());
+                copy_async_prefetch(to, from);
+                copy_async_prefetch(to + kWarp * 16, from + 8 * row_bytes());
             }
             const SharedAddress to = shared_address(words_in_ring_ + stage);
             load_words(to, scales_ + scale(vector_) / 2 * 4, 16 * blocks_);
@@ -288,7 +288,8 @@ class BlockGemv : public GemvPart {
             for (int i = 0; i < 2; ++i) sum[i] += __shfl_xor_sync(kAllLanes, sum[i], offset);
         const int column = lane_id() / 4, part = lane_id() % 4;
         if (part < 2)
-            acc[(warp_id() + tile) * kTileColumns + column + 8 * part] = (part == 0 ? sum[0] : sum[1]) * (16 / kSubnormal);
+            acc[(warp_id() + tile) * kTileColumns + column + 8 * part] =
+                (part == 0 ? sum[0] : sum[1]) * (16 / kSubnormal);
     }
 
     // The sum of a column over the warps that had steps of its tile.
@@ -309,10 +310,10 @@ class BlockGemv : public GemvPart {
     char *values_in_ring_, *words_in_ring_;  // this lane's in the first stage
     int blocks_, shift_;                     // of a whole column: blocks, each of 1 << shift_ vectors
     int tile_steps_;
-    unsigned last_;            // vector of a column that the block has
-    int begin_, end_;          // this warp's steps
-    int next_, tile_, left_;   // the next to be loaded; its tile; steps left of that
-    unsigned vector_;          // this lane's of it, in the column
+    unsigned last_;                          // vector of a column that the block has
+    int begin_, end_;                        // this warp's steps
+    int next_, tile_, left_;                 // the next to be loaded; its tile; steps left of that
+    unsigned vector_;                        // this lane's of it, in the column
     const char *values_, *scales_, *zeros_;  // of the tile
 };
 

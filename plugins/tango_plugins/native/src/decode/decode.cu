@@ -230,7 +230,8 @@ SharedLayout lay_out_shared(const Step& step, int inputs, int limit) {
     };
     used = kHeaderBytes;
     add(layout.residual, hidden);
-    add(layout.input, (shape.quantized ? (ceil_div(inputs, 128) + 1) * kMaxInputs : ceil_div(inputs, kUnit) * kUnit) * floats);
+    add(layout.input,
+        (shape.quantized ? (ceil_div(inputs, 128) + 1) * kMaxInputs : ceil_div(inputs, kUnit) * kUnit) * floats);
     add(layout.norm, hidden);
     add(layout.scores, step.group_size * kMaxKvTile * floats);
     add(layout.rope, shape.head_dim * floats);
@@ -386,5 +387,6 @@ int tango_decode_enqueue(const TangoDecodeShape* shape, const TangoDecodeTensors
         return fail(TANGO_BAD_ARGUMENT, "head is not fp16, but quantized is 0");
     const auto kernel = shape->quantized ? decode<true> : decode<false>;
     const auto grid_stream = static_cast<cudaStream_t>(stream);
-    return cuda_status(launch_cooperative(kernel, step, step.shape.blocks, kBlock, step.layout.bytes, grid_stream), "decode");
+    return cuda_status(launch_cooperative(kernel, step, step.shape.blocks, kBlock, step.layout.bytes, grid_stream),
+                       "decode");
 }

@@ -7,8 +7,8 @@
 namespace tango {
 
 constexpr int kMaxSplitK = 4;
-constexpr int kMaxKvTile = 128;     // largest number of positions whose scores are in shared memory at a time
-constexpr int kHeaderBytes = 768;   // shared memory for the layers and partitions
+constexpr int kMaxKvTile = 128;    // largest number of positions whose scores are in shared memory at a time
+constexpr int kHeaderBytes = 768;  // shared memory for the layers and partitions
 constexpr int kRingBytes = kLoads * kThreads * static_cast<int>(sizeof(uint4));
 
 // The GEMVs of a layer in their order, which is that of their matrices in TangoDecodeLayer, and the last one.
@@ -85,8 +85,7 @@ struct Shared {
     __device__ float2* chunk_weights() const { return reinterpret_cast<float2*>(accumulators); }  // [heads, kv_chunks]
     __device__ float* warp_sums() const { return accumulators; }                                  // [kWarps]
 };
-static_assert(2 * sizeof(TangoDecodeLayer) + kGemvs * sizeof(GemvPartition) + sizeof(TangoMatrix) <=
-                  kHeaderBytes,
+static_assert(2 * sizeof(TangoDecodeLayer) + kGemvs * sizeof(GemvPartition) + sizeof(TangoMatrix) <= kHeaderBytes,
               "layers, partitions and the head do not fit into the header");
 
 __device__ inline float4 operator+(const float4& a, const float4& b) {
