@@ -101,7 +101,7 @@ def time_norm(case, repeats):
     stream, branch, y = (DTYPES[i] for i in types)
     weight, beta = random(width, dtype=torch.float32), random(width, dtype=torch.float32)
     half_weight, half_beta = weight.half(), beta.half()
-    shape = structs.TangoNormShape(rows, width, *types[:2], types[1], types[2], 1e-6, 1.0)
+    shape = structs.TangoNormShape(rows, width, *types[:2], types[1], types[2], 1e-6, 1.0, 1.0)
     inputs = [[random(rows, width, dtype=dtype) for dtype in (stream, branch, stream, y)] for _ in range(INPUTS)]
 
     def ours(residual, added, total, out):
@@ -136,7 +136,7 @@ def time_gelu(case, repeats):
     for form, name in enumerate(("erf", "tanh")):
 
         def ours(x, form=form):
-            lengths = (x.data_ptr(), bias.data_ptr(), rows, width, out.data_ptr())
+            lengths = (x.data_ptr(), bias.data_ptr(), rows, width, 0, 1.0, out.data_ptr())
             enqueue("tango_bias_gelu_enqueue", 0, form, *lengths)
 
         record[f"{name}_us"] = measure([lambda x=x, ours=ours: ours(x) for x in inputs], repeats)

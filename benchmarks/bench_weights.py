@@ -27,8 +27,15 @@ SHAPES = {
     "0.5b": DecoderShape(24, 896, 14, 2, 64, 4864, *_HEAD, 8192, 1e-6),
     "7b": DecoderShape(28, 3584, 28, 4, 128, 18944, *_HEAD, 8192, 1e-6),
 }
-#: Bits, and inputs of a block (0: one scale for each output), by name.
-FORMATS = {"fp16": (16, 0), "int8": (8, 0), "int8-32": (8, 32), "int4-32": (4, 32), "int4-128": (4, 128)}
+#: Bits, and inputs of a block (0: one scale for each output; None: FP8, one for all), by name.
+FORMATS = {
+    "fp16": (16, 0),
+    "fp8": (8, None),
+    "int8": (8, 0),
+    "int8-32": (8, 32),
+    "int4-32": (4, 32),
+    "int4-128": (4, 128),
+}
 #: Inputs and outputs of the products of a layer.
 PRODUCTS = {
     "7b": {"qkv": (3584, 4608), "out": (3584, 3584), "gate, up": (3584, 18944), "down": (18944, 3584)},
@@ -47,6 +54,9 @@ def random_matrix(inputs, outputs, bits, group):
     """A matrix in a format, scaled so that products have the magnitude of their input."""
     if bits == 16:
         return Matrix(described(torch.randn(inputs, outputs, device="cuda", dtype=torch.half) * inputs**-0.5))
+    if group is None:
+        values = torch.randn(outputs, inputs, device="cuda").to(torch.float8_e4m3fn)
+        return Matrix(described(values), described(torch.tensor(inputs**-0.5, device="cuda").half()), bits=bits)
     step = inputs**-0.5 * 2 ** (1 - bits)
     if not group:
         values = torch.randint(-127, 128, (inputs, outputs), device="cuda", dtype=torch.int8)
@@ -119,6 +129,8 @@ def time_product(size, name, form, rows, repeats):
     matrices = [random_matrix(inputs, outputs, *FORMATS[form]) for _ in range(COPIES)]
     if form == "fp16":
         calls = [lambda m=m: torch.mm(x, m.values.owner, out=y) for m in matrices]
+    elif form == "fp8":
+        calls = [fp8_product(x, matrix, y) for matrix in matrices]
     else:
         shape, library = structs.TangoLinearShape(rows, inputs, outputs), native_library.load()
         given = [matrix.struct("weight", inputs, outputs) for matrix in matrices]
@@ -132,6 +144,23 @@ def time_product(size, name, form, rows, repeats):
     microseconds = measure(calls, repeats, 2 * COPIES)
     record = {"kind": "product", "size": size, "name": name, "rows": rows, "weights": form, "us": microseconds}
     return record | {"tflops": round(2 * rows * inputs * outputs / microseconds / 1e6, 1)}
+
+
+def fp8_product(x, matrix, y):
+    """A function that quantizes x and multiplies it by a matrix."""
+    library, shape = native_library.load(), structs.TangoLinearShape(*x.shape, y.shape[1])
+    quantized = torch.empty(x.shape, device="cuda", dtype=torch.float8_e4m3fn)
+    scale = matrix.scales.owner.float()
+    pointers = [tensor.data_ptr() for tensor in (quantized, matrix.values.owner, scale)]
+    tensors = structs.TangoFp8LinearTensors(*pointers, y.data_ptr())
+
+    def call(keep=(quantized, scale)):
+        stream = torch.cuda.current_stream().cuda_stream
+        failed = library.tango_fp8_quantize_enqueue(0, x.data_ptr(), x.numel(), 0.01, quantized.data_ptr(), stream)
+        if failed or library.tango_fp8_linear_enqueue(shape, tensors, 0.01, stream):
+            raise RuntimeError(library.tango_last_error().decode())
+
+    return call
 
 
 def main():

@@ -18,7 +18,7 @@ class DeviceArray:
     Attributes:
         address: Address of the first element.
         shape: Length of each axis.
-        dtype: Name of the dtype in NumPy: ``float16``, ``int32``, …
+        dtype: Name of the dtype in NumPy: ``float16``, ``int32``, …; FP8 is ``float8_e4m3fn``.
         owner: An object that keeps the memory allocated, if that is needed.
     """
 
@@ -109,4 +109,4 @@ def _contiguous(shape: Sequence[int], strides: Sequence[int]) -> bool:
 
 def item_bytes(dtype: str) -> int:
     """Bytes per element of a dtype, by its NumPy name."""
-    return int(dtype.lstrip("abcdefghijklmnopqrstuvwxyz")) // 8
+    return int(dtype.lstrip("abcdefghijklmnopqrstuvwxyz").partition("_")[0]) // 8

@@ -1,4 +1,4 @@
-"""Matrices of linear layers in device memory: fp16, or integers with scales (native/include/tango/linear.h)."""
+"""Matrices of linear layers in device memory: fp16, FP8, or integers with scales (native/include/tango/linear.h)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from tango_plugins.structs import TangoMatrix
 GROUPS = (32, 64, 128)
 
 # TangoWeights of tango/linear.h.
-_FP16, _INT8, _BLOCKS_4, _BLOCKS_8 = range(4)
+_FP16, _INT8, _BLOCKS_4, _BLOCKS_8, _FP8 = range(5)
+
+#: FP8 as a dtype.
+FP8 = "float8_e4m3fn"
 
 
 @dataclass(frozen=True)
@@ -20,9 +23,9 @@ class Matrix:
     """A matrix [in, out].
 
     Attributes:
-        values: fp16 [in, out]; int8 [in, out]; or uint8 [out, blocks, bytes] with blocks along the inputs, where a byte
-            holds two 4-bit elements, the first in the low half.
-        scales: fp32 [out] for int8, fp16 [out, blocks] for blocks, None for fp16.
+        values: fp16 [in, out]; int8 [in, out]; FP8 [out, in]; or uint8 [out, blocks, bytes] with blocks along the
+            inputs, where a byte holds two 4-bit elements, the first in the low half.
+        scales: fp32 [out] for int8, fp16 [] for FP8, fp16 [out, blocks] for blocks, None for fp16.
         zeros: Zero points of blocks, uint8 [out, bytes], packed like the elements; None if all are the middle of the
             range.
         bits: Bits of an element.
@@ -38,7 +41,7 @@ class Matrix:
     @property
     def outputs(self) -> int:
         """Width of the product."""
-        return self.values.shape[0 if self.group else -1]
+        return self.values.shape[0 if self.group or self.values.dtype == FP8 else -1]
 
     def struct(self, name: str, inputs: int, outputs: int) -> TangoMatrix:
         """The matrix as the library's struct.
@@ -60,6 +63,9 @@ class Matrix:
             shapes = (outputs, blocks, self.group * self.bits // 8), (outputs, blocks)
             packed = (outputs, -(-blocks * self.bits // 8))
             weights, types = _BLOCKS_4 if self.bits == 4 else _BLOCKS_8, ("uint8", "float16")
+        elif self.values.dtype == FP8:
+            shapes, packed = ((outputs, inputs), ()), (0, 0)
+            weights, types = _FP8, (FP8, "float16")
         else:
             shapes, packed = ((inputs, outputs), (outputs,)), (0, 0)
             weights, types = (_FP16, ("float16", "")) if self.bits == 16 else (_INT8, ("int8", "float32"))

@@ -17,7 +17,7 @@ from tango_plugins import driver, structs
 from tango_plugins.errors import TangoError
 
 #: The version of the C interface that this package uses: TANGO_ABI_VERSION of tango/common.h.
-ABI_VERSION = 4
+ABI_VERSION = 5
 
 NATIVE = Path(__file__).parent / "native"
 LIBRARY = "libtango.so"
@@ -40,6 +40,7 @@ _DECODE = POINTER(structs.TangoDecodeShape)
 _RESIZE = POINTER(structs.TangoResizeShape)
 _THIN = POINTER(structs.TangoThinShape)
 _ROWS = (c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_void_p)
+_RESULT = (c_int32, c_float, c_void_p, c_void_p)  # its type and scale, its address, stream
 _NORM = (POINTER(structs.TangoNormShape), POINTER(structs.TangoNormTensors), c_void_p)
 
 #: Argument types of every function that returns a TangoStatus.
@@ -82,9 +83,15 @@ _ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "tango_layer_norm_enqueue": _NORM,
     "tango_rms_norm_enqueue": _NORM,
     "tango_bias_enqueue": (c_int32, *_ROWS),
-    "tango_bias_gelu_enqueue": (c_int32, c_int32, *_ROWS),
-    "tango_swiglu_enqueue": (c_int32, c_void_p, c_void_p, c_int64, c_void_p, c_void_p),
-    "tango_bias_swiglu_enqueue": (c_int32, *(c_void_p,) * 4, c_int64, c_int64, c_float, c_void_p, c_void_p),
+    "tango_bias_gelu_enqueue": (c_int32, c_int32, *(c_void_p,) * 2, c_int64, c_int64, *_RESULT),
+    "tango_swiglu_enqueue": (c_int32, c_void_p, c_void_p, c_int64, *_RESULT),
+    "tango_bias_swiglu_enqueue": (c_int32, *(c_void_p,) * 4, c_int64, c_int64, c_float, *_RESULT),
+    "tango_fp8_quantize_enqueue": (c_int32, c_void_p, c_int64, c_float, c_void_p, c_void_p),
+    "tango_fp8_linear_enqueue": (
+        POINTER(structs.TangoLinearShape),
+        POINTER(structs.TangoFp8LinearTensors),
+        *(c_float, c_void_p),
+    ),
     "tango_rows_gather_enqueue": (c_void_p, c_void_p, c_void_p, c_int32, c_int64, c_void_p, c_void_p),
     "tango_thin_workspace": (_THIN, _SIZE),
     "tango_thin_enqueue": (_THIN, POINTER(structs.TangoThinTensors), *_SCRATCH),

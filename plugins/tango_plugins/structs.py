@@ -49,6 +49,12 @@ class TangoLinearShape(ctypes.Structure):
     _fields_ = _integers("rows", "inputs", "outputs")
 
 
+class TangoFp8LinearTensors(ctypes.Structure):
+    """The struct of tango/fp8.h."""
+
+    _fields_ = _pointers("x", "weight", "weight_scale", "y")
+
+
 class TangoDecodeShape(ctypes.Structure):
     """The struct of tango/decode.h."""
 
@@ -85,6 +91,7 @@ class TangoNormShape(ctypes.Structure):
         *_integers("rows", "width", "stream_dtype", "branch_dtype", "bias_dtype", "y_dtype"),
         ("epsilon", ctypes.c_float),
         ("branch_scale", ctypes.c_float),
+        ("y_scale", ctypes.c_float),
     )
 
 
@@ -179,6 +186,7 @@ STRUCTS = (
     TangoDecodeShape,
     TangoDecodeLayer,
     TangoDecodeTensors,
+    TangoFp8LinearTensors,
     TangoLinearShape,
     TangoMatrix,
     TangoNormShape,

@@ -13,6 +13,7 @@ import ctypes
 import time
 from enum import IntEnum
 
+import ml_dtypes
 import numpy as np
 from PIL import Image
 
@@ -325,6 +326,8 @@ class HostDecoder:
 def dequantized(matrix, inputs):
     """A matrix [in, out] that tango_plugins.matrix.Matrix describes."""
     values = array(matrix.values)
+    if values.dtype == ml_dtypes.float8_e4m3fn:
+        return values.astype(np.float32).T * array(matrix.scales).astype(np.float32)
     if not matrix.group:
         return values if matrix.scales is None else values * array(matrix.scales)
     assert matrix.zeros is None

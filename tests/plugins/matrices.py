@@ -38,9 +38,14 @@ class Quantized:
 
 
 def quantized(weight, form):
-    """A matrix [in, out] in a format; rounded without care, since any integers will do."""
+    """A matrix [in, out] in a format, or fp16, or fp8; rounded without care, since any numbers will do."""
     if form == "fp16":
         return Quantized(Matrix(device_array(weight)), weight, (weight,))
+    if form == "fp8":
+        scale = (weight.float().abs().max() / 448).half()
+        values = (weight.float().T / scale.float()).clamp(-448, 448).contiguous().to(torch.float8_e4m3fn)
+        given = Matrix(device_array(values), device_array(scale), bits=8)
+        return Quantized(given, (values.float() * scale.float()).T.contiguous(), (values, scale))
     bits, group, has_zeros = FORMATS[form]
     wide = weight.float()
     if not group:

@@ -66,10 +66,11 @@ class Rows:
         held = torch.from_numpy(np.concatenate([np.zeros(self.offset, array.dtype), array.ravel()])).to(self.device)
         return held[self.offset :].view(array.shape)
 
-    def enqueue(self, epsilon=EPSILON, **tensors):
+    def enqueue(self, epsilon=EPSILON, y_dtype=None, y_scale=0.0, **tensors):
         """Runs it on the current stream; returns the status."""
         stream, branch, y = (int(kind is SINGLE) for kind in self.types)
-        shape = structs.TangoNormShape(*self.size, stream, branch, branch, y, epsilon, 1.0)
+        y = y if y_dtype is None else y_dtype
+        shape = structs.TangoNormShape(*self.size, stream, branch, branch, y, epsilon, 1.0, y_scale)
         pointers = {name: tensor.data_ptr() for name, tensor in (self.tensors | tensors).items()}
         function = getattr(self.library, f"tango_{self.kind}_norm_enqueue")
         queue = torch.cuda.current_stream().cuda_stream if self.device == "cuda" else 0

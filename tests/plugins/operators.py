@@ -6,7 +6,7 @@ import numpy as np
 import onnxruntime
 from onnx import helper
 
-from tango_export.graph.operators import FUNCTIONS
+from tango_export.graph.operators import FP8_FUNCTIONS, FP8_OPSET, FUNCTIONS
 
 RNG = np.random.default_rng(0)
 EPSILON = {"epsilon": 1e-5}
@@ -23,6 +23,8 @@ def random(dtype, *shape):
 def open_graph(op, inputs, outputs, library=None, profile=None, **attributes):
     """A session of a graph with the operator alone; without the library it runs the operator's ONNX function.
 
+    The graph has the opset of FP8 where a tensor is FP8.
+
     Args:
         op: The operator.
         inputs: Arrays by name, in order.
@@ -38,8 +40,10 @@ def open_graph(op, inputs, outputs, library=None, profile=None, **attributes):
     node = helper.make_node(op, list(inputs), list(outputs), "node", domain="tango", **attributes)
     taken = [value_info(name, array.dtype, array.ndim) for name, array in inputs.items()]
     graph = helper.make_graph([node], "graph", taken, [value_info(name, *kind) for name, kind in outputs.items()])
-    opsets = [helper.make_opsetid(domain, version) for domain, version in (("", 17), ("tango", 1))]
-    model = helper.make_model(graph, opset_imports=opsets, functions=[FUNCTIONS[op]], ir_version=8)
+    is_fp8 = op not in FUNCTIONS
+    opsets = [helper.make_opsetid(domain, n) for domain, n in (("", FP8_OPSET if is_fp8 else 17), ("tango", 1))]
+    function = FP8_FUNCTIONS[op] if is_fp8 else FUNCTIONS[op]
+    model = helper.make_model(graph, opset_imports=opsets, functions=[function], ir_version=9 if is_fp8 else 8)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     if profile is not None:

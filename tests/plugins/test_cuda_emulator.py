@@ -115,12 +115,13 @@ def test_attention_rejects_a_null_tensor(library, name):
     [
         ("tango_bias_enqueue", (0, None, HERE, 1, 8, HERE), "x is null"),
         ("tango_bias_enqueue", (0, HERE, None, 1, 8, HERE), "bias is null"),
-        ("tango_bias_gelu_enqueue", (0, 1, HERE, HERE, 1, 8, None), "y is null"),
-        ("tango_bias_gelu_enqueue", (0, 2, HERE, HERE, 1, 8, HERE), "gelu is 2: it must be from 0 to 1"),
-        ("tango_bias_gelu_enqueue", (2, 0, HERE, HERE, 1, 8, HERE), "dtype is 2: it must be from 0 to 1"),
-        ("tango_swiglu_enqueue", (0, None, HERE, 8, HERE), "gate is null"),
-        ("tango_swiglu_enqueue", (0, HERE, None, 8, HERE), "up is null"),
-        ("tango_swiglu_enqueue", (0, HERE, HERE, -1, HERE), "size is -1"),
+        ("tango_bias_gelu_enqueue", (0, 1, HERE, HERE, 1, 8, 0, 0, None), "y is null"),
+        ("tango_bias_gelu_enqueue", (0, 2, HERE, HERE, 1, 8, 0, 0, HERE), "gelu is 2: it must be from 0 to 1"),
+        ("tango_bias_gelu_enqueue", (2, 0, HERE, HERE, 1, 8, 2, 1, HERE), "dtype is 2: it must be from 0 to 1"),
+        ("tango_bias_gelu_enqueue", (0, 0, HERE, HERE, 1, 8, 1, 0, HERE), "y_dtype is 1: it must be dtype, which is 0"),
+        ("tango_swiglu_enqueue", (0, None, HERE, 8, 0, 0, HERE), "gate is null"),
+        ("tango_swiglu_enqueue", (0, HERE, None, 8, 0, 0, HERE), "up is null"),
+        ("tango_swiglu_enqueue", (0, HERE, HERE, -1, 0, 0, HERE), "size is -1"),
     ],
 )
 def test_activations_reject_bad_arguments(library, name, arguments, message):
@@ -141,7 +142,7 @@ def test_gelu_equals_fp64(library, gelu, form, has_bias, shape):
     )
     activation = native_library.load(library("activation"))
     given = bias.data_ptr() if has_bias else None
-    assert activation.tango_bias_gelu_enqueue(1, gelu, x.data_ptr(), given, *shape, y.data_ptr(), None) == 0
+    assert activation.tango_bias_gelu_enqueue(1, gelu, x.data_ptr(), given, *shape, 1, 0, y.data_ptr(), None) == 0
     wanted = torch.nn.functional.gelu(x.double() + (bias.double() if has_bias else 0), approximate=form)
     torch.testing.assert_close(y.double(), wanted, rtol=1e-5, atol=1e-12)
 

@@ -73,9 +73,9 @@ def test_no_rows_are_no_work(library):
         ({"matrix": structs.TangoMatrix(4100, 4096, None, 2, 32)}, "values is at"),
         ({"matrix": structs.TangoMatrix(4096, None, None, 2, 32)}, "scales is null"),
         ({"matrix": structs.TangoMatrix(4096, 4098, None, 1, 0)}, "scales is at"),
-        ({"matrix": structs.TangoMatrix(4096, 4096, None, 4, 32)}, "weights is 4"),
+        ({"matrix": structs.TangoMatrix(4096, 4096, None, 5, 32)}, "weights is 5"),
         ({"matrix": structs.TangoMatrix(4096, 4096, None, 2, 16)}, "group is 16: it must be 32, 64 or 128"),
-        ({"matrix": structs.TangoMatrix(4096, None, None, 0, 0)}, "weights is 0: fp16 is not taken"),
+        ({"matrix": structs.TangoMatrix(4096, None, None, 0, 0)}, "weights is 0: fp16 and FP8 are not taken"),
     ],
 )
 def test_bad_arguments_are_rejected(library, changed, message):

@@ -26,17 +26,17 @@ def library(tmp_path_factory):
     return cache(lambda: compiled(tmp_path_factory.mktemp("decode"), "decode"))
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", [*FORMATS, "fp8"])
 def test_logits_and_new_rows_equal_fp64(library, form):
     check_step(Decoder(SHAPES["tests"], library=library(), blocks=3, device="cpu", formats=(form,)), 65)
 
 
 @pytest.mark.parametrize(("shape", "blocks"), [("odd", 2), ("many rows", 3), ("blocks with nothing to do", 3)])
-@pytest.mark.parametrize("form", ["int8", "int4-32-zeros", "int4-128", "int8-32"])
+@pytest.mark.parametrize("form", ["int8", "int4-32-zeros", "int4-128", "int8-32", "fp8"])
 def test_it_takes_odd_shapes(library, shape, blocks, form):
     check_step(Decoder(SHAPES[shape], library=library(), blocks=blocks, device="cpu", formats=(form,)), 70)
 
 
 def test_formats_may_differ_from_matrix_to_matrix(library):
-    formats = ("int4-32", "fp16", "int8", "int8-32", "int4-128-zeros")
+    formats = ("int4-32", "fp16", "int8", "int8-32", "int4-128-zeros", "fp8")
     check_step(Decoder(SHAPES["odd"], library=library(), blocks=2, device="cpu", formats=formats), 33)

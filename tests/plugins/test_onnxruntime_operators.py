@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import ctypes
 import json
+import math
 import subprocess
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
+import onnxruntime
 import pytest
 import torch
+from onnx import helper
 
-from tango_export.graph.operators import FUNCTIONS
+from tango_export.graph.operators import FP8_FUNCTIONS, FUNCTIONS
 from tango_plugins.native_library import NATIVE
 from tests.plugins.attentions import Pass, Shape
 from tests.plugins.cuda_emulator import compiled
@@ -21,8 +25,10 @@ from tests.plugins.operators import FLOAT, HALF, ROWS, example, open_graph, rand
 pytestmark = pytest.mark.nvcc
 
 #: The library in full, but for what decodes and prunes.
-PARTS = ("attention", "vision", "rotation", "norm", "activation", "linear", "operators", "onnxruntime")
+PARTS = ("attention", "vision", "rotation", "norm", "activation", "linear", "fp8", "operators", "onnxruntime")
 
+
+FP8 = np.dtype(ml_dtypes.float8_e4m3fn)
 
 #: Those with quantized weights.
 PRODUCTS = ("PerChannelLinear", "BlockwiseLinear", "BlockwiseAffineLinear")
@@ -109,6 +115,9 @@ def test_every_function_has_an_operator(library):
     tower = {"VisionAttention", "RotatePatches", "RotateQueryKey", "PatchAttention", "WideRMSNorm", "AddWideRMSNorm"}
     decoder = {"CachedAttention", "PositionedAttention", "AttentionShares"}
     assert {*ROWS, *tower, *decoder, *PRODUCTS} == set(FUNCTIONS)
+    norms = {"WideRMSNormFp8", "AddWideRMSNormFp8"}
+    own = {"QuantizeFp8", "Fp8Linear", *norms, *(f"{op}Fp8" for op in IN_FP8)}
+    assert set(FUNCTIONS) | own == set(FP8_FUNCTIONS)
 
 
 @pytest.mark.parametrize(
@@ -183,6 +192,85 @@ def test_a_product_rejects_other_blocks(library, bits, words):
     inputs["x"] = inputs["x"][:, :16].copy()
     with pytest.raises(Exception, match=f"tango.BlockwiseLinear: {words}"):
         open_graph(op, inputs, {"y": (HALF, 2)}, library, bits=bits).run(None, inputs)
+
+
+def run_fp8(op, inputs, outputs, library=None, **attributes):
+    """Runs an operator with FP8 inputs or outputs; FP8 comes back in fp32."""
+    session = open_graph(op, inputs, outputs, library, **attributes)
+    given = {name: onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(*as_onnx(x)) for name, x in inputs.items()}
+    found = session.run_with_ort_values(None, given)
+    return [read(value) for value in found]
+
+
+def as_onnx(array):
+    """An array in a type that ONNX Runtime's bindings take, and ONNX's number of its type."""
+    kind = helper.np_dtype_to_tensor_dtype(array.dtype)
+    return (array.view(np.uint8) if array.dtype == FP8 else array), kind
+
+
+def read(value):
+    if "float8" not in value.data_type():
+        return value.numpy()
+    held = (ctypes.c_uint8 * math.prod(value.shape())).from_address(value.data_ptr())
+    return np.frombuffer(held, FP8).reshape(value.shape()).astype(np.float32)
+
+
+#: The other operators of rows that also give FP8.
+IN_FP8 = [op for op in ROWS if f"{op}Fp8" in FP8_FUNCTIONS]
+
+
+@pytest.mark.parametrize("op", IN_FP8)
+@pytest.mark.parametrize("shape", [(3, 8), (2, 3, 17), (0, 4)])
+def test_a_result_in_fp8_equals_its_onnx_function(library, op, shape):
+    """Where it lies between two numbers, arithmetic in another order may choose the other one."""
+    inputs, outputs, attributes = example(op, HALF, shape)
+    outputs, attributes = outputs | {"y": (FP8, len(shape))}, attributes | {"y_scale": 0.01}
+    found, wanted = (run_fp8(f"{op}Fp8", inputs, outputs, path, **attributes) for path in (library, None))
+    assert [a.shape for a in found] == [a.shape for a in wanted]
+    np.testing.assert_allclose(found[0], wanted[0], rtol=0.13, atol=2**-8)
+    assert (found[0] == wanted[0]).sum() >= 0.9 * found[0].size
+    for a, b in zip(found[1:], wanted[1:], strict=True):
+        np.testing.assert_allclose(a, b, rtol=5e-3, atol=5e-3)
+
+
+@pytest.mark.parametrize("types", [(None, None), (HALF, HALF), (HALF, FLOAT)])
+def test_a_norm_of_an_fp32_stream_in_fp8_equals_its_onnx_function(library, types):
+    op, inputs, outputs, attributes = wide_norm((3, 40), *types)
+    outputs, attributes = outputs | {"y": (FP8, 2)}, attributes | {"y_scale": 0.01}
+    found, wanted = (run_fp8(f"{op}Fp8", inputs, outputs, path, **attributes) for path in (library, None))
+    np.testing.assert_allclose(found[0], wanted[0], rtol=0.13, atol=2**-8)
+
+
+def test_quantization_saturates_and_equals_its_onnx_function(library):
+    x = {"x": np.array([[0, 1, -3.3, 500, -70, 6e4, 1e-4, np.nan]], HALF)}
+    found, wanted = (run_fp8("QuantizeFp8", x, {"y": (FP8, 2)}, path, y_scale=0.1)[0] for path in (library, None))
+    np.testing.assert_array_equal(found, wanted)
+    np.testing.assert_array_equal(found[0], [0, 10, -32, 448, -448, 448, 2**-9, np.nan])
+
+
+@pytest.mark.parametrize("shape", [(5, 64), (2, 3, 144), (0, 32)])
+def test_a_product_of_fp8_equals_its_onnx_function(library, shape):
+    inputs = {"x": random(FLOAT, *shape).astype(FP8), "weight": random(FLOAT, 48, shape[-1]).astype(FP8)}
+    inputs["scale"] = np.array(0.01, FLOAT)
+    found, wanted = (
+        run_fp8("Fp8Linear", inputs, {"y": (HALF, len(shape))}, path, x_scale=0.1)[0] for path in (library, None)
+    )
+    np.testing.assert_allclose(found, wanted, rtol=2e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"weight": (48, 32)}, "the shapes of the inputs do not match"),
+        ({"scale": (48,)}, "the shapes of the inputs do not match"),
+        ({"x": (5, 24), "weight": (48, 24)}, "inputs is 24: it must be a multiple of 16"),
+    ],
+)
+def test_a_product_of_fp8_rejects_wrong_shapes(library, changed, message):
+    shapes = {"x": (5, 64), "weight": (48, 64), "scale": ()} | changed
+    inputs = {name: np.ones(shape, FLOAT if name == "scale" else FP8) for name, shape in shapes.items()}
+    with pytest.raises(Exception, match=f"tango.Fp8Linear: {message}"):
+        run_fp8("Fp8Linear", inputs, {"y": (HALF, 2)}, library, x_scale=0.1)
 
 
 def attend(found, library=None, aliased=True):

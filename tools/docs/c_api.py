@@ -17,6 +17,7 @@ HEADERS = (
     "frames.h",
     "rows.h",
     "linear.h",
+    "fp8.h",
     "decode.h",
     "attention.h",
     "vision_attention.h",

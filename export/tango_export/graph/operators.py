@@ -11,11 +11,15 @@ weights of norms fp32. Whatever may not overflow or lose bits is computed in fp3
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+
 from onnx import FunctionProto, parser
 
 from tango_plugins import op
 
-_HEADER = f'<domain: "{op.DOMAIN}", opset_import: ["" : 17]>'
+#: The opset of graphs with FP8: the first that has it. The parser of TensorRT 10.0 reads up to 20.
+FP8_OPSET = 19
 
 #: x [..., D], bias [D] → [..., D].
 _BIAS = """
@@ -553,6 +557,28 @@ BlockwiseAffineLinear <bits> (x, weight, scales, zeros) => (y) {{
 }}
 """
 
+#: x [..., D], which only its version in FP8 changes.
+_QUANTIZE = """
+Quantize (x) => (y) {
+    wide = Cast <to = 1> (x)
+    y = CastLike (wide, x)
+}
+"""
+
+#: x [..., K] FP8; weight [N, K] FP8; scale [] fp32 → x · weightᵀ · x_scale · scale, [..., N] fp16.
+_FP8_LINEAR = """
+Fp8Linear <x_scale> (x, weight, scale) => (y) {
+    left = Cast <to = 1> (x)
+    rows = Cast <to = 1> (weight)
+    right = Transpose <perm = [1, 0]> (rows)
+    product = MatMul (left, right)
+    factor = Constant <value_float: float = @x_scale> ()
+    scales = Mul (factor, scale)
+    wide = Mul (product, scales)
+    y = Cast <to = 10> (wide)
+}
+"""
+
 _TEXTS = (
     _BIAS,
     _BIAS_GELU,
@@ -577,7 +603,53 @@ _TEXTS = (
     _BLOCKWISE_AFFINE_LINEAR,
 )
 
+#: The operators whose first result may also be FP8, and whose names then end in Fp8: times the attribute y_scale it is
+#: the result, rounded to nearest and saturated.
+_ALSO_IN_FP8 = (
+    _QUANTIZE,
+    _BIAS_GELU,
+    _BIAS_FAST_GELU,
+    _SWIGLU,
+    _BIAS_SWIGLU,
+    _LAYER_NORM,
+    _ADD_LAYER_NORM,
+    _RMS_NORM,
+    _ADD_RMS_NORM,
+    _WIDE_RMS_NORM,
+    _ADD_WIDE_RMS_NORM,
+)
+
+
+def _in_fp8(text: str) -> str:
+    """A function with its first result, y, in FP8."""
+    name, attributes, rest = re.findall(r"^(\w+)(?: <([^>]*)>)? (\(.*)", text.strip(), re.DOTALL)[0]
+    converted = """y_factor = Constant <value_float: float = @y_scale> ()
+    y_steps = Div (\\1, y_factor)
+    y = Cast <to = 17> (y_steps)"""
+    rest = re.sub(r"\by = Cast.*\((\w+).*\)", converted, rest)
+    return f"{name}Fp8 <{', '.join(filter(None, [attributes, 'y_scale']))}> {rest}"
+
+
+def _at_fp8_opset(text: str) -> str:
+    """A function as of opset 18 on: axes are an input of ReduceMean, and Split says how many parts there are."""
+    axes = "last_axis = Constant <value_ints = [-1]> ()\n    mean = ReduceMean <keepdims = 1> (square, last_axis)"
+    text = text.replace("mean = ReduceMean <axes = [-1], keepdims = 1> (square)", axes)
+
+    def split(found: re.Match[str]) -> str:
+        parts, axis, whole = found.groups()
+        return f"{parts} = Split <axis = {axis}, num_outputs = {parts.count(',') + 1}> ({whole})"
+
+    return re.sub(r"(\w+(?:, \w+)+) = Split <axis = (\d)> \((\w+)\)", split, text)
+
+
+def _parsed(opset: int, texts: Iterable[str]) -> dict[str, FunctionProto]:
+    header = f'<domain: "{op.DOMAIN}", opset_import: ["" : {opset}]>'
+    functions = [parser.parse_function(f"{header}{text}") for text in texts]
+    return {function.name: function for function in functions}
+
+
 #: The function of each operator, by its name.
-FUNCTIONS: dict[str, FunctionProto] = {
-    function.name: function for function in (parser.parse_function(f"{_HEADER}{text}") for text in _TEXTS)
-}
+FUNCTIONS = _parsed(17, _TEXTS)
+
+#: The same for a graph with FP8: ONNX Runtime does not convert a function to the opset of its graph.
+FP8_FUNCTIONS = _parsed(FP8_OPSET, map(_at_fp8_opset, (*_TEXTS, _FP8_LINEAR, *map(_in_fp8, _ALSO_IN_FP8))))

@@ -11,10 +11,11 @@ from tests.gpu.plugins import test_activation
 from tests.gpu.plugins.device import Device
 from tests.gpu.plugins.test_decode import SHAPES, Decoder
 from tests.plugins.attentions import Pass, Shape
+from tests.plugins.fp8 import check_every_number, check_norm
 from tests.plugins.linears import SHAPES as PRODUCTS
 from tests.plugins.linears import Product
 from tests.plugins.matrices import FORMATS
-from tests.plugins.norms import TYPES, Rows
+from tests.plugins.norms import SINGLE, TYPES, Rows
 from tests.plugins.resizes import SURFACES, Frames
 from tests.plugins.resizes import Shape as FrameShape
 from tests.plugins.rows import gather, row_tensors
@@ -85,6 +86,10 @@ if __name__ == "__main__":
             assert Rows(kind, *size, types).enqueue() == 0
             torch.cuda.synchronize()
             print(kind, "norm", size)
+    for size in ((5, 1152), (7, 13)):
+        check_norm(*(Rows("layer", *size, (*TYPES[0][:2], SINGLE)) for _ in range(2)))
+        print("norm in FP8", size)
+    check_every_number(native_library.load(), 0.1)
     for width in (64, 13):
         tensors = row_tensors(torch.float16, width, "cuda")
         assert gather(native_library.load(), *tensors, torch.cuda.current_stream().cuda_stream) == 0

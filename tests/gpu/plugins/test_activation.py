@@ -24,8 +24,9 @@ def call(name, a, b, y, dtype=None):
     function = getattr(native_library.load(), name.split()[0])
     lengths = [a.numel()] if name == "tango_swiglu_enqueue" else [a.shape[0], a.shape[1]]
     kinds = [DTYPES[a.dtype] if dtype is None else dtype, *FORMS.get(name, ())[:1]]
+    result = () if name == "tango_bias_enqueue" else (kinds[0], 0.0)
     stream = torch.cuda.current_stream().cuda_stream
-    return function(*kinds, a.data_ptr(), b if b is None else b.data_ptr(), *lengths, y.data_ptr(), stream)
+    return function(*kinds, a.data_ptr(), b if b is None else b.data_ptr(), *lengths, *result, y.data_ptr(), stream)
 
 
 def wanted(name, a, b):
@@ -105,7 +106,7 @@ def test_empty_tensors_are_accepted(name):
 def test_an_unknown_gelu_is_rejected_by_name():
     a, b, y = tensors("tango_bias_enqueue", (2, 8), torch.float16)
     function = native_library.load().tango_bias_gelu_enqueue
-    assert function(0, 2, a.data_ptr(), b.data_ptr(), 2, 8, y.data_ptr(), None) != 0
+    assert function(0, 2, a.data_ptr(), b.data_ptr(), 2, 8, 0, 0.0, y.data_ptr(), None) != 0
     assert native_library.load().tango_last_error().decode().startswith("gelu is 2")
 
 

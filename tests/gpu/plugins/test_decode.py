@@ -37,7 +37,7 @@ def test_logits_and_new_rows_equal_fp64(decoder):
         check_step(decoder, position)
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", [*FORMATS, "fp8"])
 @pytest.mark.parametrize("name", ["tests", "odd", "0.5b", "7b"])
 def test_quantized_weights_are_what_they_stand_for(name, form):
     decoder = Decoder(SHAPES[name], formats=(form,))
@@ -51,7 +51,7 @@ def test_formats_may_differ_from_matrix_to_matrix():
         check_step(decoder, 300)
 
 
-@pytest.mark.parametrize("form", ["int8", "int4-32", "int4-128-zeros"])
+@pytest.mark.parametrize("form", ["int8", "int4-32", "int4-128-zeros", "fp8"])
 def test_quantized_weights_give_the_same_bits_every_time(form):
     decoder = Decoder(SHAPES["0.5b"], formats=(form,))
     embedding = decoder.embedding()

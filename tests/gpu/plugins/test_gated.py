@@ -27,7 +27,8 @@ def test_the_result_is_fp64_rounded_once(dtype, shape, scale, offset):
     pointers = [tensor.data_ptr() for tensor in (gate, gate_bias, up, up_bias)]
     stream = torch.cuda.current_stream().cuda_stream
     function = native_library.load().tango_bias_swiglu_enqueue
-    assert function(DTYPES[dtype], *pointers, rows, width, scale, y.data_ptr(), stream) == 0
+    kind = DTYPES[dtype]
+    assert function(kind, *pointers, rows, width, scale, kind, 0.0, y.data_ptr(), stream) == 0
     g, u = (x.view(shape).double() + bias.double() for x, bias in ((gate, gate_bias), (up, up_bias)))
     expected = silu(g) * u * scale
     # A sum of two in fp32 is off by its own rounding, relative to the larger of them.

@@ -19,6 +19,7 @@ SOURCES: dict[str, tuple[str | Path, ...]] = {
     "decode": ("src/decode/decode.cu",),
     "linear": ("src/linear/linear.cu",),
     "linear_sm90": ("src/linear/linear.cu", "src/linear/linear_sm90.cu"),
+    "fp8": ("src/linear/fp8.cu", HERE / "fp8_product.cpp"),
     "attention": ("src/attention/prefill.cu", "src/attention/shares.cu"),
     "vision": ("src/attention/vision.cu",),
     "rotation": ("src/attention/patch_rotation.cu",),
@@ -48,6 +49,7 @@ def compiled(
     *names: str,
     sms: int = 16,
     shared_bytes: int = 227 << 10,
+    capability: tuple[int, int] = (9, 0),
     flags: tuple[str, ...] = (),
     headers: Path | None = None,
 ) -> Path:
@@ -58,6 +60,7 @@ def compiled(
         names: Keys of ``SOURCES``.
         sms: SMs of the emulated GPU.
         shared_bytes: Largest shared memory of a block on it.
+        capability: Its compute capability.
         flags: More flags for the host compiler.
         headers: Folder of TensorRT's.
 
@@ -75,6 +78,8 @@ def compiled(
         "TANGO_ONNXRUNTIME_PROVIDER": '"CPUExecutionProvider"',
         "TANGO_EMULATED_SMS": sms,
         "TANGO_EMULATED_SHARED_BYTES": shared_bytes,
+        "TANGO_EMULATED_MAJOR": capability[0],
+        "TANGO_EMULATED_MINOR": capability[1],
     }
     command += [f"-D{name}={value}" for name, value in defines.items()]
     command += [f"-I{path}" for path in (HERE, NATIVE, NATIVE / "src", NATIVE / "include")]

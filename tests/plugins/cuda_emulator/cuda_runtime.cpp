@@ -10,7 +10,8 @@ const char* cudaGetErrorString(cudaError_t) { return ""; }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
     *value = attribute == cudaDevAttrMultiProcessorCount            ? TANGO_EMULATED_SMS
              : attribute == cudaDevAttrMaxSharedMemoryPerBlockOptin ? TANGO_EMULATED_SHARED_BYTES
-                                                                    : 9;
+             : attribute == cudaDevAttrComputeCapabilityMajor       ? TANGO_EMULATED_MAJOR
+                                                                    : TANGO_EMULATED_MINOR;
     return cudaSuccess;
 }
 }

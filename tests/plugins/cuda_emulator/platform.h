@@ -142,6 +142,7 @@ void __stcg(T* to, T value) {
     *to = value;
 }
 
+#include "common/fp8.cuh"
 #include "common/warp.cuh"
 
 namespace tango {

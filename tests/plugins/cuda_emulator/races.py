@@ -18,7 +18,7 @@ def quantized(library):
     from tests.plugins.decoders import EPS, Decoder, check_step
 
     shape = DecoderShape(1, 32, 4, 2, 16, 96, 100, 112, 200, EPS)
-    for formats in (("int8", "int4-32-zeros"), ("int8-32", "int4-128", "fp16")):
+    for formats in (("int8", "int4-32-zeros"), ("int8-32", "int4-128", "fp16"), ("fp8",)):
         check_step(Decoder(shape, library=library, blocks=2, device="cpu", formats=formats), 40)
 
 

@@ -2,10 +2,12 @@
 
 #include <algorithm>
 #include <climits>
+#include <cstring>
 
 #include "common/check.h"
 #include "tango/activation.h"
 #include "tango/attention.h"
+#include "tango/fp8.h"
 #include "tango/linear.h"
 #include "tango/norm.h"
 #include "tango/patch_rotation.h"
@@ -14,12 +16,15 @@
 namespace tango {
 namespace {
 
-constexpr Type kHalf = Type::kHalf, kFloat = Type::kFloat, kInt32 = Type::kInt32;
-constexpr Type kInt8 = Type::kInt8, kUint8 = Type::kUint8;
+constexpr Type kHalf = Type::kHalf, kFloat = Type::kFloat, kFp8 = Type::kFp8;
+constexpr Type kInt32 = Type::kInt32, kInt8 = Type::kInt8, kUint8 = Type::kUint8;
 
 int mismatch() { return fail(TANGO_BAD_ARGUMENT, "the shapes of the inputs do not match"); }
 
-int32_t dtype(Type type) { return type == kHalf ? TANGO_FP16 : TANGO_FP32; }
+int32_t dtype(Type type) { return type == kHalf ? TANGO_FP16 : type == kFp8 ? TANGO_FP8 : TANGO_FP32; }
+
+// The scale of the first output, which is the last attribute where that is FP8; else it does not count.
+float y_scale(const Call& call) { return call.signature.outputs[0] == kFp8 ? call.attributes.back().real : 1.0f; }
 
 // Copies lengths to 32 bits.
 int narrow(const std::vector<std::pair<int64_t, int32_t*>>& lengths) {
@@ -51,24 +56,24 @@ int enqueue_bias_gelu(const Call& call) {
     if (!is_row_of(bias, x)) return mismatch();
     if (x.size() == 0) return TANGO_OK;
     return tango_bias_gelu_enqueue(dtype(call.signature.inputs[0]), kGelu, x.data, bias.data, x.rows(), x.dim(1),
-                                   call.outputs[0].data, call.stream);
+                                   dtype(call.signature.outputs[0]), y_scale(call), call.outputs[0].data, call.stream);
 }
 
 int enqueue_swiglu(const Call& call) {
     const Tensor &gate = call.inputs[0], &up = call.inputs[1];
     if (gate.shape != up.shape) return mismatch();
     if (gate.size() == 0) return TANGO_OK;
-    return tango_swiglu_enqueue(dtype(call.signature.inputs[0]), gate.data, up.data, gate.size(), call.outputs[0].data,
-                                call.stream);
+    return tango_swiglu_enqueue(dtype(call.signature.inputs[0]), gate.data, up.data, gate.size(),
+                                dtype(call.signature.outputs[0]), y_scale(call), call.outputs[0].data, call.stream);
 }
 
 int enqueue_bias_swiglu(const Call& call) {
     const Tensor &gate = call.inputs[0], &gate_bias = call.inputs[1], &up = call.inputs[2], &up_bias = call.inputs[3];
     if (gate.shape != up.shape || !is_row_of(gate_bias, gate) || !is_row_of(up_bias, up)) return mismatch();
     if (gate.size() == 0) return TANGO_OK;
-    return tango_bias_swiglu_enqueue(dtype(call.signature.inputs[0]), gate.data, gate_bias.data, up.data, up_bias.data,
-                                     gate.rows(), gate.dim(1), call.attributes[0].real, call.outputs[0].data,
-                                     call.stream);
+    return tango_bias_swiglu_enqueue(
+        dtype(call.signature.inputs[0]), gate.data, gate_bias.data, up.data, up_bias.data, gate.rows(), gate.dim(1),
+        call.attributes[0].real, dtype(call.signature.outputs[0]), y_scale(call), call.outputs[0].data, call.stream);
 }
 
 using EnqueueNorm = int (*)(const TangoNormShape*, const TangoNormTensors*, void*);
@@ -91,7 +96,9 @@ int enqueue_norm(const Call& call) {
     shape.bias_dtype = dtype(call.signature.inputs[kBias ? 2 : 0]);
     shape.y_dtype = dtype(call.signature.outputs[0]);
     shape.epsilon = call.attributes[0].real;
-    shape.branch_scale = call.attributes.size() > 1 ? call.attributes[1].real : 1.0f;
+    const size_t scales = call.attributes.size() - (call.signature.outputs[0] == kFp8);  // but for that of y
+    shape.branch_scale = scales > 1 ? call.attributes[1].real : 1.0f;
+    shape.y_scale = y_scale(call);
     TangoNormTensors tensors = {};
     tensors.residual = residual.data;
     if (kBranch) tensors.branch = in[1].data, tensors.sum = call.outputs[1].data;
@@ -235,6 +242,24 @@ int enqueue_blockwise_linear(const Call& call) {
     return enqueue_linear(call, outputs, {weight.data, scales.data, zeros, weights, static_cast<int32_t>(group)});
 }
 
+int enqueue_quantize(const Call& call) {
+    const Tensor& x = call.inputs[0];
+    return tango_fp8_quantize_enqueue(dtype(call.signature.inputs[0]), x.data, x.size(), y_scale(call),
+                                      call.outputs[0].data, call.stream);
+}
+
+int enqueue_fp8_linear(const Call& call) {
+    const Tensor &x = call.inputs[0], &weight = call.inputs[1], &scale = call.inputs[2];
+    if (weight.shape.size() != 2 || weight.dim(1) != x.dim(1) || scale.size() != 1) return mismatch();
+    if (x.rows() == 0) return TANGO_OK;
+    TangoLinearShape shape = {};
+    if (int status = narrow({{x.rows(), &shape.rows}, {x.dim(1), &shape.inputs}, {weight.dim(2), &shape.outputs}}))
+        return status;
+    const TangoFp8LinearTensors tensors = {x.data, weight.data, static_cast<const float*>(scale.data),
+                                           call.outputs[0].data};
+    return tango_fp8_linear_enqueue(&shape, &tensors, call.attributes[0].real, call.stream);
+}
+
 // Inputs: qkv, bias, present key, last, cosines, sines of every position.
 int enqueue_attention_shares(const Call& call) {
     const Tensor &qkv = call.inputs[0], &bias = call.inputs[1], &keys = call.inputs[2], &last = call.inputs[3];
@@ -282,10 +307,21 @@ std::vector<Signature> norm_of_sum(size_t biases, size_t after) {
     return all;
 }
 
-std::vector<Operator> make_all() {
+// The same operator with its first output in FP8.
+Operator in_fp8(const char* name, Operator op) {
+    op.name = name;
+    op.attributes.push_back({"y_scale", true});
+    std::vector<Signature> signatures;
+    for (Signature& signature : op.signatures)
+        if (signature.outputs[0] == kHalf) signature.outputs[0] = kFp8, signatures.push_back(signature);
+    op.signatures = signatures;
+    return op;
+}
+
+std::vector<Operator> make_plain() {
     const OutputShape first{0};
     const Attribute bits{"bits", false};
-    const Attribute epsilon{"epsilon", true}, scale{"scale", true};
+    const Attribute epsilon{"epsilon", true}, scale{"scale", true}, x_scale{"x_scale", true}, y_scale{"y_scale", true};
     const Attribute heads{"num_heads", false}, kv_heads{"kv_num_heads", false}, window{"window", false};
     const Signature cached{{kHalf, kHalf, kHalf, kHalf, kInt32, kHalf, kHalf}, {kHalf, kHalf, kHalf}};
     const std::vector<OutputShape> cached_shapes{{-1, {{kQkv, 0}, {kPastKey, 2, 0}}}, {kPastKey}, {kPastValue}};
@@ -359,6 +395,8 @@ std::vector<Operator> make_all() {
          {{0, {{1, 0}}}},
          {},
          enqueue_blockwise_linear<true>},
+        {"QuantizeFp8", {y_scale}, {{{kHalf}, {kFp8}}}, {first}, {}, enqueue_quantize},
+        {"Fp8Linear", {x_scale}, {{{kFp8, kFp8, kFloat}, {kHalf}}}, {{0, {{1, 0}}}}, {}, enqueue_fp8_linear},
         {"CachedAttention",
          {heads, kv_heads},
          {cached},
@@ -378,6 +416,25 @@ std::vector<Operator> make_all() {
          {},
          enqueue_attention_shares},
     };
+}
+
+std::vector<Operator> make_all() {
+    constexpr std::pair<const char*, const char*> kInFp8[] = {{"BiasGelu", "BiasGeluFp8"},
+                                                              {"BiasFastGelu", "BiasFastGeluFp8"},
+                                                              {"SwiGLU", "SwiGLUFp8"},
+                                                              {"BiasSwiGLU", "BiasSwiGLUFp8"},
+                                                              {"LayerNorm", "LayerNormFp8"},
+                                                              {"RMSNorm", "RMSNormFp8"},
+                                                              {"AddLayerNorm", "AddLayerNormFp8"},
+                                                              {"AddRMSNorm", "AddRMSNormFp8"},
+                                                              {"WideRMSNorm", "WideRMSNormFp8"},
+                                                              {"AddWideRMSNorm", "AddWideRMSNormFp8"}};
+    std::vector<Operator> all = make_plain();
+    const size_t plain = all.size();
+    for (const auto& [name, fp8] : kInFp8)
+        for (size_t i = 0; i < plain; ++i)
+            if (std::strcmp(all[i].name, name) == 0) all.push_back(in_fp8(fp8, all[i]));
+    return all;
 }
 
 }  // namespace

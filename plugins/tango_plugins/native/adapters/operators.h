@@ -23,7 +23,7 @@ struct Tensor {
     int64_t rows() const { return dim(1) == 0 ? 0 : size() / dim(1); }
 };
 
-enum class Type { kHalf, kFloat, kInt32, kInt8, kUint8 };
+enum class Type { kHalf, kFloat, kFp8, kInt32, kInt8, kUint8 };
 
 struct Attribute {
     const char* name;

@@ -100,6 +100,7 @@ ONNXTensorElementDataType convert(Type type) {
     switch (type) {
         case Type::kHalf: return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
         case Type::kFloat: return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+        case Type::kFp8: return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT8E4M3FN;
         case Type::kInt8: return ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8;
         case Type::kUint8: return ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8;
         case Type::kInt32: break;

@@ -14,10 +14,17 @@ using nvinfer1::DimensionOperation;
 using nvinfer1::PluginField;
 using nvinfer1::PluginFieldType;
 
+#if NV_TENSORRT_MAJOR > 8
+constexpr DataType kFp8 = DataType::kFP8;
+#else
+constexpr DataType kFp8 = static_cast<DataType>(6);  // which it is called from 8.6 on
+#endif
+
 DataType convert(Type type) {
     switch (type) {
         case Type::kHalf: return DataType::kHALF;
         case Type::kFloat: return DataType::kFLOAT;
+        case Type::kFp8: return kFp8;
         case Type::kInt8: return DataType::kINT8;
         case Type::kUint8: return DataType::kUINT8;
         case Type::kInt32: break;

@@ -1,4 +1,5 @@
-/* Matrices whose weights are fp16, or integers with scales, and the product of many rows with one on an NVIDIA GPU. */
+/* Matrices whose weights are fp16, FP8, or integers with scales, and the product of many rows with one on an NVIDIA
+ * GPU. */
 #ifndef TANGO_LINEAR_H
 #define TANGO_LINEAR_H
 
@@ -14,7 +15,8 @@ typedef enum TangoWeights {
     TANGO_WEIGHTS_FP16 = 0,     /* fp16 [inputs, outputs] */
     TANGO_WEIGHTS_INT8 = 1,     /* int8 [inputs, outputs]: times scales, fp32 [outputs] */
     TANGO_WEIGHTS_BLOCKS_4 = 2, /* 4 bits [outputs, blocks, group], two in a byte, the first in the low half */
-    TANGO_WEIGHTS_BLOCKS_8 = 3  /* 8 bits [outputs, blocks, group] */
+    TANGO_WEIGHTS_BLOCKS_8 = 3, /* 8 bits [outputs, blocks, group] */
+    TANGO_WEIGHTS_FP8 = 4       /* FP8 [outputs, inputs]: times a scale, fp16 [1] */
 } TangoWeights;
 
 /* A matrix in device memory, aligned to 16 bytes. Elements of blocks are unsigned; an element q is (q - zero) scale,
@@ -34,7 +36,7 @@ typedef struct TangoLinearShape {
     int32_t outputs;
 } TangoLinearShape;
 
-/* Enqueues y = x matrix on a stream (a cudaStream_t), for any of the formats but fp16; returns a TangoStatus.
+/* Enqueues y = x matrix on a stream (a cudaStream_t), for integers; returns a TangoStatus.
  *
  * x is fp16 [rows, inputs], y fp16 [rows, outputs]. Weights become fp16 in registers: integers exactly, those of blocks
  * are multiplied by their scale and rounded. Accumulators are fp32. Rows of a multiple of 16 bytes are read fastest.

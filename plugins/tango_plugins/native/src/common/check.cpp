@@ -1,5 +1,6 @@
 #include "common/check.h"
 
+#include <cmath>
 #include <cstdarg>
 #include <cstdint>
 #include <cstdio>
@@ -27,6 +28,18 @@ int check_ranges(std::initializer_list<Range> ranges) {
             return fail(TANGO_BAD_ARGUMENT, "%s is %lld: it must be from %lld to %lld", range.name, range.value,
                         range.min, range.max);
     return TANGO_OK;
+}
+
+int check_scale(const char* name, int dtype, float scale) {
+    if (dtype != TANGO_FP8 || (scale > 0.0f && std::isfinite(scale))) return TANGO_OK;
+    return fail(TANGO_BAD_ARGUMENT, "%s is %g: it must be finite and above 0", name, static_cast<double>(scale));
+}
+
+int check_result(int dtype, int y_dtype, float y_scale) {
+    if (y_dtype != dtype && y_dtype != TANGO_FP8)
+        return fail(TANGO_BAD_ARGUMENT, "y_dtype is %d: it must be dtype, which is %d, or %d", y_dtype, dtype,
+                    TANGO_FP8);
+    return check_scale("y_scale", y_dtype, y_scale);
 }
 
 int check_pointer(const char* name, const void* pointer, size_t alignment) {

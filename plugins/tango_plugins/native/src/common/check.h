@@ -16,6 +16,12 @@ int fail(int status, const char* format, ...);
 
 int check_ranges(std::initializer_list<Range> ranges);
 
+// Rejects a scale of an FP8 result that is not finite and above 0; other results have none.
+int check_scale(const char* name, int dtype, float scale);
+
+// Rejects a result that is neither of the type of the inputs nor FP8 with a scale.
+int check_result(int dtype, int y_dtype, float y_scale);
+
 // Rejects null and misaligned pointers.
 int check_pointer(const char* name, const void* pointer, size_t alignment);
 

@@ -10,8 +10,8 @@ int cuda_status(cudaError_t error, const char* doing);
 
 struct DeviceProperties {
     int sms = 0;
-    int shared_bytes = 0;  // largest dynamic shared memory of a block
-    int major = 0;         // of the compute capability
+    int shared_bytes = 0;      // largest dynamic shared memory of a block
+    int major = 0, minor = 0;  // of the compute capability
 };
 
 cudaError_t query_device(DeviceProperties& found);

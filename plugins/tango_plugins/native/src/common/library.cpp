@@ -5,6 +5,7 @@
 #include "tango/attention.h"
 #include "tango/common.h"
 #include "tango/decode.h"
+#include "tango/fp8.h"
 #include "tango/frames.h"
 #include "tango/linear.h"
 #include "tango/norm.h"
@@ -37,6 +38,7 @@ size_t tango_sizeof(const char* name) {
         TANGO_SIZE(TangoDecodeLayer),
         TANGO_SIZE(TangoDecodeShape),
         TANGO_SIZE(TangoDecodeTensors),
+        TANGO_SIZE(TangoFp8LinearTensors),
         TANGO_SIZE(TangoLinearShape),
         TANGO_SIZE(TangoMatrix),
         TANGO_SIZE(TangoNormShape),

@@ -139,8 +139,10 @@ __device__ void with_gemv(const GemvPart& part, const Shared& shared, const Tang
         use(RowGemv<int8_t>(part, shared.ring, first, second));
     else if (first.weights == TANGO_WEIGHTS_BLOCKS_4)
         use(BlockGemv<4>(part, shared.ring, first, second));
-    else
+    else if (first.weights == TANGO_WEIGHTS_BLOCKS_8)
         use(BlockGemv<8>(part, shared.ring, first, second));
+    else
+        use(Fp8Gemv(part, shared.ring, first, second));
 }
 
 template <bool kQuantized>
@@ -239,7 +241,7 @@ SharedLayout lay_out_shared(const Step& step, int inputs, int limit) {
     add(layout.accumulators, kAccumulatorFloats * floats);
     layout.ring_bytes = kRingBytes;
     if (shape.quantized)
-        layout.ring_bytes = std::max(kRingBytes, ring_depth(limit - used, kZerosAt) * kWarps * kZerosAt);
+        layout.ring_bytes = std::max(kFp8RingBytes, ring_depth(limit - used, kZerosAt) * kWarps * kZerosAt);
     add(layout.ring, layout.ring_bytes);
     layout.bytes = used;
     return layout;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "block_gemv.cuh"
+#include "fp8_gemv.cuh"
 #include "tango/decode.h"
 
 namespace tango {

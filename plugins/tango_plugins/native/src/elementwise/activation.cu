@@ -7,6 +7,7 @@
 #include "common/device.h"
 #include "common/platform.cuh"
 #include "tango/activation.h"
+#include "tango/fp8.h"
 
 namespace tango {
 namespace {
@@ -48,6 +49,10 @@ struct GeluTanh {
     }
 };
 
+struct Identity {
+    __device__ float operator()(float x, float) const { return x; }
+};
+
 struct SwiGLU {
     __device__ float operator()(float gate, float up) const { return __fdividef(gate, 1.0f + __expf(-gate)) * up; }
 };
@@ -56,10 +61,11 @@ struct Job {
     const void *a, *b;  // b may be null, which stands for zeros
     void* y;
     unsigned size, period;  // elements of a, and of b
+    float inverse_scale;    // of an FP8 y
 };
 
 // y[i] = function(a[i], b[i % period]), a vector at a time.
-template <typename T, int kSize, typename Function>
+template <typename T, typename Y, int kSize, typename Function>
 __global__ void __launch_bounds__(kThreads) map(Job job) {
     using V = Vector<T, kSize>;
     const V *a = static_cast<const V*>(job.a), *b = static_cast<const V*>(job.b);
@@ -77,29 +83,36 @@ __global__ void __launch_bounds__(kThreads) map(Job job) {
     for (int i = 0; i < kVectorsPerThread; ++i) {
         const unsigned at = begin + i * kThreads;
         if (at >= size) break;
+        float results[kSize];
 #pragma unroll
-        for (int j = 0; j < kSize; ++j) {
-            const float x = static_cast<float>(left[i].at[j]), with = static_cast<float>(right[i].at[j]);
-            left[i].at[j] = static_cast<T>(Function()(x, with));
-        }
-        static_cast<V*>(job.y)[at] = left[i];
+        for (int j = 0; j < kSize; ++j)
+            results[j] = Function()(static_cast<float>(left[i].at[j]), static_cast<float>(right[i].at[j]));
+        Vector<Y, kSize> y;
+        store_as(y.at, results, job.inverse_scale);
+        static_cast<Vector<Y, kSize>*>(job.y)[at] = y;
     }
 }
 
-template <typename T, int kSize, typename Function>
+template <typename T, typename Y, int kSize, typename Function>
 cudaError_t launch_map(const Job& job, cudaStream_t stream) {
     constexpr unsigned kVectorsPerBlock = kThreads * kVectorsPerThread;
     const unsigned blocks = (job.size / kSize + kVectorsPerBlock - 1) / kVectorsPerBlock;
-    return launch(map<T, kSize, Function>, job, static_cast<int>(blocks), kThreads, 0, stream);
+    return launch(map<T, Y, kSize, Function>, job, static_cast<int>(blocks), kThreads, 0, stream);
 }
 
-template <typename T, typename Function>
+template <typename T, typename Y, typename Function>
 cudaError_t launch_widest(const Job& job, cudaStream_t stream) {
-    constexpr int kBytes = 16, kSize = kBytes / sizeof(T);
+    constexpr int kBytes = 16, kSize = kBytes / sizeof(Y);  // stores of 16 bytes, whatever the loads are
     const auto bits =
         reinterpret_cast<uintptr_t>(job.a) | reinterpret_cast<uintptr_t>(job.b) | reinterpret_cast<uintptr_t>(job.y);
     const bool fits = bits % kBytes == 0 && job.period % kSize == 0;
-    return fits ? launch_map<T, kSize, Function>(job, stream) : launch_map<T, 1, Function>(job, stream);
+    return fits ? launch_map<T, Y, kSize, Function>(job, stream) : launch_map<T, Y, 1, Function>(job, stream);
+}
+
+template <typename T, typename Function>
+cudaError_t launch_typed(const Job& job, int32_t y_dtype, cudaStream_t stream) {
+    return y_dtype == TANGO_FP8 ? launch_widest<T, Fp8, Function>(job, stream)
+                                : launch_widest<T, T, Function>(job, stream);
 }
 
 struct Argument {
@@ -108,26 +121,35 @@ struct Argument {
     bool may_be_null = false;
 };
 
+struct Result {
+    int32_t dtype;  // that of the inputs, or FP8
+    float scale;    // of FP8
+    void* y;
+};
+
 template <typename Function>
-int enqueue(int32_t dtype, Argument a, Argument b, int64_t size, int64_t period, void* y, void* opaque) {
+int enqueue(int32_t dtype, Argument a, Argument b, int64_t size, int64_t period, const Result& result, void* opaque) {
     if (int status = check_ranges({{"dtype", dtype, TANGO_FP16, TANGO_FP32}})) return status;
+    if (int status = check_result(dtype, result.dtype, result.scale)) return status;
     if (size == 0) return TANGO_OK;
-    for (const Argument& argument : {a, b, Argument{"y", y}}) {
+    for (const Argument& argument : {a, b, Argument{"y", result.y}}) {
         if (argument.may_be_null) continue;
         if (int status = check_pointer(argument.name, argument.pointer, 1)) return status;
     }
-    const Job job{a.pointer, b.pointer, y, static_cast<unsigned>(size), static_cast<unsigned>(period)};
+    const Job job{a.pointer,          b.pointer, result.y, static_cast<unsigned>(size), static_cast<unsigned>(period),
+                  1.0f / result.scale};
     const auto stream = static_cast<cudaStream_t>(opaque);
-    const cudaError_t error = dtype == TANGO_FP16 ? launch_widest<__half, Function>(job, stream)
-                                                  : launch_widest<float, Function>(job, stream);
+    const cudaError_t error = dtype == TANGO_FP16 ? launch_typed<__half, Function>(job, result.dtype, stream)
+                                                  : launch_typed<float, Function>(job, result.dtype, stream);
     return cuda_status(error, "activation");
 }
 
 template <typename Function>
-int enqueue_rows(int32_t dtype, const void* x, Argument bias, int64_t rows, int64_t width, void* y, void* stream) {
+int enqueue_rows(int32_t dtype, const void* x, Argument bias, int64_t rows, int64_t width, const Result& result,
+                 void* stream) {
     if (int status = check_ranges({{"rows", rows, 0, INT_MAX}, {"width", width, 1, INT_MAX}})) return status;
     if (int status = check_ranges({{"rows * width", rows * width, 0, INT_MAX}})) return status;
-    return enqueue<Function>(dtype, {"x", x}, bias, rows * width, width, y, stream);
+    return enqueue<Function>(dtype, {"x", x}, bias, rows * width, width, result, stream);
 }
 
 }  // namespace
@@ -135,19 +157,26 @@ int enqueue_rows(int32_t dtype, const void* x, Argument bias, int64_t rows, int6
 
 int tango_bias_enqueue(int32_t dtype, const void* x, const void* bias, int64_t rows, int64_t width, void* y,
                        void* stream) {
-    return tango::enqueue_rows<tango::Add>(dtype, x, {"bias", bias}, rows, width, y, stream);
+    return tango::enqueue_rows<tango::Add>(dtype, x, {"bias", bias}, rows, width, {dtype, 1.0f, y}, stream);
 }
 
 int tango_bias_gelu_enqueue(int32_t dtype, int32_t gelu, const void* x, const void* bias, int64_t rows, int64_t width,
-                            void* y, void* stream) {
+                            int32_t y_dtype, float y_scale, void* y, void* stream) {
     if (int status = tango::check_ranges({{"gelu", gelu, TANGO_GELU_ERF, TANGO_GELU_TANH}})) return status;
     const tango::Argument optional_bias{"bias", bias, true};
     const auto enqueue =
         gelu == TANGO_GELU_ERF ? tango::enqueue_rows<tango::GeluErf> : tango::enqueue_rows<tango::GeluTanh>;
-    return enqueue(dtype, x, optional_bias, rows, width, y, stream);
+    return enqueue(dtype, x, optional_bias, rows, width, {y_dtype, y_scale, y}, stream);
 }
 
-int tango_swiglu_enqueue(int32_t dtype, const void* gate, const void* up, int64_t size, void* y, void* stream) {
+int tango_swiglu_enqueue(int32_t dtype, const void* gate, const void* up, int64_t size, int32_t y_dtype, float y_scale,
+                         void* y, void* stream) {
     if (int status = tango::check_ranges({{"size", size, 0, INT_MAX}})) return status;
-    return tango::enqueue<tango::SwiGLU>(dtype, {"gate", gate}, {"up", up}, size, size, y, stream);
+    return tango::enqueue<tango::SwiGLU>(dtype, {"gate", gate}, {"up", up}, size, size, {y_dtype, y_scale, y}, stream);
+}
+
+int tango_fp8_quantize_enqueue(int32_t dtype, const void* x, int64_t size, float scale, void* y, void* stream) {
+    if (int status = tango::check_ranges({{"size", size, 0, INT_MAX}})) return status;
+    return tango::enqueue<tango::Identity>(dtype, {"x", x}, {"", nullptr, true}, size, size, {TANGO_FP8, scale, y},
+                                           stream);
 }

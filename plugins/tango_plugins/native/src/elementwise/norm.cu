@@ -16,14 +16,9 @@ constexpr int kMaxWarps = 32, kRowsPerBlock = 4;  // of a block; the latter wher
 struct Job {
     TangoNormShape shape;
     TangoNormTensors tensors;
-    bool is_centered;   // LayerNorm
-    int warps_per_row;  // 1, or all warps of the block
-};
-
-// Elements that a thread takes together. They are loaded in pieces of 16 bytes at most.
-template <typename T, int kSize>
-struct alignas(kSize * sizeof(T) < 16 ? kSize * sizeof(T) : 16) Group {
-    T at[kSize];
+    bool is_centered;     // LayerNorm
+    float inverse_scale;  // of an FP8 y
+    int warps_per_row;    // 1, or all warps of the block
 };
 
 // How a row is divided: into groups of kSize elements, of which a thread takes up to kGroups.
@@ -49,11 +44,11 @@ __device__ inline float row_sum(float value, int warps, float* scratch) {
 
 // Elements of a bias, whose type is known to the kernel only when it runs.
 template <int kSize>
-__device__ inline Group<float, kSize> load_bias(const Job& job, int at) {
-    Group<float, kSize> bias = {};
+__device__ inline Vector<float, kSize> load_bias(const Job& job, int at) {
+    Vector<float, kSize> bias = {};
     if (job.tensors.bias == nullptr) return bias;
-    if (job.shape.bias_dtype == TANGO_FP32) return static_cast<const Group<float, kSize>*>(job.tensors.bias)[at];
-    const auto half = static_cast<const Group<__half, kSize>*>(job.tensors.bias)[at];
+    if (job.shape.bias_dtype == TANGO_FP32) return static_cast<const Vector<float, kSize>*>(job.tensors.bias)[at];
+    const auto half = static_cast<const Vector<__half, kSize>*>(job.tensors.bias)[at];
 #pragma unroll
     for (int j = 0; j < kSize; ++j) bias.at[j] = static_cast<float>(half.at[j]);
     return bias;
@@ -62,10 +57,10 @@ __device__ inline Group<float, kSize> load_bias(const Job& job, int at) {
 template <typename D, typename Stream, typename Branch, typename Y>
 __global__ void __launch_bounds__((D::kWarps > kRowsPerBlock ? D::kWarps : kRowsPerBlock) * kWarp) norm_rows(Job job) {
     constexpr int kSize = D::kSize, kGroups = D::kGroups;
-    using Streams = Group<Stream, kSize>;
-    using Branches = Group<Branch, kSize>;
-    using Floats = Group<float, kSize>;
-    using Results = Group<Y, kSize>;
+    using Streams = Vector<Stream, kSize>;
+    using Branches = Vector<Branch, kSize>;
+    using Floats = Vector<float, kSize>;
+    using Results = Vector<Y, kSize>;
     const TangoNormTensors& tensors = job.tensors;
     float* scratch = reinterpret_cast<float*>(shared_memory());
     const int warps = job.warps_per_row, groups = job.shape.width / kSize;
@@ -126,10 +121,12 @@ __global__ void __launch_bounds__((D::kWarps > kRowsPerBlock ? D::kWarps : kRows
             const Floats weight = reinterpret_cast<const Floats*>(tensors.weight)[at];
             Floats beta = {};
             if (tensors.beta != nullptr) beta = reinterpret_cast<const Floats*>(tensors.beta)[at];
-            Results y;
+            float normed[kSize];
 #pragma unroll
             for (int j = 0; j < kSize; ++j)
-                y.at[j] = static_cast<Y>((static_cast<float>(sum[i].at[j]) - mean) * scale * weight.at[j] + beta.at[j]);
+                normed[j] = (static_cast<float>(sum[i].at[j]) - mean) * scale * weight.at[j] + beta.at[j];
+            Results y;
+            store_as(y.at, normed, job.inverse_scale);
             static_cast<Results*>(tensors.y)[begin + at] = y;
         }
 }
@@ -149,19 +146,23 @@ template <typename D, typename... Types>
 cudaError_t launch_typed(const Job& job, cudaStream_t stream) {
     const TangoNormShape& shape = job.shape;
     const int32_t dtypes[] = {shape.stream_dtype, shape.branch_dtype, shape.y_dtype};
-    if constexpr (sizeof...(Types) == 3)
+    if constexpr (sizeof...(Types) == 3) {
         return launch_norm<D, Types...>(job, stream);
-    else
+    } else {
+        if constexpr (sizeof...(Types) == 2)
+            if (shape.y_dtype == TANGO_FP8) return launch_typed<D, Types..., Fp8>(job, stream);
         return dtypes[sizeof...(Types)] == TANGO_FP16 ? launch_typed<D, Types..., __half>(job, stream)
                                                       : launch_typed<D, Types..., float>(job, stream);
+    }
 }
 
 int check_shape(const TangoNormShape& shape, bool has_branch, bool has_bias) {
     if (int status = check_ranges({{"rows", shape.rows, 0, INT_MAX},
                                    {"width", shape.width, 1, TANGO_MAX_NORM_WIDTH},
                                    {"stream_dtype", shape.stream_dtype, TANGO_FP16, TANGO_FP32},
-                                   {"y_dtype", shape.y_dtype, TANGO_FP16, TANGO_FP32}}))
+                                   {"y_dtype", shape.y_dtype, TANGO_FP16, TANGO_FP8}}))
         return status;
+    if (int status = check_scale("y_scale", shape.y_dtype, shape.y_scale)) return status;
     if (has_branch) {
         if (int status = check_ranges({{"branch_dtype", shape.branch_dtype, TANGO_FP16, TANGO_FP32}})) return status;
         if (!(shape.branch_scale > 0.0f))
@@ -174,7 +175,7 @@ int check_shape(const TangoNormShape& shape, bool has_branch, bool has_bias) {
     return fail(TANGO_BAD_ARGUMENT, "epsilon is %g: it must not be negative", static_cast<double>(shape.epsilon));
 }
 
-size_t element_bytes(int32_t dtype) { return dtype == TANGO_FP16 ? 2 : 4; }
+size_t element_bytes(int32_t dtype) { return dtype == TANGO_FP8 ? 1 : dtype == TANGO_FP16 ? 2 : 4; }
 
 // Checks the pointers, and says whether all of them are aligned to 16 bytes.
 int check_tensors(const TangoNormShape& shape, const TangoNormTensors& tensors, bool& is_aligned) {
@@ -209,7 +210,7 @@ int enqueue_norm(const TangoNormShape* shape, const TangoNormTensors* tensors, b
     if (shape->rows == 0) return TANGO_OK;
     bool is_aligned;
     if (int status = check_tensors(*shape, *tensors, is_aligned)) return status;
-    const Job job{*shape, *tensors, is_centered};
+    const Job job{*shape, *tensors, is_centered, 1.0f / shape->y_scale, 0};
     const auto stream = static_cast<cudaStream_t>(opaque);
     const cudaError_t error = is_aligned && shape->width % ByVector::kSize == 0 ? launch_typed<ByVector>(job, stream)
                                                                                 : launch_typed<ByElement>(job, stream);

@@ -142,7 +142,8 @@ int tango_linear_enqueue(const TangoLinearShape* shape, const TangoMatrix* matri
     if (int status = check_pointer("matrix", matrix, 1)) return status;
     if (shape->rows == 0) return TANGO_OK;
     if (int status = check_matrix("values", *matrix)) return status;
-    if (matrix->weights == TANGO_WEIGHTS_FP16) return fail(TANGO_BAD_ARGUMENT, "weights is 0: fp16 is not taken");
+    if (matrix->weights == TANGO_WEIGHTS_FP16 || matrix->weights == TANGO_WEIGHTS_FP8)
+        return fail(TANGO_BAD_ARGUMENT, "weights is %d: fp16 and FP8 are not taken", matrix->weights);
     if (int status = check_pointer("x", x, 2)) return status;
     if (int status = check_pointer("y", y, 2)) return status;
     DeviceProperties gpu;

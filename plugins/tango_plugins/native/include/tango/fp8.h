@@ -1,0 +1,37 @@
+/* FP8 (E4M3) on an NVIDIA GPU: quantization of activations, and their product with a matrix. */
+#ifndef TANGO_FP8_H
+#define TANGO_FP8_H
+
+#include "tango/common.h"
+#include "tango/linear.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Enqueues one kernel on a stream (a cudaStream_t), y = x / scale in FP8: x [size] of a TangoDtype but FP8, y [size].
+ * Returns a TangoStatus. */
+TANGO_API int tango_fp8_quantize_enqueue(int32_t dtype, const void* x, int64_t size, float scale, void* y,
+                                         void* stream);
+
+/* Contiguous device memory, aligned to 16 bytes; of 256, cuBLASLt may choose a faster algorithm. */
+typedef struct TangoFp8LinearTensors {
+    const void* x;             /* FP8 [rows, inputs] */
+    const void* weight;        /* FP8 [outputs, inputs] */
+    const float* weight_scale; /* [1] */
+    void* y;                   /* fp16 [rows, outputs], written */
+} TangoFp8LinearTensors;
+
+/* Enqueues y = (x weight^T) x_scale weight_scale on a stream (a cudaStream_t); returns a TangoStatus. Inputs and
+ * outputs are multiples of 16, and the GPU has compute capability 8.9 or later. Accumulators are fp32.
+ *
+ * cuBLASLt multiplies: libcublasLt.so.13 or .12, which is loaded at the first call and comes with CUDA. It chooses an
+ * algorithm without a workspace at the first call with a shape.
+ */
+TANGO_API int tango_fp8_linear_enqueue(const TangoLinearShape* shape, const TangoFp8LinearTensors* tensors,
+                                       float x_scale, void* stream);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,56 @@
+// The product of FP8 matrices (tango/fp8.h): what is checked before cuBLASLt multiplies.
+#include <cmath>
+
+#include "common/check.h"
+#include "common/device.h"
+#include "linear/fp8_product.h"
+
+using namespace tango;
+
+namespace {
+
+int check_multiple(const char* name, int length) {
+    constexpr int kMultiple = 16;  // of cuBLASLt's kernels for FP8: rows of both matrices are multiples of 16 bytes
+    if (int status = check_ranges({{name, length, kMultiple, 1 << 20}})) return status;
+    if (length % kMultiple == 0) return TANGO_OK;
+    return fail(TANGO_BAD_ARGUMENT, "%s is %d: it must be a multiple of %d", name, length, kMultiple);
+}
+
+int check_tensors(const TangoFp8LinearTensors& tensors) {
+    const struct {
+        const char* name;
+        const void* pointer;
+        size_t alignment;
+    } all[] = {{"x", tensors.x, 16},
+               {"weight", tensors.weight, 16},
+               {"weight_scale", tensors.weight_scale, sizeof(float)},
+               {"y", tensors.y, 16}};
+    for (const auto& tensor : all)
+        if (int status = check_pointer(tensor.name, tensor.pointer, tensor.alignment)) return status;
+    return TANGO_OK;
+}
+
+int check_gpu() {
+    DeviceProperties gpu;
+    if (int status = cuda_status(query_device(gpu), "fp8 linear")) return status;
+    if (10 * gpu.major + gpu.minor >= 89) return TANGO_OK;
+    return fail(TANGO_CUDA_ERROR,
+                "fp8 linear: this GPU has compute capability %d.%d, and FP8 needs 8.9 or later; use INT8 or fp16",
+                gpu.major, gpu.minor);
+}
+
+}  // namespace
+
+int tango_fp8_linear_enqueue(const TangoLinearShape* shape, const TangoFp8LinearTensors* tensors, float x_scale,
+                             void* stream) {
+    if (int status = check_pointer("shape", shape, 1)) return status;
+    if (int status = check_ranges({{"rows", shape->rows, 0, 1 << 24}})) return status;
+    if (int status = check_multiple("inputs", shape->inputs)) return status;
+    if (int status = check_multiple("outputs", shape->outputs)) return status;
+    if (int status = check_pointer("tensors", tensors, 1)) return status;
+    if (int status = check_scale("x_scale", TANGO_FP8, x_scale)) return status;
+    if (shape->rows == 0) return TANGO_OK;
+    if (int status = check_tensors(*tensors)) return status;
+    if (int status = check_gpu()) return status;
+    return multiply_fp8(*shape, *tensors, x_scale, static_cast<cudaStream_t>(stream));
+}

@@ -1,0 +1,14 @@
+// The product of FP8 matrices: cuBLASLt's. Tests on a CPU have another definition of this function.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include "tango/fp8.h"
+
+namespace tango {
+
+// Enqueues it; returns a TangoStatus. The arguments have been checked.
+int multiply_fp8(const TangoLinearShape& shape, const TangoFp8LinearTensors& tensors, float x_scale,
+                 cudaStream_t stream);
+
+}  // namespace tango
