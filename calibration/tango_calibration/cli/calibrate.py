@@ -63,8 +63,8 @@ def _configure(parser: argparse.ArgumentParser) -> None:
         "--target",
         choices=["onnxruntime", "tensorrt"],
         help="what the new bundle is for: for tensorrt, INT8 weights are stored in fp32, as version 8 requires, and "
-        "become 8 bits in the engine; fp8 is for TensorRT 10 and later only, and has not been tested there "
-        "(default: onnxruntime; with fp8, tensorrt)",
+        "become 8 bits in the engine; fp8 is for ONNX Runtime on a GPU and for TensorRT 10 and later, where it has "
+        "not been tested (default: onnxruntime)",
     )
     parser.add_argument(
         "--min-overlap",
@@ -117,10 +117,10 @@ def _calibrate(args: argparse.Namespace) -> int:
 def _request(args: argparse.Namespace) -> CalibrationRequest:
     if args.max_drop is not None and not args.evaluate:
         raise TangoError("--max-drop needs an evaluation", "add --evaluate N")
-    if args.evaluate and "fp8" in (args.vision, args.decoder):
+    if args.evaluate and "fp8" in (args.vision, args.decoder) and args.backend != CUDA:
         raise TangoError(
-            "--evaluate runs on ONNX Runtime, which does not run fp8",
-            "drop it, and compare both bundles on the device: tango evaluate",
+            "--evaluate runs on ONNX Runtime, which runs fp8 on a GPU only",
+            "add --backend ort-cuda on a GPU, or drop it and compare both bundles there: tango evaluate",
         )
     names = ("bundle", "output", "clips", "vision", "decoder", "group", "videos", "frames", "max_new_tokens", "seed")
     asked = {name: getattr(args, name) for name in (*names, "cache", "overwrite", "jobs", "ray")}

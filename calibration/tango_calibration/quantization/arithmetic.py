@@ -70,28 +70,42 @@ def scales(amax: Array, grid: Grid, dtype: Any) -> Array:
     return steps.astype(dtype)
 
 
-def quantize_columns(weight: Array, grid: Grid = INT8, dtype: Any = np.float32) -> tuple[Array, Array]:
-    """Quantizes a weight to 8 bits, symmetrically, with a scale for each column.
+def quantize_columns(weight: Array, dtype: Any = np.float32) -> tuple[Array, Array]:
+    """Quantizes a weight to INT8, symmetrically, with a scale for each column.
 
     Args:
         weight: [in, out].
-        grid: The 8-bit values.
         dtype: Type of the scales.
 
     Returns:
         (values [in, out], scales [out], all positive).
     """
-    values = np.empty(weight.shape, grid.dtype)
+    values = np.empty(weight.shape, INT8.dtype)
     steps = np.empty(weight.shape[1], dtype)
 
     def quantize(part: slice) -> None:
         wide = weight[:, part].astype(np.float32)
-        steps[part] = scales(np.abs(wide).max(0), grid, dtype)
-        wide /= steps[part].astype(np.float32)
-        values[:, part] = np.rint(wide) if grid is INT8 else wide  # a cast to fp8 rounds
+        steps[part] = scales(np.abs(wide).max(0), INT8, dtype)
+        values[:, part] = np.rint(wide / steps[part].astype(np.float32))
 
     _for_column_parts(quantize, weight.shape)
     return values, steps
+
+
+def fp8_scale(weight: Array, dtype: Any = np.float32) -> Array:
+    """The scale [] with which FP8 holds all of a weight, in a type."""
+    return np.asarray(scales(np.maximum(weight.max(), -weight.min()), FP8, dtype))
+
+
+def quantize_to_fp8(weight: Array, scale: Array) -> Array:
+    """Quantizes a weight [in, out] to FP8 with one scale []; returns it transposed, [out, in]."""
+    values = np.empty(weight.shape[::-1], FP8.dtype)
+
+    def quantize(part: slice) -> None:
+        values[part] = weight[:, part].T.astype(np.float32) / scale.astype(np.float32)  # the cast rounds
+
+    _for_column_parts(quantize, weight.shape)
+    return values
 
 
 def quantize_blocks(

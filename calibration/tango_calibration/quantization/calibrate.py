@@ -42,7 +42,7 @@ from tango_runtime.util.files import check_output, require_space, staged_folder
 
 Choice = Literal["fp16", "int8", "fp8", "int4"]
 
-#: Runtimes of each precision.
+#: Runtimes of the portable graphs of each precision.
 _RUNTIMES: dict[Precision, tuple[Runtime, ...]] = {
     "int8": ("onnxruntime", "tensorrt"),
     "fp8": ("tensorrt",),
@@ -65,8 +65,8 @@ class CalibrationRequest:
         frames: Frames sampled from each clip; by default the bundle's number.
         max_new_tokens: Maximum length of an answer.
         seed: Seed of generated clips.
-        runtime: What will run the new bundle; by default ONNX Runtime, or TensorRT for fp8. For TensorRT, INT8 weights
-            are stored in fp32, which its versions from 8.6 on and ONNX Runtime read.
+        runtime: What will run the new bundle; by default ONNX Runtime. For TensorRT, INT8 weights are stored in fp32,
+            which its versions from 8.6 on and ONNX Runtime read.
         min_overlap: Share of the kept tokens that must stay the same; more vision layers are excluded until they do.
             None accepts any share.
         cache: Folder of captures, statistics and losses; by default beside the output.
@@ -103,7 +103,7 @@ class CalibrationRequest:
     @property
     def target(self) -> Runtime:
         """What will run the new bundle."""
-        return self.runtime or ("tensorrt" if "fp8" in self.precisions.values() else "onnxruntime")
+        return self.runtime or "onnxruntime"
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,13 @@ def check(request: CalibrationRequest) -> Bundle:
                     f"{name} of {request.bundle} is already quantized to {quantization.precision}",
                     "calibrate the bundle that tango-export made",
                 )
-        if request.target not in _RUNTIMES[choice]:
+        if choice == "fp8" and request.target == "onnxruntime":
+            if any(bundle.manifest.graphs[graph].device is None for graph in graphs_of(bundle.manifest, name)):
+                raise TangoError(
+                    f"onnxruntime runs fp8 in device graphs only, and {name} of {request.bundle} has none",
+                    "add --target tensorrt, or quantize to int8",
+                )
+        elif request.target not in _RUNTIMES[choice]:
             raise TangoError(
                 f"{request.target} cannot run {name} in {choice}", f"use {' or '.join(_RUNTIMES[choice])}, or int8"
             )
@@ -258,8 +264,8 @@ def _complete(
 
 def _for_runtimes(target: Runtime, precision: Precision, spec: GraphSpec) -> GraphSpec:
     """The manifest entry of a quantized graph, with the runtimes that run it."""
-    # fp8 is written for TensorRT only, int8 with fp32 weights for both runtimes, the others for ONNX Runtime only.
-    readers = _RUNTIMES[precision] if target == "tensorrt" else (target,)
+    # fp8 is for TensorRT only, int8 with fp32 weights for both runtimes, the others for ONNX Runtime only.
+    readers = _RUNTIMES[precision] if target == "tensorrt" or precision == "fp8" else (target,)
     return replace(spec, runtimes=tuple(runtime for runtime in spec.runtimes if runtime in readers))
 
 

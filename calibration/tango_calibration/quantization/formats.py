@@ -8,12 +8,14 @@ A linear layer takes one of four formats. In the portable form these are:
   to fp16 is bypassed. ONNX Runtime's CPU provider fuses all of it into one integer product. TensorRT
   reads stored 8-bit weights from version 10 on. Older versions need them in fp32 and quantize them when they build the
   engine (``Scheme.float_weights``).
-- ``fp8``: the same with E4M3, for TensorRT 10 and later; no engine has run it yet. At opset 19 all of it is fp16.
+- ``fp8``: the same with E4M3, for TensorRT 10 and later; no engine has run it yet. At opset 19 all of it is fp16. The
+  weights have one scale: E4M3 keeps its relative precision over 15 octaves, so a column of small weights loses nothing
+  beside one of large ones, and kernels for FP8 take no other. They are stored transposed, as those kernels read them.
 - ``w4a16`` and ``w8a16``: only weights, in blocks along the columns with a scale each, as ONNX Runtime's
   ``MatMulNBits``, which TensorRT does not support.
 
-In the device form a layer is one operator on the same weights, with activations as they are
-(:mod:`tango_export.graph.operators`). fp8 has none: only TensorRT reads it.
+In the device form a layer is one operator on the same weights (:mod:`tango_export.graph.operators`). Activations are as
+they are, but for fp8: what makes the input of a layer writes it in FP8 where it can (:func:`fused_quantizers`).
 
 Products of two activations (attention) and the constants of pooling and salience stay as they are.
 
@@ -23,26 +25,42 @@ ModelOpt needs torch and CUDA; for TensorRT 10 and later it is an alternative.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
-from onnx import TensorProto
+from onnx import NodeProto, TensorProto
 
-from tango_calibration.quantization.arithmetic import BLOCK, FP8, INT8, Grid, quantize_blocks, quantize_columns, scales
+from tango_calibration.quantization.arithmetic import (
+    BLOCK,
+    FP8,
+    INT8,
+    Grid,
+    fp8_scale,
+    quantize_blocks,
+    quantize_columns,
+    quantize_to_fp8,
+    scales,
+)
 from tango_calibration.quantization.ranges import Array
-from tango_export.graph import DEVICE, PORTABLE, Form, GraphBuilder
+from tango_export.graph import DEVICE, PORTABLE, Form, Graph, GraphBuilder
 from tango_export.graph.blocks import CONTRIB, Blocks, blocks_of, blockwise_linear, matmul_nbits
 from tango_export.graph.builder import Float, Linear, Read, Weight
+from tango_export.graph.device import WIDE_SCALE
+from tango_export.graph.operators import FP8_FUNCTIONS, FP8_OPSET
 from tango_plugins import op
 from tango_runtime.bundle import WeightQuantization
 
 #: w: bits of the weights; a: bits of the activations.
 LayerFormat = Literal["w8a8", "w8a16", "w4a16", "fp8"]
 
-#: The opset of fp8: the first whose QuantizeLinear supports it. The parser of TensorRT 10.0 reads up to 20.
-FP8_OPSET = 19
+#: The widths of an FP8 layer are multiples of it (tango/fp8.h).
+_FP8_MULTIPLE = 16
+
+#: The operator of the device form that rounds an activation to FP8.
+_QUANTIZER = "QuantizeFp8"
 
 _GRIDS: dict[LayerFormat, Grid] = {"w8a8": INT8, "fp8": FP8}
 _BLOCK_BITS: dict[LayerFormat, Literal[4, 8]] = {"w4a16": 4, "w8a16": 8}
@@ -102,7 +120,10 @@ class Scheme:
 
     def device(self) -> Form:
         """The device form on the same weights."""
-        return self._form(DEVICE, _write_per_channel, _write_blockwise)
+        form = self._form(DEVICE, _write_8_bits_on_device, _write_blockwise)
+        if "fp8" not in self.formats.values():
+            return form
+        return replace(form, opsets={**form.opsets, "": FP8_OPSET}, functions=FP8_FUNCTIONS)
 
     def _form(self, base: Form, write_8_bits: _Write, write_blocks: _Write) -> Form:
         def linear(g: GraphBuilder, layer: Linear) -> str:
@@ -114,9 +135,33 @@ class Scheme:
         return replace(base, linear=linear)
 
 
+def takes(form: LayerFormat, layer: Linear) -> bool:
+    """Whether a layer of these widths can have a format."""
+    return form != "fp8" or (layer.fan_in % _FP8_MULTIPLE, layer.fan_out % _FP8_MULTIPLE) == (0, 0)
+
+
 def switches(layers: Iterable[str], quantized: str) -> dict[str, Array]:
     """The inputs of a :meth:`Scheme.switched` graph that select one quantized layer."""
     return {f"{layer}.switch": np.array(layer == quantized, np.int32) for layer in layers}
+
+
+def fused_quantizers(graph: Graph) -> Graph:
+    """The graph with what makes the inputs of FP8 layers writing them in FP8, where nothing else reads them."""
+    readers = Counter(value for node in graph.nodes for value in node.input)
+    quantizers = {node.input[0]: node for node in graph.nodes if node.op_type == _QUANTIZER}
+    nodes, fused = [], set[str]()
+    for node in graph.nodes:
+        quantizer = quantizers.get(node.output[0])
+        if quantizer and readers[node.output[0]] == 1 and f"{node.op_type}Fp8" in FP8_FUNCTIONS:
+            fused.add(quantizer.name)
+            in_fp8 = NodeProto()
+            in_fp8.CopyFrom(node)
+            in_fp8.op_type, in_fp8.output[0] = f"{node.op_type}Fp8", quantizer.output[0]
+            in_fp8.attribute.extend(quantizer.attribute)
+            node = in_fp8
+        if node.name not in fused:
+            nodes.append(node)
+    return replace(graph, nodes=tuple(nodes))
 
 
 _Write = Callable[[GraphBuilder, Linear, LayerFormat, Scheme], str]
@@ -139,11 +184,12 @@ def _write_qdq(g: GraphBuilder, layer: Linear, form: LayerFormat, scheme: Scheme
     # One Q/DQ pair for each layer, even if several take the same input. ONNX Runtime makes the activations unsigned,
     # which its integer product needs, only if a pair has one reader. It would merge equal pairs, so each has its own
     # zero point.
-    step = float(scales(np.array(scheme.ranges[layer.name]), grid, dtype))
+    step = _activation_step(layer, grid, dtype, scheme)
     scaled = [g.constant(step, dtype), g.constant(0, grid.type, f"{layer.name}.input.zero")]
     left = g.node("QuantizeLinear", [left, *scaled], f"{layer.name}.input.{grid.name}")
     left = g.node("DequantizeLinear", [left, *scaled], f"{layer.name}.input.dequantized")
-    product = g.node("MatMul", [left, _write_8_bit_weight(g, layer, grid, dtype, scheme)], outputs.pop(0))
+    right = _write_fp8_weight(g, layer, dtype, scheme) if grid is FP8 else _write_int8_weight(g, layer, dtype, scheme)
+    product = g.node("MatMul", [left, right], outputs.pop(0))
     if narrow:
         product = g.node("Cast", [product], outputs.pop(0), to=TensorProto.FLOAT16)
     if layer.tokens is not None:
@@ -160,18 +206,26 @@ def _as_frames(g: GraphBuilder, layer: Linear, tokens: int | Literal["any"], pro
     return g.node("Reshape", [product, shape], name)
 
 
-def _write_8_bit_weight(g: GraphBuilder, layer: Linear, grid: Grid, dtype: Float, scheme: Scheme) -> str:
-    """An 8-bit weight and its DequantizeLinear to ``dtype``."""
-    name, as_float = layer.weight, scheme.float_weights and grid is INT8
-    values, steps = _column_weights(g, layer, grid, dtype, scheme)
+def _write_int8_weight(g: GraphBuilder, layer: Linear, dtype: Float, scheme: Scheme) -> str:
+    """An INT8 weight and its DequantizeLinear to ``dtype``."""
+    name, as_float = layer.weight, scheme.float_weights
+    values, steps = _int8_weights(g, layer, dtype, scheme)
     if as_float:
         values = Weight(f"{name}.fp32", values.shape, "float32", {}, lambda read: _smoothed(g, layer, scheme, read))
     # TensorRT 8 requires the zero points, and their type selects the grid.
-    zeros = Weight(f"{name}.zero", steps.shape, grid.type, {}, lambda _: np.zeros(layer.fan_out, grid.dtype))
+    zeros = Weight(f"{name}.zero", steps.shape, INT8.type, {}, lambda _: np.zeros(layer.fan_out, INT8.dtype))
     stored, *scaled = map(g.weight, (values, steps, zeros))
     if as_float:
-        stored = g.node("QuantizeLinear", [stored, *scaled], f"{name}.{grid.name}", axis=1)
+        stored = g.node("QuantizeLinear", [stored, *scaled], f"{name}.{INT8.name}", axis=1)
     return g.node("DequantizeLinear", [stored, *scaled], f"{name}.dequantized", axis=1)
+
+
+def _write_fp8_weight(g: GraphBuilder, layer: Linear, dtype: Float, scheme: Scheme) -> str:
+    """An FP8 weight, its DequantizeLinear to ``dtype``, and its transposition to [in, out]."""
+    name, (values, step) = layer.weight, _fp8_weights(g, layer, dtype, scheme)
+    zero = g.constant(0, FP8.type, f"{name}.zero")
+    dequantized = g.node("DequantizeLinear", [*map(g.weight, (values, step)), zero], f"{name}.dequantized")
+    return g.node("Transpose", [dequantized], f"{name}.columns", perm=[1, 0])
 
 
 def _write_matmul_nbits(g: GraphBuilder, layer: Linear, form: LayerFormat, scheme: Scheme) -> str:
@@ -179,22 +233,53 @@ def _write_matmul_nbits(g: GraphBuilder, layer: Linear, form: LayerFormat, schem
     return matmul_nbits(g, replace(layer, input=smoothed), _blocks(g, layer, form, scheme))
 
 
-def _write_per_channel(g: GraphBuilder, layer: Linear, form: LayerFormat, scheme: Scheme) -> str:
-    weights = _column_weights(g, layer, _GRIDS[form], "float32", scheme)
+def _write_8_bits_on_device(g: GraphBuilder, layer: Linear, form: LayerFormat, scheme: Scheme) -> str:
+    if form == "fp8":
+        return _write_fp8_linear(g, layer, scheme)
+    weights = _int8_weights(g, layer, "float32", scheme)
     return g.node("PerChannelLinear", [layer.input, *map(g.weight, weights)], layer.output, domain=op.DOMAIN)
+
+
+def _write_fp8_linear(g: GraphBuilder, layer: Linear, scheme: Scheme) -> str:
+    """QuantizeFp8, once for each input, and Fp8Linear."""
+    step, quantized = _activation_step(layer, FP8, "float16", scheme), f"{layer.input}.{FP8.name}"
+    step /= WIDE_SCALE if layer.wide else 1
+    if not g.has(quantized):
+        g.node(_QUANTIZER, [layer.input], quantized, domain=op.DOMAIN, y_scale=step)
+    weights = map(g.weight, _fp8_weights(g, layer, "float32", scheme))
+    return g.node("Fp8Linear", [quantized, *weights], layer.output, domain=op.DOMAIN, x_scale=step)
 
 
 def _write_blockwise(g: GraphBuilder, layer: Linear, form: LayerFormat, scheme: Scheme) -> str:
     return blockwise_linear(g, layer, _blocks(g, layer, form, scheme))
 
 
-def _column_weights(g: GraphBuilder, layer: Linear, grid: Grid, dtype: Float, scheme: Scheme) -> tuple[Weight, Weight]:
-    """8-bit values [in, out] with a scale for each column [out]."""
-    values, steps = _made_once(lambda read: quantize_columns(_smoothed(g, layer, scheme, read), grid, dtype))
+def _activation_step(layer: Linear, grid: Grid, dtype: Float, scheme: Scheme) -> float:
+    return float(scales(np.array(scheme.ranges[layer.name]), grid, dtype))
+
+
+def _int8_weights(g: GraphBuilder, layer: Linear, dtype: Float, scheme: Scheme) -> tuple[Weight, Weight]:
+    """Values [in, out] with a scale for each column [out]."""
+    values, steps = _made_once(lambda read: quantize_columns(_smoothed(g, layer, scheme, read), dtype))
     scale, shape = f"{layer.weight}.scale", (layer.fan_in, layer.fan_out)
     layout = WeightQuantization(8, 0, scale)
-    stored = Weight(f"{layer.weight}.{grid.name}", shape, grid.type, {}, values, layout)
+    stored = Weight(f"{layer.weight}.{INT8.name}", shape, INT8.type, {}, values, layout)
     return stored, Weight(scale, shape[1:], dtype, {}, steps)
+
+
+def _fp8_weights(g: GraphBuilder, layer: Linear, stored: Float, scheme: Scheme) -> tuple[Weight, Weight]:
+    """Values [out, in] with one scale [], which fp16 holds, and which is stored in some type."""
+
+    def step(read: Read) -> Array:
+        return fp8_scale(_smoothed(g, layer, scheme, read), np.float16)
+
+    def values(read: Read) -> Array:
+        return quantize_to_fp8(_smoothed(g, layer, scheme, read), step(read))
+
+    scale, shape = f"{layer.weight}.scale", (layer.fan_out, layer.fan_in)
+    layout = WeightQuantization(8, 0, scale)
+    quantized = Weight(f"{layer.weight}.{FP8.name}", shape, FP8.type, {}, values, layout)
+    return quantized, Weight(scale, (), stored, {}, lambda read: step(read).astype(stored))
 
 
 def _blocks(g: GraphBuilder, layer: Linear, form: LayerFormat, scheme: Scheme) -> Blocks:

@@ -23,7 +23,7 @@ from tango_calibration.quantization.arithmetic import activation_aware_scaling, 
 from tango_calibration.quantization.cache import ObservationCache
 from tango_calibration.quantization.capture import Capture
 from tango_calibration.quantization.clips import load_clip
-from tango_calibration.quantization.formats import LayerFormat, Scheme, switches
+from tango_calibration.quantization.formats import LayerFormat, Scheme, fused_quantizers, switches, takes
 from tango_calibration.quantization.observe import Observer
 from tango_calibration.quantization.ranges import Array, ChannelStats
 from tango_calibration.quantization.replay import Sessions
@@ -237,6 +237,7 @@ class PartQuantizer:
             losses = self._losses(scheme, form, left)
             first = first or losses
             excluded = layers_to_exclude(_sums(losses, inputs), sizes, budget)
+            excluded |= {layer.input for layer in self._layers if not takes(form, layer)}
             kept = [name for name in left if inputs[name] not in excluded]
             formats |= dict.fromkeys(kept, form)
             budget -= math.fsum(losses[name] for name in kept)
@@ -391,7 +392,7 @@ class PartQuantizer:
         with progress(f"{stored.definition.name} write", size, size=True) as on_progress:
             spec = write_portable(graph, read, folder, on_progress)
         if runtime == "onnxruntime" and stored.spec.device is not None:
-            spec = write_device(stored.build(scheme.device()), spec, read, folder)
+            spec = write_device(fused_quantizers(stored.build(scheme.device())), spec, read, folder)
         return spec
 
     def _with_entry(self, graph: GraphName, spec: GraphSpec, part: QuantizedPart) -> GraphSpec:

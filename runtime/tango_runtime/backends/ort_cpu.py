@@ -256,6 +256,11 @@ def check_runtime(bundle: Bundle, name: GraphName) -> None:
         TangoError: It is for TensorRT only, or needs a newer ONNX Runtime.
     """
     spec = bundle.manifest.graphs[name]
+    if spec.device and "onnxruntime" not in spec.runtimes and "onnxruntime" in spec.device.runtimes:
+        raise TangoError(
+            f"ONNX Runtime runs the {name} graph of {bundle.path} on a GPU only",
+            "use --backend ort-cuda on a GPU, or calibrate to int8",
+        )
     if "onnxruntime" not in spec.runtimes:
         raise TangoError(
             f"ONNX Runtime cannot run the {name} graph of {bundle.path}: it is for {', '.join(spec.runtimes)}",

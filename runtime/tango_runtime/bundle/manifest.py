@@ -71,7 +71,8 @@ class WeightQuantization:
 
     Attributes:
         bits: Bits of one element; 4-bit elements are packed in pairs, the first in the lower half of a byte.
-        group_size: Number of consecutive input channels that share a scale; 0 if each output channel has one scale.
+        group_size: Number of consecutive input channels that share a scale; 0 if each output channel has one scale, or
+            all of them one where ``scales`` has no axis.
         scales: Name of the weight that holds the scales.
         zero_points: Name of the weight that holds the zero points; None if each is the middle of the range:
             2^(bits − 1) for unsigned elements, otherwise 0.
@@ -112,7 +113,8 @@ class Quantization:
 
     Attributes:
         precision: ``int8``: weights and activations, as QuantizeLinear and DequantizeLinear; ``fp8``: the same in E4M3,
-            for TensorRT 10 and later; ``int4``: weights only, in blocks, as ONNX Runtime's MatMulNBits.
+            for TensorRT 10 and later, and where there is a device graph for ONNX Runtime on a GPU of compute capability
+            8.9 or later; ``int4``: weights only, in blocks, as ONNX Runtime's MatMulNBits.
         clips: Number of videos that were observed; 0 where the checkpoint was quantized already.
         excluded: Layers that would lose too much. They keep the bundle's dtype, or have 8-bit weights in an ``int4``
             graph.

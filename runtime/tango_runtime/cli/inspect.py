@@ -72,7 +72,7 @@ def _graph_table(manifest: Manifest) -> Table:
             _tensors(graph.inputs),
             _tensors(graph.outputs),
             str(graph.opset),
-            "\n".join(graph.runtimes),
+            "\n".join(dict.fromkeys((*graph.runtimes, *(graph.device.runtimes if graph.device else ())))),
             f"{size / 1e6:.1f}",
         )
     return table

@@ -13,6 +13,7 @@ from tango_runtime.doctor.machine import Machine
 from tango_runtime.engines import FOLDER, BuiltEngine, Target, all_graphs, find, read_sidecar, sidecars
 from tango_runtime.engines.target import target_of
 from tango_runtime.system import gpu as system
+from tango_runtime.system.precisions import require_precisions
 from tango_runtime.util.console import printable
 from tango_runtime.util.units import megabytes
 
@@ -32,6 +33,11 @@ def check_bundle(bundle: Bundle, machine: Machine, *, verify: bool) -> list[Chec
     verified = ", every SHA-256 matches bundle.json" if verify else ""
     checks = [Check("bundle", "ok", f"{bundle.path}: {printable(manifest.family)}, {manifest.dtype}{verified}")]
     gpu, tensorrt = machine.gpu, machine.tensorrt
+    if gpu is not None:
+        try:
+            require_precisions(bundle, manifest.graphs, gpu.compute_capability)
+        except TangoError as error:
+            checks.append(Check("precision", "missing", error.message, error.hint, ("tensorrt", "ort-cuda")))
     if gpu is None or tensorrt is None:
         count = sum(len(sidecars(bundle, graph)) for graph in GRAPHS)
         if not count:

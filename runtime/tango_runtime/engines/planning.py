@@ -10,6 +10,7 @@ from tango_plugins import PruneParams, TangoError, op
 from tango_runtime.bundle import GRAPHS, Bundle, DecoderSpec, GraphForm, GraphName, Manifest, TensorSpec
 from tango_runtime.engines.spec import FOLDER, HARDWARE_LEVELS, EngineSpec, Profile, Shape, Target, digests
 from tango_runtime.sizing import memory
+from tango_runtime.system.precisions import require_precisions
 from tango_runtime.util.versions import release
 from tango_runtime.video.shape import at_size
 
@@ -242,6 +243,7 @@ def _check_graph(bundle: Bundle, target: Target, graph: GraphName, form: GraphFo
             f"TensorRT cannot run the {graph} graph of {bundle.path}: it is for {', '.join(spec.runtimes)}",
             f"leave it out with --graphs, or quantize it for TensorRT: {_quantize(graph)}",
         )
+    require_precisions(bundle, [graph], target.compute_capability)
     if spec.quantization and spec.quantization.precision == "fp8" and release(target.tensorrt) < (10,):
         raise TangoError(
             f"the {graph} graph of {bundle.path} is in fp8, which needs TensorRT 10; this is {target.tensorrt}",

@@ -7,10 +7,11 @@ import pytest
 
 from tango_calibration.quantization.arithmetic import (
     BLOCK,
-    FP8,
     activation_aware_scaling,
+    fp8_scale,
     quantize_blocks,
     quantize_columns,
+    quantize_to_fp8,
 )
 
 IN = 80  # not a multiple of a block
@@ -21,14 +22,22 @@ def error(a, b):
     return np.linalg.norm(a - b) / np.linalg.norm(a)
 
 
-def test_fp8_keeps_outliers_and_small_channels():
-    weight = np.random.default_rng(0).normal(size=(300, 3)).astype(np.float16) * np.array([1, 1e-3, 1e2], np.float16)
+def test_fp8_keeps_outliers_and_small_columns_with_one_scale():
+    weight = np.random.default_rng(0).normal(size=(300, 3)).astype(np.float16) * np.array([1, 0.1, 50], np.float16)
     weight[:, 0][0] = 60
-    values, scales = quantize_columns(weight, FP8, np.float16)
-    back = values.astype(np.float32) * scales.astype(np.float32)
+    scale = fp8_scale(weight, np.float16)
+    values = quantize_to_fp8(weight, scale)
+    back = values.astype(np.float32).T * scale.astype(np.float32)
+    assert (values.shape, scale.shape, scale.dtype) == ((3, 300), (), np.float16)
     assert [error(weight[1:, j], back[1:, j]) < 0.04 for j in range(3)] == [True] * 3
     assert np.isfinite(back).all()
-    assert (scales >= np.finfo(np.float16).tiny).all()
+
+
+@pytest.mark.parametrize("weight", [np.zeros((4, 3), np.float16), np.full((4, 3), 65504, np.float16)])
+def test_fp8_holds_zeros_and_the_largest(weight):
+    scale = fp8_scale(weight, np.float16)
+    back = quantize_to_fp8(weight, scale).astype(np.float32).T * scale.astype(np.float32)
+    np.testing.assert_allclose(back, weight, rtol=1e-3)
 
 
 def test_columns_are_restored_within_half_a_step():

@@ -152,18 +152,36 @@ def test_8_bits_for_tensorrt(request_of, made):
     assert outcome.graphs["vision"].bytes_after > made[1].graphs["vision"].bytes_after
 
 
-def test_fp8(request_of):
-    request = request_of("fp8", vision="fp8", decoder="fp8")
+@pytest.fixture(scope="module")
+def wide_bundle(bundle):
+    """With a tower whose widths FP8 takes."""
+    return bundle(vision_width=96, vision_intermediate=192)
+
+
+def test_fp8(request_of, wide_bundle):
+    """Both graphs run on TensorRT as they are, and on ONNX Runtime in the device form, on the same weights."""
+    request = request_of("fp8", vision="fp8", decoder="fp8", bundle=wide_bundle)
     outcome = calibrate(request)
     graphs = Bundle.load(request.output, verify=True).manifest.graphs
     for name in ("vision", "decoder"):
         spec, graph = graphs[name], outcome.graphs[name]
         assert (spec.runtimes, spec.opset, spec.quantization.precision) == (("tensorrt",), 19, "fp8")
-        assert spec.device is None
+        assert (spec.device.runtimes, spec.device.opset) == (("onnxruntime",), 19)
+        stored = {name for name, weight in spec.weights.items() if weight.dtype == "float8_e4m3fn"}
+        assert stored
+        assert stored == {tensor.name for tensor in spec.device.inputs if tensor.dtype == "float8_e4m3fn"}
         assert 0 < graph.loss < 3 * BUDGETS[name]
         assert graph.bytes_after < 0.8 * graph.bytes_before
+    # The patches have 588 values, and FP8 takes multiples of 16.
+    assert "tower.embeddings.patch_embedding" in graphs["vision"].quantization.excluded
     assert graphs["embed"].opset == 17
     assert all(0 < overlap.kept <= 1 for overlap in outcome.overlaps)
+
+
+def test_fp8_for_tensorrt_has_no_device_graph(request_of, wide_bundle):
+    request = request_of("fp8-tensorrt", vision="fp8", runtime="tensorrt", bundle=wide_bundle)
+    calibrate(request)
+    assert Bundle.load(request.output, verify=True).manifest.graphs["vision"].device is None
 
 
 def test_more_layers_are_excluded_until_enough_tokens_are_the_same(request_of, made):
@@ -227,8 +245,9 @@ def test_invalid_requests(made, bundle, request_of, tmp_path):
     rejected(request_of("x", vision="int4"), "vision cannot be quantized to int4")
     rejected(request_of("x", bundle=request.output), "vision of .* already quantized to int8")
     rejected(request_of("x", decoder="int4", runtime="tensorrt"), "tensorrt cannot run decoder in int4")
-    rejected(request_of("x", vision="fp8", decoder="int4"), "tensorrt cannot run decoder in int4")
-    rejected(request_of("x", vision="fp8", runtime="onnxruntime"), "onnxruntime cannot run vision in fp8")
+    rejected(request_of("x", decoder="int4", runtime="tensorrt"), "tensorrt cannot run decoder in int4")
+    narrow = bundle(vision_width=60)  # heads of 20, which no kernel takes
+    rejected(request_of("x", vision="fp8", bundle=narrow), "vision of .* has none")
     rejected(request_of("x", vision="fp8", bundle=bundle(precision="fp32")), "fp8 needs an fp16 bundle")
     rejected(request_of("x", vision="fp16", decoder="int8", min_overlap=0.9), "--min-overlap is about vision")
     rejected(request_of("int8-int4"), "already exists")
@@ -286,8 +305,7 @@ def test_the_command_prints_tables_and_checks_the_drop(request_of, capsys, tmp_p
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--decoder", "fp8", "--evaluate", "5"], "does not run fp8"),
-        (["--vision", "fp8", "--target", "onnxruntime"], "onnxruntime cannot run vision in fp8"),
+        (["--decoder", "fp8", "--evaluate", "5"], "runs fp8 on a GPU only"),
         (["--min-overlap", "0"], "argument --min-overlap: '0' is not a percentage"),
         (["--max-drop", "1"], "--evaluate"),
         (["--evaluate", "0"], "argument --evaluate: '0' is not a positive integer"),

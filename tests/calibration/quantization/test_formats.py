@@ -15,10 +15,12 @@ from onnx.reference import ReferenceEvaluator
 
 from tango_calibration.quantization import formats
 from tango_calibration.quantization.arithmetic import quantize_blocks, quantize_columns, smoothing
-from tango_calibration.quantization.formats import FP8_OPSET, Scheme, switches
+from tango_calibration.quantization.formats import Scheme, fused_quantizers, switches, takes
 from tango_calibration.quantization.replay import open_written
 from tango_export.graph import DEVICE, PORTABLE, Definition, build
+from tango_export.graph.builder import Linear
 from tango_export.graph.files import write_device, write_portable
+from tango_export.graph.operators import FP8_OPSET
 from tango_export.layers import gated_mlp, linear, rms_norm
 from tango_runtime.backends.ort_options import session_options
 
@@ -162,6 +164,55 @@ def test_fp8_is_fp16_at_its_opset_and_close(write, inputs, x):
         reference = ReferenceEvaluator(found.model).run(None, {"x": x})[0]
     assert error(plain.run(x), reference) < 0.1
     assert error(reference, found.run(x)) < 0.01  # ONNX Runtime's kernels agree
+
+
+class OnDevice:
+    """A graph in the device form of a scheme, on the data file of its portable form, by ONNX functions on a CPU."""
+
+    def __init__(self, written, scheme, layers, read):
+        graph = fused_quantizers(build(Definition("decoder", layers, {}), scheme.device(), "float16"))
+        self.spec = write_device(graph, written.spec, read, written.folder).device
+        self._weights, self._data = written.spec.weights, written.folder / written.spec.data
+        self._file = str(written.folder / self.spec.file)
+        self.nodes = onnx.load(self._file).graph.node
+
+    def run(self, x):
+        session = onnxruntime.InferenceSession(self._file, session_options(), providers=["CPUExecutionProvider"])
+        feeds = {"x": onnxruntime.OrtValue.ortvalue_from_numpy(x)}
+        for tensor in self.spec.inputs[1:]:
+            stored = self._weights[tensor.name]
+            values = np.fromfile(self._data, np.uint8, stored.end - stored.offset, offset=stored.offset)
+            kind = helper.np_dtype_to_tensor_dtype(np.dtype(stored.dtype))
+            values = values.view(np.uint8 if stored.dtype == "float8_e4m3fn" else stored.dtype).reshape(stored.shape)
+            feeds[tensor.name] = onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(values, kind)
+        return session.run_with_ort_values(None, feeds)[0].numpy()
+
+
+def test_fp8_on_a_device_has_the_same_weights_and_results(write, tensors, inputs, x):
+    """Gate and up take one input, which the norm writes in FP8; the down projection's comes from the activation."""
+    scheme = Scheme(dict.fromkeys(NAMES, "fp8"), ranges_of(inputs))
+    portable = write(scheme)
+    device = OnDevice(portable, scheme, gated, tensors.__getitem__)
+    assert [node.op_type for node in device.nodes] == ["RMSNormFp8", *["Fp8Linear"] * 2, "SwiGLUFp8", "Fp8Linear"]
+    assert (device.spec.runtimes, device.spec.opset) == (("onnxruntime",), FP8_OPSET)
+    taken = {tensor.name for tensor in device.spec.inputs}
+    assert {f"{name}.weight.fp8" for name in NAMES} <= taken
+    assert error(portable.run(x), device.run(x)) < 0.02
+
+
+def test_an_input_that_others_read_too_is_quantized_apart(write, tensors, inputs, x):
+    """The gate stays in fp16, so the norm writes what it reads, and the up projection's quantizer follows."""
+    scheme = Scheme({UP: "fp8"}, ranges_of(inputs))
+    device = OnDevice(write(scheme), scheme, gated, tensors.__getitem__)
+    kinds = [node.op_type for node in device.nodes]
+    assert kinds == ["RMSNorm", "MatMul", "QuantizeFp8", "Fp8Linear", "SwiGLU", "MatMul"]
+
+
+@pytest.mark.parametrize("width", [WIDTH + 8, WIDTH])
+def test_fp8_takes_multiples_of_16(width):
+    assert takes("fp8", Linear("a", "x", "y", width, 32)) == takes("fp8", Linear("a", "x", "y", 32, width))
+    assert takes("fp8", Linear("a", "x", "y", width, 32)) == (width % 16 == 0)
+    assert takes("w8a8", Linear("a", "x", "y", width, 32))
 
 
 @pytest.mark.parametrize(("shape", "tokens", "rank"), [(("F", 4), 4, 2), (("F", "T"), None, 3), (("N",), None, 2)])

@@ -14,10 +14,10 @@ from tango_calibration.quantization.cache import ObservationCache
 from tango_calibration.quantization.calibrate import CalibrationRequest, calibrate
 from tango_calibration.quantization.capture import capture
 from tango_calibration.quantization.clips import read_clips
-from tango_calibration.quantization.formats import FP8_OPSET
 from tango_calibration.quantization.sensitivity import BUDGETS
 from tango_calibration.quantization.stored import StoredGraph
 from tango_export.graph import PORTABLE
+from tango_export.graph.operators import FP8_OPSET
 from tango_plugins import TangoError
 from tango_runtime import VideoLLM
 from tango_runtime.backends.cuda.backend import CudaBackend

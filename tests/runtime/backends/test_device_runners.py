@@ -20,6 +20,7 @@ from tango_runtime.backends.cuda import tensorrt
 from tango_runtime.backends.cuda.backend import CudaBackend
 from tango_runtime.backends.cuda.device import Stream
 from tango_runtime.backends.cuda.ort_fused import FusedOrtRunner
+from tango_runtime.bundle import Bundle
 from tango_runtime.system import gpu as system
 from tests.fakes.cuda import install
 from tests.fakes.device_graphs import with_device_graphs
@@ -256,6 +257,29 @@ def test_the_device_graph_of_a_quantized_tower_is_its_plain_one(make, quantized,
         assert len(llm.generate(colors, QUESTION, frames=8, max_new_tokens=4).ids) == 4
     for found, wanted in zip(*heard, strict=True):
         assert np.linalg.norm(found - wanted) < 0.05 * np.linalg.norm(wanted)
+
+
+def test_device_graphs_in_fp8_and_decode_steps_are_close_to_fp16(bundle, host, tmp_path):
+    """Their weights are inputs of a type that NumPy does not have."""
+    import onnxruntime
+
+    from tango_calibration.quantization.calibrate import CalibrationRequest, calibrate
+
+    folder, stream = bundle(vision_width=96, vision_intermediate=192), Stream()
+    sizes = {"videos": 4, "frames": 8, "max_new_tokens": 2}
+    calibrate(CalibrationRequest(folder, tmp_path / "fp8", "synthetic", vision="fp8", decoder="fp8", **sizes))
+    fp8 = Bundle.load(tmp_path / "fp8")
+    graphs = FusedOrtRunner(onnxruntime, fp8, stream, ("CPUExecutionProvider", "cpu"))
+    frames = np.random.default_rng(0).integers(0, 255, (2, *fp8.manifest.video.size, 3), np.uint8)
+    heard = []
+    for backend in (CudaBackend(fp8, graphs, stream), VideoLLM(folder, "ort-cpu")._backend):
+        tensors = [backend.to_host(t) for t in backend.vision(frames, lambda done: None)]
+        stages = OneSequence(backend)
+        tensors.append(np.array(stages.prefill([stages.embed(np.arange(20, 60))], 64)))
+        tensors += [np.array(stages.decode(token)) for token in (5, 9, 5)]
+        heard.append([tensor.astype(np.float64) for tensor in tensors])
+    for found, wanted in zip(*heard, strict=True):
+        assert 0 < np.linalg.norm(found - wanted) < 0.1 * np.linalg.norm(wanted)
 
 
 def test_a_bundle_without_fused_graphs_runs_its_plain_ones(tiny_bundle, host, colors):

@@ -11,9 +11,10 @@ import pytest
 
 from tango_plugins import TangoError
 from tango_plugins.build import Info
-from tango_runtime.bundle import Bundle
+from tango_runtime.bundle import Bundle, Quantization
 from tango_runtime.cli.main import main
 from tango_runtime.doctor import diagnose, machine, packages
+from tango_runtime.doctor.bundle import check_bundle
 from tango_runtime.engines import BuildOptions, Target, plan_engines
 from tango_runtime.system import gpu as system
 from tango_runtime.system.gpu import Free, Gpu, Plugin
@@ -254,6 +255,22 @@ def test_engines_of_a_changed_graph_are_listed_for_removal(gpu_machine, bundle, 
     digest = loaded.manifest.files[loaded.engine_graph("vision", "device").name].sha256
     manifest.write_text(manifest.read_text().replace(digest, "0" * 64))
     assert str(one.path) in checks(loaded.path)["engines/"].fix
+
+
+@pytest.mark.parametrize("capability", ["8.7", "8.9"])
+def test_a_bundle_in_fp8_needs_a_gpu_that_has_it(gpu_machine, bundle, capability):
+    gpu_machine["gpu"] = replace(H200, compute_capability=capability)
+    loaded = Bundle.load(bundle())
+    vision = replace(loaded.manifest.graphs["vision"], quantization=Quantization("fp8", 4, ()))
+    graphs = {**loaded.manifest.graphs, "vision": vision}
+    found = check_bundle(
+        replace(loaded, manifest=replace(loaded.manifest, graphs=graphs)), machine.check_machine(), verify=False
+    )
+    precision = {check.name: check for check in found}.get("precision")
+    assert (precision is None) == (capability == "8.9")
+    if precision is not None:
+        assert precision.text.endswith("fp8 needs a GPU of compute capability 8.9 or later, and this one has 8.7")
+        assert set(precision.backends) == {"tensorrt", "ort-cuda"}
 
 
 def test_a_missing_bundle(gpu_machine, tmp_path, capsys):

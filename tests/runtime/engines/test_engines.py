@@ -191,8 +191,27 @@ def test_fp8_needs_tensorrt_10(loaded):
     bundle = quantized(loaded, "fp8", "tensorrt")
     with pytest.raises(TangoError, match=r"needs TensorRT 10; this is 8\.6"):
         planned(bundle)
-    assert planned(bundle, ORIN)["decoder"].flags == ("STRONGLY_TYPED",)
-    with pytest.raises(TangoError, match="ONNX Runtime cannot run the decoder graph"):
+    assert planned(bundle, replace(ORIN, compute_capability="11.0"))["decoder"].flags == ("STRONGLY_TYPED",)
+
+
+def test_fp8_needs_a_gpu_that_has_it(loaded):
+    with pytest.raises(TangoError, match=r"decoder of .*fp8 needs a GPU of compute capability 8\.9 or later.*has 8\.7"):
+        planned(quantized(loaded, "fp8", "tensorrt"), ORIN)
+
+
+@pytest.mark.parametrize(
+    ("has_device", "message"),
+    [
+        (True, r"ONNX Runtime runs the decoder graph of .* on a GPU only"),
+        (False, r"ONNX Runtime cannot run the decoder graph of .*: it is for tensorrt"),
+    ],
+)
+def test_onnxruntime_on_a_cpu_runs_no_fp8(loaded, has_device, message):
+    bundle = quantized(loaded, "fp8", "tensorrt")
+    graph = bundle.manifest.graphs["decoder"]
+    graph = replace(graph, device=replace(graph, runtimes=("onnxruntime",)) if has_device else None)
+    bundle = replace(bundle, manifest=replace(bundle.manifest, graphs={**bundle.manifest.graphs, "decoder": graph}))
+    with pytest.raises(TangoError, match=message):
         check_runtime(bundle, "decoder")
 
 

@@ -7,24 +7,26 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout
 from typing import Any
 
-from tango_plugins import TangoError, native_library
+from tango_plugins import TangoError, driver, native_library
 from tango_runtime.backends.cuda.backend import CudaBackend, open_stream
 from tango_runtime.backends.cuda.ort_fused import FusedOrtRunner
 from tango_runtime.backends.cuda.ort_runner import CUDA, PROVIDER
 from tango_runtime.bundle import Bundle
+from tango_runtime.system.precisions import require_precisions
 
 
 def open_backend(bundle: Bundle, threads: int = 0, *, nvdec: bool = False) -> CudaBackend:
     """Loads a bundle's graphs on the GPU.
 
     Raises:
-        TangoError: ONNX Runtime with CUDA is not installed or cannot be used, there is no GPU, a graph cannot be
-            loaded, or the CUDA library is not built.
+        TangoError: ONNX Runtime with CUDA is not installed or cannot be used, there is no GPU or one without a graph's
+            precision, a graph cannot be loaded, or the CUDA library is not built.
     """
     with ThreadPoolExecutor(1) as thread:  # each of the two takes a tenth of a second
         opening = thread.submit(open_stream)
         onnxruntime = onnxruntime_with_cuda()
         stream = opening.result()
+    require_precisions(bundle, bundle.manifest.graphs, driver.gpu().compute_capability)
     graphs = FusedOrtRunner(onnxruntime, bundle, stream, CUDA, native_library.installed())
     return CudaBackend(bundle, graphs, stream, nvdec=nvdec)
 

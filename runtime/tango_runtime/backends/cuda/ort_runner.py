@@ -22,6 +22,8 @@ from tango_runtime.backends.ort_options import session_options
 from tango_runtime.bundle import Bundle, GraphName
 
 PROVIDER = "CUDAExecutionProvider"
+#: TensorProto.FLOAT8E4M3FN of ONNX.
+_FLOAT8_E4M3FN = 17
 #: The provider, and the device that tensors are bound on.
 CUDA = (PROVIDER, "cuda")
 
@@ -114,13 +116,18 @@ class OrtRunner:
         binding = self._bindings[graph, replay]
         for name, memory in tensors.items():
             bind = binding.bind_input if name in inputs else binding.bind_output
-            bind(name, self._place, 0, np.dtype(memory.dtype).type, memory.shape, memory.address)
+            bind(name, self._place, 0, _element_type(memory.dtype), memory.shape, memory.address)
 
         def run() -> None:
             with ort_errors(f"run {graph}", "use fewer frames, or end other programs on the GPU; see: tango doctor"):
                 self._sessions[graph].run_with_iobinding(self._bindings[graph, replay], options)
 
         return run
+
+
+def _element_type(dtype: str) -> Any:
+    """A type as ONNX Runtime's bindings take it: NumPy's, or ONNX's number of one that NumPy does not have."""
+    return _FLOAT8_E4M3FN if dtype == "float8_e4m3fn" else np.dtype(dtype).type
 
 
 def _options(operators: Path | None) -> Any:
