@@ -13,7 +13,7 @@ from tango_calibration.data.dataset import SYNTHETIC, Video, read_folder, synthe
 from tango_calibration.evaluation import results
 from tango_calibration.evaluation.evaluate import check_room
 from tango_calibration.quantization.calibrate import CalibrationRequest, cache_folder, calibrate, check, drops
-from tango_calibration.quantization.replay import usable
+from tango_calibration.quantization.replay import CPU, usable
 from tango_plugins import TangoError
 from tango_runtime.bundle import Bundle
 from tango_runtime.cli.args import (
@@ -117,14 +117,15 @@ def _calibrate(args: argparse.Namespace) -> int:
 def _request(args: argparse.Namespace) -> CalibrationRequest:
     if args.max_drop is not None and not args.evaluate:
         raise TangoError("--max-drop needs an evaluation", "add --evaluate N")
-    if args.evaluate and "fp8" in (args.vision, args.decoder) and args.backend != CUDA:
+    backend = usable(args.backend)
+    if args.evaluate and "fp8" in (args.vision, args.decoder) and backend == CPU:
         raise TangoError(
             "--evaluate runs on ONNX Runtime, which runs fp8 on a GPU only",
-            "add --backend ort-cuda on a GPU, or drop it and compare both bundles there: tango evaluate",
+            "calibrate on a GPU, or drop it and compare both bundles there: tango evaluate",
         )
     names = ("bundle", "output", "clips", "vision", "decoder", "group", "videos", "frames", "max_new_tokens", "seed")
     asked = {name: getattr(args, name) for name in (*names, "cache", "overwrite", "jobs", "ray")}
-    asked["backend"] = usable(args.backend)
+    asked["backend"] = backend
     return CalibrationRequest(**asked, runtime=args.target, min_overlap=args.min_overlap and args.min_overlap / 100)
 
 
