@@ -152,7 +152,7 @@ def fp8_product(x, matrix, y):
     quantized = torch.empty(x.shape, device="cuda", dtype=torch.float8_e4m3fn)
     scale = matrix.scales.owner.float()
     pointers = [tensor.data_ptr() for tensor in (quantized, matrix.values.owner, scale)]
-    tensors = structs.TangoFp8LinearTensors(*pointers, y.data_ptr())
+    tensors = structs.TangoFp8LinearTensors(*pointers, None, None, y.data_ptr())
 
     def call(keep=(quantized, scale)):
         stream = torch.cuda.current_stream().cuda_stream

@@ -41,6 +41,7 @@ _RESIZE = POINTER(structs.TangoResizeShape)
 _THIN = POINTER(structs.TangoThinShape)
 _ROWS = (c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_void_p)
 _RESULT = (c_int32, c_float, c_void_p, c_void_p)  # its type and scale, its address, stream
+_FP8_LINEAR = (POINTER(structs.TangoLinearShape), POINTER(structs.TangoFp8LinearTensors), c_float, c_void_p)
 _NORM = (POINTER(structs.TangoNormShape), POINTER(structs.TangoNormTensors), c_void_p)
 
 #: Argument types of every function that returns a TangoStatus.
@@ -87,11 +88,8 @@ _ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "tango_swiglu_enqueue": (c_int32, c_void_p, c_void_p, c_int64, *_RESULT),
     "tango_bias_swiglu_enqueue": (c_int32, *(c_void_p,) * 4, c_int64, c_int64, c_float, *_RESULT),
     "tango_fp8_quantize_enqueue": (c_int32, c_void_p, c_int64, c_float, c_void_p, c_void_p),
-    "tango_fp8_linear_enqueue": (
-        POINTER(structs.TangoLinearShape),
-        POINTER(structs.TangoFp8LinearTensors),
-        *(c_float, c_void_p),
-    ),
+    "tango_fp8_linear_enqueue": _FP8_LINEAR,
+    "tango_fp8_linear_gelu_enqueue": _FP8_LINEAR,
     "tango_rows_gather_enqueue": (c_void_p, c_void_p, c_void_p, c_int32, c_int64, c_void_p, c_void_p),
     "tango_thin_workspace": (_THIN, _SIZE),
     "tango_thin_enqueue": (_THIN, POINTER(structs.TangoThinTensors), *_SCRATCH),

@@ -52,7 +52,7 @@ class TangoLinearShape(ctypes.Structure):
 class TangoFp8LinearTensors(ctypes.Structure):
     """The struct of tango/fp8.h."""
 
-    _fields_ = _pointers("x", "weight", "weight_scale", "y")
+    _fields_ = _pointers("x", "weight", "weight_scale", "bias", "y_factor", "y")
 
 
 class TangoDecodeShape(ctypes.Structure):

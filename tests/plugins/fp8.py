@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 
 import torch
+from torch.nn.functional import gelu
 
 from tango_plugins import native_library, structs
 
@@ -12,8 +13,9 @@ from tango_plugins import native_library, structs
 E4M3 = torch.float8_e4m3fn
 #: The dtype's number in the C interface.
 TANGO_FP8 = 2
-#: Error of sums, relative to the sum of magnitudes.
-SUMS = 2**-11
+#: Error of a sum, relative to the sum of magnitudes: of fp32, and of tensor cores. With fast accumulation these keep
+#: some 14 bits of a sum each time they add 32 products to it.
+FP32_SUMS, TENSOR_CORE_SUMS = 2**-17, 2**-10
 #: rows, inputs, outputs.
 SHAPES = [(1, 16, 16), (3, 64, 48), (70, 144, 32)]
 
@@ -83,23 +85,41 @@ class Fp8Product:
         self.y = torch.full((rows + 1, outputs), torch.nan, dtype=torch.half, device=device)
         self.shape = structs.TangoLinearShape(rows, inputs, outputs)
 
-    def enqueue(self, x_scale=None, **changed):
-        """Runs it with another scale, or other fields of its tensors; returns the status."""
+    def enqueue(self, x_scale=None, function="tango_fp8_linear_enqueue", **changed):
+        """Runs it with another scale, by another function, or with other fields of its tensors; returns the status."""
         pointers = {name: getattr(self, name).data_ptr() for name in ("x", "weight", "weight_scale", "y")} | changed
         given = structs.TangoFp8LinearTensors(**pointers)
         scale = self.x_scale if x_scale is None else x_scale
-        function = self.library.tango_fp8_linear_enqueue
-        return function(ctypes.byref(self.shape), ctypes.byref(given), scale, queue(self.device))
+        call = getattr(self.library, function)
+        return call(ctypes.byref(self.shape), ctypes.byref(given), scale, queue(self.device))
 
-    def check(self):
-        """Compares it with fp64, and that it ends where it should.
-
-        fp16 rounds once. Tensor cores of FP8 keep fewer bits than fp32 while they add, of the largest of a few numbers.
-        """
+    def check(self, sums):
+        """Compares it with fp64, to fp16's rounding and an error of sums, and that it ends where it should."""
         assert self.enqueue() == 0, self.library.tango_last_error()
-        scale = self.x_scale * self.weight_scale.double()
-        x, weight = self.x.double(), self.weight.double().T
-        wanted, size = x @ weight * scale, x.abs() @ weight.abs() * scale
+        wanted, size = self.wanted(self.x_scale)
         error = (self.y[:-1].double() - wanted).abs()
-        assert (error <= 2**-11 * 1.02 * wanted.abs() + SUMS * size + 3e-8).all(), (error / size).max()
+        assert (error <= 2**-11 * 1.02 * wanted.abs() + sums * size + 3e-8).all(), (error / size).max()
         assert self.y[-1].isnan().all()
+
+    def check_gelu(self, sums):
+        """The same for the product that GELU follows: FP8 rounds once, and a GPU's tanh is an approximation."""
+        x_scale, y_scale = self.x_scale * self.shape.inputs**-0.5, 0.02  # u is about 1
+        generator = torch.Generator(self.device).manual_seed(0)
+        bias = torch.randn(self.shape.outputs, generator=generator, device=self.device).half()
+        factor = torch.tensor([1 / y_scale], device=self.device)
+        y = self.y.to(E4M3)
+        pointers = {"bias": bias.data_ptr(), "y_factor": factor.data_ptr(), "y": y.data_ptr()}
+        assert self.enqueue(x_scale, "tango_fp8_linear_gelu_enqueue", **pointers) == 0, self.library.tango_last_error()
+        product, size = self.wanted(x_scale)
+        u = product + bias.double()
+        wanted = gelu(u, approximate="tanh").clamp(-448 * y_scale, 448 * y_scale)
+        error = (y[:-1].double() * y_scale - wanted).abs()
+        assert (error <= wanted.abs() / 16 + y_scale / 2**10 + 1.2 * sums * size + 2**-11 * u.abs()).all(), error.max()
+        assert (bits(y[:-1]) == bits(rounded(wanted, y_scale))).float().mean() > 0.9
+        assert y[-1].isnan().all()
+
+    def wanted(self, x_scale):
+        """The product in fp64, and the sum of magnitudes."""
+        scale = x_scale * self.weight_scale.double()
+        x, weight = self.x.double(), self.weight.double().T
+        return x @ weight * scale, x.abs() @ weight.abs() * scale

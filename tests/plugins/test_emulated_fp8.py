@@ -10,6 +10,7 @@ from tango_plugins import native_library
 from tests.plugins.cuda_emulator import compiled
 from tests.plugins.fp8 import (
     E4M3,
+    FP32_SUMS,
     SHAPES,
     TANGO_FP8,
     Fp8Product,
@@ -97,7 +98,20 @@ def test_scales_are_finite_and_above_zero(library, path, scale):
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_product_equals_fp64(path, shape):
-    Fp8Product(*shape, path=path, device="cpu").check()
+    Fp8Product(*shape, path=path, device="cpu").check(FP32_SUMS)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_product_with_gelu_equals_fp64(path, shape):
+    Fp8Product(*shape, path=path, device="cpu").check_gelu(FP32_SUMS)
+
+
+@pytest.mark.parametrize(("name", "address"), [("bias", None), ("bias", HERE + 2), ("y_factor", None)])
+def test_gelu_needs_its_tensors(path, name, address):
+    given = {"bias": HERE, "y_factor": HERE, name: address}
+    product = Fp8Product(1, 16, 16, path=path, device="cpu")
+    assert product.enqueue(function="tango_fp8_linear_gelu_enqueue", **given) == BAD_ARGUMENT
+    assert product.library.tango_last_error().decode().startswith(f"{name} is ")
 
 
 def test_no_rows_are_no_work(path):

@@ -116,7 +116,7 @@ def test_every_function_has_an_operator(library):
     decoder = {"CachedAttention", "PositionedAttention", "AttentionShares"}
     assert {*ROWS, *tower, *decoder, *PRODUCTS} == set(FUNCTIONS)
     norms = {"WideRMSNormFp8", "AddWideRMSNormFp8"}
-    own = {"QuantizeFp8", "Fp8Linear", *norms, *(f"{op}Fp8" for op in IN_FP8)}
+    own = {"QuantizeFp8", "Fp8Linear", "Fp8LinearGelu", *norms, *(f"{op}Fp8" for op in IN_FP8)}
     assert set(FUNCTIONS) | own == set(FP8_FUNCTIONS)
 
 
@@ -248,14 +248,33 @@ def test_quantization_saturates_and_equals_its_onnx_function(library):
     np.testing.assert_array_equal(found[0], [0, 10, -32, 448, -448, 448, 2**-9, np.nan])
 
 
+def product_of_fp8(shape, outputs):
+    weight = random(FLOAT, outputs, shape[-1]).astype(FP8)
+    return {"x": random(FLOAT, *shape).astype(FP8), "weight": weight, "scale": np.array(0.01, FLOAT)}
+
+
 @pytest.mark.parametrize("shape", [(5, 64), (2, 3, 144), (0, 32)])
 def test_a_product_of_fp8_equals_its_onnx_function(library, shape):
-    inputs = {"x": random(FLOAT, *shape).astype(FP8), "weight": random(FLOAT, 48, shape[-1]).astype(FP8)}
-    inputs["scale"] = np.array(0.01, FLOAT)
-    found, wanted = (
-        run_fp8("Fp8Linear", inputs, {"y": (HALF, len(shape))}, path, x_scale=0.1)[0] for path in (library, None)
-    )
+    inputs, y = product_of_fp8(shape, 48), {"y": (HALF, len(shape))}
+    found, wanted = (run_fp8("Fp8Linear", inputs, y, path, x_scale=0.1)[0] for path in (library, None))
     np.testing.assert_allclose(found, wanted, rtol=2e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(5, 64), (2, 3, 144), (0, 32)])
+def test_a_product_of_fp8_with_gelu_equals_its_onnx_function(library, shape):
+    inputs, y = product_of_fp8(shape, 48), {"y": (FP8, len(shape))}
+    inputs |= {"bias": random(HALF, 48), "y_factor": np.array(50, FLOAT)}
+    found, wanted = (run_fp8("Fp8LinearGelu", inputs, y, path, x_scale=10.0)[0] for path in (library, None))
+    np.testing.assert_allclose(found, wanted, rtol=0.13, atol=2**-8)
+    assert (found == wanted).sum() >= 0.9 * found.size
+
+
+@pytest.mark.parametrize("changed", [{"bias": (47,)}, {"y_factor": (2,)}])
+def test_a_product_of_fp8_with_gelu_rejects_wrong_shapes(library, changed):
+    more = {name: np.ones(shape, HALF if name == "bias" else FLOAT) for name, shape in changed.items()}
+    inputs = product_of_fp8((5, 64), 48) | {"bias": np.ones(48, HALF), "y_factor": np.array(1, FLOAT)} | more
+    with pytest.raises(Exception, match=r"tango.Fp8LinearGelu: the shapes of the inputs do not match"):
+        run_fp8("Fp8LinearGelu", inputs, {"y": (FP8, 2)}, library, x_scale=0.1)
 
 
 @pytest.mark.parametrize(

@@ -45,12 +45,8 @@ BiasGelu (x, bias) => (y) {
 }
 """
 
-#: The same with the tanh approximation.
-_BIAS_FAST_GELU = """
-BiasFastGelu (x, bias) => (y) {
-    biased = Add (x, bias)
-    u = Cast <to = 1> (biased)
-    half = Constant <value = float {0.5}> ()
+#: From u in fp32 to its GELU, ``wide``, in the tanh form.
+_FAST_GELU = """    half = Constant <value = float {0.5}> ()
     one = Constant <value = float {1.0}> ()
     root = Constant <value = float {0.79788456080286536}> ()
     cubic = Constant <value = float {0.044715}> ()
@@ -62,9 +58,16 @@ BiasFastGelu (x, bias) => (y) {
     tanh = Tanh (inner)
     share = Add (tanh, one)
     twice = Mul (u, share)
-    wide = Mul (twice, half)
+    wide = Mul (twice, half)"""
+
+#: As BiasGelu, with the tanh approximation.
+_BIAS_FAST_GELU = f"""
+BiasFastGelu (x, bias) => (y) {{
+    biased = Add (x, bias)
+    u = Cast <to = 1> (biased)
+{_FAST_GELU}
     y = CastLike (wide, x)
-}
+}}
 """
 
 #: silu(gate) · up, all of one shape.
@@ -565,18 +568,33 @@ Quantize (x) => (y) {
 }
 """
 
-#: x [..., K] FP8; weight [N, K] FP8; scale [] fp32 → x · weightᵀ · x_scale · scale, [..., N] fp16.
-_FP8_LINEAR = """
-Fp8Linear <x_scale> (x, weight, scale) => (y) {
-    left = Cast <to = 1> (x)
+#: From FP8 matrices to their product in fp32, ``scaled``.
+_FP8_PRODUCT = """    left = Cast <to = 1> (x)
     rows = Cast <to = 1> (weight)
     right = Transpose <perm = [1, 0]> (rows)
     product = MatMul (left, right)
     factor = Constant <value_float: float = @x_scale> ()
     scales = Mul (factor, scale)
-    wide = Mul (product, scales)
-    y = Cast <to = 10> (wide)
-}
+    scaled = Mul (product, scales)"""
+
+#: x [..., K] FP8; weight [N, K] FP8; scale [] fp32 → x · weightᵀ · x_scale · scale, [..., N] fp16.
+_FP8_LINEAR = f"""
+Fp8Linear <x_scale> (x, weight, scale) => (y) {{
+{_FP8_PRODUCT}
+    y = Cast <to = 10> (scaled)
+}}
+"""
+
+#: The same with bias [N] and y_factor [] fp32 → GELU(that + bias) · y_factor, [..., N] FP8. GELU has its tanh form.
+_FP8_LINEAR_GELU = f"""
+Fp8LinearGelu <x_scale> (x, weight, scale, bias, y_factor) => (y) {{
+{_FP8_PRODUCT}
+    wide_bias = Cast <to = 1> (bias)
+    u = Add (scaled, wide_bias)
+{_FAST_GELU}
+    y_steps = Mul (wide, y_factor)
+    y = Cast <to = 17> (y_steps)
+}}
 """
 
 _TEXTS = (
@@ -652,4 +670,6 @@ def _parsed(opset: int, texts: Iterable[str]) -> dict[str, FunctionProto]:
 FUNCTIONS = _parsed(17, _TEXTS)
 
 #: The same for a graph with FP8: ONNX Runtime does not convert a function to the opset of its graph.
-FP8_FUNCTIONS = _parsed(FP8_OPSET, map(_at_fp8_opset, (*_TEXTS, _FP8_LINEAR, *map(_in_fp8, _ALSO_IN_FP8))))
+FP8_FUNCTIONS = _parsed(
+    FP8_OPSET, map(_at_fp8_opset, (*_TEXTS, _FP8_LINEAR, _FP8_LINEAR_GELU, *map(_in_fp8, _ALSO_IN_FP8)))
+)

@@ -21,7 +21,7 @@ from tango_export.graph import DEVICE, PORTABLE, Definition, build
 from tango_export.graph.builder import Linear
 from tango_export.graph.files import write_device, write_portable
 from tango_export.graph.operators import FP8_OPSET
-from tango_export.layers import gated_mlp, linear, rms_norm
+from tango_export.layers import gated_mlp, gelu_mlp, linear, rms_norm
 from tango_runtime.backends.ort_options import session_options
 
 WIDTH, INNER = 80, 48  # neither is a multiple of a block
@@ -197,6 +197,31 @@ def test_fp8_on_a_device_has_the_same_weights_and_results(write, tensors, inputs
     assert (device.spec.runtimes, device.spec.opset) == (("onnxruntime",), FP8_OPSET)
     taken = {tensor.name for tensor in device.spec.inputs}
     assert {f"{name}.weight.fp8" for name in NAMES} <= taken
+    assert error(portable.run(x), device.run(x)) < 0.02
+
+
+@pytest.mark.parametrize(
+    ("chosen", "kinds"),
+    [
+        (("mlp.fc1", "mlp.fc2"), ["QuantizeFp8", "Fp8LinearGelu", "Fp8Linear", "Bias"]),
+        (("mlp.fc1",), ["QuantizeFp8", "Fp8Linear", "BiasFastGelu", "MatMul", "Bias"]),
+        (("mlp.fc2",), ["MatMul", "BiasFastGeluFp8", "Fp8Linear", "Bias"]),
+    ],
+)
+def test_a_gelu_between_layers_in_fp8_is_part_of_the_first(write, chosen, kinds):
+    rng = np.random.default_rng(0)
+    shapes = {"fc1.weight": (INNER, WIDTH), "fc1.bias": INNER, "fc2.weight": (WIDTH, INNER), "fc2.bias": WIDTH}
+    tensors = {f"mlp.{name}": rng.normal(0, 0.2, shape).astype(np.float16) for name, shape in shapes.items()}
+    x = rng.normal(size=(3, 4, WIDTH)).astype(np.float16)
+
+    def layers(g):
+        mlp = gelu_mlp(g, "mlp", g.input("x", g.dtype, "F", 4, WIDTH), 4, WIDTH, INNER)
+        g.output(g.form.add_bias(g, mlp), "y", g.dtype, "F", 4, WIDTH)
+
+    scheme = Scheme(dict.fromkeys(chosen, "fp8"), {"mlp.fc1": 4.0, "mlp.fc2": 7.0})
+    portable = write(scheme, layers=layers, read=tensors.__getitem__)
+    device = OnDevice(portable, scheme, layers, tensors.__getitem__)
+    assert [node.op_type for node in device.nodes] == kinds
     assert error(portable.run(x), device.run(x)) < 0.02
 
 

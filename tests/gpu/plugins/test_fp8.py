@@ -7,7 +7,17 @@ import torch
 from torch.nn.functional import gelu
 
 from tango_plugins import native_library
-from tests.plugins.fp8 import E4M3, SHAPES, TANGO_FP8, Fp8Product, assert_rounded, check_every_number, check_norm, queue
+from tests.plugins.fp8 import (
+    E4M3,
+    SHAPES,
+    TANGO_FP8,
+    TENSOR_CORE_SUMS,
+    Fp8Product,
+    assert_rounded,
+    check_every_number,
+    check_norm,
+    queue,
+)
 from tests.plugins.norms import HALF, SINGLE, Rows
 
 pytestmark = pytest.mark.skipif(
@@ -20,7 +30,12 @@ REAL = [(2916, 1152, 3456), (2916, 1152, 4304), (2916, 4304, 1152), (659, 3584, 
 
 @pytest.mark.parametrize("shape", [*SHAPES, *REAL])
 def test_a_product_equals_fp64(shape):
-    Fp8Product(*shape).check()
+    Fp8Product(*shape).check(TENSOR_CORE_SUMS)
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (2916, 1152, 4304)])
+def test_a_product_with_gelu_equals_fp64(shape):
+    Fp8Product(*shape).check_gelu(TENSOR_CORE_SUMS)
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.0123, 300.0])

@@ -5,6 +5,8 @@
 
 #include <cmath>
 
+#include "common/platform.cuh"
+
 namespace tango {
 namespace {
 
@@ -16,9 +18,12 @@ float number(const void* numbers, size_t at) {
     return bits & 128 ? -size : size;
 }
 
+float gelu(float u) { return 0.5f * u * (1.0f + std::tanh(0.79788456f * (u + 0.044715f * u * u * u))); }
+
 }  // namespace
 
-int multiply_fp8(const TangoLinearShape& shape, const TangoFp8LinearTensors& tensors, float x_scale, cudaStream_t) {
+int multiply_fp8(const TangoLinearShape& shape, const TangoFp8LinearTensors& tensors, float x_scale, Epilogue epilogue,
+                 cudaStream_t) {
     const auto [rows, inputs, outputs] = shape;
     for (size_t row = 0; row < static_cast<size_t>(rows); ++row)
         for (size_t output = 0; output < static_cast<size_t>(outputs); ++output) {
@@ -26,7 +31,14 @@ int multiply_fp8(const TangoLinearShape& shape, const TangoFp8LinearTensors& ten
             for (int i = 0; i < inputs; ++i)
                 sum += number(tensors.x, row * inputs + i) * number(tensors.weight, output * inputs + i);
             const float scaled = sum * x_scale * *tensors.weight_scale;
-            static_cast<__half*>(tensors.y)[row * outputs + output] = __float2half(scaled);
+            const size_t at = row * outputs + output;
+            if (epilogue == Epilogue::kNone) {
+                static_cast<__half*>(tensors.y)[at] = __float2half(scaled);
+            } else {
+                const float biased = scaled + __half2float(static_cast<const __half*>(tensors.bias)[output]);
+                const float steps = gelu(biased) * *tensors.y_factor;
+                static_cast<uint8_t*>(tensors.y)[at] = static_cast<uint8_t>(fp8_pair(steps, 0.0f));
+            }
         }
     return TANGO_OK;
 }

@@ -248,16 +248,22 @@ int enqueue_quantize(const Call& call) {
                                       call.outputs[0].data, call.stream);
 }
 
+// Inputs: x, weight, weight scale; before a GELU bias and factor.
+template <bool kGelu>
 int enqueue_fp8_linear(const Call& call) {
     const Tensor &x = call.inputs[0], &weight = call.inputs[1], &scale = call.inputs[2];
     if (weight.shape.size() != 2 || weight.dim(1) != x.dim(1) || scale.size() != 1) return mismatch();
+    if (kGelu && (call.inputs[3].size() != weight.dim(2) || call.inputs[4].size() != 1)) return mismatch();
     if (x.rows() == 0) return TANGO_OK;
     TangoLinearShape shape = {};
     if (int status = narrow({{x.rows(), &shape.rows}, {x.dim(1), &shape.inputs}, {weight.dim(2), &shape.outputs}}))
         return status;
-    const TangoFp8LinearTensors tensors = {x.data, weight.data, static_cast<const float*>(scale.data),
-                                           call.outputs[0].data};
-    return tango_fp8_linear_enqueue(&shape, &tensors, call.attributes[0].real, call.stream);
+    TangoFp8LinearTensors tensors = {};
+    tensors.x = x.data, tensors.weight = weight.data, tensors.y = call.outputs[0].data;
+    tensors.weight_scale = static_cast<const float*>(scale.data);
+    if (kGelu) tensors.bias = call.inputs[3].data, tensors.y_factor = static_cast<const float*>(call.inputs[4].data);
+    const auto enqueue = kGelu ? tango_fp8_linear_gelu_enqueue : tango_fp8_linear_enqueue;
+    return enqueue(&shape, &tensors, call.attributes[0].real, call.stream);
 }
 
 // Inputs: qkv, bias, present key, last, cosines, sines of every position.
@@ -396,7 +402,13 @@ std::vector<Operator> make_plain() {
          {},
          enqueue_blockwise_linear<true>},
         {"QuantizeFp8", {y_scale}, {{{kHalf}, {kFp8}}}, {first}, {}, enqueue_quantize},
-        {"Fp8Linear", {x_scale}, {{{kFp8, kFp8, kFloat}, {kHalf}}}, {{0, {{1, 0}}}}, {}, enqueue_fp8_linear},
+        {"Fp8Linear", {x_scale}, {{{kFp8, kFp8, kFloat}, {kHalf}}}, {{0, {{1, 0}}}}, {}, enqueue_fp8_linear<false>},
+        {"Fp8LinearGelu",
+         {x_scale},
+         {{{kFp8, kFp8, kFloat, kHalf, kFloat}, {kFp8}}},
+         {{0, {{1, 0}}}},
+         {},
+         enqueue_fp8_linear<true>},
         {"CachedAttention",
          {heads, kv_heads},
          {cached},

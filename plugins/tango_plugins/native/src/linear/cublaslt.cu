@@ -37,19 +37,19 @@ enum Type : int { CUDA_R_32F = 0, CUDA_R_16F = 2, CUDA_R_8F_E4M3 = 28 };
 enum Compute : int { CUBLAS_COMPUTE_32F = 68 };
 enum OperationAttribute : int {
     CUBLASLT_MATMUL_DESC_TRANSA = 3,
+    CUBLASLT_MATMUL_DESC_EPILOGUE = 7,
+    CUBLASLT_MATMUL_DESC_BIAS_POINTER = 8,
     CUBLASLT_MATMUL_DESC_A_SCALE_POINTER = 17,
-    CUBLASLT_MATMUL_DESC_FAST_ACCUM = 25
+    CUBLASLT_MATMUL_DESC_D_SCALE_POINTER = 20,
+    CUBLASLT_MATMUL_DESC_FAST_ACCUM = 25,
+    CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE = 26
 };
 enum PreferenceAttribute : int {
     CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES = 1,
     CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES = 5  // and those of B, C and D after it
 };
 constexpr int32_t CUBLAS_OP_T = 1;
-
-#ifndef TANGO_FAST_ACCUMULATION
-#define TANGO_FAST_ACCUMULATION 0
-#endif
-constexpr int8_t kFastAccumulation = TANGO_FAST_ACCUMULATION;
+constexpr uint32_t CUBLASLT_EPILOGUE_GELU_BIAS = 36;
 
 // The functions; null where the library was not found.
 struct Library {
@@ -120,30 +120,38 @@ class Plan {
 
     ~Plan() {
         if (operation_ != nullptr) library().cublasLtMatmulDescDestroy(operation_);
-        for (Layout layout : {weight_, x_, y_})
+        for (Layout layout : {weight_, x_, c_, y_})
             if (layout != nullptr) library().cublasLtMatrixLayoutDestroy(layout);
         if (preference_ != nullptr) library().cublasLtMatmulPreferenceDestroy(preference_);
     }
 
     // Describes the products of a shape, of matrices aligned to so many bytes, and chooses the algorithm that
-    // cuBLASLt's heuristic takes for the best. None gets a workspace.
-    int make(Handle handle, const TangoLinearShape& shape, uint32_t alignment) {
+    // cuBLASLt's heuristic takes for the best. None gets a workspace. C is not read; its type is that of the bias.
+    int make(Handle handle, const TangoLinearShape& shape, const TangoFp8LinearTensors& tensors, Epilogue epilogue,
+             uint32_t alignment) {
         const auto describe = [](Layout* to, Type type, int rows, int columns) {
             return cublas_status(library().cublasLtMatrixLayoutCreate(to, type, rows, columns, rows), kDescribe);
         };
         if (int status = describe(&weight_, CUDA_R_8F_E4M3, shape.inputs, shape.outputs)) return status;
         if (int status = describe(&x_, CUDA_R_8F_E4M3, shape.inputs, shape.rows)) return status;
-        if (int status = describe(&y_, CUDA_R_16F, shape.outputs, shape.rows)) return status;
+        if (int status = describe(&c_, CUDA_R_16F, shape.outputs, shape.rows)) return status;
+        const Type y_type = epilogue == Epilogue::kNone ? CUDA_R_16F : CUDA_R_8F_E4M3;
+        if (int status = describe(&y_, y_type, shape.outputs, shape.rows)) return status;
         TANGO_TRY(cublasLtMatmulDescCreate(&operation_, CUBLAS_COMPUTE_32F, CUDA_R_32F), kDescribe);
         if (int status = set(CUBLASLT_MATMUL_DESC_TRANSA, CUBLAS_OP_T)) return status;
-        if (int status = set(CUBLASLT_MATMUL_DESC_FAST_ACCUM, kFastAccumulation)) return status;
+        if (int status = set(CUBLASLT_MATMUL_DESC_FAST_ACCUM, int8_t{1})) return status;
+        if (epilogue == Epilogue::kBiasGelu) {
+            if (int status = set(CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_EPILOGUE_GELU_BIAS)) return status;
+            if (int status = set(CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, int32_t{CUDA_R_16F})) return status;
+        }
+        if (int status = point_to(tensors)) return status;  // an algorithm may depend on the alignment of the bias
         TANGO_TRY(cublasLtMatmulPreferenceCreate(&preference_), kDescribe);
         if (int status = prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, uint64_t{0})) return status;
         for (int matrix = 0; matrix < 4; ++matrix)
             if (int status = prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES + matrix, alignment)) return status;
         Heuristic found = {};
         int count = 0;
-        const int status = library().cublasLtMatmulAlgoGetHeuristic(handle, operation_, weight_, x_, y_, y_,
+        const int status = library().cublasLtMatmulAlgoGetHeuristic(handle, operation_, weight_, x_, c_, y_,
                                                                     preference_, 1, &found, &count);
         if (status != 0 || count == 0)
             return fail(TANGO_CUDA_ERROR,
@@ -154,16 +162,23 @@ class Plan {
     }
 
     int run(Handle handle, const TangoFp8LinearTensors& tensors, float x_scale, cudaStream_t stream) {
-        if (int status = set(CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, tensors.weight_scale)) return status;
+        if (int status = point_to(tensors)) return status;
         const float beta = 0.0f;
-        TANGO_TRY(cublasLtMatmul(handle, operation_, &x_scale, tensors.weight, weight_, tensors.x, x_, &beta, tensors.y,
-                                 y_, tensors.y, y_, &algorithm_, nullptr, 0, stream),
+        TANGO_TRY(cublasLtMatmul(handle, operation_, &x_scale, tensors.weight, weight_, tensors.x, x_, &beta, nullptr,
+                                 c_, tensors.y, y_, &algorithm_, nullptr, 0, stream),
                   "multiply");
         return TANGO_OK;
     }
 
   private:
     static constexpr char kDescribe[] = "describe a product";
+
+    // Bias and factor are null without an epilogue, as they are by default.
+    int point_to(const TangoFp8LinearTensors& tensors) {
+        if (int status = set(CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, tensors.weight_scale)) return status;
+        if (int status = set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, tensors.bias)) return status;
+        return set(CUBLASLT_MATMUL_DESC_D_SCALE_POINTER, tensors.y_factor);
+    }
 
     template <typename T>
     int set(OperationAttribute attribute, const T& value) {
@@ -179,7 +194,7 @@ class Plan {
     }
 
     Operation operation_ = nullptr;
-    Layout weight_ = nullptr, x_ = nullptr, y_ = nullptr;
+    Layout weight_ = nullptr, x_ = nullptr, c_ = nullptr, y_ = nullptr;
     Preference preference_ = nullptr;
     Algorithm algorithm_ = {};
 };
@@ -187,18 +202,18 @@ class Plan {
 // The largest power of two up to 256 that all addresses are multiples of.
 uint32_t alignment_of(const TangoFp8LinearTensors& tensors) {
     uintptr_t bits = 256;
-    for (const void* pointer : {tensors.x, tensors.weight, static_cast<const void*>(tensors.y)})
+    for (const void* pointer : {tensors.x, tensors.weight, tensors.bias, static_cast<const void*>(tensors.y)})
         bits |= reinterpret_cast<uintptr_t>(pointer);
     return static_cast<uint32_t>(bits & -bits);
 }
 
-// Contexts of cuBLASLt by device, and the plans made so far. They live as long as the process. A plan's scale is set
-// anew for each product, so one thread at a time has them.
+// Contexts of cuBLASLt by device, and the plans made so far. They live as long as the process. A plan's pointers are
+// set anew for each product, so one thread at a time has them.
 struct Plans {
-    using Key = std::tuple<int, int, int, int, uint32_t>;
+    using Key = std::tuple<int, int, int, int, Epilogue, uint32_t>;
     static constexpr size_t kMost = 4096;  // prompts of each length have their own
 
-    int multiply(const TangoLinearShape& shape, const TangoFp8LinearTensors& tensors, float x_scale,
+    int multiply(const TangoLinearShape& shape, const TangoFp8LinearTensors& tensors, float x_scale, Epilogue epilogue,
                  cudaStream_t stream) {
         int device = 0;
         if (int status = cuda_status(cudaGetDevice(&device), "fp8 linear")) return status;
@@ -206,10 +221,10 @@ struct Plans {
         const std::lock_guard<std::mutex> lock(mutex);
         Handle& handle = handles[device];
         if (handle == nullptr) TANGO_TRY(cublasLtCreate(&handle), "be started");
-        const Key key{device, shape.rows, shape.inputs, shape.outputs, alignment};
+        const Key key{device, shape.rows, shape.inputs, shape.outputs, epilogue, alignment};
         if (plans.count(key) == 0) {
             auto made = std::make_unique<Plan>();
-            if (int status = made->make(handle, shape, alignment)) return status;
+            if (int status = made->make(handle, shape, tensors, epilogue, alignment)) return status;
             if (plans.size() == kMost) plans.clear();
             plans[key] = std::move(made);
         }
@@ -223,10 +238,10 @@ struct Plans {
 
 }  // namespace
 
-int multiply_fp8(const TangoLinearShape& shape, const TangoFp8LinearTensors& tensors, float x_scale,
+int multiply_fp8(const TangoLinearShape& shape, const TangoFp8LinearTensors& tensors, float x_scale, Epilogue epilogue,
                  cudaStream_t stream) {
     static Plans& plans = *new Plans;
-    if (library().is_complete) return plans.multiply(shape, tensors, x_scale, stream);
+    if (library().is_complete) return plans.multiply(shape, tensors, x_scale, epilogue, stream);
     return fail(TANGO_CUDA_ERROR,
                 "fp8 linear: neither libcublasLt.so.13 nor libcublasLt.so.12 can be loaded; it comes with CUDA, and as "
                 "the package nvidia-cublas");

@@ -16,7 +16,7 @@ int check_multiple(const char* name, int length) {
     return fail(TANGO_BAD_ARGUMENT, "%s is %d: it must be a multiple of %d", name, length, kMultiple);
 }
 
-int check_tensors(const TangoFp8LinearTensors& tensors) {
+int check_tensors(const TangoFp8LinearTensors& tensors, Epilogue epilogue) {
     const struct {
         const char* name;
         const void* pointer;
@@ -27,7 +27,9 @@ int check_tensors(const TangoFp8LinearTensors& tensors) {
                {"y", tensors.y, 16}};
     for (const auto& tensor : all)
         if (int status = check_pointer(tensor.name, tensor.pointer, tensor.alignment)) return status;
-    return TANGO_OK;
+    if (epilogue == Epilogue::kNone) return TANGO_OK;
+    if (int status = check_pointer("bias", tensors.bias, 16)) return status;
+    return check_pointer("y_factor", tensors.y_factor, sizeof(float));
 }
 
 int check_gpu() {
@@ -39,10 +41,8 @@ int check_gpu() {
                 gpu.major, gpu.minor);
 }
 
-}  // namespace
-
-int tango_fp8_linear_enqueue(const TangoLinearShape* shape, const TangoFp8LinearTensors* tensors, float x_scale,
-                             void* stream) {
+int enqueue(const TangoLinearShape* shape, const TangoFp8LinearTensors* tensors, float x_scale, Epilogue epilogue,
+            void* stream) {
     if (int status = check_pointer("shape", shape, 1)) return status;
     if (int status = check_ranges({{"rows", shape->rows, 0, 1 << 24}})) return status;
     if (int status = check_multiple("inputs", shape->inputs)) return status;
@@ -50,7 +50,21 @@ int tango_fp8_linear_enqueue(const TangoLinearShape* shape, const TangoFp8Linear
     if (int status = check_pointer("tensors", tensors, 1)) return status;
     if (int status = check_scale("x_scale", TANGO_FP8, x_scale)) return status;
     if (shape->rows == 0) return TANGO_OK;
-    if (int status = check_tensors(*tensors)) return status;
+    if (int status = check_tensors(*tensors, epilogue)) return status;
     if (int status = check_gpu()) return status;
-    return multiply_fp8(*shape, *tensors, x_scale, static_cast<cudaStream_t>(stream));
+    TangoFp8LinearTensors used = *tensors;
+    if (epilogue == Epilogue::kNone) used.bias = nullptr, used.y_factor = nullptr;
+    return multiply_fp8(*shape, used, x_scale, epilogue, static_cast<cudaStream_t>(stream));
+}
+
+}  // namespace
+
+int tango_fp8_linear_enqueue(const TangoLinearShape* shape, const TangoFp8LinearTensors* tensors, float x_scale,
+                             void* stream) {
+    return enqueue(shape, tensors, x_scale, Epilogue::kNone, stream);
+}
+
+int tango_fp8_linear_gelu_enqueue(const TangoLinearShape* shape, const TangoFp8LinearTensors* tensors, float x_scale,
+                                  void* stream) {
+    return enqueue(shape, tensors, x_scale, Epilogue::kBiasGelu, stream);
 }

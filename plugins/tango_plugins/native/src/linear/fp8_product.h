@@ -7,8 +7,11 @@
 
 namespace tango {
 
-// Enqueues it; returns a TangoStatus. The arguments have been checked.
-int multiply_fp8(const TangoLinearShape& shape, const TangoFp8LinearTensors& tensors, float x_scale,
+// What follows a product in the same kernel.
+enum class Epilogue { kNone, kBiasGelu };
+
+// Enqueues it; returns a TangoStatus. The arguments have been checked; without an epilogue, what only it reads is null.
+int multiply_fp8(const TangoLinearShape& shape, const TangoFp8LinearTensors& tensors, float x_scale, Epilogue epilogue,
                  cudaStream_t stream);
 
 }  // namespace tango
