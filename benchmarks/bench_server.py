@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from tango_runtime import Session, VideoLLM
+from tango_runtime.server.settings import Settings
 
 #: Questions per turn, and seconds between turns: on a CPU, ONNX Runtime's threads spin for a while after a run, on the
 #: cores that the other process needs.
@@ -146,7 +147,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
 
-    llm = VideoLLM(args.bundle, backend=args.backend)
+    llm = VideoLLM(args.bundle, args.backend, Settings().together)  # the same steps as the server's
     session = llm.session(args.clip)
     with server(args.bundle, args.clip.parent, args.backend, 2 * args.clients) as (_, port):
         client = Client(port, args.clip)

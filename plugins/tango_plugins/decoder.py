@@ -1,4 +1,5 @@
-"""A decode step on the GPU: :class:`CudaDecoder`, on weights and a KV cache that the caller owns.
+"""A decode step on the GPU, on weights and KV caches that the caller owns: :class:`CudaDecoder` for one sequence,
+:class:`CudaBatchDecoder` for several.
 
 The weights have the names of the bundle's decoder graph. A step computes ``tango_export.models.qwen2.decoder`` for one
 token, with accumulators and everything between two matrix products in fp32.
@@ -18,12 +19,15 @@ from numpy.typing import NDArray
 from tango_plugins import structs
 from tango_plugins.device_array import DeviceArray
 from tango_plugins.errors import TangoError
-from tango_plugins.matrix import Matrix, address
+from tango_plugins.matrix import FP8, Matrix, address
 from tango_plugins.native_library import load
 
-#: Limits of the kernel (check_shape() in native/src/decode/decode.cu): dimensions are multiples of DIM_MULTIPLE,
+#: Limits of the kernel (check_shape() in native/src/decode/shape.cpp): dimensions are multiples of DIM_MULTIPLE,
 #: head_dim is at most MAX_HEAD_DIM, and heads / kv_heads · head_dim at most MAX_GROUP_WIDTH.
 DIM_MULTIPLE, MAX_HEAD_DIM, MAX_GROUP_WIDTH = 16, 256, 4096
+
+#: Sequences of one batched step, at most: TANGO_DECODE_SEQUENCES of tango/decode.h.
+MAX_SEQUENCES = 8
 
 
 @dataclass(frozen=True)
@@ -87,16 +91,15 @@ class CudaDecoder:
     ) -> None:
         self._library = load(library)
         self._hidden_size, self._vocabulary = shape.hidden_size, shape.vocabulary
-        if len(cache) != 2 * shape.layers:
-            raise TangoError(f"the cache has {len(cache)} tensors", f"it must have {2 * shape.layers}")
-        layers = [_layer(shape, i, weights, matrices, cache) for i in range(shape.layers)]
-        self.table: NDArray[np.uint8] = np.frombuffer(bytearray().join(map(bytes, layers)), np.uint8)
+        rows = _cache_addresses(shape, cache)
+        layers = [_layer(shape, i, weights, matrices, rows[i]) for i in range(shape.layers)]
+        self.table: NDArray[np.uint8] = _bytes_of(layers)
         self._head = _matrix("lm_head.weight", matrices, shape.hidden_size, shape.head_columns)
         self._tensors = [address(name, weights.get(name), *spec) for name, spec in _other_weights(shape).items()]
         quantized = any(matrix.bits < 16 for matrix in matrices.values())
         self._shape = structs.TangoDecodeShape(**vars(shape), blocks=blocks, quantized=quantized)
         size = ctypes.c_size_t()
-        self._check(self._library.tango_decode_workspace(self._shape, ctypes.byref(size)))
+        _check(self._library, self._library.tango_decode_workspace(self._shape, ctypes.byref(size)))
         self.workspace_bytes = size.value
 
     def enqueue(
@@ -133,13 +136,143 @@ class CudaDecoder:
         )
         positions = position, position if rotation is None else rotation
         scratch = workspace.address, workspace.nbytes
-        self._check(self._library.tango_decode_enqueue(self._shape, tensors, *positions, *scratch, stream))
+        enqueue = self._library.tango_decode_enqueue
+        _check(self._library, enqueue(self._shape, tensors, *positions, *scratch, stream))
 
-    def _check(self, status: int) -> None:
-        if status != 0:
-            message = self._library.tango_last_error().decode()
-            hint = "see docs/reference/limits.md; a decoder beyond the limits is exported without a device graph"
-            raise TangoError(f"the CUDA library rejected a decode step: {message}", hint)
+
+@dataclass(frozen=True)
+class DecodeSequence:
+    """A sequence of a batched step.
+
+    Attributes:
+        embedding: Embedding of its token, fp16 [D].
+        position: Row of the token in its KV cache. The step reads the rows before it, and writes this one.
+        rotation: Position of the token's rotary angles.
+        caches: The bytes of :func:`cache_table`, in device memory.
+        capacity: Positions of its KV cache.
+        logits: Output, fp32 [vocabulary].
+    """
+
+    embedding: DeviceArray
+    position: int
+    rotation: int
+    caches: DeviceArray
+    capacity: int
+    logits: DeviceArray
+
+
+class CudaBatchDecoder:
+    """A decode step of up to ``MAX_SEQUENCES`` sequences on the GPU, as one kernel that reads the weights once.
+
+    What a sequence gets does not depend on the others: neither on what they are nor on how many there are. It differs
+    from the results of :class:`CudaDecoder` by rounding.
+
+    Args:
+        shape: Dimensions; each sequence has its own ``capacity``, so that of the shape does not count.
+        weights: As of :class:`CudaDecoder`.
+        matrices: As of :class:`CudaDecoder`.
+        library: The CUDA library; None takes the one that :func:`tango_plugins.native_library.search` finds.
+        blocks: Thread blocks; 0 takes one per SM.
+
+    Attributes:
+        table: Addresses of each layer's weights, uint8 [208 · layers], to be copied to the device once.
+        workspace_bytes: Scratch memory of a step on the device, aligned to 256 bytes, zero before the first step.
+
+    Raises:
+        TangoError: There is no library, a weight is missing or has the wrong shape or dtype, or is FP8, or the kernel
+            does not support a dimension on this GPU.
+    """
+
+    def __init__(
+        self,
+        shape: DecoderShape,
+        weights: Mapping[str, DeviceArray],
+        matrices: Mapping[str, Matrix],
+        library: Path | None = None,
+        blocks: int = 0,
+    ) -> None:
+        if any(matrix.values.dtype == FP8 for matrix in matrices.values()):
+            raise TangoError("steps of several sequences do not read FP8 weights", "use fp16, INT8 or INT4")
+        self._library = load(library)
+        self._decoder = shape
+        layers = [_layer(shape, i, weights, matrices, (None, None)) for i in range(shape.layers)]
+        self.table: NDArray[np.uint8] = _bytes_of(layers)
+        self._head = _matrix("lm_head.weight", matrices, shape.hidden_size, shape.head_columns)
+        self._tensors = [address(name, weights.get(name), *spec) for name, spec in _other_weights(shape).items()]
+        quantized = any(matrix.bits < 16 for matrix in matrices.values())
+        self._shape = structs.TangoDecodeShape(**vars(shape), blocks=blocks, quantized=quantized)
+        size = ctypes.c_size_t()
+        _check(self._library, self._library.tango_decode_batch_workspace(self._shape, ctypes.byref(size)))
+        self.workspace_bytes = size.value
+
+    def enqueue(
+        self, sequences: Sequence[DecodeSequence], *, table: DeviceArray, workspace: DeviceArray, stream: int
+    ) -> None:
+        """Enqueues a step on a stream. It neither allocates nor waits.
+
+        Args:
+            sequences: From 1 to ``MAX_SEQUENCES``, with caches and logits of their own.
+            table: The bytes of :attr:`table`.
+            workspace: ``workspace_bytes`` of memory, used by one step at a time.
+            stream: A ``cudaStream_t`` as an integer.
+
+        Raises:
+            TangoError: An argument has the wrong shape or dtype, or CUDA failed.
+        """
+        layers = address("table", table, self.table.shape, "uint8")
+        tensors = structs.TangoDecodeTensors(layers, *self._tensors, self._head, None, None)
+        given = (structs.TangoDecodeSequence * len(sequences))(*map(self._sequence, sequences))
+        scratch = workspace.address, workspace.nbytes
+        enqueue = self._library.tango_decode_batch_enqueue
+        _check(self._library, enqueue(self._shape, tensors, given, len(sequences), *scratch, stream))
+
+    def _sequence(self, given: DecodeSequence) -> structs.TangoDecodeSequence:
+        shape, bytes_per_layer = self._decoder, ctypes.sizeof(structs.TangoDecodeCache)
+        return structs.TangoDecodeSequence(
+            address("caches", given.caches, (shape.layers * bytes_per_layer,), "uint8"),
+            address("embedding", given.embedding, (shape.hidden_size,), "float16"),
+            address("logits", given.logits, (shape.vocabulary,), "float32"),
+            *(given.capacity, given.position, given.rotation),
+        )
+
+
+def cache_table(shape: DecoderShape, cache: Sequence[DeviceArray]) -> NDArray[np.uint8]:
+    """Addresses of a sequence's KV cache as a batched step takes them, to be copied to the device.
+
+    Args:
+        shape: Dimensions of the decoder, with the cache's capacity.
+        cache: Keys and values of each layer in turn, fp16 [kv_heads, P, head_dim].
+
+    Returns:
+        uint8 [16 · layers].
+
+    Raises:
+        TangoError: A tensor is missing, or has another shape or dtype.
+    """
+    return _bytes_of([structs.TangoDecodeCache(*layer) for layer in _cache_addresses(shape, cache)])
+
+
+def _check(library: ctypes.CDLL, status: int) -> None:
+    if status != 0:
+        message = library.tango_last_error().decode()
+        hint = "see docs/reference/limits.md; a decoder beyond the limits is exported without a device graph"
+        raise TangoError(f"the CUDA library rejected a decode step: {message}", hint)
+
+
+def _bytes_of(structures: Sequence[ctypes.Structure]) -> NDArray[np.uint8]:
+    return np.frombuffer(bytearray().join(map(bytes, structures)), np.uint8)
+
+
+def _cache_addresses(shape: DecoderShape, cache: Sequence[DeviceArray]) -> list[tuple[int, int]]:
+    """Addresses of the keys and values of each layer."""
+    if len(cache) != 2 * shape.layers:
+        raise TangoError(f"the cache has {len(cache)} tensors", f"it must have {2 * shape.layers}")
+    rows = (shape.kv_heads, shape.capacity, shape.head_dim)
+
+    def found(layer: int, kind: str, place: int) -> int:
+        return address(f"{kind} {layer}", cache[2 * layer + place], rows, "float16")
+
+    return [(found(i, "key", 0), found(i, "value", 1)) for i in range(shape.layers)]
 
 
 _Spec = tuple[tuple[int, ...], str]
@@ -150,9 +283,9 @@ def _layer(
     layer: int,
     weights: Mapping[str, DeviceArray],
     matrices: Mapping[str, Matrix],
-    cache: Sequence[DeviceArray],
+    cache: tuple[int, int] | tuple[None, None],
 ) -> structs.TangoDecodeLayer:
-    """Addresses of a layer's weights and rows of the cache."""
+    """Addresses of a layer's weights, and of its keys and values."""
 
     def named(of: Mapping[str, Any]) -> dict[str, Any]:
         return {f"layers.{layer}.{name}": spec for name, spec in of.items()}
@@ -165,10 +298,7 @@ def _layer(
             "calibrate the bundle again with this tango-edge",
         )
     addresses = [address(name, weights.get(name), *spec) for name, spec in named(_layer_weights(shape)).items()]
-    rows = (shape.kv_heads, shape.capacity, shape.head_dim)
-    kinds = "key", "value"
-    addresses += [address(f"{kinds[j]} {layer}", cache[2 * layer + j], rows, "float16") for j in range(2)]
-    return structs.TangoDecodeLayer(*found, *addresses)
+    return structs.TangoDecodeLayer(*found, *addresses, *cache)
 
 
 def _matrix(name: str, matrices: Mapping[str, Matrix], inputs: int, outputs: int) -> structs.TangoMatrix:

@@ -17,7 +17,7 @@ from tango_plugins import driver, structs
 from tango_plugins.errors import TangoError
 
 #: The version of the C interface that this package uses: TANGO_ABI_VERSION of tango/common.h.
-ABI_VERSION = 5
+ABI_VERSION = 6
 
 NATIVE = Path(__file__).parent / "native"
 LIBRARY = "libtango.so"
@@ -53,6 +53,11 @@ _ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "tango_prune_region": (*_PRUNE, c_char_p, _SIZE, _SIZE),
     "tango_decode_workspace": (_DECODE, _SIZE),
     "tango_decode_enqueue": (_DECODE, POINTER(structs.TangoDecodeTensors), *(c_int32, c_int32), *_SCRATCH),
+    "tango_decode_batch_workspace": (_DECODE, _SIZE),
+    "tango_decode_batch_enqueue": (
+        *(_DECODE, POINTER(structs.TangoDecodeTensors), POINTER(structs.TangoDecodeSequence)),
+        *(c_int32, *_SCRATCH),
+    ),
     "tango_attention_enqueue": (
         POINTER(structs.TangoAttentionShape),
         POINTER(structs.TangoAttentionTensors),
@@ -94,6 +99,7 @@ _ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "tango_thin_workspace": (_THIN, _SIZE),
     "tango_thin_enqueue": (_THIN, POINTER(structs.TangoThinTensors), *_SCRATCH),
     "tango_argmax_enqueue": (c_void_p, c_int32, c_void_p, c_void_p),
+    "tango_argmax_rows_enqueue": (POINTER(c_void_p), c_int32, c_int32, c_void_p, c_void_p),
 }
 
 

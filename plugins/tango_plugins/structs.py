@@ -84,6 +84,21 @@ class TangoDecodeTensors(ctypes.Structure):
     )
 
 
+class TangoDecodeCache(ctypes.Structure):
+    """The struct of tango/decode.h."""
+
+    _fields_ = _pointers("keys", "values")
+
+
+class TangoDecodeSequence(ctypes.Structure):
+    """The struct of tango/decode.h."""
+
+    _fields_ = (
+        *_pointers("caches", "embedding", "logits"),
+        *_integers("capacity", "position", "rotation", "padding"),
+    )
+
+
 class TangoNormShape(ctypes.Structure):
     """The struct of tango/norm.h."""
 
@@ -186,6 +201,8 @@ STRUCTS = (
     TangoDecodeShape,
     TangoDecodeLayer,
     TangoDecodeTensors,
+    TangoDecodeCache,
+    TangoDecodeSequence,
     TangoFp8LinearTensors,
     TangoLinearShape,
     TangoMatrix,

@@ -10,14 +10,17 @@ that is written to or freed before its upload has been waited for, are errors he
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import time
 from enum import IntEnum
+from typing import ClassVar
 
 import ml_dtypes
 import numpy as np
 from PIL import Image
 
 from tango_plugins import reference
+from tango_plugins.decoder import MAX_SEQUENCES
 from tango_plugins.device_array import DeviceArray
 from tango_plugins.op import capacity
 from tango_plugins.resize import NV12, RGB24
@@ -323,6 +326,45 @@ class HostDecoder:
         return (x.astype(np.float32) @ weight.astype(np.float32, copy=False)).astype(x.dtype)
 
 
+class HostBatchDecoder(HostDecoder):
+    """Steps of several sequences, in the place of tango_plugins.decoder.CudaBatchDecoder.
+
+    Attributes:
+        steps: Number of sequences of each step so far, of all decoders.
+    """
+
+    steps: ClassVar[list[int]] = []
+
+    def __init__(self, shape, weights, matrices, library=None):
+        super().__init__(shape, weights, matrices, [DeviceArray(0, _rows(shape), "float16")] * (2 * shape.layers))
+        self.table = np.array([memory.address for memory in weights.values()]).view(np.uint8)
+
+    def enqueue(self, sequences, *, table, workspace, stream):
+        assert 1 <= len(sequences) <= MAX_SEQUENCES
+        assert len({sequence.caches.address for sequence in sequences}) == len(sequences)
+        self.steps.append(len(sequences))
+        shared = {"table": table, "workspace": workspace, "stream": stream}
+        for each in sequences:
+            self.shape = dataclasses.replace(self.shape, capacity=each.capacity)
+            addresses = array(each.caches).view(np.int64)
+            self.cache = [DeviceArray(int(address), _rows(self.shape), self.dtype) for address in addresses]
+            super().enqueue(each.embedding, each.position, each.rotation, logits=each.logits, **shared)
+
+    @property
+    def dtype(self):
+        return self.weights["layers.0.self_attn.qkv_proj.bias"].dtype
+
+
+def host_cache_table(shape, cache):
+    """In the place of tango_plugins.decoder.cache_table, for any floating-point type."""
+    assert {memory.shape for memory in cache} == {_rows(shape)}
+    return np.array([memory.address for memory in cache]).view(np.uint8)
+
+
+def _rows(shape):
+    return shape.kv_heads, shape.capacity, shape.head_dim
+
+
 def dequantized(matrix, inputs):
     """A matrix [in, out] that tango_plugins.matrix.Matrix describes."""
     values = array(matrix.values)
@@ -363,12 +405,11 @@ def nv12_to_rgb(shape, image, chroma):
     return resizes.rgb(made, [luma[None].astype(int), colors[None].astype(int)])[0]
 
 
-def argmax(values, best, stream):
+def argmax(rows, best, stream):
     """In the place of tango_runtime.backends.cuda.logits.enqueue_argmax."""
-    row = array(values)
-    found = array(best).view(ARGMAX)
-    found["index"] = row.argmax()
-    found["value"] = row.max() if not np.isnan(row).any() else np.nan
+    found = array(best).reshape(-1).view(ARGMAX)
+    for i, row in enumerate(map(array, rows)):
+        found[i] = row.argmax(), row.max() if not np.isnan(row).any() else np.nan
 
 
 def gather(rows, filler, order, gathered, stream):
@@ -395,5 +436,8 @@ def install(monkeypatch, memory=1 << 32):
     monkeypatch.setattr(thinning_decoder, "enqueue_gather", gather)
     monkeypatch.setattr(thinning_decoder, "CudaThinner", HostThinner)
     monkeypatch.setattr(device_decoder, "CudaDecoder", HostDecoder)
+    monkeypatch.setattr(device_decoder, "CudaBatchDecoder", HostBatchDecoder)
+    monkeypatch.setattr(device_decoder, "cache_table", host_cache_table)
+    monkeypatch.setattr(HostBatchDecoder, "steps", [])
     monkeypatch.setattr(logits, "enqueue_argmax", argmax)
     return found

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 
-from tango_plugins.decoder import CudaDecoder
+from tango_plugins.decoder import CudaBatchDecoder, CudaDecoder, DecodeSequence, cache_table
 from tests.plugins.matrices import device_array, quantized
 
 EPS = 1e-6
@@ -52,11 +54,11 @@ class Decoder:
         self.weights |= {name: matrix.dequantized for name, matrix in self.matrices.items()}
         given = {name: device_array(weight) for name, weight in self.weights.items() if name not in self.matrices}
         matrices = {name: matrix.given for name, matrix in self.matrices.items()}
+        self.given = given, matrices
         cache = [device_array(rows) for rows in self.cache]
         self.decoder = CudaDecoder(shape, given, matrices, cache, library, blocks)
         self.table = torch.from_numpy(self.decoder.table).to(device)
-        memory = torch.zeros(self.decoder.workspace_bytes + 256, dtype=torch.uint8, device=device)
-        self.workspace = memory[-memory.data_ptr() % 256 :][: self.decoder.workspace_bytes]
+        self.workspace = zeros(self.decoder.workspace_bytes, device)
         self.logits = torch.empty(s.vocabulary, device=device)
 
     def random(self, *shape):
@@ -78,6 +80,91 @@ class Decoder:
         self.logits.fill_(torch.nan)
         self.enqueue(embedding, position, rotation)
         return self.logits.clone()
+
+
+class Batch:
+    """Sequences with random caches for a batched step of a decoder.
+
+    Args:
+        decoder: Has the weights.
+        positions: Of each sequence's token.
+        capacities: Positions of each cache.
+        library: As of :class:`Decoder`.
+        blocks: As of :class:`Decoder`.
+    """
+
+    def __init__(self, decoder, positions, capacities, library=None, blocks=0):
+        self.decoder, self.positions, self.device = decoder, positions, decoder.device
+        s = decoder.shape
+        self.shapes = [dataclasses.replace(s, capacity=capacity) for capacity in capacities]
+        self.caches = [
+            [decoder.random(s.kv_heads, capacity, s.head_dim).half() for _ in range(2 * s.layers)]
+            for capacity in capacities
+        ]
+        self.embeddings = [decoder.embedding() for _ in positions]
+        self.rotations = [position + 3 * i for i, position in enumerate(positions)]
+        self.logits = [torch.empty(s.vocabulary, device=self.device) for _ in positions]
+        self.batch = CudaBatchDecoder(s, *decoder.given, library, blocks)
+        self.table = torch.from_numpy(self.batch.table).to(self.device)
+        self.workspace = zeros(self.batch.workspace_bytes, self.device)
+        self.tables = [
+            torch.from_numpy(cache_table(shape, [device_array(rows) for rows in cache])).to(self.device)
+            for shape, cache in zip(self.shapes, self.caches, strict=True)
+        ]
+
+    def sequence(self, i):
+        return DecodeSequence(
+            device_array(self.embeddings[i]),
+            self.positions[i],
+            self.rotations[i],
+            device_array(self.tables[i]),
+            self.shapes[i].capacity,
+            device_array(self.logits[i]),
+        )
+
+    def enqueue_sequences(self, sequences):
+        memory = {"table": device_array(self.table), "workspace": device_array(self.workspace)}
+        stream = torch.cuda.current_stream().cuda_stream if self.device == "cuda" else 0
+        self.batch.enqueue(sequences, **memory, stream=stream)
+
+    def enqueue(self, chosen):
+        """A step of some of the sequences, in this order."""
+        self.enqueue_sequences([self.sequence(i) for i in chosen])
+
+    def step(self, chosen):
+        """The logits of a step of some sequences, and their new rows."""
+        for logits in self.logits:
+            logits.fill_(torch.nan)
+        self.enqueue(chosen)
+        rows = [[layer[:, self.positions[i]].clone() for layer in self.caches[i]] for i in chosen]
+        return [self.logits[i].clone() for i in chosen], rows
+
+    def spoil(self):
+        """Fills the rows after the positions with NaN."""
+        for cache, position in zip(self.caches, self.positions, strict=True):
+            for rows in cache:
+                rows[:, position:] = torch.nan
+
+
+def check_batch(batch, chosen):
+    """Compares a step of some sequences with fp64, and that nothing else of any cache is written."""
+    before = [[rows.clone() for rows in cache] for cache in batch.caches]
+    found, _ = batch.step(chosen)
+    for logits, i in zip(found, chosen, strict=True):
+        like, position = [rows.clone() for rows in before[i]], batch.positions[i]
+        wanted = reference(batch.decoder, batch.embeddings[i], position, like, batch.rotations[i])
+        assert error(logits, wanted) < 2e-4, i
+        for rows, expected, old in zip(batch.caches[i], like, before[i], strict=True):
+            assert error(rows[:, position], expected[:, position].double()) < 1e-3, i
+            old[:, position] = rows[:, position]
+    for cache, old in zip(batch.caches, before, strict=True):
+        assert all(torch.equal(rows.nan_to_num(7.0), was.nan_to_num(7.0)) for rows, was in zip(cache, old, strict=True))
+
+
+def zeros(size, device):
+    """uint8 [size], aligned to 256 bytes."""
+    memory = torch.zeros(size + 256, dtype=torch.uint8, device=device)
+    return memory[-memory.data_ptr() % 256 :][:size]
 
 
 def norm(x, weight):

@@ -160,6 +160,16 @@ def test_nan_is_larger_than_infinity_and_zeros_are_equal(library):
     assert argmax(library, torch.tensor([-1.0, -0.0, 0.0]))[0] == 1
 
 
+def test_argmax_of_rows_is_that_of_each(library):
+    rows = torch.randn(3, 3000, generator=torch.Generator().manual_seed(0))
+    addresses, found = (ctypes.c_void_p * 3)(*(row.data_ptr() for row in rows)), (structs.TangoArgmax * 3)()
+    loaded = native_library.load(library("argmax"))
+    assert loaded.tango_argmax_rows_enqueue(addresses, 3, 3000, ctypes.byref(found), None) == 0
+    assert [(each.index, each.value) for each in found] == [argmax(library, row) for row in rows]
+    assert loaded.tango_argmax_rows_enqueue(addresses, 9, 3000, ctypes.byref(found), None) == BAD_ARGUMENT
+    assert loaded.tango_last_error().decode() == "count is 9: it must be from 1 to 8"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [((None, 1, HERE), "values is null"), ((HERE, 0, HERE), "size is 0"), ((HERE, 1, None), "argmax is null")],
@@ -233,9 +243,9 @@ def under_sanitizer(folder, environment, kernel, case):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["decode", "quantized", "linear", "attention", "vision", "norm", "thin"])
+@pytest.mark.parametrize("case", ["decode", "quantized", "batch", "linear", "attention", "vision", "norm", "thin"])
 def test_no_two_threads_race(tmp_path, sanitizer, case):
-    kernel = "decode" if case == "quantized" else case
+    kernel = "decode" if case in ("quantized", "batch") else case
     ran = under_sanitizer(tmp_path, sanitizer, kernel, case)
     assert ran.returncode == 0, ran.stderr
 

@@ -86,8 +86,9 @@ def test_a_struct_of_another_size_is_rejected(monkeypatch, tmp_path):
 
 @pytest.mark.nvcc
 def test_another_interface_version_is_rejected(monkeypatch, tmp_path):
+    version = native_library.ABI_VERSION
     monkeypatch.setattr(native_library, "ABI_VERSION", 1)
-    with pytest.raises(TangoError, match="has interface version 5, not 1"):
+    with pytest.raises(TangoError, match=f"has interface version {version}, not 1"):
         load(compiled(tmp_path))
 
 

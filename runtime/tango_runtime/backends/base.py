@@ -138,11 +138,23 @@ class Backend(Protocol):
         fallback_reason: Why ``auto`` took no faster backend; empty if it took the fastest, or if a backend was named.
         frame_size: (height, width) of the frames that its graphs were built for; None if they take any that the bundle
             allows.
+        sequences: Sequences of one decode step, at most: 1 until :meth:`batch` allows more.
     """
 
     description: str
     fallback_reason: str
     frame_size: tuple[int, int] | None
+    sequences: int
+
+    def batch(self, sequences: int) -> None:
+        """Lets decode steps have up to ``sequences`` sequences, or as many as this backend can.
+
+        Then a sequence's logits do not depend on the others in its steps, nor on how many there are. They may differ by
+        rounding from those of a backend that was not asked for more than one.
+
+        Raises:
+            TangoError: The device has not enough memory.
+        """
 
     def load_frames(self, timed: Iterable[TimedFrame], count: int, size: tuple[int, int]) -> FrameBatch:
         """Reads ``count`` frames of any size → frames of a size (H, W), where :meth:`vision` reads them the fastest.
@@ -216,6 +228,25 @@ class Backend(Protocol):
 
     def decode(self, cache: KVCache, token: int) -> Logits:
         """Appends one token → logits of its position [vocabulary]; raises what :meth:`extend` does."""
+
+    def decode_together(self, steps: Sequence[tuple[KVCache, int]]) -> Sequence[Logits]:
+        """Appends one token to each of some sequences, at most ``sequences`` → logits of each, until its next pass.
+
+        Raises:
+            TangoError: As :meth:`extend`. All sequences are as long as before.
+        """
+
+    def fork(self, cache: KVCache, length: int, capacity: int) -> KVCache:
+        """Another sequence that begins with the first ``length`` positions of a sequence.
+
+        Args:
+            cache: The sequence.
+            length: Positions that both have.
+            capacity: As of :meth:`new_cache`.
+
+        Raises:
+            TangoError: There is no memory for it.
+        """
 
     def rewind(self, cache: KVCache, length: int) -> None:
         """Forgets everything after the first ``length`` positions, so that other tokens may follow them.

@@ -135,6 +135,10 @@ class OrtCpuBackend:
         self._context = bundle.manifest.decoder.context
         self.description, self.fallback_reason = f"ONNX Runtime {_onnxruntime().__version__}, CPU", ""
         self.frame_size = None
+        self.sequences = 1
+
+    def batch(self, sequences: int) -> None:
+        """Nothing: sequences are decoded one after the other."""
 
     def load_frames(self, timed: Iterable[TimedFrame], count: int, size: tuple[int, int]) -> FrameBatch:
         """Reads ``count`` frames of any size → frames of a size (H, W)."""
@@ -205,6 +209,16 @@ class OrtCpuBackend:
     def decode(self, cache: HostKVCache, token: int) -> NDArray[np.float32]:
         """Appends one token → logits of its position."""
         return self.extend(cache, [self.embed(np.array([token], np.int64))])
+
+    def decode_together(self, steps: Sequence[tuple[HostKVCache, int]]) -> list[NDArray[np.float32]]:
+        """Appends one token to a sequence → its logits."""
+        return [self.decode(cache, token) for cache, token in steps]
+
+    def fork(self, cache: HostKVCache, length: int, capacity: int) -> HostKVCache:
+        """Another sequence that begins with the first ``length`` positions of a sequence."""
+        found = self.new_cache(max(length, capacity), cache.rotary)
+        found.append([rows[:, :length] for rows in cache.rows.values()])
+        return found
 
     def rewind(self, cache: HostKVCache, length: int) -> None:
         """Forgets everything after the first ``length`` positions."""

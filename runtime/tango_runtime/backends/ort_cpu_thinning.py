@@ -76,6 +76,14 @@ class ThinningOrtCpuBackend(OrtCpuBackend):
             raise
         return logits
 
+    def fork(self, cache: HostThinnedCache, length: int, capacity: int) -> HostThinnedCache:  # type: ignore[override]
+        """Another sequence that begins with the first ``length`` positions of a sequence, of which the upper layers
+        have nothing yet."""
+        found = self.new_cache(max(length, capacity), cache.low.rotary)
+        found.low.append([rows[:, :length] for rows in cache.low.rows.values()])
+        found.rows[:length] = cache.rows[:length]
+        return found
+
     def _lower_pass(self, cache: HostThinnedCache, embeddings: Array) -> Array:
         """What the last of the embeddings gives each position so far, [N]."""
         low = cache.low

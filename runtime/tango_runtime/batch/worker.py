@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import TypeVar
 
 from tango_plugins import TangoError
+from tango_plugins.decoder import MAX_SEQUENCES
 from tango_runtime.backends.registry import select
 from tango_runtime.batch.answers import Answered, Trial
 from tango_runtime.batch.decoding import Decoders
@@ -24,6 +26,7 @@ from tango_runtime.pipeline.answer import Answer
 from tango_runtime.pipeline.encoded import EncodedVideo
 from tango_runtime.pipeline.generate import Limits
 from tango_runtime.pipeline.sampling import Sampler
+from tango_runtime.pipeline.together import finished_together
 from tango_runtime.pipeline.video_llm import VideoLLM
 from tango_runtime.video.decoded import DecodedVideo
 from tango_runtime.video.shape import FrameOptions
@@ -143,7 +146,8 @@ class Worker:
         self._llms = {}
         for folder in settings.bundles:
             bundle = Bundle.load(folder)
-            self._llms[folder.resolve().name] = VideoLLM(bundle, select(bundle, backend, threads=threads))
+            loaded = select(bundle, backend, threads=threads)
+            self._llms[folder.resolve().name] = VideoLLM(bundle, loaded, MAX_SEQUENCES)
         first = next(iter(self._llms.values()))
         self._decoders = Decoders(first.bundle.manifest, settings.video, first.frame_size, decoders)
         self._waiting: deque[tuple[Task, Future[DecodedVideo]]] = deque()
@@ -209,11 +213,10 @@ class Worker:
             yield from (_failure(video, question, error, trial) for question in questions)
             return
         with closing(session):
-            for question in questions:
-                try:
-                    answer = self._timed(lambda: session.ask(question.text, **sampling))  # noqa: B023
-                except TangoError as error:
-                    yield _failure(video, question, error, trial)
+            streams = (partial(session.stream, question.text, **sampling) for question in questions)
+            for question, answer in zip(questions, finished_together(streams, llm.sequences, self._timed), strict=True):
+                if isinstance(answer, TangoError):
+                    yield _failure(video, question, answer, trial)
                 else:
                     yield _answered(video, question, answer, trial)
 

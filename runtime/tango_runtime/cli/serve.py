@@ -51,7 +51,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
         "--origin", action="append", default=[], metavar="ORIGIN", help="origin of another web page that may call"
     )
     add_count(parser, "--queue", "requests that may wait before others are refused with 429", defaults.waiting)
-    add_count(parser, "--together", "answers that are written in turns", defaults.together)
+    add_count(parser, "--together", "answers that are written at a time", defaults.together)
     add_count(parser, "--cache-videos", "encoded videos that are kept", defaults.videos)
     add_count(
         parser, "--cache-sessions", "prefixes of videos that are kept with their key/value caches", defaults.sessions
@@ -81,7 +81,7 @@ def _run(args: argparse.Namespace) -> int:
         name = path.resolve().name
         if name in models:
             raise TangoError(f"two bundles are called {name}", "give folders of different names")
-        models[name] = llm = VideoLLM(path, backend=args.backend)
+        models[name] = llm = VideoLLM(path, backend=args.backend, sequences=settings.together)
         status(f"{name}: {llm.backend}" + (f" ({llm.fallback_reason})" if llm.fallback_reason else ""))
     host, port = sock.getsockname()[:2]
     if settings.api_key is None and host not in ("127.0.0.1", "::1"):

@@ -120,10 +120,19 @@ class AnswerStream(Iterator[str]):
 
     def __init__(self, answer: Answer, pieces: Generator[str, None, None]) -> None:
         self.answer = answer
-        self._pieces = pieces
+        self._pieces = pieces  # some may be empty
 
     def __next__(self) -> str:
-        return next(self._pieces)
+        while not (piece := next(self._pieces)):
+            pass
+        return piece
+
+    def turn(self) -> str | None:
+        """One token more: the text that it completes, which may be empty; None at the end.
+
+        Answers that are written at a time take turns with this, and so share decode steps where the backend can.
+        """
+        return next(self._pieces, None)
 
     def close(self) -> None:
         """Ends the answer where it is, and frees its resources."""

@@ -14,6 +14,7 @@ from tango_runtime.backends.rotary import TEXT, RotaryIds
 from tango_runtime.bundle import Manifest
 from tango_runtime.pipeline.answer import Finish
 from tango_runtime.pipeline.sampling import Sampler
+from tango_runtime.pipeline.steps import DecodeSteps, PendingStep
 from tango_runtime.pipeline.timer import StageTimer
 from tango_runtime.util.numbers import is_integer
 
@@ -33,9 +34,11 @@ class PromptCache:
         context: Most positions of a sequence.
         thinning: Which rows of the start the upper layers of the decoder do without; None for none.
         rotary: Rotary positions of the sequence, for a decoder that has some of its own.
+        steps: What its decode steps share with those of other sequences; None for nothing.
 
     Attributes:
         length: Positions of the start.
+        shared_ms: Milliseconds of the latest step, if it was computed for another sequence; else 0.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class PromptCache:
         context: int,
         thinning: Thinning | None = None,
         rotary: RotaryIds = TEXT,
+        steps: DecodeSteps | None = None,
     ) -> None:
         self.length = length
         self._backend, self._context, self._thinning, self._rotary = backend, context, thinning, rotary
@@ -56,6 +60,9 @@ class PromptCache:
         self._text: list[int] = []
         self._thinned: list[int] | None = None  # the text that the prompt ended with when it was thinned
         self._closed = False
+        self._steps = steps or DecodeSteps()
+        self._next: tuple[list[int], PendingStep] | None = None  # a text, and the step of its last token
+        self.shared_ms = 0.0
 
     def reserve(self, text: int) -> None:
         """Makes room for a text of ``text`` tokens, answer included, as far as the context goes.
@@ -92,8 +99,43 @@ class PromptCache:
             logits = self._follow(text, self._thinning)
         return self._follow([*text, *answer]) if answer else logits
 
+    def announce(self, text: Sequence[int], answer: Sequence[int]) -> None:
+        """Says what :meth:`logits` will be asked for next: the same as before, and one token.
+
+        So the step can be computed together with other sequences' steps.
+        """
+        ids = [*text, *answer]
+        assert self._cache is not None
+        if self._backend.sequences > 1 and ids[:-1] == self._text:
+            self._next = ids, self._steps.add(self._backend, self._cache, ids[-1])
+
+    def withdraw(self) -> None:
+        """Takes back what was announced."""
+        if self._next is not None:
+            (ids, step), self._next = self._next, None
+            self._steps.remove(step)
+            if step.done:
+                self._text = ids
+
+    def fork(self, text: int) -> PromptCache:
+        """The same start in a cache of its own, with room for a text of ``text`` tokens as far as the context goes.
+
+        Raises:
+            TangoError: There is no memory for it, or this is closed.
+        """
+        self._require_open()
+        self.prefill()
+        assert self._cache is not None
+        found = PromptCache(
+            self._backend, [], [], self.length, self._context, self._thinning, self._rotary, self._steps
+        )
+        found._pieces = None
+        found._cache = self._backend.fork(self._cache, self.length, min(self.length + text, self._context))
+        return found
+
     def close(self) -> None:
         """Gives the cache back to the backend."""
+        self.withdraw()
         if self._cache is not None:
             self._cache.release()
         self._cache = self._pieces = None
@@ -106,6 +148,9 @@ class PromptCache:
     def _follow(self, text: Sequence[int], thinning: Thinning | None = None) -> Logits:
         """Puts a text in the place of the one before."""
         assert self._cache is not None
+        if self._next is not None and self._next[0] == text:
+            return self._take_step()
+        self.withdraw()
         same = min(_common(self._text, text), len(text) - 1)
         if same < len(self._text):
             self._backend.rewind(self._cache, self.length + same)
@@ -116,11 +161,22 @@ class PromptCache:
             logits = self._backend.extend(self._cache, [self._embed(rest)], thinning)
             self._thinned = list(text)
         elif len(rest) == 1:
-            logits = self._backend.decode(self._cache, rest[0])
+            self._next = list(text), self._steps.add(self._backend, self._cache, rest[0])
+            return self._take_step()
         else:
             logits = self._backend.extend(self._cache, [self._embed(rest)])
         self._text = list(text)  # after a pass that fails, the cache and this are as before
         return logits
+
+    def _take_step(self) -> Logits:
+        """The logits of the step that was announced."""
+        assert self._next is not None
+        step = self._next[1]
+        self.shared_ms = step.ms
+        try:
+            return self._steps.logits(step)
+        finally:
+            self.withdraw()
 
     def _first_pass(self, text: Sequence[int]) -> Logits:
         assert self._pieces is not None
@@ -202,18 +258,32 @@ def decode_loop(
     with timer.measure("prefill"):
         token = sampler(prompt.logits(text))
     timer.read().setdefault("decode", 0.0)  # present even where one token is all there is
-    while token not in limits.stop:
-        ids.append(token)
-        yield token
-        if sampler.done:
-            return "stop"
-        if len(ids) == limits.max_new_tokens:
-            return "length"
-        if prompt.length + len(text) + len(ids) == limits.context:
-            return "context"
-        with timer.measure_on_host("decode"):
-            token = sampler(prompt.logits(text, ids))
-    return "stop"
+    try:
+        while token not in limits.stop:
+            ids.append(token)
+            finish = _finish(prompt.length + len(text), sampler, limits, ids)
+            if finish is None:
+                prompt.announce(text, ids)
+            yield token
+            if finish is not None:
+                return finish
+            with timer.measure_on_host("decode"):
+                token = sampler(prompt.logits(text, ids))
+            timer.stages["decode"] += prompt.shared_ms
+        return "stop"
+    finally:
+        prompt.withdraw()
+
+
+def _finish(prompt_tokens: int, sampler: Sampler, limits: Limits, ids: Sequence[int]) -> Finish | None:
+    """Why an answer ends after these ids; None if it goes on."""
+    if sampler.done:
+        return "stop"
+    if len(ids) == limits.max_new_tokens:
+        return "length"
+    if prompt_tokens + len(ids) == limits.context:
+        return "context"
+    return None
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:

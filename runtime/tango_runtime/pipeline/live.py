@@ -223,9 +223,10 @@ class LiveVideo:
 def _stamped(inner: AnswerStream, moment: LiveMoment, came: float | None) -> Generator[str, None, None]:
     """Pieces of an answer; with the first, its moment gets the lag."""
     with inner:
-        piece = next(inner, "")
-        if came is not None:
-            moment.lag = monotonic() - came
-        if piece:
+        while True:
+            piece = inner.turn()
+            if piece != "" and came is not None:
+                moment.lag, came = monotonic() - came, None
+            if piece is None:
+                return
             yield piece
-        yield from inner

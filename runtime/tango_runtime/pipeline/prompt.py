@@ -144,7 +144,7 @@ class Prompt:
             ids: Token ids; may be an endless or slow iterator, each id is taken when it is needed.
 
         Yields:
-            Pieces of text, none of them empty.
+            The text that each id completes, which may be empty, and at the end what is left.
         """
         # The last piece's ids stay as context: some decoders treat the first token of a text differently.
         context: list[int] = []
@@ -155,6 +155,8 @@ class Prompt:
             if piece and not piece.endswith(_REPLACEMENT):
                 yield piece
                 context, pending = pending, []
+            else:
+                yield ""
         if piece := self._piece(context, pending):
             yield piece
 

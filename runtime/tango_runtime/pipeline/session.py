@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from types import TracebackType
 
 import numpy as np
@@ -19,6 +20,7 @@ from tango_runtime.pipeline.generate import Limits, PromptCache, decode_loop
 from tango_runtime.pipeline.positions import prompt_positions
 from tango_runtime.pipeline.prompt import Prompt, describe
 from tango_runtime.pipeline.sampling import Sampler
+from tango_runtime.pipeline.steps import DecodeSteps
 from tango_runtime.pipeline.structured import JsonSchema, SchemaCompiler
 from tango_runtime.pipeline.timer import StageTimer
 
@@ -27,7 +29,8 @@ class Session:
     """Questions about one video, which was decoded, encoded and pruned once.
 
     A question costs only its own tokens, because the video's are in the session's key/value cache. Sessions of one
-    ``VideoLLM`` may take turns, in one thread. :meth:`tango_runtime.VideoLLM.session` makes them; a session is a
+    ``VideoLLM``, and streams of one session, may take turns, in one thread: an answer that begins before another one
+    of its session has ended has a cache of its own. :meth:`tango_runtime.VideoLLM.session` makes them; a session is a
     context manager.
 
     Attributes:
@@ -51,6 +54,7 @@ class Session:
         clip: EncodedClip,
         params: PruneParams | None,
         timer: StageTimer,
+        steps: DecodeSteps,
     ) -> None:
         self._backend, self._manifest, self._prompt, self._schemas = backend, manifest, prompt, schemas
         self._retention_ratio = params.retention_ratio if params else None
@@ -76,6 +80,7 @@ class Session:
         self._answered = self._closed = False
         self._before: NDArray[np.int64] | None = None
         self._cache: PromptCache | None = None
+        self._steps, self._in_use = steps, False  # the second: whether an answer that is not finished uses the cache
         self._trace: tuple[Trace, NDArray[np.float32]] | None = None
         self._turns: list[tuple[str, list[int]]] = []  # messages of the chat, and the ids of their answers
         self._chat_ids: list[int] = []  # all text of the chat
@@ -189,7 +194,7 @@ class Session:
         *,
         turn: int | None = None,
     ) -> Generator[str, None, None]:
-        """Fills an answer, and yields pieces of its text as they are generated.
+        """Fills an answer, and yields the text that each token completes, which may be empty.
 
         Args:
             answer: The answer to fill.
@@ -205,9 +210,10 @@ class Session:
         cache = self._open(before)
         limits.require_room(cache.length + len(text), self.rows)
         self._require_turn(turn)
-        for piece in self._prompt.stream(self._generate(answer, cache, text, sampler, limits)):
-            answer.text += piece
-            yield piece
+        with self._own(cache, len(text) + limits.max_new_tokens) as own:
+            for piece in self._prompt.stream(self._generate(answer, own, text, sampler, limits)):
+                answer.text += piece
+                yield piece
         self._require_turn(turn)
         if turn is not None:
             self._turns.append((answer.question, list(answer.ids)))
@@ -252,6 +258,19 @@ class Session:
     ) -> None:
         self.close()
 
+    @contextmanager
+    def _own(self, cache: PromptCache, text: int) -> Iterator[PromptCache]:
+        """The cache for one answer; a fork of it, while another answer that is not finished uses it."""
+        if self._in_use:
+            with closing(cache.fork(text)) as fork:
+                yield fork
+            return
+        self._in_use = True
+        try:
+            yield cache
+        finally:
+            self._in_use = False
+
     def _generate(
         self, answer: Answer, cache: PromptCache, text: Sequence[int], sampler: Sampler, limits: Limits
     ) -> Iterator[int]:
@@ -293,7 +312,9 @@ class Session:
             if decoder.rotary is not None:
                 kept = self._backend.to_host(kept)
             rotary = prompt_positions(decoder, len(before), self.shape, self._clock, kept)
-            self._cache = PromptCache(self._backend, pieces, newline, length, decoder.context, thinning, rotary)
+            self._cache = PromptCache(
+                self._backend, pieces, newline, length, decoder.context, thinning, rotary, self._steps
+            )
             weakref.finalize(self, self._cache.close).atexit = False
         return self._cache
 

@@ -20,10 +20,12 @@ from tango_runtime.pipeline.live import LiveVideo
 from tango_runtime.pipeline.prompt import Prompt, describe
 from tango_runtime.pipeline.sampling import Sampler
 from tango_runtime.pipeline.session import Session, finished
+from tango_runtime.pipeline.steps import DecodeSteps
 from tango_runtime.pipeline.structured import JsonGrammar, JsonSchema, SchemaCompiler
 from tango_runtime.pipeline.timer import StageTimer
 from tango_runtime.pipeline.window import FrameWindow
 from tango_runtime.util.console import OnProgress
+from tango_runtime.util.numbers import is_integer
 from tango_runtime.video import FrameStream, Sampling, Source
 from tango_runtime.video.decoded import DecodedVideo, decode
 from tango_runtime.video.shape import ClipShape, FrameOptions, choose_size, open_clip
@@ -38,6 +40,8 @@ class VideoLLM:
     Args:
         bundle: Folder of a bundle that ``tango-export`` made, or a loaded bundle.
         backend: ``auto``, a name in ``tango_runtime.backends.registry.BACKENDS``, or a loaded backend.
+        sequences: Answers that may share a decode step, at most: streams of any sessions, read in turns. What an answer
+            is does not depend on the others. More than one needs a GPU and device graphs.
         nvdec: Whether the GPU decodes the video files of questions and sessions, where it can: faster where there are
             few cores. Of a damaged file it shows frames that it makes up in part, and says nothing. A loaded backend
             was told already.
@@ -46,9 +50,20 @@ class VideoLLM:
         TangoError: The bundle is incomplete, or the backend cannot run it, or has no GPU that decodes.
     """
 
-    def __init__(self, bundle: str | Path | Bundle, backend: str | Backend = "auto", *, nvdec: bool = False) -> None:
+    def __init__(
+        self,
+        bundle: str | Path | Bundle,
+        backend: str | Backend = "auto",
+        sequences: int = 1,
+        *,
+        nvdec: bool = False,
+    ) -> None:
+        if not is_integer(sequences) or sequences < 1:
+            raise TangoError(f"sequences is {sequences!r}", "decode at least one at a time")
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
         self._backend = select(self.bundle, backend, nvdec=nvdec) if isinstance(backend, str) else backend
+        self._backend.batch(sequences)
+        self._steps = DecodeSteps()
         self._prompt = Prompt.of(self.bundle)
         self._schemas = SchemaCompiler(self.bundle.text("tokenizer.json"), self.bundle.manifest.prompt.stop)
         self._latest: weakref.ref[Session] | None = None  # whose tensors the backend still shares
@@ -57,6 +72,11 @@ class VideoLLM:
     def backend(self) -> str:
         """One line that says what runs the graphs."""
         return self._backend.description
+
+    @property
+    def sequences(self) -> int:
+        """Answers that share a decode step, at most; 1 where the backend decodes one after the other."""
+        return self._backend.sequences
 
     @property
     def frame_size(self) -> tuple[int, int] | None:
@@ -417,7 +437,7 @@ class VideoLLM:
         self._settle()
         timer = StageTimer(self._backend)
         manifest, prompt, schemas = self.bundle.manifest, self._prompt, self._schemas
-        session = Session(self._backend, manifest, prompt, schemas, encoded(timer), params, timer)
+        session = Session(self._backend, manifest, prompt, schemas, encoded(timer), params, timer, self._steps)
         self._latest = weakref.ref(session)
         return session
 

@@ -144,12 +144,14 @@ class Answerer:
         """Answers a question about a video: emits pieces of text, then an :class:`Ending`."""
         arrived = monotonic()
         name = key, request.options.retention_ratio, request.options.prune
-        hit = self._video_first[key.model] and name in self._sessions
-        if hit:
-            session = _used(self._sessions, name)
-        else:
+        share = self._video_first[key.model]
+        hit = share and name in self._sessions
+        if not hit:
             seen = self._see(key, clip)
             yield
+        if share and name in self._sessions:  # by now, another question may have opened it
+            session = _used(self._sessions, name)
+        else:
             session = self._open(key.model, seen, request.options)
             _put(self._sessions, name, session, self._most_sessions)
         self._metrics.add("tango:session_hits_total", hit)
@@ -205,7 +207,7 @@ class Answerer:
     ) -> Generator[None, None, None]:
         model, stop, first = request.model, StopTexts(request.stop), True
         with stream:
-            for piece in stop.cut(stream):
+            for piece in stop.cut(iter(stream.turn, None)):
                 if first:
                     self._metrics.observe("vllm:time_to_first_token_seconds", monotonic() - arrived, model_name=model)
                     first = False

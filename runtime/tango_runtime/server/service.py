@@ -103,8 +103,7 @@ class Service:
             return
 
         def job(key: VideoKey, clip: DecodedClip | None, emit: Emit) -> _Work:
-            name = key, chat.options.retention_ratio, chat.options.prune
-            return self.answerer.answer(chat, key, clip, emit), name
+            return self.answerer.answer(chat, key, clip, emit), None
 
         async with aclosing(self._about_video(chat.model, chat.media, chat.options, job)) as items:
             async for item in items:

@@ -24,7 +24,7 @@ class Settings:
         max_images: Most images of a request.
         max_frame: Most bytes of a frame that a client sends to a stream.
         waiting: Most requests that wait for the model.
-        together: Most answers that are written in turns.
+        together: Most answers that are written at a time; where the backend can, they share decode steps.
         videos: Encoded videos that are kept.
         sessions: Prefixes of videos, with their key/value caches, that are kept.
         uploads: Most bytes of uploaded videos that are kept.
@@ -53,7 +53,7 @@ class Settings:
     max_images: int = 256
     max_frame: int = 4 << 20
     waiting: int = 128
-    together: int = 4
+    together: int = 8
     videos: int = 8
     sessions: int = 8
     uploads: int = 1 << 30

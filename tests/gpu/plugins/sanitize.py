@@ -9,7 +9,7 @@ import torch
 from tango_plugins import PruneParams, native_library
 from tests.gpu.plugins import test_activation
 from tests.gpu.plugins.device import Device
-from tests.gpu.plugins.test_decode import SHAPES, Decoder
+from tests.gpu.plugins.test_decode import SHAPES, Decoder, batch_of
 from tests.plugins.attentions import Pass, Shape
 from tests.plugins.fp8 import check_every_number, check_norm
 from tests.plugins.linears import SHAPES as PRODUCTS
@@ -38,6 +38,7 @@ def quantized():
         for name, blocks in (("tests", 0), ("odd", 3), ("tiny", 0)):
             decoder = Decoder(SHAPES[name], blocks=blocks, formats=(form,))
             print(name, form, float(decoder.step(decoder.embedding(), 64).max()))
+            print("batch", *(float(logits.max()) for logits in batch_of(decoder, blocks).step(range(8))[0]))
         for shape in (*PRODUCTS, (300, 64, 130)):
             assert Product(*shape, form).enqueue() == 0
             torch.cuda.synchronize()
@@ -55,6 +56,7 @@ if __name__ == "__main__":
     for name in ("tests", "odd", "tiny"):
         for blocks in (0, 3):
             decoder = Decoder(SHAPES[name], blocks=blocks)
+            print("batch", *(float(logits.max()) for logits in batch_of(decoder, blocks).step(range(8))[0]))
             for position in (0, 64, 400):
                 print(name, blocks, position, float(decoder.step(decoder.embedding(), position).max()))
     for shape, begin in ((Shape(33, 4, 2, 48, 150), 90), (Shape(70, 64, 64, 64, 80), 0), (Shape(9, 2, 1, 256, 64), 30)):

@@ -9,7 +9,7 @@ import torch
 
 from tango_plugins import TangoError
 from tango_plugins.decoder import DecoderShape
-from tests.plugins.decoders import EPS, Decoder, check_step, error, reference
+from tests.plugins.decoders import EPS, Batch, Decoder, check_batch, check_step, error, reference
 from tests.plugins.matrices import FORMATS
 
 SHAPES = {
@@ -167,3 +167,46 @@ def test_a_position_outside_of_the_cache_is_rejected():
     decoder = Decoder(SHAPES["tests"])
     with pytest.raises(TangoError, match="position is 512: it must be from 0 to 511"):
         decoder.enqueue(decoder.embedding(), 512)
+
+
+#: Positions of a batch's sequences, in caches of 520 positions.
+BATCH = (0, 1, 127, 128, 129, 300, 400, 499)
+
+
+def batch_of(decoder, blocks=0):
+    return Batch(decoder, BATCH, (520,) * len(BATCH), blocks=blocks)
+
+
+def test_a_batch_equals_fp64(decoder):
+    batch = batch_of(decoder)
+    for chosen in ([7], [6, 2, 4], list(range(8))):
+        check_batch(batch, chosen)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("name", ["tests", "odd", "7b"])
+def test_a_batch_reads_quantized_weights(name, form):
+    check_batch(batch_of(Decoder(SHAPES[name], formats=(form,))), list(range(8)))
+
+
+@pytest.mark.parametrize("blocks", [1, 3, 8, 16, 84])
+@pytest.mark.parametrize("name", ["tests", "odd", "0.5b"])
+def test_a_batch_takes_fewer_blocks(name, blocks):
+    check_batch(batch_of(Decoder(SHAPES[name], blocks=blocks), blocks), list(range(8)))
+
+
+@pytest.mark.parametrize("form", ["fp16", "int8", "int4-32"])
+@pytest.mark.parametrize("name", ["odd", "0.5b", "7b"])
+def test_a_sequence_has_the_same_bits_whatever_the_others_are(name, form):
+    batch = batch_of(Decoder(SHAPES[name], formats=(form,)))
+    batch.spoil()  # nothing after a position is read
+    logits, rows = batch.step(list(range(8)))
+    for chosen in ([0], [7], [7, 3, 0], list(range(7, -1, -1)), *([list(range(8))] * 50)):
+        for i, own, new in zip(chosen, *batch.step(chosen), strict=True):
+            assert torch.equal(own, logits[i])
+            assert all(torch.equal(a, b) for a, b in zip(new, rows[i], strict=True))
+
+
+def test_a_long_sequence_in_a_batch():
+    decoder = Decoder(dataclasses.replace(SHAPES["tiny"], capacity=20_000))
+    check_batch(Batch(decoder, (19_999, 8191, 8192, 5), (20_000, 8192, 8193, 64)), [0, 1, 2, 3])

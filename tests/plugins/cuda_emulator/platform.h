@@ -174,6 +174,8 @@ inline void start_copy(const Copy& copy) {
 
 inline void copy_async(SharedAddress to, const void* from) { start_copy({to, from, 16}); }
 
+inline void copy_async_pair(SharedAddress to, const void* from) { start_copy({to, from, 8}); }
+
 inline void copy_async_word(SharedAddress to, const void* from) { start_copy({to, from, 4}); }
 
 inline void copy_async_cached(SharedAddress to, const void* from) { copy_async(to, from); }

@@ -22,6 +22,16 @@ def quantized(library):
         check_step(Decoder(shape, library=library, blocks=2, device="cpu", formats=formats), 40)
 
 
+def batch(library):
+    from tango_plugins.decoder import DecoderShape
+    from tests.plugins.decoders import EPS, Batch, Decoder, check_batch
+
+    shape = DecoderShape(2, 32, 4, 2, 16, 96, 100, 112, 200, EPS)
+    for formats in (("fp16",), ("int8", "int4-32-zeros")):
+        decoder = Decoder(shape, library=library, blocks=2, device="cpu", formats=formats)
+        check_batch(Batch(decoder, (150, 3), (160, 32), library, 2), [0, 1])
+
+
 def linear(library):
     from tests.plugins.linears import Product, check
 
@@ -67,6 +77,7 @@ if __name__ == "__main__":
     cases = {
         "decode": decode,
         "quantized": quantized,
+        "batch": batch,
         "linear": linear,
         "attention": attention,
         "thin": thin,

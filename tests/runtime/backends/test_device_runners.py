@@ -16,13 +16,13 @@ import pytest
 
 from tango_plugins import TangoError
 from tango_runtime import VideoLLM
-from tango_runtime.backends.cuda import tensorrt
+from tango_runtime.backends.cuda import device_decoder, tensorrt
 from tango_runtime.backends.cuda.backend import CudaBackend
 from tango_runtime.backends.cuda.device import Stream
 from tango_runtime.backends.cuda.ort_fused import FusedOrtRunner
 from tango_runtime.bundle import Bundle
 from tango_runtime.system import gpu as system
-from tests.fakes.cuda import install
+from tests.fakes.cuda import HostBatchDecoder, install
 from tests.fakes.device_graphs import with_device_graphs
 from tests.fakes.sequence import OneSequence
 from tests.fakes.tensorrt_engines import MACHINE, HostTensorRT, build
@@ -305,6 +305,77 @@ def test_sessions_take_turns_as_if_each_question_were_asked_anew(make, colors, e
     for pieces in zip_longest(*streams):
         assert pieces
     assert [stream.answer.ids for stream in streams] == alone[1]
+
+
+def in_turns(streams):
+    """Reads a token of each stream in turn, to their ends."""
+    left = list(streams)
+    while left:
+        left = [stream for stream in left if stream.turn() is not None]
+    return [stream.answer.ids for stream in streams]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_answers_of_one_and_of_several_sessions_share_steps(make, colors, engine):
+    llm, plain = make(engine)
+    llm._backend.batch(8)
+    assert llm.sequences == 8
+    questions = QUESTION, "Who?", "What happens here?"
+    sessions = [llm.session(video) for video in (colors, colors[::-1])]
+    streams = [session.stream(question, max_new_tokens=8) for question in questions for session in sessions]
+    wanted = [plain.generate(video, q, max_new_tokens=8).ids for q in questions for video in (colors, colors[::-1])]
+    assert in_turns(streams) == wanted
+    assert max(HostBatchDecoder.steps) == 6
+    assert sum(HostBatchDecoder.steps) == sum(len(ids) - 1 for ids in wanted)
+
+
+def test_sampled_answers_share_steps(make, colors):
+    llm, plain = make()
+    llm._backend.batch(2)
+    options = {"temperature": 1.0, "max_new_tokens": 8}
+    session = llm.session(colors)
+    found = in_turns([session.stream(QUESTION, seed=seed, **options) for seed in (3, 4, 5)])
+    assert found == [plain.generate(colors, QUESTION, seed=seed, **options).ids for seed in (3, 4, 5)]
+    assert max(HostBatchDecoder.steps) == 2
+
+
+def test_for_a_step_of_several_sequences_the_host_reads_once(make, colors):
+    llm = make()[0]
+    llm._backend.batch(8)
+    session = llm.session(colors)
+    streams = [session.stream(question, max_new_tokens=16) for question in (QUESTION, "Who?", "Where?")]
+    for stream in (*streams, *streams):  # the second turn makes what a step needs of each sequence
+        stream.turn()
+    before = replace(llm._backend.traffic)
+    for stream in (*streams, *streams):
+        stream.turn()
+    traffic = llm._backend.traffic
+    assert (traffic.uploads, traffic.downloads) == (before.uploads, before.downloads + 2)
+
+
+def test_released_caches_serve_the_next_answers(make, host, colors):
+    llm = make()[0]
+    llm._backend.batch(3)
+    session, held = llm.session(colors), []
+    for _ in range(3):
+        in_turns([session.stream(question, max_new_tokens=4) for question in (QUESTION, "Who?", "Where?")])
+        held.append((host.held(), host.allocations))
+    assert held[1] == held[2]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_step_that_a_gpu_cannot_share_is_each_sequences_own(make, colors, monkeypatch, caplog, engine):
+    def rejected(*arguments):
+        raise TangoError("the inputs of 8 sequences do not fit", "")
+
+    monkeypatch.setattr(device_decoder, "CudaBatchDecoder", rejected)
+    llm, plain = make(engine)
+    llm._backend.batch(8)
+    assert llm.sequences == 1
+    assert "sequences are decoded one after the other: the inputs of 8 sequences do not fit" in caplog.text
+    assert (
+        llm.generate(colors, QUESTION, max_new_tokens=4).ids == plain.generate(colors, QUESTION, max_new_tokens=4).ids
+    )
 
 
 def test_a_question_binds_no_cache_anew(make):

@@ -33,7 +33,7 @@ def test_the_share_is_the_time_in_the_model(tiny_bundle, clip, monkeypatch):
     takes(Decoders, "submit", 30)  # in this process, so the model waits
     takes(VideoLLM, "encode", 7)
     takes(VideoLLM, "session", 3)
-    takes(Session, "ask", 2)
+    takes(Session, "stream", 2)
     settings = Settings((tiny_bundle,), (0.25, 0.5), sampling=SamplingOptions(max_new_tokens=2))
     one, other = settings.trials()
     questions = (Question("1", "Who?", 1), Question("2", "What?", 2))

@@ -276,7 +276,7 @@ def test_streaming_gives_whole_characters_that_add_up(path, prompt, text):
     ids = untruncated(path).encode(text, add_special_tokens=False).ids
     pieces = list(prompt.stream(iter(ids)))
     assert "".join(pieces) == prompt.decode(ids)
-    assert all(pieces)
+    assert len(ids) <= len(pieces) <= len(ids) + 1
     if "\ufffd" not in text:
         assert not any("\ufffd" in piece for piece in pieces)
 
@@ -294,7 +294,6 @@ def test_an_incomplete_character_waits_and_shows_at_the_end(path, prompt):
     tokens = untruncated(path)
     letter = tokens.token_to_id("a")
     first = tokens.token_to_id("Ã")  # the byte-level alphabet's name of 0xC3, the first byte of é
-    assert list(prompt.stream([letter, first])) == ["a", "\ufffd"]
-    stream = prompt.stream(iter([first, letter, letter]))
-    assert next(stream) == "\ufffda"  # with another letter after it the byte cannot become a character any more
-    assert list(stream) == ["a"]
+    assert list(prompt.stream([letter, first])) == ["a", "", "\ufffd"]
+    # With another letter after it the byte cannot become a character any more.
+    assert list(prompt.stream(iter([first, letter, letter]))) == ["", "\ufffda", "a"]

@@ -74,6 +74,15 @@ class CudaBackend:
         self._decoder: SequenceDecoder = made(bundle.manifest, graphs, self._embedder, stream, self._pool)
 
     @property
+    def sequences(self) -> int:
+        """Sequences of one decode step, at most."""
+        return self._decoder.sequences
+
+    def batch(self, sequences: int) -> None:
+        """Lets decode steps have up to ``sequences`` sequences, or as many as the decoder can."""
+        self._decoder.batch(sequences)
+
+    @property
     def traffic(self) -> TransferStats:
         """Copies between host and device so far."""
         return self._stream.traffic
@@ -172,6 +181,15 @@ class CudaBackend:
     def decode(self, cache: KVCache, token: int) -> DeviceLogits:
         """Appends one token → logits of its position."""
         return self._decoder.decode(cache, token)
+
+    def decode_together(self, steps: Sequence[tuple[KVCache, int]]) -> list[DeviceLogits]:
+        """Appends one token to each of some sequences → logits of each."""
+        return self._decoder.decode_together(steps)
+
+    def fork(self, cache: KVCache, length: int, capacity: int) -> KVCache:
+        """Another sequence that begins with the first ``length`` positions of a sequence."""
+        found: KVCache = self._decoder.fork(cache, length, capacity)
+        return found
 
     def rewind(self, cache: KVCache, length: int) -> None:
         """Forgets everything after the first ``length`` positions."""

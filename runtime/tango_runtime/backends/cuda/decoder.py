@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -9,17 +10,20 @@ from typing import Any, Protocol
 import numpy as np
 
 from tango_plugins import TangoError
+from tango_plugins.decoder import MAX_SEQUENCES
 from tango_plugins.device_array import DeviceArray
 from tango_plugins.thinning import Thinning
 from tango_runtime.backends.base import require_context
 from tango_runtime.backends.cuda.device import ALIGNMENT, Pool, Stream, rows
 from tango_runtime.backends.cuda.embedder import Embedder, Piece
 from tango_runtime.backends.cuda.kv_cache import KVCache
-from tango_runtime.backends.cuda.logits import DeviceLogits
-from tango_runtime.backends.cuda.runner import GraphRunner, Step
+from tango_runtime.backends.cuda.logits import DeviceLogits, KnownLogits, find_argmax
+from tango_runtime.backends.cuda.runner import BatchedStep, GraphRunner, SequenceRow, Step, Token
 from tango_runtime.backends.ort_cpu import cache_inputs
 from tango_runtime.backends.rotary import TEXT, RotaryIds
 from tango_runtime.bundle import Manifest
+
+_log = logging.getLogger(__name__)
 
 #: Where the runner does not fix a cache's capacity, it is a multiple of this many positions.
 _POSITIONS = 256
@@ -27,6 +31,11 @@ _POSITIONS = 256
 
 class SequenceDecoder(Protocol):
     """What the backend asks of a decoder; see :class:`tango_runtime.backends.base.Backend`."""
+
+    sequences: int
+
+    def batch(self, sequences: int) -> None:
+        """Lets steps have up to ``sequences`` sequences, or as many as it can."""
 
     def new_cache(self, capacity: int, rotary: RotaryIds = TEXT) -> Any:
         """An empty sequence with room for ``capacity`` positions."""
@@ -39,6 +48,12 @@ class SequenceDecoder(Protocol):
 
     def decode(self, cache: Any, token: int) -> DeviceLogits:
         """Appends one token → logits of its position."""
+
+    def decode_together(self, steps: Sequence[tuple[Any, int]]) -> list[DeviceLogits]:
+        """Appends one token to each of some sequences → logits of each."""
+
+    def fork(self, cache: Any, length: int, capacity: int) -> Any:
+        """Another sequence that begins with the first ``length`` positions of a sequence."""
 
 
 class Decoder:
@@ -63,13 +78,26 @@ class Decoder:
         self._logits = self._new_logits()
         self._positions = pool.take("all positions", (self._context,), graphs.dtype("decoder", "positions"))
         stream.upload(np.arange(self._context), self._positions)
-        self._free: list[KVCache] = []  # at most one: its memory, and its step, serve the next sequence
+        self._free: list[KVCache] = []  # their memory, and their steps, serve the next sequences
         # The runner replays one binding at a time: TensorRT 8 lets no two contexts share an optimization profile.
         self._replay: tuple[KVCache, Step] | None = None
+        self.sequences = 1
+        self._batched_step: BatchedStep | None = None
         if graphs.capacity is not None:  # allocate and record at load time, not within the first answer
             first = self.new_cache(graphs.capacity)
             self._step_of(first)
             first.release()
+
+    def batch(self, sequences: int) -> None:
+        """Lets steps have up to ``sequences`` sequences, as far as the CUDA library has such steps."""
+        if sequences == 1 or self._batched_step is not None:
+            return
+        try:
+            self._batched_step = self._graphs.batched_step(self._pool)
+        except TangoError as error:
+            _log.warning("sequences are decoded one after the other: %s", error.message)
+        if self._batched_step is not None:
+            self.sequences = min(sequences, MAX_SEQUENCES)
 
     def new_cache(self, capacity: int, rotary: RotaryIds = TEXT) -> KVCache:
         """An empty sequence with room for ``capacity`` positions, and its rotary positions.
@@ -117,8 +145,35 @@ class Decoder:
             raise
         return self._logits
 
+    def fork(self, cache: KVCache, length: int, capacity: int) -> KVCache:
+        """Another sequence that begins with the first ``length`` positions of a sequence."""
+        found = self.new_cache(max(length, capacity), cache.rotary)
+        found.copy(cache, length)
+        return found
+
+    def decode_together(self, steps: Sequence[tuple[KVCache, int]]) -> list[DeviceLogits]:
+        """Appends one token to each of some sequences → logits of each; waits for them."""
+        if self._batched_step is None:
+            return [self.decode(cache, token) for cache, token in steps]
+        for cache, _ in steps:
+            require_context(cache.length, 1, self._context)
+            self.reserve(cache, cache.length + 1)
+        tokens = [
+            Token(token, cache.length, cache.length + cache.rotary.offset, cache.capacity, self._row_of(cache))
+            for cache, token in steps
+        ]
+        self._batched_step(tokens)
+        best = self._pool.take("argmax of rows", (len(steps), 8), np.uint8)
+        logits = [token.row.logits for token in tokens]
+        found = find_argmax(logits, best, self._stream)
+        for cache, _ in steps:
+            cache.advance(1)
+        return [KnownLogits(each, best, self._stream, known) for each, known in zip(logits, found, strict=True)]
+
     def decode(self, cache: KVCache, token: int) -> DeviceLogits:
         """Appends one token → logits of its position."""
+        if self._batched_step is not None:  # the same results, whether or not there are others in the step
+            return self.decode_together([(cache, token)])[0]
         require_context(cache.length, 1, self._context)
         self.reserve(cache, cache.length + 1)
         self._step_of(cache)(token, cache.length, cache.length + cache.rotary.offset)
@@ -150,6 +205,13 @@ class Decoder:
             return cache.step
         self._replay = cache, self._pass_of_one(cache)
         return self._replay[1]
+
+    def _row_of(self, cache: KVCache) -> SequenceRow:
+        """What steps of several sequences need of one."""
+        assert self._batched_step is not None
+        if cache.row is None:
+            cache.row = self._batched_step.new_row(list(cache.held(cache.capacity).values()), cache.pool)
+        return cache.row
 
     def _pass_of_one(self, cache: KVCache) -> Step:
         """A step by the graphs, with tensors that stay where they are from token to token."""
@@ -190,10 +252,10 @@ class Decoder:
         return None
 
     def _take_back(self, cache: KVCache) -> None:
-        """Keeps a released cache for the next sequence, in the place of another."""
-        for other in self._free:
-            self._forget(other)
-        self._free = [cache]
+        """Keeps a released cache for another sequence, and no more of them than are decoded together."""
+        self._free.append(cache)
+        while len(self._free) > self.sequences:
+            self._forget(self._free.pop(0))
 
     def _forget(self, cache: KVCache) -> None:
         """Drops a recording of a cache whose memory goes."""

@@ -7,14 +7,15 @@ decode step is one kernel of that library, on the same weights.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from tango_plugins.decoder import CudaDecoder, DecoderShape
+from tango_plugins.decoder import CudaBatchDecoder, CudaDecoder, DecoderShape, DecodeSequence, cache_table
 from tango_plugins.device_array import DeviceArray
 from tango_plugins.matrix import Matrix
 from tango_runtime.backends.cuda.device import Pool, Stream, rows
-from tango_runtime.backends.cuda.runner import Step
+from tango_runtime.backends.cuda.runner import SequenceRow, Step, Token
 from tango_runtime.backends.cuda.weights import Weights
 from tango_runtime.backends.ort_cpu import cache_inputs, cache_rows
 from tango_runtime.bundle import GraphName, GraphSpec, Manifest
@@ -68,6 +69,56 @@ class DeviceDecoder:
             decoder.enqueue(embedding, position, rotation, **memory, stream=stream)
 
         return step
+
+    def batched_step(self, pool: Pool) -> DeviceBatch:
+        """The CUDA library's decode step of several sequences."""
+        weights = self._weights["decoder"]
+        matrices = _matrices(self._manifest.graphs["decoder"], weights)
+        shape = _shape(self._manifest, weights, matrices, self._manifest.decoder.context)
+        return DeviceBatch(CudaBatchDecoder(shape, weights, matrices), shape, self._words, self._stream, pool)
+
+
+class DeviceBatch:
+    """Steps of several sequences by one kernel; see :class:`tango_runtime.backends.cuda.runner.BatchedStep`.
+
+    Args:
+        decoder: The kernel on its weights.
+        shape: The decoder's dimensions.
+        words: The embedding table.
+        stream: What it runs on.
+        pool: Gives the memory that all steps share.
+    """
+
+    def __init__(
+        self, decoder: CudaBatchDecoder, shape: DecoderShape, words: DeviceArray, stream: Stream, pool: Pool
+    ) -> None:
+        self._decoder, self._shape, self._words, self._stream = decoder, shape, words, stream
+        self._table = pool.take("batch table", decoder.table.shape, np.uint8)
+        self._workspace = pool.take("batch workspace", (decoder.workspace_bytes,), np.uint8)
+        stream.upload(decoder.table, self._table)
+        stream.clear(self._workspace)  # the kernel's to write alone from here on
+
+    def new_row(self, cache: Sequence[DeviceArray], pool: Pool) -> SequenceRow:
+        """What a step needs of a sequence, in memory that lives as long as its cache."""
+        addresses = cache_table(replace(self._shape, capacity=cache[0].shape[1]), cache)
+        caches = pool.take("cache table", addresses.shape, np.uint8)
+        self._stream.upload(addresses, caches)
+        return SequenceRow(caches, pool.take("row of logits", (self._shape.vocabulary,), np.float32))
+
+    def __call__(self, tokens: Sequence[Token]) -> None:
+        """Puts a step on the stream: fills each sequence's logits and its row of the cache."""
+        sequences = [
+            DecodeSequence(
+                rows(self._words, token.id, token.id + 1),
+                token.position,
+                token.rotation,
+                token.row.caches,
+                token.capacity,
+                token.row.logits,
+            )
+            for token in tokens
+        ]
+        self._decoder.enqueue(sequences, table=self._table, workspace=self._workspace, stream=self._stream.handle)
 
 
 def _matrices(graph: GraphSpec, weights: Weights) -> dict[str, Matrix]:

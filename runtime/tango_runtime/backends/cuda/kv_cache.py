@@ -9,7 +9,7 @@ import numpy as np
 
 from tango_plugins.device_array import DeviceArray
 from tango_runtime.backends.cuda.device import ALIGNMENT, Buffer, Pool, Stream, StridedRows
-from tango_runtime.backends.cuda.runner import Step
+from tango_runtime.backends.cuda.runner import SequenceRow, Step
 from tango_runtime.backends.rotary import TEXT
 from tango_runtime.bundle import TensorSpec
 
@@ -34,6 +34,7 @@ class KVCache:
         rotary: Rotary positions of the sequence.
         pool: Memory that lives as long as the cache.
         step: Its decode step, None until one is made.
+        row: What steps of several sequences need of it, None until it is made.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class KVCache:
         self.length = self._reached = 0  # the second: positions that were ever written since the cache was clear
         self.rotary, self.pool = TEXT, Pool()
         self.step: Step | None = None
+        self.row: SequenceRow | None = None
         self._allocate(capacity)
 
     def release(self) -> None:
@@ -75,17 +77,17 @@ class KVCache:
 
     def grow(self, capacity: int) -> None:
         """Makes room for more positions; the filled ones are kept."""
-        old, address, slab, pitch = self._buffer, self._buffer.address, self._slab, self.capacity * self._row
+        old, filled = self._buffer, self._filled
         self._allocate(capacity)
-        source, to = (
-            StridedRows(address, pitch, slab),
-            StridedRows(self._buffer.address, capacity * self._row, self._slab),
-        )
-        if self.length:
-            self._stream.copy_strided(source, to, len(self._cached), self._heads, self.length * self._row)
+        self._copy(filled, self.length)
         self._stream.synchronize()
         old.free()
-        self.step = None
+        self.step = self.row = None
+
+    def copy(self, other: KVCache, length: int) -> None:
+        """Fills an empty cache with the first ``length`` positions of another."""
+        self._copy(other._filled, length)
+        self.advance(length)
 
     def held(self, length: int) -> dict[str, DeviceArray]:
         """The decoder's inputs: all of the cache, or an empty one where ``length`` is 0.
@@ -129,6 +131,15 @@ class KVCache:
         """Counts ``tokens`` more positions as filled."""
         self.length += tokens
         self._reached = max(self._reached, self.length)
+
+    @property
+    def _filled(self) -> StridedRows:
+        """Where its rows are: each head's, one head after the other."""
+        return StridedRows(self._buffer.address, self.capacity * self._row, self._slab)
+
+    def _copy(self, source: StridedRows, length: int) -> None:
+        if length:
+            self._stream.copy_strided(source, self._filled, len(self._cached), self._heads, length * self._row)
 
     def _allocate(self, capacity: int) -> None:
         self.capacity = capacity

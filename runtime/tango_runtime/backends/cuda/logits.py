@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -37,22 +38,46 @@ class DeviceLogits:
 
     def argmax(self) -> tuple[int, float]:
         """The greatest logit's index and value, found on the device; NaN is above all, ties go to the lower index."""
-        enqueue_argmax(self.memory, self._best, self._stream)
-        (found,) = self._stream.download(self._best).view(ARGMAX)
-        return int(found["index"]), float(found["value"])
+        (found,) = find_argmax([self.memory], self._best, self._stream)
+        return found
 
     def __array__(self, dtype: DTypeLike = None, copy: bool | None = None) -> NDArray[Any]:
         return np.asarray(self._stream.download(self.memory), dtype)
 
 
-def enqueue_argmax(values: DeviceArray, best: DeviceArray, stream: Stream) -> None:
-    """Finds the greatest of fp32 ``values`` [V] on the device, into 8 bytes that are as ``ARGMAX`` says.
+class KnownLogits(DeviceLogits):
+    """Logits whose greatest has been found, together with those of other sequences."""
+
+    def __init__(self, memory: DeviceArray, best: DeviceArray, stream: Stream, found: tuple[int, float]) -> None:
+        super().__init__(memory, best, stream)
+        self._found = found
+
+    def argmax(self) -> tuple[int, float]:
+        """The greatest logit's index and value."""
+        return self._found
+
+
+def find_argmax(rows: Sequence[DeviceArray], best: DeviceArray, stream: Stream) -> list[tuple[int, float]]:
+    """Index and value of the greatest of each row, fp32 [V]; ``best`` has 8 bytes for each. Waits for the stream."""
+    enqueue_argmax(rows, best, stream)
+    found = stream.download(best).reshape(-1).view(ARGMAX)
+    return [(int(each["index"]), float(each["value"])) for each in found]
+
+
+def enqueue_argmax(rows: Sequence[DeviceArray], best: DeviceArray, stream: Stream) -> None:
+    """Finds the greatest of each row on the device.
+
+    Args:
+        rows: From 1 to ``MAX_SEQUENCES`` rows, fp32 [V].
+        best: 8 bytes for each, as ``ARGMAX`` says.
+        stream: Where it runs.
 
     Raises:
         TangoError: There is no CUDA library, or CUDA failed.
     """
-    library = _library()
-    if library.tango_argmax_enqueue(values.address, values.shape[0], best.address, stream.handle) != 0:
+    library, addresses = _library(), (ctypes.c_void_p * len(rows))(*(row.address for row in rows))
+    arguments = addresses, len(rows), rows[0].shape[0], best.address, stream.handle
+    if library.tango_argmax_rows_enqueue(*arguments) != 0:
         raise TangoError(f"greedy sampling failed: {library.tango_last_error().decode()}", "see: tango doctor")
 
 

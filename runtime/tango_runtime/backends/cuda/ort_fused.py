@@ -15,7 +15,7 @@ from tango_plugins.device_array import DeviceArray
 from tango_runtime.backends.cuda.device import Pool, Stream
 from tango_runtime.backends.cuda.device_decoder import DeviceDecoder
 from tango_runtime.backends.cuda.ort_runner import CUDA, OrtRunner
-from tango_runtime.backends.cuda.runner import Run, Step
+from tango_runtime.backends.cuda.runner import BatchedStep, Run, Step
 from tango_runtime.backends.cuda.weights import upload_weights
 from tango_runtime.bundle import Bundle, GraphName
 
@@ -60,6 +60,10 @@ class FusedOrtRunner(OrtRunner):
     def step(self, cache: Sequence[DeviceArray], logits: DeviceArray, pool: Pool) -> Step | None:
         """The CUDA library's, where the decoder has a device graph."""
         return self._decoder.step(cache, logits, pool) if self._decoder else None
+
+    def batched_step(self, pool: Pool) -> BatchedStep | None:
+        """The CUDA library's, where the decoder's graph is a device graph."""
+        return self._decoder.batched_step(pool) if self._decoder else None
 
     def _taken(self, graph: GraphName) -> dict[str, DeviceArray]:
         """The weights that a device graph takes as inputs."""

@@ -16,7 +16,7 @@ import numpy as np
 from tango_plugins import TangoError
 from tango_plugins.device_array import DeviceArray
 from tango_runtime.backends.cuda.device import Pool, Stream
-from tango_runtime.backends.cuda.runner import Run, Step
+from tango_runtime.backends.cuda.runner import BatchedStep, Run, Step
 from tango_runtime.backends.ort_cpu import check_runtime, check_tensors, ort_errors
 from tango_runtime.backends.ort_options import session_options
 from tango_runtime.bundle import Bundle, GraphName
@@ -104,6 +104,10 @@ class OrtRunner:
 
     def step(self, cache: Sequence[DeviceArray], logits: DeviceArray, pool: Pool) -> Step | None:
         """None: a step is a pass of the sessions."""
+        return None
+
+    def batched_step(self, pool: Pool) -> BatchedStep | None:
+        """None: a pass of the sessions is over one sequence."""
         return None
 
     def _bind(self, graph: GraphName, tensors: Mapping[str, DeviceArray], replay: bool = False) -> Run:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from tango_plugins.device_array import DeviceArray
@@ -14,6 +15,48 @@ Run = Callable[[], None]
 #: Puts one token of a sequence on the stream, given its id, its row in the cache and its rotary position: fills the
 #: logits and that row.
 Step = Callable[[int, int, int], None]
+
+
+@dataclass(frozen=True)
+class SequenceRow:
+    """What steps of several sequences need of one of them.
+
+    Attributes:
+        caches: Addresses of its keys and values, as :func:`tango_plugins.decoder.cache_table` gives them.
+        logits: fp32 [vocabulary].
+    """
+
+    caches: DeviceArray
+    logits: DeviceArray
+
+
+@dataclass(frozen=True)
+class Token:
+    """One sequence's part of a step of several sequences.
+
+    Attributes:
+        id: Its token.
+        position: Row of the token in the cache.
+        rotation: Rotary position of the token.
+        capacity: Positions of the cache.
+        row: What the step needs of the sequence.
+    """
+
+    id: int
+    position: int
+    rotation: int
+    capacity: int
+    row: SequenceRow
+
+
+class BatchedStep(Protocol):
+    """Steps of up to ``MAX_SEQUENCES`` sequences, each of which reads the weights once."""
+
+    def new_row(self, cache: Sequence[DeviceArray], pool: Pool) -> SequenceRow:
+        """What a step needs of a sequence, in memory that lives as long as its cache."""
+
+    def __call__(self, tokens: Sequence[Token]) -> None:
+        """Puts a step on the stream: fills each sequence's logits and its row of the cache."""
 
 
 class GraphRunner(Protocol):
@@ -77,4 +120,14 @@ class GraphRunner(Protocol):
 
         Raises:
             TangoError: There is one, but not for this bundle or machine.
+        """
+
+    def batched_step(self, pool: Pool) -> BatchedStep | None:
+        """Steps of several sequences; None where there are none.
+
+        Args:
+            pool: Gives the memory that they need.
+
+        Raises:
+            TangoError: There are some, but not for this bundle or machine.
         """

@@ -18,7 +18,7 @@ from tango_runtime import engines
 from tango_runtime.backends.cuda.backend import CudaBackend, open_stream
 from tango_runtime.backends.cuda.device import Buffer, Pool, Stream
 from tango_runtime.backends.cuda.device_decoder import DeviceDecoder
-from tango_runtime.backends.cuda.runner import Run, Step
+from tango_runtime.backends.cuda.runner import BatchedStep, Run, Step
 from tango_runtime.backends.cuda.weights import upload_weights
 from tango_runtime.bundle import Bundle, GraphName
 from tango_runtime.engines import PREFILL, BuiltEngine
@@ -132,6 +132,10 @@ class TensorRTRunner:
     def step(self, cache: Sequence[DeviceArray], logits: DeviceArray, pool: Pool) -> Step | None:
         """The CUDA library's, where the decoder's engine is of a device graph; else a step is a pass of the engines."""
         return self._decoder.step(cache, logits, pool) if self._decoder else None
+
+    def batched_step(self, pool: Pool) -> BatchedStep | None:
+        """The CUDA library's, where the decoder's graph is a device graph."""
+        return self._decoder.batched_step(pool) if self._decoder else None
 
     def _give(
         self, graph: GraphName, context: Any, inputs: Collection[str], tensors: Mapping[str, DeviceArray]

@@ -71,6 +71,10 @@ class ThinningDecoder:
         self._logits = DeviceLogits(logits, pool.take("argmax", (8,), np.uint8), stream)
         self._all_positions = {name: self._positions_of(name) for name in self._specs}
         self._free: DeviceThinnedCache | None = None  # its memory serves the next sequence
+        self.sequences = 1
+
+    def batch(self, sequences: int) -> None:
+        """Nothing: a step is a pass of the graphs over one sequence."""
 
     def new_cache(self, capacity: int, rotary: RotaryIds = TEXT) -> DeviceThinnedCache:
         """An empty sequence with room for ``capacity`` positions."""
@@ -131,6 +135,18 @@ class ThinningDecoder:
     def decode(self, cache: DeviceThinnedCache, token: int) -> DeviceLogits:
         """Appends one token → logits of its position."""
         return self.extend(cache, [TokenIds(np.array([token], np.int64))])
+
+    def decode_together(self, steps: Sequence[tuple[DeviceThinnedCache, int]]) -> list[DeviceLogits]:
+        """Appends one token to a sequence → its logits."""
+        return [self.decode(cache, token) for cache, token in steps]
+
+    def fork(self, cache: DeviceThinnedCache, length: int, capacity: int) -> DeviceThinnedCache:
+        """Another sequence that begins with the first ``length`` positions of a sequence, of which the upper layers
+        have nothing yet."""
+        found = self.new_cache(max(length, capacity), cache.low.rotary)
+        found.low.copy(cache.low, length)
+        self._stream.copy(rows(cache.rows, 0, length), rows(found.rows, 0, length))
+        return found
 
     def _parts(self, whole: DeviceArray) -> list[DeviceArray]:
         """What each pass takes."""

@@ -18,6 +18,14 @@ typedef struct TangoArgmax {
  * device memory; size is at least 1. Returns a TangoStatus. */
 TANGO_API int tango_argmax_enqueue(const float* values, int32_t size, TangoArgmax* argmax, void* stream);
 
+/* Rows of one call, at most. */
+#define TANGO_ARGMAX_ROWS 8
+
+/* The same of several rows, with one kernel. `rows` [count] is host memory with the addresses of rows [size], `argmax`
+ * [count] device memory; count is from 1 to TANGO_ARGMAX_ROWS. */
+TANGO_API int tango_argmax_rows_enqueue(const float* const* rows, int32_t count, int32_t size, TangoArgmax* argmax,
+                                        void* stream);
+
 #ifdef __cplusplus
 }
 #endif

@@ -67,6 +67,40 @@ TANGO_API int tango_decode_workspace(const TangoDecodeShape* shape, size_t* byte
 TANGO_API int tango_decode_enqueue(const TangoDecodeShape* shape, const TangoDecodeTensors* tensors, int32_t position,
                                    int32_t rotation, void* workspace, size_t workspace_bytes, void* stream);
 
+/* Sequences of one batched step, at most. */
+#define TANGO_DECODE_SEQUENCES 8
+
+/* Keys and values of one layer of one sequence, in device memory aligned to 16 bytes. */
+typedef struct TangoDecodeCache {
+    void* keys;   /* fp16 [kv_heads, capacity, head_dim], rotated */
+    void* values; /* fp16 [kv_heads, capacity, head_dim], not rotated */
+} TangoDecodeCache;
+
+/* A sequence of a batched step. Each has memory of its own. */
+typedef struct TangoDecodeSequence {
+    const TangoDecodeCache* caches; /* [layers], an array in device memory aligned to 16 bytes */
+    const void* embedding;          /* fp16 [hidden_size] of its token */
+    float* logits;                  /* [vocabulary], written */
+    int32_t capacity;               /* positions of its KV cache */
+    int32_t position;               /* as of tango_decode_enqueue */
+    int32_t rotation;               /* as of tango_decode_enqueue */
+    int32_t padding;
+} TangoDecodeSequence;
+
+/* Bytes of device memory that `tango_decode_batch_enqueue` needs on the current device. Returns a TangoStatus. */
+TANGO_API int tango_decode_batch_workspace(const TangoDecodeShape* shape, size_t* bytes);
+
+/* Enqueues a step of several sequences, which reads the weights once, as one cooperative kernel; returns a TangoStatus.
+ *
+ * `sequences` [count] is host memory, count from 1 to TANGO_DECODE_SEQUENCES. What they bring of their own does not
+ * count in the shape and the tensors: capacity, embedding, logits, and the layers' keys and values.
+ *
+ * A sequence's logits and rows have the same bits whatever the other sequences are, how many there are, and at which
+ * index it is. They differ from those of tango_decode_enqueue by rounding: sums have another order. */
+TANGO_API int tango_decode_batch_enqueue(const TangoDecodeShape* shape, const TangoDecodeTensors* tensors,
+                                         const TangoDecodeSequence* sequences, int32_t count, void* workspace,
+                                         size_t workspace_bytes, void* stream);
+
 #ifdef __cplusplus
 }
 #endif

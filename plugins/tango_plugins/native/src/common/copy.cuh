@@ -38,6 +38,16 @@ __device__ inline void copy_async_prefetch(SharedAddress to, const void* from) {
 #endif
 }
 
+// 8 bytes.
+__device__ inline void copy_async_pair(SharedAddress to, const void* from) {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8;\n" ::"r"(to), "l"(from) : "memory");
+#else
+    const uint2 value = *static_cast<const uint2*>(from);
+    asm volatile("st.shared.v2.u32 [%0], {%1,%2};\n" ::"r"(to), "r"(value.x), "r"(value.y) : "memory");
+#endif
+}
+
 // 4 bytes.
 __device__ inline void copy_async_word(SharedAddress to, const void* from) {
 #if __CUDA_ARCH__ >= 800

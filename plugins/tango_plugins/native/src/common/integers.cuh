@@ -62,6 +62,35 @@ struct PackedInts<8> {
     }
 };
 
+// A zero point z as what is added to integers: -(1024 + z), and -(64 + z) for z below 16, each twice.
+struct ZeroPoint {
+    uint32_t at_1024, at_64;
+
+    __device__ explicit ZeroPoint(uint32_t z)
+        : at_1024(0xe400e400u + z * 0x10001u), at_64(0xd400d400u + z * 0x100010u) {}
+};
+
+// Elements i and i + 4 of a word's eight less their zero point, for i from 0 to 3: an order that takes the fewest
+// instructions.
+__device__ inline void unpack(uint32_t (&pairs)[4], uint32_t word, const ZeroPoint& zero) {
+    constexpr uint32_t kSixteenth = 0x2c002c00u;
+#pragma unroll
+    for (int i = 0; i < 4; i += 2, word >>= 8) {
+        pairs[i] = add2((word & 0x000f000fu) | k1024, zero.at_1024);
+        pairs[i + 1] = fma2((word & 0x00f000f0u) | k1024, kSixteenth, zero.at_64);
+    }
+}
+
+// The same of eight bytes.
+__device__ inline void unpack(uint32_t (&pairs)[4], const uint2& words, const ZeroPoint& zero) {
+#pragma unroll
+    for (int i = 0; i < 4; i += 2) {
+        const uint32_t four = __byte_perm(words.x, words.y, i == 0 ? 0x5140 : 0x7362);
+        pairs[i] = add2(__byte_perm(four, k1024, 0x5150), zero.at_1024);
+        pairs[i + 1] = add2(__byte_perm(four, k1024, 0x5352), zero.at_1024);
+    }
+}
+
 // Elements 2 t and 2 t + 1 of a word's eight: byte t.
 __device__ inline uint32_t unpack_pair(uint32_t word, int t, uint32_t at_1024_and_64) {
     constexpr uint32_t kOneAndSixteenth = 0x2c003c00u;

@@ -1,5 +1,8 @@
 // Attention of one token over the KV cache. The sequence is cut into chunks, and a block handles one chunk for the
 // query heads of one KV head. merge_chunks() combines the chunks.
+//
+// Up to attend(), the step and the shared memory are those of step.cuh, or what a batch has of one sequence
+// (batch.cuh).
 #pragma once
 
 #include "step.cuh"
@@ -10,7 +13,8 @@ constexpr int kQueries = 8;  // queries whose scores a warp reduces at a time
 constexpr int kParts = 4;    // chunks that a thread adds at a time
 
 // A column of query, key and value, with its bias.
-__device__ inline float qkv_column(const Step& step, const __half* bias, int column) {
+template <typename AnyStep>
+__device__ float qkv_column(const AnyStep& step, const __half* bias, int column) {
     float sum = __half2float(bias[column]);
     add_splits(sum, step.qkv + column, step.partitions[kQkv].split_k, step.partitions[kQkv].columns);
     return sum;
@@ -26,7 +30,8 @@ __device__ inline void compute_rope(const Step& step, float2* rope) {
 }
 
 // Columns `first` and `first` + head_dim / 2, rotated by the angle of dimension `d`.
-__device__ inline float2 rotated(const Step& step, const Shared& shared, const __half* bias, int first, int d) {
+template <typename AnyStep, typename AnyShared>
+__device__ float2 rotated(const AnyStep& step, const AnyShared& shared, const __half* bias, int first, int d) {
     const float a = qkv_column(step, bias, first);
     const float b = qkv_column(step, bias, first + step.shape.head_dim / 2);
     const float2 rope = shared.rope[d];
@@ -40,24 +45,29 @@ struct Chunk {
     __half *keys, *values;  // the KV head's rows of the cache
     __half *key_tile, *value_tile;
 
-    __device__ Chunk(const Step& step, const Shared& shared, int layer, int index) {
-        const TangoDecodeLayer& weights = shared.layers[layer % 2];
+    template <typename AnyStep, typename AnyShared>
+    __device__ Chunk(const AnyStep& step, const AnyShared& shared, int layer, int index) {
+        const auto& cache = shared.layers[layer % 2];
         head_dim = step.shape.head_dim;
         kv_head = index / step.kv_chunks;
         begin = (index - kv_head * step.kv_chunks) * step.kv_chunk_size;
         end = min(begin + step.kv_chunk_size, step.position + 1);
         const size_t offset = static_cast<size_t>(kv_head) * step.shape.capacity * head_dim;
-        keys = static_cast<__half*>(weights.keys) + offset;
-        values = static_cast<__half*>(weights.values) + offset;
+        keys = static_cast<__half*>(cache.keys) + offset;
+        values = static_cast<__half*>(cache.values) + offset;
         key_tile = shared.key_tile();
         value_tile = shared.value_tile(step);
     }
 
     // Starts copying the first tile, except for the token's own row: load_token() adds it.
-    __device__ void copy_first_tile(const Step& step) const { copy_tile(step, begin, min(end, step.position)); }
+    template <typename AnyStep>
+    __device__ void copy_first_tile(const AnyStep& step) const {
+        copy_tile(step, begin, min(end, step.position));
+    }
 
     // Starts copying the tile at a position to shared memory, up to position `until`.
-    __device__ void copy_tile(const Step& step, int tile, int until) const {
+    template <typename AnyStep>
+    __device__ void copy_tile(const AnyStep& step, int tile, int until) const {
         const int count = (min(tile + step.kv_tile_size, until) - tile) * head_dim;
         const size_t from = static_cast<size_t>(tile) * head_dim;
         copy_ahead(key_tile, keys + from, count);
@@ -66,14 +76,16 @@ struct Chunk {
 };
 
 // Offset of dimension `d` of a query in shared memory: what the lanes of a key read together is contiguous.
-__device__ inline int query_offset(const Step& step, int query, int d) {
+template <typename AnyStep>
+__device__ int query_offset(const AnyStep& step, int query, int d) {
     const int quad = d % kVector / 4;
     return ((query * (kVector / 4) + quad) * step.lanes_per_key + d / kVector) * 4 + d % 4;
 }
 
 // Loads the queries, scaled. In the sequence's last chunk it also writes the token's key and value to the cache, and to
 // the tile if they belong there.
-__device__ inline void load_token(const Step& step, const Shared& shared, const Chunk& chunk, const __half* bias) {
+template <typename AnyStep, typename AnyShared>
+__device__ void load_token(const AnyStep& step, const AnyShared& shared, const Chunk& chunk, const __half* bias) {
     const TangoDecodeShape& shape = step.shape;
     const int group_size = step.group_size, head_dim = chunk.head_dim, half = head_dim / 2;
     const int key = (shape.heads + chunk.kv_head) * head_dim, value = key + shape.kv_heads * head_dim;
@@ -108,7 +120,8 @@ __device__ inline void load_token(const Step& step, const Shared& shared, const 
 }
 
 // Scores of the keys [count, head_dim] of a tile. A few lanes of a warp, a power of two, share a key.
-__device__ inline void compute_qk(const Step& step, const Shared& shared, const __half* keys, int count) {
+template <typename AnyStep, typename AnyShared>
+__device__ void compute_qk(const AnyStep& step, const AnyShared& shared, const __half* keys, int count) {
     const int group_size = step.group_size, head_dim = step.shape.head_dim, lanes = step.lanes_per_key;
     const int sub = lane_id() % lanes, keys_per_warp = kWarp / lanes;
     const bool inside = sub * kVector < head_dim;
@@ -142,7 +155,8 @@ __device__ inline void compute_qk(const Step& step, const Shared& shared, const 
 }
 
 // Turns the scores of a tile into weights relative to the new row maximum.
-__device__ inline void update_softmax(const Shared& shared, int count, int group_size) {
+template <typename AnyShared>
+__device__ void update_softmax(const AnyShared& shared, int count, int group_size) {
 #pragma unroll 1
     for (int q = warp_id(); q < group_size; q += kWarps) {
         float* scores = shared.scores + q * kMaxKvTile;
@@ -175,7 +189,8 @@ __device__ inline void accumulate_pv(float (&sum)[kVector], float rescale, const
 }
 
 // Attention over one chunk. Copying its first tile has already started.
-__device__ inline void attend(const Step& step, const Shared& shared, const Chunk& chunk, const __half* bias) {
+template <typename AnyStep, typename AnyShared>
+__device__ void attend(const AnyStep& step, const AnyShared& shared, const Chunk& chunk, const __half* bias) {
     const int group_size = step.group_size, head_dim = chunk.head_dim;
     load_token(step, shared, chunk, bias);
 #pragma unroll 1

@@ -20,7 +20,7 @@
 #include "attention.cuh"
 #include "common/check.h"
 #include "common/device.h"
-#include "linear/matrix.h"
+#include "shape.h"
 
 namespace tango {
 namespace {
@@ -31,7 +31,8 @@ constexpr int kMaxSplitRows = 8192;  // the input of a split must fit into share
 constexpr int kSplitCost = 64;       // sectors that can be read in the time of adding one more split
 constexpr int kSectorBytes = kSector * sizeof(__half);
 constexpr size_t kAlignment = 256;
-constexpr int kMaxRotation = 1 << 24;  // fp32 has all integers up to it
+
+static_assert(kDimMultiple == kSector && kMaxGroupWidth == kAccumulatorFloats);
 
 // The GEMV at an index of the sequence of all GEMVs.
 struct Phase {
@@ -293,47 +294,8 @@ size_t lay_out(Step& step, char* workspace) {
     return used;
 }
 
-int check_shape(const TangoDecodeShape* shape) {
-    if (int status = check_pointer("shape", shape, 1)) return status;
-    if (int status = check_ranges({
-            {"layers", shape->layers, 1, 1024},
-            {"hidden_size", shape->hidden_size, 16, 16384},
-            {"heads", shape->heads, 1, 1024},
-            {"kv_heads", shape->kv_heads, 1, shape->heads},
-            {"head_dim", shape->head_dim, 16, 256},
-            {"intermediate", shape->intermediate, 16, 65536},
-            {"head_columns", shape->head_columns, 16, 1 << 24},
-            {"vocabulary", shape->vocabulary, 1, shape->head_columns},
-            {"capacity", shape->capacity, 1, 1 << 20},
-            {"quantized", shape->quantized, 0, 1},
-        }))
-        return status;
-    const struct {
-        const char* name;
-        int value;
-    } dims[] = {{"hidden_size", shape->hidden_size},
-                {"head_dim", shape->head_dim},
-                {"intermediate", shape->intermediate},
-                {"head_columns", shape->head_columns}};
-    for (const auto& dim : dims)
-        if (dim.value % kSector != 0)
-            return fail(TANGO_BAD_ARGUMENT, "%s is %d: it must be a multiple of %d", dim.name, dim.value, kSector);
-    if (shape->heads % shape->kv_heads != 0)
-        return fail(TANGO_BAD_ARGUMENT, "heads is %d: it must be a multiple of kv_heads, %d", shape->heads,
-                    shape->kv_heads);
-    const int group_width = shape->heads / shape->kv_heads * shape->head_dim;
-    if (group_width > kAccumulatorFloats)
-        return fail(TANGO_BAD_ARGUMENT, "heads / kv_heads * head_dim is %d: it must be at most %d", group_width,
-                    kAccumulatorFloats);
-    return TANGO_OK;
-}
-
-int check_tensors(const TangoDecodeTensors* tensors) {
-    int status = check_pointer("tensors", tensors, 1);
-    if (status == TANGO_OK) status = check_pointer("layers", tensors->layers, 16);
-    if (status == TANGO_OK) status = check_pointer("frequencies", tensors->frequencies, 4);
-    if (status == TANGO_OK) status = check_pointer("norm", tensors->norm, 16);
-    if (status == TANGO_OK) status = check_matrix("head", tensors->head);
+int check_tensors(const TangoDecodeShape& shape, const TangoDecodeTensors* tensors) {
+    int status = check_weights(shape, tensors);
     if (status == TANGO_OK) status = check_pointer("embedding", tensors->embedding, 2);
     if (status == TANGO_OK) status = check_pointer("logits", tensors->logits, 4);
     return status;
@@ -371,7 +333,7 @@ int tango_decode_enqueue(const TangoDecodeShape* shape, const TangoDecodeTensors
                          int32_t rotation, void* workspace, size_t workspace_bytes, void* stream) {
     Step step;
     int status = prepare(shape, step);
-    if (status == TANGO_OK) status = check_tensors(tensors);
+    if (status == TANGO_OK) status = check_tensors(*shape, tensors);
     if (status == TANGO_OK)
         status =
             check_ranges({{"position", position, 0, shape->capacity - 1}, {"rotation", rotation, 0, kMaxRotation}});
@@ -385,8 +347,6 @@ int tango_decode_enqueue(const TangoDecodeShape* shape, const TangoDecodeTensors
     step.rotation = rotation;
     step.kv_chunk_size = ceil_div(position + 1, std::min(ceil_div(position + 1, kMinChunkSize), max_chunks(step)));
     step.kv_chunks = ceil_div(position + 1, step.kv_chunk_size);
-    if (!shape->quantized && tensors->head.weights != TANGO_WEIGHTS_FP16)
-        return fail(TANGO_BAD_ARGUMENT, "head is not fp16, but quantized is 0");
     const auto kernel = shape->quantized ? decode<true> : decode<false>;
     const auto grid_stream = static_cast<cudaStream_t>(stream);
     return cuda_status(launch_cooperative(kernel, step, step.shape.blocks, kBlock, step.layout.bytes, grid_stream),

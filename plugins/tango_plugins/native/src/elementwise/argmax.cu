@@ -1,5 +1,5 @@
-// Index and value of the largest logit (tango/argmax.h). One block suffices: 150,000 logits are 0.6 MB, while a decode
-// step reads hundreds of MB of weights.
+// Index and value of the largest logit (tango/argmax.h). One block suffices for a row: 150,000 logits are 0.6 MB, while
+// a decode step reads hundreds of MB of weights.
 #include "common/check.h"
 #include "common/device.h"
 #include "common/platform.cuh"
@@ -11,9 +11,9 @@ namespace {
 constexpr int kThreads = 1024, kWarps = kThreads / kWarp;
 
 struct Job {
-    const float* values;
+    const float* rows[TANGO_ARGMAX_ROWS];
     int size;
-    TangoArgmax* argmax;
+    TangoArgmax* argmax;  // [rows]
 };
 
 // Orders pairs as integers: by value, then the lower index first. NaN is above all numbers.
@@ -32,11 +32,12 @@ __device__ inline unsigned long long warp_max_rank(unsigned long long rank) {
 }
 
 __global__ void __launch_bounds__(kThreads) find_argmax(Job job) {
+    const float* const values = job.rows[blockIdx.x];
     auto* warp_ranks = reinterpret_cast<unsigned long long*>(shared_memory());
     unsigned long long best = 0;  // below the rank of every value
 #pragma unroll 8
     for (int i = threadIdx.x; i < job.size; i += kThreads) {
-        const unsigned long long rank = rank_of(job.values[i], i);
+        const unsigned long long rank = rank_of(values[i], i);
         best = rank > best ? rank : best;
     }
     best = warp_max_rank(best);
@@ -46,19 +47,29 @@ __global__ void __launch_bounds__(kThreads) find_argmax(Job job) {
     best = warp_max_rank(warp_ranks[lane_id()]);
     if (lane_id() != 0) return;
     const int index = static_cast<int>(0xffffffffu - static_cast<unsigned>(best));
-    *job.argmax = {index, job.values[index]};
+    job.argmax[blockIdx.x] = {index, values[index]};
 }
 
 }  // namespace
 }  // namespace tango
 
 int tango_argmax_enqueue(const float* values, int32_t size, TangoArgmax* argmax, void* stream) {
+    return tango_argmax_rows_enqueue(&values, 1, size, argmax, stream);
+}
+
+int tango_argmax_rows_enqueue(const float* const* rows, int32_t count, int32_t size, TangoArgmax* argmax,
+                              void* stream) {
     using namespace tango;
-    if (int status = check_pointer("values", values, alignof(float))) return status;
-    if (int status = check_ranges({{"size", size, 1, INT32_MAX}})) return status;
+    if (int status = check_pointer("rows", rows, alignof(float*))) return status;
+    if (int status = check_ranges({{"count", count, 1, TANGO_ARGMAX_ROWS}, {"size", size, 1, INT32_MAX}}))
+        return status;
     if (int status = check_pointer("argmax", argmax, alignof(TangoArgmax))) return status;
+    Job job = {{}, size, argmax};
+    for (int i = 0; i < count; ++i) {
+        if (int status = check_pointer("values", rows[i], alignof(float))) return status;
+        job.rows[i] = rows[i];
+    }
     constexpr size_t kSharedBytes = kWarps * sizeof(unsigned long long);
-    return cuda_status(
-        launch(find_argmax, Job{values, size, argmax}, 1, kThreads, kSharedBytes, static_cast<cudaStream_t>(stream)),
-        "argmax");
+    return cuda_status(launch(find_argmax, job, count, kThreads, kSharedBytes, static_cast<cudaStream_t>(stream)),
+                       "argmax");
 }

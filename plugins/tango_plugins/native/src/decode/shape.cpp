@@ -1,0 +1,54 @@
+#include "shape.h"
+
+#include "common/check.h"
+#include "linear/matrix.h"
+
+namespace tango {
+
+int check_shape(const TangoDecodeShape* shape) {
+    if (int status = check_pointer("shape", shape, 1)) return status;
+    if (int status = check_ranges({
+            {"layers", shape->layers, 1, 1024},
+            {"hidden_size", shape->hidden_size, 16, 16384},
+            {"heads", shape->heads, 1, 1024},
+            {"kv_heads", shape->kv_heads, 1, shape->heads},
+            {"head_dim", shape->head_dim, 16, 256},
+            {"intermediate", shape->intermediate, 16, 65536},
+            {"head_columns", shape->head_columns, 16, 1 << 24},
+            {"vocabulary", shape->vocabulary, 1, shape->head_columns},
+            {"capacity", shape->capacity, 1, kMaxCapacity},
+            {"quantized", shape->quantized, 0, 1},
+        }))
+        return status;
+    const struct {
+        const char* name;
+        int value;
+    } dims[] = {{"hidden_size", shape->hidden_size},
+                {"head_dim", shape->head_dim},
+                {"intermediate", shape->intermediate},
+                {"head_columns", shape->head_columns}};
+    for (const auto& dim : dims)
+        if (dim.value % kDimMultiple != 0)
+            return fail(TANGO_BAD_ARGUMENT, "%s is %d: it must be a multiple of %d", dim.name, dim.value, kDimMultiple);
+    if (shape->heads % shape->kv_heads != 0)
+        return fail(TANGO_BAD_ARGUMENT, "heads is %d: it must be a multiple of kv_heads, %d", shape->heads,
+                    shape->kv_heads);
+    const int group_width = shape->heads / shape->kv_heads * shape->head_dim;
+    if (group_width > kMaxGroupWidth)
+        return fail(TANGO_BAD_ARGUMENT, "heads / kv_heads * head_dim is %d: it must be at most %d", group_width,
+                    kMaxGroupWidth);
+    return TANGO_OK;
+}
+
+int check_weights(const TangoDecodeShape& shape, const TangoDecodeTensors* tensors) {
+    int status = check_pointer("tensors", tensors, 1);
+    if (status == TANGO_OK) status = check_pointer("layers", tensors->layers, 16);
+    if (status == TANGO_OK) status = check_pointer("frequencies", tensors->frequencies, 4);
+    if (status == TANGO_OK) status = check_pointer("norm", tensors->norm, 16);
+    if (status == TANGO_OK) status = check_matrix("head", tensors->head);
+    if (status == TANGO_OK && !shape.quantized && tensors->head.weights != TANGO_WEIGHTS_FP16)
+        return fail(TANGO_BAD_ARGUMENT, "head is not fp16, but quantized is 0");
+    return status;
+}
+
+}  // namespace tango

@@ -1,0 +1,19 @@
+// Checks of a decoder that a caller gives.
+#pragma once
+
+#include "tango/decode.h"
+
+namespace tango {
+
+constexpr int kDimMultiple = 16;
+constexpr int kMaxGroupWidth = 4096;   // of the query heads of a KV head
+constexpr int kMaxCapacity = 1 << 20;  // positions of a KV cache
+constexpr int kMaxRotation = 1 << 24;  // fp32 has all integers up to it
+
+// Rejects dimensions that no decode kernel takes.
+int check_shape(const TangoDecodeShape* shape);
+
+// Rejects weights that no decode kernel reads. What belongs to a sequence is not looked at.
+int check_weights(const TangoDecodeShape& shape, const TangoDecodeTensors* tensors);
+
+}  // namespace tango
