@@ -287,6 +287,8 @@ inline unsigned load_acquire(unsigned* from) {
     return std::atomic_ref(*from).load();
 }
 
+inline unsigned add_one_acq_rel(unsigned* to) { return std::atomic_ref(*to).fetch_add(1); }
+
 inline void prefetch_l2(const void*) {}
 
 // Launches.

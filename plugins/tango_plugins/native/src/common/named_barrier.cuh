@@ -21,6 +21,14 @@ __device__ inline unsigned load_acquire(const unsigned* from) {
     return value;
 }
 
+// Adds one to a counter and returns what it was. What this thread has written or seen before is seen by whoever adds
+// later, and the reverse.
+__device__ inline unsigned add_one_acq_rel(unsigned* to) {
+    unsigned before;
+    asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;\n" : "=r"(before) : "l"(to) : "memory");
+    return before;
+}
+
 // Brings the sector at an address into the L2 cache, without waiting.
 __device__ inline void prefetch_l2(const void* from) { asm volatile("prefetch.global.L2 [%0];\n" ::"l"(from)); }
 

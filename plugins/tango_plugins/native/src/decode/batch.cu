@@ -43,10 +43,8 @@ __device__ void finish(const BatchStep& step) {
 // barrier of the block; the counter is zero again for the next result.
 __device__ bool all_arrived(unsigned* arrived, int parts, int* is_last) {
     if (threadIdx.x == 0) {
-        __threadfence();
-        *is_last = atomicAdd(arrived, 1u) == static_cast<unsigned>(parts - 1);
+        *is_last = add_one_acq_rel(arrived) == static_cast<unsigned>(parts - 1);
         if (*is_last) *arrived = 0;
-        __threadfence();
     }
     sync_threads();
     return *is_last;
