@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tango_runtime import VideoLLM
-from tango_runtime.bench.conditions import machine
+from tango_runtime.bench.conditions import gpu_state, machine
 from tango_runtime.bench.measure import Case, make_clip, make_question, measurable
 from tango_runtime.bundle import Bundle
 
@@ -80,7 +80,8 @@ def main() -> None:
     }
     print("tokens before the first that differs:", result["same_tokens"])
     if args.json:
-        args.json.write_text(json.dumps(result | {"conditions": machine()}, indent=2) + "\n", "utf-8")
+        conditions = {"machine": machine(), "gpu_before": gpu_state()}
+        args.json.write_text(json.dumps(result | {"conditions": conditions}, indent=2) + "\n", "utf-8")
 
 
 def _same(turns: list[list[int]], together: list[list[int]]) -> list[int]:

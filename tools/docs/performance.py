@@ -128,16 +128,30 @@ def frames() -> str:
 
 def server() -> str:
     """What HTTP adds to the first token."""
-    found = load("cpu-server-tiny")
-    times = {
-        f"{found['questions']} questions in the process": found["first_token_ms"]["here"],
-        f"{found['questions']} questions over HTTP": found["first_token_ms"]["server"],
-        f"{found['clients']['asked']} clients at once": found["clients"]["first_token_ms"],
-    }
-    shown = ("p50", "p90", "p99")
-    rows = [(title, *(number(percentiles[p]) for p in shown)) for title, percentiles in times.items()]
-    conditions = f"{found['backend']}; {found['machine']}. {link('cpu-server-tiny')}"
-    return f"{table(('first token, ms', *shown), rows)}\n{conditions}\n"
+    shown, rows = ("p50", "p90", "p99"), []
+    for model, name in {"0.5B": "h200-server-0.5b", "models/tiny": "cpu-server-tiny"}.items():
+        found = load(name)
+        times = {
+            f"{found['questions']} questions in the process": found["first_token_ms"]["here"],
+            f"{found['questions']} questions over HTTP": found["first_token_ms"]["server"],
+            f"{found['clients']['asked']} clients at once": found["clients"]["first_token_ms"],
+        }
+        where = f"{model}, {found['backend'].split(', ')[1]}"
+        rows += [
+            (where, title, *(number(percentiles[p]) for p in shown), link(name)) for title, percentiles in times.items()
+        ]
+    return table(("", "first token, ms", *shown, "file"), rows)
+
+
+def together() -> str:
+    """Answers that take turns, and as many that share decode steps."""
+    found = load("h200-together-0.5b")
+    ways = {"each in turn": found["turns"], "in one step": found["together"]}
+    rows = [
+        (title, *(f"{each['step_ms']:.2f} ({each['tokens_per_second']:,.0f})" for each in way.values()))
+        for title, way in ways.items()
+    ]
+    return table(("a token of each answer, ms (tokens a second)", *(f"{n} answers" for n in found["turns"])), rows)
 
 
 def _median_start(name: str, part: str) -> str:
@@ -178,4 +192,5 @@ PARTS: dict[str, Callable[[], str]] = {
     "frames": frames,
     "live": live,
     "server": server,
+    "together": together,
 }

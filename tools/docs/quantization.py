@@ -10,6 +10,7 @@ from tools.docs.measured import Column, backend, link, load, number, stages
 
 _WEIGHTS = {
     "fp16": "fp16",
+    "fp8": "FP8",
     "int8": "INT8",
     "int8-32": "INT8, groups of 32",
     "int4-32": "INT4, groups of 32",
@@ -26,6 +27,18 @@ def decoder() -> str:
         Column("INT4, groups of 128", "h200-onnxruntime-0.5b-int4-128"),
     )
     rows = {"prefill": "prefill", "first token": "first token", "each further token": "decode"}
+    return stages(columns, rows, ("positions of the prompt", "memory on the GPU, MB", "backend", "repeats", "file"))
+
+
+def fp8() -> str:
+    """FP8 bundles beside the fp16 ones that they were made of."""
+    columns = (
+        Column("0.5B, fp16", "h200-onnxruntime-0.5b-fp16-beside-fp8"),
+        Column("0.5B, FP8", "h200-onnxruntime-0.5b-fp8"),
+        Column("7B, 4 of 28 layers, fp16", "h200-onnxruntime-7b-4-layers-fp16"),
+        Column("7B, 4 of 28 layers, FP8", "h200-onnxruntime-7b-4-layers-fp8"),
+    )
+    rows = {"vision": "vision", "prefill": "prefill", "first token": "first token", "each further token": "decode"}
     return stages(columns, rows, ("positions of the prompt", "memory on the GPU, MB", "backend", "repeats", "file"))
 
 
@@ -84,4 +97,10 @@ def _megabytes(record: dict[str, Any], graph: str) -> str:
     return f"{file:.1f}" + (f", engine {engines[graph] / 1e6:.1f}" if engines else "")
 
 
-PARTS: dict[str, Callable[[], str]] = {"decoder": decoder, "steps": steps, "products": products, "bundles": bundles}
+PARTS: dict[str, Callable[[], str]] = {
+    "decoder": decoder,
+    "fp8": fp8,
+    "steps": steps,
+    "products": products,
+    "bundles": bundles,
+}

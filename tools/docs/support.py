@@ -147,7 +147,7 @@ def _precisions(found: Any) -> set[str]:
     bundle = found["bundle"]
     if isinstance(bundle, str):  # models/tiny, which is in fp16 unless the name says otherwise
         return {"fp16"}
-    quantized = {kind for kind in ("int8", "int4") if kind in bundle["name"].split("-")}
+    quantized = {kind for kind in ("int8", "int4", "fp8") if kind in bundle["name"].split("-")}
     return quantized or {short[bundle["dtype"]]}
 
 
