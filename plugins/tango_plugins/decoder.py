@@ -59,7 +59,32 @@ class DecoderShape:
     norm_eps: float
 
 
-class CudaDecoder:
+class _Kernel:
+    """What the steps of one sequence and of several have in common: dimensions, and the addresses of the weights."""
+
+    def __init__(
+        self,
+        library: ctypes.CDLL,
+        workspace: str,
+        shape: DecoderShape,
+        weights: Mapping[str, DeviceArray],
+        matrices: Mapping[str, Matrix],
+        cache: Sequence[tuple[int, int] | tuple[None, None]],
+        blocks: int,
+    ) -> None:
+        self._library = library
+        layers = [_layer(shape, i, weights, matrices, rows) for i, rows in enumerate(cache)]
+        self.table: NDArray[np.uint8] = _bytes_of(layers)
+        self._head = _matrix("lm_head.weight", matrices, shape.hidden_size, shape.head_columns)
+        self._tensors = [address(name, weights.get(name), *spec) for name, spec in _other_weights(shape).items()]
+        quantized = any(matrix.bits < 16 for matrix in matrices.values())
+        self._shape = structs.TangoDecodeShape(**vars(shape), blocks=blocks, quantized=quantized)
+        size = ctypes.c_size_t()
+        _check(library, getattr(library, workspace)(self._shape, ctypes.byref(size)))
+        self.workspace_bytes: int = size.value
+
+
+class CudaDecoder(_Kernel):
     """A decode step on the GPU, as one kernel that takes a token through all layers.
 
     Args:
@@ -89,18 +114,9 @@ class CudaDecoder:
         library: Path | None = None,
         blocks: int = 0,
     ) -> None:
-        self._library = load(library)
         self._hidden_size, self._vocabulary = shape.hidden_size, shape.vocabulary
         rows = _cache_addresses(shape, cache)
-        layers = [_layer(shape, i, weights, matrices, rows[i]) for i in range(shape.layers)]
-        self.table: NDArray[np.uint8] = _bytes_of(layers)
-        self._head = _matrix("lm_head.weight", matrices, shape.hidden_size, shape.head_columns)
-        self._tensors = [address(name, weights.get(name), *spec) for name, spec in _other_weights(shape).items()]
-        quantized = any(matrix.bits < 16 for matrix in matrices.values())
-        self._shape = structs.TangoDecodeShape(**vars(shape), blocks=blocks, quantized=quantized)
-        size = ctypes.c_size_t()
-        _check(self._library, self._library.tango_decode_workspace(self._shape, ctypes.byref(size)))
-        self.workspace_bytes = size.value
+        super().__init__(load(library), "tango_decode_workspace", shape, weights, matrices, rows, blocks)
 
     def enqueue(
         self,
@@ -161,7 +177,7 @@ class DecodeSequence:
     logits: DeviceArray
 
 
-class CudaBatchDecoder:
+class CudaBatchDecoder(_Kernel):
     """A decode step of up to ``MAX_SEQUENCES`` sequences on the GPU, as one kernel that reads the weights once.
 
     What a sequence gets does not depend on the others: neither on what they are nor on how many there are. It differs
@@ -193,17 +209,9 @@ class CudaBatchDecoder:
     ) -> None:
         if any(matrix.values.dtype == FP8 for matrix in matrices.values()):
             raise TangoError("steps of several sequences do not read FP8 weights", "use fp16, INT8 or INT4")
-        self._library = load(library)
         self._decoder = shape
-        layers = [_layer(shape, i, weights, matrices, (None, None)) for i in range(shape.layers)]
-        self.table: NDArray[np.uint8] = _bytes_of(layers)
-        self._head = _matrix("lm_head.weight", matrices, shape.hidden_size, shape.head_columns)
-        self._tensors = [address(name, weights.get(name), *spec) for name, spec in _other_weights(shape).items()]
-        quantized = any(matrix.bits < 16 for matrix in matrices.values())
-        self._shape = structs.TangoDecodeShape(**vars(shape), blocks=blocks, quantized=quantized)
-        size = ctypes.c_size_t()
-        _check(self._library, self._library.tango_decode_batch_workspace(self._shape, ctypes.byref(size)))
-        self.workspace_bytes = size.value
+        rows = [(None, None)] * shape.layers
+        super().__init__(load(library), "tango_decode_batch_workspace", shape, weights, matrices, rows, blocks)
 
     def enqueue(
         self, sequences: Sequence[DecodeSequence], *, table: DeviceArray, workspace: DeviceArray, stream: int
