@@ -494,6 +494,8 @@ int tango_decode_batch_enqueue(const TangoDecodeShape* shape, const TangoDecodeT
     BatchStep step;
     int status = prepare(shape, step);
     if (status == TANGO_OK) status = check_weights(*shape, tensors);
+    if (status == TANGO_OK && tensors->head.weights == TANGO_WEIGHTS_FP8)
+        return fail(TANGO_BAD_ARGUMENT, "head is FP8, which steps of several sequences do not read");
     if (status == TANGO_OK) status = check_pointer("sequences", sequences, 8);
     if (status == TANGO_OK) status = check_ranges({{"count", count, 1, kSequences}});
     if (status == TANGO_OK) status = check_pointer("workspace", workspace, kAlignment);
