@@ -4,7 +4,8 @@
 
 The frames of a question's window are already encoded. The window has changed since the last question, so it is pruned
 and prefilled. Each stream yields one generated frame per second and is asked every 5 seconds. The lag is the time from
-an answer's newest frame to its first piece.
+an answer's newest frame to its first piece. As in `tango bench`, pruning keeps exactly the bundle's share of the
+tokens, whatever the weights are, and no answer ends by itself.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ import numpy as np
 from benchmarks.bench_server import spread
 from tango_runtime import LiveVideo, VideoLLM
 from tango_runtime.bench.conditions import gpu_state, machine
+from tango_runtime.bench.measure import measurable
+from tango_runtime.bundle import Bundle
 from tango_runtime.video import TimedFrame
 
 _QUESTION, _EVERY = "What happens?", 5.0
@@ -61,13 +64,14 @@ def first_token(llm: VideoLLM, window: int, questions: int, size: tuple[int, int
             middle = time.perf_counter()
             live._seen = -1  # as if the window had changed
             stream = live.stream(_QUESTION, max_new_tokens=2)
-            next(stream, "")
+            stream.turn()  # the first token, whether or not it completes a piece of text
             end = time.perf_counter()
             stream.close()
             asked.append(1e3 * (end - middle))
             encoded.append(1e3 * (middle - begin) - asked[-1])
-        kept, total = stream.answer.kept, stream.answer.total
-    return {"kept": kept, "total": total, "question_ms": spread(asked[3:]), "frame_ms": spread(encoded[3:])}
+        answer = stream.answer
+    counts = {"kept": answer.kept, "total": answer.total, "prompt_tokens": answer.prompt_tokens}
+    return counts | {"question_ms": spread(asked[3:]), "frame_ms": spread(encoded[3:])}
 
 
 def many(llm: VideoLLM, window: int, streams: int, seconds: float, size: tuple[int, int]) -> dict[str, Any]:
@@ -111,7 +115,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
 
-    llm = VideoLLM(args.bundle, backend=args.backend)
+    llm = VideoLLM(measurable(Bundle.load(args.bundle)), backend=args.backend)
     size = llm.bundle.manifest.video.size
     result: dict[str, Any] = {
         "bundle": args.bundle.resolve().name,

@@ -1,6 +1,6 @@
 """Many requests to one `tango serve`, some of them hostile, and hours of a stream: memory must not grow.
 
-    python -m benchmarks.soak_server BUNDLE CLIP [--requests 10000] [--stream-hours 24] [--json FILE]
+    python -m benchmarks.soak_server BUNDLE CLIP [--requests 10000] [--stream-hours 24] [--backend ort-cpu] [--json FILE]
 
 Of 20 requests, 9 are questions, 3 are read as events, 1 is read slowly, 1 asks for a view, 3 are reset midway as by a
 killed client, and 3 are nonsense. Ratios, numbers of frames and questions vary, so that caches fill and evict.
@@ -130,16 +130,17 @@ def usage(pid: int) -> dict[str, float]:
     }
 
 
-def soak(bundle: Path, clip: Path, requests: int, clients: int = 8) -> dict[str, Any]:
+def soak(bundle: Path, clip: Path, backend: str, requests: int, clients: int = 8) -> dict[str, Any]:
     """Makes requests, and watches the server.
 
     Args:
         bundle: Folder of the bundle to serve.
         clip: The video that requests are about.
+        backend: What the server runs the bundle on.
         requests: Number of requests.
         clients: Number of concurrent clients.
     """
-    with server(bundle, clip.parent, "ort-cpu", 64) as (pid, port):
+    with server(bundle, clip.parent, backend, 64) as (pid, port):
         made = [Client(port, clip.name, seed) for seed in range(clients)]
         lock, left, watched = threading.Lock(), requests, {0: usage(pid)}
 
@@ -171,9 +172,9 @@ def soak(bundle: Path, clip: Path, requests: int, clients: int = 8) -> dict[str,
     return {"requests": requests, "seconds": seconds, "outcomes": outcomes, "failures": failures, "usage": watched}
 
 
-def stream(bundle: Path, hours: float) -> dict[str, Any]:
+def stream(bundle: Path, backend: str, hours: float) -> dict[str, Any]:
     """Reads a stream as fast as it goes, and watches this process."""
-    llm, watched, answers = VideoLLM(bundle, "ort-cpu"), {}, 0
+    llm, watched, answers = VideoLLM(bundle, backend), {}, 0
     manifest = llm.bundle.manifest
 
     def frames() -> Iterator[tuple[float, Any]]:
@@ -204,15 +205,16 @@ def main() -> None:
     parser.add_argument("clip", type=Path)
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--stream-hours", type=float, default=0.0)
+    parser.add_argument("--backend", default="ort-cpu", help="default: %(default)s")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     logging.getLogger("tango_runtime").setLevel(logging.ERROR)  # the stream's gaps would be warnings
 
-    result: dict[str, Any] = {"bundle": args.bundle.resolve().name, "machine": platform.machine()}
+    result: dict[str, Any] = {"bundle": args.bundle.resolve().name, "backend": args.backend, "machine": platform.machine()}
     if args.requests:
-        result["server"] = soak(args.bundle, args.clip, args.requests)
+        result["server"] = soak(args.bundle, args.clip, args.backend, args.requests)
     if args.stream_hours:
-        result["stream"] = stream(args.bundle, args.stream_hours)
+        result["stream"] = stream(args.bundle, args.backend, args.stream_hours)
     print(json.dumps(result, indent=2))
     if args.json:
         args.json.write_text(json.dumps(result, indent=2) + "\n", "utf-8")

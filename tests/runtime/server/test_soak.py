@@ -10,7 +10,7 @@ from tests.runtime.server.serving import running  # noqa: F401 skips where a pac
 
 @pytest.mark.slow
 def test_many_requests_of_all_kinds(tiny_bundle, clip):
-    found = soak(tiny_bundle, clip, 400)
+    found = soak(tiny_bundle, clip, "ort-cpu", 400)
     assert found["failures"] == []
     assert sum(found["outcomes"].values()) == 400
     assert len(found["outcomes"]) == 6
@@ -22,6 +22,6 @@ def test_many_requests_of_all_kinds(tiny_bundle, clip):
 
 @pytest.mark.slow
 def test_hours_of_a_stream(tiny_bundle):
-    found = stream(tiny_bundle, 0.5)
+    found = stream(tiny_bundle, "ort-cpu", 0.5)
     assert found["answers"] > 340
     assert found["usage"][-1]["rss_mb"] < found["usage"][0]["rss_mb"] + 60
