@@ -3,8 +3,9 @@
     python -m benchmarks.bench_batch BUNDLE [--videos 200] [--seconds 30] [--size 720x1280] [--decoders 4 8] [--json …]
 
 A few single runs are timed and stand for all of them. The times of single runs and of batches include the start of
-their processes. Where nvidia-smi is installed, it samples how busy the GPU is during a batch. The rate at which the
-same number of processes only decode shows whether decoding or the model is the bottleneck.
+their processes. Where nvidia-smi is installed, it samples how busy the first GPU is during a batch. The rate at which
+the same number of processes only decode shows whether decoding or the model is the bottleneck. With ``--ray``, the
+workers of a Ray cluster answer the batch; run it again with more nodes to compare.
 """
 
 from __future__ import annotations
@@ -162,6 +163,7 @@ def main() -> None:
     parser.add_argument("--decoders", type=int, nargs="+", default=[8])
     parser.add_argument("--max-new-tokens", type=int, default=16)
     parser.add_argument("--backend", default="auto")
+    parser.add_argument("--ray", metavar="ADDRESS", help="cluster that answers the batch")
     parser.add_argument("--folder", type=Path, help="where the files are written and kept (default: a temporary one)")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
@@ -176,13 +178,14 @@ def main() -> None:
         rows = [{"video": video.name, "question": question} for video in videos for question in QUESTIONS]
         (folder / "questions.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
         options = ["--backend", args.backend, "--max-new-tokens", str(args.max_new_tokens)]
+        cluster = ["--ray", args.ray] if args.ray else []
 
         singles, wanted = run_singly(args.bundle, videos[: args.singles], options)
         single = statistics.median(singles)
         print(f"a single run: {single:.2f} s (median of {len(singles)})", flush=True)
         batches = []
         for decoders in args.decoders:
-            figures, answers = run_batch(args.bundle, folder, decoders, options)
+            figures, answers = run_batch(args.bundle, folder, decoders, [*options, *cluster])
             figures["times_faster"] = round(single * len(rows) / figures["seconds"], 1)
             figures["same_answers"] = sum(answers[key] == text for key, text in wanted.items())
             figures["decoded_alone_per_second"] = decode_alone(args.bundle, videos[: 4 * decoders], decoders)
@@ -191,6 +194,7 @@ def main() -> None:
         result = {
             "conditions": {"machine": machine(), "gpu_before": gpu_state()},
             "bundle": args.bundle.resolve().name,
+            "ray": args.ray,
             "videos": len(videos),
             "seconds": args.seconds,
             "size": args.size,

@@ -1,6 +1,6 @@
 """Many requests to one `tango serve`, some of them hostile, and hours of a stream: memory must not grow.
 
-    python -m benchmarks.soak_server BUNDLE CLIP [--requests 10000] [--stream-hours 24] [--backend ort-cpu] [--json FILE]
+    python -m benchmarks.soak_server BUNDLE CLIP [--requests 10000] [--stream-hours 24] [--backend …] [--json …]
 
 Of 20 requests, 9 are questions, 3 are read as events, 1 is read slowly, 1 asks for a view, 3 are reset midway as by a
 killed client, and 3 are nonsense. Ratios, numbers of frames and questions vary, so that caches fill and evict.
@@ -210,7 +210,11 @@ def main() -> None:
     args = parser.parse_args()
     logging.getLogger("tango_runtime").setLevel(logging.ERROR)  # the stream's gaps would be warnings
 
-    result: dict[str, Any] = {"bundle": args.bundle.resolve().name, "backend": args.backend, "machine": platform.machine()}
+    result: dict[str, Any] = {
+        "bundle": args.bundle.resolve().name,
+        "backend": args.backend,
+        "machine": platform.machine(),
+    }
     if args.requests:
         result["server"] = soak(args.bundle, args.clip, args.backend, args.requests)
     if args.stream_hours:
