@@ -53,8 +53,9 @@ MAX_OUTLIER_SHARE = 0.1
 #: Number of steps in which more layers are excluded.
 _EXCLUSION_STEPS = 8
 
-#: Number of sessions over which the layers of a part are spread, to measure each alone.
-_SESSIONS = 10
+#: Number of sessions over which the layers of a part are spread, to measure each alone. On a GPU, opening one takes as
+#: long as many runs.
+_SESSIONS = {replay.CPU: 10, replay.CUDA: 2}
 
 #: Clips that losses are measured on; for vision, one frame of each.
 _LOSS_CLIPS = 8
@@ -274,7 +275,7 @@ class PartQuantizer:
 
     def _groups(self, names: Sequence[str]) -> Iterator[Sequence[str]]:
         """Groups of layers of one graph, whose losses are measured with the same sessions."""
-        size = -(-len(names) // _SESSIONS)
+        size = -(-len(names) // _SESSIONS[self._observer.backend])
         for graph in self._stored:
             own = [name for name in names if self._graph[name] == graph]
             yield from (own[begin : begin + size] for begin in range(0, len(own), size))
