@@ -88,13 +88,35 @@ def quantize_columns(weight: Array, dtype: Any = np.float32) -> tuple[Array, Arr
         steps[part] = scales(np.abs(wide).max(0), INT8, dtype)
         values[:, part] = np.rint(wide / steps[part].astype(np.float32))
 
-    _for_column_parts(quantize, weight.shape)
+    _in_threads(quantize, *weight.shape[::-1])
     return values, steps
+
+
+def row_amax(weight: Array) -> NDArray[np.float32]:
+    """Largest magnitude of each row of a weight [in, out]."""
+    found = np.empty(len(weight), np.float32)
+
+    def measure(part: slice) -> None:
+        found[part] = np.abs(weight[part].astype(np.float32)).max(1)  # NumPy is slow with fp16
+
+    _in_threads(measure, *weight.shape)
+    return found
+
+
+def scale_rows(weight: Array, factors: Array) -> Array:
+    """A weight [in, out] with its rows multiplied by factors [in], in the weight's type."""
+    scaled, wide = np.empty_like(weight), factors.astype(weight.dtype).astype(np.float32)[:, None]
+
+    def scale(part: slice) -> None:
+        scaled[part] = weight[part].astype(np.float32) * wide[part]
+
+    _in_threads(scale, *weight.shape)
+    return scaled
 
 
 def fp8_scale(weight: Array, dtype: Any = np.float32) -> Array:
     """The scale [] with which FP8 holds all of a weight, in a type."""
-    return np.asarray(scales(np.maximum(weight.max(), -weight.min()), FP8, dtype))
+    return np.asarray(scales(row_amax(weight).max(), FP8, dtype))
 
 
 def quantize_to_fp8(weight: Array, scale: Array) -> Array:
@@ -104,7 +126,7 @@ def quantize_to_fp8(weight: Array, scale: Array) -> Array:
     def quantize(part: slice) -> None:
         values[part] = weight[:, part].T.astype(np.float32) / scale.astype(np.float32)  # the cast rounds
 
-    _for_column_parts(quantize, weight.shape)
+    _in_threads(quantize, *weight.shape[::-1])
     return values
 
 
@@ -137,7 +159,7 @@ def quantize_blocks(
         values, scales[part], _ = _fit_blocks(_in_blocks(weight[:, part].T, block), bits, importance)
         packed[part] = values if bits == 8 else values[..., ::2] | (values[..., 1::2] << 4)
 
-    _for_column_parts(quantize, weight.shape)
+    _in_threads(quantize, N, K)
     return packed, scales
 
 
@@ -158,25 +180,34 @@ def _fit_blocks(
     largest = np.take_along_axis(wide, place, -1)[..., 0]
     full = np.where(largest != 0, largest, 1) / -half
     least = np.full(full.shape, np.inf, np.float32)
-    best, scales = np.empty(wide.shape, np.uint8), np.empty(full.shape, np.float32)
+    best, scales = np.empty_like(wide), np.empty(full.shape, np.float32)
     for factor in _TRIED_SCALES if bits == 4 else (1.0,):
         # The scale is stored in fp16, so the values are fitted to the rounded scale.
         scale = (full * factor).astype(np.float16).astype(np.float32)
         scale = np.where(scale != 0, scale, np.float32(_MIN_SCALE))
-        steps = np.clip(np.rint(wide / scale[..., None]), -half, half - 1)
-        error = ((steps * scale[..., None] - wide) ** 2 * importance).sum(-1)
-        better = error < least
-        best[better] = (steps[better] + half).astype(np.uint8)
-        least[better], scales[better] = error[better], scale[better]
-    return best, scales, least
+        steps = wide / scale[..., None]
+        np.clip(np.rint(steps, steps), -half, half - 1, steps)
+        error = steps * scale[..., None]
+        error -= wide
+        error *= error
+        error *= importance
+        total = error.sum(-1)
+        better = total < least
+        np.copyto(best, steps, where=better[..., None])
+        np.copyto(least, total, where=better)
+        np.copyto(scales, scale, where=better)
+    best += half
+    return best.astype(np.uint8), scales, least
 
 
-def _for_column_parts(work: Callable[[slice], None], shape: tuple[int, ...]) -> None:
-    """Does the work for all columns of a weight [in, out], in a thread per core: NumPy computes without the GIL."""
-    rows, columns = shape
-    step = max(_PART_WEIGHTS // max(rows, 1), 1)
+def _in_threads(work: Callable[[slice], None], length: int, weights: int) -> None:
+    """Does the work for all of ``length`` rows or columns of so many weights, in a thread per core.
+
+    NumPy computes without the GIL.
+    """
+    step = max(_PART_WEIGHTS // max(weights, 1), 1)
     with ThreadPoolExecutor(os.cpu_count()) as threads:
-        for _ in threads.map(work, (slice(begin, min(begin + step, columns)) for begin in range(0, columns, step))):
+        for _ in threads.map(work, (slice(begin, min(begin + step, length)) for begin in range(0, length, step))):
             pass
 
 
@@ -206,7 +237,9 @@ def activation_aware_scaling(weights: Sequence[Array], mean_squares: Array, bloc
         errors = (_fit_blocks(_in_blocks((w * s[:, None]).T, block), 4, importance)[2] for w in columns)
         return float(sum(error.sum(dtype=np.float64) for error in errors))
 
-    return min((scaling(alpha / 10) for alpha in range(11)), key=loss)
+    tried = [scaling(alpha / 10) for alpha in range(11)]
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        return min(zip(threads.map(loss, tried), range(len(tried)), tried, strict=True))[2]
 
 
 def smoothing(channel_amax: Array, row_amax: Array) -> NDArray[np.float32]:

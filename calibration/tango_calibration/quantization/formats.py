@@ -42,6 +42,7 @@ from tango_calibration.quantization.arithmetic import (
     quantize_blocks,
     quantize_columns,
     quantize_to_fp8,
+    scale_rows,
     scales,
 )
 from tango_calibration.quantization.ranges import Array
@@ -332,4 +333,4 @@ def _smoothed_input(g: GraphBuilder, layer: Linear, x: str, dtype: Float, scheme
 def _smoothed(g: GraphBuilder, layer: Linear, scheme: Scheme, read: Read) -> Array:
     """The weight of a layer, times its input's smoothing factors."""
     values, factors = g.weights[layer.weight].values(read), scheme.smoothing.get(layer.name)
-    return values if factors is None else values * factors[:, None].astype(values.dtype)
+    return values if factors is None else scale_rows(values, factors)

@@ -19,7 +19,7 @@ import onnxruntime
 
 from tango_calibration.data.dataset import Video
 from tango_calibration.quantization import replay
-from tango_calibration.quantization.arithmetic import activation_aware_scaling, smoothing
+from tango_calibration.quantization.arithmetic import activation_aware_scaling, row_amax, smoothing
 from tango_calibration.quantization.cache import ObservationCache
 from tango_calibration.quantization.capture import Capture
 from tango_calibration.quantization.clips import load_clip
@@ -217,7 +217,7 @@ class PartQuantizer:
         found: dict[str, Array] = {}
         for name, amax in zip(self._inputs, stats.amax, strict=True):
             if layers := self._with_gain(name):
-                rows = np.maximum.reduce([_row_amax(self._read(layer)) for layer in layers])
+                rows = np.maximum.reduce([row_amax(self._read(layer)) for layer in layers])
                 found |= dict.fromkeys((layer.name for layer in layers), smoothing(amax, rows))
         return found
 
@@ -409,11 +409,6 @@ def _size(folder: Path, spec: GraphSpec) -> int:
 
 def _formats(layers: Sequence[LayerSensitivity]) -> dict[str, LayerFormat]:
     return {layer.layer: layer.format for layer in layers if layer.format}
-
-
-def _row_amax(weight: Array) -> Array:
-    """Largest magnitude of each row, without a copy of the matrix."""
-    return np.asarray(np.maximum(weight.max(1), -weight.min(1)), np.float32)
 
 
 def _sums(of_layers: Mapping[str, Number], inputs: Mapping[str, str]) -> dict[str, Number]:

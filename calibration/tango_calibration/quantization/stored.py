@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 
+from tango_calibration.quantization.arithmetic import scale_rows
 from tango_calibration.quantization.ranges import Array
 from tango_export.families import FAMILIES
 from tango_export.graph import PORTABLE, Form, Graph, build
@@ -85,7 +86,7 @@ class StoredGraph:
         def read(name: str) -> Array:
             values = self.read(name)
             if name in rows:
-                values = values * rows[name][:, None].astype(values.dtype)
+                values = scale_rows(values, rows[name])
             if name in columns:
                 values = values / columns[name].astype(values.dtype)
             return values
