@@ -77,6 +77,7 @@ class FrameLoader:
     def __init__(self, stream: Stream, pool: Pool, *, nvdec: bool = False) -> None:
         self._stream, self._pool, self._nvdec = stream, pool, nvdec
         self._batches, self._staging = HostPool(), HostPool()
+        self._threads = ThreadPoolExecutor(_AT_ONCE)  # which start when they are first needed
         self._said: set[str] = set()  # why files were decoded in software
 
     def __call__(self, timed: Iterable[TimedFrame], count: int, size: tuple[int, int]) -> FrameBatch:
@@ -121,21 +122,20 @@ class FrameLoader:
 
     def _resize(self, timed: Iterable[TimedFrame], resized: DeviceArray, aspect: float) -> FrameBatch:
         seconds: list[float] = []
-        with ThreadPoolExecutor(_AT_ONCE) as threads:
-            for times, frames in _groups(timed):
-                source = self._pool.take("source frames", (len(frames), *frames[0].shape), np.uint8)
-                if isinstance(frames[0], DeviceArray):
-                    self._gather(frames, source)
-                else:
-                    self._upload(frames, source, threads)
-                self._enqueue(source, rows(resized, len(seconds), len(seconds) + len(frames)))
-                seconds += times
+        for times, frames in _groups(timed):
+            source = self._pool.take("source frames", (len(frames), *frames[0].shape), np.uint8)
+            if isinstance(frames[0], DeviceArray):
+                self._gather(frames, source)
+            else:
+                self._upload(frames, source)
+            self._enqueue(source, rows(resized, len(seconds), len(seconds) + len(frames)))
+            seconds += times
         self._stream.synchronize()
         return FrameBatch(resized, np.array(seconds, np.float32), aspect)
 
-    def _upload(self, frames: Sequence[Frame], source: DeviceArray, threads: ThreadPoolExecutor) -> None:
+    def _upload(self, frames: Sequence[Frame], source: DeviceArray) -> None:
         pinned = self._staging.take(source.shape, np.uint8)
-        list(threads.map(np.copyto, pinned, frames))  # while the device reads the group before
+        list(self._threads.map(np.copyto, pinned, frames))  # while the device reads the group before
         self._stream.synchronize()  # that group's pinned memory is the next one's
         self._stream.upload(pinned, source)
 
