@@ -19,7 +19,7 @@ SOURCES: dict[str, tuple[str | Path, ...]] = {
     "decode": ("src/decode/decode.cu", "src/decode/batch.cu", "src/decode/shape.cpp"),
     "linear": ("src/linear/linear.cu",),
     "linear_sm90": ("src/linear/linear.cu", "src/linear/linear_sm90.cu"),
-    "fp8": ("src/linear/fp8.cu", HERE / "fp8_product.cpp"),
+    "products": ("src/linear/fp16.cu", "src/linear/fp8.cu", HERE / "product.cpp"),
     "attention": ("src/attention/prefill.cu", "src/attention/shares.cu"),
     "vision": ("src/attention/vision.cu",),
     "rotation": ("src/attention/patch_rotation.cu",),
