@@ -20,6 +20,7 @@ SOURCES: dict[str, tuple[str | Path, ...]] = {
     "linear": ("src/linear/linear.cu",),
     "linear_sm90": ("src/linear/linear.cu", "src/linear/linear_sm90.cu"),
     "products": ("src/linear/fp16.cu", "src/linear/fp8.cu", HERE / "product.cpp"),
+    "cublaslt": ("src/linear/fp16.cu", "src/linear/fp8.cu", "src/linear/cublaslt.cu"),
     "attention": ("src/attention/prefill.cu", "src/attention/shares.cu"),
     "vision": ("src/attention/vision.cu",),
     "rotation": ("src/attention/patch_rotation.cu",),
