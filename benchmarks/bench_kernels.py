@@ -1,10 +1,11 @@
-"""Times the kernels of a vision tower on a GPU, next to PyTorch's in the same run.
+"""Times the kernels of a vision tower, and products of fp16, on a GPU, next to PyTorch's in the same run.
 
     python -m benchmarks.bench_kernels --output benchmarks/results/kernels-h200.json
 
 Each figure is the median time of one call in a replayed CUDA graph, which goes over rotating inputs. Attention takes
 one packed tensor of queries, keys and values, with a bias; PyTorch's takes views of it, without the bias. The peer of a
-norm is an addition and a norm.
+norm is an addition and a norm, that of a product cuBLAS as PyTorch calls it. Where GELU follows, both are also followed
+by the CUDA library's GELU with a bias.
 """
 
 from __future__ import annotations
@@ -33,6 +34,17 @@ NORMS = [
 ]
 #: Rows and width of the MLP.
 GELU = [(32 * 729, 4304)]
+#: Rows, inputs and outputs: prefills of the 0.5B and of the 7B, and SigLIP so400m of 32 frames.
+LINEARS = [
+    *[(659, 896, 1152), (659, 896, 896), (659, 896, 4864), (659, 4864, 896)],
+    *[(659, 3584, 4608), (659, 3584, 3584), (659, 3584, 18944), (659, 18944, 3584)],
+    *[(30, 3584, 4608), (30, 3584, 3584), (30, 3584, 18944), (30, 18944, 3584)],
+    *[(32 * 729, 1152, 3456), (32 * 729, 1152, 1152), (32 * 729, 4304, 1152)],
+]
+#: Those that GELU follows.
+LINEAR_GELUS = [(32 * 729, 1152, 4304)]
+#: Bytes of a product's workspace (TANGO_FP16_LINEAR_WORKSPACE), and its epilogue with GELU (TangoEpilogue).
+WORKSPACE, BIAS_GELU = 32 << 20, 2
 DTYPES = (torch.float16, torch.float32)
 INPUTS, CALLS = 3, 24
 
@@ -144,6 +156,63 @@ def time_gelu(case, repeats):
     return record
 
 
+def linear_inputs(case):
+    """x, weight, bias and y of a product, several times."""
+    rows, inputs, outputs = case
+    given = ((rows, inputs), (inputs, outputs), (outputs,), (rows, outputs))
+    return [[random(*size) for size in given] for _ in range(INPUTS)]
+
+
+def linear(epilogue, workspace):
+    """A function that multiplies with the CUDA library."""
+    memory = torch.empty(workspace, device="cuda", dtype=torch.uint8)
+
+    def call(x, weight, bias, y):
+        shape = structs.TangoLinearShape(*x.shape, y.shape[1])
+        tensors = structs.TangoFp16LinearTensors(*(tensor.data_ptr() for tensor in (x, weight, bias, y)))
+        scratch = (memory.data_ptr() if workspace else None, workspace)
+        enqueue("tango_fp16_linear_enqueue", shape, tensors, epilogue, *scratch)
+
+    return call
+
+
+def mm(x, weight, bias, y):
+    """PyTorch's product."""
+    torch.mm(x, weight, out=y)
+
+
+def then_gelu(product):
+    """A product, and the CUDA library's GELU with a bias on its result."""
+
+    def call(x, weight, bias, y):
+        product(x, weight, bias, y)
+        address = y.data_ptr()
+        enqueue("tango_bias_gelu_enqueue", 0, 1, address, bias.data_ptr(), *y.shape, 0, 1.0, address)
+
+    return call
+
+
+def time_products(kernel, case, ways, repeats):
+    """A record of a product in several ways; the first is ours."""
+    given, record = linear_inputs(case), {"kernel": kernel, "shape": case}
+    for name, way in ways.items():
+        record[name] = measure([lambda tensors=tensors, way=way: way(*tensors) for tensors in given], repeats)
+    return record | {"tflops": round(2 * case[0] * case[1] * case[2] / record["us"] / 1e6, 1)}
+
+
+def time_linear(case, repeats):
+    """A record of a product, with a workspace and without."""
+    ways = {"us": linear(0, WORKSPACE), "without_workspace_us": linear(0, 0), "torch_us": mm}
+    return time_products("linear", case, ways, repeats)
+
+
+def time_linear_gelu(case, repeats):
+    """A record of a product with GELU, in one kernel and in two."""
+    one, two, theirs = linear(BIAS_GELU, WORKSPACE), then_gelu(linear(0, WORKSPACE)), then_gelu(mm)
+    ways = {"us": one, "linear_and_gelu_us": two, "torch_and_gelu_us": theirs}
+    return time_products("linear, gelu", case, ways, repeats)
+
+
 def main():
     """Measures everything; see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -156,8 +225,9 @@ def main():
         "library": native_library.load().tango_version().decode(),
     }
     print(json.dumps(conditions))
+    products = (time_linear, LINEARS), (time_linear_gelu, LINEAR_GELUS)
     records = []
-    for time, cases in ((time_attention, ATTENTION), (time_norm, NORMS), (time_gelu, GELU)):
+    for time, cases in ((time_attention, ATTENTION), (time_norm, NORMS), (time_gelu, GELU), *products):
         for case in cases:
             records.append(time(case, options.repeats))
             print(json.dumps(records[-1]), flush=True)

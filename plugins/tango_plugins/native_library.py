@@ -17,7 +17,7 @@ from tango_plugins import driver, structs
 from tango_plugins.errors import TangoError
 
 #: The version of the C interface that this package uses: TANGO_ABI_VERSION of tango/common.h.
-ABI_VERSION = 6
+ABI_VERSION = 7
 
 NATIVE = Path(__file__).parent / "native"
 LIBRARY = "libtango.so"
@@ -84,6 +84,12 @@ _ARGUMENTS: dict[str, tuple[Any, ...]] = {
         POINTER(structs.TangoMatrix),
         *(c_void_p, c_void_p, c_void_p),
     ),
+    "tango_fp16_linear_enqueue": (
+        POINTER(structs.TangoLinearShape),
+        POINTER(structs.TangoFp16LinearTensors),
+        *(c_int32, *_SCRATCH),
+    ),
+    "tango_cublaslt_version": (POINTER(c_int32),),
     "tango_resize_workspace": (_RESIZE, _SIZE),
     "tango_resize_enqueue": (_RESIZE, POINTER(structs.TangoResizeTensors), *_SCRATCH),
     "tango_layer_norm_enqueue": _NORM,

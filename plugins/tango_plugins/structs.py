@@ -49,6 +49,12 @@ class TangoLinearShape(ctypes.Structure):
     _fields_ = _integers("rows", "inputs", "outputs")
 
 
+class TangoFp16LinearTensors(ctypes.Structure):
+    """The struct of tango/linear.h."""
+
+    _fields_ = _pointers("x", "weight", "bias", "y")
+
+
 class TangoFp8LinearTensors(ctypes.Structure):
     """The struct of tango/fp8.h."""
 
@@ -203,6 +209,7 @@ STRUCTS = (
     TangoDecodeTensors,
     TangoDecodeCache,
     TangoDecodeSequence,
+    TangoFp16LinearTensors,
     TangoFp8LinearTensors,
     TangoLinearShape,
     TangoMatrix,

@@ -139,12 +139,25 @@ def test_no_product_repeats_a_constant_by_itself(written):
 
 @pytest.mark.parametrize(("name", "op"), [("decoder", "CachedAttention"), ("vision", "VisionAttention")])
 def test_query_key_and_value_are_one_product(written, name, op):
-    folder, _ = written
+    folder, precision = written
     model = onnx.load(folder / f"{name}.device.onnx", load_external_data=False)
     makers = {name: node for node in model.graph.node for name in node.output}
     attentions = [node for node in model.graph.node if node.op_type == op]
-    assert [makers[node.input[0]].op_type for node in attentions] == ["MatMul"] * len(attentions)
+    assert {makers[node.input[0]].op_type for node in attentions} == {"MatMul" if precision == "fp32" else "Linear"}
     assert all(node.input[1].endswith("qkv_proj.bias") for node in attentions)
+
+
+@pytest.mark.parametrize(
+    ("name", "others"), [("decoder", set()), ("vision", {"projector.pool", "pool", "salience.scores"})]
+)
+def test_products_by_a_stored_matrix_are_operators_in_fp16(written, name, others):
+    folder, precision = written
+    nodes = onnx.load(folder / f"{name}.device.onnx", load_external_data=False).graph.node
+    products = {node.name for node in nodes if node.op_type == "MatMul"}
+    linears = [node for node in nodes if node.op_type in ("Linear", "LinearGelu")]
+    assert (products == others) == (precision == "fp16")
+    assert {node.input[1] for node in linears} <= set(weights(folder, name))
+    assert sum(node.op_type == "LinearGelu" for node in linears) == 2 * (name == "vision" and precision == "fp16")
 
 
 @pytest.mark.parametrize("name", ["vision", "embed", "decoder"])

@@ -83,6 +83,14 @@ def wide_norm(shape, branch=None, bias=None):
     return "AddWideRMSNorm", {"residual": stream, **added, **weight}, outputs, EPSILON | {"scale": 256.0}
 
 
+def linear(op, shape, outputs):
+    """Inputs and outputs of a product of fp16 matrices, x [*shape]."""
+    weight = (random(FLOAT, shape[-1], outputs) * shape[-1] ** -0.5).astype(HALF)
+    inputs = {"x": random(HALF, *shape), "weight": weight}
+    bias = {"bias": random(HALF, outputs)} if op == "LinearGelu" else {}
+    return inputs | bias, {"y": (HALF, len(shape))}
+
+
 def rotation(frames, tokens, heads, head_dim):
     """Inputs of a rotation of patches."""
     angles, width = random(FLOAT, tokens, head_dim // 2), heads * head_dim

@@ -30,7 +30,7 @@ HERE = 4096  # an aligned address, which is not read
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
-    return compiled(tmp_path_factory.mktemp("fp8"), "fp8", "activation", "norm")
+    return compiled(tmp_path_factory.mktemp("fp8"), "products", "activation", "norm")
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +142,7 @@ def test_bad_arguments_are_rejected(path, shape, changed, message):
 
 
 def test_older_gpus_get_an_error_that_says_what_to_use(tmp_path):
-    product = Fp8Product(1, 16, 16, path=compiled(tmp_path, "fp8", capability=(8, 7)), device="cpu")
+    product = Fp8Product(1, 16, 16, path=compiled(tmp_path, "products", capability=(8, 7)), device="cpu")
     assert product.enqueue() == CUDA_ERROR
     message = product.library.tango_last_error().decode()
     assert "this GPU has compute capability 8.7, and FP8 needs 8.9 or later; use INT8 or fp16" in message

@@ -20,16 +20,18 @@ from tango_plugins.native_library import NATIVE
 from tests.plugins.attentions import Pass, Shape
 from tests.plugins.cuda_emulator import compiled
 from tests.plugins.matrices import FORMATS, quantized
-from tests.plugins.operators import FLOAT, HALF, ROWS, example, open_graph, random, rotation, wide_norm
+from tests.plugins.operators import FLOAT, HALF, ROWS, example, linear, open_graph, random, rotation, wide_norm
 
 pytestmark = pytest.mark.nvcc
 
 #: The library in full, but for what decodes and prunes.
-PARTS = ("attention", "vision", "rotation", "norm", "activation", "linear", "fp8", "operators", "onnxruntime")
+PARTS = ("attention", "vision", "rotation", "norm", "activation", "linear", "products", "operators", "onnxruntime")
 
 
 FP8 = np.dtype(ml_dtypes.float8_e4m3fn)
 
+#: Those with weights in fp16.
+LINEARS = ("Linear", "LinearGelu")
 #: Those with quantized weights.
 PRODUCTS = ("PerChannelLinear", "BlockwiseLinear", "BlockwiseAffineLinear")
 
@@ -114,7 +116,7 @@ def test_every_function_has_an_operator(library):
     """Products and attention over a cache are compared below."""
     tower = {"VisionAttention", "RotatePatches", "RotateQueryKey", "PatchAttention", "WideRMSNorm", "AddWideRMSNorm"}
     decoder = {"CachedAttention", "PositionedAttention", "AttentionShares"}
-    assert {*ROWS, *tower, *decoder, *PRODUCTS} == set(FUNCTIONS)
+    assert {*ROWS, *tower, *decoder, *LINEARS, *PRODUCTS} == set(FUNCTIONS)
     norms = {"WideRMSNormFp8", "AddWideRMSNormFp8"}
     own = {"QuantizeFp8", "Fp8Linear", "Fp8LinearGelu", *norms, *(f"{op}Fp8" for op in IN_FP8)}
     assert set(FUNCTIONS) | own == set(FP8_FUNCTIONS)
@@ -166,6 +168,29 @@ def product(form, shape, outputs):
 def test_a_product_equals_its_onnx_function(library, form, shape):
     op, inputs, attributes = product(form, shape, 40)
     compare(library, op, inputs, {"y": (HALF, len(shape))}, attributes, 2e-3)
+
+
+@pytest.mark.parametrize("op", LINEARS)
+@pytest.mark.parametrize(("shape", "outputs"), [((5, 64), 40), ((2, 3, 17), 5), ((7,), 3), ((0, 32), 8), ((3, 1), 1)])
+def test_a_product_of_fp16_equals_its_onnx_function(library, op, shape, outputs):
+    compare(library, op, *linear(op, shape, outputs), {}, 2e-3)
+
+
+@pytest.mark.parametrize(
+    ("op", "changed"),
+    [
+        ("Linear", {"weight": (63, 40)}),
+        ("Linear", {"weight": (1, 64, 40)}),
+        ("LinearGelu", {"weight": (40, 64)}),
+        ("LinearGelu", {"bias": (39,)}),
+        ("LinearGelu", {"bias": (1, 40)}),
+    ],
+)
+def test_a_product_of_fp16_rejects_wrong_shapes(library, op, changed):
+    inputs, outputs = linear(op, (5, 64), 40)
+    inputs |= {name: random(HALF, *shape) for name, shape in changed.items()}
+    with pytest.raises(Exception, match=f"tango.{op}: the shapes of the inputs do not match"):
+        open_graph(op, inputs, outputs, library).run(None, inputs)
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tango_export.graph.operators import FP8_FUNCTIONS
 from tango_plugins.native_library import NATIVE
 from tests.plugins.attentions import Pass, Shape
-from tests.plugins.operators import FLOAT, HALF, ROWS, example, open_graph, random, rotation, wide_norm
+from tests.plugins.operators import FLOAT, HALF, ROWS, example, linear, open_graph, random, rotation, wide_norm
 
 pytestmark = pytest.mark.nvcc
 
@@ -127,10 +128,14 @@ def test_what_attention_of_patches_is_made_of(run, emulated_plugins):
         compare(run, emulated_plugins, "PatchAttention", qkv, {"y": (HALF, 4)}, {"num_heads": 2, "window": window})
 
 
+@pytest.mark.parametrize("op", ["Linear", "LinearGelu"])
+@pytest.mark.parametrize("shape", [(5, 64), (2, 3, 17), (0, 32)])
+def test_products(run, emulated_plugins, op, shape):
+    compare(run, emulated_plugins, op, *linear(op, shape, 40), {})
+
+
 def test_every_operator_is_a_plugin(run):
-    tower = {"VisionAttention", "RotatePatches", "RotateQueryKey", "PatchAttention", "WideRMSNorm", "AddWideRMSNorm"}
-    decoder = {"CachedAttention", "PositionedAttention", "AttentionShares"}
-    assert {*ROWS, *tower, *decoder, "TangoPrune"} == set(run.names())
+    assert {*FP8_FUNCTIONS, "TangoPrune"} == set(run.names())
 
 
 def attend(run, found, copied=(), **how):

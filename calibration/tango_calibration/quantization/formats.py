@@ -31,7 +31,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
-from onnx import NodeProto, TensorProto, helper, numpy_helper
+from onnx import NodeProto, TensorProto
 
 from tango_calibration.quantization.arithmetic import (
     BLOCK,
@@ -147,10 +147,7 @@ def switches(layers: Iterable[str], quantized: str) -> dict[str, Array]:
 
 
 def fused_quantizers(graph: Graph) -> Graph:
-    """The graph with what makes the inputs of FP8 layers writing them in FP8, where nothing else reads them.
-
-    A tanh GELU that then stands between two FP8 layers becomes part of the first one's product.
-    """
+    """The graph with what makes the inputs of FP8 layers writing them in FP8, where nothing else reads them."""
     readers = Counter(value for node in graph.nodes for value in node.input)
     quantizers = {node.input[0]: node for node in graph.nodes if node.op_type == _QUANTIZER}
     nodes, fused = [], set[str]()
@@ -165,24 +162,7 @@ def fused_quantizers(graph: Graph) -> Graph:
             node = in_fp8
         if node.name not in fused:
             nodes.append(node)
-    return _fused_gelus(replace(graph, nodes=tuple(nodes)))
-
-
-def _fused_gelus(graph: Graph) -> Graph:
-    readers = Counter(value for node in graph.nodes for value in node.input)
-    products = {node.output[0]: node for node in graph.nodes if node.op_type == "Fp8Linear"}
-    nodes, constants, fused = list[NodeProto](), list(graph.constants), set[str]()
-    for node in graph.nodes:
-        product = products.get(node.input[0])
-        if node.op_type == "BiasFastGeluFp8" and product is not None and readers[product.output[0]] == 1:
-            fused.add(product.name)
-            factor = np.array(1 / helper.get_node_attr_value(node, "y_scale"), np.float32)
-            constants.append(numpy_helper.from_array(factor, f"{node.name}.y_factor"))
-            inputs = [*product.input, node.input[1], constants[-1].name]
-            node = helper.make_node("Fp8LinearGelu", inputs, node.output, node.name, domain=op.DOMAIN)
-            node.attribute.extend(product.attribute)
-        nodes.append(node)
-    return replace(graph, nodes=tuple(n for n in nodes if n.name not in fused), constants=tuple(constants))
+    return replace(graph, nodes=tuple(nodes))
 
 
 _Write = Callable[[GraphBuilder, Linear, LayerFormat, Scheme], str]

@@ -33,7 +33,11 @@ WIDE_SCALE = 256.0
 
 
 def linear(g: GraphBuilder, layer: Linear) -> str:
-    return g.node("MatMul", [layer.input, layer.weight], layer.output)
+    """In fp16 an operator, since TensorRT may sum a MatMul in fp16."""
+    inputs = [layer.input, layer.weight]
+    if g.dtype == "float32":
+        return g.node("MatMul", inputs, layer.output)
+    return operator(g, "Linear", inputs, layer.output)
 
 
 def add_bias(g: GraphBuilder, x: Biased) -> str:

@@ -14,6 +14,7 @@ from onnx import AttributeProto, TensorProto, helper, numpy_helper
 from tango_export.graph import device
 from tango_export.graph.builder import Array, Graph, Read, Weight
 from tango_export.graph.forms import PORTABLE
+from tango_export.graph.fused import fused_gelus
 from tango_export.graph.prune_function import prune_functions
 from tango_plugins import PruneParams, TangoError, op
 from tango_runtime.bundle import WEIGHT_ALIGNMENT, GraphSpec, Runtime, TensorSpec, WeightSpec
@@ -87,7 +88,7 @@ def write_device(graph: Graph, portable: GraphSpec, read: Read, folder: Path) ->
     Raises:
         TangoError: fp16 does not hold a value.
     """
-    stored = portable.weights or {}
+    graph, stored = fused_gelus(graph), portable.weights or {}
     shared = {w.name: w for w in graph.weights if w.name in stored and w.dtype == stored[w.name].dtype}
     taken = [TensorSpec(name, shared[name].dtype, shared[name].shape) for name in stored if name in shared]
     own = [numpy_helper.from_array(load(w, read), w.name) for w in graph.weights if w.name not in shared]

@@ -473,6 +473,26 @@ AttentionShares <num_heads, kv_num_heads> (qkv, bias, present_key, last, cosines
 }
 """
 
+#: x [..., K]; weight [K, N] → x · weight, [..., N].
+_LINEAR = """
+Linear (x, weight) => (y) {
+    y = MatMul (x, weight)
+}
+"""
+
+#: The same with bias [N] → GELU(x · weight + bias), in its tanh form, rounded once.
+_LINEAR_GELU = f"""
+LinearGelu (x, weight, bias) => (y) {{
+    left = Cast <to = 1> (x)
+    right = Cast <to = 1> (weight)
+    product = MatMul (left, right)
+    wide_bias = Cast <to = 1> (bias)
+    u = Add (product, wide_bias)
+{_FAST_GELU}
+    y = CastLike (wide, x)
+}}
+"""
+
 #: x [..., K]; weight [K, N] int8; scales [N] fp32 → x · (weight · scales), [..., N].
 _PER_CHANNEL_LINEAR = """
 PerChannelLinear (x, weight, scales) => (y) {
@@ -616,6 +636,8 @@ _TEXTS = (
     _CACHED_ATTENTION,
     _POSITIONED_ATTENTION,
     _ATTENTION_SHARES,
+    _LINEAR,
+    _LINEAR_GELU,
     _PER_CHANNEL_LINEAR,
     _BLOCKWISE_LINEAR,
     _BLOCKWISE_AFFINE_LINEAR,

@@ -1,4 +1,4 @@
-"""Checks of what is installed: TensorRT, cuda-bindings, the CUDA library and ONNX Runtime."""
+"""Checks of what is installed: TensorRT, cuda-bindings, the CUDA library, cuBLASLt and ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from tango_plugins import TangoError
 from tango_plugins.build import info
 from tango_runtime.doctor.check import GPU_BACKENDS, ORT_BACKENDS, Check
 from tango_runtime.doctor.jetson import jetson_linux, python_is_too_old
+from tango_runtime.system import cublaslt
 from tango_runtime.system import gpu as system
 from tango_runtime.system.kernels import kernels_of
 from tango_runtime.system.packages import installed_version
@@ -112,7 +113,7 @@ def _bindings(gpu: system.Gpu | None) -> Check:
 
 
 def _libraries(tensorrt: str | None) -> list[Check]:
-    """The CUDA library and the TensorRT plugin."""
+    """The CUDA library, cuBLASLt and the TensorRT plugin."""
     fix = "tango plugin build"
     try:
         installed, plugin = info(), system.plugin()
@@ -122,7 +123,15 @@ def _libraries(tensorrt: str | None) -> list[Check]:
         return [Check("CUDA library", "missing", "; ".join(installed.passed_over), fix, GPU_BACKENDS)]
     text = f"{installed.library}, {installed.version}; {installed.origin}"
     check = Check("CUDA library", "ok", "; not used: ".join((text, *installed.passed_over)))
-    return [check, _tensorrt_plugin(plugin, tensorrt)]
+    return [check, _cublaslt(installed.library), _tensorrt_plugin(plugin, tensorrt)]
+
+
+def _cublaslt(library: Path) -> Check:
+    """What the CUDA library multiplies matrices of device graphs with."""
+    try:
+        return Check("cuBLASLt", "ok", f"libcublasLt.so.{cublaslt.cublaslt_version(library)}")
+    except TangoError as error:
+        return Check("cuBLASLt", "warning", f"no device graphs in fp16 or FP8: {error.message}", error.hint)
 
 
 def _tensorrt_plugin(plugin: system.Plugin | None, tensorrt: str | None) -> Check:

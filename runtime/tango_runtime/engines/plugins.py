@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tango_plugins import TangoError
+from tango_runtime.system.cublaslt import preload_cublaslt
 
 
 @cache
@@ -25,6 +26,7 @@ def load_plugins(trt: Any, path: Path) -> Any:
         TangoError: TensorRT cannot load them.
     """
     fix = "build them for this TensorRT: tango plugin build (--tensorrt-include names the headers)"
+    preload_cublaslt()
     registry = trt.get_plugin_registry()
     if hasattr(registry, "load_library"):  # TensorRT 8.6 on
         library = registry.load_library(str(path))

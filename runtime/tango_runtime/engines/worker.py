@@ -113,8 +113,6 @@ def _build(job: Job, send: Callable[[dict[str, Any]], None]) -> None:
     parser = _fill(trt, logger, network, job)
     if "OBEY_PRECISION_CONSTRAINTS" in job.spec.flags:
         keep_float(trt, network)
-    if "STRONGLY_TYPED" in job.spec.flags and job.spec.form == "device":
-        sum_in_float(trt, network)
     config = _configure(trt, builder, job)
     cache = _timing_cache(config, Path(job.timing_cache))
     if hasattr(trt, "IProgressMonitor"):
@@ -236,30 +234,6 @@ def keep_float(trt: Any, network: Any) -> int:
                 layer.set_output_type(j, trt.DataType.FLOAT)
             constrained += 1
     return constrained
-
-
-def sum_in_float(trt: Any, network: Any) -> None:
-    """Makes the products of fp16 matrices sum in fp32; TensorRT would otherwise choose the faster of fp16 and fp32.
-
-    In a strongly typed network, TensorRT takes casts around a product into the product's kernel.
-    """
-    layers = [network.get_layer(i) for i in range(network.num_layers)]
-    readers: dict[str, list[tuple[Any, int]]] = {}
-    for layer in layers:
-        for i in range(layer.num_inputs):
-            if (tensor := layer.get_input(i)) is not None:
-                readers.setdefault(tensor.name, []).append((layer, i))
-    for layer in layers:
-        total = layer.get_output(0)
-        if layer.type.name != "MATRIX_MULTIPLY" or total.dtype != trt.DataType.HALF:
-            continue
-        if total.is_network_output:
-            raise BuildError(f"{total.name}, an output, is a product whose type of sums TensorRT would choose")
-        for i in range(2):
-            layer.set_input(i, network.add_cast(layer.get_input(i), trt.DataType.FLOAT).get_output(0))
-        rounded = network.add_cast(total, trt.DataType.HALF).get_output(0)
-        for reader, i in readers[total.name]:
-            reader.set_input(i, rounded)
 
 
 def _computed_type(trt: Any, layer: Any, kind: str, types: dict[str, Any]) -> Any:

@@ -204,11 +204,12 @@ def test_fp8_on_a_device_has_the_same_weights_and_results(write, tensors, inputs
     ("chosen", "kinds"),
     [
         (("mlp.fc1", "mlp.fc2"), ["QuantizeFp8", "Fp8LinearGelu", "Fp8Linear", "Bias"]),
-        (("mlp.fc1",), ["QuantizeFp8", "Fp8Linear", "BiasFastGelu", "MatMul", "Bias"]),
-        (("mlp.fc2",), ["MatMul", "BiasFastGeluFp8", "Fp8Linear", "Bias"]),
+        (("mlp.fc1",), ["QuantizeFp8", "Fp8Linear", "BiasFastGelu", "Linear", "Bias"]),
+        ((), ["LinearGelu", "Linear", "Bias"]),
+        (("mlp.fc2",), ["Linear", "BiasFastGeluFp8", "Fp8Linear", "Bias"]),
     ],
 )
-def test_a_gelu_between_layers_in_fp8_is_part_of_the_first(write, chosen, kinds):
+def test_a_gelu_between_layers_of_one_type_is_part_of_the_first(write, chosen, kinds):
     rng = np.random.default_rng(0)
     shapes = {"fc1.weight": (INNER, WIDTH), "fc1.bias": INNER, "fc2.weight": (WIDTH, INNER), "fc2.bias": WIDTH}
     tensors = {f"mlp.{name}": rng.normal(0, 0.2, shape).astype(np.float16) for name, shape in shapes.items()}
@@ -230,7 +231,7 @@ def test_an_input_that_others_read_too_is_quantized_apart(write, tensors, inputs
     scheme = Scheme({UP: "fp8"}, ranges_of(inputs))
     device = OnDevice(write(scheme), scheme, gated, tensors.__getitem__)
     kinds = [node.op_type for node in device.nodes]
-    assert kinds == ["RMSNorm", "MatMul", "QuantizeFp8", "Fp8Linear", "SwiGLU", "MatMul"]
+    assert kinds == ["RMSNorm", "Linear", "QuantizeFp8", "Fp8Linear", "SwiGLU", "Linear"]
 
 
 @pytest.mark.parametrize("width", [WIDTH + 8, WIDTH])

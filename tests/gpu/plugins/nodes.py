@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from tango_plugins import PruneParams, native_library, op
-from tests.plugins import attentions, linears, norms, patch_rotations, vision_attentions
+from tests.plugins import attentions, fp16, linears, norms, patch_rotations, vision_attentions
 from tests.plugins.norms import HALF, SINGLE
 from tests.plugins.videos import video
 
@@ -91,6 +91,12 @@ def product(form, device="cuda"):
     return Node({"x": found.x, **tensors}, {"y": found.y[:-1]}, found.enqueue, bits)
 
 
+def linear(epilogue, device="cuda"):
+    found = fp16.Fp16Product(ROWS, 256, 320, device=device)
+    inputs = {"x": found.x, "weight": found.weight} | ({"bias": found.bias} if epilogue else {})
+    return Node(inputs, {"y": found.y[:-1]}, partial(found.enqueue, epilogue))
+
+
 def attention(positioned, device="cuda"):
     shape = attentions.Shape(ROWS, 14, 2, 64, 512)
     found = attentions.Pass(shape, 40, device=device, positioned=positioned)
@@ -161,6 +167,8 @@ NODES: dict[str, Callable[..., Node]] = {
     "PatchAttention": partial(vision, _PATCHES, has_bias=False, window=_PATCHES.window),
     "RotatePatches": partial(rotation, ("rotated",)),
     "RotateQueryKey": partial(rotation, ("query", "key")),
+    "Linear": partial(linear, fp16.NONE),
+    "LinearGelu": partial(linear, fp16.BIAS_GELU),
     "PerChannelLinear": partial(product, "int8"),
     "BlockwiseLinear": partial(product, "int4-32"),
     "BlockwiseAffineLinear": partial(product, "int4-128-zeros"),

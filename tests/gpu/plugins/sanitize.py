@@ -12,6 +12,8 @@ from tests.gpu.plugins.device import Device
 from tests.gpu.plugins.test_decode import SHAPES, Decoder, batch_of
 from tests.plugins.attentions import Pass, Shape
 from tests.plugins.fp8 import check_every_number, check_norm
+from tests.plugins.fp16 import BIAS, BIAS_GELU, NONE, Fp16Product
+from tests.plugins.fp16 import SHAPES as LINEARS
 from tests.plugins.linears import SHAPES as PRODUCTS
 from tests.plugins.linears import Product
 from tests.plugins.matrices import FORMATS
@@ -92,6 +94,11 @@ if __name__ == "__main__":
         check_norm(*(Rows("layer", *size, (*TYPES[0][:2], SINGLE)) for _ in range(2)))
         print("norm in FP8", size)
     check_every_number(native_library.load(), 0.1)
+    for shape in LINEARS:
+        for epilogue in (NONE, BIAS, BIAS_GELU):
+            assert Fp16Product(*shape).enqueue(epilogue) == 0
+            torch.cuda.synchronize()
+        print("linear", shape)
     for width in (64, 13):
         tensors = row_tensors(torch.float16, width, "cuda")
         assert gather(native_library.load(), *tensors, torch.cuda.current_stream().cuda_stream) == 0

@@ -16,6 +16,7 @@ from tango_runtime.cli.main import main
 from tango_runtime.doctor import diagnose, machine, packages
 from tango_runtime.doctor.bundle import check_bundle
 from tango_runtime.engines import BuildOptions, Target, plan_engines
+from tango_runtime.system import cublaslt
 from tango_runtime.system import gpu as system
 from tango_runtime.system.gpu import Free, Gpu, Plugin
 from tango_runtime.system.kernels import Kernels
@@ -34,6 +35,7 @@ def gpu_machine(monkeypatch, tmp_path):
     state = {
         "gpu": H200,
         "library": found,
+        "cublaslt": lambda library: 13,
         "plugin": Plugin(tmp_path / "libtango_tensorrt.so", "1", "V2"),
         "modules": {"tensorrt": module, "onnxruntime": module},
         "versions": {"cuda-bindings": "12.9.0", "onnxruntime-gpu": "1.23.0"},
@@ -48,6 +50,7 @@ def gpu_machine(monkeypatch, tmp_path):
     monkeypatch.setattr(system, "free", lambda gpu: Free(100 << 30, 50 << 30))
     monkeypatch.setattr(system, "plugin", lambda: state["plugin"])
     monkeypatch.setattr(packages, "info", lambda: state["library"])
+    monkeypatch.setattr(cublaslt, "cublaslt_version", lambda library: state["cublaslt"](library))
     monkeypatch.setattr(machine, "check_jetson", lambda: [])
     monkeypatch.setattr(packages, "jetson_linux", lambda: state.get("l4t"))
     monkeypatch.setattr(
@@ -161,6 +164,18 @@ def test_a_plugin_for_another_tensorrt(gpu_machine):
     found = checks()["TensorRT plugins"]
     assert found.status == "warning"
     assert "--tensorrt-include" in found.fix
+
+
+def test_without_cublaslt_it_says_what_does_not_run(gpu_machine):
+    assert checks()["cuBLASLt"].text == "libcublasLt.so.13"
+
+    def fail(library):
+        raise TangoError("version: none can be loaded", "pip install nvidia-cublas")
+
+    gpu_machine["cublaslt"] = fail
+    found = checks()["cuBLASLt"]
+    assert (found.status, found.text) == ("warning", "no device graphs in fp16 or FP8: version: none can be loaded")
+    assert found.fix == "pip install nvidia-cublas"
 
 
 def test_which_library_is_in_use_and_why_another_is_not(gpu_machine):

@@ -94,10 +94,8 @@ def test_an_engine_of_a_device_graph_has_plugins_and_no_weights(bundle, tmp_path
     for name, weight in loaded.manifest.graphs[graph].device_weights.items():
         if weight.end - weight.offset > 256:
             assert data[weight.offset : weight.end] not in content, name
-    inputs = {tensor.name for tensor in model.input}
-    products_in_fp32 = sum(node.op_type == "MatMul" and node.input[1] not in inputs for node in model.node)
-    assert content.count(b"accumulation_type=0") <= products_in_fp32  # where the type of sums is TensorRT's choice
-    assert (b"accumulation_type=2" in content) == (graph != "embed")  # where it is fp32
+    products = sum(node.op_type == "MatMul" for node in model.node)
+    assert content.count(b"accumulation_type") <= products  # those of stored matrices are plugins
 
 
 def test_without_the_plugins_no_function_takes_their_place(bundle, tmp_path):

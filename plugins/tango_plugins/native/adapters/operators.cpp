@@ -248,6 +248,23 @@ int enqueue_quantize(const Call& call) {
                                       call.outputs[0].data, call.stream);
 }
 
+// Inputs: x, weight; before a GELU bias.
+template <bool kGelu>
+int enqueue_fp16_linear(const Call& call) {
+    const Tensor &x = call.inputs[0], &weight = call.inputs[1];
+    const int64_t outputs = weight.dim(1);
+    if (weight.shape != Lengths{x.dim(1), outputs}) return mismatch();
+    if (kGelu && call.inputs[2].shape != Lengths{outputs}) return mismatch();
+    if (x.rows() == 0) return TANGO_OK;
+    TangoLinearShape shape = {};
+    if (int status = narrow({{x.rows(), &shape.rows}, {x.dim(1), &shape.inputs}, {outputs, &shape.outputs}}))
+        return status;
+    const TangoFp16LinearTensors tensors = {x.data, weight.data, kGelu ? call.inputs[2].data : nullptr,
+                                            call.outputs[0].data};
+    return tango_fp16_linear_enqueue(&shape, &tensors, kGelu ? TANGO_EPILOGUE_BIAS_GELU : TANGO_EPILOGUE_NONE,
+                                     call.workspace, TANGO_FP16_LINEAR_WORKSPACE, call.stream);
+}
+
 // Inputs: x, weight, weight scale; before a GELU bias and factor.
 template <bool kGelu>
 int enqueue_fp8_linear(const Call& call) {
@@ -388,6 +405,20 @@ std::vector<Operator> make_plain() {
          {{-1, {{0, 0}, {0, 1}, {0, 2}, {0, 3, -1, 3}}}},
          {},
          enqueue_patch_attention},
+        {"Linear",
+         {},
+         {{{kHalf, kHalf}, {kHalf}}},
+         {{0, {{1, 1}}}},
+         {},
+         enqueue_fp16_linear<false>,
+         TANGO_FP16_LINEAR_WORKSPACE},
+        {"LinearGelu",
+         {},
+         {{{kHalf, kHalf, kHalf}, {kHalf}}},
+         {{0, {{1, 1}}}},
+         {},
+         enqueue_fp16_linear<true>,
+         TANGO_FP16_LINEAR_WORKSPACE},
         {"PerChannelLinear", {}, {{{kHalf, kInt8, kFloat}, {kHalf}}}, {{0, {{1, 1}}}}, {}, enqueue_per_channel_linear},
         {"BlockwiseLinear",
          {bits},

@@ -1,17 +1,19 @@
-// The product of FP8 matrices by cuBLASLt, which is loaded when it is first used: who has no FP8 graph needs none.
+// Products of FP8 and of fp16 matrices by cuBLASLt, which is loaded when it is first used: who has no device graph
+// needs none.
 //
 // What is called of it is declared here, so no build needs its headers. Names and numbers are those of cublasLt.h, and
-// are the same in its versions 12 and 13.
+// are the same in its versions 11, 12 and 13. FP8 came with 12.
 #include <dlfcn.h>
 
 #include <map>
 #include <memory>
 #include <mutex>
+#include <string>
 #include <tuple>
 
 #include "common/check.h"
 #include "common/device.h"
-#include "linear/fp8_product.h"
+#include "linear/product.h"
 
 namespace tango {
 namespace {
@@ -46,13 +48,17 @@ enum OperationAttribute : int {
 };
 enum PreferenceAttribute : int {
     CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES = 1,
-    CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES = 5  // and those of B, C and D after it
+    CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK = 3,
+    CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES = 5,  // and those of B, C and D after it
+    CUBLASLT_MATMUL_PREF_EPILOGUE_MASK = 11          // of version 11 alone
 };
 constexpr int32_t CUBLAS_OP_T = 1;
-constexpr uint32_t CUBLASLT_EPILOGUE_GELU_BIAS = 36;
+constexpr uint32_t CUBLASLT_EPILOGUE_BIAS = 4, CUBLASLT_EPILOGUE_GELU_BIAS = 36;
+constexpr uint32_t CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE = 2;
 
-// The functions; null where the library was not found.
+// Its functions, and its major version; 0 where there is none that has all of them.
 struct Library {
+    int version = 0;
     int (*cublasLtCreate)(Handle*) = nullptr;
     int (*cublasLtMatmulDescCreate)(Operation*, Compute, Type) = nullptr;
     int (*cublasLtMatmulDescSetAttribute)(Operation, OperationAttribute, const void*, size_t) = nullptr;
@@ -67,20 +73,17 @@ struct Library {
     int (*cublasLtMatmul)(Handle, Operation, const void* alpha, const void* a, Layout, const void* b, Layout,
                           const void* beta, const void* c, Layout, void* d, Layout, const Algorithm*, void* workspace,
                           size_t workspace_bytes, cudaStream_t) = nullptr;
-    bool is_complete = false;
 };
 
 #define TANGO_FIND(function)                                                                   \
     library.function = reinterpret_cast<decltype(library.function)>(dlsym(handle, #function)); \
-    library.is_complete = library.is_complete && library.function != nullptr
+    if (library.function == nullptr) return {                                                  \
+        }
 
-Library load() {
-    void* handle = nullptr;
-    for (int flags : {RTLD_NOW | RTLD_NOLOAD, RTLD_NOW})  // the one of this process, if it has one already
-        for (const char* name : {"libcublasLt.so.13", "libcublasLt.so.12"})
-            if (handle == nullptr) handle = dlopen(name, flags);
+Library find_functions(int version, int flags) {
+    const std::string name = "libcublasLt.so." + std::to_string(version);
+    void* const handle = dlopen(name.c_str(), flags);
     Library library;
-    library.is_complete = handle != nullptr;
     if (handle == nullptr) return library;
     TANGO_FIND(cublasLtCreate);
     TANGO_FIND(cublasLtMatmulDescCreate);
@@ -93,10 +96,20 @@ Library load() {
     TANGO_FIND(cublasLtMatmulPreferenceDestroy);
     TANGO_FIND(cublasLtMatmulAlgoGetHeuristic);
     TANGO_FIND(cublasLtMatmul);
+    library.version = version;
     return library;
 }
 
 #undef TANGO_FIND
+
+Library load() {
+    for (int flags : {RTLD_NOW | RTLD_NOLOAD, RTLD_NOW})  // the one of this process, if it has one already
+        for (int version : {13, 12, 11}) {
+            const Library found = find_functions(version, flags);
+            if (found.version != 0) return found;
+        }
+    return {};
+}
 
 const Library& library() {
     static const Library loaded = load();
@@ -105,13 +118,14 @@ const Library& library() {
 
 int cublas_status(int status, const char* doing) {
     if (status == 0) return TANGO_OK;
-    return fail(TANGO_CUDA_ERROR, "fp8 linear: cuBLASLt cannot %s: status %d", doing, status);
+    return fail(TANGO_CUDA_ERROR, "cuBLASLt cannot %s: status %d", doing, status);
 }
 
 #define TANGO_TRY(call, doing) \
     if (int status = cublas_status(library().call, doing)) return status
 
-// How products of one shape are computed. cuBLASLt's matrices are stored by columns: y^T [outputs, rows] = weight x^T.
+// How products of one shape are computed. cuBLASLt's matrices are stored by columns: y^T [outputs, rows] = weight^T
+// x^T.
 class Plan {
   public:
     Plan() = default;
@@ -125,28 +139,26 @@ class Plan {
         if (preference_ != nullptr) library().cublasLtMatmulPreferenceDestroy(preference_);
     }
 
-    // Describes the products of a shape, of matrices aligned to so many bytes, and chooses the algorithm that
-    // cuBLASLt's heuristic takes for the best. None gets a workspace. C is not read; its type is that of the bias.
-    int make(Handle handle, const TangoLinearShape& shape, const TangoFp8LinearTensors& tensors, Epilogue epilogue,
-             uint32_t alignment) {
-        const auto describe = [](Layout* to, Type type, int rows, int columns) {
-            return cublas_status(library().cublasLtMatrixLayoutCreate(to, type, rows, columns, rows), kDescribe);
+    // Describes products like this one, of matrices aligned to so many bytes, and chooses the algorithm that cuBLASLt's
+    // heuristic takes for the best. C is not read; its type is that of the bias.
+    int make(Handle handle, const Product& product, uint32_t alignment) {
+        const auto [rows, inputs, outputs] = product.shape;
+        const bool fp8 = product.is_fp8, has_epilogue = product.epilogue != TANGO_EPILOGUE_NONE;
+        const Type type = fp8 ? CUDA_R_8F_E4M3 : CUDA_R_16F;
+        const auto describe = [](Layout* to, Type of, int height, int width) {
+            return cublas_status(library().cublasLtMatrixLayoutCreate(to, of, height, width, height), kDescribe);
         };
-        if (int status = describe(&weight_, CUDA_R_8F_E4M3, shape.inputs, shape.outputs)) return status;
-        if (int status = describe(&x_, CUDA_R_8F_E4M3, shape.inputs, shape.rows)) return status;
-        if (int status = describe(&c_, CUDA_R_16F, shape.outputs, shape.rows)) return status;
-        const Type y_type = epilogue == Epilogue::kNone ? CUDA_R_16F : CUDA_R_8F_E4M3;
-        if (int status = describe(&y_, y_type, shape.outputs, shape.rows)) return status;
+        if (int status = describe(&weight_, type, fp8 ? inputs : outputs, fp8 ? outputs : inputs)) return status;
+        if (int status = describe(&x_, type, inputs, rows)) return status;
+        if (int status = describe(&c_, CUDA_R_16F, outputs, rows)) return status;
+        if (int status = describe(&y_, has_epilogue ? type : CUDA_R_16F, outputs, rows)) return status;
         TANGO_TRY(cublasLtMatmulDescCreate(&operation_, CUBLAS_COMPUTE_32F, CUDA_R_32F), kDescribe);
-        if (int status = set(CUBLASLT_MATMUL_DESC_TRANSA, CUBLAS_OP_T)) return status;
-        if (int status = set(CUBLASLT_MATMUL_DESC_FAST_ACCUM, int8_t{1})) return status;
-        if (epilogue == Epilogue::kBiasGelu) {
-            if (int status = set(CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_EPILOGUE_GELU_BIAS)) return status;
-            if (int status = set(CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, int32_t{CUDA_R_16F})) return status;
-        }
-        if (int status = point_to(tensors)) return status;  // an algorithm may depend on the alignment of the bias
         TANGO_TRY(cublasLtMatmulPreferenceCreate(&preference_), kDescribe);
-        if (int status = prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, uint64_t{0})) return status;
+        if (int status = fp8 ? set_fp8(has_epilogue) : prefer_sums_in_fp32()) return status;
+        if (int status = has_epilogue ? set_epilogue(product.epilogue) : TANGO_OK) return status;
+        if (int status = point_to(product)) return status;  // an algorithm may depend on the alignment of the bias
+        const uint64_t workspace_bytes = product.workspace_bytes;
+        if (int status = prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, workspace_bytes)) return status;
         for (int matrix = 0; matrix < 4; ++matrix)
             if (int status = prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES + matrix, alignment)) return status;
         Heuristic found = {};
@@ -155,29 +167,48 @@ class Plan {
                                                                     preference_, 1, &found, &count);
         if (status != 0 || count == 0)
             return fail(TANGO_CUDA_ERROR,
-                        "fp8 linear: cuBLASLt has no algorithm for %d rows, %d inputs and %d outputs: status %d",
-                        shape.rows, shape.inputs, shape.outputs, status);
+                        "%s: cuBLASLt has no algorithm for %d rows, %d inputs and %d outputs: status %d", product.name,
+                        rows, inputs, outputs, status);
         algorithm_ = found.algorithm;
         return TANGO_OK;
     }
 
-    int run(Handle handle, const TangoFp8LinearTensors& tensors, float x_scale, cudaStream_t stream) {
-        if (int status = point_to(tensors)) return status;
+    int run(Handle handle, const Product& product, cudaStream_t stream) {
+        if (int status = point_to(product)) return status;
         const float beta = 0.0f;
-        TANGO_TRY(cublasLtMatmul(handle, operation_, &x_scale, tensors.weight, weight_, tensors.x, x_, &beta, nullptr,
-                                 c_, tensors.y, y_, &algorithm_, nullptr, 0, stream),
-                  "multiply");
+        TANGO_TRY(
+            cublasLtMatmul(handle, operation_, &product.factor, product.weight, weight_, product.x, x_, &beta, nullptr,
+                           c_, product.y, y_, &algorithm_, product.workspace, product.workspace_bytes, stream),
+            "multiply");
         return TANGO_OK;
     }
 
   private:
     static constexpr char kDescribe[] = "describe a product";
 
-    // Bias and factor are null without an epilogue, as they are by default.
-    int point_to(const TangoFp8LinearTensors& tensors) {
-        if (int status = set(CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, tensors.weight_scale)) return status;
-        if (int status = set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, tensors.bias)) return status;
-        return set(CUBLASLT_MATMUL_DESC_D_SCALE_POINTER, tensors.y_factor);
+    int set_fp8(bool has_bias) {
+        if (int status = set(CUBLASLT_MATMUL_DESC_TRANSA, CUBLAS_OP_T)) return status;
+        if (int status = set(CUBLASLT_MATMUL_DESC_FAST_ACCUM, int8_t{1})) return status;
+        return has_bias ? set(CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, int32_t{CUDA_R_16F}) : TANGO_OK;
+    }
+
+    // Where several blocks share a sum, their parts are fp32, too, and are added in one order.
+    int prefer_sums_in_fp32() {
+        return prefer(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE);
+    }
+
+    int set_epilogue(TangoEpilogue epilogue) {
+        const uint32_t number = epilogue == TANGO_EPILOGUE_BIAS ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_GELU_BIAS;
+        if (int status = set(CUBLASLT_MATMUL_DESC_EPILOGUE, number)) return status;
+        return library().version == 11 ? prefer(CUBLASLT_MATMUL_PREF_EPILOGUE_MASK, number) : TANGO_OK;
+    }
+
+    // Bias and the factor of y are null without an epilogue, as they are by default.
+    int point_to(const Product& product) {
+        if (int status = set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, product.bias)) return status;
+        if (!product.is_fp8) return TANGO_OK;
+        if (int status = set(CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, product.weight_scale)) return status;
+        return set(CUBLASLT_MATMUL_DESC_D_SCALE_POINTER, product.y_factor);
     }
 
     template <typename T>
@@ -200,9 +231,9 @@ class Plan {
 };
 
 // The largest power of two up to 256 that all addresses are multiples of.
-uint32_t alignment_of(const TangoFp8LinearTensors& tensors) {
+uint32_t alignment_of(const Product& product) {
     uintptr_t bits = 256;
-    for (const void* pointer : {tensors.x, tensors.weight, tensors.bias, static_cast<const void*>(tensors.y)})
+    for (const void* pointer : {product.x, product.weight, product.bias, static_cast<const void*>(product.y)})
         bits |= reinterpret_cast<uintptr_t>(pointer);
     return static_cast<uint32_t>(bits & -bits);
 }
@@ -210,25 +241,27 @@ uint32_t alignment_of(const TangoFp8LinearTensors& tensors) {
 // Contexts of cuBLASLt by device, and the plans made so far. They live as long as the process. A plan's pointers are
 // set anew for each product, so one thread at a time has them.
 struct Plans {
-    using Key = std::tuple<int, int, int, int, Epilogue, uint32_t>;
+    using Key = std::tuple<int, bool, int, int, int, TangoEpilogue, uint32_t, size_t>;
     static constexpr size_t kMost = 4096;  // prompts of each length have their own
 
-    int multiply(const TangoLinearShape& shape, const TangoFp8LinearTensors& tensors, float x_scale, Epilogue epilogue,
-                 cudaStream_t stream) {
+    int multiply(const Product& product, cudaStream_t stream) {
         int device = 0;
-        if (int status = cuda_status(cudaGetDevice(&device), "fp8 linear")) return status;
-        const uint32_t alignment = alignment_of(tensors);
+        if (int status = cuda_status(cudaGetDevice(&device), product.name)) return status;
+        const auto [rows, inputs, outputs] = product.shape;
+        const uint32_t alignment = alignment_of(product);
+        const Key key{device,  product.is_fp8,   rows,      inputs,
+                      outputs, product.epilogue, alignment, product.workspace_bytes};
         const std::lock_guard<std::mutex> lock(mutex);
         Handle& handle = handles[device];
         if (handle == nullptr) TANGO_TRY(cublasLtCreate(&handle), "be started");
-        const Key key{device, shape.rows, shape.inputs, shape.outputs, epilogue, alignment};
-        if (plans.count(key) == 0) {
+        auto found = plans.find(key);
+        if (found == plans.end()) {
             auto made = std::make_unique<Plan>();
-            if (int status = made->make(handle, shape, tensors, epilogue, alignment)) return status;
+            if (int status = made->make(handle, product, alignment)) return status;
             if (plans.size() == kMost) plans.clear();
-            plans[key] = std::move(made);
+            found = plans.emplace(key, std::move(made)).first;
         }
-        return plans[key]->run(handle, tensors, x_scale, stream);
+        return found->second->run(handle, product, stream);
     }
 
     std::mutex mutex;
@@ -238,13 +271,22 @@ struct Plans {
 
 }  // namespace
 
-int multiply_fp8(const TangoLinearShape& shape, const TangoFp8LinearTensors& tensors, float x_scale, Epilogue epilogue,
-                 cudaStream_t stream) {
-    static Plans& plans = *new Plans;
-    if (library().is_complete) return plans.multiply(shape, tensors, x_scale, epilogue, stream);
+int load_cublaslt(const char* name, int& version) {
+    version = library().version;
+    if (version != 0) return TANGO_OK;
     return fail(TANGO_CUDA_ERROR,
-                "fp8 linear: neither libcublasLt.so.13 nor libcublasLt.so.12 can be loaded; it comes with CUDA, and as "
-                "the package nvidia-cublas");
+                "%s: none of libcublasLt.so.13, .12 and .11 can be loaded; it comes with CUDA, and as the package "
+                "nvidia-cublas",
+                name);
+}
+
+int multiply(const Product& product, cudaStream_t stream) {
+    static Plans& plans = *new Plans;
+    int version = 0;
+    if (int status = load_cublaslt(product.name, version)) return status;
+    if (!product.is_fp8 || version >= 12) return plans.multiply(product, stream);
+    return fail(TANGO_CUDA_ERROR, "%s: libcublasLt.so.%d has no FP8; it needs that of CUDA 12 or 13", product.name,
+                version);
 }
 
 }  // namespace tango

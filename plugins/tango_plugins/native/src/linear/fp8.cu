@@ -3,7 +3,8 @@
 
 #include "common/check.h"
 #include "common/device.h"
-#include "linear/fp8_product.h"
+#include "linear/product.h"
+#include "tango/fp8.h"
 
 using namespace tango;
 
@@ -16,7 +17,7 @@ int check_multiple(const char* name, int length) {
     return fail(TANGO_BAD_ARGUMENT, "%s is %d: it must be a multiple of %d", name, length, kMultiple);
 }
 
-int check_tensors(const TangoFp8LinearTensors& tensors, Epilogue epilogue) {
+int check_tensors(const TangoFp8LinearTensors& tensors, TangoEpilogue epilogue) {
     const struct {
         const char* name;
         const void* pointer;
@@ -27,7 +28,7 @@ int check_tensors(const TangoFp8LinearTensors& tensors, Epilogue epilogue) {
                {"y", tensors.y, 16}};
     for (const auto& tensor : all)
         if (int status = check_pointer(tensor.name, tensor.pointer, tensor.alignment)) return status;
-    if (epilogue == Epilogue::kNone) return TANGO_OK;
+    if (epilogue == TANGO_EPILOGUE_NONE) return TANGO_OK;
     if (int status = check_pointer("bias", tensors.bias, 16)) return status;
     return check_pointer("y_factor", tensors.y_factor, sizeof(float));
 }
@@ -41,7 +42,7 @@ int check_gpu() {
                 gpu.major, gpu.minor);
 }
 
-int enqueue(const TangoLinearShape* shape, const TangoFp8LinearTensors* tensors, float x_scale, Epilogue epilogue,
+int enqueue(const TangoLinearShape* shape, const TangoFp8LinearTensors* tensors, float x_scale, TangoEpilogue epilogue,
             void* stream) {
     if (int status = check_pointer("shape", shape, 1)) return status;
     if (int status = check_ranges({{"rows", shape->rows, 0, 1 << 24}})) return status;
@@ -52,19 +53,22 @@ int enqueue(const TangoLinearShape* shape, const TangoFp8LinearTensors* tensors,
     if (shape->rows == 0) return TANGO_OK;
     if (int status = check_tensors(*tensors, epilogue)) return status;
     if (int status = check_gpu()) return status;
-    TangoFp8LinearTensors used = *tensors;
-    if (epilogue == Epilogue::kNone) used.bias = nullptr, used.y_factor = nullptr;
-    return multiply_fp8(*shape, used, x_scale, epilogue, static_cast<cudaStream_t>(stream));
+    Product product = {"fp8 linear", *shape, epilogue, tensors->x, tensors->weight, nullptr, tensors->y};
+    product.factor = x_scale;
+    product.is_fp8 = true;
+    product.weight_scale = tensors->weight_scale;
+    if (epilogue != TANGO_EPILOGUE_NONE) product.bias = tensors->bias, product.y_factor = tensors->y_factor;
+    return multiply(product, static_cast<cudaStream_t>(stream));
 }
 
 }  // namespace
 
 int tango_fp8_linear_enqueue(const TangoLinearShape* shape, const TangoFp8LinearTensors* tensors, float x_scale,
                              void* stream) {
-    return enqueue(shape, tensors, x_scale, Epilogue::kNone, stream);
+    return enqueue(shape, tensors, x_scale, TANGO_EPILOGUE_NONE, stream);
 }
 
 int tango_fp8_linear_gelu_enqueue(const TangoLinearShape* shape, const TangoFp8LinearTensors* tensors, float x_scale,
                                   void* stream) {
-    return enqueue(shape, tensors, x_scale, Epilogue::kBiasGelu, stream);
+    return enqueue(shape, tensors, x_scale, TANGO_EPILOGUE_BIAS_GELU, stream);
 }

@@ -1,0 +1,60 @@
+// In the place of cuBLASLt, which has no emulation: products of FP8 and of fp16 matrices, element by element.
+#include "linear/product.h"
+
+#include <cuda_fp16.h>
+
+#include <cmath>
+#include <cstring>
+
+#include "common/platform.cuh"
+
+namespace tango {
+namespace {
+
+float fp8(const void* numbers, size_t at) {
+    const int bits = static_cast<const uint8_t*>(numbers)[at], exponent = bits >> 3 & 15, mantissa = bits & 7;
+    const float size = (bits & 127) == 127 ? NAN
+                       : exponent == 0     ? std::ldexp(static_cast<float>(mantissa), -9)
+                                           : std::ldexp(static_cast<float>(8 + mantissa), exponent - 10);
+    return bits & 128 ? -size : size;
+}
+
+float fp16(const void* numbers, size_t at) { return __half2float(static_cast<const __half*>(numbers)[at]); }
+
+float gelu(float u) { return 0.5f * u * (1.0f + std::tanh(0.79788456f * (u + 0.044715f * u * u * u))); }
+
+float sum_of(const Product& product, size_t row, size_t output) {
+    const auto [_, inputs, outputs] = product.shape;
+    float sum = 0.0f;
+    for (int i = 0; i < inputs; ++i)
+        sum += product.is_fp8 ? fp8(product.x, row * inputs + i) * fp8(product.weight, output * inputs + i)
+                              : fp16(product.x, row * inputs + i) * fp16(product.weight, size_t(i) * outputs + output);
+    return sum;
+}
+
+}  // namespace
+
+int multiply(const Product& product, cudaStream_t) {
+    const auto [rows, inputs, outputs] = product.shape;
+    if (product.workspace_bytes != 0) std::memset(product.workspace, 255, product.workspace_bytes);
+    for (size_t row = 0; row < static_cast<size_t>(rows); ++row)
+        for (size_t output = 0; output < static_cast<size_t>(outputs); ++output) {
+            float y = sum_of(product, row, output) * product.factor;
+            if (product.is_fp8) y *= *product.weight_scale;
+            if (product.bias != nullptr) y += fp16(product.bias, output);
+            if (product.epilogue == TANGO_EPILOGUE_BIAS_GELU) y = gelu(y);
+            const size_t at = row * outputs + output;
+            if (product.y_factor == nullptr)
+                static_cast<__half*>(product.y)[at] = __float2half(y);
+            else
+                static_cast<uint8_t*>(product.y)[at] = static_cast<uint8_t>(fp8_pair(y * *product.y_factor, 0.0f));
+        }
+    return TANGO_OK;
+}
+
+int load_cublaslt(const char*, int& version) {
+    version = 13;
+    return TANGO_OK;
+}
+
+}  // namespace tango

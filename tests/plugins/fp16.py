@@ -1,0 +1,75 @@
+"""Products of fp16 matrices for the tests of the CUDA library, and the same in fp64."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch.nn.functional import gelu
+
+from tango_plugins import native_library, structs
+
+#: What follows a product: numbers of TangoEpilogue.
+NONE, BIAS, BIAS_GELU = 0, 1, 2
+#: rows, inputs, outputs: one of each, tails of every tile, and rows that are no multiple of 16 bytes.
+SHAPES = [(1, 1, 1), (1, 32, 8), (3, 64, 128), (17, 100, 72), (70, 48, 33), (65, 21, 130), (5, 7, 3)]
+#: TANGO_FP16_LINEAR_WORKSPACE.
+WORKSPACE = 32 << 20
+#: Error of a sum in fp32, relative to the sum of magnitudes; one in fp16 has 2^-11 after each step.
+SUMS = 2**-17
+
+
+class Fp16Product:
+    """A product; y is poisoned, and has a row more that nobody may write.
+
+    Args:
+        rows: Of x.
+        inputs: Its width.
+        outputs: Width of the product.
+        path: The CUDA library; None takes the installed one.
+        device: Device of all tensors.
+        skew: Elements by which each tensor begins after an aligned address.
+        workspace: Its bytes.
+    """
+
+    def __init__(self, rows, inputs, outputs, path=None, device="cuda", skew=0, workspace=WORKSPACE):
+        self.library, self.device = native_library.load(path), device
+        generator = torch.Generator(device).manual_seed(rows)
+
+        def random(*size, scale=1.0):
+            return skewed(torch.randn(*size, generator=generator, device=device) * scale, skew)
+
+        self.x, self.weight = random(rows, inputs), random(inputs, outputs, scale=inputs**-0.5)
+        self.bias = random(outputs)
+        self.y = skewed(torch.full((rows + 1, outputs), torch.nan, device=device), skew)
+        self.shape = structs.TangoLinearShape(rows, inputs, outputs)
+        memory = torch.empty(workspace + 256, dtype=torch.uint8, device=device)
+        self.workspace = memory[-memory.data_ptr() % 256 :][:workspace]
+
+    def enqueue(self, epilogue=NONE, workspace=None, **changed):
+        """Runs it, with other fields of its tensors; returns the status."""
+        tensors = {name: getattr(self, name).data_ptr() for name in ("x", "weight", "y")}
+        tensors |= {"bias": self.bias.data_ptr() if epilogue else None} | changed
+        given = structs.TangoFp16LinearTensors(**tensors)
+        scratch = (self.workspace.data_ptr() if self.workspace.numel() else None, self.workspace.numel())
+        stream = torch.cuda.current_stream().cuda_stream if self.device == "cuda" else None
+        call = self.library.tango_fp16_linear_enqueue
+        return call(ctypes.byref(self.shape), ctypes.byref(given), epilogue, *(workspace or scratch), stream)
+
+    def check(self, epilogue=NONE):
+        """Compares it with fp64, to fp16's rounding, and that it ends where it should; a GPU's tanh is approximate."""
+        assert self.enqueue(epilogue) == 0, self.library.tango_last_error()
+        x, weight, bias = self.x.double(), self.weight.double(), self.bias.double() * (epilogue != NONE)
+        u, size = x @ weight + bias, x.abs() @ weight.abs() + bias.abs()
+        wanted, tanh = (gelu(u, approximate="tanh"), 2**-11) if epilogue == BIAS_GELU else (u, 0)
+        error = (self.y[:-1].double() - wanted).abs()
+        assert (error <= 2**-11 * 1.02 * wanted.abs() + 1.2 * SUMS * size + tanh * u.abs() + 3e-8).all(), error.max()
+        assert self.y[-1].isnan().all()
+
+
+def skewed(values, skew):
+    """A contiguous tensor in fp16 that begins some elements after an address aligned to 256 bytes."""
+    memory = torch.empty(values.numel() + 256, dtype=torch.half, device=values.device)
+    begin = -memory.data_ptr() % 256 // 2 + skew
+    tensor = memory[begin : begin + values.numel()].view(values.shape)
+    return tensor.copy_(values)
