@@ -57,14 +57,26 @@ class Fp16Product:
         return call(ctypes.byref(self.shape), ctypes.byref(given), epilogue, *(workspace or scratch), stream)
 
     def check(self, epilogue=NONE):
-        """Compares it with fp64, to fp16's rounding, and that it ends where it should; a GPU's tanh is approximate."""
+        """Compares it with fp64, to fp16's rounding, and that it ends where it should.
+
+        A GPU's tanh is approximate. Where rows are no multiple of 16 bytes, or tensors begin at no such address, kernels
+        of cuBLASLt round the sum before its GELU.
+        """
         assert self.enqueue(epilogue) == 0, self.library.tango_last_error()
         x, weight, bias = self.x.double(), self.weight.double(), self.bias.double() * (epilogue != NONE)
         u, size = x @ weight + bias, x.abs() @ weight.abs() + bias.abs()
-        wanted, tanh = (gelu(u, approximate="tanh"), 2**-11) if epilogue == BIAS_GELU else (u, 0)
+        wanted, of_sum = u, 0.0
+        if epilogue == BIAS_GELU:
+            wanted, of_sum = gelu(u, approximate="tanh"), 2**-11 if self._is_aligned() else 2**-11 * 2.2
         error = (self.y[:-1].double() - wanted).abs()
-        assert (error <= 2**-11 * 1.02 * wanted.abs() + 1.2 * SUMS * size + tanh * u.abs() + 3e-8).all(), error.max()
+        allowed = 2**-11 * 1.02 * wanted.abs() + 1.2 * SUMS * size + of_sum * u.abs() + 3e-8
+        assert (error <= allowed).all(), (error / allowed).max()
         assert self.y[-1].isnan().all()
+
+    def _is_aligned(self):
+        widths = (self.shape.inputs, self.shape.outputs)
+        starts = (tensor.data_ptr() for tensor in (self.x, self.weight, self.bias, self.y))
+        return not any(width % 8 for width in widths) and not any(start % 16 for start in starts)
 
 
 def skewed(values, skew):
