@@ -156,7 +156,7 @@ def fp8_product(x, matrix, y):
 
     def call(keep=(quantized, scale)):
         stream = torch.cuda.current_stream().cuda_stream
-        failed = library.tango_fp8_quantize_enqueue(0, x.data_ptr(), x.numel(), 0.01, quantized.data_ptr(), stream)
+        failed = library.tango_quantize_enqueue(0, x.data_ptr(), x.numel(), 2, 0.01, quantized.data_ptr(), stream)
         if failed or library.tango_fp8_linear_enqueue(shape, tensors, 0.01, stream):
             raise RuntimeError(library.tango_last_error().decode())
 

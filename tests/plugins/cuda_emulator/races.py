@@ -39,6 +39,12 @@ def linear(library):
         check(Product(70, 200, 130, form, path=library, device="cpu"))
 
 
+def int8(library):
+    from tests.plugins.int8 import Int8Product
+
+    Int8Product(70, 200, 130, path=library, device="cpu").check()
+
+
 def attention(library):
     from tests.plugins.attentions import Pass, Shape, check
 
@@ -79,6 +85,7 @@ if __name__ == "__main__":
         "quantized": quantized,
         "batch": batch,
         "linear": linear,
+        "int8": int8,
         "attention": attention,
         "thin": thin,
         "norm": norm,
