@@ -11,11 +11,14 @@ from tests.plugins.matrices import device_array
 
 #: The dtype's number in the C interface.
 TANGO_INT8 = 3
-#: rows, inputs, outputs: tails of every tile, one row, rows that are no multiple of 16 bytes, and more than 8 blocks of
-#: rows, which go through the columns in groups.
+#: rows, inputs, outputs: tails of every tile, one row, rows that are multiples of 16 bytes and others, and more than 8
+#: blocks of rows, which go through the columns in groups.
 SHAPES = [
     (1, 32, 8),
+    (1, 16, 16),
     (3, 64, 128),
+    (70, 48, 32),
+    (130, 208, 144),
     (17, 100, 72),
     (70, 48, 33),
     (130, 136, 144),

@@ -114,9 +114,23 @@ def test_a_product_is_exact(path, shape):
     Int8Product(*shape, path=path, device="cpu").check()
 
 
-def test_a_product_of_large_tiles_is_exact(tmp_path):
+@pytest.fixture(scope="module")
+def one_sm(tmp_path_factory):
+    return compiled(tmp_path_factory.mktemp("one_sm"), "linear", sms=1)
+
+
+@pytest.mark.parametrize("shape", [(250, 80, 130), (250, 208, 144)])
+def test_a_product_of_large_tiles_is_exact(one_sm, shape):
     """Where small ones would take twice as many rounds of the SM."""
-    Int8Product(250, 80, 130, path=compiled(tmp_path, "linear", sms=1), device="cpu").check()
+    Int8Product(*shape, path=one_sm, device="cpu").check()
+
+
+def test_rows_may_begin_anywhere(path):
+    product = Int8Product(3, 64, 128, path=path, device="cpu")
+    apart = torch.zeros(product.x.numel() + 1, dtype=torch.int8)
+    apart[1:] = product.x.flatten()
+    assert product.enqueue(x=apart.data_ptr() + 1) == 0
+    assert torch.equal(product.y[:-1], product.wanted())
 
 
 def test_sums_that_fp32_does_not_hold_are_rounded_once(path):

@@ -42,7 +42,8 @@ def linear(library):
 def int8(library):
     from tests.plugins.int8 import Int8Product
 
-    Int8Product(70, 200, 130, path=library, device="cpu").check()
+    for shape in ((70, 200, 130), (70, 208, 144)):
+        Int8Product(*shape, path=library, device="cpu").check()
 
 
 def attention(library):

@@ -19,7 +19,8 @@ constexpr int kStages = 3;                 // 48 KB with the larger tile: two bl
 constexpr int kDepth = kRowBytes;          // inputs of a stage
 constexpr int kStep = 32;                  // inputs of an instruction
 constexpr int kPairs = kColumns / 2 / 16;  // of a warp's columns: 16 at a time, the even and the odd ones
-constexpr int kGroup = 8;                  // row blocks that go through the columns together
+constexpr int kColumnVectors = kColumns / kVectorBytes;
+constexpr int kGroup = 8;  // row blocks that go through the columns together
 
 struct Job {
     TangoLinearShape shape;
@@ -27,6 +28,7 @@ struct Job {
     const float* scales;
     float x_scale;
     __half* y;
+    bool is_aligned;  // rows of both operands are whole vectors at aligned addresses
     int row_blocks, column_blocks;
 };
 
@@ -37,9 +39,8 @@ __device__ inline int weight_offset(int input, int vector) {
 }
 
 __device__ inline void bring_weights(const Job& job, char* stage, int begin, int column) {
-    constexpr int kVectors = kColumns / kVectorBytes;
-    for (int i = threadIdx.x; i < kDepth * kVectors; i += kThreads) {
-        const int input = i / kVectors, vector = i % kVectors, first = column + vector * kVectorBytes;
+    for (int i = threadIdx.x; i < kDepth * kColumnVectors; i += kThreads) {
+        const int input = i / kColumnVectors, vector = i % kColumnVectors, first = column + vector * kVectorBytes;
         // Inputs after the last one are zero in x, so they may be anything here.
         const size_t at = static_cast<size_t>(min(begin + input, job.shape.inputs - 1)) * job.shape.outputs + first;
         bring(stage + weight_offset(input, vector), static_cast<const char*>(job.weight) + at,
@@ -47,13 +48,58 @@ __device__ inline void bring_weights(const Job& job, char* stage, int begin, int
     }
 }
 
-// The columns 16 `vector` and on of a stage's matrix, inputs [32 step, 32 step + 32), as right operands: of the even
-// columns and of the odd ones.
-__device__ inline void load_weights(uint32_t (&even)[2], uint32_t (&odd)[2], char* stage, int step, int vector) {
-    const int matrix = lane_id() / 8, row = lane_id() % 8;  // whose address the lane gives
-    const int input = step * kStep + matrix / 2 * 16 + row / 2 * 4 + matrix % 2 * 2 + row % 2;
+// The vectors that a thread brings of every stage, where both operands are aligned.
+template <int kRows>
+class Copies {
+  public:
+    __device__ Copies(const Job& job, int row, int column) {
+        const int r = threadIdx.x / kRowVectors, vector = threadIdx.x % kRowVectors;
+        begin_ = vector * kVectorBytes, x_to_ = x_offset(r, vector);
+#pragma unroll
+        for (int i = 0; i < kRows / kXRows; ++i) {
+            const size_t at = min(row + r + i * kXRows, job.shape.rows - 1);
+            x_[i] = static_cast<const char*>(job.x) + at * job.shape.inputs + begin_;
+        }
+        const int input = threadIdx.x / kColumnVectors, own = threadIdx.x % kColumnVectors;
+        const int first = column + own * kVectorBytes;
+        has_column_ = first < job.shape.outputs, weight_to_ = weight_offset(input, own);
+        weight_ = static_cast<const char*>(job.weight) + static_cast<size_t>(input) * job.shape.outputs + first;
+    }
+
+    // Starts the copies of the next stage, whose first input is `begin`. Where x has no inputs any more it is zero, so
+    // that weights may be anything there, as they may be in columns that nobody stores.
+    __device__ void start(const Job& job, char* rows, char* weights, int begin) {
+        const bool has_input = begin + begin_ < job.shape.inputs;
+#pragma unroll
+        for (int i = 0; i < kRows / kXRows; ++i, rows += kXRows * kRowBytes) {
+            if (has_input) {
+                copy_async(shared_address(rows) + x_to_, x_[i]);
+            } else {
+                *reinterpret_cast<uint4*>(rows + x_to_) = uint4{};
+            }
+            x_[i] += kDepth;
+        }
+        const size_t step = static_cast<size_t>(kWeightInputs) * job.shape.outputs;
+#pragma unroll
+        for (int i = 0; i < kDepth; i += kWeightInputs, weights += kWeightInputs * kColumns, weight_ += step)
+            if (has_column_ && begin + i < job.shape.inputs) copy_async(shared_address(weights) + weight_to_, weight_);
+    }
+
+  private:
+    static constexpr int kXRows = kThreads / kRowVectors;            // rows that the threads bring together
+    static constexpr int kWeightInputs = kThreads / kColumnVectors;  // and inputs of the matrix
+    static_assert(kWeightInputs == kVectorBytes, "all of them are there, or none");
+
+    const char *x_[kRows / kXRows], *weight_;
+    int begin_, x_to_, weight_to_;
+    bool has_column_;
+};
+
+// 16 columns of a stage's matrix and 32 inputs as right operands: the even columns, and the odd ones. A lane gives the
+// address of its row.
+__device__ inline void load_weights(uint32_t (&even)[2], uint32_t (&odd)[2], SharedAddress address) {
     uint32_t words[4];
-    load_transposed(words, shared_address(stage) + weight_offset(input, vector));
+    load_transposed(words, address);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
         even[half] = __byte_perm(words[2 * half], words[2 * half + 1], 0x6420);
@@ -89,35 +135,44 @@ __global__ void __launch_bounds__(kThreads, 2) int8_linear(const Job job) {
     const int row = (first + place % rows_of_group) * kRows, column = place / rows_of_group * kColumns;
     const int units = ceil_div(job.shape.inputs, kDepth);
 
+    Copies<kRows> copies(job, row, column);
     const auto start = [&](int unit) {
-        if (unit < units) {
-            char* const stage = stages + unit % kStages * kStageBytes;
-            bring_rows<kRows, kThreads>(stage, job.x, row, job.shape.rows, unit * kDepth, job.shape.inputs);
-            bring_weights(job, stage + kRowsBytes, unit * kDepth, column);
+        char *const rows = stages + unit % kStages * kStageBytes, *const weights = rows + kRowsBytes;
+        if (unit < units && job.is_aligned) {
+            copies.start(job, rows, weights, unit * kDepth);
+        } else if (unit < units) {
+            bring_rows<kRows, kThreads>(rows, job.x, row, job.shape.rows, unit * kDepth, job.shape.inputs);
+            bring_weights(job, weights, unit * kDepth, column);
         }
         copy_commit();
     };
     for (int unit = 0; unit < kStages - 1; ++unit) start(unit);
 
     const int warp_row = warp_id() / 2 * (kRows / 2), warp_column = warp_id() % 2 * (kColumns / 2);
-    const int x_row = warp_row + lane_id() % 16, x_vector = lane_id() / 16;  // that the lane addresses
+    // What the lane addresses of a stage: of x for each step, of the matrix for each 16 columns.
+    int x_at[kDepth / kStep], weight_at[kPairs];
+#pragma unroll
+    for (int step = 0; step < kDepth / kStep; ++step)
+        x_at[step] = x_offset(warp_row + lane_id() % 16, 2 * step + lane_id() / 16);
+    const int input = lane_id() / 16 * 16 + lane_id() % 8 / 2 * 4 + lane_id() / 8 % 2 * 2 + lane_id() % 2;
+#pragma unroll
+    for (int j = 0; j < kPairs; ++j) weight_at[j] = kRowsBytes + weight_offset(input, warp_column / 16 + j);
     int sum[kRowTiles][kPairs][2][4] = {};
 #pragma unroll 1
     for (int unit = 0; unit < units; ++unit) {
         copy_wait<kStages - 2>();
         __syncthreads();
         start(unit + kStages - 1);
-        char* const stage = stages + unit % kStages * kStageBytes;
+        const SharedAddress stage = shared_address(stages + unit % kStages * kStageBytes);
 #pragma unroll
         for (int step = 0; step < kDepth / kStep; ++step) {
             uint32_t left[kRowTiles][4];
 #pragma unroll
-            for (int i = 0; i < kRowTiles; ++i)
-                load_matrices(left[i], shared_address(stage) + x_offset(x_row + 16 * i, 2 * step + x_vector));
+            for (int i = 0; i < kRowTiles; ++i) load_matrices(left[i], stage + x_at[step] + 16 * i * kRowBytes);
 #pragma unroll
             for (int j = 0; j < kPairs; ++j) {
                 uint32_t even[2], odd[2];
-                load_weights(even, odd, stage + kRowsBytes, step, warp_column / 16 + j);
+                load_weights(even, odd, stage + weight_at[j] + step * kStep * kColumns);
 #pragma unroll
                 for (int i = 0; i < kRowTiles; ++i) {
                     mma(sum[i][j][0], left[i], even);
@@ -175,8 +230,11 @@ int tango_int8_linear_enqueue(const TangoLinearShape* shape, const TangoMatrix* 
     if (int status = check_pointer("y", y, 2)) return status;
     DeviceProperties gpu;
     if (int status = cuda_status(query_device(gpu), "int8 linear")) return status;
-    const Job job = {
-        *shape, x, matrix->values, static_cast<const float*>(matrix->scales), x_scale, static_cast<__half*>(y)};
+    const auto bits = reinterpret_cast<uintptr_t>(x) | reinterpret_cast<uintptr_t>(matrix->values);
+    Job job = {};
+    job.shape = *shape, job.x = x, job.weight = matrix->values, job.y = static_cast<__half*>(y);
+    job.scales = static_cast<const float*>(matrix->scales), job.x_scale = x_scale;
+    job.is_aligned = (bits | shape->inputs | shape->outputs) % kVectorBytes == 0;
     const auto on = static_cast<cudaStream_t>(stream);
     const cudaError_t error =
         prefers_large(*shape, gpu.sms) ? launch_rows<kLargeRows>(job, on) : launch_rows<kSmallRows>(job, on);
