@@ -493,7 +493,8 @@ LinearGelu (x, weight, bias) => (y) {{
 }}
 """
 
-#: x [..., K]; weight [K, N] int8; scales [N] fp32 → x · (weight · scales), [..., N].
+#: x [..., K]; weight [K, N] int8; scales [N] fp32 → x · (weight · scales), [..., N]. INT8 bundles that were made before
+#: their device graphs rounded activations have it.
 _PER_CHANNEL_LINEAR = """
 PerChannelLinear (x, weight, scales) => (y) {
     steps = Cast <to = 1> (weight)
