@@ -2,15 +2,17 @@
 
     python -m benchmarks.bench_weights --output benchmarks/results/weights-h200.json
 
-Weights are random, with the shapes of the 0.5B and the 7B. Times are medians over replays of a CUDA graph of several
-calls. A product rotates over several copies of the weights, so that they are read from memory and not from the cache;
-its peer is PyTorch's product in fp16.
+Weights are random, with the shapes of the 0.5B and the 7B, and of SigLIP's layers. Times are medians over replays of a
+CUDA graph of several calls. A product rotates over several copies of the weights, so that they are read from memory and
+not from the cache; its peer is PyTorch's product in fp16.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from functools import partial
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -36,12 +38,16 @@ FORMATS = {
     "int4-32": (4, 32),
     "int4-128": (4, 128),
 }
+#: Products that quantize their activations first, where int8 takes them as they are: type, its TangoDtype, scale.
+ACTIVATIONS = {"fp8": (torch.float8_e4m3fn, 2, 0.01), "w8a8": (torch.int8, 3, 0.03)}
 #: Inputs and outputs of the products of a layer.
 PRODUCTS = {
     "7b": {"qkv": (3584, 4608), "out": (3584, 3584), "gate, up": (3584, 18944), "down": (18944, 3584)},
     "0.5b": {"qkv": (896, 1152), "out": (896, 896), "gate, up": (896, 4864), "down": (4864, 896)},
+    "siglip": {"qkv": (1152, 3456), "out": (1152, 1152), "fc1": (1152, 4304), "fc2": (4304, 1152)},
 }
 POSITION, ROWS, BANDWIDTH = 671, 659, 4.8e12
+TOWER_ROWS, TOWER_FORMATS = 32 * 729, ("fp16", "fp8", "int8", "w8a8")  # of 32 frames
 STEPS, COPIES = 10, 4
 
 
@@ -122,15 +128,15 @@ def time_decode(size, form, repeats):
 
 
 def time_product(size, name, form, rows, repeats):
-    """A record of a product of a prefill."""
+    """A record of a product of a prefill or a tower."""
     inputs, outputs = PRODUCTS[size][name]
     x = torch.randn(rows, inputs, device="cuda", dtype=torch.half)
     y = torch.empty(rows, outputs, device="cuda", dtype=torch.half)
-    matrices = [random_matrix(inputs, outputs, *FORMATS[form]) for _ in range(COPIES)]
+    matrices = [random_matrix(inputs, outputs, *FORMATS.get(form, FORMATS["int8"])) for _ in range(COPIES)]
     if form == "fp16":
         calls = [lambda m=m: torch.mm(x, m.values.owner, out=y) for m in matrices]
-    elif form == "fp8":
-        calls = [fp8_product(x, matrix, y) for matrix in matrices]
+    elif form in ACTIVATIONS:
+        calls = [quantized_product(x, matrix, y, form) for matrix in matrices]
     else:
         shape, library = structs.TangoLinearShape(rows, inputs, outputs), native_library.load()
         given = [matrix.struct("weight", inputs, outputs) for matrix in matrices]
@@ -146,18 +152,23 @@ def time_product(size, name, form, rows, repeats):
     return record | {"tflops": round(2 * rows * inputs * outputs / microseconds / 1e6, 1)}
 
 
-def fp8_product(x, matrix, y):
+def quantized_product(x, matrix, y, form):
     """A function that quantizes x and multiplies it by a matrix."""
     library, shape = native_library.load(), structs.TangoLinearShape(*x.shape, y.shape[1])
-    quantized = torch.empty(x.shape, device="cuda", dtype=torch.float8_e4m3fn)
-    scale = matrix.scales.owner.float()
-    pointers = [tensor.data_ptr() for tensor in (quantized, matrix.values.owner, scale)]
-    tensors = structs.TangoFp8LinearTensors(*pointers, None, None, y.data_ptr())
+    dtype, number, step = ACTIVATIONS[form]
+    quantized, scale = torch.empty(x.shape, device="cuda", dtype=dtype), matrix.scales.owner.float()
+    if form == "fp8":
+        pointers = [tensor.data_ptr() for tensor in (quantized, matrix.values.owner, scale)]
+        tensors = structs.TangoFp8LinearTensors(*pointers, None, None, y.data_ptr())
+        multiply = partial(library.tango_fp8_linear_enqueue, shape, tensors, step)
+    else:
+        given = shape, matrix.struct("weight", x.shape[1], y.shape[1]), quantized.data_ptr(), step, y.data_ptr()
+        multiply = partial(library.tango_int8_linear_enqueue, *given)
 
     def call(keep=(quantized, scale)):
         stream = torch.cuda.current_stream().cuda_stream
-        failed = library.tango_fp8_quantize_enqueue(0, x.data_ptr(), x.numel(), 0.01, quantized.data_ptr(), stream)
-        if failed or library.tango_fp8_linear_enqueue(shape, tensors, 0.01, stream):
+        result = number, step, quantized.data_ptr(), stream
+        if library.tango_quantize_enqueue(0, x.data_ptr(), x.numel(), *result) or multiply(stream):
             raise RuntimeError(library.tango_last_error().decode())
 
     return call
@@ -168,7 +179,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, help="JSON file")
     parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--sizes", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--sizes", nargs="+", choices=PRODUCTS, default=list(PRODUCTS))
     args = parser.parse_args()
     records = []
 
@@ -178,11 +189,11 @@ def main():
         torch.cuda.empty_cache()
 
     for size in args.sizes:
-        for form in FORMATS:
+        for form in FORMATS if size in SHAPES else ():
             add(time_decode(size, form, args.repeats))
-        for rows, name in ((rows, name) for rows in (ROWS, 16) for name in PRODUCTS[size]):
-            for form in FORMATS:
-                add(time_product(size, name, form, rows, args.repeats))
+        counts, forms = ((ROWS, 16), (*FORMATS, "w8a8")) if size in SHAPES else ((TOWER_ROWS,), TOWER_FORMATS)
+        for rows, name, form in product(counts, PRODUCTS[size], forms):
+            add(time_product(size, name, form, rows, args.repeats))
     if args.output:
         conditions = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "repeats": args.repeats}
         args.output.write_text(json.dumps({"conditions": conditions, "records": records}, indent=1) + "\n")

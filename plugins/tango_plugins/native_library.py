@@ -17,7 +17,7 @@ from tango_plugins import driver, structs
 from tango_plugins.errors import TangoError
 
 #: The version of the C interface that this package uses: TANGO_ABI_VERSION of tango/common.h.
-ABI_VERSION = 7
+ABI_VERSION = 8
 
 NATIVE = Path(__file__).parent / "native"
 LIBRARY = "libtango.so"
@@ -90,6 +90,11 @@ _ARGUMENTS: dict[str, tuple[Any, ...]] = {
         *(c_int32, *_SCRATCH),
     ),
     "tango_cublaslt_version": (POINTER(c_int32),),
+    "tango_int8_linear_enqueue": (
+        POINTER(structs.TangoLinearShape),
+        POINTER(structs.TangoMatrix),
+        *(c_void_p, c_float, c_void_p, c_void_p),
+    ),
     "tango_resize_workspace": (_RESIZE, _SIZE),
     "tango_resize_enqueue": (_RESIZE, POINTER(structs.TangoResizeTensors), *_SCRATCH),
     "tango_layer_norm_enqueue": _NORM,
@@ -98,7 +103,7 @@ _ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "tango_bias_gelu_enqueue": (c_int32, c_int32, *(c_void_p,) * 2, c_int64, c_int64, *_RESULT),
     "tango_swiglu_enqueue": (c_int32, c_void_p, c_void_p, c_int64, *_RESULT),
     "tango_bias_swiglu_enqueue": (c_int32, *(c_void_p,) * 4, c_int64, c_int64, c_float, *_RESULT),
-    "tango_fp8_quantize_enqueue": (c_int32, c_void_p, c_int64, c_float, c_void_p, c_void_p),
+    "tango_quantize_enqueue": (c_int32, c_void_p, c_int64, *_RESULT),
     "tango_fp8_linear_enqueue": _FP8_LINEAR,
     "tango_fp8_linear_gelu_enqueue": _FP8_LINEAR,
     "tango_rows_gather_enqueue": (c_void_p, c_void_p, c_void_p, c_int32, c_int64, c_void_p, c_void_p),

@@ -243,9 +243,11 @@ def under_sanitizer(folder, environment, kernel, case):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["decode", "quantized", "batch", "linear", "attention", "vision", "norm", "thin"])
+@pytest.mark.parametrize(
+    "case", ["decode", "quantized", "batch", "linear", "int8", "attention", "vision", "norm", "thin"]
+)
 def test_no_two_threads_race(tmp_path, sanitizer, case):
-    kernel = "decode" if case in ("quantized", "batch") else case
+    kernel = {"quantized": "decode", "batch": "decode", "int8": "linear"}.get(case, case)
     ran = under_sanitizer(tmp_path, sanitizer, kernel, case)
     assert ran.returncode == 0, ran.stderr
 

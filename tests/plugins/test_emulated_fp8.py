@@ -47,7 +47,7 @@ def test_every_fp16_number_is_rounded_as_by_torch(library, scale):
 def test_fp32_is_quantized_up_to_its_end(library, size):
     x = torch.randn(size, generator=torch.Generator().manual_seed(0))
     y = torch.full((size + 1,), torch.nan, dtype=torch.float32).to(E4M3)
-    assert library.tango_fp8_quantize_enqueue(1, x.data_ptr(), size, 0.1, y.data_ptr(), None) == 0
+    assert library.tango_quantize_enqueue(1, x.data_ptr(), size, TANGO_FP8, 0.1, y.data_ptr(), None) == 0
     assert torch.equal(bits(y)[:-1], bits(rounded(x, 0.1)))
     assert y[-1].isnan()
 
@@ -90,7 +90,7 @@ def test_scales_are_finite_and_above_zero(library, path, scale):
     product = Fp8Product(1, 16, 16, path=path, device="cpu")
     assert rows.enqueue(y_dtype=TANGO_FP8, y_scale=scale) == BAD_ARGUMENT
     assert library.tango_last_error().startswith(b"y_scale is ")
-    assert library.tango_fp8_quantize_enqueue(0, HERE, 8, scale, HERE, None) == BAD_ARGUMENT
+    assert library.tango_quantize_enqueue(0, HERE, 8, TANGO_FP8, scale, HERE, None) == BAD_ARGUMENT
     assert library.tango_last_error().startswith(b"y_scale is ")
     assert product.enqueue(x_scale=scale) == BAD_ARGUMENT
     assert library.tango_last_error().startswith(b"x_scale is ")

@@ -20,7 +20,7 @@ from tango_plugins.native_library import NATIVE
 from tests.plugins.attentions import Pass, Shape
 from tests.plugins.cuda_emulator import compiled
 from tests.plugins.matrices import FORMATS, quantized
-from tests.plugins.operators import FLOAT, HALF, ROWS, example, linear, open_graph, random, rotation, wide_norm
+from tests.plugins.operators import FLOAT, HALF, RNG, ROWS, example, linear, open_graph, random, rotation, wide_norm
 
 pytestmark = pytest.mark.nvcc
 
@@ -34,6 +34,9 @@ FP8 = np.dtype(ml_dtypes.float8_e4m3fn)
 LINEARS = ("Linear", "LinearGelu")
 #: Those with quantized weights.
 PRODUCTS = ("PerChannelLinear", "BlockwiseLinear", "BlockwiseAffineLinear")
+
+#: The types that results are quantized to, by the end of an operator's name.
+QUANTIZED = {"Fp8": FP8, "Int8": np.dtype(np.int8)}
 
 
 @pytest.fixture(scope="module")
@@ -116,10 +119,10 @@ def test_every_function_has_an_operator(library):
     """Products and attention over a cache are compared below."""
     tower = {"VisionAttention", "RotatePatches", "RotateQueryKey", "PatchAttention", "WideRMSNorm", "AddWideRMSNorm"}
     decoder = {"CachedAttention", "PositionedAttention", "AttentionShares"}
-    assert {*ROWS, *tower, *decoder, *LINEARS, *PRODUCTS} == set(FUNCTIONS)
-    norms = {"WideRMSNormFp8", "AddWideRMSNormFp8"}
-    own = {"QuantizeFp8", "Fp8Linear", "Fp8LinearGelu", *norms, *(f"{op}Fp8" for op in IN_FP8)}
-    assert set(FUNCTIONS) | own == set(FP8_FUNCTIONS)
+    quantized = ("Quantize", "WideRMSNorm", "AddWideRMSNorm", *ALSO_QUANTIZED)
+    int8, fp8 = ({f"{kind}Linear", *(f"{op}{kind}" for op in quantized)} for kind in ("Int8", "Fp8"))
+    assert {*ROWS, *tower, *decoder, *LINEARS, *PRODUCTS, *int8} == set(FUNCTIONS)
+    assert {*FUNCTIONS, *fp8, "Fp8LinearGelu"} == set(FP8_FUNCTIONS)
 
 
 @pytest.mark.parametrize(
@@ -219,8 +222,8 @@ def test_a_product_rejects_other_blocks(library, bits, words):
         open_graph(op, inputs, {"y": (HALF, 2)}, library, bits=bits).run(None, inputs)
 
 
-def run_fp8(op, inputs, outputs, library=None, **attributes):
-    """Runs an operator with FP8 inputs or outputs; FP8 comes back in fp32."""
+def run_quantized(op, inputs, outputs, library=None, **attributes):
+    """Runs an operator with quantized inputs or outputs; FP8 comes back in fp32."""
     session = open_graph(op, inputs, outputs, library, **attributes)
     given = {name: onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(*as_onnx(x)) for name, x in inputs.items()}
     found = session.run_with_ort_values(None, given)
@@ -240,37 +243,78 @@ def read(value):
     return np.frombuffer(held, FP8).reshape(value.shape()).astype(np.float32)
 
 
-#: The other operators of rows that also give FP8.
-IN_FP8 = [op for op in ROWS if f"{op}Fp8" in FP8_FUNCTIONS]
+#: The other operators of rows that also give quantized results.
+ALSO_QUANTIZED = [op for op in ROWS if f"{op}Fp8" in FP8_FUNCTIONS]
 
 
-@pytest.mark.parametrize("op", IN_FP8)
+def assert_same_steps(found, wanted, kind):
+    """Where a result lies between two numbers, arithmetic in another order may choose the other one."""
+    tolerance = {"rtol": 0.13, "atol": 2**-8} if kind == "Fp8" else {"atol": 1}
+    np.testing.assert_allclose(found.astype(np.float32), wanted, **tolerance)
+    assert (found == wanted).sum() >= 0.9 * found.size
+
+
+@pytest.mark.parametrize("op", ALSO_QUANTIZED)
+@pytest.mark.parametrize("kind", QUANTIZED)
 @pytest.mark.parametrize("shape", [(3, 8), (2, 3, 17), (0, 4)])
-def test_a_result_in_fp8_equals_its_onnx_function(library, op, shape):
-    """Where it lies between two numbers, arithmetic in another order may choose the other one."""
+def test_a_quantized_result_equals_its_onnx_function(library, op, kind, shape):
     inputs, outputs, attributes = example(op, HALF, shape)
-    outputs, attributes = outputs | {"y": (FP8, len(shape))}, attributes | {"y_scale": 0.01}
-    found, wanted = (run_fp8(f"{op}Fp8", inputs, outputs, path, **attributes) for path in (library, None))
+    outputs, attributes = outputs | {"y": (QUANTIZED[kind], len(shape))}, attributes | {"y_scale": 0.01}
+    found, wanted = (run_quantized(f"{op}{kind}", inputs, outputs, path, **attributes) for path in (library, None))
     assert [a.shape for a in found] == [a.shape for a in wanted]
-    np.testing.assert_allclose(found[0], wanted[0], rtol=0.13, atol=2**-8)
-    assert (found[0] == wanted[0]).sum() >= 0.9 * found[0].size
+    assert_same_steps(found[0], wanted[0], kind)
     for a, b in zip(found[1:], wanted[1:], strict=True):
         np.testing.assert_allclose(a, b, rtol=5e-3, atol=5e-3)
 
 
+@pytest.mark.parametrize("kind", QUANTIZED)
 @pytest.mark.parametrize("types", [(None, None), (HALF, HALF), (HALF, FLOAT)])
-def test_a_norm_of_an_fp32_stream_in_fp8_equals_its_onnx_function(library, types):
+def test_a_quantized_norm_of_an_fp32_stream_equals_its_onnx_function(library, kind, types):
     op, inputs, outputs, attributes = wide_norm((3, 40), *types)
-    outputs, attributes = outputs | {"y": (FP8, 2)}, attributes | {"y_scale": 0.01}
-    found, wanted = (run_fp8(f"{op}Fp8", inputs, outputs, path, **attributes) for path in (library, None))
-    np.testing.assert_allclose(found[0], wanted[0], rtol=0.13, atol=2**-8)
+    outputs, attributes = outputs | {"y": (QUANTIZED[kind], 2)}, attributes | {"y_scale": 0.01}
+    found, wanted = (run_quantized(f"{op}{kind}", inputs, outputs, path, **attributes) for path in (library, None))
+    assert_same_steps(found[0], wanted[0], kind)
 
 
 def test_quantization_saturates_and_equals_its_onnx_function(library):
     x = {"x": np.array([[0, 1, -3.3, 500, -70, 6e4, 1e-4, np.nan]], HALF)}
-    found, wanted = (run_fp8("QuantizeFp8", x, {"y": (FP8, 2)}, path, y_scale=0.1)[0] for path in (library, None))
+    found, wanted = (run_quantized("QuantizeFp8", x, {"y": (FP8, 2)}, path, y_scale=0.1)[0] for path in (library, None))
     np.testing.assert_array_equal(found, wanted)
     np.testing.assert_array_equal(found[0], [0, 10, -32, 448, -448, 448, 2**-9, np.nan])
+
+
+def test_quantization_to_int8_equals_its_onnx_function(library):
+    x = {"x": np.arange(1 << 16).astype(np.uint16).view(HALF)}
+    x["x"] = x["x"][~np.isnan(x["x"])]
+    for scale in (1.0, 0.0123, 300.0):
+        found, wanted = (
+            open_graph("QuantizeInt8", x, {"y": (np.int8, 1)}, path, y_scale=scale).run(None, x)
+            for path in (library, None)
+        )
+        np.testing.assert_array_equal(found, wanted)
+
+
+def product_of_int8(shape, outputs):
+    integers = {"x": shape, "weight": (shape[-1], outputs)}
+    inputs = {name: RNG.integers(-128, 128, size, np.int8) for name, size in integers.items()}
+    return inputs | {"scales": RNG.uniform(1e-6, 1e-4, outputs).astype(FLOAT)}
+
+
+@pytest.mark.parametrize("shape", [(5, 64), (2, 3, 144), (0, 32), (2, 1500)])
+def test_a_product_of_int8_has_the_bits_of_its_onnx_function(library, shape):
+    inputs, y = product_of_int8(shape, 40), {"y": (HALF, len(shape))}
+    found, wanted = (
+        open_graph("Int8Linear", inputs, y, path, x_scale=0.0123).run(None, inputs)[0] for path in (library, None)
+    )
+    assert (found.shape, found.tobytes()) == (wanted.shape, wanted.tobytes())
+
+
+@pytest.mark.parametrize("changed", [{"weight": (63, 40)}, {"scales": (39,)}, {"scales": (1, 40)}])
+def test_a_product_of_int8_rejects_wrong_shapes(library, changed):
+    inputs = product_of_int8((5, 64), 40)
+    inputs |= {name: np.ones(shape, inputs[name].dtype) for name, shape in changed.items()}
+    with pytest.raises(Exception, match=r"tango.Int8Linear: the shapes of the inputs do not match"):
+        open_graph("Int8Linear", inputs, {"y": (HALF, 2)}, library, x_scale=0.1).run(None, inputs)
 
 
 def product_of_fp8(shape, outputs):
@@ -281,7 +325,7 @@ def product_of_fp8(shape, outputs):
 @pytest.mark.parametrize("shape", [(5, 64), (2, 3, 144), (0, 32)])
 def test_a_product_of_fp8_equals_its_onnx_function(library, shape):
     inputs, y = product_of_fp8(shape, 48), {"y": (HALF, len(shape))}
-    found, wanted = (run_fp8("Fp8Linear", inputs, y, path, x_scale=0.1)[0] for path in (library, None))
+    found, wanted = (run_quantized("Fp8Linear", inputs, y, path, x_scale=0.1)[0] for path in (library, None))
     np.testing.assert_allclose(found, wanted, rtol=2e-3, atol=1e-4)
 
 
@@ -289,7 +333,7 @@ def test_a_product_of_fp8_equals_its_onnx_function(library, shape):
 def test_a_product_of_fp8_with_gelu_equals_its_onnx_function(library, shape):
     inputs, y = product_of_fp8(shape, 48), {"y": (FP8, len(shape))}
     inputs |= {"bias": random(HALF, 48), "y_factor": np.array(50, FLOAT)}
-    found, wanted = (run_fp8("Fp8LinearGelu", inputs, y, path, x_scale=10.0)[0] for path in (library, None))
+    found, wanted = (run_quantized("Fp8LinearGelu", inputs, y, path, x_scale=10.0)[0] for path in (library, None))
     np.testing.assert_allclose(found, wanted, rtol=0.13, atol=2**-8)
     assert (found == wanted).sum() >= 0.9 * found.size
 
@@ -299,7 +343,7 @@ def test_a_product_of_fp8_with_gelu_rejects_wrong_shapes(library, changed):
     more = {name: np.ones(shape, HALF if name == "bias" else FLOAT) for name, shape in changed.items()}
     inputs = product_of_fp8((5, 64), 48) | {"bias": np.ones(48, HALF), "y_factor": np.array(1, FLOAT)} | more
     with pytest.raises(Exception, match=r"tango.Fp8LinearGelu: the shapes of the inputs do not match"):
-        run_fp8("Fp8LinearGelu", inputs, {"y": (FP8, 2)}, library, x_scale=0.1)
+        run_quantized("Fp8LinearGelu", inputs, {"y": (FP8, 2)}, library, x_scale=0.1)
 
 
 @pytest.mark.parametrize(
@@ -314,7 +358,7 @@ def test_a_product_of_fp8_rejects_wrong_shapes(library, changed, message):
     shapes = {"x": (5, 64), "weight": (48, 64), "scale": ()} | changed
     inputs = {name: np.ones(shape, FLOAT if name == "scale" else FP8) for name, shape in shapes.items()}
     with pytest.raises(Exception, match=f"tango.Fp8Linear: {message}"):
-        run_fp8("Fp8Linear", inputs, {"y": (HALF, 2)}, library, x_scale=0.1)
+        run_quantized("Fp8Linear", inputs, {"y": (HALF, 2)}, library, x_scale=0.1)
 
 
 def attend(found, library=None, aliased=True):

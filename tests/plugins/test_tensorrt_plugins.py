@@ -17,7 +17,7 @@ import pytest
 from tango_export.graph.operators import FP8_FUNCTIONS
 from tango_plugins.native_library import NATIVE
 from tests.plugins.attentions import Pass, Shape
-from tests.plugins.operators import FLOAT, HALF, ROWS, example, linear, open_graph, random, rotation, wide_norm
+from tests.plugins.operators import FLOAT, HALF, RNG, ROWS, example, linear, open_graph, random, rotation, wide_norm
 
 pytestmark = pytest.mark.nvcc
 
@@ -91,7 +91,10 @@ def _member(value):
 def compare(run, library, op, inputs, outputs, attributes):
     """A plugin and a custom operator, which are made of one table, give the same bits."""
     wanted = open_graph(op, inputs, outputs, library, **attributes).run(None, inputs)
-    found = {name: np.full_like(array, np.nan) for name, array in zip(outputs, wanted, strict=True)}
+    found = {
+        name: np.full_like(array, np.nan if array.dtype.kind == "f" else 77)
+        for name, array in zip(outputs, wanted, strict=True)
+    }
     assert run(op, inputs, found, **attributes) is None
     for array, expected in zip(found.values(), wanted, strict=True):
         assert array.tobytes() == expected.tobytes()
@@ -132,6 +135,16 @@ def test_what_attention_of_patches_is_made_of(run, emulated_plugins):
 @pytest.mark.parametrize("shape", [(5, 64), (2, 3, 17), (0, 32)])
 def test_products(run, emulated_plugins, op, shape):
     compare(run, emulated_plugins, op, *linear(op, shape, 40), {})
+
+
+def test_int8_between_plugins(run, emulated_plugins):
+    inputs, outputs, attributes = example("RMSNorm", HALF, (2, 3, 16))
+    outputs = {name: (np.int8, rank) for name, (_, rank) in outputs.items()}
+    compare(run, emulated_plugins, "RMSNormInt8", inputs, outputs, attributes | {"y_scale": 0.01})
+    integers = {"x": (2, 3, 16), "weight": (16, 24)}
+    inputs = {name: RNG.integers(-128, 128, shape, np.int8) for name, shape in integers.items()}
+    inputs |= {"scales": RNG.uniform(1e-4, 1e-3, 24).astype(FLOAT)}
+    compare(run, emulated_plugins, "Int8Linear", inputs, {"y": (HALF, 3)}, {"x_scale": 0.01})
 
 
 def test_every_operator_is_a_plugin(run):

@@ -14,8 +14,9 @@ A linear layer takes one of four formats. In the portable form these are:
 - ``w4a16`` and ``w8a16``: only weights, in blocks along the columns with a scale each, as ONNX Runtime's
   ``MatMulNBits``, which TensorRT does not support.
 
-In the device form a layer is one operator on the same weights (:mod:`tango_export.graph.operators`). Activations are as
-they are, but for fp8: what makes the input of a layer writes it in FP8 where it can (:func:`fused_quantizers`).
+In the device form a layer is one operator on the same weights (:mod:`tango_export.graph.operators`). 8-bit activations
+are rounded as in the portable form, by what makes the input of a layer where it can (:func:`fused_quantizers`). The
+kernel of a decode step reads the weights alone, and its activations are as they are.
 
 Products of two activations (attention) and the constants of pooling and salience stay as they are.
 
@@ -60,10 +61,11 @@ LayerFormat = Literal["w8a8", "w8a16", "w4a16", "fp8"]
 #: The widths of an FP8 layer are multiples of it (tango/fp8.h).
 _FP8_MULTIPLE = 16
 
-#: The operator of the device form that rounds an activation to FP8.
-_QUANTIZER = "QuantizeFp8"
-
 _GRIDS: dict[LayerFormat, Grid] = {"w8a8": INT8, "fp8": FP8}
+
+#: The operators of the device form that round an activation → the ends of the names of those that write it so.
+_QUANTIZERS = {"QuantizeInt8": "Int8", "QuantizeFp8": "Fp8"}
+
 _BLOCK_BITS: dict[LayerFormat, Literal[4, 8]] = {"w4a16": 4, "w8a16": 8}
 
 
@@ -147,19 +149,20 @@ def switches(layers: Iterable[str], quantized: str) -> dict[str, Array]:
 
 
 def fused_quantizers(graph: Graph) -> Graph:
-    """The graph with what makes the inputs of FP8 layers writing them in FP8, where nothing else reads them."""
+    """The graph with what makes 8-bit inputs of layers writing them in 8 bits, where nothing else reads them."""
     readers = Counter(value for node in graph.nodes for value in node.input)
-    quantizers = {node.input[0]: node for node in graph.nodes if node.op_type == _QUANTIZER}
+    quantizers = {node.input[0]: node for node in graph.nodes if node.op_type in _QUANTIZERS}
     nodes, fused = [], set[str]()
     for node in graph.nodes:
         quantizer = quantizers.get(node.output[0])
-        if quantizer and readers[node.output[0]] == 1 and f"{node.op_type}Fp8" in FP8_FUNCTIONS:
+        kind = f"{node.op_type}{_QUANTIZERS[quantizer.op_type]}" if quantizer else ""
+        if quantizer and readers[node.output[0]] == 1 and kind in FP8_FUNCTIONS:
             fused.add(quantizer.name)
-            in_fp8 = NodeProto()
-            in_fp8.CopyFrom(node)
-            in_fp8.op_type, in_fp8.output[0] = f"{node.op_type}Fp8", quantizer.output[0]
-            in_fp8.attribute.extend(quantizer.attribute)
-            node = in_fp8
+            quantized = NodeProto()
+            quantized.CopyFrom(node)
+            quantized.op_type, quantized.output[0] = kind, quantizer.output[0]
+            quantized.attribute.extend(quantizer.attribute)
+            node = quantized
         if node.name not in fused:
             nodes.append(node)
     return replace(graph, nodes=tuple(nodes))
@@ -235,20 +238,16 @@ def _write_matmul_nbits(g: GraphBuilder, layer: Linear, form: LayerFormat, schem
 
 
 def _write_8_bits_on_device(g: GraphBuilder, layer: Linear, form: LayerFormat, scheme: Scheme) -> str:
-    if form == "fp8":
-        return _write_fp8_linear(g, layer, scheme)
-    weights = _int8_weights(g, layer, "float32", scheme)
-    return g.node("PerChannelLinear", [layer.input, *map(g.weight, weights)], layer.output, domain=op.DOMAIN)
-
-
-def _write_fp8_linear(g: GraphBuilder, layer: Linear, scheme: Scheme) -> str:
-    """QuantizeFp8, once for each input, and Fp8Linear."""
-    step, quantized = _activation_step(layer, FP8, "float16", scheme), f"{layer.input}.{FP8.name}"
+    """A quantizer, once for each input, and a product of 8-bit numbers."""
+    grid, is_fp8 = _GRIDS[form], form == "fp8"
+    step = _activation_step(layer, grid, "float16" if is_fp8 else "float32", scheme)
     step /= WIDE_SCALE if layer.wide else 1
+    quantizer, product = ("QuantizeFp8", "Fp8Linear") if is_fp8 else ("QuantizeInt8", "Int8Linear")
+    quantized = f"{layer.input}.{grid.name}"
     if not g.has(quantized):
-        g.node(_QUANTIZER, [layer.input], quantized, domain=op.DOMAIN, y_scale=step)
-    weights = map(g.weight, _fp8_weights(g, layer, "float32", scheme))
-    return g.node("Fp8Linear", [quantized, *weights], layer.output, domain=op.DOMAIN, x_scale=step)
+        g.node(quantizer, [layer.input], quantized, domain=op.DOMAIN, y_scale=step)
+    weights = map(g.weight, (_fp8_weights if is_fp8 else _int8_weights)(g, layer, "float32", scheme))
+    return g.node(product, [quantized, *weights], layer.output, domain=op.DOMAIN, x_scale=step)
 
 
 def _write_blockwise(g: GraphBuilder, layer: Linear, form: LayerFormat, scheme: Scheme) -> str:

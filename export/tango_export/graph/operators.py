@@ -493,13 +493,29 @@ LinearGelu (x, weight, bias) => (y) {{
 }}
 """
 
-#: x [..., K]; weight [K, N] int8; scales [N] fp32 → x · (weight · scales), [..., N].
+#: x [..., K]; weight [K, N] int8; scales [N] fp32 → x · (weight · scales), [..., N]. INT8 bundles that were made before
+#: their device graphs rounded activations have it.
 _PER_CHANNEL_LINEAR = """
 PerChannelLinear (x, weight, scales) => (y) {
     steps = Cast <to = 1> (weight)
     wide = Mul (steps, scales)
     matrix = CastLike (wide, x)
     y = MatMul (x, matrix)
+}
+"""
+
+#: x [..., K] int8; weight [K, N] int8; scales [N] fp32 → x · weight · x_scale · scales, [..., N] fp16. Sums are exact.
+#: ONNX Runtime's kernels of MatMulInteger are not, on some CPUs.
+_INT8_LINEAR = """
+Int8Linear <x_scale> (x, weight, scales) => (y) {
+    left = Cast <to = 6> (x)
+    right = Cast <to = 6> (weight)
+    sums = MatMul (left, right)
+    product = Cast <to = 1> (sums)
+    factor = Constant <value_float: float = @x_scale> ()
+    factors = Mul (factor, scales)
+    scaled = Mul (product, factors)
+    y = Cast <to = 10> (scaled)
 }
 """
 
@@ -580,7 +596,7 @@ BlockwiseAffineLinear <bits> (x, weight, scales, zeros) => (y) {{
 }}
 """
 
-#: x [..., D], which only its version in FP8 changes.
+#: x [..., D], which only its quantized versions change.
 _QUANTIZE = """
 Quantize (x) => (y) {
     wide = Cast <to = 1> (x)
@@ -639,13 +655,14 @@ _TEXTS = (
     _LINEAR,
     _LINEAR_GELU,
     _PER_CHANNEL_LINEAR,
+    _INT8_LINEAR,
     _BLOCKWISE_LINEAR,
     _BLOCKWISE_AFFINE_LINEAR,
 )
 
-#: The operators whose first result may also be FP8, and whose names then end in Fp8: times the attribute y_scale it is
-#: the result, rounded to nearest and saturated.
-_ALSO_IN_FP8 = (
+#: The operators whose first result may also be FP8 or INT8, and whose names then end in Fp8 or Int8: times the
+#: attribute y_scale it is the result, rounded to nearest and saturated.
+_ALSO_QUANTIZED = (
     _QUANTIZE,
     _BIAS_GELU,
     _BIAS_FAST_GELU,
@@ -660,14 +677,22 @@ _ALSO_IN_FP8 = (
 )
 
 
-def _in_fp8(text: str) -> str:
-    """A function with its first result, y, in FP8."""
+#: How the result ``wide``, in fp32, becomes y in a type, by the end of the operator's name.
+_QUANTIZED = {
+    "Fp8": """y_steps = Div (wide, y_factor)
+    y = Cast <to = 17> (y_steps)""",
+    "Int8": """y_zero = Constant <value = int8 {0}> ()
+    y = QuantizeLinear (wide, y_factor, y_zero)""",
+}
+
+
+def _quantized(text: str, kind: str) -> str:
+    """A function with its first result, y, in FP8 or INT8."""
     name, attributes, rest = re.findall(r"^(\w+)(?: <([^>]*)>)? (\(.*)", text.strip(), re.DOTALL)[0]
-    converted = """y_factor = Constant <value_float: float = @y_scale> ()
-    y_steps = Div (\\1, y_factor)
-    y = Cast <to = 17> (y_steps)"""
+    factor = "y_factor = Constant <value_float: float = @y_scale> ()\n    "
+    converted = re.sub(r"\bwide\b", r"\\1", f"{factor}{_QUANTIZED[kind]}")
     rest = re.sub(r"\by = Cast.*\((\w+).*\)", converted, rest)
-    return f"{name}Fp8 <{', '.join(filter(None, [attributes, 'y_scale']))}> {rest}"
+    return f"{name}{kind} <{', '.join(filter(None, [attributes, 'y_scale']))}> {rest}"
 
 
 def _at_fp8_opset(text: str) -> str:
@@ -688,10 +713,11 @@ def _parsed(opset: int, texts: Iterable[str]) -> dict[str, FunctionProto]:
     return {function.name: function for function in functions}
 
 
+_ALL_TEXTS = (*_TEXTS, *(_quantized(text, "Int8") for text in _ALSO_QUANTIZED))
+_FP8_TEXTS = (_FP8_LINEAR, _FP8_LINEAR_GELU, *(_quantized(text, "Fp8") for text in _ALSO_QUANTIZED))
+
 #: The function of each operator, by its name.
-FUNCTIONS = _parsed(17, _TEXTS)
+FUNCTIONS = _parsed(17, _ALL_TEXTS)
 
 #: The same for a graph with FP8: ONNX Runtime does not convert a function to the opset of its graph.
-FP8_FUNCTIONS = _parsed(
-    FP8_OPSET, map(_at_fp8_opset, (*_TEXTS, _FP8_LINEAR, _FP8_LINEAR_GELU, *map(_in_fp8, _ALSO_IN_FP8)))
-)
+FP8_FUNCTIONS = _parsed(FP8_OPSET, map(_at_fp8_opset, (*_ALL_TEXTS, *_FP8_TEXTS)))

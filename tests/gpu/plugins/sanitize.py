@@ -10,8 +10,8 @@ from tango_plugins import PruneParams, native_library
 from tests.gpu.plugins import test_activation
 from tests.gpu.plugins.device import Device
 from tests.gpu.plugins.test_decode import SHAPES, Decoder, batch_of
+from tests.plugins import fp8, int8
 from tests.plugins.attentions import Pass, Shape
-from tests.plugins.fp8 import check_every_number, check_norm
 from tests.plugins.fp16 import BIAS, BIAS_GELU, NONE, Fp16Product
 from tests.plugins.fp16 import SHAPES as LINEARS
 from tests.plugins.linears import SHAPES as PRODUCTS
@@ -90,10 +90,14 @@ if __name__ == "__main__":
             assert Rows(kind, *size, types).enqueue() == 0
             torch.cuda.synchronize()
             print(kind, "norm", size)
-    for size in ((5, 1152), (7, 13)):
-        check_norm(*(Rows("layer", *size, (*TYPES[0][:2], SINGLE)) for _ in range(2)))
-        print("norm in FP8", size)
-    check_every_number(native_library.load(), 0.1)
+    for kind in (fp8, int8):
+        for size in ((5, 1152), (7, 13)):
+            kind.check_norm(*(Rows("layer", *size, (*TYPES[0][:2], SINGLE)) for _ in range(2)))
+            print("quantized norm", size)
+        kind.check_every_number(native_library.load(), 0.1)
+    for shape in (*int8.SHAPES, (300, 64, 130)):
+        int8.Int8Product(*shape).check()
+        print("product of INT8", shape)
     for shape in LINEARS:
         for epilogue in (NONE, BIAS, BIAS_GELU):
             assert Fp16Product(*shape).enqueue(epilogue) == 0

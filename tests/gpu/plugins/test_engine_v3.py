@@ -115,4 +115,4 @@ def test_an_engine_gives_the_bits_of_the_c_function(trt, name):
 
 
 def test_every_operator_is_here():
-    assert set(NODES) == {*FUNCTIONS, op.NAME}
+    assert set(NODES) == {*(name for name in FUNCTIONS if "Int8" not in name), op.NAME}

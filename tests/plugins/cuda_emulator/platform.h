@@ -110,6 +110,7 @@ inline unsigned atomicAdd(unsigned* to, unsigned value) { return std::atomic_ref
 inline void __threadfence() {}  // atomicAdd is sequentially consistent
 inline double __dadd_rn(double a, double b) { return a + b; }
 inline double __dmul_rn(double a, double b) { return a * b; }
+inline int __float2int_rn(float x) { return x == x ? static_cast<int>(std::rint(std::clamp(x, -2e9f, 2e9f))) : 0; }
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 inline float __expf(float x) { return std::exp(x); }
 inline float __fdividef(float x, float y) { return x / y; }
@@ -208,6 +209,21 @@ inline void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
             const int holder = k % 8 / 2, upper = k / 8, row = lane / 4, column = lane % 4 * 2 + i % 2;
             c[i] += half_of(warp().left[row * 4 + holder][i / 2 + 2 * upper], k % 2) *
                     half_of(warp().right[column * 4 + holder][upper], k % 2);
+        }
+    warp().barrier.arrive_and_wait();
+}
+
+inline void mma(int (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    const int lane = lane_id();
+    std::copy(a, a + 4, warp().left[lane]);
+    std::copy(b, b + 2, warp().right[lane]);
+    warp().barrier.arrive_and_wait();
+    const auto byte_of = [](uint32_t word, int which) { return static_cast<int8_t>(word >> 8 * which); };
+    for (int i = 0; i < 4; ++i)
+        for (int k = 0; k < 32; ++k) {
+            const int holder = k % 16 / 4, upper = k / 16, row = lane / 4, column = lane % 4 * 2 + i % 2;
+            c[i] += byte_of(warp().left[row * 4 + holder][i / 2 + 2 * upper], k % 4) *
+                    byte_of(warp().right[column * 4 + holder][upper], k % 4);
         }
     warp().barrier.arrive_and_wait();
 }

@@ -39,6 +39,13 @@ def linear(library):
         check(Product(70, 200, 130, form, path=library, device="cpu"))
 
 
+def int8(library):
+    from tests.plugins.int8 import Int8Product
+
+    for shape in ((70, 200, 130), (70, 208, 144)):
+        Int8Product(*shape, path=library, device="cpu").check()
+
+
 def attention(library):
     from tests.plugins.attentions import Pass, Shape, check
 
@@ -79,6 +86,7 @@ if __name__ == "__main__":
         "quantized": quantized,
         "batch": batch,
         "linear": linear,
+        "int8": int8,
         "attention": attention,
         "thin": thin,
         "norm": norm,

@@ -235,7 +235,7 @@ def quantized(responsive_checkpoint, tmp_path_factory):
 
 @pytest.mark.parametrize(("precision", "most"), [("int8", 0.2), ("int4", 0.03)])
 def test_the_device_graph_of_a_quantized_decoder_is_its_plain_one(make, quantized, precision, most):
-    """And so are its decode steps. In INT8 the plain one also rounds activations to 8 bits."""
+    """And so are its decode steps. In INT8 the plain one also rounds their activations to 8 bits."""
     heard = []
     for llm in make(folder=quantized(vision="fp16", decoder=precision)):
         assert llm.bundle.manifest.graphs["decoder"].quantization
@@ -257,6 +257,19 @@ def test_the_device_graph_of_a_quantized_tower_is_its_plain_one(make, quantized,
         assert len(llm.generate(colors, QUESTION, frames=8, max_new_tokens=4).ids) == 4
     for found, wanted in zip(*heard, strict=True):
         assert np.linalg.norm(found - wanted) < 0.05 * np.linalg.norm(wanted)
+
+
+def test_int8_costs_a_device_graph_what_it_costs_its_plain_one(make, quantized, responsive_checkpoint):
+    """Both round activations to 8 bits. What calibration measures with the plain one is so true of the other."""
+    _, fp16 = responsive_checkpoint(dtype="fp16")
+    heard, frames = [], np.random.default_rng(0).integers(0, 255, (4, 112, 112, 3), np.uint8)
+    for llm in (*make(folder=quantized(vision="int8", decoder="int8")), VideoLLM(fp16, "ort-cpu")):
+        tensors, stages = llm._backend.vision(frames, lambda n: None), OneSequence(llm._backend)
+        logits = np.array(stages.prefill([stages.embed(np.arange(20, 60))], 64))
+        heard.append([*(llm._backend.to_host(t).astype(np.float64) for t in tensors), logits])
+    for device, plain, wanted in zip(*heard, strict=True):
+        costs = [np.linalg.norm(found - wanted) / np.linalg.norm(wanted) for found in (device, plain)]
+        assert 0.7 < costs[0] / costs[1] < 1.4, costs
 
 
 def test_device_graphs_in_fp8_and_decode_steps_are_close_to_fp16(bundle, host, tmp_path):

@@ -21,10 +21,14 @@ constexpr Type kInt32 = Type::kInt32, kInt8 = Type::kInt8, kUint8 = Type::kUint8
 
 int mismatch() { return fail(TANGO_BAD_ARGUMENT, "the shapes of the inputs do not match"); }
 
-int32_t dtype(Type type) { return type == kHalf ? TANGO_FP16 : type == kFp8 ? TANGO_FP8 : TANGO_FP32; }
+int32_t dtype(Type type) {
+    return type == kHalf ? TANGO_FP16 : type == kFp8 ? TANGO_FP8 : type == kInt8 ? TANGO_INT8 : TANGO_FP32;
+}
 
-// The scale of the first output, which is the last attribute where that is FP8; else it does not count.
-float y_scale(const Call& call) { return call.signature.outputs[0] == kFp8 ? call.attributes.back().real : 1.0f; }
+// Whether the first output is FP8 or INT8. Its scale is the last attribute then.
+bool quantizes(const Call& call) { return is_quantized(dtype(call.signature.outputs[0])); }
+
+float y_scale(const Call& call) { return quantizes(call) ? call.attributes.back().real : 1.0f; }
 
 // Copies lengths to 32 bits.
 int narrow(const std::vector<std::pair<int64_t, int32_t*>>& lengths) {
@@ -96,7 +100,7 @@ int enqueue_norm(const Call& call) {
     shape.bias_dtype = dtype(call.signature.inputs[kBias ? 2 : 0]);
     shape.y_dtype = dtype(call.signature.outputs[0]);
     shape.epsilon = call.attributes[0].real;
-    const size_t scales = call.attributes.size() - (call.signature.outputs[0] == kFp8);  // but for that of y
+    const size_t scales = call.attributes.size() - quantizes(call);  // but for that of y
     shape.branch_scale = scales > 1 ? call.attributes[1].real : 1.0f;
     shape.y_scale = y_scale(call);
     TangoNormTensors tensors = {};
@@ -210,13 +214,17 @@ int enqueue_cached_attention(const Call& call) {
     return tango_attention_enqueue(&shape, &tensors, call.stream);
 }
 
+// Activations are fp16, or INT8 with a scale as the attribute.
 int enqueue_linear(const Call& call, int64_t outputs, const TangoMatrix& matrix) {
     const Tensor& x = call.inputs[0];
     if (x.rows() == 0) return TANGO_OK;
     TangoLinearShape shape = {};
     if (int status = narrow({{x.rows(), &shape.rows}, {x.dim(1), &shape.inputs}, {outputs, &shape.outputs}}))
         return status;
-    return tango_linear_enqueue(&shape, &matrix, x.data, call.outputs[0].data, call.stream);
+    void* const y = call.outputs[0].data;
+    if (call.signature.inputs[0] == kInt8)
+        return tango_int8_linear_enqueue(&shape, &matrix, x.data, call.attributes[0].real, y, call.stream);
+    return tango_linear_enqueue(&shape, &matrix, x.data, y, call.stream);
 }
 
 int enqueue_per_channel_linear(const Call& call) {
@@ -244,8 +252,8 @@ int enqueue_blockwise_linear(const Call& call) {
 
 int enqueue_quantize(const Call& call) {
     const Tensor& x = call.inputs[0];
-    return tango_fp8_quantize_enqueue(dtype(call.signature.inputs[0]), x.data, x.size(), y_scale(call),
-                                      call.outputs[0].data, call.stream);
+    return tango_quantize_enqueue(dtype(call.signature.inputs[0]), x.data, x.size(), dtype(call.signature.outputs[0]),
+                                  y_scale(call), call.outputs[0].data, call.stream);
 }
 
 // Inputs: x, weight; before a GELU bias.
@@ -330,13 +338,13 @@ std::vector<Signature> norm_of_sum(size_t biases, size_t after) {
     return all;
 }
 
-// The same operator with its first output in FP8.
-Operator in_fp8(const char* name, Operator op) {
+// The same operator with its first output quantized.
+Operator quantized(const char* name, Type type, Operator op) {
     op.name = name;
     op.attributes.push_back({"y_scale", true});
     std::vector<Signature> signatures;
     for (Signature& signature : op.signatures)
-        if (signature.outputs[0] == kHalf) signature.outputs[0] = kFp8, signatures.push_back(signature);
+        if (signature.outputs[0] == kHalf) signature.outputs[0] = type, signatures.push_back(signature);
     op.signatures = signatures;
     return op;
 }
@@ -432,7 +440,9 @@ std::vector<Operator> make_plain() {
          {{0, {{1, 0}}}},
          {},
          enqueue_blockwise_linear<true>},
+        {"Int8Linear", {x_scale}, {{{kInt8, kInt8, kFloat}, {kHalf}}}, {{0, {{1, 1}}}}, {}, enqueue_per_channel_linear},
         {"QuantizeFp8", {y_scale}, {{{kHalf}, {kFp8}}}, {first}, {}, enqueue_quantize},
+        {"QuantizeInt8", {y_scale}, {{{kHalf}, {kInt8}}}, {first}, {}, enqueue_quantize},
         {"Fp8Linear", {x_scale}, {{{kFp8, kFp8, kFloat}, {kHalf}}}, {{0, {{1, 0}}}}, {}, enqueue_fp8_linear<false>},
         {"Fp8LinearGelu",
          {x_scale},
@@ -462,21 +472,26 @@ std::vector<Operator> make_plain() {
 }
 
 std::vector<Operator> make_all() {
-    constexpr std::pair<const char*, const char*> kInFp8[] = {{"BiasGelu", "BiasGeluFp8"},
-                                                              {"BiasFastGelu", "BiasFastGeluFp8"},
-                                                              {"SwiGLU", "SwiGLUFp8"},
-                                                              {"BiasSwiGLU", "BiasSwiGLUFp8"},
-                                                              {"LayerNorm", "LayerNormFp8"},
-                                                              {"RMSNorm", "RMSNormFp8"},
-                                                              {"AddLayerNorm", "AddLayerNormFp8"},
-                                                              {"AddRMSNorm", "AddRMSNormFp8"},
-                                                              {"WideRMSNorm", "WideRMSNormFp8"},
-                                                              {"AddWideRMSNorm", "AddWideRMSNormFp8"}};
+    static constexpr struct {
+        const char *name, *in_fp8, *in_int8;
+    } kQuantized[] = {{"BiasGelu", "BiasGeluFp8", "BiasGeluInt8"},
+                      {"BiasFastGelu", "BiasFastGeluFp8", "BiasFastGeluInt8"},
+                      {"SwiGLU", "SwiGLUFp8", "SwiGLUInt8"},
+                      {"BiasSwiGLU", "BiasSwiGLUFp8", "BiasSwiGLUInt8"},
+                      {"LayerNorm", "LayerNormFp8", "LayerNormInt8"},
+                      {"RMSNorm", "RMSNormFp8", "RMSNormInt8"},
+                      {"AddLayerNorm", "AddLayerNormFp8", "AddLayerNormInt8"},
+                      {"AddRMSNorm", "AddRMSNormFp8", "AddRMSNormInt8"},
+                      {"WideRMSNorm", "WideRMSNormFp8", "WideRMSNormInt8"},
+                      {"AddWideRMSNorm", "AddWideRMSNormFp8", "AddWideRMSNormInt8"}};
     std::vector<Operator> all = make_plain();
     const size_t plain = all.size();
-    for (const auto& [name, fp8] : kInFp8)
+    for (const auto& [name, in_fp8, in_int8] : kQuantized)
         for (size_t i = 0; i < plain; ++i)
-            if (std::strcmp(all[i].name, name) == 0) all.push_back(in_fp8(fp8, all[i]));
+            if (std::strcmp(all[i].name, name) == 0) {
+                all.push_back(quantized(in_fp8, kFp8, all[i]));
+                all.push_back(quantized(in_int8, kInt8, all[i]));
+            }
     return all;
 }
 

@@ -1,5 +1,5 @@
-/* Bias and activation between the matrix products of an MLP, each in one pass over memory. Arithmetic is fp32 for
- * either element type.
+/* Bias, activation and quantization between the matrix products of an MLP, each in one pass over memory. Arithmetic is
+ * fp32 for either element type.
  */
 #ifndef TANGO_ACTIVATION_H
 #define TANGO_ACTIVATION_H
@@ -11,9 +11,9 @@ extern "C" {
 #endif
 
 /* Each function enqueues one kernel on a stream (a cudaStream_t); a CUDA graph can capture it. It returns a
- * TangoStatus. Tensors are contiguous device memory of one TangoDtype, but `y` may also be FP8, with `y_scale`, which
- * is any for another. `y` may be the first input if it has its type. Access is in vectors of 16 bytes where pointers
- * and rows are multiples of 16 bytes, else by element. */
+ * TangoStatus. Tensors are contiguous device memory of one TangoDtype, fp16 or fp32, but `y` may also be FP8 or INT8,
+ * with `y_scale`, which is any for another. `y` may be the first input if it has its type. Access is in vectors of 16
+ * bytes where pointers and rows are multiples of 16 bytes, else by element. */
 
 /* y = x + bias, with x and y [rows, width] and bias [width]. */
 TANGO_API int tango_bias_enqueue(int32_t dtype, const void* x, const void* bias, int64_t rows, int64_t width, void* y,
@@ -36,6 +36,10 @@ TANGO_API int tango_swiglu_enqueue(int32_t dtype, const void* gate, const void* 
 TANGO_API int tango_bias_swiglu_enqueue(int32_t dtype, const void* gate, const void* gate_bias, const void* up,
                                         const void* up_bias, int64_t rows, int64_t width, float scale, int32_t y_dtype,
                                         float y_scale, void* y, void* stream);
+
+/* y = x / y_scale in FP8 or INT8, both [size]. */
+TANGO_API int tango_quantize_enqueue(int32_t dtype, const void* x, int64_t size, int32_t y_dtype, float y_scale,
+                                     void* y, void* stream);
 
 #ifdef __cplusplus
 }

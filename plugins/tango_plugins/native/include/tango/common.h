@@ -17,7 +17,7 @@ extern "C" {
 
 /* Increases whenever a struct or a function of any of these headers changes. A caller compares it with
  * tango_abi_version() of the library that it has loaded. */
-#define TANGO_ABI_VERSION 7
+#define TANGO_ABI_VERSION 8
 
 /* What every function that can fail returns. */
 typedef enum TangoStatus {
@@ -27,9 +27,10 @@ typedef enum TangoStatus {
     TANGO_CUDA_ERROR = 3
 } TangoStatus;
 
-/* TANGO_FP8 is E4M3. A function that writes it takes a scale: an element times the scale is the result, rounded to
- * nearest and saturated at 448 times the scale; NaN stays NaN. */
-typedef enum TangoDtype { TANGO_FP16 = 0, TANGO_FP32 = 1, TANGO_FP8 = 2 } TangoDtype;
+/* The last two are for quantized results. A function that writes them takes a scale: an element times the scale is the
+ * result, rounded to nearest (even) and saturated. FP8 is E4M3, up to 448; NaN stays NaN. INT8 is from -128 to 127, as
+ * by ONNX's QuantizeLinear without a zero point; NaN becomes 0. */
+typedef enum TangoDtype { TANGO_FP16 = 0, TANGO_FP32 = 1, TANGO_FP8 = 2, TANGO_INT8 = 3 } TangoDtype;
 
 /* The error of this thread's last call that did not return TANGO_OK. It names the argument. */
 TANGO_API const char* tango_last_error(void);

@@ -1,4 +1,4 @@
-/* FP8 (E4M3) on an NVIDIA GPU: quantization of activations, and their product with a matrix. */
+/* The product of FP8 (E4M3) activations with an FP8 matrix on an NVIDIA GPU. */
 #ifndef TANGO_FP8_H
 #define TANGO_FP8_H
 
@@ -8,11 +8,6 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
-
-/* Enqueues one kernel on a stream (a cudaStream_t), y = x / scale in FP8: x [size] of a TangoDtype but FP8, y [size].
- * Returns a TangoStatus. */
-TANGO_API int tango_fp8_quantize_enqueue(int32_t dtype, const void* x, int64_t size, float scale, void* y,
-                                         void* stream);
 
 /* Contiguous device memory, aligned to 16 bytes; of 256, cuBLASLt may choose a faster algorithm. */
 typedef struct TangoFp8LinearTensors {

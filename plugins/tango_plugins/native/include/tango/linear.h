@@ -77,6 +77,18 @@ TANGO_API int tango_fp16_linear_enqueue(const TangoLinearShape* shape, const Tan
 /* Loads cuBLASLt, as the first product of fp16 or FP8 would, and writes its major version; returns a TangoStatus. */
 TANGO_API int tango_cublaslt_version(int32_t* version);
 
+#define TANGO_MAX_INT8_INPUTS 131071
+
+/* Enqueues y = (x matrix) x_scale on a stream (a cudaStream_t), for INT8 activations and TANGO_WEIGHTS_INT8; returns a
+ * TangoStatus.
+ *
+ * x is INT8 [rows, inputs], y fp16 [rows, outputs]. Sums are exact: up to TANGO_MAX_INT8_INPUTS products of any two
+ * such numbers fit into their 32 bits. A sum is rounded to fp32, multiplied by the fp32 product of x_scale and the
+ * output's scale, and rounded to fp16. Rows of a multiple of 16 bytes are read fastest.
+ */
+TANGO_API int tango_int8_linear_enqueue(const TangoLinearShape* shape, const TangoMatrix* matrix, const void* x,
+                                        float x_scale, void* y, void* stream);
+
 #ifdef __cplusplus
 }
 #endif

@@ -12,7 +12,7 @@ extern "C" {
 
 #define TANGO_MAX_NORM_WIDTH 8192
 
-/* Element types are TangoDtype, in any combination; only y may be FP8. */
+/* Element types are TangoDtype, in any combination; only y may be FP8 or INT8. */
 typedef struct TangoNormShape {
     int32_t rows;         /* may be 0 */
     int32_t width;        /* of a row, from 1 to TANGO_MAX_NORM_WIDTH */
@@ -22,7 +22,7 @@ typedef struct TangoNormShape {
     int32_t y_dtype;
     float epsilon;      /* added to the variance, or to the mean square */
     float branch_scale; /* branch is multiplied by it; any if branch is null */
-    float y_scale;      /* of an FP8 y; any for another */
+    float y_scale;      /* of an FP8 or INT8 y; any for another */
 } TangoNormShape;
 
 /* Contiguous device memory. Access is in vectors where `width` is a multiple of 8 and all pointers are aligned to 16

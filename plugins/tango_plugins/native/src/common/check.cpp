@@ -30,15 +30,17 @@ int check_ranges(std::initializer_list<Range> ranges) {
     return TANGO_OK;
 }
 
+bool is_quantized(int dtype) { return dtype == TANGO_FP8 || dtype == TANGO_INT8; }
+
 int check_scale(const char* name, int dtype, float scale) {
-    if (dtype != TANGO_FP8 || (scale > 0.0f && std::isfinite(scale))) return TANGO_OK;
+    if (!is_quantized(dtype) || (scale > 0.0f && std::isfinite(scale))) return TANGO_OK;
     return fail(TANGO_BAD_ARGUMENT, "%s is %g: it must be finite and above 0", name, static_cast<double>(scale));
 }
 
 int check_result(int dtype, int y_dtype, float y_scale) {
-    if (y_dtype != dtype && y_dtype != TANGO_FP8)
-        return fail(TANGO_BAD_ARGUMENT, "y_dtype is %d: it must be dtype, which is %d, or %d", y_dtype, dtype,
-                    TANGO_FP8);
+    if (y_dtype != dtype && !is_quantized(y_dtype))
+        return fail(TANGO_BAD_ARGUMENT, "y_dtype is %d: it must be dtype, which is %d, or %d or %d", y_dtype, dtype,
+                    TANGO_FP8, TANGO_INT8);
     return check_scale("y_scale", y_dtype, y_scale);
 }
 

@@ -16,10 +16,13 @@ int fail(int status, const char* format, ...);
 
 int check_ranges(std::initializer_list<Range> ranges);
 
-// Rejects a scale of an FP8 result that is not finite and above 0; other results have none.
+// Whether a TangoDtype is FP8 or INT8.
+bool is_quantized(int dtype);
+
+// Rejects a scale of a quantized result that is not finite and above 0; other results have none.
 int check_scale(const char* name, int dtype, float scale);
 
-// Rejects a result that is neither of the type of the inputs nor FP8 with a scale.
+// Rejects a result that is neither of the type of the inputs nor quantized with a scale.
 int check_result(int dtype, int y_dtype, float y_scale);
 
 // Rejects null and misaligned pointers.

@@ -34,23 +34,4 @@ __device__ inline uint16_t fp8_pair(float first, float second) {
 #endif
 }
 
-// A result as it is stored: FP8 numbers stand for themselves times a scale, whose inverse is given; others for
-// themselves.
-template <typename T, int kSize>
-__device__ void store_as(T (&to)[kSize], const float (&from)[kSize], float inverse_scale) {
-#pragma unroll
-    for (int j = 0; j < kSize; ++j) to[j] = static_cast<T>(from[j]);
-}
-
-template <int kSize>
-__device__ void store_as(Fp8 (&to)[kSize], const float (&from)[kSize], float inverse_scale) {
-#pragma unroll
-    for (int j = 0; j < kSize; j += 2) {
-        const bool is_pair = j + 1 < kSize;
-        const uint16_t pair = fp8_pair(from[j] * inverse_scale, is_pair ? from[j + is_pair] * inverse_scale : 0.0f);
-        to[j].bits = static_cast<uint8_t>(pair);
-        if (is_pair) to[j + is_pair].bits = static_cast<uint8_t>(pair >> 8);
-    }
-}
-
 }  // namespace tango

@@ -17,6 +17,6 @@
 #include "common/named_barrier.cuh"
 #endif
 
-#include "common/fp8.cuh"
+#include "common/quantized.cuh"
 #include "common/vector.cuh"
 #include "common/warp.cuh"

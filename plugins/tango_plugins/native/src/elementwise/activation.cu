@@ -7,7 +7,6 @@
 #include "common/device.h"
 #include "common/platform.cuh"
 #include "tango/activation.h"
-#include "tango/fp8.h"
 
 namespace tango {
 namespace {
@@ -61,7 +60,7 @@ struct Job {
     const void *a, *b;  // b may be null, which stands for zeros
     void* y;
     unsigned size, period;  // elements of a, and of b
-    float inverse_scale;    // of an FP8 y
+    ResultScale y_scale;    // of a quantized y
 };
 
 // y[i] = function(a[i], b[i % period]), a vector at a time.
@@ -88,7 +87,7 @@ __global__ void __launch_bounds__(kThreads) map(Job job) {
         for (int j = 0; j < kSize; ++j)
             results[j] = Function()(static_cast<float>(left[i].at[j]), static_cast<float>(right[i].at[j]));
         Vector<Y, kSize> y;
-        store_as(y.at, results, job.inverse_scale);
+        store_as(y.at, results, job.y_scale);
         static_cast<Vector<Y, kSize>*>(job.y)[at] = y;
     }
 }
@@ -111,8 +110,9 @@ cudaError_t launch_widest(const Job& job, cudaStream_t stream) {
 
 template <typename T, typename Function>
 cudaError_t launch_typed(const Job& job, int32_t y_dtype, cudaStream_t stream) {
-    return y_dtype == TANGO_FP8 ? launch_widest<T, Fp8, Function>(job, stream)
-                                : launch_widest<T, T, Function>(job, stream);
+    if (y_dtype == TANGO_FP8) return launch_widest<T, Fp8, Function>(job, stream);
+    return y_dtype == TANGO_INT8 ? launch_widest<T, int8_t, Function>(job, stream)
+                                 : launch_widest<T, T, Function>(job, stream);
 }
 
 struct Argument {
@@ -122,8 +122,8 @@ struct Argument {
 };
 
 struct Result {
-    int32_t dtype;  // that of the inputs, or FP8
-    float scale;    // of FP8
+    int32_t dtype;  // that of the inputs, FP8 or INT8
+    float scale;    // of the latter two
     void* y;
 };
 
@@ -136,8 +136,12 @@ int enqueue(int32_t dtype, Argument a, Argument b, int64_t size, int64_t period,
         if (argument.may_be_null) continue;
         if (int status = check_pointer(argument.name, argument.pointer, 1)) return status;
     }
-    const Job job{a.pointer,          b.pointer, result.y, static_cast<unsigned>(size), static_cast<unsigned>(period),
-                  1.0f / result.scale};
+    const Job job{a.pointer,
+                  b.pointer,
+                  result.y,
+                  static_cast<unsigned>(size),
+                  static_cast<unsigned>(period),
+                  result_scale(result.scale)};
     const auto stream = static_cast<cudaStream_t>(opaque);
     const cudaError_t error = dtype == TANGO_FP16 ? launch_typed<__half, Function>(job, result.dtype, stream)
                                                   : launch_typed<float, Function>(job, result.dtype, stream);
@@ -175,8 +179,10 @@ int tango_swiglu_enqueue(int32_t dtype, const void* gate, const void* up, int64_
     return tango::enqueue<tango::SwiGLU>(dtype, {"gate", gate}, {"up", up}, size, size, {y_dtype, y_scale, y}, stream);
 }
 
-int tango_fp8_quantize_enqueue(int32_t dtype, const void* x, int64_t size, float scale, void* y, void* stream) {
-    if (int status = tango::check_ranges({{"size", size, 0, INT_MAX}})) return status;
-    return tango::enqueue<tango::Identity>(dtype, {"x", x}, {"", nullptr, true}, size, size, {TANGO_FP8, scale, y},
+int tango_quantize_enqueue(int32_t dtype, const void* x, int64_t size, int32_t y_dtype, float y_scale, void* y,
+                           void* stream) {
+    if (int status = tango::check_ranges({{"size", size, 0, INT_MAX}, {"y_dtype", y_dtype, TANGO_FP8, TANGO_INT8}}))
+        return status;
+    return tango::enqueue<tango::Identity>(dtype, {"x", x}, {"", nullptr, true}, size, size, {y_dtype, y_scale, y},
                                            stream);
 }

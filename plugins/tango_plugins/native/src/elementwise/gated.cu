@@ -14,8 +14,9 @@ constexpr int kThreads = 256;
 struct Job {
     const void *gate, *gate_bias, *up, *up_bias;
     void* y;
-    unsigned size, width;        // elements of gate, and of a row
-    float scale, inverse_scale;  // the latter of an FP8 y
+    unsigned size, width;  // elements of gate, and of a row
+    float scale;
+    ResultScale y_scale;  // of a quantized y
 };
 
 // A vector of each for each thread; blocks go from the end of a tensor to its beginning, as in activation.cu.
@@ -36,7 +37,7 @@ __global__ void __launch_bounds__(kThreads) bias_swiglu(Job job) {
         results[j] = __fdividef(g, 1.0f + __expf(-g)) * u * job.scale;
     }
     Vector<Y, kSize> y;
-    store_as(y.at, results, job.inverse_scale);
+    store_as(y.at, results, job.y_scale);
     static_cast<Vector<Y, kSize>*>(job.y)[at] = y;
 }
 
@@ -55,7 +56,8 @@ cudaError_t launch_widest(const Job& job, cudaStream_t stream) {
 
 template <typename T>
 cudaError_t launch_typed(const Job& job, int32_t y_dtype, cudaStream_t stream) {
-    return y_dtype == TANGO_FP8 ? launch_widest<T, Fp8>(job, stream) : launch_widest<T, T>(job, stream);
+    if (y_dtype == TANGO_FP8) return launch_widest<T, Fp8>(job, stream);
+    return y_dtype == TANGO_INT8 ? launch_widest<T, int8_t>(job, stream) : launch_widest<T, T>(job, stream);
 }
 
 }  // namespace
@@ -77,9 +79,15 @@ int tango_bias_swiglu_enqueue(int32_t dtype, const void* gate, const void* gate_
     } all[] = {{"gate", gate}, {"gate_bias", gate_bias}, {"up", up}, {"up_bias", up_bias}, {"y", y}};
     for (const auto& tensor : all)
         if (int status = check_pointer(tensor.name, tensor.pointer, 1)) return status;
-    const Job job{
-        gate,  gate_bias,     up, up_bias, y, static_cast<unsigned>(rows * width), static_cast<unsigned>(width),
-        scale, 1.0f / y_scale};
+    const Job job{gate,
+                  gate_bias,
+                  up,
+                  up_bias,
+                  y,
+                  static_cast<unsigned>(rows * width),
+                  static_cast<unsigned>(width),
+                  scale,
+                  result_scale(y_scale)};
     const auto stream = static_cast<cudaStream_t>(opaque);
     return cuda_status(
         dtype == TANGO_FP16 ? launch_typed<__half>(job, y_dtype, stream) : launch_typed<float>(job, y_dtype, stream),

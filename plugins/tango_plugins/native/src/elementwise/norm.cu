@@ -17,7 +17,7 @@ struct Job {
     TangoNormShape shape;
     TangoNormTensors tensors;
     bool is_centered;     // LayerNorm
-    float inverse_scale;  // of an FP8 y
+    ResultScale y_scale;  // of a quantized y
     int warps_per_row;    // 1, or all warps of the block
 };
 
@@ -126,7 +126,7 @@ __global__ void __launch_bounds__((D::kWarps > kRowsPerBlock ? D::kWarps : kRows
             for (int j = 0; j < kSize; ++j)
                 normed[j] = (static_cast<float>(sum[i].at[j]) - mean) * scale * weight.at[j] + beta.at[j];
             Results y;
-            store_as(y.at, normed, job.inverse_scale);
+            store_as(y.at, normed, job.y_scale);
             static_cast<Results*>(tensors.y)[begin + at] = y;
         }
 }
@@ -150,7 +150,9 @@ cudaError_t launch_typed(const Job& job, cudaStream_t stream) {
         return launch_norm<D, Types...>(job, stream);
     } else {
         if constexpr (sizeof...(Types) == 2)
-            if (shape.y_dtype == TANGO_FP8) return launch_typed<D, Types..., Fp8>(job, stream);
+            if (is_quantized(shape.y_dtype))
+                return shape.y_dtype == TANGO_FP8 ? launch_typed<D, Types..., Fp8>(job, stream)
+                                                  : launch_typed<D, Types..., int8_t>(job, stream);
         return dtypes[sizeof...(Types)] == TANGO_FP16 ? launch_typed<D, Types..., __half>(job, stream)
                                                       : launch_typed<D, Types..., float>(job, stream);
     }
@@ -160,7 +162,7 @@ int check_shape(const TangoNormShape& shape, bool has_branch, bool has_bias) {
     if (int status = check_ranges({{"rows", shape.rows, 0, INT_MAX},
                                    {"width", shape.width, 1, TANGO_MAX_NORM_WIDTH},
                                    {"stream_dtype", shape.stream_dtype, TANGO_FP16, TANGO_FP32},
-                                   {"y_dtype", shape.y_dtype, TANGO_FP16, TANGO_FP8}}))
+                                   {"y_dtype", shape.y_dtype, TANGO_FP16, TANGO_INT8}}))
         return status;
     if (int status = check_scale("y_scale", shape.y_dtype, shape.y_scale)) return status;
     if (has_branch) {
@@ -175,7 +177,7 @@ int check_shape(const TangoNormShape& shape, bool has_branch, bool has_bias) {
     return fail(TANGO_BAD_ARGUMENT, "epsilon is %g: it must not be negative", static_cast<double>(shape.epsilon));
 }
 
-size_t element_bytes(int32_t dtype) { return dtype == TANGO_FP8 ? 1 : dtype == TANGO_FP16 ? 2 : 4; }
+size_t element_bytes(int32_t dtype) { return is_quantized(dtype) ? 1 : dtype == TANGO_FP16 ? 2 : 4; }
 
 // Checks the pointers, and says whether all of them are aligned to 16 bytes.
 int check_tensors(const TangoNormShape& shape, const TangoNormTensors& tensors, bool& is_aligned) {
@@ -210,7 +212,7 @@ int enqueue_norm(const TangoNormShape* shape, const TangoNormTensors* tensors, b
     if (shape->rows == 0) return TANGO_OK;
     bool is_aligned;
     if (int status = check_tensors(*shape, *tensors, is_aligned)) return status;
-    const Job job{*shape, *tensors, is_centered, 1.0f / shape->y_scale, 0};
+    const Job job{*shape, *tensors, is_centered, result_scale(shape->y_scale), 0};
     const auto stream = static_cast<cudaStream_t>(opaque);
     const cudaError_t error = is_aligned && shape->width % ByVector::kSize == 0 ? launch_typed<ByVector>(job, stream)
                                                                                 : launch_typed<ByElement>(job, stream);

@@ -4,8 +4,6 @@
 //
 // A warp has 32 or 64 rows and 64 columns. The order of inputs within 32 is free, as long as both operands have the
 // same.
-#include <algorithm>
-
 #include "common/check.h"
 #include "common/device.h"
 #include "linear/weights.cuh"
@@ -16,7 +14,7 @@ namespace {
 constexpr int kWarps = 4, kThreads = kWarps * kWarp;
 constexpr int kStages = 4;
 constexpr int kTiles = kColumns / 2 / 8;
-constexpr int kRowBytes = kUnit * 2;  // of x in a stage
+static_assert(kRowBytes == kUnit * 2);
 static_assert(kColumns == kThreads, "each thread brings an output's weights");
 
 template <typename Weights, int kRows>
@@ -25,9 +23,6 @@ struct Tile {
     static constexpr int kStageBytes = kRows * kRowBytes + Weights::kBytes;
     static constexpr int kSharedBytes = kStages * kStageBytes + 2 * kColumns * static_cast<int>(sizeof(Scaling));
 };
-
-// Where 8 inputs of a row are in a stage: swizzled, so that eight rows are in all banks.
-__device__ inline int x_offset(int row, int vector) { return row * kRowBytes + (vector ^ row / 2 % 4) * kVectorBytes; }
 
 template <typename Weights, int kRows>
 __global__ void __launch_bounds__(kThreads, 2) linear(const LinearJob job) {
@@ -40,13 +35,7 @@ __global__ void __launch_bounds__(kThreads, 2) linear(const LinearJob job) {
     const auto start = [&](int unit) {
         if (unit < units) {
             char* const stage = stages + unit % kStages * T::kStageBytes;
-            for (int i = threadIdx.x; i < kRows * (kRowBytes / kVectorBytes); i += kThreads) {
-                const int r = i / (kRowBytes / kVectorBytes), vector = i % (kRowBytes / kVectorBytes);
-                const int input = unit * kUnit + vector * 8;
-                const size_t at = static_cast<size_t>(min(row + r, job.shape.rows - 1)) * job.shape.inputs + input;
-                bring(stage + x_offset(r, vector), reinterpret_cast<const char*>(job.x + at),
-                      (job.shape.inputs - input) * 2);
-            }
+            bring_rows<kRows, kThreads>(stage, job.x, row, job.shape.rows, unit * kRowBytes, job.shape.inputs * 2);
             Weights::start(job, stage + kRows * kRowBytes, column, threadIdx.x, unit);
         }
         copy_commit();
@@ -115,16 +104,10 @@ cudaError_t launch_rows(LinearJob job, cudaStream_t stream) {
     return launch(linear<Weights, kRows>, job, blocks, kThreads, Tile<Weights, kRows>::kSharedBytes, stream);
 }
 
-// Larger blocks read less, smaller ones leave fewer SMs idle.
 template <typename Weights>
 cudaError_t launch_best(const LinearJob& job, int sms, cudaStream_t stream) {
-    constexpr int kLarge = 128, kSmall = 64, kResident = 2;
-    const auto time = [&](int rows) {
-        const int blocks = ceil_div(job.shape.rows, rows) * ceil_div(job.shape.outputs, kColumns);
-        return ceil_div(blocks, sms * kResident) * rows;
-    };
-    return time(kLarge) <= time(kSmall) ? launch_rows<Weights, kLarge>(job, stream)
-                                        : launch_rows<Weights, kSmall>(job, stream);
+    return prefers_large(job.shape, sms) ? launch_rows<Weights, kLargeRows>(job, stream)
+                                         : launch_rows<Weights, kSmallRows>(job, stream);
 }
 
 }  // namespace

@@ -3,12 +3,11 @@
 
 #include "common/integers.cuh"
 #include "linear/matrix.h"
+#include "linear/tile.cuh"
 
 namespace tango {
 
-constexpr int kUnit = 32;      // inputs that are brought and unpacked at a time, and the smallest block of weights
-constexpr int kColumns = 128;  // outputs of a block of threads
-constexpr int kVectorBytes = 16;
+constexpr int kUnit = 32;  // inputs that are brought and unpacked at a time, and the smallest block of weights
 
 // The argument of the kernels.
 struct LinearJob {
@@ -19,13 +18,6 @@ struct LinearJob {
     int row_blocks;
     int shift, units;  // a block of weights has 1 << shift units of 32 inputs; units of an output, blocks filled up
 };
-
-// Brings 16 bytes, of which only some exist or the address may be odd, and fills up with zeros.
-__device__ inline void bring(char* to, const char* from, int bytes) {
-    if (bytes >= kVectorBytes && reinterpret_cast<uintptr_t>(from) % kVectorBytes == 0)
-        return copy_async(shared_address(to), from);
-    for (int i = 0; i < kVectorBytes; ++i) to[i] = i < bytes ? from[i] : 0;
-}
 
 // What a thread brings for its output in a stage, besides weights.
 struct Scaling {
