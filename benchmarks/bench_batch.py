@@ -48,6 +48,8 @@ FPS = 30
 def write_video(folder: Path, seconds: int, size: tuple[int, int], number: int) -> Path:
     """A camera pans over a texture, in H.264 with the encoder's default of a keyframe every 250 frames."""
     (height, width), path = size, folder / f"{number:03}.mp4"
+    if path.exists():
+        return path
     rng = np.random.default_rng(number)
     small = rng.integers(0, 256, (height // 8, width // 4, 3), dtype=np.uint8)
     texture = small.repeat(16, 0).repeat(16, 1) // 2
@@ -159,12 +161,14 @@ def main() -> None:
     parser.add_argument("--videos", type=int, default=200)
     parser.add_argument("--seconds", type=int, default=30, help="length of a file (default: 30)")
     parser.add_argument("--size", type=frame_size, default=(720, 1280), help="HEIGHTxWIDTH (default: 720x1280)")
-    parser.add_argument("--singles", type=int, default=4, help="single runs that are timed (default: 4)")
+    parser.add_argument("--singles", type=int, default=4, help="single runs that are timed, may be 0 (default: 4)")
     parser.add_argument("--decoders", type=int, nargs="+", default=[8])
     parser.add_argument("--max-new-tokens", type=int, default=16)
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--ray", metavar="ADDRESS", help="cluster that answers the batch")
-    parser.add_argument("--folder", type=Path, help="where the files are written and kept (default: a temporary one)")
+    parser.add_argument(
+        "--folder", type=Path, help="where the files are kept, and used again (default: a temporary one)"
+    )
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
 
@@ -180,13 +184,14 @@ def main() -> None:
         options = ["--backend", args.backend, "--max-new-tokens", str(args.max_new_tokens)]
         cluster = ["--ray", args.ray] if args.ray else []
 
-        singles, wanted = run_singly(args.bundle, videos[: args.singles], options)
-        single = statistics.median(singles)
-        print(f"a single run: {single:.2f} s (median of {len(singles)})", flush=True)
+        singles, wanted = run_singly(args.bundle, videos[: args.singles], options) if args.singles else ([], {})
+        if singles:
+            print(f"a single run: {statistics.median(singles):.2f} s (median of {len(singles)})", flush=True)
         batches = []
         for decoders in args.decoders:
             figures, answers = run_batch(args.bundle, folder, decoders, [*options, *cluster])
-            figures["times_faster"] = round(single * len(rows) / figures["seconds"], 1)
+            if singles:
+                figures["times_faster"] = round(statistics.median(singles) * len(rows) / figures["seconds"], 1)
             figures["same_answers"] = sum(answers[key] == text for key, text in wanted.items())
             figures["decoded_alone_per_second"] = decode_alone(args.bundle, videos[: 4 * decoders], decoders)
             batches.append(figures)
