@@ -1,4 +1,5 @@
-"""Times weights of 4 and 8 bits on a GPU, next to fp16 in the same run: decode steps, and the products of a prefill.
+"""Times weights of 4 and 8 bits on a GPU, next to fp16 in the same run: decode steps of one sequence and of several,
+and the products of a prefill.
 
     python -m benchmarks.bench_weights --output benchmarks/results/weights-h200.json
 
@@ -19,7 +20,7 @@ import torch
 
 from benchmarks.bench_kernels import measure
 from tango_plugins import native_library, structs
-from tango_plugins.decoder import CudaDecoder, DecoderShape
+from tango_plugins.decoder import CudaBatchDecoder, CudaDecoder, DecoderShape, DecodeSequence, cache_table
 from tango_plugins.device_array import DeviceArray
 from tango_plugins.matrix import Matrix
 
@@ -49,6 +50,8 @@ PRODUCTS = {
 POSITION, ROWS, BANDWIDTH = 671, 659, 4.8e12
 TOWER_ROWS, TOWER_FORMATS = 32 * 729, ("fp16", "fp8", "int8", "w8a8")  # of 32 frames
 STEPS, COPIES = 10, 4
+#: Formats and numbers of sequences of a step of several.
+BATCHED, SEQUENCES = ("fp16", "int8", "int4-32", "int4-128"), (1, 8)
 
 
 def described(tensor):
@@ -79,51 +82,99 @@ def bytes_of(matrix):
     return sum(tensor.nbytes for tensor in tensors)
 
 
+class RandomDecoder:
+    """Weights of a decoder whose matrices are in a format; what runs it has their addresses."""
+
+    def __init__(self, size, form):
+        self.shape, kind = SHAPES[size], FORMATS[form]
+        s = self.shape
+        qkv = (s.heads + 2 * s.kv_heads) * s.head_dim
+        self.weights = {
+            "rotary.inv_freq": described(1e6 ** (-torch.arange(0, s.head_dim, 2, device="cuda") / s.head_dim)),
+            "norm.weight": random(s.hidden_size),
+        }
+        self.matrices = {"lm_head.weight": random_matrix(s.hidden_size, s.head_columns, *kind)}
+        for i in range(s.layers):
+            for name, sizes in {
+                "self_attn.qkv_proj": (s.hidden_size, qkv),
+                "self_attn.o_proj": (s.heads * s.head_dim, s.hidden_size),
+                "mlp.gate_proj": (s.hidden_size, s.intermediate),
+                "mlp.up_proj": (s.hidden_size, s.intermediate),
+                "mlp.down_proj": (s.intermediate, s.hidden_size),
+            }.items():
+                self.matrices[f"layers.{i}.{name}.weight"] = random_matrix(*sizes, *kind)
+            self.weights[f"layers.{i}.input_layernorm.weight"] = random(s.hidden_size)
+            self.weights[f"layers.{i}.post_attention_layernorm.weight"] = random(s.hidden_size)
+            self.weights[f"layers.{i}.self_attn.qkv_proj.bias"] = random(qkv, dtype=torch.half)
+
+    def cache(self):
+        """A random KV cache."""
+        s = self.shape
+        return [random(s.kv_heads, s.capacity, s.head_dim, dtype=torch.half) for _ in range(2 * s.layers)]
+
+    def bytes_read(self, sequences):
+        """Bytes that a step reads: all matrices once, and each cache up to its position."""
+        s = self.shape
+        cache = 2 * s.layers * s.kv_heads * (POSITION + 1) * s.head_dim * 2
+        return sum(map(bytes_of, self.matrices.values())) + sequences * cache
+
+
 def time_decode(size, form, repeats):
     """A record of a decode step."""
-    s, kind = SHAPES[size], FORMATS[form]
-    qkv, half = (s.heads + 2 * s.kv_heads) * s.head_dim, torch.half
-
-    def random(*shape, dtype=torch.float32):
-        return described(torch.randn(*shape, device="cuda", dtype=dtype))
-
-    weights = {
-        "rotary.inv_freq": described(1e6 ** (-torch.arange(0, s.head_dim, 2, device="cuda") / s.head_dim)),
-        "norm.weight": random(s.hidden_size),
-    }
-    matrices = {"lm_head.weight": random_matrix(s.hidden_size, s.head_columns, *kind)}
-    for i in range(s.layers):
-        for name, sizes in {
-            "self_attn.qkv_proj": (s.hidden_size, qkv),
-            "self_attn.o_proj": (s.heads * s.head_dim, s.hidden_size),
-            "mlp.gate_proj": (s.hidden_size, s.intermediate),
-            "mlp.up_proj": (s.hidden_size, s.intermediate),
-            "mlp.down_proj": (s.intermediate, s.hidden_size),
-        }.items():
-            matrices[f"layers.{i}.{name}.weight"] = random_matrix(*sizes, *kind)
-        weights[f"layers.{i}.input_layernorm.weight"] = random(s.hidden_size)
-        weights[f"layers.{i}.post_attention_layernorm.weight"] = random(s.hidden_size)
-        weights[f"layers.{i}.self_attn.qkv_proj.bias"] = random(qkv, dtype=half)
-    cache = [random(s.kv_heads, s.capacity, s.head_dim, dtype=half) for _ in range(2 * s.layers)]
-    decoder = CudaDecoder(s, weights, matrices, cache)
-    memory = torch.zeros(decoder.workspace_bytes + 256, dtype=torch.uint8, device="cuda")
-    tensors = {
-        "logits": torch.empty(s.vocabulary, device="cuda"),
-        "table": torch.from_numpy(decoder.table).cuda(),
-        "workspace": memory[-memory.data_ptr() % 256 :][: decoder.workspace_bytes],
-    }
-    given = {name: described(tensor) for name, tensor in tensors.items()}
-    embedding = random(s.hidden_size, dtype=half)
+    made = RandomDecoder(size, form)
+    cache, embedding, logits = made.cache(), random(made.shape.hidden_size, dtype=torch.half), logits_of(made.shape)
+    decoder = CudaDecoder(made.shape, made.weights, made.matrices, cache)
+    given = {"logits": logits, **memory_of(decoder)}
 
     def step():
         decoder.enqueue(embedding, POSITION, **given, stream=torch.cuda.current_stream().cuda_stream)
 
+    return decode_record("decode", size, form, made.bytes_read(1), measure([step], repeats, STEPS), [logits])
+
+
+def time_batch(size, form, count, repeats):
+    """A record of a decode step of several sequences."""
+    made = RandomDecoder(size, form)
+    caches, outputs = [made.cache() for _ in range(count)], [logits_of(made.shape) for _ in range(count)]
+    tables = [described(torch.from_numpy(cache_table(made.shape, cache)).cuda()) for cache in caches]
+    sequences = [
+        DecodeSequence(
+            random(made.shape.hidden_size, dtype=torch.half), POSITION, POSITION, table, made.shape.capacity, logits
+        )
+        for table, logits in zip(tables, outputs, strict=True)
+    ]
+    decoder = CudaBatchDecoder(made.shape, made.weights, made.matrices)
+    given = memory_of(decoder)
+
+    def step():
+        decoder.enqueue(sequences, **given, stream=torch.cuda.current_stream().cuda_stream)
+
     microseconds = measure([step], repeats, STEPS)
-    size_read = sum(map(bytes_of, matrices.values()))
-    size_read += 2 * s.layers * s.kv_heads * (POSITION + 1) * s.head_dim * 2
-    record = {"kind": "decode", "size": size, "weights": form, "us": microseconds, "gb": round(size_read / 1e9, 3)}
+    return decode_record("batch", size, form, made.bytes_read(count), microseconds, outputs) | {"sequences": count}
+
+
+def random(*shape, dtype=torch.float32):
+    """Random values on the GPU."""
+    return described(torch.randn(*shape, device="cuda", dtype=dtype))
+
+
+def logits_of(shape):
+    """Room for the logits of a step."""
+    return described(torch.empty(shape.vocabulary, device="cuda"))
+
+
+def memory_of(decoder):
+    """The table and the workspace of a decoder."""
+    memory = torch.zeros(decoder.workspace_bytes + 256, dtype=torch.uint8, device="cuda")
+    workspace = memory[-memory.data_ptr() % 256 :][: decoder.workspace_bytes]
+    return {"table": described(torch.from_numpy(decoder.table).cuda()), "workspace": described(workspace)}
+
+
+def decode_record(kind, size, form, size_read, microseconds, outputs):
+    """A record of a step that read so many bytes and wrote some logits."""
+    record = {"kind": kind, "size": size, "weights": form, "us": microseconds, "gb": round(size_read / 1e9, 3)}
     record["share_of_bandwidth"] = round(size_read / (microseconds * 1e-6) / BANDWIDTH, 3)
-    record["finite"] = bool(tensors["logits"].isfinite().all())
+    record["finite"] = all(bool(logits.owner.isfinite().all()) for logits in outputs)
     return record
 
 
@@ -191,6 +242,8 @@ def main():
     for size in args.sizes:
         for form in FORMATS if size in SHAPES else ():
             add(time_decode(size, form, args.repeats))
+        for form, count in product(BATCHED, SEQUENCES) if size in SHAPES else ():
+            add(time_batch(size, form, count, args.repeats))
         counts, forms = ((ROWS, 16), (*FORMATS, "w8a8")) if size in SHAPES else ((TOWER_ROWS,), TOWER_FORMATS)
         for rows, name, form in product(counts, PRODUCTS[size], forms):
             add(time_product(size, name, form, rows, args.repeats))
