@@ -33,6 +33,7 @@ _LEFT_OUT = 16
 #: Those of them whose long files are read by their index; from how many packets on, and how many are read to see that
 #: the index says the same as they do.
 _INDEXED, _MANY, _LOOK = {"h264", "hevc"}, 500, 64
+_INDEX_ENTRY = np.dtype([("dts", "i8"), ("pos", "i8"), ("size", "i8"), ("key", "?")])
 
 #: Most frames by which decoding and presentation order differ (H.264, H.265).
 _REORDERING = 16
@@ -152,19 +153,20 @@ def _read_index(path: Path, container: Any, stream: Any) -> Timeline | None:
     extradata = stream.codec_context.extradata
     if codec == "h264" and may_have_fields(extradata):
         return None
-    listed = [(entry.timestamp, entry.pos, entry.size, entry.is_keyframe) for entry in entries]
-    n, begin, step = len(listed), listed[0][0], listed[1][0] - listed[0][0]
-    even = range(begin, begin + n * step, step) if step > 0 else ()
-    if [dts for dts, *_ in listed] != list(even) or n * step != stream.duration:
+    rows = ((entry.timestamp, entry.pos, entry.size, entry.is_keyframe) for entry in entries)
+    index = np.fromiter(rows, _INDEX_ENTRY, len(entries))  # a list would take ten times the memory
+    n, step = len(index), int(index["dts"][1] - index["dts"][0])
+    if step <= 0 or (np.diff(index["dts"]) != step).any() or n * step != stream.duration:
         return None
     if any(entry.is_discard for entry in entries):
         return None
     first = [_read_packet(packet, codec, extradata, path) for packet in islice(demux(container, stream), _LOOK)]
     times = [p.pts for p in first if p.pts is not None and not p.hidden]
-    if len(times) < _LOOK or [(p.dts, p.pos, p.size, p.key) for p in first] != listed[:_LOOK]:
+    if len(times) < _LOOK or [(p.dts, p.pos, p.size, p.key) for p in first] != index[:_LOOK].tolist():
         return read_timeline(path, by_index=False)
     begin = min(times)
-    keys = [Key(i, begin + i * step, dts, pos) for i, (dts, pos, _, is_key) in enumerate(listed) if is_key]
+    places = np.flatnonzero(index["key"]).tolist()
+    keys = [Key(i, begin + i * step, int(index["dts"][i]), int(index["pos"][i])) for i in places]
     slack = max(place - (pts - begin) // step for place, pts in enumerate(times))
     even = range(begin, begin + n * step, step)
     return Timeline(even, Fraction(stream.time_base), _pixels(stream), range(n), keys, slack, is_from_index=True)
