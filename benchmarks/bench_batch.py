@@ -44,6 +44,9 @@ DISTINCT = 16
 #: Frames a second of the files.
 FPS = 30
 
+#: Milliseconds between two samples of the GPU's use.
+_SAMPLE_MS = 200
+
 
 def write_video(folder: Path, seconds: int, size: tuple[int, int], number: int) -> Path:
     """A camera pans over a texture, in H.264 with the encoder's default of a keyframe every 250 frames."""
@@ -78,7 +81,15 @@ class GpuUse:
     """Percent of the time in which the GPU was busy, as nvidia-smi samples it; a context manager."""
 
     def __enter__(self) -> GpuUse:
-        query = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "-lms", "200", "-i", "0"]
+        query = [
+            "nvidia-smi",
+            "--query-gpu=utilization.gpu",
+            "--format=csv,noheader,nounits",
+            "-lms",
+            str(_SAMPLE_MS),
+            "-i",
+            "0",
+        ]
         there = shutil.which("nvidia-smi")
         self._process = subprocess.Popen(query, stdout=subprocess.PIPE, text=True) if there else None
         return self
@@ -90,9 +101,9 @@ class GpuUse:
             output, _ = self._process.communicate()
             self.samples = [int(line) for line in output.splitlines() if line.strip().isdigit()]
 
-    def summary(self) -> dict[str, float] | None:
-        """Mean of the samples, and their share of 90 or more; idle ones at both ends are left out."""
-        at_work = np.trim_zeros(np.array(self.samples))
+    def summary(self, seconds: float) -> dict[str, float] | None:
+        """Mean of the samples of the last ``seconds`` before the GPU was idle, and their share of 90 or more."""
+        at_work = np.trim_zeros(np.array(self.samples))[-round(1e3 * seconds / _SAMPLE_MS) :]
         if not len(at_work):
             return None
         return {"mean": round(float(at_work.mean()), 1), "share_of_90": round(float((at_work >= 90).mean()), 3)}
@@ -138,7 +149,7 @@ def run_batch(bundle: Path, folder: Path, decoders: int, options: list[str]) -> 
         "seconds_at_work": float(at_work[2]),
         "answers_per_second_at_work": float(at_work[0]),
         "model_busy_percent": int(at_work[1]),
-        "gpu_busy_percent": use.summary(),
+        "gpu_busy_percent": use.summary(float(at_work[2])),
     }
     return figures, {(line["video"], line["question"]): line["answer"] for line in lines}
 
@@ -166,6 +177,7 @@ def main() -> None:
     parser.add_argument("--max-new-tokens", type=int, default=16)
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--ray", metavar="ADDRESS", help="cluster that answers the batch")
+    parser.add_argument("--models-per-gpu", type=int, default=1)
     parser.add_argument(
         "--folder", type=Path, help="where the files are kept, and used again (default: a temporary one)"
     )
@@ -182,7 +194,7 @@ def main() -> None:
         rows = [{"video": video.name, "question": question} for video in videos for question in QUESTIONS]
         (folder / "questions.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
         options = ["--backend", args.backend, "--max-new-tokens", str(args.max_new_tokens)]
-        cluster = ["--ray", args.ray] if args.ray else []
+        cluster = ["--ray", args.ray, "--models-per-gpu", str(args.models_per_gpu)] if args.ray else []
 
         singles, wanted = run_singly(args.bundle, videos[: args.singles], options) if args.singles else ([], {})
         if singles:
@@ -200,6 +212,7 @@ def main() -> None:
             "conditions": {"machine": machine(), "gpu_before": gpu_state()},
             "bundle": args.bundle.resolve().name,
             "ray": args.ray,
+            "models_per_gpu": args.models_per_gpu,
             "videos": len(videos),
             "seconds": args.seconds,
             "size": args.size,

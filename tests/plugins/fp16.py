@@ -59,8 +59,8 @@ class Fp16Product:
     def check(self, epilogue=NONE):
         """Compares it with fp64, to fp16's rounding, and that it ends where it should.
 
-        A GPU's tanh is approximate. Where rows are no multiple of 16 bytes, or tensors begin at no such address, kernels
-        of cuBLASLt round the sum before its GELU.
+        A GPU's tanh is approximate. Where rows are no multiple of 16 bytes, or tensors begin at no such address,
+        kernels of cuBLASLt round the sum before its GELU.
         """
         assert self.enqueue(epilogue) == 0, self.library.tango_last_error()
         x, weight, bias = self.x.double(), self.weight.double(), self.bias.double() * (epilogue != NONE)

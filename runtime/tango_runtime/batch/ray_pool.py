@@ -1,4 +1,4 @@
-"""Workers on the machines of a Ray cluster: one for each GPU, or for each node where no node has any.
+"""Workers on the machines of a Ray cluster: one or several for each GPU, or one for each node where no node has any.
 
 A worker gets its items ahead of the one that it works on, so it can decode the next. What a lost node had goes to the
 others, at the end and one item at a time: an item that kills its worker then takes no other with it. Nodes that join
@@ -67,6 +67,7 @@ class Pool(Generic[Item, Result]):
     Args:
         open_worker: Called on a node with the number of workers there. It, items and results are pickled.
         on_open: Called with a worker's description.
+        per_gpu: Workers that share a GPU.
 
     Attributes:
         busy: Seconds that all workers worked.
@@ -77,9 +78,10 @@ class Pool(Generic[Item, Result]):
         self,
         open_worker: Callable[[int], QueueWorker[Item, Result]],
         on_open: Callable[[str], None] = lambda description: None,
+        per_gpu: int = 1,
     ) -> None:
         self.busy, self.workers, self._was_ready = 0.0, 0, 0.0
-        self._open_worker, self._on_open = open_worker, on_open
+        self._open_worker, self._on_open, self._per_gpu = open_worker, on_open, per_gpu
         self._members: dict[_Place, _Member[Item]] = {}
         self._refusals: dict[_Place, int] = {}
         self._why: TangoError | None = None
@@ -170,7 +172,7 @@ class Pool(Generic[Item, Result]):
         Raises:
             TangoError: There are none to start, and none at work.
         """
-        for place in _places():
+        for place in _places(self._per_gpu):
             if place not in self._members and self._refusals.get(place, 0) < _LOSSES:
                 self._members[place] = _Member(place.start(self._open_worker))
         if not self._members:
@@ -179,7 +181,7 @@ class Pool(Generic[Item, Result]):
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a worker can be: a GPU of a node, or a node."""
+    """Where a worker can be: a GPU of a node, a share of one, or a node."""
 
     node: str
     number: int
@@ -239,15 +241,15 @@ class _Actor:
         return list(self._worker.answer_next()), self._worker.busy - before
 
 
-def _places() -> list[_Place]:
-    """Where workers can be, in the cluster as it is now."""
+def _places(per_gpu: int) -> list[_Place]:
+    """Where workers can be, so many on each GPU, in the cluster as it is now."""
     import ray
 
     nodes = [(node["NodeID"], node["Resources"]) for node in ray.nodes() if node["Alive"]]
     gpus = {name: int(found.get("GPU", 0)) for name, found in nodes}
     if any(gpus.values()):
-        one = (("num_gpus", 1.0), ("num_cpus", 0.0))
-        return [_Place(name, i, count, one) for name, count in gpus.items() for i in range(count)]
+        one, counts = (("num_gpus", 1 / per_gpu), ("num_cpus", 0.0)), {name: n * per_gpu for name, n in gpus.items()}
+        return [_Place(name, i, count, one) for name, count in counts.items() for i in range(count)]
     cores = {name: int(found.get("CPU", 0)) for name, found in nodes}
     return [_Place(name, 0, 1, (("num_cpus", float(count)),)) for name, count in cores.items() if count]
 

@@ -8,6 +8,7 @@ from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 
+from tango_plugins import TangoError
 from tango_runtime.batch.answers import AnswerFile, ErrorFile, error_path
 from tango_runtime.batch.decoding import default_count
 from tango_runtime.batch.questions import read_questions
@@ -25,6 +26,7 @@ from tango_runtime.cli.args import (
     add_video_options,
     new_file,
     non_negative_int,
+    positive_int,
     sampling_options,
     video_options,
 )
@@ -64,9 +66,19 @@ def _configure(parser: argparse.ArgumentParser) -> None:
         help="number of processes that decode videos ahead of a model (default: half of its cores, at most 8)",
     )
     add_ray(parser)
+    parser.add_argument(
+        "--models-per-gpu",
+        type=positive_int,
+        default=1,
+        metavar="N",
+        help="workers that share a GPU of the Ray cluster, each with its own model there: one computes while another "
+        "waits for the host (default: %(default)s)",
+    )
 
 
 def _run(args: argparse.Namespace) -> int:
+    if args.models_per_gpu > 1 and args.ray is None:
+        raise TangoError("--models-per-gpu is for workers of a Ray cluster", "add --ray local for this machine")
     answers, table = _outputs(args.output)
     outputs = {"--output": args.output, "the file of answers": answers if table else None}
     outputs["the file of errors"] = error_path(answers)
@@ -137,7 +149,7 @@ def _outcomes(
                 usage.restart()
             status(f"worker: {description}")
 
-        pool: Pool[Task, Outcome] = Pool(open_worker, on_open)
+        pool: Pool[Task, Outcome] = Pool(open_worker, on_open, args.models_per_gpu)
         with connected(args.ray):
             yield answer_on_ray(pool, tasks, usage), usage
         return

@@ -37,11 +37,11 @@ class Doubler:
 def cluster(monkeypatch):
     """``cluster(**nodes)``: a cluster, and a pool of doublers on it."""
 
-    def make(**nodes):
+    def make(per_gpu=1, **nodes):
         found = Cluster(**nodes)
         found.install(monkeypatch)
         monkeypatch.setattr(Doubler, "cluster", found)
-        return found, Pool(Doubler)
+        return found, Pool(Doubler, per_gpu=per_gpu)
 
     return make
 
@@ -92,6 +92,12 @@ def test_each_gpu_has_a_worker_and_else_each_node(cluster):
     found, pool = cluster(a={}, b={"CPU": 4.0})
     results(pool, range(4))
     assert [(actor.node, actor.resources) for actor in found.actors] == [("b", {"num_cpus": 4.0})]
+
+
+def test_several_workers_share_a_gpu(cluster):
+    found, pool = cluster(per_gpu=2, a={"GPU": 2.0})
+    assert results(pool, range(40)) == {i: [2 * i] for i in range(40)}
+    assert [actor.resources for actor in found.actors] == [{"num_gpus": 0.5, "num_cpus": 0.0}] * 4
 
 
 def test_what_a_lost_node_had_is_done_by_another(cluster):

@@ -353,6 +353,12 @@ def test_an_output_that_cannot_be_is_refused(batch, folder, output, error):
     assert (folder / "questions.jsonl").read_bytes() == before
 
 
+def test_models_share_a_gpu_of_a_cluster_only(batch):
+    code, err = batch("--models-per-gpu", 2)
+    assert code == 2
+    assert "--models-per-gpu is for workers of a Ray cluster" in err
+
+
 @pytest.mark.parametrize(("text", "error"), [("", "has no questions"), (None, "there is no ")])
 def test_a_batch_needs_questions(batch, folder, text, error):
     (folder / "questions.jsonl").unlink() if text is None else ask(folder, [])
