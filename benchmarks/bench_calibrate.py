@@ -3,8 +3,8 @@
     python -m benchmarks.bench_calibrate SCRATCH --size 7b --decoder int8 int4 --json results.json
 
 Checkpoint and bundle are made in SCRATCH, unless they exist. Each precision runs in its own process on generated clips.
-The losses of random weights mean nothing, but take as long to measure as others. The 7B needs 50 GB of disk, and memory
-for its decoder's weights in fp32 (28 GB) and 5 GB more.
+The losses of random weights mean nothing, but take as long to measure as others. The 7B needs 50 GB of disk. On a
+CPU it needs memory for its decoder's weights in fp32 (28 GB) and 5 GB more, on a GPU 11 GB of the host's.
 
 ``peak_bytes`` is the process's ``ru_maxrss``, which includes mapped pages of the bundle that can be dropped.
 ``private_peak_bytes`` is the sampled maximum of its anonymous memory.

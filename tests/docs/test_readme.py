@@ -60,11 +60,11 @@ def test_the_matrix_agrees_with_the_reference() -> None:
 
 #: Rows of the table of performance, in order: the file, the kind of run, and who ran.
 MEASURED = [
-    ("h200-device-form-own", "pruned", "tango"),
+    ("h200-onnxruntime-0.5b-linear", "pruned", "tango"),
     ("h200-tensorrt-0.5b-device", "pruned", "tango"),
     ("h200-device-form-own", "unpruned", "tango"),
-    ("h200-onnxruntime-7b-device", "pruned", "tango"),
-    ("h200-onnxruntime-7b", "unpruned", "tango"),
+    ("h200-onnxruntime-7b-linear", "pruned", "tango"),
+    ("h200-onnxruntime-7b-linear", "unpruned", "tango"),
     ("h200-onnxruntime-7b-transformers", "pruned", "transformers"),
     ("h200-onnxruntime-llava-video-7b", "pruned", "tango"),
     ("h200-onnxruntime-qwen2.5-vl-7b-560x1008", "pruned", "tango"),

@@ -10,6 +10,7 @@ from tools.docs.markdown import table
 from tools.docs.measured import Column, link, load, number, stages
 
 _STAGES = {
+    "open the file": "open",
     "sample and resize frames": "video",
     "copy frames to the GPU": "upload",
     "vision": "vision",
@@ -27,10 +28,10 @@ _MEMORY = ("memory on the GPU, MB", "peak memory on the host, MB")
 def pipeline() -> str:
     """The pipeline with device graphs in the CUDA library's operators."""
     columns = (
-        Column("0.5B, a tenth", "h200-device-form-own"),
-        Column("0.5B, all tokens", "h200-device-form-own", "unpruned, 384x384"),
+        Column("0.5B, a tenth", "h200-onnxruntime-0.5b-linear"),
         Column("0.5B, a tenth, TensorRT", "h200-tensorrt-0.5b-device"),
-        Column("7B, a tenth", "h200-onnxruntime-7b-device"),
+        Column("7B, a tenth", "h200-onnxruntime-7b-linear"),
+        Column("7B, all tokens", "h200-onnxruntime-7b-linear", "unpruned, 384x384"),
         Column("7B, a tenth, TensorRT", "h200-tensorrt-7b-device"),
     )
     return stages(columns, _STAGES, (*_TOKENS, *_MEMORY, *_CONDITIONS))
@@ -47,11 +48,9 @@ def transformers() -> str:
     return stages(columns, _STAGES, _CONDITIONS)
 
 
-def unpruned() -> str:
-    """What pruning saves, and what large frames cost on the host."""
-    sizes = (("0.5B", "h200-onnxruntime-0.5b"), ("7B", "h200-onnxruntime-7b"))
-    cases = {"a tenth": "pruned, 384x384", "all": "unpruned, 384x384", "a tenth, 1920×1080": "pruned, 1920x1080"}
-    columns = tuple(Column(f"{size}, {title}", name, case) for size, name in sizes for title, case in cases.items())
+def video() -> str:
+    """From a file to the first token."""
+    columns = tuple(Column(way, f"h200-video-0.5b-{way}", "pruned, 1920x1080") for way in ("exact", "keyframes"))
     return stages(columns, _STAGES, (*_MEMORY, *_CONDITIONS))
 
 
@@ -94,10 +93,9 @@ def live() -> str:
 def cold_starts() -> str:
     """New processes, from their start to the first token."""
     files = {
-        "0.5B, ONNX Runtime": "h200-onnxruntime-0.5b",
-        "again": "h200-onnxruntime-0.5b-again",
-        "later version": "h200-onnxruntime-0.5b-device",
-        "TensorRT": "h200-tensorrt-0.5b-device",
+        "0.5B, ONNX Runtime": "h200-onnxruntime-0.5b-linear",
+        "earlier": "h200-onnxruntime-0.5b-device",
+        "0.5B, TensorRT": "h200-tensorrt-0.5b-device",
         "7B, TensorRT": "h200-tensorrt-7b-device",
     }
     parts = {"import": "import", "load the bundle": "load", "first token": "first token", "**together**": "total"}
@@ -113,7 +111,7 @@ def operator() -> str:
 
 
 def kernels() -> str:
-    """Kernels of a vision tower, against PyTorch's."""
+    """Kernels of a vision tower and products of fp16, against PyTorch's."""
     found = load("kernels-h200")["records"]
     return table(("kernel", "shape", "µs", "peers, µs"), [row for record in found for row in _kernel(record)])
 
@@ -174,7 +172,14 @@ def _kernel(record: dict[str, Any]) -> list[tuple[str, ...]]:
     shape, name = str(record["shape"]), record["kernel"]
     if "dtypes" in record:
         name += f" (stream, branch, result: {', '.join(kind.removeprefix('torch.') for kind in record['dtypes'])})"
-    peers = {"cudnn_us": "cuDNN", "flash_us": "flash attention 2", "torch_us": "PyTorch"}
+    peers = {
+        "cudnn_us": "cuDNN",
+        "flash_us": "flash attention 2",
+        "without_workspace_us": "without a workspace",
+        "linear_and_gelu_us": "in two kernels",
+        "torch_us": "PyTorch",
+        "torch_and_gelu_us": "PyTorch's product and our GELU",
+    }
     against = ", ".join(f"{title} {record[key]}" for key, title in peers.items() if key in record)
     titles = {"us": name, "erf_us": f"{name}, exact", "tanh_us": f"{name}, by tanh"}
     found = [(key, title) for key, title in titles.items() if key in record]
@@ -184,12 +189,12 @@ def _kernel(record: dict[str, Any]) -> list[tuple[str, ...]]:
 PARTS: dict[str, Callable[[], str]] = {
     "pipeline": pipeline,
     "transformers": transformers,
-    "unpruned": unpruned,
     "families": families,
     "cold-starts": cold_starts,
     "operator": operator,
     "kernels": kernels,
     "frames": frames,
+    "video": video,
     "live": live,
     "server": server,
     "together": together,
