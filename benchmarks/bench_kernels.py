@@ -43,8 +43,6 @@ LINEARS = [
 ]
 #: Those that GELU follows.
 LINEAR_GELUS = [(32 * 729, 1152, 4304)]
-#: Bytes of a product's workspace (TANGO_FP16_LINEAR_WORKSPACE), and its epilogue with GELU (TangoEpilogue).
-WORKSPACE, BIAS_GELU = 32 << 20, 2
 DTYPES = (torch.float16, torch.float32)
 INPUTS, CALLS = 3, 24
 
@@ -163,17 +161,16 @@ def linear_inputs(case):
     return [[random(*size) for size in given] for _ in range(INPUTS)]
 
 
-def linear(epilogue, workspace):
-    """A function that multiplies with the CUDA library."""
-    memory = torch.empty(workspace, device="cuda", dtype=torch.uint8)
+def linear(x, weight, bias, y, function="tango_fp16_linear_enqueue"):
+    """The CUDA library's product."""
+    shape = structs.TangoLinearShape(*x.shape, y.shape[1])
+    tensors = structs.TangoFp16LinearTensors(*(tensor.data_ptr() for tensor in (x, weight, bias, y)))
+    enqueue(function, shape, tensors)
 
-    def call(x, weight, bias, y):
-        shape = structs.TangoLinearShape(*x.shape, y.shape[1])
-        tensors = structs.TangoFp16LinearTensors(*(tensor.data_ptr() for tensor in (x, weight, bias, y)))
-        scratch = (memory.data_ptr() if workspace else None, workspace)
-        enqueue("tango_fp16_linear_enqueue", shape, tensors, epilogue, *scratch)
 
-    return call
+def linear_gelu(x, weight, bias, y):
+    """The CUDA library's product with a bias and GELU."""
+    linear(x, weight, bias, y, "tango_fp16_linear_gelu_enqueue")
 
 
 def mm(x, weight, bias, y):
@@ -201,15 +198,13 @@ def time_products(kernel, case, ways, repeats):
 
 
 def time_linear(case, repeats):
-    """A record of a product, with a workspace and without."""
-    ways = {"us": linear(0, WORKSPACE), "without_workspace_us": linear(0, 0), "torch_us": mm}
-    return time_products("linear", case, ways, repeats)
+    """A record of a product."""
+    return time_products("linear", case, {"us": linear, "torch_us": mm}, repeats)
 
 
 def time_linear_gelu(case, repeats):
     """A record of a product with GELU, in one kernel and in two."""
-    one, two, theirs = linear(BIAS_GELU, WORKSPACE), then_gelu(linear(0, WORKSPACE)), then_gelu(mm)
-    ways = {"us": one, "linear_and_gelu_us": two, "torch_and_gelu_us": theirs}
+    ways = {"us": linear_gelu, "linear_and_gelu_us": then_gelu(linear), "torch_and_gelu_us": then_gelu(mm)}
     return time_products("linear, gelu", case, ways, repeats)
 
 

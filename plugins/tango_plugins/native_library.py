@@ -41,6 +41,7 @@ _RESIZE = POINTER(structs.TangoResizeShape)
 _THIN = POINTER(structs.TangoThinShape)
 _ROWS = (c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_void_p)
 _RESULT = (c_int32, c_float, c_void_p, c_void_p)  # its type and scale, its address, stream
+_FP16_LINEAR = (POINTER(structs.TangoLinearShape), POINTER(structs.TangoFp16LinearTensors), c_void_p)
 _FP8_LINEAR = (POINTER(structs.TangoLinearShape), POINTER(structs.TangoFp8LinearTensors), c_float, c_void_p)
 _NORM = (POINTER(structs.TangoNormShape), POINTER(structs.TangoNormTensors), c_void_p)
 
@@ -84,11 +85,8 @@ _ARGUMENTS: dict[str, tuple[Any, ...]] = {
         POINTER(structs.TangoMatrix),
         *(c_void_p, c_void_p, c_void_p),
     ),
-    "tango_fp16_linear_enqueue": (
-        POINTER(structs.TangoLinearShape),
-        POINTER(structs.TangoFp16LinearTensors),
-        *(c_int32, *_SCRATCH),
-    ),
+    "tango_fp16_linear_enqueue": _FP16_LINEAR,
+    "tango_fp16_linear_gelu_enqueue": _FP16_LINEAR,
     "tango_cublaslt_version": (POINTER(c_int32),),
     "tango_int8_linear_enqueue": (
         POINTER(structs.TangoLinearShape),

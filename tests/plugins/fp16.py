@@ -9,12 +9,10 @@ from torch.nn.functional import gelu
 
 from tango_plugins import native_library, structs
 
-#: What follows a product: numbers of TangoEpilogue.
-NONE, BIAS, BIAS_GELU = 0, 1, 2
+#: The functions: of a product, and of one that a bias and GELU follow.
+LINEAR, LINEAR_GELU = "tango_fp16_linear_enqueue", "tango_fp16_linear_gelu_enqueue"
 #: rows, inputs, outputs: one of each, tails of every tile, and rows that are no multiple of 16 bytes.
 SHAPES = [(1, 1, 1), (1, 32, 8), (3, 64, 128), (17, 100, 72), (70, 48, 33), (65, 21, 130), (5, 7, 3)]
-#: TANGO_FP16_LINEAR_WORKSPACE.
-WORKSPACE = 32 << 20
 #: Error of a sum in fp32, relative to the sum of magnitudes; one in fp16 has 2^-11 after each step.
 SUMS = 2**-17
 
@@ -29,10 +27,9 @@ class Fp16Product:
         path: The CUDA library; None takes the installed one.
         device: Device of all tensors.
         skew: Elements by which each tensor begins after an aligned address.
-        workspace: Its bytes.
     """
 
-    def __init__(self, rows, inputs, outputs, path=None, device="cuda", skew=0, workspace=WORKSPACE):
+    def __init__(self, rows, inputs, outputs, path=None, device="cuda", skew=0):
         self.library, self.device = native_library.load(path), device
         generator = torch.Generator(device).manual_seed(rows)
 
@@ -43,30 +40,26 @@ class Fp16Product:
         self.bias = random(outputs)
         self.y = skewed(torch.full((rows + 1, outputs), torch.nan, device=device), skew)
         self.shape = structs.TangoLinearShape(rows, inputs, outputs)
-        memory = torch.empty(workspace + 256, dtype=torch.uint8, device=device)
-        self.workspace = memory[-memory.data_ptr() % 256 :][:workspace]
 
-    def enqueue(self, epilogue=NONE, workspace=None, **changed):
+    def enqueue(self, function=LINEAR, **changed):
         """Runs it, with other fields of its tensors; returns the status."""
         tensors = {name: getattr(self, name).data_ptr() for name in ("x", "weight", "y")}
-        tensors |= {"bias": self.bias.data_ptr() if epilogue else None} | changed
+        tensors |= {"bias": self.bias.data_ptr() if function == LINEAR_GELU else None} | changed
         given = structs.TangoFp16LinearTensors(**tensors)
-        scratch = (self.workspace.data_ptr() if self.workspace.numel() else None, self.workspace.numel())
         stream = torch.cuda.current_stream().cuda_stream if self.device == "cuda" else None
-        call = self.library.tango_fp16_linear_enqueue
-        return call(ctypes.byref(self.shape), ctypes.byref(given), epilogue, *(workspace or scratch), stream)
+        return getattr(self.library, function)(ctypes.byref(self.shape), ctypes.byref(given), stream)
 
-    def check(self, epilogue=NONE):
+    def check(self, function=LINEAR):
         """Compares it with fp64, to fp16's rounding, and that it ends where it should.
 
         A GPU's tanh is approximate. Where rows are no multiple of 16 bytes, or tensors begin at no such address,
         kernels of cuBLASLt round the sum before its GELU.
         """
-        assert self.enqueue(epilogue) == 0, self.library.tango_last_error()
-        x, weight, bias = self.x.double(), self.weight.double(), self.bias.double() * (epilogue != NONE)
+        assert self.enqueue(function) == 0, self.library.tango_last_error()
+        x, weight, bias = self.x.double(), self.weight.double(), self.bias.double() * (function == LINEAR_GELU)
         u, size = x @ weight + bias, x.abs() @ weight.abs() + bias.abs()
         wanted, of_sum = u, 0.0
-        if epilogue == BIAS_GELU:
+        if function == LINEAR_GELU:
             wanted, of_sum = gelu(u, approximate="tanh"), 2**-11 if self._is_aligned() else 2**-11 * 2.2
         error = (self.y[:-1].double() - wanted).abs()
         allowed = 2**-11 * 1.02 * wanted.abs() + 1.2 * SUMS * size + of_sum * u.abs() + 3e-8

@@ -7,7 +7,6 @@
 #include <cstdint>
 #include <cstring>
 #include <deque>
-#include <memory>
 #include <string>
 #include <vector>
 
@@ -160,17 +159,12 @@ bool supports(Made* plugin, int32_t position, const std::vector<Description>& te
 
 int32_t outputs_of(Made* plugin) { return build(plugin).getNbOutputs(); }
 
-size_t workspace_of(Made* plugin, const std::vector<Description>& tensors, int32_t inputs) {
-    return build(plugin).getWorkspaceSize(tensors.data(), inputs, tensors.data() + inputs,
-                                          static_cast<int32_t>(tensors.size()) - inputs);
-}
-
 int32_t enqueue(Made* plugin, const std::vector<PluginTensorDesc>& tensors, int32_t inputs, const void* const* from,
-                void* const* to, void* workspace) {
+                void* const* to) {
     IPluginV3* attached =
         capability<IPluginV3OneRuntime>(plugin, PluginCapabilityType::kRUNTIME).attachToContext(nullptr);
     auto& runtime = capability<IPluginV3OneRuntime>(attached, PluginCapabilityType::kRUNTIME);
-    const int32_t status = runtime.enqueue(tensors.data(), tensors.data() + inputs, from, to, workspace, nullptr);
+    const int32_t status = runtime.enqueue(tensors.data(), tensors.data() + inputs, from, to, nullptr, nullptr);
     delete attached;
     return status;
 }
@@ -241,14 +235,9 @@ bool supports(Made* plugin, int32_t position, const std::vector<Description>& te
 
 int32_t outputs_of(Made* plugin) { return plugin->getNbOutputs(); }
 
-size_t workspace_of(Made* plugin, const std::vector<Description>& tensors, int32_t inputs) {
-    return plugin->getWorkspaceSize(tensors.data(), inputs, tensors.data() + inputs,
-                                    static_cast<int32_t>(tensors.size()) - inputs);
-}
-
 int32_t enqueue(Made* plugin, const std::vector<PluginTensorDesc>& tensors, int32_t inputs, const void* const* from,
-                void* const* to, void* workspace) {
-    return plugin->enqueue(tensors.data(), tensors.data() + inputs, from, to, workspace, nullptr);
+                void* const* to) {
+    return plugin->enqueue(tensors.data(), tensors.data() + inputs, from, to, nullptr, nullptr);
 }
 
 bool may_alias(Made*, int32_t, int32_t) { return true; }  // TensorRT 8 does not ask
@@ -307,14 +296,7 @@ bool run(Made* plugin, const std::vector<HostTensor>& inputs, const std::vector<
             return message = "tensor " + std::to_string(i) + " cannot have this type", false;
         known_tensors.push_back(known(descriptions[i]));
     }
-    const auto given = static_cast<int32_t>(inputs.size());
-    constexpr size_t kAlignment = 256;  // TensorRT's
-    const size_t bytes = workspace_of(plugin, descriptions, given);
-    std::vector<char> memory(bytes + kAlignment);
-    size_t space = memory.size();
-    void* workspace = memory.data();
-    std::align(kAlignment, bytes, workspace, space);
-    return enqueue(plugin, known_tensors, given, from.data(), to.data(), workspace) == 0;
+    return enqueue(plugin, known_tensors, static_cast<int32_t>(inputs.size()), from.data(), to.data()) == 0;
 }
 
 }  // namespace

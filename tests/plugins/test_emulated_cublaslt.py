@@ -15,7 +15,7 @@ pytestmark = pytest.mark.nvcc
 #: Opens libraries in the place of cuBLASLt, then runs statements; ``path`` is the CUDA library.
 PROGRAM = """
 import ctypes, sys
-from tests.plugins.fp16 import BIAS, BIAS_GELU, NONE, SHAPES, Fp16Product
+from tests.plugins.fp16 import LINEAR, LINEAR_GELU, SHAPES, Fp16Product
 from tests.plugins.fp8 import Fp8Product
 path, *names = sys.argv[1:]
 from pathlib import Path
@@ -59,20 +59,20 @@ def run(path, fakes, *statements):
 def test_what_it_describes_is_the_product(path, fake, version):
     statements = (
         "for shape in SHAPES:",
-        "    for epilogue in (NONE, BIAS, BIAS_GELU): Fp16Product(*shape, path=path, device='cpu').check(epilogue)",
+        "    for function in (LINEAR, LINEAR_GELU): Fp16Product(*shape, path=path, device='cpu').check(function)",
         "assert Fp16Product(1, 1, 1, path=path, device='cpu').library.tango_cublaslt_version(version) == 0",
         "print(version.value)",
     )
     assert run(path, [fake(version)], *statements) == [str(version)]
 
 
-def test_an_algorithm_is_chosen_once_for_a_shape_and_a_workspace(path, fake):
+def test_an_algorithm_is_chosen_once_for_a_function_and_a_shape(path, fake):
     statements = (
-        "for rows, size in ((3, 0), (3, 0), (3, 1024), (4, 1024), (4, 1024), (3, 0)):",
-        "    Fp16Product(rows, 16, 8, path=path, device='cpu', workspace=size).check()",
-        "    print(fakes[0].fake_chosen(), fakes[0].fake_workspace())",
+        "for rows, function in ((3, LINEAR), (3, LINEAR), (3, LINEAR_GELU), (4, LINEAR), (4, LINEAR), (3, LINEAR)):",
+        "    Fp16Product(rows, 16, 8, path=path, device='cpu').check(function)",
+        "    print(fakes[0].fake_chosen())",
     )
-    assert run(path, [fake(13)], *statements) == ["1 0", "1 0", "2 1024", "3 1024", "3 1024", "3 0"]
+    assert run(path, [fake(13)], *statements) == ["1", "1", "2", "3", "3", "3"]
 
 
 def test_a_library_that_is_not_whole_is_passed_over(path, fake, tmp_path):

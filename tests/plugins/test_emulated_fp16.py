@@ -7,7 +7,7 @@ import ctypes
 import pytest
 
 from tests.plugins.cuda_emulator import compiled
-from tests.plugins.fp16 import BIAS, BIAS_GELU, NONE, SHAPES, Fp16Product
+from tests.plugins.fp16 import LINEAR, LINEAR_GELU, SHAPES, Fp16Product
 
 pytestmark = pytest.mark.nvcc
 
@@ -24,19 +24,14 @@ def small(path, **how):
     return Fp16Product(3, 16, 8, path=path, device="cpu", **how)
 
 
-@pytest.mark.parametrize("epilogue", [NONE, BIAS, BIAS_GELU])
+@pytest.mark.parametrize("function", [LINEAR, LINEAR_GELU])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_it_equals_fp64(path, shape, epilogue):
-    Fp16Product(*shape, path=path, device="cpu").check(epilogue)
-
-
-@pytest.mark.parametrize("workspace", [0, 1, 1 << 20])
-def test_a_workspace_has_any_size(path, workspace):
-    small(path, workspace=workspace).check()
+def test_it_equals_fp64(path, shape, function):
+    Fp16Product(*shape, path=path, device="cpu").check(function)
 
 
 def test_two_bytes_of_alignment_are_enough(path):
-    small(path, skew=1).check(BIAS)
+    small(path, skew=1).check(LINEAR_GELU)
 
 
 def test_no_rows_are_no_work(path):
@@ -55,12 +50,8 @@ def test_no_rows_are_no_work(path):
         ({"weight": HERE + 1}, "weight is at"),
         ({"y": None}, "y is null"),
         ({"y": HERE + 1}, "y is at"),
-        ({"bias": None, "epilogue": BIAS}, "bias is null"),
-        ({"bias": HERE + 1, "epilogue": BIAS_GELU}, "bias is at"),
-        ({"epilogue": 3}, "epilogue is 3: it must be from 0 to 2"),
-        ({"epilogue": -1}, "epilogue is -1"),
-        ({"workspace": (None, 256)}, "workspace is null"),
-        ({"workspace": (HERE + 16, 256)}, "workspace is at"),
+        ({"bias": None, "function": LINEAR_GELU}, "bias is null"),
+        ({"bias": HERE + 1, "function": LINEAR_GELU}, "bias is at"),
     ],
 )
 def test_bad_arguments_are_rejected(path, changed, message):
@@ -85,11 +76,12 @@ def test_bad_sizes_are_rejected(path, sizes, message):
     assert product.library.tango_last_error().decode().startswith(message)
 
 
-def test_null_structs_are_rejected(path):
+@pytest.mark.parametrize("function", [LINEAR, LINEAR_GELU])
+def test_null_structs_are_rejected(path, function):
     product = small(path)
-    call = product.library.tango_fp16_linear_enqueue
+    call = getattr(product.library, function)
     for given, message in (((None, None), "shape is null"), ((product.shape, None), "tensors is null")):
-        assert call(*given, NONE, None, 0, None) == BAD_ARGUMENT
+        assert call(*given, None) == BAD_ARGUMENT
         assert product.library.tango_last_error().decode() == message
 
 

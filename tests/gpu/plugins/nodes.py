@@ -91,10 +91,10 @@ def product(form, device="cuda"):
     return Node({"x": found.x, **tensors}, {"y": found.y[:-1]}, found.enqueue, bits)
 
 
-def linear(epilogue, device="cuda"):
+def linear(function, device="cuda"):
     found = fp16.Fp16Product(ROWS, 256, 320, device=device)
-    inputs = {"x": found.x, "weight": found.weight} | ({"bias": found.bias} if epilogue else {})
-    return Node(inputs, {"y": found.y[:-1]}, partial(found.enqueue, epilogue))
+    inputs = {"x": found.x, "weight": found.weight} | ({"bias": found.bias} if function == fp16.LINEAR_GELU else {})
+    return Node(inputs, {"y": found.y[:-1]}, partial(found.enqueue, function))
 
 
 def attention(positioned, device="cuda"):
@@ -167,8 +167,8 @@ NODES: dict[str, Callable[..., Node]] = {
     "PatchAttention": partial(vision, _PATCHES, has_bias=False, window=_PATCHES.window),
     "RotatePatches": partial(rotation, ("rotated",)),
     "RotateQueryKey": partial(rotation, ("query", "key")),
-    "Linear": partial(linear, fp16.NONE),
-    "LinearGelu": partial(linear, fp16.BIAS_GELU),
+    "Linear": partial(linear, fp16.LINEAR),
+    "LinearGelu": partial(linear, fp16.LINEAR_GELU),
     "PerChannelLinear": partial(product, "int8"),
     "BlockwiseLinear": partial(product, "int4-32"),
     "BlockwiseAffineLinear": partial(product, "int4-128-zeros"),

@@ -12,7 +12,7 @@ from tests.gpu.plugins.device import Device
 from tests.gpu.plugins.test_decode import SHAPES, Decoder, batch_of
 from tests.plugins import fp8, int8
 from tests.plugins.attentions import Pass, Shape
-from tests.plugins.fp16 import BIAS, BIAS_GELU, NONE, Fp16Product
+from tests.plugins.fp16 import LINEAR, LINEAR_GELU, Fp16Product
 from tests.plugins.fp16 import SHAPES as LINEARS
 from tests.plugins.linears import SHAPES as PRODUCTS
 from tests.plugins.linears import Product
@@ -99,8 +99,8 @@ if __name__ == "__main__":
         int8.Int8Product(*shape).check()
         print("product of INT8", shape)
     for shape in LINEARS:
-        for epilogue in (NONE, BIAS, BIAS_GELU):
-            assert Fp16Product(*shape).enqueue(epilogue) == 0
+        for function in (LINEAR, LINEAR_GELU):
+            assert Fp16Product(*shape).enqueue(function) == 0
             torch.cuda.synchronize()
         print("linear", shape)
     for width in (64, 13):

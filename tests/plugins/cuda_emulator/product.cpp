@@ -4,7 +4,6 @@
 #include <cuda_fp16.h>
 
 #include <cmath>
-#include <cstring>
 
 #include "common/platform.cuh"
 
@@ -36,13 +35,11 @@ float sum_of(const Product& product, size_t row, size_t output) {
 
 int multiply(const Product& product, cudaStream_t) {
     const auto [rows, inputs, outputs] = product.shape;
-    if (product.workspace_bytes != 0) std::memset(product.workspace, 255, product.workspace_bytes);
     for (size_t row = 0; row < static_cast<size_t>(rows); ++row)
         for (size_t output = 0; output < static_cast<size_t>(outputs); ++output) {
             float y = sum_of(product, row, output) * product.factor;
             if (product.is_fp8) y *= *product.weight_scale;
-            if (product.bias != nullptr) y += fp16(product.bias, output);
-            if (product.epilogue == TANGO_EPILOGUE_BIAS_GELU) y = gelu(y);
+            if (product.has_gelu()) y = gelu(y + fp16(product.bias, output));
             const size_t at = row * outputs + output;
             if (product.y_factor == nullptr)
                 static_cast<__half*>(product.y)[at] = __float2half(y);

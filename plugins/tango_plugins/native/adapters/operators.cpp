@@ -269,8 +269,8 @@ int enqueue_fp16_linear(const Call& call) {
         return status;
     const TangoFp16LinearTensors tensors = {x.data, weight.data, kGelu ? call.inputs[2].data : nullptr,
                                             call.outputs[0].data};
-    return tango_fp16_linear_enqueue(&shape, &tensors, kGelu ? TANGO_EPILOGUE_BIAS_GELU : TANGO_EPILOGUE_NONE,
-                                     call.workspace, TANGO_FP16_LINEAR_WORKSPACE, call.stream);
+    const auto enqueue = kGelu ? tango_fp16_linear_gelu_enqueue : tango_fp16_linear_enqueue;
+    return enqueue(&shape, &tensors, call.stream);
 }
 
 // Inputs: x, weight, weight scale; before a GELU bias and factor.
@@ -413,20 +413,8 @@ std::vector<Operator> make_plain() {
          {{-1, {{0, 0}, {0, 1}, {0, 2}, {0, 3, -1, 3}}}},
          {},
          enqueue_patch_attention},
-        {"Linear",
-         {},
-         {{{kHalf, kHalf}, {kHalf}}},
-         {{0, {{1, 1}}}},
-         {},
-         enqueue_fp16_linear<false>,
-         TANGO_FP16_LINEAR_WORKSPACE},
-        {"LinearGelu",
-         {},
-         {{{kHalf, kHalf, kHalf}, {kHalf}}},
-         {{0, {{1, 1}}}},
-         {},
-         enqueue_fp16_linear<true>,
-         TANGO_FP16_LINEAR_WORKSPACE},
+        {"Linear", {}, {{{kHalf, kHalf}, {kHalf}}}, {{0, {{1, 1}}}}, {}, enqueue_fp16_linear<false>},
+        {"LinearGelu", {}, {{{kHalf, kHalf, kHalf}, {kHalf}}}, {{0, {{1, 1}}}}, {}, enqueue_fp16_linear<true>},
         {"PerChannelLinear", {}, {{{kHalf, kInt8, kFloat}, {kHalf}}}, {{0, {{1, 1}}}}, {}, enqueue_per_channel_linear},
         {"BlockwiseLinear",
          {bits},

@@ -60,7 +60,6 @@ struct Call {
     const Signature& signature;
     const std::vector<Value>& attributes;
     const std::vector<Tensor>&inputs, &outputs;
-    void* workspace;  // of the operator's size
     void* stream;
 };
 
@@ -71,7 +70,6 @@ struct Operator {
     std::vector<OutputShape> outputs;
     std::vector<std::pair<int, int>> in_place;  // an input and an output that must be the same memory
     int (*enqueue)(const Call& call);           // checks the shapes of the inputs; returns a TangoStatus
-    size_t workspace_bytes = 0;                 // aligned to 256 bytes, with any contents
 
     // Shape of an output; empty where the inputs have too few axes for it.
     Lengths shape(size_t output, const std::vector<Tensor>& inputs, const std::vector<Value>& attributes) const;

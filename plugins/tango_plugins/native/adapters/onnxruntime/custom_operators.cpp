@@ -1,7 +1,6 @@
 // The operators as ONNX Runtime's custom operators on the GPU. A session that registers the library finds them in the
 // domain "tango" (SessionOptions.register_custom_ops_library). An operator with several signatures becomes as many
 // custom operators of one name, and a session takes the one that fits.
-#include <memory>
 #include <mutex>
 #include <new>
 #include <string>
@@ -68,41 +67,6 @@ OrtStatus* open_output(const OrtApi* api, OrtKernelContext* context, size_t inde
     return api->GetTensorMutableData(value, &tensor.data);
 }
 
-// Device memory for a call, which goes back to the session's allocator as soon as the call is enqueued: whoever is
-// given it next uses it later on the same stream.
-class Workspace {
-  public:
-    explicit Workspace(const OrtApi* api) : api_(api) {}
-    Workspace(const Workspace&) = delete;
-    Workspace& operator=(const Workspace&) = delete;
-
-    ~Workspace() {
-        if (memory_ != nullptr) allocator_->Free(allocator_, memory_);
-        if (allocator_ != nullptr) api_->ReleaseAllocator(allocator_);
-    }
-
-    // Allocates it where the first input is. An allocator on a CPU aligns less than the operators want it.
-    OrtStatus* open(const OrtKernelContext* context, size_t bytes, void** data) {
-        if (bytes == 0) return nullptr;
-        constexpr size_t kAlignment = 256;
-        const OrtValue* value = nullptr;
-        const OrtMemoryInfo* info = nullptr;
-        TANGO_TRY(api_->KernelContext_GetInput(context, 0, &value));
-        TANGO_TRY(api_->GetTensorMemoryInfo(value, &info));
-        TANGO_TRY(api_->KernelContext_GetAllocator(context, info, &allocator_));
-        size_t space = bytes + kAlignment;
-        TANGO_TRY(api_->AllocatorAlloc(allocator_, space, &memory_));
-        *data = memory_;
-        std::align(kAlignment, bytes, *data, space);
-        return nullptr;
-    }
-
-  private:
-    const OrtApi* api_;
-    OrtAllocator* allocator_ = nullptr;
-    void* memory_ = nullptr;
-};
-
 OrtStatus* compute(const Kernel& kernel, OrtKernelContext* context) {
     const tango::Operator& op = *kernel.custom->op;
     const tango::Signature& signature = *kernel.custom->signature;
@@ -112,11 +76,9 @@ OrtStatus* compute(const Kernel& kernel, OrtKernelContext* context) {
         outputs[i].shape = op.shape(i, inputs, kernel.attributes);
         TANGO_TRY(open_output(kernel.api, context, i, outputs[i]));
     }
-    void *stream = nullptr, *scratch = nullptr;
+    void* stream = nullptr;
     TANGO_TRY(kernel.api->KernelContext_GetGPUComputeStream(context, &stream));
-    Workspace workspace(kernel.api);
-    TANGO_TRY(workspace.open(context, op.workspace_bytes, &scratch));
-    return kernel.convert(op.run({signature, kernel.attributes, inputs, outputs, scratch, stream}));
+    return kernel.convert(op.run({signature, kernel.attributes, inputs, outputs, stream}));
 }
 
 OrtStatus* create(const OrtCustomOp* op, const OrtApi* api, const OrtKernelInfo* info, void** made) {

@@ -93,11 +93,9 @@ class TablePlugin final : public Plugin {
         return -1;
     }
 
-    size_t workspace_size(const nvinfer1::PluginTensorDesc*) const override { return op_.workspace_bytes; }
-
     int enqueue(const nvinfer1::PluginTensorDesc* input_descriptions,
                 const nvinfer1::PluginTensorDesc* output_descriptions, const void* const* inputs, void* const* outputs,
-                void* workspace, cudaStream_t stream) const override {
+                void*, cudaStream_t stream) const override {
         std::vector<DataType> types;
         std::vector<Tensor> in, out;
         for (size_t i = 0; i < op_.signatures[0].inputs.size(); ++i) {
@@ -111,8 +109,7 @@ class TablePlugin final : public Plugin {
         const Signature* found = signature(types);
         if (found == nullptr) return reject("there is no such operator for these types"), -1;
         if (phase_ == Phase::kBuild && !op_.is_in_place(in, out)) return 0;  // a builder has no cache for it
-        if (op_.run({*found, attributes_, in, out, workspace, stream}) != TANGO_OK)
-            return reject(tango_last_error()), -1;
+        if (op_.run({*found, attributes_, in, out, stream}) != TANGO_OK) return reject(tango_last_error()), -1;
         return 0;
     }
 

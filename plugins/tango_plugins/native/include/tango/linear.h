@@ -44,35 +44,29 @@ typedef struct TangoLinearShape {
 TANGO_API int tango_linear_enqueue(const TangoLinearShape* shape, const TangoMatrix* matrix, const void* x, void* y,
                                    void* stream);
 
-/* What follows a product in the same kernel. */
-typedef enum TangoEpilogue {
-    TANGO_EPILOGUE_NONE = 0,
-    TANGO_EPILOGUE_BIAS = 1,     /* the sum with a bias */
-    TANGO_EPILOGUE_BIAS_GELU = 2 /* GELU of that sum, in its tanh form (TANGO_GELU_TANH of tango/activation.h) */
-} TangoEpilogue;
-
 /* Contiguous device memory in fp16, aligned to 2 bytes; of 16, and with widths that are multiples of 8, cuBLASLt has
  * faster algorithms. */
 typedef struct TangoFp16LinearTensors {
     const void* x;      /* [rows, inputs] */
     const void* weight; /* [inputs, outputs] */
-    const void* bias;   /* [outputs]; any without a bias */
+    const void* bias;   /* [outputs]; any without GELU */
     void* y;            /* [rows, outputs], written */
 } TangoFp16LinearTensors;
 
-/* Bytes of a workspace in which all that cuBLASLt's algorithms share of a sum has room. */
-#define TANGO_FP16_LINEAR_WORKSPACE (32 << 20)
-
-/* Enqueues y = x weight, and what an epilogue (a TangoEpilogue) makes of it, on a stream (a cudaStream_t); returns a
- * TangoStatus. Sums are fp32, and y is rounded once.
+/* Enqueues y = x weight on a stream (a cudaStream_t); returns a TangoStatus. Sums are fp32, and y is rounded once.
  *
  * cuBLASLt multiplies: libcublasLt.so.13, .12 or .11, which is loaded at the first call and comes with CUDA. It chooses
- * an algorithm at the first call with a shape and a size of the workspace. `workspace` is device memory, aligned to 256
- * bytes, of any size and with any contents; null for none. With it, several blocks may share a sum. The same arguments
- * give the same bits on the same GPU.
+ * an algorithm without a workspace at the first call with a shape. The same arguments give the same bits on the same
+ * GPU.
  */
 TANGO_API int tango_fp16_linear_enqueue(const TangoLinearShape* shape, const TangoFp16LinearTensors* tensors,
-                                        int32_t epilogue, void* workspace, size_t workspace_bytes, void* stream);
+                                        void* stream);
+
+/* The same in one kernel with what follows in an MLP: y = GELU(x weight + bias), with GELU's tanh form (TANGO_GELU_TANH
+ * of tango/activation.h).
+ */
+TANGO_API int tango_fp16_linear_gelu_enqueue(const TangoLinearShape* shape, const TangoFp16LinearTensors* tensors,
+                                             void* stream);
 
 /* Loads cuBLASLt, as the first product of fp16 or FP8 would, and writes its major version; returns a TangoStatus. */
 TANGO_API int tango_cublaslt_version(int32_t* version);

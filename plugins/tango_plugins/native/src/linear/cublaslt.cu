@@ -53,7 +53,7 @@ enum PreferenceAttribute : int {
     CUBLASLT_MATMUL_PREF_EPILOGUE_MASK = 11          // of version 11 alone
 };
 constexpr int32_t CUBLAS_OP_T = 1;
-constexpr uint32_t CUBLASLT_EPILOGUE_BIAS = 4, CUBLASLT_EPILOGUE_GELU_BIAS = 36;
+constexpr uint32_t CUBLASLT_EPILOGUE_GELU_BIAS = 36;
 constexpr uint32_t CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE = 2;
 
 // Its functions, and its major version; 0 where there is none that has all of them.
@@ -140,10 +140,10 @@ class Plan {
     }
 
     // Describes products like this one, of matrices aligned to so many bytes, and chooses the algorithm that cuBLASLt's
-    // heuristic takes for the best. C is not read; its type is that of the bias.
+    // heuristic takes for the best without a workspace. C is not read; its type is that of the bias.
     int make(Handle handle, const Product& product, uint32_t alignment) {
         const auto [rows, inputs, outputs] = product.shape;
-        const bool fp8 = product.is_fp8, has_epilogue = product.epilogue != TANGO_EPILOGUE_NONE;
+        const bool fp8 = product.is_fp8, has_gelu = product.has_gelu();
         const Type type = fp8 ? CUDA_R_8F_E4M3 : CUDA_R_16F;
         const auto describe = [](Layout* to, Type of, int height, int width) {
             return cublas_status(library().cublasLtMatrixLayoutCreate(to, of, height, width, height), kDescribe);
@@ -151,14 +151,13 @@ class Plan {
         if (int status = describe(&weight_, type, fp8 ? inputs : outputs, fp8 ? outputs : inputs)) return status;
         if (int status = describe(&x_, type, inputs, rows)) return status;
         if (int status = describe(&c_, CUDA_R_16F, outputs, rows)) return status;
-        if (int status = describe(&y_, has_epilogue ? type : CUDA_R_16F, outputs, rows)) return status;
+        if (int status = describe(&y_, has_gelu ? type : CUDA_R_16F, outputs, rows)) return status;
         TANGO_TRY(cublasLtMatmulDescCreate(&operation_, CUBLAS_COMPUTE_32F, CUDA_R_32F), kDescribe);
         TANGO_TRY(cublasLtMatmulPreferenceCreate(&preference_), kDescribe);
-        if (int status = fp8 ? set_fp8(has_epilogue) : prefer_sums_in_fp32()) return status;
-        if (int status = has_epilogue ? set_epilogue(product.epilogue) : TANGO_OK) return status;
+        if (int status = fp8 ? set_fp8(has_gelu) : prefer_sums_in_fp32()) return status;
+        if (int status = has_gelu ? set_gelu() : TANGO_OK) return status;
         if (int status = point_to(product)) return status;  // an algorithm may depend on the alignment of the bias
-        const uint64_t workspace_bytes = product.workspace_bytes;
-        if (int status = prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, workspace_bytes)) return status;
+        if (int status = prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, uint64_t{0})) return status;
         for (int matrix = 0; matrix < 4; ++matrix)
             if (int status = prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES + matrix, alignment)) return status;
         Heuristic found = {};
@@ -176,10 +175,9 @@ class Plan {
     int run(Handle handle, const Product& product, cudaStream_t stream) {
         if (int status = point_to(product)) return status;
         const float beta = 0.0f;
-        TANGO_TRY(
-            cublasLtMatmul(handle, operation_, &product.factor, product.weight, weight_, product.x, x_, &beta, nullptr,
-                           c_, product.y, y_, &algorithm_, product.workspace, product.workspace_bytes, stream),
-            "multiply");
+        TANGO_TRY(cublasLtMatmul(handle, operation_, &product.factor, product.weight, weight_, product.x, x_, &beta,
+                                 nullptr, c_, product.y, y_, &algorithm_, nullptr, 0, stream),
+                  "multiply");
         return TANGO_OK;
     }
 
@@ -192,18 +190,18 @@ class Plan {
         return has_bias ? set(CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, int32_t{CUDA_R_16F}) : TANGO_OK;
     }
 
-    // Where several blocks share a sum, their parts are fp32, too, and are added in one order.
+    // Should several blocks share a sum, its parts are fp32, too, and are added in one order.
     int prefer_sums_in_fp32() {
         return prefer(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE);
     }
 
-    int set_epilogue(TangoEpilogue epilogue) {
-        const uint32_t number = epilogue == TANGO_EPILOGUE_BIAS ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_GELU_BIAS;
-        if (int status = set(CUBLASLT_MATMUL_DESC_EPILOGUE, number)) return status;
-        return library().version == 11 ? prefer(CUBLASLT_MATMUL_PREF_EPILOGUE_MASK, number) : TANGO_OK;
+    int set_gelu() {
+        constexpr uint32_t kGelu = CUBLASLT_EPILOGUE_GELU_BIAS;
+        if (int status = set(CUBLASLT_MATMUL_DESC_EPILOGUE, kGelu)) return status;
+        return library().version == 11 ? prefer(CUBLASLT_MATMUL_PREF_EPILOGUE_MASK, kGelu) : TANGO_OK;
     }
 
-    // Bias and the factor of y are null without an epilogue, as they are by default.
+    // Bias and the factor of y are null without GELU, as they are by default.
     int point_to(const Product& product) {
         if (int status = set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, product.bias)) return status;
         if (!product.is_fp8) return TANGO_OK;
@@ -241,7 +239,7 @@ uint32_t alignment_of(const Product& product) {
 // Contexts of cuBLASLt by device, and the plans made so far. They live as long as the process. A plan's pointers are
 // set anew for each product, so one thread at a time has them.
 struct Plans {
-    using Key = std::tuple<int, bool, int, int, int, TangoEpilogue, uint32_t, size_t>;
+    using Key = std::tuple<int, bool, bool, int, int, int, uint32_t>;
     static constexpr size_t kMost = 4096;  // prompts of each length have their own
 
     int multiply(const Product& product, cudaStream_t stream) {
@@ -249,8 +247,7 @@ struct Plans {
         if (int status = cuda_status(cudaGetDevice(&device), product.name)) return status;
         const auto [rows, inputs, outputs] = product.shape;
         const uint32_t alignment = alignment_of(product);
-        const Key key{device,  product.is_fp8,   rows,      inputs,
-                      outputs, product.epilogue, alignment, product.workspace_bytes};
+        const Key key{device, product.is_fp8, product.has_gelu(), rows, inputs, outputs, alignment};
         const std::lock_guard<std::mutex> lock(mutex);
         Handle& handle = handles[device];
         if (handle == nullptr) TANGO_TRY(cublasLtCreate(&handle), "be started");

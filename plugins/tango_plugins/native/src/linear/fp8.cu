@@ -17,7 +17,7 @@ int check_multiple(const char* name, int length) {
     return fail(TANGO_BAD_ARGUMENT, "%s is %d: it must be a multiple of %d", name, length, kMultiple);
 }
 
-int check_tensors(const TangoFp8LinearTensors& tensors, TangoEpilogue epilogue) {
+int check_tensors(const TangoFp8LinearTensors& tensors, bool has_gelu) {
     const struct {
         const char* name;
         const void* pointer;
@@ -28,7 +28,7 @@ int check_tensors(const TangoFp8LinearTensors& tensors, TangoEpilogue epilogue) 
                {"y", tensors.y, 16}};
     for (const auto& tensor : all)
         if (int status = check_pointer(tensor.name, tensor.pointer, tensor.alignment)) return status;
-    if (epilogue == TANGO_EPILOGUE_NONE) return TANGO_OK;
+    if (!has_gelu) return TANGO_OK;
     if (int status = check_pointer("bias", tensors.bias, 16)) return status;
     return check_pointer("y_factor", tensors.y_factor, sizeof(float));
 }
@@ -42,7 +42,7 @@ int check_gpu() {
                 gpu.major, gpu.minor);
 }
 
-int enqueue(const TangoLinearShape* shape, const TangoFp8LinearTensors* tensors, float x_scale, TangoEpilogue epilogue,
+int enqueue(const TangoLinearShape* shape, const TangoFp8LinearTensors* tensors, float x_scale, bool has_gelu,
             void* stream) {
     if (int status = check_pointer("shape", shape, 1)) return status;
     if (int status = check_ranges({{"rows", shape->rows, 0, 1 << 24}})) return status;
@@ -51,13 +51,13 @@ int enqueue(const TangoLinearShape* shape, const TangoFp8LinearTensors* tensors,
     if (int status = check_pointer("tensors", tensors, 1)) return status;
     if (int status = check_scale("x_scale", TANGO_FP8, x_scale)) return status;
     if (shape->rows == 0) return TANGO_OK;
-    if (int status = check_tensors(*tensors, epilogue)) return status;
+    if (int status = check_tensors(*tensors, has_gelu)) return status;
     if (int status = check_gpu()) return status;
-    Product product = {"fp8 linear", *shape, epilogue, tensors->x, tensors->weight, nullptr, tensors->y};
+    Product product = {"fp8 linear", *shape, tensors->x, tensors->weight, tensors->y};
     product.factor = x_scale;
     product.is_fp8 = true;
     product.weight_scale = tensors->weight_scale;
-    if (epilogue != TANGO_EPILOGUE_NONE) product.bias = tensors->bias, product.y_factor = tensors->y_factor;
+    if (has_gelu) product.bias = tensors->bias, product.y_factor = tensors->y_factor;
     return multiply(product, static_cast<cudaStream_t>(stream));
 }
 
@@ -65,10 +65,10 @@ int enqueue(const TangoLinearShape* shape, const TangoFp8LinearTensors* tensors,
 
 int tango_fp8_linear_enqueue(const TangoLinearShape* shape, const TangoFp8LinearTensors* tensors, float x_scale,
                              void* stream) {
-    return enqueue(shape, tensors, x_scale, TANGO_EPILOGUE_NONE, stream);
+    return enqueue(shape, tensors, x_scale, false, stream);
 }
 
 int tango_fp8_linear_gelu_enqueue(const TangoLinearShape* shape, const TangoFp8LinearTensors* tensors, float x_scale,
                                   void* stream) {
-    return enqueue(shape, tensors, x_scale, TANGO_EPILOGUE_BIAS_GELU, stream);
+    return enqueue(shape, tensors, x_scale, true, stream);
 }

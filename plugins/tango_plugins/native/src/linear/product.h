@@ -3,30 +3,26 @@
 
 #include <cuda_runtime_api.h>
 
-#include <cstddef>
-
 #include "tango/linear.h"
 
 namespace tango {
 
-// y = epilogue((x weight) factor). Device memory in fp16, but for what FP8 changes. What is not read is null.
+// y = (x weight) factor, or GELU of its sum with a bias. Device memory in fp16, but for what FP8 changes.
 struct Product {
     const char* name;  // what errors call it
     TangoLinearShape shape;
-    TangoEpilogue epilogue;
     const void* x;       // [rows, inputs]
     const void* weight;  // [inputs, outputs]
-    const void* bias;    // [outputs]
     void* y;             // [rows, outputs]
     float factor = 1.0f;
+    const void* bias = nullptr;  // [outputs]; null without GELU
 
-    // x and weight are FP8, weight is [outputs, inputs], and y is FP8 with an epilogue.
+    // x and weight are FP8, weight is [outputs, inputs], and y is FP8 with GELU.
     bool is_fp8 = false;
     const float* weight_scale = nullptr;  // [1], another factor
-    const float* y_factor = nullptr;      // [1], of y in FP8
+    const float* y_factor = nullptr;      // [1], of y in FP8; null without GELU
 
-    void* workspace = nullptr;
-    size_t workspace_bytes = 0;
+    bool has_gelu() const { return bias != nullptr; }
 };
 
 // Enqueues it; returns a TangoStatus. The members have been checked.
