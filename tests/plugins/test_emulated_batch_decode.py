@@ -103,3 +103,16 @@ def test_inputs_that_do_not_fit_into_a_block_are_rejected(library):
     decoder = Decoder(wide, library=library(), blocks=1, device="cpu")
     with pytest.raises(TangoError, match="the inputs of 8 sequences do not fit into a block's shared memory"):
         Batch(decoder, (5,), (64,), library(), 1)
+
+
+def test_fp8_weights_are_rejected(library):
+    decoder = Decoder(SHAPES["tests"], library=library(), blocks=3, device="cpu", formats=("fp8",))
+    with pytest.raises(TangoError, match="steps of several sequences do not read FP8 weights"):
+        Batch(decoder, (5,), (64,), library(), 3)
+
+
+def test_the_library_rejects_an_fp8_head(library):
+    batch = make(library, "tests", 3, (5,), (64,), ("int8",))
+    batch.batch._head.weights = 4  # TANGO_WEIGHTS_FP8
+    with pytest.raises(TangoError, match="head is FP8, which steps of several sequences do not read"):
+        batch.enqueue([0])
