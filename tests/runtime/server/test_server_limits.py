@@ -7,12 +7,14 @@ import asyncio
 import json
 import os
 import re
+import select
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -178,6 +180,29 @@ def test_bodies_are_limited_in_size_and_time(serving):
         assert b" 408 " in connection.recv(1000)
 
 
+def test_clients_that_send_large_bodies_slowly_keep_nobody_out(serving):
+    served = serving(max_body=10_000, body_seconds=2.0)
+    with ExitStack() as stack:
+        for _ in range(8):
+            address = ("127.0.0.1", int(served.url.rpartition(":")[2]))
+            connection = stack.enter_context(socket.create_connection(address))
+            connection.sendall(POST % 10_000 + b"{")
+        assert served.http().post("/v1/chat/completions", json=asked(max_tokens=1)).status_code == 200
+
+
+def test_bodies_in_memory_are_limited(serving):
+    served = serving(max_body=10_000, body_seconds=20.0)
+    with ExitStack() as stack:
+        connections = []
+        for _ in range(5):
+            address = ("127.0.0.1", int(served.url.rpartition(":")[2]))
+            connections.append(stack.enter_context(socket.create_connection(address, timeout=10)))
+            connections[-1].sendall(POST % 10_000 + b" " * 9_000)
+        (refused, *others), _, _ = select.select(connections, [], [], 10)
+        assert not others
+        assert b" 429 " in refused.recv(1000)
+
+
 def malformed():
     """More than 200 bodies, none of which can be answered."""
     whole = asked(max_tokens=1)
@@ -246,6 +271,8 @@ def malformed():
         yield {**whole, "response_format": {"type": "json_schema", "json_schema": schema}}
     yield {**whole, "unknown": 1}
     yield {**whole, "\u0000": 1}
+    yield {**whole, "\ud800": 1}
+    yield asked("half a pair: \udfff")
 
 
 def test_no_body_harms_the_server(served):
