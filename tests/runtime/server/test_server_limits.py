@@ -260,6 +260,9 @@ def malformed():
         **whole,
         "messages": [{"role": "user", "content": [{**image, "image_url": {"url": "data:,", "seconds": "x"}}]}],
     }
+    for seconds in (10**400, 1e300, True):
+        timed = {**image, "image_url": {**image["image_url"], "seconds": seconds}}
+        yield {**whole, "messages": [{"role": "user", "content": [timed, text]}]}
     yield {**whole, "messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}] * 3}
     for schema in (
         *junk,
