@@ -322,7 +322,7 @@ def _read_content(value: object, where: str, max_images: int) -> tuple[str, Medi
 
 
 def _read_url(value: object, where: str, keys: Collection[str]) -> tuple[str, float | None]:
-    data = {"url": value} if isinstance(value, str) else as_object(value, where, keys)
+    data: Mapping[str, Any] = {"url": value} if isinstance(value, str) else as_object(value, where, keys)
     url, seconds = data.get("url"), data.get("seconds")
     if not isinstance(url, str) or not url:
         raise ApiError(400, f"{where} has no url", where)
