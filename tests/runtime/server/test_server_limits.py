@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import http.client
 import json
 import os
 import re
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ import pytest
 from tango_plugins import TangoError
 from tango_runtime.cli import serve as serve_command
 from tango_runtime.cli.main import main
+from tango_runtime.server import serve as serve_module
 from tango_runtime.server.events import ClientLeftError, unless_left
 from tango_runtime.server.metrics import Metrics
 from tango_runtime.server.stops import StopTexts
@@ -315,6 +317,49 @@ def test_no_request_line_harms_the_server(served, raw):
         connection.shutdown(socket.SHUT_WR)
         assert b"root:" not in connection.recv(10_000)
     assert served.http().get("/health").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("begin", "more"),
+    [
+        (b"", b""),
+        (b"GET /health HTTP/1.1\r\nHost: x\r\n", b"x"),
+        (b"GET /health HTTP/1.1\r\nHost: x\r\n\r\nGET /health HTTP/1.1\r\nX: ", b"x"),
+        (b"POST /v1/none HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999\r\n\r\n", b"x"),
+    ],
+)
+def test_a_connection_that_asks_nothing_is_closed(served, monkeypatch, begin, more):
+    monkeypatch.setattr(serve_module, "_HEAD_SECONDS", 0.5)
+
+    def closed():
+        with suppress(BlockingIOError):
+            try:
+                connection.sendall(more)
+                return not connection.recv(10_000)
+            except ConnectionError:
+                return True
+
+    with socket.create_connection(("127.0.0.1", int(served.url.rpartition(":")[2]))) as connection:
+        connection.sendall(begin)
+        connection.setblocking(False)
+        eventually(closed)
+
+
+def test_a_connection_whose_answer_takes_long_is_kept(serving, gate, monkeypatch):
+    monkeypatch.setattr(serve_module, "_HEAD_SECONDS", 2.0)
+    served = serving(videos=3)  # a server of its own: what others ask of it would wait, too
+    held = gate(served)
+    connection = http.client.HTTPConnection("127.0.0.1", int(served.url.rpartition(":")[2]), timeout=60)
+    with closing(connection):
+        connection.request("POST", "/v1/chat/completions", json.dumps(asked()), {"Content-Type": "application/json"})
+        sock = connection.sock
+        eventually(lambda: held.steps)
+        time.sleep(2.5)
+        held.opened.set()
+        assert connection.getresponse().read()
+        connection.request("GET", "/health")
+        assert connection.getresponse().status == 200
+        assert connection.sock is sock
 
 
 def test_other_methods_and_paths_are_errors_of_the_same_shape(served):
