@@ -139,7 +139,7 @@ def read_folder(data: Path, frames: int, *, videos: bool = True) -> list[Video]:
         raise TangoError(f"there is no {file}", "write one as docs/guide/evaluate.md describes")
     asked: dict[Path, tuple[str, list[tuple[str, Question]]]] = {}  # a/b and ./a/b are the same video
     lines: dict[str, int] = {}
-    for number, row in read_rows(file):
+    for number, row in read_rows(file, _KEYS):
         where = f"{file} line {number}"
         found = _checked(row, where, strict=file.name == QUESTIONS)
         video = folder / found["video"]

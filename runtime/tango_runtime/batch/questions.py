@@ -16,6 +16,9 @@ from tango_runtime.util.jsonschema import shown
 #: What LLaVA-OneVision's evaluations write after the options.
 INSTRUCTION = "Answer with the option's letter from the given choices directly."
 
+#: Columns of a table of questions.
+_COLUMNS = ("video", "question", "id", "options")
+
 #: What identifies a question; a table may have numbers.
 Id = str | int
 
@@ -100,7 +103,7 @@ def read_questions(table: Path, folder: Path | None = None) -> tuple[list[AskedV
     asked: dict[str, tuple[str, list[Question]]] = {}
     lines: dict[Id, int] = {}
     failures: list[Failure] = []
-    for line, row in read_rows(table):
+    for line, row in read_rows(table, _COLUMNS):
         try:
             video, text, given = _fields(row)
         except TangoError as error:
@@ -139,9 +142,11 @@ def _fields(row: dict[str, Any] | TangoError) -> tuple[str, str, Id | None]:
     """
     if isinstance(row, TangoError):
         raise row
-    video, question, key, options = (row.get(name) for name in ("video", "question", "id", "options"))
+    video, question, key, options = (row.get(name) for name in _COLUMNS)
     if isinstance(video, dict):  # as datasets decodes its Video feature
         video = video.get("path")
+    if is_text(video) and "\0" in video:
+        raise TangoError(f"video is {_shown(video)}", "use a path; none has a NUL in it")
     if not is_text(video) or not is_text(question):
         name, value = ("question", question) if is_text(video) else ("video", video)
         raise TangoError(f"{name} is {_shown(value)}", "use text that is not empty and is valid Unicode")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,12 @@ from tango_runtime.util.jsonschema import parse_json
 STATE, _SPLITS = "state.json", "dataset_dict.json"
 
 
-def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | TangoError]]:
+def read_rows(path: Path, columns: Collection[str] | None = None) -> Iterator[tuple[int, dict[str, Any] | TangoError]]:
     """Reads a table, row by row.
 
     Args:
         path: A file of JSON lines, a ``.parquet`` file, or a folder that ``Dataset.save_to_disk`` wrote.
+        columns: The columns that are needed; None for all. Others may be large, or hold what Python has no value for.
 
     Yields:
         (number of the line or row, from 1; the row, or why the line is none). Blank lines are left out.
@@ -30,8 +31,8 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | TangoError]]:
     if not path.exists():
         raise TangoError(f"there is no {path}", "give a .jsonl or .parquet file, or a folder that datasets saved")
     if path.is_dir():
-        return _arrow_rows(path)
-    return _parquet_rows(path) if path.suffix == ".parquet" else _json_rows(path)
+        return _arrow_rows(path, columns)
+    return _parquet_rows(path, columns) if path.suffix == ".parquet" else _json_rows(path)
 
 
 def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
@@ -45,9 +46,10 @@ def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
     try:
         table = pyarrow.Table.from_pylist(list(rows))
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, OverflowError) as error:
         raise TangoError(
-            f"the answers are no table: {error}", "give all questions ids of one type; the .jsonl has all answers"
+            f"the answers are no table: {error}",
+            "give all questions ids of one type, of 64 bits; the .jsonl has all answers",
         ) from error
     atomic_write(path, lambda stream: parquet.write_table(table, stream))
 
@@ -84,18 +86,19 @@ def _json_row(line: bytes, where: str) -> dict[str, Any] | TangoError:
     return row
 
 
-def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | TangoError]]:
+def _parquet_rows(path: Path, columns: Collection[str] | None) -> Iterator[tuple[int, dict[str, Any] | TangoError]]:
     pyarrow = require_pyarrow(path)
     import pyarrow.parquet as parquet
 
     try:
         with parquet.ParquetFile(path) as file:
-            yield from _numbered(file.iter_batches())
-    except (pyarrow.ArrowException, OSError) as error:
+            names = _needed(file.schema_arrow.names, columns)
+            yield from _numbered(file.iter_batches(columns=names))
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise _unreadable(path, error) from error
 
 
-def _arrow_rows(folder: Path) -> Iterator[tuple[int, dict[str, Any] | TangoError]]:
+def _arrow_rows(folder: Path, columns: Collection[str] | None) -> Iterator[tuple[int, dict[str, Any] | TangoError]]:
     if (folder / _SPLITS).is_file():
         splits = sorted(path.parent.name for path in folder.glob(f"*/{STATE}"))
         raise TangoError(
@@ -110,9 +113,14 @@ def _arrow_rows(folder: Path) -> Iterator[tuple[int, dict[str, Any] | TangoError
         names = [str(file["filename"]) for file in state["_data_files"]]
         if state.get("_indices_data_files"):
             raise TangoError(f"{folder} selects rows of its table", "save it anew: dataset.flatten_indices()")
-        yield from _numbered(batch for name in names for batch in _batches(pyarrow, folder / name))
+        batches = (batch for name in names for batch in _batches(pyarrow, folder / name))
+        yield from _numbered(batch.select(_needed(batch.schema.names, columns)) for batch in batches)
     except (pyarrow.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
         raise _unreadable(folder, error) from error
+
+
+def _needed(names: Sequence[str], columns: Collection[str] | None) -> list[str]:
+    return [name for name in names if columns is None or name in columns]
 
 
 def _batches(pyarrow: Any, file: Path) -> Iterator[Any]:

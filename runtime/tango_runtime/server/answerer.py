@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any, TypeVar
@@ -165,9 +166,10 @@ class Answerer:
     def answer_live(self, request: ChatRequest, stream: Stream, emit: Emit) -> Generator[None, None, None]:
         """Answers a question about a stream as it is: emits pieces of text, then an :class:`Ending`."""
         arrived = monotonic()
-        _take_in(stream)
-        pieces = stream.live.stream(request.question, history=request.history, **_sampling(request))
-        yield from self._write(request, pieces, emit, arrived, cached=0)
+        with _used_alone(stream):
+            _take_in(stream)
+            pieces = stream.live.stream(request.question, history=request.history, **_sampling(request))
+            yield from self._write(request, pieces, emit, arrived, cached=0)
 
     def view(
         self, key: VideoKey, options: VideoOptions, clip: DecodedClip | None, emit: Emit
@@ -181,10 +183,12 @@ class Answerer:
 
     def view_live(self, stream: Stream, emit: Emit) -> Generator[None, None, None]:
         """What is kept of a stream as it is: emits the same as :meth:`view`."""
-        _take_in(stream)
-        session = stream.live.session()
-        yield
-        emit({**_viewed(session), "duration": None, "aspect": session.aspect, "stages_ms": _rounded(session.stages)})
+        with _used_alone(stream):
+            _take_in(stream)
+            session = stream.live.session()
+            yield
+            stages = _rounded(session.stages)
+            emit({**_viewed(session), "duration": None, "aspect": session.aspect, "stages_ms": stages})
 
     def _see(self, key: VideoKey, clip: DecodedClip | None) -> Seen:
         if key in self._videos:
@@ -234,6 +238,16 @@ def _sampling(request: ChatRequest) -> dict[str, Any]:
 
 def _rounded(stages: Mapping[str, float]) -> dict[str, float]:
     return {name: round(ms, 3) for name, ms in stages.items()}
+
+
+@contextmanager
+def _used_alone(stream: Stream) -> Iterator[None]:
+    """Keeps a stream open; the worker does one such job of a stream at a time."""
+    stream.in_use = True
+    try:
+        yield
+    finally:
+        stream.in_use = False
 
 
 def _take_in(stream: Stream) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -37,16 +38,16 @@ class Bodies:
         """What a request's JSON holds."""
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             raise ApiError(415, "the body is JSON: say Content-Type: application/json")
-        size = int(request.headers.get("content-length") or self._settings.max_body)
-        if self._held + min(size, self._settings.max_body) > _BODIES * self._settings.max_body:
-            raise ApiError(429, "too many large requests arrive; ask again", headers={"Retry-After": "2"})
-        self._held += size
+        body = bytearray()
         try:
-            pieces = [piece async for piece in self.pieces(request, self._settings.max_body)]
-            body = b"".join(pieces)
+            async for piece in self.pieces(request, self._settings.max_body):
+                body += piece
+                self._held += len(piece)  # what arrived, not what was announced: a slow client keeps nobody else out
+                if self._held > _BODIES * self._settings.max_body:
+                    raise ApiError(429, "too many large requests arrive; ask again", headers={"Retry-After": "2"})
             return _parsed(body) if len(body) < _SMALL else await self._in_thread(_parsed, body)
         finally:
-            self._held -= size
+            self._held -= len(body)
 
     async def pieces(self, request: Request, most: int) -> AsyncIterator[bytes]:
         """A request's body as it arrives, within the limits of size and time."""
@@ -68,11 +69,14 @@ class Bodies:
             yield piece
 
 
-def _parsed(body: bytes) -> Any:
+def _parsed(body: bytearray) -> Any:
     def refuse(name: str) -> None:
         raise ValueError(f"{name} is no JSON")
 
     try:
-        return json.loads(body.decode(), parse_constant=refuse)
+        found = json.loads(body.decode(), parse_constant=refuse)
+        if re.search(rb"\\u[dD]", body):  # half a surrogate pair could not be sent back in an error
+            json.dumps(found, ensure_ascii=False).encode()
+        return found
     except (ValueError, RecursionError) as error:
         raise ApiError(400, f"the body is not JSON: {first_line(error)}") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -38,8 +37,8 @@ _KNOWN = {
     *_OPTIONS,
 }
 
-#: Most messages, stop strings, and characters of all texts.
-_MESSAGES, _STOPS, _TEXT = 1000, 16, 1 << 20
+#: Most messages, stop strings, and characters of all texts; largest time of an image.
+_MESSAGES, _STOPS, _TEXT, _SECONDS = 1000, 16, 1 << 20, 1e12
 
 
 @dataclass(frozen=True)
@@ -122,7 +121,7 @@ def parse_chat(body: object, max_images: int) -> ChatRequest:
     data = as_object(body, "the body")
     for key in data:
         if key in _NEUTRAL:
-            if not any(data[key] == value and type(data[key]) is type(value) for value in _NEUTRAL[key]):
+            if not any(_same(data[key], value) for value in _NEUTRAL[key]):
                 raise ApiError(400, f"{key} is {shown(data[key])}, which is not supported; leave it out", key)
         elif key not in _KNOWN | _IGNORED:
             raise ApiError(400, f"unknown key {key[:60]!r}", key[:60])
@@ -217,6 +216,11 @@ _A_LENGTH = _Rule(f"an integer from 1 to {1 << 20}", lambda v: is_integer(v) and
 _A_TEMPERATURE = _Rule("a number from 0 to 100", lambda v: is_number(v) and 0 <= v <= 100)
 _A_SEED = _Rule("an integer from 0 to 2^63 - 1", lambda v: is_integer(v) and 0 <= v < 1 << 63)
 _A_DURATION = _Rule("a number of seconds above 0 and at most 3600", lambda v: is_number(v) and 0 < v <= 3600)
+
+
+def _same(value: object, other: object) -> bool:
+    """Whether two values are equal in JSON: 0 is 0.0, but not false."""
+    return value == other and (type(value) is type(other) or (is_number(value) and is_number(other)))
 
 
 def _take(data: Mapping[str, Any], key: str, default: _T, rule: _Rule) -> Any | _T:
@@ -318,14 +322,14 @@ def _read_content(value: object, where: str, max_images: int) -> tuple[str, Medi
 
 
 def _read_url(value: object, where: str, keys: Collection[str]) -> tuple[str, float | None]:
-    data = {"url": value} if isinstance(value, str) else as_object(value, where, keys)
+    data: Mapping[str, Any] = {"url": value} if isinstance(value, str) else as_object(value, where, keys)
     url, seconds = data.get("url"), data.get("seconds")
     if not isinstance(url, str) or not url:
         raise ApiError(400, f"{where} has no url", where)
     if seconds is None:
         return url, None
-    if not is_number(seconds) or not math.isfinite(float(seconds)):
-        raise ApiError(400, f"{where}: seconds is {shown(seconds)}, not a number", where)
+    if not is_number(seconds) or not abs(seconds) <= _SECONDS:
+        raise ApiError(400, f"{where}: seconds is {shown(seconds)}, not a number from -1e12 to 1e12", where)
     return url, float(seconds)
 
 

@@ -19,20 +19,19 @@ _REDIRECTS = 5
 _CHUNK = 1 << 16
 
 
-def fetch(url: str, to: Path, *, most: int, seconds: float, allow_private: bool = False) -> None:
+def fetch(url: str, to: Path, *, most: int, deadline: float, allow_private: bool = False) -> None:
     """Writes what a URL gives to a file.
 
     Args:
         url: http: or https:.
         to: The file.
         most: Most bytes.
-        seconds: Most time in all.
+        deadline: When it must be there, of the monotonic clock.
         allow_private: Connect to addresses that are not public, too.
 
     Raises:
         ApiError: The URL or a redirect of it is not allowed, or it gives nothing within the limits.
     """
-    deadline = monotonic() + seconds
     for _ in range(_REDIRECTS + 1):
         parts = _checked(url)
         try:
@@ -43,7 +42,12 @@ def fetch(url: str, to: Path, *, most: int, seconds: float, allow_private: bool 
             raise ApiError(400, f"{_shown(parts)} cannot be fetched: {reason}", "url") from error
         if location is None:
             return
-        url = urljoin(url, location)
+        try:
+            url = urljoin(url, location)
+        except ValueError as error:
+            raise ApiError(
+                400, f"{_shown(parts)} is redirected to {location[:60]!r}, which is no URL", "url"
+            ) from error
     raise ApiError(400, f"{_shown(parts)} is redirected more than {_REDIRECTS} times", "url")
 
 
@@ -96,7 +100,8 @@ def _get(parts: SplitResult, to: Path, most: int, deadline: float, allow_private
             return location
         if response.status != 200:
             raise ApiError(400, f"{_shown(parts)} answers with status {response.status}", "url")
-        if int(response.getheader("Content-Length") or 0) > most:
+        length = response.length  # None where the body is in chunks, or ends with the connection
+        if length is not None and length > most:
             raise _too_large(parts, most)
         size = 0
         with to.open("wb") as file:
@@ -106,6 +111,8 @@ def _get(parts: SplitResult, to: Path, most: int, deadline: float, allow_private
                     raise _too_large(parts, most)
                 file.write(piece)
         _left(deadline)  # a body that was cut off at the deadline may look whole
+        if length is not None and size < length:
+            raise OSError(f"it ended after {size} of {length} bytes")
     return None
 
 

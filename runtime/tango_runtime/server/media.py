@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 from urllib.parse import unquote, urlsplit
 
 from tango_runtime.server.chat import Media
@@ -69,11 +70,18 @@ class MediaStore:
         """
         with ExitStack() as stack:
             urls = [url for text in media.urls for url in _frames_of(text)]
+            if len(urls) > self._settings.max_images:
+                raise ApiError(
+                    400, f"there are {len(urls)} images; at most {self._settings.max_images} are taken", "url"
+                )
             images = media.images or len(urls) > 1 or urls[0].startswith("data:image/")
-            paths = [self._open(url, stack) for url in urls]
-            size = sum(path.stat().st_size for path in paths)
-            if size > self._settings.max_media:
-                raise ApiError(413, f"the media have more than {self._settings.max_media / 1e6:.0f} MB", "url")
+            paths, left = [], self._settings.max_media
+            deadline = monotonic() + self._settings.fetch_seconds
+            for url in urls:
+                paths.append(self._open(url, stack, left, deadline))
+                left -= paths[-1].stat().st_size
+                if left < 0:
+                    raise ApiError(413, f"the media have more than {self._settings.max_media / 1e6:.0f} MB", "url")
             digest = hashlib.sha256("".join(map(self._digest, paths)).encode())
             digest.update(repr((images, media.seconds)).encode())
             yield LocalMedia(tuple(paths), images, media.seconds, digest.hexdigest())
@@ -98,7 +106,7 @@ class MediaStore:
         """A path that nobody uses."""
         return self.folder / uuid.uuid4().hex
 
-    def _open(self, url: str, stack: ExitStack) -> Path:
+    def _open(self, url: str, stack: ExitStack, most: int, deadline: float) -> Path:
         scheme = url.partition(":")[0].lower()
         if scheme == "file":
             return self._file(url)
@@ -109,14 +117,7 @@ class MediaStore:
         elif scheme == "data":
             path.write_bytes(_data(url))
         elif scheme in ("http", "https"):
-            limits = self._settings
-            fetch(
-                url,
-                path,
-                most=limits.max_media,
-                seconds=limits.fetch_seconds,
-                allow_private=limits.allow_private,
-            )
+            fetch(url, path, most=most, deadline=deadline, allow_private=self._settings.allow_private)
         else:
             raise ApiError(400, f"{url[:40]!r} is no http:, https:, data:, file:, video: or stream: URL", "url")
         return path

@@ -182,7 +182,7 @@ class Service:
 
     async def remove_stream(self, stream: Stream) -> None:
         """Closes a stream, once the worker is at no question about it."""
-        await self._on_worker(lambda: self.streams.remove(stream.name))
+        await self._on_worker(lambda: self.streams.remove(stream.name), stream.name)
 
     def decode_frame(self, model: str, data: bytes) -> NDArray[np.uint8]:
         """A pushed image as a frame, uint8 [H, W, 3]."""
@@ -278,14 +278,14 @@ class Service:
                 self.metrics.add("tango:requests_cancelled_total")
                 self.worker.cancel(job)
 
-    async def _on_worker(self, call: Callable[[], Any]) -> Any:
-        """The result of a call on the worker's thread."""
+    async def _on_worker(self, call: Callable[[], Any], key: Hashable = None) -> Any:
+        """The result of a call on the worker's thread, once no other work of its key is in progress there."""
 
         def work(emit: Emit) -> Generator[None, None, None]:
             emit((call(),))
             yield
 
-        async for item in self._run(lambda emit: (work(emit), None), tuple):
+        async for item in self._run(lambda emit: (work(emit), key), tuple):
             return item[0]
         raise ApiError(500, "the server gave no result")
 

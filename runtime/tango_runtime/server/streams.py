@@ -38,6 +38,7 @@ class Stream:
         frame_seconds: What encoding a frame took in the mean; 0 before the first.
         source: What its client named, without secrets.
         pushed: Where its client puts frames; None for a stream with a source of its own.
+        in_use: Whether an answer about it is written, which must not lose its session.
         error: What ended it, empty while it goes on.
     """
 
@@ -45,6 +46,7 @@ class Stream:
         self.name, self.model, self.live, self.fps, self.error = name, model, live, fps, ""
         self.frame_seconds, self.source = 0.0, ""
         self.pushed: PushedFrames | None = None
+        self.in_use = False
         self._metrics = metrics
         self._encoded, self._dropped, self._ended = 0, 0, False
 
@@ -148,7 +150,7 @@ class Streams:
             ApiError: There are too many.
             TangoError: The source cannot be read.
         """
-        ended = next((stream for stream in self if stream.over), None)
+        ended = next((stream for stream in self if stream.over and not stream.in_use), None)
         if len(self._open) >= self._most and ended is not None:
             self.remove(ended.name)
         if len(self._open) >= self._most:

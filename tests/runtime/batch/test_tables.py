@@ -20,16 +20,20 @@ ROWS = [
 ]
 
 
+def as_table(rows):
+    return pyarrow.Table.from_pylist(rows) if isinstance(rows, list) else rows
+
+
 def parquet(path, rows):
     import pyarrow.parquet
 
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=1)
+    pyarrow.parquet.write_table(as_table(rows), path, row_group_size=1)
 
 
 def saved(folder, rows, **state):
     """What ``Dataset.from_list(rows).save_to_disk(folder, num_shards=2)`` writes of its data."""
     folder.mkdir()
-    table = pyarrow.Table.from_pylist(rows)
+    table = as_table(rows)
     names = [f"data-{i:05}-of-00002.arrow" for i in range(2)]
     for name, part in zip(names, (table.slice(0, 1), table.slice(1)), strict=True):
         with pyarrow.OSFile(str(folder / name), "wb") as sink, pyarrow.ipc.new_stream(sink, part.schema) as stream:
@@ -80,6 +84,19 @@ def test_a_cell_that_json_does_not_have_is_named(tmp_path):
     assert failure.message == "video is of type bytes"
 
 
+@pytest.mark.parametrize("write", [parquet, saved])
+def test_other_columns_are_not_read(tmp_path, write):
+    """Such as a time in nanoseconds, which Python's datetime does not hold."""
+    times = pyarrow.array([1, 1234567890123456789], pyarrow.timestamp("ns"))
+    rows = [{"video": "a.mp4", "question": "Who?"}, {"video": "b.mp4", "question": "What?"}]
+    table = pyarrow.Table.from_pylist(rows).append_column("when", times)
+    write(tmp_path / "table.parquet", table)
+    videos, failures = read_questions(tmp_path / "table.parquet")
+    assert ([video.name for video in videos], failures) == (["a.mp4", "b.mp4"], [])
+    with pytest.raises(TangoError, match="cannot be read as a table"):
+        list(read_rows(tmp_path / "table.parquet"))
+
+
 def test_batch_reads_and_writes_parquet(tmp_path, tiny_bundle, clip):
     rows = [{"video": str(clip), "question": text, "id": i} for i, text in enumerate(("Who?", "What?"))]
     parquet(tmp_path / "questions.parquet", rows)
@@ -94,4 +111,6 @@ def test_batch_reads_and_writes_parquet(tmp_path, tiny_bundle, clip):
 def test_ids_of_two_types_are_no_column(tmp_path):
     with pytest.raises(TangoError, match="the answers are no table"):
         write_rows(tmp_path / "answers.parquet", [{"id": 1}, {"id": "one"}])
+    with pytest.raises(TangoError, match="the answers are no table"):
+        write_rows(tmp_path / "answers.parquet", [{"id": 10**30}])
     assert not (tmp_path / "answers.parquet").exists()

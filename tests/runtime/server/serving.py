@@ -14,8 +14,7 @@ openai = pytest.importorskip("openai")
 httpx = pytest.importorskip("httpx")
 
 from tango_runtime import VideoLLM  # noqa: E402
-from tango_runtime.server.app import Server  # noqa: E402
-from tango_runtime.server.serve import listen  # noqa: E402
+from tango_runtime.server.serve import configured, listen  # noqa: E402
 from tango_runtime.server.service import Service  # noqa: E402
 from tango_runtime.server.settings import Settings  # noqa: E402
 
@@ -46,7 +45,7 @@ class Running:
 @contextmanager
 def running(models: dict[str, VideoLLM], settings: Settings) -> Iterator[Running]:
     service, sock = Service(models, settings), listen("127.0.0.1", 0)
-    runner = uvicorn.Server(uvicorn.Config(Server(service).app(), log_level="warning", http="h11", ws="none"))
+    runner = uvicorn.Server(configured(service))
     thread = threading.Thread(target=lambda: asyncio.run(runner.serve(sockets=[sock])))
     thread.start()
     try:

@@ -166,6 +166,15 @@ def test_what_is_not_supported_is_named(served, key):
         served.openai().chat.completions.create(**asked(), **{key: value[key]})
 
 
+@pytest.mark.parametrize("key", ["presence_penalty", "frequency_penalty"])
+def test_nought_is_nought_however_it_is_written(served, answer, key):
+    for nought in (0, 0.0):
+        found = served.openai().chat.completions.create(**asked(), **{key: nought})
+        assert found.choices[0].message.content == answer.text
+    with pytest.raises(openai.BadRequestError, match=f"{key} is false"):
+        served.openai().chat.completions.create(**asked(), extra_body={key: False})
+
+
 def pictures():
     rng = np.random.default_rng(5)
     return rng.integers(0, 255, (4, 36, 64, 3), dtype=np.uint8)

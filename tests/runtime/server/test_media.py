@@ -13,8 +13,11 @@ import zlib
 
 import pytest
 
+from tango_runtime.server import media
+from tango_runtime.server.chat import Media
 from tango_runtime.server.errors import ApiError
 from tango_runtime.server.fetch import _is_public, fetch
+from tango_runtime.server.settings import Settings
 from tests.runtime.server.serving import asked, openai
 
 
@@ -50,6 +53,12 @@ def web(clip):
                 for _ in range(64):
                     self.wfile.write(bytes(1 << 16))
                 self.close_connection = True
+            elif self.path == "/cut":
+                self.send_response(200)
+                self.send_header("Content-Length", "1000")
+                self.end_headers()
+                self.wfile.write(b"cut")
+                self.close_connection = True
             elif self.path == "/lie":
                 self.send_response(200)
                 self.send_header("Content-Length", "99999999999")
@@ -81,8 +90,9 @@ def web(clip):
     server.server_close()
 
 
-def get(url, tmp_path, **options):
-    fetch(url, tmp_path / "got", **{"most": 1 << 20, "seconds": 10, "allow_private": True, **options})
+def get(url, tmp_path, seconds=10, **options):
+    deadline = time.monotonic() + seconds
+    fetch(url, tmp_path / "got", **{"most": 1 << 20, "deadline": deadline, "allow_private": True, **options})
     return (tmp_path / "got").read_bytes()
 
 
@@ -103,12 +113,35 @@ def test_a_url_is_fetched_also_over_redirects(web, clip, tmp_path):
         ("/lie", {}, "has more than 1 MB"),
         ("/to/file:///etc/passwd", {}, "is no http: or https: URL"),
         ("/to/ftp://127.0.0.1/", {}, "is no http: or https: URL"),
+        ("/to/http://[", {}, r"is redirected to 'http://\[', which is no URL"),
+        ("/cut", {}, "ended after 3 of 1000 bytes"),
         ("/clip.mp4", {"allow_private": False}, "has an address that is not public"),
     ],
 )
 def test_what_a_url_may_not_give(web, tmp_path, path, options, message):
     with pytest.raises(ApiError, match=message):
         get(f"{web}{path}", tmp_path, **options)
+
+
+def test_the_limits_are_for_all_images_together(monkeypatch):
+    limits = []
+
+    def fetched(url, to, *, most, deadline, allow_private):
+        limits.append((most, deadline))
+        to.write_bytes(bytes(60))
+
+    monkeypatch.setattr(media, "fetch", fetched)
+    store = media.MediaStore(Settings(max_images=3, max_media=100))
+    try:
+        with pytest.raises(ApiError, match="there are 4 images; at most 3 are taken"):
+            store.local(Media(("data:video/png;base64,AA==,AA==,AA==,AA==",))).__enter__()
+        with pytest.raises(ApiError, match="the media have more than"):
+            store.local(Media(("http://a/", "http://b/", "http://c/"), images=True)).__enter__()
+    finally:
+        store.close()
+    (first, deadline), (second, the_same) = limits  # the third is not asked for
+    assert (first, second) == (100, 40)
+    assert deadline == the_same
 
 
 def test_every_redirect_and_every_address_is_checked(web, tmp_path, monkeypatch):

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import http.client
 import json
 import os
 import re
+import select
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 import pytest
@@ -20,6 +23,7 @@ import pytest
 from tango_plugins import TangoError
 from tango_runtime.cli import serve as serve_command
 from tango_runtime.cli.main import main
+from tango_runtime.server import serve as serve_module
 from tango_runtime.server.events import ClientLeftError, unless_left
 from tango_runtime.server.metrics import Metrics
 from tango_runtime.server.stops import StopTexts
@@ -178,6 +182,29 @@ def test_bodies_are_limited_in_size_and_time(serving):
         assert b" 408 " in connection.recv(1000)
 
 
+def test_clients_that_send_large_bodies_slowly_keep_nobody_out(serving):
+    served = serving(max_body=10_000, body_seconds=2.0)
+    with ExitStack() as stack:
+        for _ in range(8):
+            address = ("127.0.0.1", int(served.url.rpartition(":")[2]))
+            connection = stack.enter_context(socket.create_connection(address))
+            connection.sendall(POST % 10_000 + b"{")
+        assert served.http().post("/v1/chat/completions", json=asked(max_tokens=1)).status_code == 200
+
+
+def test_bodies_in_memory_are_limited(serving):
+    served = serving(max_body=10_000, body_seconds=20.0)
+    with ExitStack() as stack:
+        connections = []
+        for _ in range(5):
+            address = ("127.0.0.1", int(served.url.rpartition(":")[2]))
+            connections.append(stack.enter_context(socket.create_connection(address, timeout=10)))
+            connections[-1].sendall(POST % 10_000 + b" " * 9_000)
+        (refused, *others), _, _ = select.select(connections, [], [], 10)
+        assert not others
+        assert b" 429 " in refused.recv(1000)
+
+
 def malformed():
     """More than 200 bodies, none of which can be answered."""
     whole = asked(max_tokens=1)
@@ -235,6 +262,9 @@ def malformed():
         **whole,
         "messages": [{"role": "user", "content": [{**image, "image_url": {"url": "data:,", "seconds": "x"}}]}],
     }
+    for seconds in (10**400, 1e300, True):
+        timed = {**image, "image_url": {**image["image_url"], "seconds": seconds}}
+        yield {**whole, "messages": [{"role": "user", "content": [timed, text]}]}
     yield {**whole, "messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}] * 3}
     for schema in (
         *junk,
@@ -246,6 +276,8 @@ def malformed():
         yield {**whole, "response_format": {"type": "json_schema", "json_schema": schema}}
     yield {**whole, "unknown": 1}
     yield {**whole, "\u0000": 1}
+    yield {**whole, "\ud800": 1}
+    yield asked("half a pair: \udfff")
 
 
 def test_no_body_harms_the_server(served):
@@ -285,6 +317,49 @@ def test_no_request_line_harms_the_server(served, raw):
         connection.shutdown(socket.SHUT_WR)
         assert b"root:" not in connection.recv(10_000)
     assert served.http().get("/health").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("begin", "more"),
+    [
+        (b"", b""),
+        (b"GET /health HTTP/1.1\r\nHost: x\r\n", b"x"),
+        (b"GET /health HTTP/1.1\r\nHost: x\r\n\r\nGET /health HTTP/1.1\r\nX: ", b"x"),
+        (b"POST /v1/none HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999\r\n\r\n", b"x"),
+    ],
+)
+def test_a_connection_that_asks_nothing_is_closed(served, monkeypatch, begin, more):
+    monkeypatch.setattr(serve_module, "_HEAD_SECONDS", 0.5)
+
+    def closed():
+        with suppress(BlockingIOError):
+            try:
+                connection.sendall(more)
+                return not connection.recv(10_000)
+            except ConnectionError:
+                return True
+
+    with socket.create_connection(("127.0.0.1", int(served.url.rpartition(":")[2]))) as connection:
+        connection.sendall(begin)
+        connection.setblocking(False)
+        eventually(closed)
+
+
+def test_a_connection_whose_answer_takes_long_is_kept(serving, gate, monkeypatch):
+    monkeypatch.setattr(serve_module, "_HEAD_SECONDS", 2.0)
+    served = serving(videos=3)  # a server of its own: what others ask of it would wait, too
+    held = gate(served)
+    connection = http.client.HTTPConnection("127.0.0.1", int(served.url.rpartition(":")[2]), timeout=60)
+    with closing(connection):
+        connection.request("POST", "/v1/chat/completions", json.dumps(asked()), {"Content-Type": "application/json"})
+        sock = connection.sock
+        eventually(lambda: held.steps)
+        time.sleep(2.5)
+        held.opened.set()
+        assert connection.getresponse().read()
+        connection.request("GET", "/health")
+        assert connection.getresponse().status == 200
+        assert connection.sock is sock
 
 
 def test_other_methods_and_paths_are_errors_of_the_same_shape(served):

@@ -7,6 +7,7 @@ import json
 import queue
 import socket
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -23,7 +24,7 @@ from tango_runtime.server.metrics import Metrics
 from tango_runtime.server.rtsp import AllowedHost, checked_rtsp
 from tango_runtime.server.streams import Streams
 from tests.runtime.server.serving import asked, openai
-from tests.runtime.server.test_server_limits import eventually
+from tests.runtime.server.test_server_limits import Gate, eventually
 from tests.runtime.video.test_stream import Camera, gstreamer
 
 
@@ -126,6 +127,21 @@ def test_nobody_waits_for_a_stream_that_is_over(camera, monkeypatch):
     cameras[-1].put(None)
     with pytest.raises(openai.BadRequestError, match="ended before its first frames"):
         served.openai().chat.completions.create(**asked(url=name))
+
+
+def test_a_stream_is_not_closed_under_an_answer(camera, monkeypatch):
+    served, cameras = camera
+    name = opened(served)
+    give(served, name, cameras[-1], list(enumerate(frames(4))))
+    held = Gate(served, monkeypatch)
+    with ThreadPoolExecutor() as threads:
+        answer = threads.submit(served.http().post, "/v1/chat/completions", json=asked(url=name))
+        eventually(lambda: held.steps)
+        deleted = threads.submit(served.http().delete, f"/v1/streams/{name}")
+        eventually(lambda: served.service.worker.waiting)
+        held.opened.set()
+        assert answer.result().status_code == 200, answer.result().text
+        assert deleted.result().json()["deleted"]
 
 
 def test_what_is_kept_of_a_stream_is_viewed(camera, llm):
@@ -311,7 +327,10 @@ def test_a_stream_that_is_over_makes_room(clock):
     first = streams.add("tiny", 1.0, lambda: Model(clock, 1))
     with pytest.raises(ApiError, match="1 streams are open"):
         streams.add("tiny", 1.0, lambda: Model(clock, 1))
-    first.error = "it failed"
+    first.error, first.in_use = "it failed", True
+    with pytest.raises(ApiError, match="1 streams are open"):  # what is said of it is not said to its end
+        streams.add("tiny", 1.0, lambda: Model(clock, 1))
+    first.in_use = False
     second = streams.add("tiny", 1.0, lambda: Model(clock, 1))
     assert [stream.name for stream in streams] == [second.name]
 
