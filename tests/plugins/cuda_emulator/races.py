@@ -52,6 +52,14 @@ def attention(library):
     check(Pass(Shape(40, 4, 1, 64, 400), 260, path=library, device="cpu"))
 
 
+def attention_sm90(library):
+    from tests.plugins.attentions import Pass, Shape, check
+
+    # More tiles of keys and values than the ring has slots, and two tiles of queries for each block.
+    check(Pass(Shape(20, 28, 4, 128, 300), 130, path=library, device="cpu"))
+    check(Pass(Shape(66, 8, 4, 64, 400), 290, path=library, device="cpu"))
+
+
 def thin(library):
     import torch
 
@@ -88,6 +96,7 @@ if __name__ == "__main__":
         "linear": linear,
         "int8": int8,
         "attention": attention,
+        "attention_sm90": attention_sm90,
         "thin": thin,
         "norm": norm,
         "vision": vision,
