@@ -31,7 +31,8 @@ def vision_path(tmp_path_factory):
         (Shape(128, 5, 5, 128, 128), 0),  # more tiles of queries than two rounds of the blocks
         (Shape(130, 2, 2, 128, 140), 3),
         (Shape(66, 4, 2, 64, 200), 90),
-        (Shape(193, 2, 2, 64, 200), 0),
+        (Shape(193, 2, 2, 64, 200), 0),  # three warpgroups of queries
+        (Shape(70, 12, 4, 64, 170), 100),
     ],
 )
 @pytest.mark.parametrize("positioned", [False, True])

@@ -55,9 +55,9 @@ def attention(library):
 def attention_sm90(library):
     from tests.plugins.attentions import Pass, Shape, check
 
-    # More tiles of keys and values than the ring has slots, and two tiles of queries for each block.
-    check(Pass(Shape(20, 28, 4, 128, 300), 130, path=library, device="cpu"))
-    check(Pass(Shape(66, 8, 4, 64, 400), 290, path=library, device="cpu"))
+    # More tiles of keys and values than the ring has slots, and of queries than it has buffers.
+    check(Pass(Shape(20, 14, 2, 128, 300), 130, path=library, device="cpu"))
+    check(Pass(Shape(64, 9, 3, 64, 400), 290, path=library, device="cpu"))
 
 
 def thin(library):
@@ -83,6 +83,12 @@ def vision(library):
     check(Vision(Shape(1, 11, 13, 1, 72), path=library, device="cpu"))
 
 
+def vision_sm90(library):
+    from tests.plugins.vision_attentions import Shape, Vision, check
+
+    check(Vision(Shape(1, 14, 15, 3, 64), path=library, device="cpu"))
+
+
 def reverse(library, fault):
     numbers, reversed_numbers = (ctypes.c_float * 256)(), (ctypes.c_float * 256)()
     ctypes.CDLL(str(library)).emulator_reverse(numbers, reversed_numbers, fault)
@@ -100,6 +106,7 @@ if __name__ == "__main__":
         "thin": thin,
         "norm": norm,
         "vision": vision,
+        "vision_sm90": vision_sm90,
         "no fault": lambda library: reverse(library, 0),
         "no barrier": lambda library: reverse(library, 2),
     }

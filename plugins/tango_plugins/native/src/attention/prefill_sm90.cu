@@ -37,8 +37,8 @@ template <typename T>
 using KeyValueRing = Ring<T::kSlots, T::kSlotBytes>;
 
 template <typename T>
-int query_tiles(const Pass& pass) {
-    return ceil_div(pass.shape.tokens * pass.group_size(), T::kRows) * pass.shape.kv_heads;
+__host__ __device__ int tiles_of_head(const Pass& pass) {
+    return ceil_div(pass.shape.tokens * pass.group_size(), T::kRows);
 }
 
 // The tiles of query rows of a block, one after the other. Those with the most keys come first. The blocks take turns
@@ -47,9 +47,7 @@ template <typename T>
 class Works {
   public:
     __device__ Works(const Pass& pass)
-        : pass_(pass),
-          tiles_(ceil_div(pass.shape.tokens * pass.group_size(), T::kRows)),
-          first_position_(pass.first_position()) {}
+        : pass_(pass), tiles_(tiles_of_head<T>(pass)), first_position_(pass.first_position()) {}
 
     // Goes to the next one, if there is one.
     __device__ bool next() {
@@ -83,7 +81,7 @@ class Works {
 
   private:
     const Pass& pass_;
-    const int tiles_, first_position_;
+    const int tiles_, first_position_;  // tiles of a head
     int round_ = 0, head_, first_row_, keys_;
 };
 
@@ -387,15 +385,17 @@ __global__ void __launch_bounds__(T::kThreads, 1) prefill_attention_sm90(const _
 
 template <typename T>
 cudaError_t launch_sm90(const Pass& pass, int sms, cudaStream_t stream) {
-    const int tiles = query_tiles<T>(pass);
+    const int tiles = tiles_of_head<T>(pass) * pass.shape.kv_heads;
     return launch(prefill_attention_sm90<T>, pass, tiles < sms ? tiles : sms, T::kThreads, T::kBytes, stream);
 }
 
 }  // namespace
 
 cudaError_t prefill_attention_sm90(const Pass& pass, int sms, cudaStream_t stream) {
-    if (pass.shape.head_dim == 64) return launch_sm90<Tile<64, 3, 96>>(pass, sms, stream);
-    return launch_sm90<Tile<128, 2, 128>>(pass, sms, stream);
+    using Large = Tile<64, 3, 96>;  // no registers are left for it at twice the head_dim
+    if (pass.shape.head_dim == 128) return launch_sm90<Tile<128, 2, 128>>(pass, sms, stream);
+    if (tiles_of_head<Large>(pass) * pass.shape.kv_heads >= 2 * sms) return launch_sm90<Large>(pass, sms, stream);
+    return launch_sm90<Tile<64, 2, 128>>(pass, sms, stream);  // where the longest tile would take most of the time
 }
 
 }  // namespace tango
