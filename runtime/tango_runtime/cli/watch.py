@@ -6,6 +6,7 @@ import argparse
 import json
 import re
 import shlex
+import shutil
 import subprocess
 from collections.abc import Iterator
 from itertools import islice
@@ -50,11 +51,13 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--jsonl", action="store_true", help="write each answer as a line of JSON")
     parser.add_argument(
         "--alert",
+        type=_text,
         metavar="TEXT",
         help="stop with exit code 1 at the first answer that has this text in it, as a word of its own",
     )
     parser.add_argument(
         "--alert-command",
+        type=_command,
         metavar="COMMAND",
         help="run this command in place of stopping, with the answer's line of JSON on its standard input",
     )
@@ -63,6 +66,28 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     add_sampling(parser)
     add_json_schema(parser)
     add_backend(parser)
+
+
+def _text(text: str) -> str:
+    """Text that is not empty: every answer has that in it."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError(f"{text!r} is no text")
+    return text
+
+
+def _command(text: str) -> list[str]:
+    """A command's words; an error where it cannot be run, hours before the first alert."""
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise _not_run(text, error) from error
+    if not words or shutil.which(words[0]) is None:
+        raise _not_run(text, "there is no such program")
+    return words
+
+
+def _not_run(command: str, why: object) -> TangoError:
+    return TangoError(f"the command {command!r} cannot be run: {why}", "check --alert-command")
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -132,14 +157,14 @@ def _as_json(answer: Answer, alert: bool) -> dict[str, Any]:
     }
 
 
-def _call(command: str, line: str) -> None:
+def _call(command: list[str], line: str) -> None:
     """Runs the command of an alert to its end; one that fails is reported, and the watch goes on."""
     try:
-        code = subprocess.run(shlex.split(command), input=f"{line}\n".encode(), check=False).returncode
-    except (OSError, ValueError) as error:
-        raise TangoError(f"the command {command!r} cannot be run: {error}", "check --alert-command") from error
+        code = subprocess.run(command, input=f"{line}\n".encode(), check=False).returncode
+    except OSError as error:
+        raise _not_run(shlex.join(command), error) from error
     if code:
-        status(f"warning: {command!r} ended with {code}")
+        status(f"warning: {shlex.join(command)!r} ended with {code}")
 
 
 WATCH = Command(_configure, _run)

@@ -96,12 +96,14 @@ def test_a_command_gets_each_alert_and_the_watch_goes_on(watch, says, tmp_path):
         (["--window", "0"], "'0' is not a positive integer"),
         (["--alert", "yes", "--alert-command", "/none/such"], "cannot be run"),
         (["--alert", "yes", "--alert-command", "'"], "cannot be run"),
+        (["--alert", "yes", "--alert-command", " "], "cannot be run"),
+        (["--alert", ""], "'' is no text"),
     ],
 )
 def test_what_cannot_work_is_named(watch, says, options, error):
     says("yes")
-    code, _, err = watch(*options)
-    assert code == 2
+    code, out, err = watch(*options)
+    assert (code, out) == (2, "")  # before the first answer
     assert error in err
     assert "hint: " in err
 
