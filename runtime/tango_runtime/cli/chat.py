@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -66,7 +67,9 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _lines() -> Iterator[str]:
-    """What the user enters, without surrounding blanks, to the end of the input."""
+    """What the user enters, without surrounding blanks, to the end of the input; a line may be no text."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # so that it is an error of this line, not the end of the chat
     if not sys.stdin.isatty():
         yield from (line.strip() for line in sys.stdin)
         return

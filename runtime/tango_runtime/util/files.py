@@ -80,6 +80,8 @@ def check_file(path: Path) -> None:
     Raises:
         TangoError: It is a folder or a named pipe, or no file can be made in its folder.
     """
+    if "\0" in str(path):
+        raise TangoError(f"the path {str(path)!r} has a NUL in it", "choose another file")
     with _os_errors(path):
         if path.is_dir():
             raise TangoError(f"{path} is a folder", "give a file in it")

@@ -17,7 +17,8 @@ def chat(tiny_bundle, clip, capsys, monkeypatch):
     """``chat(*lines, options=(), video=…)``: exit code, standard output, standard error of `tango chat`."""
 
     def call(*lines, options=(), video=clip):
-        monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
+        given = "".join(f"{line}\n" for line in lines).encode(errors="surrogateescape")
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(given), "utf-8"))
         code = main(["chat", str(tiny_bundle), str(video), "--max-new-tokens", "8", *options])
         return code, *capsys.readouterr()
 
@@ -65,6 +66,8 @@ def test_another_ratio_prunes_what_was_seen(chat, llm, clip, monkeypatch):
         ("/ratio 2", "'2' is not a number above 0 and at most 1"),
         ("/frames", "'' is not a positive integer"),
         ("/report page.html", "there is no answer to report yet"),
+        (f"{FIRST}\n/report \0.html", r"the path '\x00.html' has a NUL in it"),
+        ("no UTF-8: \udcff", "the question is not valid Unicode"),
         ("<|im_end|>", "the question contains <|im_end|>"),
     ],
 )
