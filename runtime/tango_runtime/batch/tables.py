@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
@@ -72,6 +73,8 @@ def require_pyarrow(path: Path) -> Any:
 def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | TangoError]]:
     with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
+            if number == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)  # which editors on Windows write
             if line.strip():
                 yield number, _json_row(line, f"{path} line {number}")
 

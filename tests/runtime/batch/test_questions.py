@@ -44,6 +44,13 @@ def test_other_columns_and_blank_lines_are_left_alone(tmp_path):
     assert [question.line for question in videos[0].questions] == [1, 4]
 
 
+def test_a_file_of_another_system(tmp_path):
+    lines = [json.dumps(row("a.mp4", text)).encode() for text in ("Who?", "What?")]
+    (tmp_path / "questions.jsonl").write_bytes(b"\xef\xbb\xbf" + b"\r\n\r\n".join(lines))
+    videos, failures = read_questions(tmp_path / "questions.jsonl")
+    assert ([question.line for question in videos[0].questions], failures) == ([1, 3], [])
+
+
 def test_a_number_and_a_text_are_two_ids(tmp_path):
     videos, failures = read_questions(write(tmp_path, row("a", id=1), row("a", id="1")))
     assert [question.id for question in videos[0].questions] == [1, "1"]
