@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from tango_plugins import TangoError
 from tango_runtime.bundle import Bundle, Manifest
@@ -121,6 +121,8 @@ def _image(data: bytes, i: int) -> Any:
             return np.array(upright(image))
     except TangoError:
         raise
+    except UnidentifiedImageError as error:  # its message has an address of memory
+        raise TangoError(f"image {i} is of no known format", f"give {', '.join(_IMAGES)}") from error
     except Exception as error:  # a damaged image may raise anything
         raise TangoError(f"image {i} cannot be read: {first_line(error)}", f"give {', '.join(_IMAGES)}") from error
 

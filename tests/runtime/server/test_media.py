@@ -251,6 +251,8 @@ def test_media_that_read_elsewhere_or_are_none_are_refused(served, media_root, w
         with pytest.raises(openai.BadRequestError, match=r"the video|no video") as caught:
             served.openai().chat.completions.create(**asked(url=as_data(text)))
         assert secret not in str(caught.value)
+    with pytest.raises(openai.BadRequestError, match="image 0 is of no known format"):
+        served.openai().chat.completions.create(**asked(url=as_data(b"none", "image/png")))
     with pytest.raises(openai.BadRequestError, match=r"60000×60000 pixels|cannot be read"):
         served.openai().chat.completions.create(**asked(url=as_data(bomb(), "image/png")))
     assert served.openai().chat.completions.create(**asked()).choices  # it lives
