@@ -240,7 +240,7 @@ __device__ inline void merge_chunks(const Step& step, float* input, float2* weig
     const int heads = step.shape.heads, head_dim = step.shape.head_dim, chunks = step.kv_chunks;
     const int first = row / head_dim, end = ceil_div(row + rows, head_dim), r = 4 * threadIdx.x;
     const float* attn_out = step.attn_out + row + r;
-    float4 part[kParts] = {};  // loads in flight while the weights are computed; unset, registers are in use before
+    float4 part[kParts];  // loads that are in flight while the weights are computed
 #pragma unroll
     for (int c = 0; c < kParts; ++c)
         if (r < rows && c < chunks) part[c] = __ldcg(reinterpret_cast<const float4*>(attn_out + c * heads * head_dim));

@@ -32,6 +32,13 @@ constexpr int kSectorBytes = kSector * sizeof(__half);
 constexpr int kSplitCost = 64;  // sectors that can be read in the time of adding one more split
 constexpr size_t kAlignment = 256;
 
+// The last block to finish resets the counters for the next step.
+__device__ void finish(const BatchStep& step) {
+    if (threadIdx.x != 0 || atomicAdd(step.finished_blocks, 1u) != gridDim.x - 1) return;
+    *step.arrived_blocks = 0;
+    *step.finished_blocks = 0;
+}
+
 // Whether this block is the last of those that compute the parts of a result, all of which it then sees. After a
 // barrier of the block; the counter is zero again for the next result.
 __device__ bool all_arrived(unsigned* arrived, int parts, int* is_last) {
@@ -43,24 +50,14 @@ __device__ bool all_arrived(unsigned* arrived, int parts, int* is_last) {
     return *is_last;
 }
 
-// The norm of a GEMV's input.
-__device__ const float* norm_of(const BatchStep& step, const BatchShared& shared, const Phase& phase) {
-    if (phase.gemv == kLmHead) return step.tensors.norm;
-    const TangoDecodeLayer& weights = shared.layers[phase.layer % 2];
-    return phase.gemv == kQkv ? weights.attention_norm : weights.mlp_norm;
-}
-
 // The residual stream begins with the embeddings; a block per sequence.
-__device__ void embed(const BatchStep& step, const BatchShared& shared, float* warp_sums) {
+__device__ void embed(const BatchStep& step, float* warp_sums) {
     const int hidden_size = step.shape.hidden_size;
-    const uint16_t* const places = shared.places_of(shared.layers[0].qkv);
     for (int s = blockIdx.x; s < step.count; s += gridDim.x) {
         float squares = 0.0f;
-#pragma unroll 1
         for (int i = threadIdx.x; i < hidden_size; i += kThreads) {
             const float x = __half2float(step.sequences[s].embedding[i]);
             __stcg(step.residual + s * hidden_size + i, x);
-            put(places, step.normed, i, s, x * shared.layers[0].attention_norm[i]);
             squares += x * x;
         }
         squares = warp_sum(squares);
@@ -74,77 +71,122 @@ __device__ void embed(const BatchStep& step, const BatchShared& shared, float* w
     }
 }
 
-// Adds the splits of kOut or kDown to the columns of a part of the residual stream, which is the input of `next`. Two
-// warps per sequence.
-__device__ void add_to_residual(const BatchStep& step, const BatchShared& shared, const Phase& next,
-                                const GemvPart& part) {
-    const GemvPartition& partition = part.partition();
-    const int splits = partition.split_k, hidden_size = partition.columns, tile = part.column() / partition.tile_n;
-    const int s = warp_id() / 2, half = warp_id() % 2;
-    const float* const norm = norm_of(step, shared, next);
-    const uint16_t* const places = shared.places_of(shared.matrix(next.layer, next.gemv));
-    static_assert(kWarps == 2 * kSequences);
-    if (s >= step.count) return;
-    float squares = 0.0f;
-#pragma unroll 1
-    for (int i = 4 * (half * kWarp + lane_id()); i < part.tiles() * kTileColumns; i += 4 * 2 * kWarp) {
-        const int column = part.column() + i;
-        float4* const residual = reinterpret_cast<float4*>(step.residual + s * hidden_size + column);
-        const float4 weights = *reinterpret_cast<const float4*>(norm + column);
-        float4 x = __ldcg(residual);
-        add_splits<kMaxBatchSplitK>(x, step.residual_delta + s * hidden_size + column, splits,
-                                    kSequences * hidden_size);
-        __stcg(residual, x);
-        put(places, step.normed, column, s, x.x * weights.x);
-        put(places, step.normed, column + 1, s, x.y * weights.y);
-        put(places, step.normed, column + 2, s, x.z * weights.z);
-        put(places, step.normed, column + 3, s, x.w * weights.w);
-        squares += x.x * x.x + x.y * x.y + x.z * x.z + x.w * x.w;
-    }
-    squares = warp_sum(squares);
-    if (lane_id() == 0) __stcg(step.squares + (tile * 2 + half) * kSequences + s, squares);
-}
-
-// What a GEMV's results are multiplied by: the factor of each sequence's norm, from some sums of squares, or 1 without
-// any. A warp per sequence.
-__device__ void compute_scales(const BatchStep& step, float* scales, int sums) {
-    const int s = warp_id();
+// Adds the splits of kOut or kDown to some columns of the residual stream, a warp per sequence.
+__device__ void add_to_residual(const BatchStep& step, int splits, int tile, int column, int columns) {
+    const int s = warp_id(), hidden_size = step.shape.hidden_size;
     if (s >= step.count) return;
     float squares = 0.0f;
 #pragma unroll 2
-    for (int i = lane_id(); i < sums; i += kWarp) squares += __ldcg(step.squares + i * kSequences + s);
+    for (int c = column + lane_id(); c < column + columns; c += kWarp) {
+        float sum = __ldcg(step.residual + s * hidden_size + c);
+        const float* const from = step.residual_delta + s * hidden_size + c;
+#pragma unroll
+        for (int split = 0; split < kMaxBatchSplitK; ++split)
+            if (split < splits) sum += __ldcg(from + split * kSequences * hidden_size);
+        __stcg(step.residual + s * hidden_size + c, sum);
+        squares += sum * sum;
+    }
     squares = warp_sum(squares);
-    const float scale = rsqrtf(squares / step.shape.hidden_size + step.shape.norm_eps);
-    if (lane_id() == 0) scales[s] = kInputScale * (sums == 0 ? 1.0f : scale);
+    if (lane_id() == 0) __stcg(step.squares + tile * kSequences + s, squares);
 }
 
-// Prepares the input of a GEMV in shared memory, the rows that the block needs: those after `first_rows` may be in
-// flight when it returns. What fills it up is zero; what sequences have that are not there does not count.
-__device__ void prepare_input(const BatchStep& step, const BatchShared& shared, const Phase& phase,
-                              const GemvPart& part, int first_rows) {
-    const Fragment* from = phase.gemv == kOut ? step.attn_out : phase.gemv == kDown ? step.hidden : step.normed;
-    from += part.row() / kFragmentRows * kWarp;
-    const int order = order_of(shared.matrix(phase.layer, phase.gemv));
-    const int fragments = ceil_div(part.rows(), kInputRows) * (kInputRows / kFragmentRows);
-    for (int group = 0, f = warp_id(); group < 2; ++group) {
-#pragma unroll 1
-        for (const int end = group == 0 ? first_rows / kFragmentRows : fragments; f < end; f += kWarps) {
-            const int at = f * kWarp + lane_id();
-            if (lane_id() / 4 >= step.count) continue;
-            if (has_rows(order, f, part.rows()))
-                copy_async(shared_address(shared.input + at), from + at);
-            else
-                shared.input[at] = {};
-        }
-        copy_commit();
+// The factor of each sequence's norm, from the squares of all tiles; a warp per sequence.
+__device__ void compute_scales(const BatchStep& step, float* scales, int tiles) {
+    const int s = warp_id();
+    if (s < kSequences) {
+        float squares = 0.0f;
+        for (int tile = lane_id(); tile < tiles && s < step.count; tile += kWarp)
+            squares += __ldcg(step.squares + tile * kSequences + s);
+        squares = warp_sum(squares);
+        if (lane_id() == 0) scales[s] = rsqrtf(squares / step.shape.hidden_size + step.shape.norm_eps);
     }
-    int sums = 0;
-    if (phase.gemv == kGateUp) sums = 2 * shared.partitions[kOut].tiles;
-    if (phase.gemv == kQkv || phase.gemv == kLmHead) sums = 2 * shared.partitions[kDown].tiles;
-    if (phase.gemv == kQkv && phase.layer == 0) sums = 1;
-    compute_scales(step, shared.scales, sums);
-    copy_wait<1>();
     sync_threads();
+}
+
+// The input of a GEMV: rows [row, row + rows) of `from` [sequences, width].
+struct Input {
+    const float* from;
+    int width, row, rows;
+    const float* norm;  // weights of a norm, or null
+    bool is_for_blocks;
+
+    __device__ int fragments() const { return ceil_div(rows, kUnit) * (kUnit / kFragmentRows); }
+
+    // A lane's part of a fragment is two pairs of rows, so far apart, the first from here on. Blocks have the order of
+    // unpack().
+    __device__ int pair_distance() const { return is_for_blocks ? 4 : 8; }
+    __device__ int first_row(int fragment) const {
+        const int t = lane_id() % 4;
+        return is_for_blocks ? fragment / 2 * kUnit + t * 8 + fragment % 2 * 2 : fragment * kFragmentRows + t * 2;
+    }
+};
+
+// Starts copying an input to where its fragments will be. What fills it up, and sequences that are not there, are zero.
+__device__ void copy_input(const Input& input, int count, Fragment* fragments) {
+    const int s = lane_id() / 4;
+    const float* const own = input.from + s * input.width + input.row;
+#pragma unroll 4
+    for (int fragment = warp_id(); fragment < input.fragments(); fragment += kWarps) {
+        Fragment* const to = fragments + fragment * kWarp + lane_id();
+        const int r = input.first_row(fragment);
+        if (r < input.rows && s < count) {
+            copy_async_pair(shared_address(to), own + r);
+            copy_async_pair(shared_address(&to->z), own + r + input.pair_distance());
+        } else {
+            *to = {};
+        }
+    }
+    copy_commit();
+}
+
+// Makes fragments of it: each thread of what it has copied itself.
+__device__ void make_fragments(const Input& input, const float* scales, Fragment* fragments) {
+    const int distance = input.pair_distance();
+    const float scale = input.norm == nullptr ? 1.0f : scales[lane_id() / 4];
+#pragma unroll 4
+    for (int fragment = warp_id(); fragment < input.fragments(); fragment += kWarps) {
+        Fragment& own = fragments[fragment * kWarp + lane_id()];
+        const float4 x = *reinterpret_cast<const float4*>(&own);
+        float2 first = make_float2(x.x, x.y), second = make_float2(x.z, x.w);
+        const int r = input.first_row(fragment);
+        if (input.norm != nullptr && r < input.rows) {
+            const float2 a = *reinterpret_cast<const float2*>(input.norm + input.row + r);
+            const float2 b = *reinterpret_cast<const float2*>(input.norm + input.row + r + distance);
+            first = make_float2(first.x * scale * a.x, first.y * scale * a.y);
+            second = make_float2(second.x * scale * b.x, second.y * scale * b.y);
+        }
+        own = input.is_for_blocks ? make_fragment({first.x, second.x}, {first.y, second.y})
+                                  : make_fragment(first, second);
+    }
+    sync_threads();
+}
+
+// The GEMV at an index of the sequence of all GEMVs.
+struct Phase {
+    int layer, gemv;
+
+    __device__ Phase(int index, int layers)
+        : layer(index / kLmHead), gemv(layer < layers ? index % kLmHead : kLmHead) {}
+};
+
+// Prepares the input of a GEMV in shared memory, the rows that the block needs.
+__device__ void prepare_input(const BatchStep& step, const BatchShared& shared, const Phase& phase,
+                              const BatchPart& part) {
+    const TangoDecodeLayer& weights = shared.layers[phase.layer % 2];
+    const BatchPartition* const partitions = shared.partitions;
+    Input input = {step.residual, partitions[phase.gemv].rows, part.row(), part.rows()};
+    if (phase.gemv == kOut) input.from = step.attn_out;
+    if (phase.gemv == kDown) input.from = step.hidden;
+    if (phase.gemv == kQkv) input.norm = weights.attention_norm;
+    if (phase.gemv == kGateUp) input.norm = weights.mlp_norm;
+    if (phase.gemv == kLmHead) input.norm = step.tensors.norm;
+    input.is_for_blocks = shared.matrix(phase.layer, phase.gemv).weights >= TANGO_WEIGHTS_BLOCKS_4;
+    copy_input(input, step.count, shared.input);
+    const bool is_first = phase.layer == 0 && phase.gemv == kQkv;
+    if (input.norm != nullptr)
+        compute_scales(step, shared.scales, is_first ? 1 : partitions[phase.gemv == kGateUp ? kOut : kDown].tiles);
+    copy_wait<0>();
+    make_fragments(input, shared.scales, shared.input);
 }
 
 // Starts copies that depend on no other block, for later phases.
@@ -153,15 +195,19 @@ __device__ void copy_for_later(const BatchStep& step, const BatchShared& shared,
         copy_ahead(&shared.layers[(phase.layer + 1) % 2], step.tensors.layers + phase.layer + 1, 1);
 }
 
-// Brings into the L2 cache what blocks read besides matrices.
-__device__ void prefetch(const void* from, int bytes) {
-    const int own = (blockIdx.x * kThreads + threadIdx.x) * kSectorBytes;
-    if (own < bytes) prefetch_l2(static_cast<const char*>(from) + own);
+// Brings into the L2 cache what this layer reads besides matrices.
+__device__ void prefetch_vectors(const BatchStep& step, const TangoDecodeLayer& weights) {
+    const int columns = step.partitions[kQkv].columns, hidden_size = step.shape.hidden_size;
+    const __half* const bias = static_cast<const __half*>(weights.qkv_bias);
+    const int own = blockIdx.x * kThreads + threadIdx.x;  // a sector of one of the two
+    if (own < columns / kSector)
+        prefetch_l2(bias + own * kSector);
+    else if (own < columns / kSector + hidden_size / 8)
+        prefetch_l2(weights.mlp_norm + (own - columns / kSector) * 8);
 }
 
-// Combines the chunks of a KV head's queries, for sequence `s`, which `step` is of.
-__device__ void merge_parts(const SequenceStep& step, const SequenceShared& shared, int kv_head, int s,
-                            const uint16_t* places, Fragment* attn_out) {
+// Combines the chunks of a KV head's queries, for the sequence that `step` is of.
+__device__ void merge_parts(const SequenceStep& step, const SequenceShared& shared, int kv_head, float* attn_out) {
     const int group_size = step.group_size, head_dim = step.shape.head_dim, heads = step.shape.heads;
     const int first = kv_head * group_size, chunks = step.kv_chunks;
 #pragma unroll 1
@@ -188,34 +234,26 @@ __device__ void merge_parts(const SequenceStep& step, const SequenceShared& shar
     }
     sync_threads();
 #pragma unroll 1
-    for (int i = 2 * threadIdx.x; i < group_size * head_dim; i += 2 * kThreads) {
+    for (int i = 4 * threadIdx.x; i < group_size * head_dim; i += 4 * kThreads) {
         const float* const weights = shared.chunk_weights + i / head_dim * kMaxBatchChunks;
         const float* const from = step.attn_out + first * head_dim + i;
-        float2 sum = make_float2(0.0f, 0.0f);
-#pragma unroll 1
-        for (int begin = 0; begin < chunks; begin += kParts) {
-            float2 part[kParts];
-#pragma unroll
-            for (int c = 0; c < kParts; ++c) {  // no branch: past the end, weights are 0
-                const int chunk = min(begin + c, chunks - 1);
-                part[c] = __ldcg(reinterpret_cast<const float2*>(from + chunk * heads * head_dim));
-            }
-#pragma unroll
-            for (int c = 0; c < kParts; ++c) {
-                sum.x += weights[begin + c] * part[c].x;
-                sum.y += weights[begin + c] * part[c].y;
-            }
+        float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+#pragma unroll 8
+        for (int chunk = 0; chunk < chunks; ++chunk) {
+            const float4 part = __ldcg(reinterpret_cast<const float4*>(from + chunk * heads * head_dim));
+            const float w = weights[chunk];
+            sum = sum + make_float4(w * part.x, w * part.y, w * part.z, w * part.w);
         }
-        put(places, attn_out, first * head_dim + i, s, sum.x);
-        put(places, attn_out, first * head_dim + i + 1, s, sum.y);
+        __stcg(reinterpret_cast<float4*>(attn_out + first * head_dim + i), sum);
     }
     sync_threads();
 }
 
 // Attention between kQkv and kOut: the blocks share all chunks of all KV heads of all sequences.
 __device__ void attention(const BatchStep& step, const BatchShared& shared, int layer) {
-    const TangoDecodeLayer& weights = shared.layers[layer % 2];
+    const __half* const bias = static_cast<const __half*>(shared.layers[layer % 2].qkv_bias);
     SequenceShared own(step, shared);
+    bool waits = true;
 #pragma unroll 1
     for (int part = blockIdx.x; part < step.attention_parts; part += gridDim.x) {
         int s = 0;
@@ -225,54 +263,44 @@ __device__ void attention(const BatchStep& step, const BatchShared& shared, int 
         own.rope = shared.rope + s * step.shape.head_dim / 2;
         const Chunk chunk(sequence, own, layer, part - step.sequences[s].first_part);
         chunk.copy_first_tile(sequence);
-        if (part == static_cast<int>(blockIdx.x)) grid_barrier::wait();
-        attend(sequence, own, chunk, static_cast<const __half*>(weights.qkv_bias));
+        if (waits) grid_barrier::wait();
+        waits = false;
+        attend(sequence, own, chunk, bias);
         unsigned* const arrived = step.arrived_parts + s * step.shape.kv_heads + chunk.kv_head;
         if (all_arrived(arrived, sequence.kv_chunks, shared.is_last))
-            merge_parts(sequence, own, chunk.kv_head, s, shared.places_of(weights.out), step.attn_out);
+            merge_parts(sequence, own, chunk.kv_head, step.attn_out + s * step.attn_width());
     }
-    if (static_cast<int>(blockIdx.x) >= step.attention_parts) grid_barrier::wait();
+    if (waits) grid_barrier::wait();
     grid_barrier::arrive();
 }
 
 // Calls use(gemv) with the GEMV of a phase.
 template <bool kQuantized, typename Use>
-__device__ void with_gemv(const GemvPart& part, const Ring& ring, const TangoMatrix& first, const TangoMatrix& second,
-                          Use use) {
+__device__ void with_gemv(const BatchPart& part, const BatchShared& shared, const TangoMatrix& first,
+                          const TangoMatrix& second, Use use) {
     if (!kQuantized || first.weights == TANGO_WEIGHTS_FP16)
-        use(BatchRows<__half>(part, ring, first, second));
+        use(BatchGemv<BatchRows<__half>>(part, shared.ring, kBatchRingBytes, first, second));
     else if (first.weights == TANGO_WEIGHTS_INT8)
-        use(BatchRows<int8_t>(part, ring, first, second));
+        use(BatchGemv<BatchRows<int8_t>>(part, shared.ring, kBatchRingBytes, first, second));
     else if (first.weights == TANGO_WEIGHTS_BLOCKS_4)
-        use(BatchBlocks<4>(part, ring, first, second));
+        use(BatchGemv<BatchBlocks<4>>(part, shared.ring, kBatchRingBytes, first, second));
     else
-        use(BatchBlocks<8>(part, ring, first, second));
+        use(BatchGemv<BatchBlocks<8>>(part, shared.ring, kBatchRingBytes, first, second));
 }
 
-// Stores what a lane has of a GEMV. `places` are those of kDown's input.
-__device__ void store(const BatchStep& step, const float* scales, int gemv, const GemvPart& part,
-                      const uint16_t* places, const BatchResults& results) {
-    const GemvPartition& partition = part.partition();
-#pragma unroll 1
-    for (int tile = warp_id(); tile < part.tiles(); tile += kWarps) {
-        const float4 sums = tile < kWarps ? results.first : results.second;
-        const float sum[4] = {sums.x, sums.y, sums.z, sums.w};
-        const float up[4] = {results.second.x, results.second.y, results.second.z, results.second.w};
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            const int s = lane_id() % 4 * 2 + i % 2;
-            const int column = part.column() + tile * kTileColumns + results.column + i / 2 * results.distance;
-            if (s >= step.count) continue;
-            const float own = sum[i] * scales[s];
-            float* to = step.residual_delta + (part.split() * kSequences + s) * partition.columns;
-            if (gemv == kQkv) to = step.qkv + (s * partition.split_k + part.split()) * partition.columns;
-            if (gemv == kLmHead) to = step.sequences[s].logits;
-            if (gemv == kGateUp)
-                put(places, step.hidden, column, s, own / (1.0f + expf(-own)) * (up[i] * scales[s]));
-            else if (gemv != kLmHead || column < step.shape.vocabulary)
-                __stcg(to + column, own);
-        }
-    }
+// Stores a result of a GEMV.
+__device__ void store(const BatchStep& step, int gemv, const BatchPartition& partition, int column, int split, int s,
+                      float sum, float up) {
+    if (s >= step.count) return;
+    const int columns = partition.columns;
+    if (gemv == kQkv)
+        __stcg(step.qkv + (s * partition.split_k + split) * columns + column, sum);
+    else if (gemv == kGateUp)
+        __stcg(step.hidden + s * columns + column, sum / (1.0f + expf(-sum)) * up);
+    else if (gemv != kLmHead)
+        __stcg(step.residual_delta + (split * kSequences + s) * columns + column, sum);
+    else if (column < step.shape.vocabulary)
+        __stcg(step.sequences[s].logits + column, sum);
 }
 
 template <bool kQuantized>
@@ -284,6 +312,8 @@ __global__ void __launch_bounds__(kBlock, 1) decode_batch(const BatchStep step) 
         return;
     }
     copy_ahead(shared.layers, step.tensors.layers, 1);
+    embed(step, reinterpret_cast<float*>(shared.input));
+    grid_barrier::arrive();
     for (int i = threadIdx.x; i < step.count * (shape.head_dim / 2); i += kThreads) {
         const int s = i / (shape.head_dim / 2), d = i - s * (shape.head_dim / 2);
         float sine, cosine;
@@ -291,58 +321,45 @@ __global__ void __launch_bounds__(kBlock, 1) decode_batch(const BatchStep step) 
         shared.rope[i] = make_float2(cosine, sine);
     }
     if (threadIdx.x < kGemvs) shared.partitions[threadIdx.x] = step.partitions[threadIdx.x];
-    if (threadIdx.x == 0) {
-        *shared.head = step.tensors.head;
-        *shared.phase = Phase();
-    }
-    if (threadIdx.x < kOrders * kUnit) shared.places[threadIdx.x] = place_of(threadIdx.x / kUnit, threadIdx.x % kUnit);
+    if (threadIdx.x == 0) *shared.head = step.tensors.head;
     copy_wait<0>();
     sync_threads();
-    embed(step, shared, reinterpret_cast<float*>(shared.input));
-    grid_barrier::arrive();
     // One loop over all GEMVs, as in decode.cu: the code has to fit the instruction cache.
 #pragma unroll 1
-    for (const Phase& phase = *shared.phase; phase.layer <= shape.layers;) {
-        const TangoDecodeLayer& weights = shared.layers[phase.layer % 2];
+    for (int index = 0; index <= kLmHead * shape.layers; ++index) {
+        const Phase phase(index, shape.layers);
         if (phase.gemv == kOut) attention(step, shared, phase.layer);
+        if (phase.gemv == kQkv) prefetch_vectors(step, shared.layers[phase.layer % 2]);
         copy_for_later(step, shared, phase);
-        if (phase.gemv == kQkv) prefetch(weights.qkv_bias, step.partitions[kQkv].columns * sizeof(__half));
-        if (phase.gemv == kOut || phase.gemv == kDown)
-            prefetch(norm_of(step, shared, phase.next(shape.layers)), shape.hidden_size * sizeof(float));
-        const GemvPartition& partition = shared.partitions[phase.gemv];
-        GemvPart part(partition);
-        do {
-            BatchResults results = {};
-            with_gemv<kQuantized>(part, shared.ring(step, partition), shared.matrix(phase.layer, phase.gemv),
-                                  weights.up, [&](auto gemv) {
-                                      gemv.start();
-                                      if (part.is_first()) {
-                                          grid_barrier::wait();
-                                          prepare_input(step, shared, phase, part, gemv.first_rows());
-                                      }
-                                      results = accumulate(gemv, shared.input);
-                                  });
-            if (part.is_valid()) store(step, shared.scales, phase.gemv, part, shared.places_of(weights.down), results);
-            sync_threads();
-            const bool adds = phase.gemv == kOut || phase.gemv == kDown;
-            if (adds && part.is_valid() &&
-                all_arrived(step.arrived_parts + part.column() / partition.tile_n, partition.split_k, shared.is_last))
-                add_to_residual(step, shared, phase.next(shape.layers), part);
-        } while (part.next());
+        const BatchPartition& partition = shared.partitions[phase.gemv];
+        const BatchPart part(partition);
+        const TangoMatrix &first = shared.matrix(phase.layer, phase.gemv), &second = shared.layers[phase.layer % 2].up;
+        with_gemv<kQuantized>(part, shared, first, second, [](auto gemv) { gemv.start(); });
+        grid_barrier::wait();
+        prepare_input(step, shared, phase, part);
+        const auto emit = [&](int column, int split, int s, float sum, float up) {
+            store(step, phase.gemv, partition, column, split, s, sum, up);
+        };
+        const auto done = [&](int tile, int column, int columns) {
+            if (phase.gemv != kOut && phase.gemv != kDown) return;
+            if (all_arrived(step.arrived_parts + tile, partition.split_k, shared.is_last))
+                add_to_residual(step, partition.split_k, tile, column, columns);
+        };
+        with_gemv<kQuantized>(part, shared, first, second, [&](auto gemv) {
+            gemv.skip_started();
+            gemv.run(shared.input, emit, done);
+        });
         if (phase.gemv != kLmHead) grid_barrier::arrive();
-        sync_threads();
-        if (threadIdx.x == 0) *shared.phase = phase.next(shape.layers);
-        sync_threads();
     }
-    finish(step.arrived_blocks, step.finished_blocks);
+    finish(step);
 }
 
 // Partitions a GEMV so that the block with the most to read, weights and input, reads little more than the others. The
 // input of a block has at most `max_rows` rows; split_k is 0 if there is no such way.
-GemvPartition partition_gemv(int matrices, int rows, int columns, int blocks, int max_split_k, int max_rows) {
-    const int tiles = columns / kTileColumns;
+BatchPartition partition_gemv(int matrices, int rows, int columns, int blocks, int max_split_k, int max_rows) {
+    const int tiles = columns / kTile;
     long long min_cost = LLONG_MAX;
-    GemvPartition best = {matrices, rows, columns};
+    BatchPartition best = {matrices, rows, columns};
     for (int splits = 1; splits <= std::min(max_split_k, blocks); ++splits) {
         const int split_rows = ceil_div(ceil_div(rows, splits), kUnit) * kUnit, blocks_per_split = blocks / splits;
         if (split_rows > max_rows) continue;
@@ -351,10 +368,10 @@ GemvPartition partition_gemv(int matrices, int rows, int columns, int blocks, in
         if (splits > 1 && rounds > 1) break;  // a block holds the input of one split
         const int input_bytes = kSequences * static_cast<int>(sizeof(float));
         long long cost = 1LL * split_rows * (width * rounds * matrices + input_bytes / kSectorBytes);
-        cost += splits * (kSplitCost + width * kTileColumns * input_bytes / kSectorBytes);
+        cost += splits * (kSplitCost + width * kTile * input_bytes / kSectorBytes);
         if (cost >= min_cost) continue;
         min_cost = cost;
-        best.tile_n = width * kTileColumns;
+        best.tile_n = width * kTile;
         best.tiles = ceil_div(tiles, width);
         best.split_rows = split_rows;
         best.split_k = ceil_div(rows, split_rows);
@@ -364,21 +381,19 @@ GemvPartition partition_gemv(int matrices, int rows, int columns, int blocks, in
 
 // Everything about a step except its pointers and sequences, for blocks with so many bytes of shared memory. Where
 // these do not suffice, a split_k is 0.
-BatchStep describe(const TangoDecodeShape& shape, int shared_bytes) {
+BatchStep describe(const TangoDecodeShape& shape, size_t shared_bytes) {
     BatchStep step = {};
     step.shape = shape;
-    step.shared_bytes = shared_bytes;
     step.lanes_per_key = 1;
     while (step.lanes_per_key * kVector < shape.head_dim) step.lanes_per_key *= 2;
     const int row_bytes = shape.head_dim * static_cast<int>(sizeof(__half));
-    step.kv_tile_size = std::min(kMaxKvTile, kMinRingBytes / 2 / row_bytes);
-    const BatchShared shared(step, nullptr);
-    const auto left = [&](const void* begin) {
-        return shared_bytes - kMinRingBytes - static_cast<int>(reinterpret_cast<size_t>(begin));
-    };
-    if (left(SequenceShared(step, shared).key_tile()) < 0) return step;
+    step.kv_tile_size = std::min(kMaxKvTile, kBatchRingBytes / 2 / row_bytes);
+    step.input_bytes = SequenceShared(step, BatchShared(step, nullptr)).input_bytes(step.group_size());
+    step.input_bytes = ceil_div(step.input_bytes, sizeof(Fragment)) * sizeof(Fragment);
+    const size_t needed = reinterpret_cast<size_t>(BatchShared(step, nullptr).end);
+    if (needed > shared_bytes) return step;
     constexpr int kRowBytes = kWarp * sizeof(Fragment) / kFragmentRows;
-    const int max_rows = left(shared.input) / kRowBytes / kInputRows * kInputRows;
+    const int max_rows = (step.input_bytes + static_cast<int>(shared_bytes - needed)) / kRowBytes / kUnit * kUnit;
     const int hidden_size = shape.hidden_size, attn_out = step.attn_width();
     const int qkv = attn_out + 2 * shape.kv_heads * shape.head_dim;
     const auto partition = [&](int matrices, int rows, int columns, int max_split_k) {
@@ -389,11 +404,14 @@ BatchStep describe(const TangoDecodeShape& shape, int shared_bytes) {
     step.partitions[kGateUp] = partition(2, hidden_size, shape.intermediate, 1);
     step.partitions[kDown] = partition(1, shape.intermediate, hidden_size, kMaxBatchSplitK);
     step.partitions[kLmHead] = partition(1, hidden_size, shape.head_columns, 1);
+    for (const BatchPartition& gemv : step.partitions)
+        step.input_bytes = std::max(step.input_bytes, gemv.split_rows * kRowBytes);
     return step;
 }
 
 bool fits(const BatchStep& step) {
-    return std::all_of(step.partitions, step.partitions + kGemvs, [](const GemvPartition& p) { return p.split_k > 0; });
+    return std::all_of(step.partitions, step.partitions + kGemvs,
+                       [](const BatchPartition& p) { return p.split_k > 0; });
 }
 
 // Sets the step's pointers into a workspace; returns its size.
@@ -404,30 +422,31 @@ size_t lay_out(BatchStep& step, char* workspace) {
         pointer = reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(workspace + used);
         used += (count * sizeof(*pointer) + kAlignment - 1) / kAlignment * kAlignment;
     };
-    const GemvPartition &qkv = step.partitions[kQkv], &out = step.partitions[kOut], &down = step.partitions[kDown];
+    const BatchPartition &qkv = step.partitions[kQkv], &out = step.partitions[kOut], &down = step.partitions[kDown];
     const size_t tiles = std::max(out.tiles, down.tiles), chunk_heads = kSequences * kMaxBatchChunks * shape.heads;
-    const auto add_input = [&](Fragment*& pointer, int rows) { add(pointer, ceil_div(rows, kUnit) * kUnit * 2); };
     add(step.arrived_blocks, 1);
     add(step.finished_blocks, 1);
     add(step.arrived_parts, std::max<size_t>(tiles, kSequences * shape.kv_heads));
     add(step.residual, kSequences * shape.hidden_size);
-    add(step.squares, kSequences * 2 * tiles);
-    add_input(step.normed, shape.hidden_size);
+    add(step.squares, kSequences * tiles);
     add(step.qkv, static_cast<size_t>(kSequences) * qkv.split_k * qkv.columns);
     add(step.chunk_out, chunk_heads * shape.head_dim);
     add(step.softmax, chunk_heads);
-    add_input(step.attn_out, step.attn_width());
+    add(step.attn_out, kSequences * step.attn_width());
     add(step.residual_delta, static_cast<size_t>(kSequences) * std::max(out.split_k, down.split_k) * shape.hidden_size);
-    add_input(step.hidden, shape.intermediate);
+    add(step.hidden, kSequences * shape.intermediate);
     return used;
 }
 
 // Checks a shape, and describes a step of it on the current device.
-int prepare(const TangoDecodeShape* given, BatchStep& step) {
-    TangoDecodeShape shape;
+int prepare(const TangoDecodeShape* shape, BatchStep& step) {
+    if (int status = check_shape(shape)) return status;
     DeviceProperties gpu;
-    if (int status = take_shape(given, shape, gpu)) return status;
-    step = describe(shape, gpu.shared_bytes);
+    if (int status = cuda_status(query_device(gpu), "decode")) return status;
+    if (int status = check_ranges({{"blocks", shape->blocks, 0, gpu.sms}})) return status;
+    TangoDecodeShape with_blocks = *shape;
+    if (with_blocks.blocks == 0) with_blocks.blocks = gpu.sms;
+    step = describe(with_blocks, gpu.shared_bytes);
     if (fits(step)) return TANGO_OK;
     return fail(TANGO_BAD_ARGUMENT, "the inputs of %d sequences do not fit into a block's shared memory, %d bytes",
                 kSequences, gpu.shared_bytes);
@@ -486,8 +505,8 @@ int tango_decode_batch_enqueue(const TangoDecodeShape* shape, const TangoDecodeT
     if (workspace_bytes < needed)
         return fail(TANGO_SMALL_WORKSPACE, "workspace has %zu bytes: it must have %zu", workspace_bytes, needed);
     step.tensors = *tensors;
+    const size_t shared = reinterpret_cast<size_t>(BatchShared(step, nullptr).end);
     const auto kernel = shape->quantized ? decode_batch<true> : decode_batch<false>;
     const auto grid_stream = static_cast<cudaStream_t>(stream);
-    return cuda_status(launch_cooperative(kernel, step, step.shape.blocks, kBlock, step.shared_bytes, grid_stream),
-                       "decode");
+    return cuda_status(launch_cooperative(kernel, step, step.shape.blocks, kBlock, shared, grid_stream), "decode");
 }

@@ -10,7 +10,6 @@ constexpr int kMaxBatchSplitK = 8;
 constexpr int kBatchChunkSize = 256;  // positions of a chunk of attention, unless these are too many chunks
 constexpr int kMaxBatchChunks = 64;
 constexpr int kBatchHeaderBytes = 1024;
-constexpr int kMinRingBytes = 98 << 10;  // for weights and sums, beside the input; or for keys and values
 
 // One sequence of a step.
 struct BatchSequence {
@@ -26,65 +25,51 @@ struct BatchSequence {
 struct BatchStep {
     TangoDecodeShape shape;
     TangoDecodeTensors tensors;
-    GemvPartition partitions[kGemvs];
+    BatchPartition partitions[kGemvs];
     BatchSequence sequences[kSequences];
     int count;                  // of sequences
     int attention_parts;        // of all sequences
     int kv_tile_size;           // positions of a chunk that are in shared memory at a time
     int lanes_per_key;          // a power of two
-    int shared_bytes;           // of a block
+    int input_bytes;            // shared memory for the input of a GEMV, or for attention
     unsigned* arrived_blocks;   // counts the blocks that end a phase, over all phases
     unsigned* finished_blocks;  // counts the blocks that end the step
     unsigned* arrived_parts;    // counts the parts of each result that are there
     float* residual;            // [sequences, hidden_size], the residual stream
-    float* squares;             // [tiles, 2, sequences]: of the residual stream, for half of a tile's columns
-    Fragment* normed;           // [hidden_size], the input of a GEMV: the residual stream times a norm's weights
+    float* squares;             // [tiles, sequences]: sums of the squares of a tile's columns of the residual stream
     float* qkv;                 // [sequences, splits, columns of kQkv]
     float* chunk_out;           // [sequences, chunks, heads, head_dim], values weighted with exp(score - row_max)
     float2* softmax;            // [sequences, chunks, heads]: row_max, row_sum
-    Fragment* attn_out;         // [heads, head_dim], the input of kOut
+    float* attn_out;            // [sequences, heads, head_dim]
     float* residual_delta;      // [splits of kOut or kDown, sequences, hidden_size]
-    Fragment* hidden;           // [intermediate], the input of kDown
+    float* hidden;              // [sequences, intermediate]
 
     __host__ __device__ int group_size() const { return shape.heads / shape.kv_heads; }
     __host__ __device__ int attn_width() const { return shape.heads * shape.head_dim; }
 };
 
-// The shared memory of a block. What is behind its header is used in turns: by a GEMV for its input, and after it for
-// its ring and sums, and by attention.
+// The shared memory of a block.
 struct BatchShared {
-    TangoDecodeLayer* layers;   // [2], this layer and the next
-    GemvPartition* partitions;  // [kGemvs]
+    TangoDecodeLayer* layers;    // [2], this layer and the next
+    BatchPartition* partitions;  // [kGemvs]
     TangoMatrix* head;
-    uint16_t* places;  // [kOrders, kUnit], see place_of()
-    float* scales;     // [sequences], of a GEMV's results
-    Phase* phase;      // in registers it would be spilled
-    int* is_last;      // see all_arrived()
-    float2* rope;      // [sequences, head_dim / 2]: cosine, sine
-    Fragment* input;   // of a GEMV, the rows that the block needs
+    float* scales;    // [sequences], of a norm
+    int* is_last;     // see all_arrived()
+    float2* rope;     // [sequences, head_dim / 2]: cosine, sine
+    Fragment* input;  // of a GEMV, the rows that the block needs
+    char* ring;       // of a GEMV, then its sums
+    char* end;
 
     __host__ __device__ BatchShared(const BatchStep& step, float4* memory) {
         layers = reinterpret_cast<TangoDecodeLayer*>(memory);
         head = reinterpret_cast<TangoMatrix*>(layers + 2);
-        partitions = reinterpret_cast<GemvPartition*>(head + 1);
+        partitions = reinterpret_cast<BatchPartition*>(head + 1);
         scales = reinterpret_cast<float*>(partitions + kGemvs);
-        phase = reinterpret_cast<Phase*>(scales + kSequences);
-        is_last = reinterpret_cast<int*>(phase + 1);
-        places = reinterpret_cast<uint16_t*>(is_last + 1);
+        is_last = reinterpret_cast<int*>(scales + kSequences);
         rope = reinterpret_cast<float2*>(reinterpret_cast<char*>(memory) + kBatchHeaderBytes);
         input = reinterpret_cast<Fragment*>(rope + kSequences * step.shape.head_dim / 2);
-    }
-
-    // The ring of a GEMV.
-    __device__ Ring ring(const BatchStep& step, const GemvPartition& partition) const {
-        uint4* const begin = input + ceil_div(partition.split_rows, kInputRows) * kInputRows / kFragmentRows * kWarp;
-        char* const end = reinterpret_cast<char*>(layers) + step.shared_bytes;
-        return {begin, static_cast<int>(end - reinterpret_cast<char*>(begin))};
-    }
-
-    // Those of an order.
-    __device__ const uint16_t* places_of(const TangoMatrix& weights) const {
-        return places + order_of(weights) * kUnit;
+        ring = reinterpret_cast<char*>(input) + step.input_bytes;
+        end = ring + kBatchRingBytes;
     }
 
     // The matrix of a GEMV, or the first of two.
@@ -92,15 +77,15 @@ struct BatchShared {
         return gemv == kLmHead ? *head : *(&layers[layer % 2].qkv + gemv);
     }
 };
-static_assert(2 * sizeof(TangoDecodeLayer) + sizeof(TangoMatrix) + kGemvs * sizeof(GemvPartition) +
-                      kSequences * sizeof(float) + sizeof(Phase) + sizeof(int) + kOrders * kUnit * sizeof(uint16_t) <=
+static_assert(2 * sizeof(TangoDecodeLayer) + sizeof(TangoMatrix) + kGemvs * sizeof(BatchPartition) +
+                      kSequences * sizeof(float) + sizeof(int) <=
                   kBatchHeaderBytes,
               "the header is too small");
 
 // What attention.cuh takes for the step of one sequence.
 struct SequenceStep {
     TangoDecodeShape shape;
-    const GemvPartition* partitions;
+    const BatchPartition* partitions;
     int position, kv_chunks, kv_chunk_size, kv_tile_size, lanes_per_key, group_size;
     const float* qkv;
     float* attn_out;
@@ -115,7 +100,7 @@ struct SequenceStep {
         kv_tile_size = step.kv_tile_size;
         lanes_per_key = step.lanes_per_key;
         group_size = step.group_size();
-        const GemvPartition& gemv = step.partitions[kQkv];
+        const BatchPartition& gemv = step.partitions[kQkv];
         qkv = step.qkv + static_cast<size_t>(sequence) * gemv.split_k * gemv.columns;
         const size_t chunk_heads = static_cast<size_t>(sequence) * kMaxBatchChunks * shape.heads;
         attn_out = step.chunk_out + chunk_heads * shape.head_dim;
@@ -123,7 +108,7 @@ struct SequenceStep {
     }
 };
 
-// And for the shared memory of a block.
+// And for the shared memory of a block: it uses that of a GEMV's input, and of its ring.
 struct SequenceShared {
     const TangoDecodeCache* layers;  // [2], at `layer` % 2 that of the layer
     const float2* rope;
@@ -132,26 +117,29 @@ struct SequenceShared {
     float3* softmax;       // [group_size]
 
     __host__ __device__ SequenceShared(const BatchStep& step, const BatchShared& shared)
-        : layers(nullptr), rope(nullptr), partial_outputs_(reinterpret_cast<float*>(shared.input)) {
+        : layers(nullptr), rope(nullptr), input_(reinterpret_cast<float*>(shared.input)), ring_(shared.ring) {
         const int group_size = step.group_size();
-        scores = partial_outputs_ + kAccumulatorFloats;
+        scores = input_ + kAccumulatorFloats;
         chunk_weights = scores + group_size * kMaxKvTile;
         queries_ = chunk_weights + group_size * kMaxBatchChunks;
         softmax = reinterpret_cast<float3*>(queries_ + group_size * step.lanes_per_key * kVector);
-        key_tile_ = reinterpret_cast<__half*>(softmax + ceil_div(group_size, 4) * 4);
     }
 
     __device__ float* queries() const { return queries_; }
-    __device__ float* partial_outputs() const { return partial_outputs_; }
-    __host__ __device__ __half* key_tile() const { return key_tile_; }
+    __device__ float* partial_outputs() const { return input_; }
+    __device__ __half* key_tile() const { return reinterpret_cast<__half*>(ring_); }
     template <typename AnyStep>
     __device__ __half* value_tile(const AnyStep& step) const {
-        return key_tile_ + step.kv_tile_size * step.shape.head_dim;
+        return key_tile() + step.kv_tile_size * step.shape.head_dim;
+    }
+
+    __host__ int input_bytes(int group_size) const {
+        return static_cast<int>(reinterpret_cast<char*>(softmax + group_size) - reinterpret_cast<char*>(input_));
     }
 
   private:
-    float *partial_outputs_, *queries_;
-    __half* key_tile_;
+    float *input_, *queries_;
+    char* ring_;
 };
 
 }  // namespace tango

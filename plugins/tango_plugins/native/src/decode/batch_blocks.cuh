@@ -2,118 +2,213 @@
 #pragma once
 
 #include "batch_gemv.cuh"
+#include "block_gemv.cuh"
 
 namespace tango {
 
-// Where a warp begins or ends inside of a tile, the sums of several warps are added. The integers of a block are
-// multiplied exactly, and the result is scaled.
+constexpr int kBatchStages = 3;                                     // steps of a warp that are in flight
+constexpr int kUnitScalesAt = kTileColumns * 64;                    // in a step, behind its weights: a word for each
+constexpr int kUnitZerosAt = kUnitScalesAt + kTileColumns * 4 * 4;  // column and unit
+constexpr int kStepBytes = kUnitZerosAt + kTileColumns * 4 * 4;
+
+// The weights of matrices in blocks along the rows of one column, in steps: a tile's next 64 bytes of each column. The
+// steps of all tiles are one sequence, of which each warp has an equal share; where a warp begins or ends inside of a
+// tile, the sums of several warps are added. All of a warp's loads go through its ring in shared memory. The integers
+// of a block are multiplied exactly, and the result is scaled.
 template <int kBits>
-class BatchBlocks : public BlockSteps<kBits> {
-    using Base = BlockSteps<kBits>;
-    using Ints = typename Base::Ints;
-
+class BatchBlocks : public BatchPart {
   public:
-    // The sums are in front of the ring.
-    __device__ BatchBlocks(const GemvPart& part, const Ring& memory, const TangoMatrix& first,
-                           const TangoMatrix& second)
-        : Base(part, after_sums(part, memory), first, second), sums_(reinterpret_cast<float4*>(memory.memory)) {}
+    __device__ BatchBlocks(const BatchPart& part, char* ring, int, const TangoMatrix& first, const TangoMatrix& second)
+        : BatchPart(part),
+          ring_(ring + warp_id() * kBatchStages * kStepBytes),
+          sums_(reinterpret_cast<float4*>(ring + kWarps * kBatchStages * kStepBytes)),
+          first_(first),
+          second_(second) {
+        seek();
+    }
 
-    // How many rows of the input must be there at first: all, and what fills up the last step.
-    __device__ int first_rows() const { return ceil_div(this->rows_, kInputRows) * kInputRows; }
+    // Starts the first loads of the block's part.
+    __device__ void start() {
+#pragma unroll 1
+        for (int i = 0; i < kBatchStages; ++i) load(i);
+    }
 
+    // To be called where another object has started them.
+    __device__ void skip_started() {
+        next_ = min(begin_ + kBatchStages, end_);
+        place_ = place(next_);
+    }
+
+  protected:
     static constexpr int kDistance = 8;  // of a lane's two columns
 
-    // Adds this warp's steps, and stores the sums of each tile. A warp and a tile of its have a place of their own: the
-    // next warp's tiles begin where this one's end.
+    // Finds this warp's steps.
+    __device__ void seek() {
+        units_ = ceil_div(rows_, kUnit);
+        tile_steps_ = max(1, ceil_div(units_, kStepUnits));
+        steps_ = is_valid() ? partition_.matrices * tiles_ * tile_steps_ : 0;
+        const int sharers = max(1, min(kWarps, steps_));
+        begin_ = min(warp_id(), sharers) * steps_ / sharers;
+        end_ = min(warp_id() + 1, sharers) * steps_ / sharers;
+        next_ = begin_;
+        place_ = place(begin_);
+    }
+
+    // Adds this warp's steps, with kBatchStages in flight all the time, and stores the sums of each tile.
     __device__ void accumulate(const Fragment* input) {
         float sum[4] = {};
-        this->run_steps(
-            [&](char* stage, int step) {
-                __syncwarp();
-                multiply(sum, stage, input, step);
-                __syncwarp();
-            },
-            [&](int tile) {
-                sums_[(warp_id() + tile) * kWarp + lane_id()] = make_float4(sum[0], sum[1], sum[2], sum[3]);
-                sum[0] = sum[1] = sum[2] = sum[3] = 0.0f;
-            });
+        Place at = place(begin_);
+#pragma unroll 1
+        for (int step = begin_, slot = 0; step < end_; ++step, slot = slot + 1 < kBatchStages ? slot + 1 : 0) {
+            copy_wait<kBatchStages - 1>();
+            __syncwarp();
+            multiply(sum, ring_ + slot * kStepBytes, input, at.step);
+            __syncwarp();
+            load(slot);
+            if (++at.step < tile_steps_ && step + 1 < end_) continue;
+            // A warp and a tile of its have a place of their own: the next warp's tiles begin where this one's end.
+            sums_[(warp_id() + at.tile) * kWarp + lane_id()] = make_float4(sum[0], sum[1], sum[2], sum[3]);
+#pragma unroll
+            for (int i = 0; i < 4; ++i) sum[i] = 0.0f;
+            ++at.tile, at.step = 0;
+        }
+        copy_wait<0>();
+        sync_threads();
     }
 
-    // The lane's results of a tile, of the first matrix or the second: two columns of two sequences.
-    __device__ float4 total(int matrix, int tile) const {
-        constexpr float kFactor = 1.0f / kSubnormal;
-        const int index = matrix * this->tiles() + tile, all = this->steps();
-        const int last = warp_of((index + 1) * this->tile_steps_ - 1, all);
+    // The results of a tile in a lane, of the first matrix or the second: two columns of two sequences.
+    __device__ float4 total(int matrix, int tile, int lane) const {
+        const int index = matrix * tiles_ + tile, last = warp_of((index + 1) * tile_steps_ - 1);
         float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-        for (int warp = warp_of(index * this->tile_steps_, all); warp <= last; ++warp)
-            sum = sum + sums_[(warp + index) * kWarp + lane_id()];
-        return make_float4(sum.x * kFactor, sum.y * kFactor, sum.z * kFactor, sum.w * kFactor);
+        for (int warp = warp_of(index * tile_steps_); warp <= last; ++warp)
+            sum = sum + sums_[(warp + index) * kWarp + lane];
+        return make_float4(sum.x * kInputScale, sum.y * kInputScale, sum.z * kInputScale, sum.w * kInputScale);
     }
 
-    // The first of the lane's two columns of a tile.
-    __device__ static int lane_column() { return lane_id() / 4; }
+    // The first of a lane's two columns of a tile.
+    __device__ static int column(int lane) { return lane / 4; }
 
   private:
-    static constexpr int kFragments = Base::kRows / kFragmentRows;  // of a vector
+    static constexpr int kUnitBytes = kUnit * kBits / 8;
+    static constexpr int kStepUnits = 64 / kUnitBytes;
+    static_assert(kWarps * kBatchStages * kStepBytes + (kWarps + kMaxTiles) * kTileBytes <= kBatchRingBytes,
+                  "rings and sums do not fit");
 
-    __device__ static Ring after_sums(const GemvPart& part, const Ring& memory) {
-        const GemvPartition& partition = part.partition();
-        const int bytes = (kWarps + partition.matrices * partition.tile_n / kTileColumns) * kTileBytes;
-        return {memory.memory + bytes / sizeof(uint4), memory.bytes - bytes};
+    // A place in the sequence of steps: a tile, of the first matrix's and then the second's, and a step of it.
+    struct Place {
+        int tile, step;
+    };
+
+    __device__ Place place(int step) const {
+        const int tile = step / tile_steps_;
+        return {tile, step - tile * tile_steps_};
     }
 
-    // Adds a step: of each vector the products of its fragments, which are scaled. A lane has a word of each vector of
-    // two columns that are 8 apart.
-    __device__ void multiply(float (&sum)[4], char* stage, const Fragment* input, int step) const {
-        const int lane = lane_id(), own = Base::place(lane % 16, lane / 16);
-        const uint32_t* const words = reinterpret_cast<const uint32_t*>(stage + kScalesAt) + lane / 4 * 4;
-        input += 4 * step * kFragments * kWarp + lane;
-#pragma unroll
-        for (int two = 0; two < 4; two += 2) {
-            uint32_t packed[4];
-            load_matrices(packed, shared_address(stage + (own ^ two * 16)));
-#pragma unroll
-            for (int v = two; v < two + 2; ++v) {
-                const unsigned vector = this->first_vector(step) + v;
-                const __half* const scales = reinterpret_cast<const __half*>(words + v) + this->scale(vector) % 2;
-                Minus minus[2] = {Minus(1 << (kBits - 1)), Minus(1 << (kBits - 1))};
-                if (this->has_zeros())
-#pragma unroll
-                    for (int i = 0; i < 2; ++i)
-                        minus[i] = Minus(this->zero_in(words[(kZerosAt - kScalesAt) / 4 + i * kWarp + v], vector));
-                uint32_t low[Ints::kPairs], high[Ints::kPairs];
-                unpack(low, packed[v % 2 * 2], minus[0]);
-                unpack(high, packed[v % 2 * 2 + 1], minus[1]);
-                float exact[4] = {}, rest[4] = {};
-#pragma unroll
-                for (int f = 0; f < kFragments; ++f) {
-                    const Fragment x = input[(v * kFragments + f) * kWarp];
-                    const uint32_t weights[4] = {low[2 * f], high[2 * f], low[2 * f + 1], high[2 * f + 1]};
-                    mma(exact, weights, {x.x, x.y});
-                    mma(rest, weights, {x.z, x.w});
-                }
-#pragma unroll
-                for (int i = 0; i < 4; ++i)
-                    sum[i] += __half2float(scales[i / 2 * 2 * kWarp]) * (exact[i] + rest[i] / kLowScale);
+    // Of the whole matrix: blocks of a column, where a block has 1 << shift() units.
+    __device__ int shift() const { return first_.group >> 6; }
+    __device__ int blocks() const { return (partition_.rows + first_.group - 1) >> (5 + shift()); }
+    __device__ int zero_bytes() const { return (blocks() * kBits + 7) / 8; }
+
+    // Starts the loads of the next step, if there is one. A lane brings a quarter of the bytes of two columns that are
+    // 8 apart, and the words that hold the scale and the zero point of one of the step's units for both.
+    __device__ void load(int slot) {
+        if (next_ < end_) {
+            const bool second = place_.tile >= tiles_;
+            const TangoMatrix& matrix = second ? second_ : first_;
+            const int column = column_ + (second ? place_.tile - tiles_ : place_.tile) * kTile + lane_id() / 4;
+            const int quarter = lane_id() % 4, unit = row_ / kUnit + place_.step * kStepUnits;  // the step's first
+            const SharedAddress to = shared_address(ring_ + slot * kStepBytes);
+            const size_t row_bytes = static_cast<size_t>(blocks() << shift()) * kUnitBytes;
+            const char* values = static_cast<const char*>(matrix.values) + column * row_bytes;
+            values += unit * kUnitBytes + quarter * 16;
+            if ((place_.step * 4 + quarter) * 16 < units_ * kUnitBytes) {
+                copy_async(to + offset(lane_id() / 4, quarter), values);
+                copy_async(to + offset(lane_id() / 4 + 8, quarter), values + 8 * row_bytes);
             }
+            if (quarter < kStepUnits && place_.step * kStepUnits + quarter < units_) {
+                const int block = (unit + quarter) >> shift();
+#pragma unroll
+                for (int i = 0; i < 2; ++i) {
+                    const int word = ((lane_id() / 4 + 8 * i) * 4 + quarter) * 4;
+                    const int scale = ((column + 8 * i) * blocks() + block) * 2;
+                    copy_async_word(to + kUnitScalesAt + word, static_cast<const char*>(matrix.scales) + (scale & ~3));
+                    if (first_.zeros == nullptr) continue;
+                    const int zero = (column + 8 * i) * zero_bytes() + block * kBits / 8;
+                    copy_async_word(to + kUnitZerosAt + word, static_cast<const char*>(matrix.zeros) + (zero & ~3));
+                }
+            }
+            ++next_;
+            if (++place_.step == tile_steps_) ++place_.tile, place_.step = 0;
+        }
+        copy_commit();
+    }
+
+    // Where a quarter of a column is in the ring's slot: swizzled, so that eight columns are in all banks.
+    __device__ static int offset(int column, int quarter) { return column * 64 + (quarter ^ (column >> 1 & 3)) * 16; }
+
+    // Adds a step: for each unit the products of two fragments, whose result is scaled.
+    __device__ void multiply(float (&sum)[4], const char* slot, const Fragment* input, int step) const {
+        const int column = lane_id() / 4, part = lane_id() % 4;
+#pragma unroll
+        for (int j = 0; j < kStepUnits; ++j) {
+            const int unit = step * kStepUnits + j;
+            if (unit >= units_) break;
+            const Scaling scaling(*this, slot + (column * 4 + j) * 4, (row_ / kUnit + unit) >> shift());
+            uint32_t low[4], high[4];
+            unpack(low, word(slot, column, j, part), ZeroPoint(scaling.zeros[0]));
+            unpack(high, word(slot, column + 8, j, part), ZeroPoint(scaling.zeros[1]));
+            float exact[4] = {}, rest[4] = {};
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                const Fragment x = input[(2 * unit + i) * kWarp + lane_id()];
+                const uint32_t weights[4] = {low[2 * i], high[2 * i], low[2 * i + 1], high[2 * i + 1]};
+                mma(exact, weights, {x.x, x.y});
+                mma(rest, weights, {x.z, x.w});
+            }
+#pragma unroll
+            for (int i = 0; i < 4; ++i) sum[i] += scaling.scales[i / 2] * (exact[i] + rest[i] / kLowScale);
         }
     }
 
-    // A zero point to be added, twice: to the first two pairs of integers, and to those that are kOdd times as large.
-    struct Minus {
-        uint32_t even, odd;
+    // Scales and zero points of a block of two columns that are 8 apart, from the words that hold them. Tiles begin at
+    // multiples of 16 columns, so at a word; and so both are at the same place of theirs.
+    struct Scaling {
+        __device__ Scaling(const BatchBlocks& own, const char* words, int block) {
+            const int column = lane_id() / 4;
+            const int half = (column * own.blocks() + block) % 2, bit = block * kBits;
+            const int shift = (column * own.zero_bytes() + bit / 8) % 4 * 8 + bit % 8;
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                const char* const at = words + 8 * i * 4 * 4;
+                scales[i] = __half2float(reinterpret_cast<const __half*>(at + kUnitScalesAt)[half]);
+                zeros[i] = 1 << (kBits - 1);
+                if (own.first_.zeros == nullptr) continue;
+                zeros[i] = *reinterpret_cast<const uint32_t*>(at + kUnitZerosAt) >> shift & ((1 << kBits) - 1);
+            }
+        }
 
-        __device__ explicit Minus(uint32_t zero)
-            : even(0x80008000u | zero * 0x10001u), odd(0x80008000u | zero * (Ints::kOdd * 0x10001u)) {}
+        float scales[2];
+        uint32_t zeros[2];
     };
 
-    __device__ static void unpack(uint32_t (&pairs)[Ints::kPairs], uint32_t word, const Minus& minus) {
-        Ints::unpack(pairs, word);
-#pragma unroll
-        for (int i = 0; i < Ints::kPairs; ++i) pairs[i] = add2(pairs[i], i < 2 ? minus.even : minus.odd);
+    // Eight rows of a column in a slot: a lane's part of a unit.
+    __device__ static auto word(const char* slot, int column, int unit, int part) {
+        if constexpr (kBits == 4) {
+            return *reinterpret_cast<const uint32_t*>(slot + offset(column, unit) + part * 4);
+        } else {
+            return *reinterpret_cast<const uint2*>(slot + offset(column, 2 * unit + part / 2) + part % 2 * 8);
+        }
     }
 
+    // The warp that has a step: the last that begins no later.
+    __device__ int warp_of(int step) const { return (min(kWarps, steps_) * (step + 1) - 1) / steps_; }
+
+    char* ring_;
     float4* sums_;  // of all warps
+    const TangoMatrix &first_, &second_;
+    int units_, tile_steps_, steps_;  // units of a column, steps of a tile, and of all tiles
+    int begin_, end_, next_;          // this warp's steps, and the next to be loaded
+    Place place_;                     // of that
 };
 
 }  // namespace tango

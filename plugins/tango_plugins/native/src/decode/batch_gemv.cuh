@@ -8,72 +8,124 @@
 namespace tango {
 
 constexpr int kSequences = TANGO_DECODE_SEQUENCES;
+constexpr int kTile = 16;                           // columns of an `mma`
 constexpr int kFragmentRows = 16;                   // rows of an `mma`, and of one fragment of the input
-constexpr int kInputRows = 128;                     // inputs are filled up to a multiple of it: whole steps
-constexpr int kMaxTiles = 24;                       // of a block's tile, over all matrices: at most two for a warp
+constexpr int kMaxTiles = 24;                       // of a block's tile, over all matrices
 constexpr int kTileBytes = kWarp * sizeof(float4);  // of the sums of a tile
+constexpr int kBatchRingBytes = 98 << 10;           // for weights and sums
 constexpr float kLowScale = 2048.0f, kInputScale = 16.0f;
 static_assert(kSequences == 8, "an mma has 8 columns");
 
-// The input of a GEMV, as `mma` takes it. A fragment has 16 rows of all sequences: lane 4 s + t has four rows of
-// sequence s. So that nothing of fp32 is lost, a sixteenth of an element is split into fp16 (the first two words) and
-// 2048 times the rest (the other two).
+// The inputs of a GEMV in shared memory, as `mma` takes them. A fragment has 16 rows of all sequences: each lane's part
+// is rows 2 t, 2 t + 1, 2 t + 8 and 2 t + 9 of sequence s, for lane 4 s + t. So that nothing of fp32 is lost, a
+// sixteenth of an element is split into fp16 (the first two words) and 2048 times the rest (the other two).
 using Fragment = uint4;  // of a lane
 
-// The order of an input's rows is that of the weights that it is multiplied by.
-enum { kByRows, kInBlocks8, kInBlocks4, kOrders };
-constexpr int kUnitBytes = kUnit / kFragmentRows * kWarp * sizeof(Fragment);
-
-__device__ inline int order_of(const TangoMatrix& weights) {
-    return weights.weights == TANGO_WEIGHTS_BLOCKS_4   ? kInBlocks4
-           : weights.weights == TANGO_WEIGHTS_BLOCKS_8 ? kInBlocks8
-                                                       : kByRows;
+__device__ inline uint32_t split_pair(float a, float b, uint32_t& low) {
+    const __half2 high = __floats2half2_rn(a / kInputScale, b / kInputScale);
+    const float2 rounded = __half22float2(high);
+    low = bits_of(
+        __floats2half2_rn((a / kInputScale - rounded.x) * kLowScale, (b / kInputScale - rounded.y) * kLowScale));
+    return bits_of(high);
 }
 
-// Whether a lane's part of a fragment is of the first `rows` rows, a multiple of 16.
-__device__ inline bool has_rows(int order, int fragment, int rows) {
-    return order == kInBlocks4 ? fragment / 2 * kUnit + lane_id() % 4 * 8 < rows : fragment * kFragmentRows < rows;
+__device__ inline Fragment make_fragment(const float2& first, const float2& second) {
+    Fragment fragment;
+    fragment.x = split_pair(first.x, first.y, fragment.z);
+    fragment.y = split_pair(second.x, second.y, fragment.w);
+    return fragment;
 }
 
-// Where an element of row `row` of the first sequence is, in bytes from the first of 32 rows; one more if the weights
-// of this row are kOdd times what they should be.
-__device__ inline int place_of(int order, int row) {
-    if (order == kByRows) return (row / 16 * kWarp + row % 8 / 2) * 16 + row % 16 / 8 * 4 + row % 2 * 2;
-    const int deep = order == kInBlocks4, own = row % (4 << deep);  // what a lane has follows each other
-    const int fragment = deep ? row % 2 : row / 16, t = row % (16 << deep) >> (2 + deep), i = own >> deep;
-    return (fragment * kWarp + t) * 16 + i % 2 * 4 + i / 2 * 2 + (deep & fragment);
+// sum[16, 8] += weights[16, 16] input[16, 8].
+__device__ inline void multiply_add(float (&sum)[4], const uint32_t (&weights)[4], const Fragment& input) {
+    float low[4] = {};
+    mma(sum, weights, {input.x, input.y});
+    mma(low, weights, {input.z, input.w});
+#pragma unroll
+    for (int i = 0; i < 4; ++i) sum[i] += low[i] / kLowScale;
 }
 
-// Stores an element of an input. `places` are place_of() of its order.
-__device__ inline void put(const uint16_t* places, Fragment* input, int row, int sequence, float x) {
-    const int place = places[row % kUnit];
-    x *= place % 2 == 0 ? 1.0f / kInputScale : 1.0f / (kInputScale * PackedInts<4>::kOdd);
-    const __half high = __float2half_rn(x);
-    char* const unit = reinterpret_cast<char*>(input) + row / kUnit * kUnitBytes;
-    __half* const to = reinterpret_cast<__half*>(unit + sequence * 4 * sizeof(Fragment) + place / 2 * 2);
-    __stcg(to, high);
-    __stcg(to + 4, __float2half_rn((x - __half2float(high)) * kLowScale));
-}
-
-// A lane's results of a GEMV: two columns of two sequences, of a tile of each of two matrices. Or of two tiles of one.
-struct BatchResults {
-    float4 first, second;
-    int column, distance;  // in the tile, of the two columns
+// How a GEMV is distributed: a part is a tile of columns of a split of the rows. A block has every gridDim.x-th part.
+struct BatchPartition {
+    int matrices;             // one, or two that share their input
+    int rows, columns;        // of a matrix
+    int tile_n, tiles;        // columns of a tile; number of tiles
+    int split_rows, split_k;  // rows of a split; number of splits
 };
 
-// Adds a block's part of a GEMV, whose weights are BatchRows or BatchBlocks: GemvParts whose accumulate() adds what
-// each warp has of it, and whose total() gives the sum of all warps. `input` has the fragments from row() on. What warp
-// w gets is tile w, or tiles w and w + kWarps.
-//
-// When this returns, all copies to shared memory that the block started earlier have arrived, for all its threads.
+class BatchPart {
+  public:
+    __device__ explicit BatchPart(const BatchPartition& partition) : partition_(partition), index_(blockIdx.x) {
+        select();
+    }
+
+    // First row and number of rows of the input that the block needs: those of its split.
+    __device__ int row() const { return row_; }
+    __device__ int rows() const { return rows_; }
+
+  protected:
+    __device__ bool is_valid() const { return split_ < partition_.split_k; }
+
+    // Selects the tile and the split of index_.
+    __device__ void select() {
+        split_ = index_ / partition_.tiles;
+        column_ = (index_ - split_ * partition_.tiles) * partition_.tile_n;
+        row_ = is_valid() ? split_ * partition_.split_rows : 0;
+        rows_ = is_valid() ? min(partition_.split_rows, partition_.rows - row_) : 0;
+        tiles_ = min(partition_.tile_n, partition_.columns - column_) / kTile;
+    }
+
+    const BatchPartition& partition_;
+    int index_, split_, column_, row_, rows_;
+    int tiles_;  // of 16 columns
+};
+
+// A GEMV of a block, whose weights are BatchRows or BatchBlocks: a BatchPart whose accumulate() adds what each warp has
+// of it, and whose total() gives the sum of all warps.
 template <typename Weights>
-__device__ BatchResults accumulate(Weights& weights, const Fragment* input) {
-    weights.accumulate(input);
-    BatchResults results = {{}, {}, weights.lane_column(), Weights::kDistance};
-    const int matrices = weights.partition().matrices, next = warp_id() + (matrices == 2 ? 0 : kWarps);
-    if (weights.is_valid() && warp_id() < weights.tiles()) results.first = weights.total(0, warp_id());
-    if (weights.is_valid() && next < weights.tiles()) results.second = weights.total(matrices - 1, next);
-    return results;
-}
+class BatchGemv : public Weights {
+  public:
+    using Weights::Weights;
+
+    // Computes the block's part. `input` has the fragments from row() on. Calls `emit(column, split, sequence, sum,
+    // second)` once per column and sequence, with the result of the first matrix and that of the second if there are
+    // two; then, with all threads, `done(tile, column, columns)`.
+    //
+    // When this returns, all copies to shared memory that the block started earlier have arrived, for all its threads,
+    // and the ring is free.
+    template <typename Emit, typename Done>
+    __device__ void run(const Fragment* input, Emit emit, Done done) {
+        if (!this->is_valid()) {  // nothing to do for this block
+            copy_wait<0>();
+            sync_threads();
+        }
+#pragma unroll 1
+        while (this->is_valid()) {
+            this->accumulate(input);
+#pragma unroll 1
+            for (int i = threadIdx.x; i < this->tiles_ * kWarp; i += kThreads) emit_lane(i / kWarp, i % kWarp, emit);
+            sync_threads();
+            done(this->index_ % this->partition_.tiles, this->column_, this->tiles_ * kTile);
+            this->index_ += gridDim.x;
+            if (!this->is_valid()) break;
+            this->select();
+            this->seek();
+            this->start();
+        }
+    }
+
+  private:
+    // What a lane has of a tile's results: two columns of two sequences.
+    template <typename Emit>
+    __device__ void emit_lane(int tile, int lane, Emit emit) const {
+        const float4 first = this->total(0, tile, lane);
+        const float4 second = this->partition_.matrices == 2 ? this->total(1, tile, lane) : first;
+        const int column = this->column_ + tile * kTile + Weights::column(lane), sequence = lane % 4 * 2;
+        emit(column, this->split_, sequence, first.x, second.x);
+        emit(column, this->split_, sequence + 1, first.y, second.y);
+        emit(column + Weights::kDistance, this->split_, sequence, first.z, second.z);
+        emit(column + Weights::kDistance, this->split_, sequence + 1, first.w, second.w);
+    }
+};
 
 }  // namespace tango

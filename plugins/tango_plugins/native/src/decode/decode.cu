@@ -34,6 +34,21 @@ constexpr size_t kAlignment = 256;
 
 static_assert(kDimMultiple == kSector && kMaxGroupWidth == kAccumulatorFloats);
 
+// The GEMV at an index of the sequence of all GEMVs.
+struct Phase {
+    int layer, gemv;
+
+    __device__ Phase(int index, int layers)
+        : layer(index / kLmHead), gemv(layer < layers ? index % kLmHead : kLmHead) {}
+};
+
+// The last block to finish resets the counters for the next step.
+__device__ void finish(const Step& step) {
+    if (threadIdx.x != 0 || atomicAdd(step.finished_blocks, 1u) != gridDim.x - 1) return;
+    *step.arrived_blocks = 0;
+    *step.finished_blocks = 0;
+}
+
 __device__ float block_sum(float value, float* warp_sums) {
     value = warp_sum(value);
     if (lane_id() == 0) warp_sums[warp_id()] = value;
@@ -153,13 +168,14 @@ __global__ void __launch_bounds__(kBlock, 1) decode(const Step step) {
     // One loop over all GEMVs: with the five phases of a layer written out, the code would not fit the instruction
     // cache. Of the formats of weights, a step mostly runs one.
 #pragma unroll 1
-    for (Phase phase; phase.layer <= shape.layers; phase = phase.next(shape.layers)) {
+    for (int index = 0; index <= kLmHead * shape.layers; ++index) {
+        const Phase phase(index, shape.layers);
         if (phase.gemv == kOut) attention(step, shared, phase.layer);
         copy_for_later(step, shared, phase);
         const GemvPart part(shared.partitions[phase.gemv]);
         const TangoMatrix &first = shared.matrix(phase.layer, phase.gemv), &second = shared.layers[phase.layer % 2].up;
         with_gemv<kQuantized>(part, shared, first, second, [](auto gemv) { gemv.start(); });
-        if (phase.layer > 0 || phase.gemv != kQkv) grid_barrier::wait();
+        if (index > 0) grid_barrier::wait();
         const float* input = load_input(step, shared, phase, part);
         float* to = phase.gemv == kQkv ? step.qkv : phase.gemv == kLmHead ? step.tensors.logits : step.residual_delta;
         const int columns = phase.gemv == kLmHead ? shape.vocabulary : shared.partitions[phase.gemv].columns;
@@ -175,7 +191,7 @@ __global__ void __launch_bounds__(kBlock, 1) decode(const Step step) {
         });
         if (phase.gemv != kLmHead) grid_barrier::arrive();
     }
-    finish(step.arrived_blocks, step.finished_blocks);
+    finish(step);
 }
 
 // Partitions a GEMV so that the block with the most to read, weights and input, reads little more than the others.
@@ -225,9 +241,8 @@ SharedLayout lay_out_shared(const Step& step, int inputs, int limit) {
     add(layout.softmax, ceil_div(step.group_size * static_cast<int>(sizeof(float3)), 16) * 16);
     add(layout.accumulators, kAccumulatorFloats * floats);
     layout.ring_bytes = kRingBytes;
-    const int step_bytes = kWarps * kZerosAt;  // of blocks, for all warps
     if (shape.quantized)
-        layout.ring_bytes = std::max(kFp8RingBytes, ring_depth((limit - used) / step_bytes, kBlockDepth) * step_bytes);
+        layout.ring_bytes = std::max(kFp8RingBytes, ring_depth(limit - used, kZerosAt) * kWarps * kZerosAt);
     add(layout.ring, layout.ring_bytes);
     layout.bytes = used;
     return layout;
@@ -287,11 +302,14 @@ int check_tensors(const TangoDecodeShape& shape, const TangoDecodeTensors* tenso
 }
 
 // Checks a shape, and describes a step of it on the current device.
-int prepare(const TangoDecodeShape* given, Step& step) {
-    TangoDecodeShape shape;
+int prepare(const TangoDecodeShape* shape, Step& step) {
+    if (int status = check_shape(shape)) return status;
     DeviceProperties gpu;
-    if (int status = take_shape(given, shape, gpu)) return status;
-    step = describe(shape, gpu.shared_bytes);
+    if (int status = cuda_status(query_device(gpu), "decode")) return status;
+    if (int status = check_ranges({{"blocks", shape->blocks, 0, gpu.sms}})) return status;
+    TangoDecodeShape with_blocks = *shape;
+    if (with_blocks.blocks == 0) with_blocks.blocks = gpu.sms;
+    step = describe(with_blocks, gpu.shared_bytes);
     if (step.layout.bytes > gpu.shared_bytes)
         return fail(TANGO_BAD_ARGUMENT, "a block would need %d bytes of shared memory, this GPU has %d",
                     step.layout.bytes, gpu.shared_bytes);

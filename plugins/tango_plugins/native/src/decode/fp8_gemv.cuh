@@ -52,7 +52,9 @@ class Fp8Gemv : public GemvPart {
 #pragma unroll 1
             for (int c = threadIdx.x; c < columns; c += kThreads)
                 emit(column_ + c, split_, total(acc, c) * scale, total(acc, c + second) * second_scale);
-            if (!next()) return;
+            index_ += gridDim.x;
+            if (!is_valid()) return;
+            select();
             seek();
             start();
             sync_threads();
@@ -62,7 +64,8 @@ class Fp8Gemv : public GemvPart {
     }
 
   private:
-    // Steps of a tile, and of all tiles of the block's part.
+    // Of the block's part: tiles of a matrix, steps of a tile, and of all tiles.
+    __device__ int tiles() const { return min(partition_.tile_n, partition_.columns - column_) / kSector; }
     __device__ int tile_steps() const { return ceil_div(rows_, kFp8StepRows); }
     __device__ int steps() const { return is_valid() ? partition_.matrices * tiles() * tile_steps() : 0; }
 
@@ -72,8 +75,9 @@ class Fp8Gemv : public GemvPart {
 
     // Finds this warp's steps.
     __device__ void seek() {
-        begin_ = first_step(warp_id(), steps());
-        end_ = first_step(warp_id() + 1, steps());
+        const int all = steps(), sharers = max(1, min(kWarps, all));
+        begin_ = min(warp_id(), sharers) * all / sharers;
+        end_ = min(warp_id() + 1, sharers) * all / sharers;
     }
 
     // The lane's first row of a step, within the split.
@@ -142,6 +146,9 @@ class Fp8Gemv : public GemvPart {
         for (int warp = warp_of(tile * tile_steps(), all); warp <= last; ++warp) sum += acc[warp * kSector + column];
         return sum;
     }
+
+    // The warp that has a step: the last that begins no later.
+    __device__ static int warp_of(int step, int all) { return (min(kWarps, all) * (step + 1) - 1) / all; }
 
     uint4* ring_;
     const TangoMatrix &first_, &second_;

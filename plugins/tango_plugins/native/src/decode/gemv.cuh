@@ -10,7 +10,6 @@ namespace tango {
 
 constexpr int kVector = 8;        // fp16 elements of one load
 constexpr int kSector = 16;       // columns of the smallest memory access: 32 bytes
-constexpr int kTileColumns = 16;  // of what a warp multiplies, but for fp16 and INT8 in the step of one sequence
 constexpr int kLoads = 4;         // loads that a thread keeps in flight: 32 KB per SM
 constexpr int kMaxVectors = 256;  // of a row of a tile, so that a block reads at least two rows at a time
 constexpr int kAccumulatorFloats = kThreads * kVector;  // shared memory that a GEMV needs for its accumulators
@@ -57,27 +56,6 @@ struct Ring {
     int bytes;
 };
 
-// How many steps of a ring with room for `fit` are in flight, `most` or fewer: one or an even number.
-__host__ __device__ constexpr int ring_depth(int fit, int most) {
-    return fit >= most ? most : fit >= 2 ? fit / 2 * 2 : 1;
-}
-
-// Waits for the oldest of the groups of copies that the thread has in flight: `depth`, as ring_depth() gives it.
-template <int kMost>
-__device__ void wait_for_oldest(int depth) {
-    if (depth >= kMost)
-        copy_wait<kMost - 1>();
-    else if constexpr (kMost > 1)
-        wait_for_oldest<(kMost > 2 ? kMost - 2 : 1)>(depth);
-}
-
-// Of steps that all warps share equally, the first of a warp, and the warp that has a step.
-__device__ inline int first_step(int warp, int steps) {
-    const int sharers = max(1, min(kWarps, steps));
-    return min(warp, sharers) * steps / sharers;
-}
-__device__ inline int warp_of(int step, int steps) { return (min(kWarps, steps) * (step + 1) - 1) / steps; }
-
 // A block's part of a GEMV: some pairs of a tile and a split, one after the other.
 class GemvPart {
   public:
@@ -85,30 +63,13 @@ class GemvPart {
         select();
     }
 
-    // Whether there is a pair; a block may have none.
-    __device__ bool is_valid() const { return index_ < partition_.tiles * partition_.split_k; }
-
-    __device__ bool is_first() const { return index_ == static_cast<int>(blockIdx.x); }
-
-    // Goes on to the next pair.
-    __device__ bool next() {
-        index_ += gridDim.x;
-        if (is_valid()) select();
-        return is_valid();
-    }
-
-    __device__ const GemvPartition& partition() const { return partition_; }
-    __device__ int split() const { return split_; }
-    __device__ int column() const { return column_; }  // the first
-
-    // Tiles of 16 columns, of one matrix.
-    __device__ int tiles() const { return min(partition_.tile_n, partition_.columns - column_) / kTileColumns; }
-
     // First row and number of rows of the input that the block needs: those of its split.
     __device__ int row() const { return row_; }
     __device__ int rows() const { return rows_; }
 
   protected:
+    __device__ bool is_valid() const { return index_ < partition_.tiles * partition_.split_k; }
+
     // Selects the tile and the split of index_.
     __device__ void select() {
         split_ = index_ / partition_.tiles;
@@ -166,8 +127,10 @@ class RowGemv : public GemvPart {
             const int second = partition_.matrices == 2 ? partition_.tile_n : 0;
 #pragma unroll 1
             for (int c = threadIdx.x; c < columns; c += kThreads) emit(column_ + c, split_, acc[c], acc[c + second]);
-            if (!next()) break;
+            index_ += gridDim.x;
+            if (!is_valid()) break;
             if (kIsInteger) sync_threads();  // some of the results may lie in the ring
+            select();
             seek();
             start();
             sync_threads();

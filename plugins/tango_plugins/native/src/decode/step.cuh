@@ -15,16 +15,6 @@ constexpr int kRingBytes = kLoads * kThreads * static_cast<int>(sizeof(uint4));
 // The GEMVs of a layer in their order, which is that of their matrices in TangoDecodeLayer, and the last one.
 enum { kQkv, kOut, kGateUp, kDown, kLmHead, kGemvs };
 
-// A GEMV of the sequence of all; the last one's layer is their number.
-struct Phase {
-    int layer = 0, gemv = kQkv;
-
-    __device__ Phase next(int layers) const {
-        if (gemv < kDown) return {layer, gemv + 1};
-        return {layer + 1, layer + 1 < layers ? kQkv : kLmHead};
-    }
-};
-
 // Where a block's shared memory has what, in bytes from its beginning; see Shared.
 struct SharedLayout {
     int residual, input, accumulators, ring, ring_bytes, norm, scores, rope, softmax, bytes;
@@ -104,14 +94,14 @@ __device__ inline float4 operator+(const float4& a, const float4& b) {
 }
 
 // Adds the results of all splits of a GEMV. They are `stride` apart, `from` is in the first; all are read at once.
-template <int kMost = kMaxSplitK, typename T>
+template <typename T>
 __device__ void add_splits(T& sum, const float* from, int splits, int stride) {
-    T part[kMost];
+    T part[kMaxSplitK];
 #pragma unroll
-    for (int s = 0; s < kMost; ++s)  // no branch: past the end, the last is read again
-        part[s] = __ldcg(reinterpret_cast<const T*>(from + max(0, min(s, splits - 1)) * stride));
+    for (int s = 0; s < kMaxSplitK; ++s)
+        if (s < splits) part[s] = __ldcg(reinterpret_cast<const T*>(from + s * stride));
 #pragma unroll
-    for (int s = 0; s < kMost; ++s)
+    for (int s = 0; s < kMaxSplitK; ++s)
         if (s < splits) sum = sum + part[s];
 }
 

@@ -39,11 +39,4 @@ __device__ inline void grid_barrier_warp(unsigned* arrived_blocks, int phases) {
     }
 }
 
-// The last block to finish a kernel resets the counters for the next.
-__device__ inline void finish(unsigned* arrived_blocks, unsigned* finished_blocks) {
-    if (threadIdx.x != 0 || atomicAdd(finished_blocks, 1u) != gridDim.x - 1) return;
-    *arrived_blocks = 0;
-    *finished_blocks = 0;
-}
-
 }  // namespace tango
