@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import chain, pairwise
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -29,12 +29,8 @@ from tango_runtime.video.yuv import HardwareError, YuvFrame
 
 _log = logging.getLogger("tango_runtime.video")
 
-#: Most bytes of large frames that are resized at a time, unless a single one has more: 5 of 4K. Of those of the host,
-#: fewer, so that copies and uploads overlap.
-_MAX_BYTES, _AT_ONCE = 1 << 27, 8
-
-#: Threads that copy them, each a part of a frame: one alone reaches a tenth of what the memory gives.
-_THREADS = 16
+#: Most large frames that are copied and resized at a time, and their bytes, unless a single one has more: 5 of 4K.
+_AT_ONCE, _MAX_BYTES = 16, 1 << 27
 
 #: A frame of at least so many times the pixels that the vision graph takes is large.
 _LARGE = 2
@@ -59,8 +55,7 @@ def _groups(timed: Iterable[TimedFrame]) -> Iterator[tuple[list[float], list[Any
     for time, given in timed:
         check_frame(given)
         frame = DeviceArray.of(given, "a frame") if is_on_device(given) else given
-        many = len(frames) >= _AT_ONCE and not isinstance(frame, DeviceArray)
-        full = many or (len(frames) + 1) * math.prod(frame.shape) > _MAX_BYTES
+        full = len(frames) >= _AT_ONCE or (len(frames) + 1) * math.prod(frame.shape) > _MAX_BYTES
         if frames and (full or (type(frame), frame.shape) != (type(frames[0]), frames[0].shape)):
             yield times, frames
             times, frames = [], []
@@ -82,7 +77,7 @@ class FrameLoader:
     def __init__(self, stream: Stream, pool: Pool, *, nvdec: bool = False) -> None:
         self._stream, self._pool, self._nvdec = stream, pool, nvdec
         self._batches, self._staging = HostPool(), HostPool()
-        self._threads = ThreadPoolExecutor(_THREADS)  # which start when they are first needed
+        self._threads = ThreadPoolExecutor(_AT_ONCE)  # which start when they are first needed
         self._said: set[str] = set()  # why files were decoded in software
 
     def __call__(self, timed: Iterable[TimedFrame], count: int, size: tuple[int, int]) -> FrameBatch:
@@ -140,10 +135,7 @@ class FrameLoader:
 
     def _upload(self, frames: Sequence[Frame], source: DeviceArray) -> None:
         pinned = self._staging.take(source.shape, np.uint8)
-        edges = np.linspace(0, source.shape[1], max(_THREADS // len(frames), 1) + 1).astype(int)
-        bands = [slice(*band) for band in pairwise(edges)]
-        pieces = [(to[band], frame[band]) for to, frame in zip(pinned, frames, strict=True) for band in bands]
-        list(self._threads.map(np.copyto, *zip(*pieces, strict=True)))  # while the device reads the group before
+        list(self._threads.map(np.copyto, pinned, frames))  # while the device reads the group before
         self._stream.synchronize()  # that group's pinned memory is the next one's
         self._stream.upload(pinned, source)
 
