@@ -204,7 +204,7 @@ def main() -> None:
             figures, answers = run_batch(args.bundle, folder, decoders, [*options, *cluster])
             if singles:
                 figures["times_faster"] = round(statistics.median(singles) * len(rows) / figures["seconds"], 1)
-            figures["same_answers"] = sum(answers[key] == text for key, text in wanted.items())
+                figures["same_answers"] = sum(answers[key] == text for key, text in wanted.items())
             if not cluster:  # whose machines may be others
                 figures["decoded_alone_per_second"] = decode_alone(args.bundle, videos[: 4 * decoders], decoders)
             batches.append(figures)

@@ -124,6 +124,14 @@ def frames() -> str:
     return table(("32 frames of 1920×1080 to 384×384", "median, ms"), rows)
 
 
+def sampling() -> str:
+    """Frames of a file on a CPU, and other libraries."""
+    found = load("cpu-sampling-1080p")["ms"]
+    readers = {"tango": "tango-edge", "decord2": "decord2", "torchcodec": "torchcodec"}
+    rows = [(title, *(f"{median(times[reader]):,.0f}" for reader in readers)) for title, times in found.items()]
+    return table(("32 frames of 60 s of 1920×1080", *readers.values()), rows)
+
+
 def server() -> str:
     """What HTTP adds to the first token."""
     shown, rows = ("p50", "p90", "p99"), []
@@ -196,6 +204,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "frames": frames,
     "video": video,
     "live": live,
+    "sampling": sampling,
     "server": server,
     "together": together,
 }
