@@ -60,10 +60,11 @@ class Server:
         """The ASGI application; its lifespan's end closes the server."""
         guarded = partial(_Guarded, self.service.settings)
         routes = [
-            Route("/health", guarded(self._health)),
-            Route("/ready", guarded(self._ready)),
-            Route("/metrics", guarded(self._metrics)),
-            Route("/v1/models", guarded(self._models)),
+            Route("/health", guarded(self._health), methods=["GET"]),
+            Route("/ready", guarded(self._ready), methods=["GET"]),
+            Route("/metrics", guarded(self._metrics), methods=["GET"]),
+            Route("/v1/models", guarded(self._models), methods=["GET"]),
+            Route("/v1/models/{name}", guarded(self._one_model), methods=["GET"]),
             Route("/v1/chat/completions", guarded(self._chat), methods=["POST"]),
             Route("/v1/videos", guarded(self._upload), methods=["POST"]),
             Route("/v1/videos/view", guarded(self._view), methods=["POST"]),
@@ -104,19 +105,22 @@ class Server:
     # OpenAI's.
 
     async def _models(self, request: Request) -> Response:
-        models = [
-            {
-                "id": name,
-                "object": "model",
-                "created": self._began,
-                "owned_by": "tango-edge",
-                "max_model_len": llm.bundle.manifest.decoder.context,
-                "frames": llm.bundle.manifest.video.frames,
-                "retention_ratio": llm.bundle.manifest.params.retention_ratio,
-            }
-            for name, llm in self.service.answerer.models.items()
-        ]
-        return JSONResponse({"object": "list", "data": models})
+        return JSONResponse({"object": "list", "data": list(map(self._model, self.service.answerer.models))})
+
+    async def _one_model(self, request: Request) -> Response:
+        return JSONResponse(self._model(self.service.model(request.path_params["name"])))
+
+    def _model(self, name: str) -> dict[str, Any]:
+        manifest = self.service.answerer.models[name].bundle.manifest
+        return {
+            "id": name,
+            "object": "model",
+            "created": self._began,
+            "owned_by": "tango-edge",
+            "max_model_len": manifest.decoder.context,
+            "frames": manifest.video.frames,
+            "retention_ratio": manifest.params.retention_ratio,
+        }
 
     async def _chat(self, request: Request) -> ASGIApp:
         chat = parse_chat(await self._bodies.json(request), self.service.settings.max_images)

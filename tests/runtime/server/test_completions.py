@@ -30,6 +30,9 @@ def answer(llm, clip):
 
 def test_models_are_listed(served):
     assert [model.id for model in served.openai().models.list()] == ["tiny"]
+    assert served.openai().models.retrieve("tiny").id == "tiny"
+    with pytest.raises(openai.NotFoundError, match="there is no model 'other'"):
+        served.openai().models.retrieve("other")
 
 
 @pytest.mark.parametrize("place", ["file", "data", "upload"])
