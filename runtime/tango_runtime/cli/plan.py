@@ -24,9 +24,10 @@ from tango_runtime.cli.args import (
 from tango_runtime.cli.command import Command
 from tango_runtime.sizing import (
     COMPUTE,
+    DECODER_PASSES,
     LAYER,
     MEMORY,
-    PASSES,
+    TOWER_PASSES,
     Estimate,
     ModelDimensions,
     SizingOptions,
@@ -150,8 +151,9 @@ def _print_times(found: Estimate) -> None:
     print(f"  {'first token':<12}{1e3 * times.first_token:>14.1f} ms, from frames on the device")
     print(f"  {'then':<12}{1 / times.token:>14.1f} tokens/s")
     print(
-        f"at {COMPUTE:.0%} of peak compute, {MEMORY:.0%} of peak bandwidth, {PASSES} passes over the activations and "
-        f"{1e3 * LAYER:.2f} ms per layer, as measured with ONNX Runtime's fused operators on an H200"
+        f"at {COMPUTE:.0%} of peak compute, {MEMORY:.0%} of peak bandwidth, {TOWER_PASSES} and {DECODER_PASSES} passes "
+        f"over the activations of tower and decoder, and {1e3 * LAYER:.2f} ms per layer, as measured with device graphs "
+        "on ONNX Runtime on an H200"
     )
     if found.device.unverified:
         print(f"not confirmed by an NVIDIA source: {found.device.unverified}")
@@ -256,7 +258,12 @@ def _as_json(name: str, found: Estimate, options: SizingOptions, load: StreamLoa
         "estimated_seconds": vars(times) | {"first_token": times.first_token},
         "estimated_tokens_per_second": 1 / times.token,
         "streams": capacity and _streams_as_json(capacity),
-        "factors": {"compute": COMPUTE, "memory": MEMORY, "passes": PASSES, "seconds_per_layer": LAYER},
+        "factors": {
+            "compute": COMPUTE,
+            "memory": MEMORY,
+            "passes": {"tower": TOWER_PASSES, "decoder": DECODER_PASSES},
+            "seconds_per_layer": LAYER,
+        },
     }
 
 

@@ -16,9 +16,10 @@ from tango_runtime.sizing.models import ModelDimensions, find_model, released_mo
 from tango_runtime.sizing.streams import StreamCapacity, StreamLoad, stream_capacity
 from tango_runtime.sizing.times import (
     COMPUTE,
+    DECODER_PASSES,
     LAYER,
     MEMORY,
-    PASSES,
+    TOWER_PASSES,
     prefill_time,
     prune_time,
     token_time,
@@ -26,7 +27,7 @@ from tango_runtime.sizing.times import (
 )
 
 __all__ = [
-    "COMPUTE", "DECODER", "LAYER", "MEMORY", "PASSES", "VISION", "Estimate", "ModelDimensions", "SizingOptions",
-    "StreamCapacity", "StreamLoad", "estimate", "find_model", "nearest_fit", "prefill_time", "prune_time",
-    "released_models", "smallest_device", "stream_capacity", "token_time", "vision_time",
+    "COMPUTE", "DECODER", "DECODER_PASSES", "LAYER", "MEMORY", "TOWER_PASSES", "VISION", "Estimate", "ModelDimensions",
+    "SizingOptions", "StreamCapacity", "StreamLoad", "estimate", "find_model", "nearest_fit", "prefill_time",
+    "prune_time", "released_models", "smallest_device", "stream_capacity", "token_time", "vision_time",
 ]  # fmt: skip

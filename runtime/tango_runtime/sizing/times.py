@@ -10,10 +10,10 @@ memory traffic of kernels that are not fused, the third the cost of their launch
 memory term and STEP · layers: in fp16 it is one kernel whose blocks synchronize, otherwise it costs LAYER · layers.
 
 COMPUTE and MEMORY are what a matrix product and a copy reached of an H200's data sheet. PASSES, LAYER and STEP are
-fitted to this project's pipeline there, on ONNX Runtime with fused graphs (docs/results/experiments.md).
+fitted to this project's pipeline there, with device graphs on ONNX Runtime (docs/results/performance.md).
 tests/runtime/sizing/test_plan.py compares the estimates with those times, and with published times of an Orin Nano to
-which nothing was fitted. TensorRT 8.6 fuses less in portable graphs: they take three times the estimate for the
-tower and for the prefill of the 0.5B model.
+which nothing was fitted. TensorRT 8.6 fuses less in portable graphs: they take four times the estimate for the
+tower and three times that for the prefill of the 0.5B model.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from tango_runtime.sizing.models import BYTES, LayerStack, ModelDimensions
 
 #: Of the data sheet's 989 TFLOP/s a product of large fp16 matrices reached 687, of its 4.8 TB/s a copy 4.02.
 COMPUTE, MEMORY = 687 / 989, 4.02 / 4.8
-#: How often a layer's tensors cross the memory, with widths as in :attr:`LayerStack.widths`.
-PASSES = 5
+#: How often a layer's tensors cross the memory, with widths as in :attr:`LayerStack.widths`. Of a tower, products fuse
+#: more with what follows.
+TOWER_PASSES, DECODER_PASSES = 2, 5
 #: Seconds per layer of a stage: some fifteen kernel launches.
 LAYER = 60e-6
 #: Seconds per layer of a decode step: five phases.
@@ -66,7 +67,8 @@ def vision_time(model: ModelDimensions, device: Device, frames: int, precision: 
     patches = grids * spec.patches
     linear = 2 * (patches * (tower.weights + per_patch) + model.video.total_tokens(frames) * per_token)
     work = _Work(linear, precision, grids * model.vision_attention)
-    return _stage(device, tower, patches, work, (tower.weights + per_patch + per_token) * BYTES[precision])
+    weights = (tower.weights + per_patch + per_token) * BYTES[precision]
+    return _stage(device, tower, patches, TOWER_PASSES, work, weights)
 
 
 def prune_time(model: ModelDimensions, device: Device, frames: int) -> float:
@@ -83,7 +85,7 @@ def prefill_time(model: ModelDimensions, device: Device, tokens: int, precision:
     spec, layers = model.decoder, model.decoder_layers
     attention = 4 * tokens**2 / 2 * spec.heads * spec.head_dim * spec.layers  # causal: half of the pairs
     work = _Work(2 * tokens * layers.weights, precision, attention + 2 * model.head_weights)
-    return _stage(device, layers, tokens, work, weights)
+    return _stage(device, layers, tokens, DECODER_PASSES, work, weights)
 
 
 def token_time(
@@ -107,8 +109,8 @@ class _Work:
         return (self.linear / device.peak(self.precision) + self.other / device.peak("fp16")) / COMPUTE
 
 
-def _stage(device: Device, layers: LayerStack, tokens: int, work: _Work, weights: float) -> float:
-    moved = PASSES * tokens * layers.count * layers.widths * 2
+def _stage(device: Device, layers: LayerStack, tokens: int, passes: int, work: _Work, weights: float) -> float:
+    moved = passes * tokens * layers.count * layers.widths * 2
     return max(work.seconds(device), weights / _rate(device)) + moved / _rate(device) + LAYER * layers.count
 
 

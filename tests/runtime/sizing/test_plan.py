@@ -40,9 +40,18 @@ def _fp16(model):
     return 2 * (model.decoder_layers.weights + model.head_weights)
 
 
+#: Files of `tango bench` on an H200: fp16, random weights, device graphs on ONNX Runtime.
+FILES = {
+    ("0.5b", "pruned"): "h200-onnxruntime-0.5b-linear",
+    ("0.5b", "unpruned"): "h200-device-form-own",
+    ("7b", "pruned"): "h200-onnxruntime-7b-linear",
+    ("7b", "unpruned"): "h200-onnxruntime-7b-linear",
+}
+
+
 def _case(size, name):
-    """A case of `tango bench` on an H200: fp16, random weights, ONNX Runtime with fused graphs."""
-    found = json.loads((RESULTS / f"h200-onnxruntime-{size}.json").read_text())
+    """A case of one of the files."""
+    found = json.loads((RESULTS / f"{FILES[size, name]}.json").read_text())
     return next(case for case in found["cases"] if case["name"] == f"{name}, 384x384")
 
 
