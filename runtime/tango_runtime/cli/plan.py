@@ -152,8 +152,8 @@ def _print_times(found: Estimate) -> None:
     print(f"  {'then':<12}{1 / times.token:>14.1f} tokens/s")
     print(
         f"at {COMPUTE:.0%} of peak compute, {MEMORY:.0%} of peak bandwidth, {TOWER_PASSES} and {DECODER_PASSES} passes "
-        f"over the activations of tower and decoder, and {1e3 * LAYER:.2f} ms per layer, as measured with device graphs "
-        "on ONNX Runtime on an H200"
+        f"over the activations of tower and decoder, and {1e3 * LAYER:.2f} ms per layer, as measured with device "
+        "graphs on ONNX Runtime on an H200"
     )
     if found.device.unverified:
         print(f"not confirmed by an NVIDIA source: {found.device.unverified}")
