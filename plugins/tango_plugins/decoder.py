@@ -22,7 +22,7 @@ from tango_plugins.errors import TangoError
 from tango_plugins.matrix import FP8, Matrix, address
 from tango_plugins.native_library import load
 
-#: Limits of the kernel (check_shape() in native/src/decode/shape.cpp): dimensions are multiples of DIM_MULTIPLE,
+#: Limits of the kernel (check_shape() in native/src/decode/shape.cu): dimensions are multiples of DIM_MULTIPLE,
 #: head_dim is at most MAX_HEAD_DIM, and heads / kv_heads · head_dim at most MAX_GROUP_WIDTH.
 DIM_MULTIPLE, MAX_HEAD_DIM, MAX_GROUP_WIDTH = 16, 256, 4096
 

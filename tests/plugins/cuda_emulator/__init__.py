@@ -16,7 +16,7 @@ _TENSORRT = ("plugin", "plugin_v2", "plugin_v3", "prune", "table")
 
 #: What can be emulated.
 SOURCES: dict[str, tuple[str | Path, ...]] = {
-    "decode": ("src/decode/decode.cu", "src/decode/batch.cu", "src/decode/shape.cpp"),
+    "decode": ("src/decode/decode.cu", "src/decode/batch.cu", "src/decode/shape.cu"),
     "linear": ("src/linear/linear.cu", "src/linear/int8.cu"),
     "linear_sm90": ("src/linear/linear.cu", "src/linear/linear_sm90.cu"),
     "products": ("src/linear/fp16.cu", "src/linear/fp8.cu", HERE / "product.cpp"),

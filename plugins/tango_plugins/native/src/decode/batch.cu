@@ -439,14 +439,11 @@ size_t lay_out(BatchStep& step, char* workspace) {
 }
 
 // Checks a shape, and describes a step of it on the current device.
-int prepare(const TangoDecodeShape* shape, BatchStep& step) {
-    if (int status = check_shape(shape)) return status;
+int prepare(const TangoDecodeShape* given, BatchStep& step) {
+    TangoDecodeShape shape;
     DeviceProperties gpu;
-    if (int status = cuda_status(query_device(gpu), "decode")) return status;
-    if (int status = check_ranges({{"blocks", shape->blocks, 0, gpu.sms}})) return status;
-    TangoDecodeShape with_blocks = *shape;
-    if (with_blocks.blocks == 0) with_blocks.blocks = gpu.sms;
-    step = describe(with_blocks, gpu.shared_bytes);
+    if (int status = take_shape(given, shape, gpu)) return status;
+    step = describe(shape, gpu.shared_bytes);
     if (fits(step)) return TANGO_OK;
     return fail(TANGO_BAD_ARGUMENT, "the inputs of %d sequences do not fit into a block's shared memory, %d bytes",
                 kSequences, gpu.shared_bytes);

@@ -302,14 +302,11 @@ int check_tensors(const TangoDecodeShape& shape, const TangoDecodeTensors* tenso
 }
 
 // Checks a shape, and describes a step of it on the current device.
-int prepare(const TangoDecodeShape* shape, Step& step) {
-    if (int status = check_shape(shape)) return status;
+int prepare(const TangoDecodeShape* given, Step& step) {
+    TangoDecodeShape shape;
     DeviceProperties gpu;
-    if (int status = cuda_status(query_device(gpu), "decode")) return status;
-    if (int status = check_ranges({{"blocks", shape->blocks, 0, gpu.sms}})) return status;
-    TangoDecodeShape with_blocks = *shape;
-    if (with_blocks.blocks == 0) with_blocks.blocks = gpu.sms;
-    step = describe(with_blocks, gpu.shared_bytes);
+    if (int status = take_shape(given, shape, gpu)) return status;
+    step = describe(shape, gpu.shared_bytes);
     if (step.layout.bytes > gpu.shared_bytes)
         return fail(TANGO_BAD_ARGUMENT, "a block would need %d bytes of shared memory, this GPU has %d",
                     step.layout.bytes, gpu.shared_bytes);

@@ -4,6 +4,7 @@
 #include "linear/matrix.h"
 
 namespace tango {
+namespace {
 
 int check_shape(const TangoDecodeShape* shape) {
     if (int status = check_pointer("shape", shape, 1)) return status;
@@ -37,6 +38,17 @@ int check_shape(const TangoDecodeShape* shape) {
     if (group_width > kMaxGroupWidth)
         return fail(TANGO_BAD_ARGUMENT, "heads / kv_heads * head_dim is %d: it must be at most %d", group_width,
                     kMaxGroupWidth);
+    return TANGO_OK;
+}
+
+}  // namespace
+
+int take_shape(const TangoDecodeShape* given, TangoDecodeShape& shape, DeviceProperties& gpu) {
+    if (int status = check_shape(given)) return status;
+    if (int status = cuda_status(query_device(gpu), "decode")) return status;
+    if (int status = check_ranges({{"blocks", given->blocks, 0, gpu.sms}})) return status;
+    shape = *given;
+    if (shape.blocks == 0) shape.blocks = gpu.sms;
     return TANGO_OK;
 }
 
