@@ -8,8 +8,12 @@ from collections import Counter
 import numpy as np
 import onnx
 import pytest
+from onnx import helper
 
 from tango_export.export import Request, export
+from tango_export.graph import DEVICE, Graph
+from tango_export.graph.builder import Weight
+from tango_export.graph.fused import fused_gelus
 from tango_runtime.bundle import Bundle
 from tango_runtime.cli.main import main
 from tests.export.edits import Decoder, assert_close, embed, frames, run, session
@@ -158,6 +162,17 @@ def test_products_by_a_stored_matrix_are_operators_in_fp16(written, name, others
     assert (products == others) == (precision == "fp16")
     assert {node.input[1] for node in linears} <= set(weights(folder, name))
     assert sum(node.op_type == "LinearGelu" for node in linears) == 2 * (name == "vision" and precision == "fp16")
+
+
+@pytest.mark.parametrize(("widths", "ops"), [((16, 24), ["LinearGelu"]), ((16, 12), ["Linear", "BiasFastGelu"])])
+def test_a_gelu_is_in_a_product_of_the_widths_that_its_kernel_takes(widths, ops):
+    product = helper.make_node("Linear", ["x", "weight"], ["product"], "product", domain="tango")
+    gelu = helper.make_node("BiasFastGelu", ["product", "bias"], ["y"], "y", domain="tango")
+    weights = tuple(
+        Weight(name, shape, "float16", {}, None) for name, shape in (("weight", widths), ("bias", widths[1:]))
+    )
+    graph = fused_gelus(Graph("vision", DEVICE, (), (), (product, gelu), (), weights))
+    assert [node.op_type for node in graph.nodes] == ops
 
 
 @pytest.mark.parametrize("name", ["vision", "embed", "decoder"])

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.nvcc
 #: Opens libraries in the place of cuBLASLt, then runs statements; ``path`` is the CUDA library.
 PROGRAM = """
 import ctypes, sys
-from tests.plugins.fp16 import LINEAR, LINEAR_GELU, SHAPES, Fp16Product
+from tests.plugins.fp16 import GELU_SHAPES, LINEAR, LINEAR_GELU, SHAPES, Fp16Product
 from tests.plugins.fp8 import Fp8Product
 path, *names = sys.argv[1:]
 from pathlib import Path
@@ -58,8 +58,8 @@ def run(path, fakes, *statements):
 @pytest.mark.parametrize("version", [13, 12, 11])
 def test_what_it_describes_is_the_product(path, fake, version):
     statements = (
-        "for shape in SHAPES:",
-        "    for function in (LINEAR, LINEAR_GELU): Fp16Product(*shape, path=path, device='cpu').check(function)",
+        "for function, shapes in ((LINEAR, SHAPES), (LINEAR_GELU, GELU_SHAPES)):",
+        "    for shape in shapes: Fp16Product(*shape, path=path, device='cpu').check(function)",
         "assert Fp16Product(1, 1, 1, path=path, device='cpu').library.tango_cublaslt_version(version) == 0",
         "print(version.value)",
     )

@@ -173,8 +173,13 @@ def test_a_product_equals_its_onnx_function(library, form, shape):
     compare(library, op, inputs, {"y": (HALF, len(shape))}, attributes, 2e-3)
 
 
-@pytest.mark.parametrize("op", LINEARS)
-@pytest.mark.parametrize(("shape", "outputs"), [((5, 64), 40), ((2, 3, 17), 5), ((7,), 3), ((0, 32), 8), ((3, 1), 1)])
+@pytest.mark.parametrize(
+    ("op", "shape", "outputs"),
+    [
+        *[("Linear", *sizes) for sizes in (((5, 64), 40), ((2, 3, 17), 5), ((7,), 3), ((0, 32), 8), ((3, 1), 1))],
+        *[("LinearGelu", *sizes) for sizes in (((5, 64), 40), ((2, 3, 24), 8), ((16,), 8), ((0, 32), 8))],
+    ],
+)
 def test_a_product_of_fp16_equals_its_onnx_function(library, op, shape, outputs):
     compare(library, op, *linear(op, shape, outputs), {}, 2e-3)
 

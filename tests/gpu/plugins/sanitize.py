@@ -12,7 +12,7 @@ from tests.gpu.plugins.device import Device
 from tests.gpu.plugins.test_decode import SHAPES, Decoder, batch_of
 from tests.plugins import fp8, int8
 from tests.plugins.attentions import Pass, Shape
-from tests.plugins.fp16 import LINEAR, LINEAR_GELU, Fp16Product
+from tests.plugins.fp16 import GELU_SHAPES, LINEAR, LINEAR_GELU, Fp16Product
 from tests.plugins.fp16 import SHAPES as LINEARS
 from tests.plugins.linears import SHAPES as PRODUCTS
 from tests.plugins.linears import Product
@@ -98,11 +98,11 @@ if __name__ == "__main__":
     for shape in (*int8.SHAPES, (300, 64, 130)):
         int8.Int8Product(*shape).check()
         print("product of INT8", shape)
-    for shape in LINEARS:
-        for function in (LINEAR, LINEAR_GELU):
+    for function, shapes in ((LINEAR, LINEARS), (LINEAR_GELU, GELU_SHAPES)):
+        for shape in shapes:
             assert Fp16Product(*shape).enqueue(function) == 0
             torch.cuda.synchronize()
-        print("linear", shape)
+            print(function, shape)
     for width in (64, 13):
         tensors = row_tensors(torch.float16, width, "cuda")
         assert gather(native_library.load(), *tensors, torch.cuda.current_stream().cuda_stream) == 0

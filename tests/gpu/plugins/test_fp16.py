@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.plugins.fp16 import LINEAR, LINEAR_GELU, SHAPES, Fp16Product
+from tests.plugins.fp16 import GELU_SHAPES, LINEAR, LINEAR_GELU, SHAPES, Fp16Product
 
 #: Of a SigLIP tower with four frames, of the 0.5B and of the 7B: rows, inputs, outputs.
 REAL = [
@@ -21,15 +21,14 @@ def test_it_equals_fp64(shape):
     Fp16Product(*shape).check()
 
 
-@pytest.mark.parametrize("shape", [*SHAPES, *REAL[:4]])
+@pytest.mark.parametrize("shape", [*GELU_SHAPES, *REAL[:4]])
 def test_with_a_bias_and_gelu_it_equals_fp64(shape):
     Fp16Product(*shape).check(LINEAR_GELU)
 
 
-@pytest.mark.parametrize("function", [LINEAR, LINEAR_GELU])
 @pytest.mark.parametrize("skew", [1, 4])
-def test_tensors_begin_anywhere(skew, function):
-    Fp16Product(70, 72, 40, skew=skew).check(function)
+def test_tensors_begin_anywhere(skew):
+    Fp16Product(70, 72, 40, skew=skew).check()
 
 
 @pytest.mark.parametrize("rows", range(1, 140, 9))

@@ -63,7 +63,8 @@ TANGO_API int tango_fp16_linear_enqueue(const TangoLinearShape* shape, const Tan
                                         void* stream);
 
 /* The same in one kernel with what follows in an MLP: y = GELU(x weight + bias), with GELU's tanh form (TANGO_GELU_TANH
- * of tango/activation.h).
+ * of tango/activation.h). Widths must be multiples of 8, and tensors aligned to 16 bytes: for others, cuBLASLt has
+ * kernels that round the sum to fp16 before its GELU.
  */
 TANGO_API int tango_fp16_linear_gelu_enqueue(const TangoLinearShape* shape, const TangoFp16LinearTensors* tensors,
                                              void* stream);

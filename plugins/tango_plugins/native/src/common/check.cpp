@@ -30,6 +30,11 @@ int check_ranges(std::initializer_list<Range> ranges) {
     return TANGO_OK;
 }
 
+int check_multiple(const char* name, int value, int factor) {
+    if (value % factor == 0) return TANGO_OK;
+    return fail(TANGO_BAD_ARGUMENT, "%s is %d: it must be a multiple of %d", name, value, factor);
+}
+
 bool is_quantized(int dtype) { return dtype == TANGO_FP8 || dtype == TANGO_INT8; }
 
 int check_scale(const char* name, int dtype, float scale) {

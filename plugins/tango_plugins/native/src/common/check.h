@@ -16,6 +16,8 @@ int fail(int status, const char* format, ...);
 
 int check_ranges(std::initializer_list<Range> ranges);
 
+int check_multiple(const char* name, int value, int factor);
+
 // Whether a TangoDtype is FP8 or INT8.
 bool is_quantized(int dtype);
 

@@ -29,8 +29,7 @@ int check_shape(const TangoDecodeShape* shape) {
                 {"intermediate", shape->intermediate},
                 {"head_columns", shape->head_columns}};
     for (const auto& dim : dims)
-        if (dim.value % kDimMultiple != 0)
-            return fail(TANGO_BAD_ARGUMENT, "%s is %d: it must be a multiple of %d", dim.name, dim.value, kDimMultiple);
+        if (int status = check_multiple(dim.name, dim.value, kDimMultiple)) return status;
     if (shape->heads % shape->kv_heads != 0)
         return fail(TANGO_BAD_ARGUMENT, "heads is %d: it must be a multiple of kv_heads, %d", shape->heads,
                     shape->kv_heads);

@@ -6,16 +6,23 @@ using namespace tango;
 
 namespace {
 
-int check_tensors(const TangoFp16LinearTensors& tensors, bool has_gelu) {
-    constexpr size_t kHalf = 2;  // its bytes
-    if (int status = check_pointer("x", tensors.x, kHalf)) return status;
-    if (int status = check_pointer("weight", tensors.weight, kHalf)) return status;
-    if (int status = check_pointer("y", tensors.y, kHalf)) return status;
-    return has_gelu ? check_pointer("bias", tensors.bias, kHalf) : TANGO_OK;
+int check_tensors(const TangoFp16LinearTensors& tensors, size_t alignment) {
+    if (int status = check_pointer("x", tensors.x, alignment)) return status;
+    if (int status = check_pointer("weight", tensors.weight, alignment)) return status;
+    return check_pointer("y", tensors.y, alignment);
+}
+
+// With a GELU, cuBLASLt's kernels for other rows than these round the sum to fp16 first.
+int check_gelu(const TangoLinearShape& shape, const TangoFp16LinearTensors& tensors, size_t alignment) {
+    const int multiple = alignment / sizeof(uint16_t);
+    if (int status = check_multiple("inputs", shape.inputs, multiple)) return status;
+    if (int status = check_multiple("outputs", shape.outputs, multiple)) return status;
+    return check_pointer("bias", tensors.bias, alignment);
 }
 
 int enqueue(const TangoLinearShape* shape, const TangoFp16LinearTensors* tensors, bool has_gelu, void* stream) {
     constexpr int kWidest = 1 << 20;
+    const size_t alignment = has_gelu ? 16 : sizeof(uint16_t);
     if (int status = check_pointer("shape", shape, 1)) return status;
     if (int status = check_ranges({{"rows", shape->rows, 0, 1 << 24},
                                    {"inputs", shape->inputs, 1, kWidest},
@@ -23,7 +30,9 @@ int enqueue(const TangoLinearShape* shape, const TangoFp16LinearTensors* tensors
         return status;
     if (int status = check_pointer("tensors", tensors, 1)) return status;
     if (shape->rows == 0) return TANGO_OK;
-    if (int status = check_tensors(*tensors, has_gelu)) return status;
+    if (int status = check_tensors(*tensors, alignment)) return status;
+    if (has_gelu)
+        if (int status = check_gelu(*shape, *tensors, alignment)) return status;
     Product product = {"linear", *shape, tensors->x, tensors->weight, tensors->y};
     if (has_gelu) product.bias = tensors->bias;
     return multiply(product, static_cast<cudaStream_t>(stream));
