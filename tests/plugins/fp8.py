@@ -37,20 +37,20 @@ def check_every_number(library, scale, device="cuda"):
     assert y.float()[~is_number].isnan().all()
 
 
-def check_norm(rows, wide):
-    """Compares a norm in FP8 with the same one in fp32: other than FP8 in rounding, it has the same sum and result."""
-    scale = 0.01
-    rows.tensors["y"] = torch.empty(rows.size, dtype=E4M3, device=rows.device)
-    assert (wide.enqueue(), rows.enqueue(y_dtype=TANGO_FP8, y_scale=scale)) == (0, 0), rows.library.tango_last_error()
-    assert torch.equal(wide.tensors["sum"], rows.tensors["sum"])
-    assert_rounded(rows.tensors["y"], wide.tensors["y"], scale)
-
-
 def assert_rounded(found, wide, scale):
     """FP8 is the fp32 result, rounded; where that lies in the middle of two, either."""
     assert (bits(found) == bits(rounded(wide, scale))).float().mean() > 0.99
     most = 448 * scale
     torch.testing.assert_close(found.float() * scale, wide.clamp(-most, most), rtol=0.07, atol=scale / 500)
+
+
+def check_norm(rows, wide, dtype=E4M3, number=TANGO_FP8, compare=assert_rounded):
+    """Compares a norm in a quantized type with the same one in fp32: it has the same sum, and that result rounded."""
+    scale = 0.01
+    rows.tensors["y"] = torch.empty(rows.size, dtype=dtype, device=rows.device)
+    assert (wide.enqueue(), rows.enqueue(y_dtype=number, y_scale=scale)) == (0, 0), rows.library.tango_last_error()
+    assert torch.equal(wide.tensors["sum"], rows.tensors["sum"])
+    compare(rows.tensors["y"], wide.tensors["y"], scale)
 
 
 def bits(tensor):

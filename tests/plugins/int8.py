@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
 from tango_plugins import native_library, structs
 from tango_plugins.matrix import Matrix
+from tests.plugins import fp8
 from tests.plugins.fp8 import queue
 from tests.plugins.matrices import device_array
 
@@ -50,13 +53,8 @@ def check_every_number(library, scale, device="cuda"):
     assert torch.equal(y, rounded(x, scale))
 
 
-def check_norm(rows, wide):
-    """Compares a norm in INT8 with the same one in fp32, which it rounds."""
-    scale = 0.01
-    rows.tensors["y"] = torch.empty(rows.size, dtype=torch.int8, device=rows.device)
-    assert (wide.enqueue(), rows.enqueue(y_dtype=TANGO_INT8, y_scale=scale)) == (0, 0), rows.library.tango_last_error()
-    assert torch.equal(wide.tensors["sum"], rows.tensors["sum"])
-    assert_rounded(rows.tensors["y"], wide.tensors["y"], scale)
+#: As :func:`tests.plugins.fp8.check_norm`.
+check_norm = partial(fp8.check_norm, dtype=torch.int8, number=TANGO_INT8, compare=assert_rounded)
 
 
 class Int8Product:
