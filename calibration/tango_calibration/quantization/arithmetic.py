@@ -239,7 +239,8 @@ def activation_aware_scaling(weights: Sequence[Array], mean_squares: Array, bloc
 
     tried = [scaling(alpha / 10) for alpha in range(11)]
     with ThreadPoolExecutor(os.cpu_count()) as threads:
-        return min(zip(threads.map(loss, tried), range(len(tried)), tried, strict=True))[2]
+        losses = list(threads.map(loss, tried))
+    return tried[int(np.argmin(losses))]
 
 
 def smoothing(channel_amax: Array, row_amax: Array) -> NDArray[np.float32]:
