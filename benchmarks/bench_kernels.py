@@ -1,11 +1,18 @@
-"""Times the kernels of a vision tower, and products of fp16, on a GPU, next to PyTorch's in the same run.
+"""Times the kernels of a vision tower, attention of a prefill, and products of fp16, on a GPU, next to PyTorch's in the
+same run.
 
     python -m benchmarks.bench_kernels --output benchmarks/results/kernels-h200.json
 
-Each figure is the median time of one call in a replayed CUDA graph, which goes over rotating inputs. Attention takes
-one packed tensor of queries, keys and values, with a bias; PyTorch's takes views of it, without the bias. The peer of a
-norm is an addition and a norm, that of a product cuBLAS as PyTorch calls it. Where GELU follows, both are also followed
-by the CUDA library's GELU with a bias.
+Each figure is the median time of one call in a replayed CUDA graph, which goes over rotating inputs. A tower's
+attention takes one packed tensor of queries, keys and values, with a bias; PyTorch's takes views of it, without the
+bias. A prefill's attention adds biases, rotates, and writes keys and values to the cache; PyTorch's does none of this,
+and takes keys and values of every query head. The peer of a norm is an addition and a norm, that of a product cuBLAS as
+PyTorch calls it. Where GELU follows, both are also followed by the CUDA library's GELU with a bias.
+
+A library that was built for sm_80 has no kernel for Hopper's warpgroups; `--mma-library` times its attention of a
+prefill too, from PTX that the driver compiles:
+
+    tango plugin build --architectures 80 --output build/sm80
 """
 
 from __future__ import annotations
@@ -24,6 +31,9 @@ from tango_plugins import native_library, structs
 #: Frames, rows and columns of patches, heads, head_dim, window: SigLIP so400m of 32 frames, and both kinds of layers of
 #: Qwen2.5-VL's tower.
 ATTENTION = [(32, 27, 27, 16, 72, 0), (8, 36, 80, 16, 80, 0), (16, 36, 80, 16, 80, 8)]
+#: Tokens, heads, kv_heads, head_dim: prompts of the 7B and of the 0.5B. 659 is that of a pruned video, 6303 that of all
+#: of its tokens, 2181 that of LLaVA-Video.
+PREFILLS = [(T, *heads) for heads in ((28, 4, 128), (14, 2, 64)) for T in (320, 659, 1280, 2181, 6303)]
 #: Kind, rows and width, types of the residual stream, of the branch and of the result (TangoDtype).
 NORMS = [
     ("layer", 32 * 729, 1152, (0, 0, 0)),
@@ -67,9 +77,9 @@ def measure(calls, repeats, count=CALLS):
     return round(sorted(times)[repeats // 2], 2)
 
 
-def enqueue(name, *arguments):
-    """Calls a function of the CUDA library on the current stream."""
-    library = native_library.load()
+def enqueue(name, *arguments, library=None):
+    """Calls a function of the CUDA library, or of another build of it, on the current stream."""
+    library = native_library.load(library)
     if getattr(library, name)(*arguments, torch.cuda.current_stream().cuda_stream) != 0:
         raise RuntimeError(library.tango_last_error().decode())
 
@@ -102,6 +112,33 @@ def time_attention(case, repeats):
         for name, backend in (("cudnn", SDPBackend.CUDNN_ATTENTION), ("flash", SDPBackend.FLASH_ATTENTION)):
             calls = [lambda given=given, backend=backend: theirs(given[0], backend) for given in inputs]
             record[f"{name}_us"] = measure(calls, repeats)
+    return record
+
+
+def time_prefill(case, repeats, mma_library=None):
+    """A record of causal attention among new tokens; nothing is in the cache before them."""
+    T, H, G, d = case
+    shape = structs.TangoAttentionShape(*case, T, 0)
+    fixed = [random((H + 2 * G) * d), torch.tensor([T - 1], dtype=torch.int32, device="cuda"), *random(2, T, d // 2)]
+    inputs = [(random(T, (H + 2 * G) * d), random(G, T, d), random(G, T, d), random(T, H * d)) for _ in range(INPUTS)]
+
+    def ours(qkv, keys, values, out, library=None):
+        tensors = structs.TangoAttentionTensors(*(part.data_ptr() for part in (qkv, *fixed, keys, values, out)))
+        enqueue("tango_attention_enqueue", shape, tensors, library=library)
+
+    def theirs(query, key, value, backend):
+        with sdpa_kernel(backend):
+            scaled_dot_product_attention(query, key, value, is_causal=True)
+
+    record = {"kernel": "attention of a prefill", "shape": case}
+    record["us"] = measure([lambda given=given: ours(*given) for given in inputs], repeats)
+    record["tflops"] = round(2 * H * d * T * (T + 1) / record["us"] / 1e6, 1)
+    if mma_library is not None:
+        record["mma_us"] = measure([lambda given=given: ours(*given, mma_library) for given in inputs], repeats)
+    heads = [[random(1, H, T, d) for _ in range(3)] for _ in range(INPUTS)]
+    for name, backend in (("cudnn", SDPBackend.CUDNN_ATTENTION), ("flash", SDPBackend.FLASH_ATTENTION)):
+        calls = [lambda given=given, backend=backend: theirs(*given, backend) for given in heads]
+        record[f"{name}_us"] = measure(calls, repeats)
     return record
 
 
@@ -208,11 +245,23 @@ def time_linear_gelu(case, repeats):
     return time_products("linear, gelu", case, ways, repeats)
 
 
+KERNELS = {
+    "vision-attention": (time_attention, ATTENTION),
+    "prefill-attention": (time_prefill, PREFILLS),
+    "norm": (time_norm, NORMS),
+    "gelu": (time_gelu, GELU),
+    "linear": (time_linear, LINEARS),
+    "linear-gelu": (time_linear_gelu, LINEAR_GELUS),
+}
+
+
 def main():
     """Measures everything; see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, help="JSON file to write (default: none)")
     parser.add_argument("--repeats", type=int, default=15, help="replays of each graph (default: %(default)s)")
+    parser.add_argument("--mma-library", type=Path, metavar="FILE", help="a libtango.so without Hopper's kernels")
+    parser.add_argument("--only", nargs="+", choices=list(KERNELS), help="kernels to measure (default: all)")
     options = parser.parse_args()
     conditions = {
         "gpu": torch.cuda.get_device_name(),
@@ -220,11 +269,12 @@ def main():
         "library": native_library.load().tango_version().decode(),
     }
     print(json.dumps(conditions))
-    products = (time_linear, LINEARS), (time_linear_gelu, LINEAR_GELUS)
     records = []
-    for time, cases in ((time_attention, ATTENTION), (time_norm, NORMS), (time_gelu, GELU), *products):
+    for name in options.only or KERNELS:
+        time, cases = KERNELS[name]
         for case in cases:
-            records.append(time(case, options.repeats))
+            more = {"mma_library": options.mma_library} if time is time_prefill else {}
+            records.append(time(case, options.repeats, **more))
             print(json.dumps(records[-1]), flush=True)
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)

@@ -29,8 +29,12 @@ ROOT = Path(__file__).parents[2]
 #: TANGO_BAD_ARGUMENT of tango/common.h, and an address that no test reads.
 BAD_ARGUMENT, HERE = 1, 4096
 
-#: With one SM, attention takes large tiles for few rows.
-GPUS = {"attention": {"sms": 1, "shared_bytes": 100 << 10}}
+#: With few SMs, attention takes large tiles for few rows.
+GPUS = {
+    "attention": {"sms": 1, "shared_bytes": 100 << 10},
+    "attention_sm90": {"sms": 1},
+    "vision_sm90": {"sms": 1},
+}
 SHAPES = {
     "tests": DecoderShape(2, 64, 4, 2, 16, 128, 420, 448, 512, EPS),
     "odd": DecoderShape(2, 144, 3, 1, 48, 208, 300, 304, 700, EPS),
@@ -244,7 +248,11 @@ def under_sanitizer(folder, environment, kernel, case):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "case", ["decode", "quantized", "batch", "linear", "int8", "attention", "vision", "norm", "thin"]
+    "case",
+    [
+        *("decode", "quantized", "batch", "linear", "int8", "attention", "attention_sm90", "vision", "vision_sm90"),
+        *("norm", "thin"),
+    ],
 )
 def test_no_two_threads_race(tmp_path, sanitizer, case):
     kernel = {"quantized": "decode", "batch": "decode", "int8": "linear"}.get(case, case)

@@ -21,8 +21,7 @@ def library(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def hopper(tmp_path_factory):
-    flags = ("-DTANGO_SM90A",)
-    return compiled(tmp_path_factory.mktemp("linear_sm90"), "linear_sm90", sms=4, flags=flags)
+    return compiled(tmp_path_factory.mktemp("linear_sm90"), "linear_sm90", sms=4)
 
 
 @pytest.mark.parametrize("form", FORMATS)

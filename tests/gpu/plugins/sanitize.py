@@ -61,7 +61,13 @@ if __name__ == "__main__":
             print("batch", *(float(logits.max()) for logits in batch_of(decoder, blocks).step(range(8))[0]))
             for position in (0, 64, 400):
                 print(name, blocks, position, float(decoder.step(decoder.embedding(), position).max()))
-    for shape, begin in ((Shape(33, 4, 2, 48, 150), 90), (Shape(70, 64, 64, 64, 80), 0), (Shape(9, 2, 1, 256, 64), 30)):
+    for shape, begin in (
+        (Shape(33, 4, 2, 48, 150), 90),
+        (Shape(70, 64, 64, 64, 80), 0),
+        (Shape(9, 2, 1, 256, 64), 30),
+        (Shape(140, 64, 64, 64, 150), 3),  # by warpgroups
+        (Shape(310, 28, 4, 128, 700), 385),
+    ):
         assert Pass(shape, begin).enqueue() == 0
         torch.cuda.synchronize()
         print("attention", shape)

@@ -18,6 +18,10 @@ CASES = [
     *((T, (4, 2, width), begin) for width in (16, 48, 80, 112, 192, 256) for T, begin in ((33, 0), (70, 201))),
     (200, (96, 96, 32), 5),
     (300, (64, 1, 128), 1),
+    # Many rows, as Hopper's warpgroups take them: tiles that end with the tokens, one token later and one earlier, and
+    # heads without groups.
+    *((T, heads, begin) for heads in (SMALL, LARGE) for T, begin in ((1000, 0), (1025, 129), (1152, 0), (2181, 500))),
+    *((T, (12, 12, width), begin) for width in (64, 128) for T, begin in ((1151, 0), (1024, 127), (1537, 1))),
 ]
 
 
@@ -27,7 +31,7 @@ def test_attention_equals_fp64(tokens, heads, begin):
 
 
 @pytest.mark.parametrize("heads", [SMALL, LARGE])
-@pytest.mark.parametrize(("tokens", "begin"), [(1, 0), (659, 0), (64, 700)])
+@pytest.mark.parametrize(("tokens", "begin"), [(1, 0), (659, 0), (64, 700), (1100, 300)])
 def test_tokens_with_positions_of_their_own(heads, tokens, begin):
     check(Pass(Shape(tokens, *heads, begin + tokens + 100), begin, positioned=True))
 
@@ -37,17 +41,20 @@ def test_all_tokens_of_a_video(heads):
     check(Pass(Shape(4096, *heads, 6400), 2207))
 
 
-def test_scores_far_apart():
+@pytest.mark.parametrize(("tokens", "heads"), [(300, SMALL), (1100, SMALL), (1100, LARGE)])
+def test_scores_far_apart(tokens, heads):
     """As with outliers: one key takes all of the weight, and the others underflow."""
-    check(Pass(Shape(300, *SMALL, 400), 50, scale=4.0))
+    check(Pass(Shape(tokens, *heads, tokens + 100), 50, scale=4.0))
 
 
-def test_the_last_position_of_the_cache():
-    check(Pass(Shape(30, *SMALL, 512), 482))
+@pytest.mark.parametrize(("tokens", "heads"), [(30, SMALL), (1100, SMALL), (1100, LARGE)])
+def test_the_last_position_of_the_cache(tokens, heads):
+    check(Pass(Shape(tokens, *heads, tokens + 482), 482))
 
 
-def test_the_same_bits_every_time():
-    found = Pass(Shape(659, *LARGE, 800), 40)
+@pytest.mark.parametrize(("tokens", "heads"), [(64, LARGE), (659, LARGE), (1500, SMALL)])
+def test_the_same_bits_every_time(tokens, heads):
+    found = Pass(Shape(tokens, *heads, tokens + 141), 40)
     assert found.enqueue() == 0
     first = found.tensors["attn_out"].clone()
     for _ in range(200):
@@ -56,21 +63,24 @@ def test_the_same_bits_every_time():
         assert torch.equal(found.tensors["attn_out"].view(torch.int16), first.view(torch.int16))
 
 
-def test_a_graph_replays_it_at_another_position():
-    found, graph = Pass(Shape(20, *SMALL, 300), 100), torch.cuda.CUDAGraph()
+@pytest.mark.parametrize(("tokens", "heads"), [(20, SMALL), (1100, SMALL), (1100, LARGE)])
+def test_a_graph_replays_it_at_another_position(tokens, heads):
+    shape = Shape(tokens, *heads, tokens + 280)
+    found, graph = Pass(shape, 100), torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         found.stream = torch.cuda.current_stream().cuda_stream
         assert found.enqueue() == 0
     for begin in (100, 3, 280):
-        moved = Pass(Shape(20, *SMALL, 300), begin, seed=begin)
+        moved = Pass(shape, begin, seed=begin)
         for name, tensor in moved.tensors.items():
             found.tensors[name].copy_(tensor)
         graph.replay()
         close(found.tensors["attn_out"], moved.expected()[0], 3e-3)
 
 
-def test_an_overflow_is_visible():
-    found = Pass(Shape(40, *SMALL, 100))
+@pytest.mark.parametrize("tokens", [40, 1100])
+def test_an_overflow_is_visible(tokens):
+    found = Pass(Shape(tokens, *SMALL, tokens + 60))
     found.tensors["qkv"][7, :64] = torch.inf
     assert found.enqueue() == 0
     attn_out = found.tensors["attn_out"]

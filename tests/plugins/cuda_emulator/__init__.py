@@ -22,7 +22,9 @@ SOURCES: dict[str, tuple[str | Path, ...]] = {
     "products": ("src/linear/fp16.cu", "src/linear/fp8.cu", HERE / "product.cpp"),
     "cublaslt": ("src/linear/fp16.cu", "src/linear/fp8.cu", "src/linear/cublaslt.cu"),
     "attention": ("src/attention/prefill.cu", "src/attention/shares.cu"),
+    "attention_sm90": ("src/attention/prefill.cu", "src/attention/prefill_sm90.cu", "src/attention/shares.cu"),
     "vision": ("src/attention/vision.cu",),
+    "vision_sm90": ("src/attention/vision.cu", "src/attention/vision_sm90.cu"),
     "rotation": ("src/attention/patch_rotation.cu",),
     "activation": ("src/elementwise/activation.cu", "src/elementwise/gated.cu"),
     "argmax": ("src/elementwise/argmax.cu",),
@@ -82,6 +84,8 @@ def compiled(
         "TANGO_EMULATED_MAJOR": capability[0],
         "TANGO_EMULATED_MINOR": capability[1],
     }
+    if any(name.endswith("_sm90") for name in names):
+        defines["TANGO_SM90A"] = 1
     command += [f"-D{name}={value}" for name, value in defines.items()]
     command += [f"-I{path}" for path in (HERE, NATIVE, NATIVE / "src", NATIVE / "include")]
     command += ["-isystem", str(headers)] if headers else []

@@ -15,6 +15,7 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <climits>
 #include <cmath>
 #include <cstring>
 #include <deque>
@@ -56,7 +57,7 @@ class Barrier {
 struct Warp {
     Barrier barrier{32};
     uint64_t values[32];
-    const char* addresses[32];
+    char* addresses[32];
     uint32_t left[32][4], right[32][2];
 };
 
@@ -65,6 +66,7 @@ class Block {
     Block(int threads, size_t shared_bytes)
         : all(threads), warps(threads / 32), shared(shared_bytes / sizeof(float4) + 1), left(threads) {
         std::memset(shared.data(), 0xff, shared.size() * sizeof(float4));  // NaN
+        for (int group = 0; group < threads / 128; ++group) warpgroups.emplace_back(128);
     }
 
     Barrier& named_barrier(int id, int threads) {
@@ -76,6 +78,7 @@ class Block {
 
     Barrier all;
     std::deque<Warp> warps;
+    std::deque<Barrier> warpgroups;
     std::vector<float4> shared;
     std::vector<std::array<uint32_t, 4>> left;  // operands of the threads' warpgroups
 
@@ -101,6 +104,16 @@ T __shfl_xor_sync(unsigned, T value, int offset) {
     warp().barrier.arrive_and_wait();
     std::memcpy(&value, &warp().values[threadIdx.x % 32 ^ offset], sizeof(T));
     warp().barrier.arrive_and_wait();
+    return value;
+}
+
+template <typename T>
+T __shfl_sync(unsigned, T value, int from) {
+    return __shfl_xor_sync(0, value, static_cast<int>(threadIdx.x % 32) ^ from);
+}
+
+inline bool __any_sync(unsigned, bool value) {
+    for (int offset = 16; offset > 0; offset /= 2) value |= __shfl_xor_sync(0, value, offset);
     return value;
 }
 
@@ -164,6 +177,8 @@ template <typename T>
 SharedAddress shared_address(T* pointer) {
     return reinterpret_cast<char*>(pointer);
 }
+
+inline void* shared_pointer(SharedAddress address) { return address; }
 
 inline void start_copy(const Copy& copy) {
 #ifdef TANGO_EARLY_COPIES
@@ -247,6 +262,14 @@ inline void load_transposed(uint32_t (&registers)[4], SharedAddress address) {
     warp().barrier.arrive_and_wait();
 }
 
+inline void store_matrices(const uint32_t (&registers)[2], SharedAddress address) {
+    warp().addresses[lane_id()] = address;
+    warp().barrier.arrive_and_wait();
+    for (int m = 0; m < 2; ++m)
+        std::memcpy(warp().addresses[8 * m + lane_id() / 4] + lane_id() % 4 * 4, &registers[m], 4);
+    warp().barrier.arrive_and_wait();
+}
+
 // Hopper's warpgroup products with a left operand in registers. They are done at once.
 
 inline void wgmma_publish() {}
@@ -259,31 +282,101 @@ void wgmma_wait() {}
 template <typename Registers>
 void wgmma_hold(Registers&) {}
 
-// Rows of 128 bytes that begin at a multiple of 1024, swizzled by words of 16; the address is in the first one.
+// Rows of 128 bytes that begin at a multiple of 1024, swizzled by words of 16; the address is in the first one. An
+// element is at a place along the sum and in a column of the product.
+struct SwizzledRows {
+    SharedAddress address;
+
+    const __half* at(int k, int column) const {
+        const auto number = reinterpret_cast<uintptr_t>(address);
+        const int word = number % 128 / 16 + k / 8;
+        return reinterpret_cast<const __half*>(address - number % 128 + column * 128 + (word ^ column % 8) * 16) +
+               k % 8;
+    }
+};
+
+// Columns of words, a pitch apart.
+struct PitchedRows {
+    SharedAddress address;
+    int pitch;
+
+    const __half* at(int k, int column) const {
+        return reinterpret_cast<const __half*>(address + k / 8 * pitch + column * 16) + k % 8;
+    }
+};
+
+struct PitchedColumns {
+    SharedAddress address;
+    int pitch;
+
+    const __half* at(int k, int column) const {
+        return reinterpret_cast<const __half*>(address + column / 8 * pitch + k * 16) + column % 8;
+    }
+};
+
 template <int kWords>
-uint64_t wgmma_operand(SharedAddress address) {
+SwizzledRows wgmma_operand(SharedAddress address) {
     static_assert(kWords == 8);
-    return reinterpret_cast<uint64_t>(address);
+    return {address};
 }
 
-template <int kAccumulators>
-void wgmma(float (&c)[kAccumulators], const uint32_t (&a)[4], uint64_t b, int accumulate) {
-    const int group = threadIdx.x / 128, row = threadIdx.x % 128 / 32 * 16 + lane_id() / 4;
-    const auto wait = [&] { block->named_barrier(14 + group, 128).arrive_and_wait(); };
+template <int kPitch>
+PitchedRows wgmma_rows(SharedAddress address) {
+    return {address, kPitch};
+}
+
+template <int kPitch>
+PitchedColumns wgmma_columns(SharedAddress address) {
+    return {address, kPitch};
+}
+
+template <int kAccumulators, typename Right>
+void wgmma(float (&c)[kAccumulators], const uint32_t (&a)[4], const Right& b, int accumulate = 1) {
+    const int group = threadIdx.x / 128, first = group * 128 + threadIdx.x % 128 / 32 * 32 + lane_id() / 4 * 4;
     std::copy(a, a + 4, block->left[threadIdx.x].begin());
-    wait();
+    block->warpgroups[group].arrive_and_wait();
     for (int i = 0; i < kAccumulators; ++i) {
         const int upper = i / 2 % 2, column = i / 4 * 8 + lane_id() % 4 * 2 + i % 2;
         float sum = accumulate ? c[i] : 0.0f;
-        for (int k = 0; k < 16; ++k) {
-            const int holder = group * 128 + row / 16 * 32 + lane_id() / 4 * 4 + k % 8 / 2, word = b % 128 / 16 + k / 8;
-            const auto* right =
-                reinterpret_cast<const __half*>(b / 128 * 128 + column * 128 + (word ^ column % 8) * 16);
-            sum += half_of(block->left[holder][upper + k / 8 * 2], k % 2) * __half2float(right[k % 8]);
-        }
+        for (int k = 0; k < 16; ++k)
+            sum += half_of(block->left[first + k % 8 / 2][upper + k / 8 * 2], k % 2) * __half2float(*b.at(k, column));
         c[i] = sum;
     }
-    wait();
+    block->warpgroups[group].arrive_and_wait();
+}
+
+template <int kRegisters>
+void keep_registers() {}
+
+template <int kRegisters>
+void take_registers() {}
+
+// Barriers in shared memory: the current phase, how many arrivals it misses, and how many it has.
+
+struct MemoryBarrier {
+    uint32_t phase;
+    uint16_t missing, arrivals;
+};
+
+inline void mbarrier_init(SharedAddress address, int arrivals) {
+    const auto count = static_cast<uint16_t>(arrivals);
+    *reinterpret_cast<MemoryBarrier*>(address) = {0, count, count};
+}
+
+inline void mbarrier_publish() {}
+
+inline void mbarrier_arrive(SharedAddress address) {
+    auto& barrier = *reinterpret_cast<MemoryBarrier*>(address);
+    if (std::atomic_ref(barrier.missing).fetch_sub(1) > 1) return;
+    std::atomic_ref(barrier.missing).store(barrier.arrivals);
+    std::atomic_ref(barrier.phase).fetch_add(1);
+    syscall(SYS_futex, &barrier.phase, FUTEX_WAKE_PRIVATE, INT_MAX, nullptr);
+}
+
+inline void mbarrier_wait(SharedAddress address, uint32_t parity) {
+    auto& phase = reinterpret_cast<MemoryBarrier*>(address)->phase;
+    for (uint32_t now; (now = std::atomic_ref(phase).load()) % 2 == parity;)
+        syscall(SYS_futex, &phase, FUTEX_WAIT_PRIVATE, now, nullptr);
 }
 
 // Named barriers, and the memory operations of a barrier of the grid.
@@ -296,6 +389,16 @@ void named_barrier_sync() {
 template <int kId, int kThreads>
 void named_barrier_arrive() {
     static_cast<void>(block->named_barrier(kId, kThreads).arrive());
+}
+
+template <int kThreads>
+void named_barrier_sync(int id) {
+    block->named_barrier(id, kThreads).arrive_and_wait();
+}
+
+template <int kThreads>
+void named_barrier_arrive(int id) {
+    static_cast<void>(block->named_barrier(id, kThreads).arrive());
 }
 
 inline unsigned load_acquire(unsigned* from) {

@@ -52,6 +52,14 @@ def attention(library):
     check(Pass(Shape(40, 4, 1, 64, 400), 260, path=library, device="cpu"))
 
 
+def attention_sm90(library):
+    from tests.plugins.attentions import Pass, Shape, check
+
+    # More tiles of keys and values than the ring has slots, and of queries than it has buffers.
+    check(Pass(Shape(20, 14, 2, 128, 300), 130, path=library, device="cpu"))
+    check(Pass(Shape(64, 9, 3, 64, 400), 290, path=library, device="cpu"))
+
+
 def thin(library):
     import torch
 
@@ -75,6 +83,12 @@ def vision(library):
     check(Vision(Shape(1, 11, 13, 1, 72), path=library, device="cpu"))
 
 
+def vision_sm90(library):
+    from tests.plugins.vision_attentions import Shape, Vision, check
+
+    check(Vision(Shape(1, 14, 15, 3, 64), path=library, device="cpu"))
+
+
 def reverse(library, fault):
     numbers, reversed_numbers = (ctypes.c_float * 256)(), (ctypes.c_float * 256)()
     ctypes.CDLL(str(library)).emulator_reverse(numbers, reversed_numbers, fault)
@@ -88,9 +102,11 @@ if __name__ == "__main__":
         "linear": linear,
         "int8": int8,
         "attention": attention,
+        "attention_sm90": attention_sm90,
         "thin": thin,
         "norm": norm,
         "vision": vision,
+        "vision_sm90": vision_sm90,
         "no fault": lambda library: reverse(library, 0),
         "no barrier": lambda library: reverse(library, 2),
     }

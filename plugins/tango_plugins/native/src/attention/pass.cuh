@@ -14,7 +14,7 @@ struct Pass {
     TangoAttentionShape shape;
     TangoAttentionTensors tensors;
 
-    __device__ int group_size() const { return shape.heads / shape.kv_heads; }
+    __host__ __device__ int group_size() const { return shape.heads / shape.kv_heads; }
     __device__ int columns() const { return (shape.heads + 2 * shape.kv_heads) * shape.head_dim; }
     // Position of the last new token, inside the cache whatever the memory says: builders of engines time on any.
     __device__ int last_position() const { return min(max(*tensors.last, shape.tokens - 1), shape.capacity - 1); }
@@ -36,5 +36,9 @@ inline int check_shape(const TangoAttentionShape& shape) {
                          {"head_dim % 16", shape.head_dim % 16, 0, 0},
                          {"tokens * heads", 1LL * shape.tokens * shape.heads, 1, INT_MAX / 256}});
 }
+
+// Attention by Hopper's warpgroups, of head_dim 64 and 128, once the cache has the new tokens. Their queries are where
+// its output will be: rotated, and scaled for a softmax in base 2.
+cudaError_t prefill_attention_sm90(const Pass& pass, int sms, cudaStream_t stream);
 
 }  // namespace tango

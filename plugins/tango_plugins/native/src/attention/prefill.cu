@@ -1,4 +1,4 @@
-// Attention of a prefill (tango/attention.h).
+// Attention of a prefill (tango/attention.h), and which kernel computes it: this file's, or that of prefill_sm90.cu.
 //
 // First append_kv() writes rotated keys, and values, to the cache. Then each block of prefill_attention() handles some
 // query rows of one KV head. A row is one query head at one token. The query heads of a KV head are adjacent rows,
@@ -45,14 +45,31 @@ __device__ inline void rotate(const Pass& pass, int token, int column, int d, fl
     }
 }
 
-// Each thread handles 16 dimensions of one token's key and value.
+// Of the scores, for a softmax in base 2. Queries are multiplied by it.
+__device__ inline float score_scale(const Pass& pass) {
+    return rsqrtf(static_cast<float>(pass.shape.head_dim)) * kLog2E;
+}
+
+// Each thread handles 16 dimensions of one token's key and value, or with kQueries of a query, which it writes to the
+// output.
+template <bool kQueries>
 __global__ void append_kv(Pass pass) {
     const TangoAttentionShape& shape = pass.shape;
     const int half = shape.head_dim / 2, parts = half / Half8::kSize;
+    const int heads = shape.kv_heads + (kQueries ? shape.heads : 0);
     const int index = blockIdx.x * kAppendThreads + threadIdx.x;
-    if (index >= shape.tokens * shape.kv_heads * parts) return;
-    const int token = index / (shape.kv_heads * parts), head = index / parts % shape.kv_heads;
+    if (index >= shape.tokens * heads * parts) return;
+    const int token = index / (heads * parts), head = index / parts % heads;
     const int d = index % parts * Half8::kSize, position = pass.first_position() + token;
+    if (kQueries && head >= shape.kv_heads) {
+        const int column = (head - shape.kv_heads) * shape.head_dim;
+        const size_t query = static_cast<size_t>(token) * shape.heads * shape.head_dim + column;
+        Half8 low, high;
+        rotate(pass, token, column, d, score_scale(pass), low, high);
+        store(pass.tensors.attn_out, query + d, low);
+        store(pass.tensors.attn_out, query + half + d, high);
+        return;
+    }
     const int key = (shape.heads + head) * shape.head_dim, value = key + shape.kv_heads * shape.head_dim;
     const size_t row = (static_cast<size_t>(head) * shape.capacity + position) * shape.head_dim;
     Half8 low, high;
@@ -88,7 +105,7 @@ template <typename T>
 __device__ inline void load_queries(const Pass& pass, int head, int first, unsigned char* to) {
     const TangoAttentionShape& shape = pass.shape;
     const int group_size = pass.group_size(), half = shape.head_dim / 2, parts = half / Half8::kSize;
-    const float scale = rsqrtf(static_cast<float>(shape.head_dim)) * kLog2E;  // softmax in base 2
+    const float scale = score_scale(pass);
     for (int i = threadIdx.x; i < T::kRows * parts; i += T::kThreads) {
         const int r = i / parts, part = i % parts;
         const int token = min((first + r) / group_size, shape.tokens - 1);  // rows past the last one repeat it
@@ -229,15 +246,37 @@ int launch_attention(const Pass& pass, const DeviceProperties& gpu, cudaStream_t
                                                      : launch_attention<Small>(pass, stream);
 }
 
-int enqueue(const Pass& pass, cudaStream_t stream) {
+template <bool kQueries>
+int launch_append(const Pass& pass, cudaStream_t stream) {
     const TangoAttentionShape& shape = pass.shape;
+    const int heads = shape.kv_heads + (kQueries ? shape.heads : 0);
+    const int vectors = shape.tokens * heads * (shape.head_dim / 2 / Half8::kSize);
+    return cuda_status(launch(append_kv<kQueries>, pass, ceil_div(vectors, kAppendThreads), kAppendThreads, 0, stream),
+                       "attention");
+}
+
+#ifdef TANGO_SM90A
+// Whether Hopper's kernel is the faster one: its tiles are large, and a block has an SM for itself.
+bool suits_warpgroups(const Pass& pass, const DeviceProperties& gpu) {
+    constexpr int kLeastRows = 128;  // of a KV head: fewer would leave warpgroups idle
+    const TangoAttentionShape& shape = pass.shape;
+    return gpu.major == 9 && (shape.head_dim == 64 || shape.head_dim == 128) &&
+           shape.tokens * pass.group_size() >= kLeastRows && shape.tokens * shape.heads >= gpu.sms * kLeastRows / 2;
+}
+#endif
+
+int enqueue(const Pass& pass, cudaStream_t stream) {
     DeviceProperties gpu;
     if (int status = cuda_status(query_device(gpu), "attention")) return status;
-    const int vectors = shape.tokens * shape.kv_heads * (shape.head_dim / 2 / Half8::kSize);
-    const cudaError_t error = launch(append_kv, pass, ceil_div(vectors, kAppendThreads), kAppendThreads, 0, stream);
-    if (error != cudaSuccess) return cuda_status(error, "attention");
-    if (shape.head_dim <= 64) return launch_attention<64>(pass, gpu, stream);
-    if (shape.head_dim <= 128) return launch_attention<128>(pass, gpu, stream);
+#ifdef TANGO_SM90A
+    if (suits_warpgroups(pass, gpu)) {
+        if (int status = launch_append<true>(pass, stream)) return status;
+        return cuda_status(prefill_attention_sm90(pass, gpu.sms, stream), "attention");
+    }
+#endif
+    if (int status = launch_append<false>(pass, stream)) return status;
+    if (pass.shape.head_dim <= 64) return launch_attention<64>(pass, gpu, stream);
+    if (pass.shape.head_dim <= 128) return launch_attention<128>(pass, gpu, stream);
     return launch_attention<TANGO_MAX_HEAD_DIM>(pass, gpu, stream);
 }
 

@@ -4,19 +4,12 @@
 // As vision.cu, with one block per SM that goes from one tile of queries to the next. One of its warpgroups copies
 // queries, keys and values ahead, each tile of keys and of values to a slot of a ring. The others have 64 query rows
 // each. A warpgroup has the products of the next keys and of the last values computed together, and then its softmax,
-// while the tensor cores work for the other warpgroups (FlashAttention-3, arXiv 2407.08608).
-//
-// In shared memory a tile is stored by columns of eight dimensions: those of a row are a pitch apart, rows are 16 bytes
-// apart. Any number of dimensions that is a multiple of eight fits.
+// while the tensor cores work for the other warpgroups.
+#include "attention/flash_sm90.cuh"
 #include "attention/vision.cuh"
-#include "common/mbarrier.cuh"
-#include "common/wgmma.cuh"
 
 namespace tango {
 namespace {
-
-constexpr int kGroupThreads = 128, kGroupWarps = kGroupThreads / kWarp;  // of a warpgroup
-constexpr int kSharedBytes = 227 << 10;                                  // that a block can have
 
 // What a block works on: the padded head_dim of queries and keys, which is a multiple of 16, and that of the values. A
 // column of ones follows the values: its product with the weights is their sum.
@@ -33,43 +26,13 @@ struct Tile {
     static constexpr int kBias = kVectors * kQueryPitch, kValueBias = kBias + kVectors * 16;
     static constexpr int kWork = kValueBias + kVectors * 16, kQueryBytes = kWork + 32;
     static constexpr int kSlotBytes = (kVectors > kSums ? kVectors : kSums + 1) * kPitch;
-    static constexpr int kBarrierBytes = 16, kQueryBuffers = 2;
-    static constexpr int kRingBytes = kSharedBytes - kQueryBuffers * (kQueryBytes + kBarrierBytes);
+    static constexpr int kQueryBuffers = 2;
+    static constexpr int kRingBytes = kHopperSharedBytes - kQueryBuffers * (kQueryBytes + kBarrierBytes);
     static constexpr int kSlots = kRingBytes / (kSlotBytes + kBarrierBytes) / 2 * 2;  // for keys and values in turns
     static constexpr int kBytes = kQueryBuffers * (kQueryBytes + kBarrierBytes) + kSlots * (kSlotBytes + kBarrierBytes);
     // Of a thread: the SM has 64 Ki of them.
     static constexpr int kProducerRegisters = kConsumers == 3 ? 32 : 40;
     static constexpr int kConsumerRegisters = kConsumers == 3 ? 160 : 232;
-};
-
-// Buffers of one kind that the producer fills and the consumers empty in the same order. Each has two barriers.
-template <int kBuffers, int kBytes>
-class Ring {
-  public:
-    __device__ Ring(uint32_t buffers, uint32_t barriers) : buffers_(buffers), barriers_(barriers) {}
-
-    __device__ void init(int consumers) const {
-        for (int i = 0; i < kBuffers; ++i) {
-            mbarrier_init(barriers_ + 16 * i, kGroupWarps);
-            mbarrier_init(barriers_ + 16 * i + 8, consumers * kGroupWarps);
-        }
-    }
-
-    __device__ uint32_t buffer() const { return buffers_ + index_ * kBytes; }
-    __device__ uint32_t filled() const { return barriers_ + 16 * index_; }
-    __device__ uint32_t emptied() const { return filled() + 8; }
-    __device__ void wait_filled() const { mbarrier_wait(filled(), phase_); }
-    __device__ void wait_emptied() const { mbarrier_wait(emptied(), phase_ ^ 1); }
-
-    __device__ void advance() {
-        if (++index_ < kBuffers) return;
-        index_ = 0;
-        phase_ ^= 1;
-    }
-
-  private:
-    uint32_t buffers_, barriers_;
-    int index_ = 0, phase_ = 0;
 };
 
 template <typename T>
@@ -85,15 +48,7 @@ struct Work {
 };
 static_assert(sizeof(Work) <= 32, "Tile has 32 bytes for it");
 
-__device__ inline void* shared_pointer(uint32_t address) { return __cvta_shared_to_generic(address); }
-
-// Arrives for all threads of a warp, after what each of them did before.
-__device__ inline void arrive_warp(uint32_t barrier) {
-    __syncwarp();
-    if (lane_id() == 0) mbarrier_arrive(barrier);
-}
-
-// The warpgroup that copies. Copies arrive in order; kAhead of them are under way when the next one starts.
+// The warpgroup that copies.
 template <typename T>
 class Producer {
   public:
@@ -118,15 +73,13 @@ class Producer {
         }
         queries.wait_emptied();
         pass_on(queries, Work{});
-        for (int i = 0; i < kAhead; ++i) finish(0);
+        copies_.drain();
     }
 
   private:
-    static constexpr int kAhead = 2;
-
     __device__ void pass_on(QueryRing<T>& queries, const Work& work) {
         if (threadIdx.x == 0) *static_cast<Work*>(shared_pointer(queries.buffer() + T::kWork)) = work;
-        finish(queries.filled());
+        copies_.finish(queries.filled());
         queries.advance();
     }
 
@@ -134,23 +87,12 @@ class Producer {
         ring.wait_emptied();
         copy_rows<kGroupThreads, T::kValueVectors, T::kKeys, 16, T::kPitch>(ring.buffer(), from, stride,
                                                                             pass_.shape.head_dim, group, first);
-        finish(ring.filled());
+        copies_.finish(ring.filled());
         ring.advance();
     }
 
-    // Ends a copy, and waits for the one that was started kAhead copies before: its barrier is arrived at.
-    __device__ void finish(uint32_t filled) {
-        copy_commit();
-        copy_wait<kAhead>();
-        wgmma_publish();
-        if (pending_[0] != 0) arrive_warp(pending_[0]);
-#pragma unroll
-        for (int i = 0; i + 1 < kAhead; ++i) pending_[i] = pending_[i + 1];
-        pending_[kAhead - 1] = filled;
-    }
-
     const VisionPass& pass_;
-    uint32_t pending_[kAhead] = {};
+    Copies copies_;
 };
 
 // A warpgroup with 64 query rows. Of a product's 64 rows a warp has 16, and a thread two: its lane / 4, and that + 8.
@@ -177,11 +119,11 @@ class Consumer {
     static constexpr int kWidthSteps = T::kWidth / 16, kWeightSteps = T::kKeys / 16;
 
     // The first of a warp's rows in a buffer of queries.
-    __device__ uint32_t warp_rows(uint32_t queries) const { return queries + first_row_ * 16; }
+    __device__ SharedAddress warp_rows(SharedAddress queries) const { return queries + first_row_ * 16; }
 
     // Loads the warp's queries, with their bias, into registers.
-    __device__ void load_queries(uint32_t queries) {
-        const uint32_t row = warp_rows(queries) + lane_id() % 16 * 16;
+    __device__ void load_queries(SharedAddress queries) {
+        const SharedAddress row = warp_rows(queries) + lane_id() % 16 * 16;
 #pragma unroll
         for (int k = 0; k < kWidthSteps; ++k)
             load_matrices(queries_[k], row + (2 * k + lane_id() / 16) * T::kQueryPitch);
@@ -190,7 +132,7 @@ class Consumer {
         for (int k = 0; k < kWidthSteps; ++k)
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
-                const uint32_t bias = queries + T::kBias + (2 * k + i / 2) * 16 + lane_id() % 4 * 4;
+                const SharedAddress bias = queries + T::kBias + (2 * k + i / 2) * 16 + lane_id() % 4 * 4;
                 __half2& pair = reinterpret_cast<__half2&>(queries_[k][i]);
                 pair = __hadd2(pair, *static_cast<const __half2*>(shared_pointer(bias)));
             }
@@ -235,13 +177,13 @@ class Consumer {
         ring.advance();
     }
 
-    __device__ void multiply_keys(uint32_t keys) {
+    __device__ void multiply_keys(SharedAddress keys) {
 #pragma unroll
         for (int k = 0; k < kWidthSteps; ++k)
             wgmma(scores_, queries_[k], wgmma_rows<T::kPitch>(keys + 2 * k * T::kPitch), k);
     }
 
-    __device__ void multiply_values(uint32_t values) {
+    __device__ void multiply_values(SharedAddress values) {
 #pragma unroll
         for (int k = 0; k < kWeightSteps; ++k)
             wgmma(attn_out_, weights_[k], wgmma_columns<T::kPitch>(values + 16 * k * 16));
@@ -301,10 +243,10 @@ class Consumer {
     }
 
     // Writes a warp's 16 rows, by way of where its queries were.
-    __device__ void write(const Work& work, uint32_t queries) const {
-        const uint32_t rows = warp_rows(queries);
+    __device__ void write(const Work& work, SharedAddress queries) const {
+        const SharedAddress rows = warp_rows(queries);
         const float factor[] = {1.0f / attn_out_[4 * T::kSums], 1.0f / attn_out_[4 * T::kSums + 2]};
-        const uint32_t value_bias = queries + T::kValueBias + lane_id() % 4 * 4;
+        const SharedAddress value_bias = queries + T::kValueBias + lane_id() % 4 * 4;
         float2 bias[T::kValueVectors];
 #pragma unroll
         for (int n = 0; n < T::kValueVectors; ++n)
@@ -350,7 +292,7 @@ class Consumer {
 template <typename T>
 __device__ void fill_shared(int head_dim) {
     constexpr unsigned kOnes = 0x3c003c00;  // two fp16
-    const uint32_t base = shared_address(shared_memory()), ring = base + T::kQueryBuffers * T::kQueryBytes;
+    const SharedAddress base = shared_address(shared_memory()), ring = base + T::kQueryBuffers * T::kQueryBytes;
     const uint4 zeros = make_uint4(0, 0, 0, 0), ones = make_uint4(kOnes, kOnes, kOnes, kOnes);
     const int vectors = head_dim / Half8::kSize;
     for (int buffer = 0; buffer < T::kQueryBuffers; ++buffer)
@@ -364,10 +306,10 @@ __device__ void fill_shared(int head_dim) {
 
 template <typename T>
 __global__ void __launch_bounds__(T::kThreads, 1) vision_attention_sm90(const __grid_constant__ VisionPass pass) {
-    const uint32_t base = shared_address(shared_memory());
-    const uint32_t barriers = base + T::kQueryBuffers * T::kQueryBytes + T::kSlots * T::kSlotBytes;
+    const SharedAddress base = shared_address(shared_memory());
+    const SharedAddress barriers = base + T::kQueryBuffers * T::kQueryBytes + T::kSlots * T::kSlotBytes;
     QueryRing<T> queries(base, barriers);
-    KeyValueRing<T> ring(base + T::kQueryBuffers * T::kQueryBytes, barriers + T::kQueryBuffers * T::kBarrierBytes);
+    KeyValueRing<T> ring(base + T::kQueryBuffers * T::kQueryBytes, barriers + T::kQueryBuffers * kBarrierBytes);
     fill_shared<T>(pass.shape.head_dim);
     wgmma_publish();
     if (threadIdx.x == 0) {

@@ -11,6 +11,8 @@ __device__ inline SharedAddress shared_address(const void* pointer) {
     return static_cast<SharedAddress>(__cvta_generic_to_shared(pointer));
 }
 
+__device__ inline void* shared_pointer(SharedAddress address) { return __cvta_shared_to_generic(address); }
+
 // 16 bytes from global to shared memory.
 __device__ inline void copy_async(SharedAddress to, const void* from) {
 #if __CUDA_ARCH__ >= 800

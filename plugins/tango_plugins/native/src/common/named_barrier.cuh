@@ -15,6 +15,17 @@ __device__ inline void named_barrier_arrive() {
     asm volatile("bar.arrive %0, %1;\n" ::"n"(kId), "n"(kThreads) : "memory");
 }
 
+// The same at a barrier whose number is not known to the compiler, but is the same for all threads of a warp.
+template <int kThreads>
+__device__ inline void named_barrier_sync(int id) {
+    asm volatile("bar.sync %0, %1;\n" ::"r"(id), "n"(kThreads) : "memory");
+}
+
+template <int kThreads>
+__device__ inline void named_barrier_arrive(int id) {
+    asm volatile("bar.arrive %0, %1;\n" ::"r"(id), "n"(kThreads) : "memory");
+}
+
 __device__ inline unsigned load_acquire(const unsigned* from) {
     unsigned value;
     asm volatile("ld.acquire.gpu.global.u32 %0, [%1];\n" : "=r"(value) : "l"(from) : "memory");

@@ -165,6 +165,14 @@ __device__ inline void wgmma(float (&c)[112], const uint32_t (&a)[4], uint64_t b
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate));
 }
 
+// c[64, 64] += a[64, 16] b[16, 64], with a in registers, as mma() has it, and the rows of b along the sum.
+__device__ inline void wgmma(float (&c)[32], const uint32_t (&a)[4], uint64_t b) {
+    asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {" TANGO_0_31
+                 "}, {%32, %33, %34, %35}, %36, 1, 1, 1, 1;\n"
+                 : TANGO_C32(0)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+
 // c[64, 72] += a[64, 16] b[16, 72], with a in registers, as mma() has it, and the rows of b along the sum.
 __device__ inline void wgmma(float (&c)[36], const uint32_t (&a)[4], uint64_t b) {
     asm volatile("wgmma.mma_async.sync.aligned.m64n72k16.f32.f16.f16 {" TANGO_0_31
@@ -189,6 +197,14 @@ __device__ inline void wgmma(float (&c)[44], const uint32_t (&a)[4], uint64_t b)
                  ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43"
                  "}, {%44, %45, %46, %47}, %48, 1, 1, 1, 1;\n"
                  : TANGO_C32(0), TANGO_C4(32), TANGO_C4(36), TANGO_C4(40)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+
+// c[64, 128] += a[64, 16] b[16, 128], with a in registers, as mma() has it, and the rows of b along the sum.
+__device__ inline void wgmma(float (&c)[64], const uint32_t (&a)[4], uint64_t b) {
+    asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 {" TANGO_0_31 ", " TANGO_32_63
+                 "}, {%64, %65, %66, %67}, %68, 1, 1, 1, 1;\n"
+                 : TANGO_C32(0), TANGO_C32(32)
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
 
