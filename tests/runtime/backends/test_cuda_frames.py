@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -88,21 +89,28 @@ def test_few_frames_are_pinned_at_a_time(load, host):
     own = len(host.locked)
     for _ in range(3):
         load([(float(i), noise(60, 90, 3)) for i in range(48)], 48, SIZE)
-    assert len(host.locked) - own == host.locks - own == 2
+    assert len(host.locked) - own == host.locks - own == frames_module._PARTS
 
 
-def test_very_large_frames_come_one_by_one(load, stream, monkeypatch):
-    monkeypatch.setattr(frames_module, "_MAX_BYTES", 2 * 60 * 90 * 3)
+def test_very_large_frames_come_one_by_one(load, monkeypatch):
+    pinned, take = [], frames_module.HostPool.take
+
+    def noted(pool, shape, dtype):
+        pinned.append(math.prod(shape))
+        return take(pool, shape, dtype)
+
+    monkeypatch.setattr(frames_module.HostPool, "take", noted)
+    monkeypatch.setattr(frames_module, "_PART_BYTES", 2 * 60 * 90 * 3)
     frames = [noise(*shape, 3, seed=i) for i, shape in enumerate([(60, 90)] * 3 + [(120, 180)] * 2)]
     batch = load([(float(i), frame) for i, frame in enumerate(frames)], 5, SIZE)
     np.testing.assert_array_equal(array(batch.frames), [resize(frame, SIZE) for frame in frames])
-    assert stream.traffic.uploads == 4
+    assert pinned == [2 * 60 * 90 * 3, 60 * 90 * 3, 120 * 180 * 3, 120 * 180 * 3]
 
 
 def test_frames_of_both_places(load, host):
-    frames = noise(5, 60, 90, 3)
+    frames = noise(25, 60, 90, 3)
     mixed = [frame if i % 3 else OnDevice(host, frame, "dlpack") for i, frame in enumerate(frames)]
-    batch = load(list(enumerate(mixed)), 5, SIZE)
+    batch = load(list(enumerate(mixed)), 25, SIZE)
     np.testing.assert_array_equal(array(batch.frames), [resize(frame, SIZE) for frame in frames])
 
 

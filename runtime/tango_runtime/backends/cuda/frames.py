@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
-from itertools import chain
+from dataclasses import dataclass, replace
+from itertools import chain, cycle
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tango_plugins import TangoError
 from tango_plugins.device_array import DeviceArray, is_on_device
@@ -29,8 +31,14 @@ from tango_runtime.video.yuv import HardwareError, YuvFrame
 
 _log = logging.getLogger("tango_runtime.video")
 
-#: Most large frames that are copied and resized at a time, and their bytes, unless a single one has more: 5 of 4K.
-_AT_ONCE, _MAX_BYTES = 16, 1 << 27
+#: Large frames that are resized at once, a part: so many at most, and of so many bytes, unless a single one has more.
+_PART, _PART_BYTES = 4, 1 << 25
+
+#: Parts that are on their way at a time: while the oldest crosses, the host's threads copy the others.
+_PARTS = 4
+
+#: Threads that copy frames. As many saturate the memory of a server's host; sixteen take longer.
+_THREADS = 8
 
 #: A frame of at least so many times the pixels that the vision graph takes is large.
 _LARGE = 2
@@ -48,14 +56,24 @@ def _blocking_waits() -> Iterator[None]:
         check(runtime.cudaSetDeviceFlags(flags))
 
 
-def _groups(timed: Iterable[TimedFrame]) -> Iterator[tuple[list[float], list[Any]]]:
+@dataclass
+class _Part:
+    """Frames of one shape on their way from the host."""
+
+    copies: Sequence[Future[None]]
+    pinned: NDArray[np.uint8]  # [n, height, width, 3]
+    source: DeviceArray  # the same on the device
+    resized: DeviceArray  # [n, H, W, 3]
+
+
+def _parts(timed: Iterable[TimedFrame]) -> Iterator[tuple[list[float], list[Any]]]:
     """Times and frames, as many as are resized at once: of one shape, all on the host or all on the device."""
     times: list[float] = []
     frames: list[Any] = []
     for time, given in timed:
         check_frame(given)
         frame = DeviceArray.of(given, "a frame") if is_on_device(given) else given
-        full = len(frames) >= _AT_ONCE or (len(frames) + 1) * math.prod(frame.shape) > _MAX_BYTES
+        full = len(frames) >= _PART or (len(frames) + 1) * math.prod(frame.shape) > _PART_BYTES
         if frames and (full or (type(frame), frame.shape) != (type(frames[0]), frames[0].shape)):
             yield times, frames
             times, frames = [], []
@@ -77,7 +95,7 @@ class FrameLoader:
     def __init__(self, stream: Stream, pool: Pool, *, nvdec: bool = False) -> None:
         self._stream, self._pool, self._nvdec = stream, pool, nvdec
         self._batches, self._staging = HostPool(), HostPool()
-        self._threads = ThreadPoolExecutor(_AT_ONCE)  # which start when they are first needed
+        self._threads = ThreadPoolExecutor(_THREADS)  # which start when they are first needed
         self._said: set[str] = set()  # why files were decoded in software
 
     def __call__(self, timed: Iterable[TimedFrame], count: int, size: tuple[int, int]) -> FrameBatch:
@@ -122,28 +140,46 @@ class FrameLoader:
 
     def _resize(self, timed: Iterable[TimedFrame], resized: DeviceArray, aspect: float) -> FrameBatch:
         seconds: list[float] = []
-        for times, frames in _groups(timed):
-            source = self._pool.take("source frames", (len(frames), *frames[0].shape), np.uint8)
-            if isinstance(frames[0], DeviceArray):
-                self._gather(frames, source)
-            else:
-                self._upload(frames, source)
-            self._enqueue(source, rows(resized, len(seconds), len(seconds) + len(frames)))
+        waiting: deque[_Part] = deque()
+        turns = cycle(range(_PARTS))
+        for times, frames in _parts(timed):
+            target = rows(resized, len(seconds), len(seconds) + len(times))
             seconds += times
+            if isinstance(frames[0], DeviceArray):
+                self._enqueue(self._gather(frames), target)
+                continue
+            if len(waiting) == _PARTS:
+                self._upload(waiting[0])
+                self._stream.synchronize()  # its memory is the next part's
+                waiting.popleft()
+            waiting.append(self._copy(frames, next(turns), target))
+        for part in waiting:
+            self._upload(part)
         self._stream.synchronize()
         return FrameBatch(resized, np.array(seconds, np.float32), aspect)
 
-    def _upload(self, frames: Sequence[Frame], source: DeviceArray) -> None:
-        pinned = self._staging.take(source.shape, np.uint8)
-        list(self._threads.map(np.copyto, pinned, frames))  # while the device reads the group before
-        self._stream.synchronize()  # that group's pinned memory is the next one's
-        self._stream.upload(pinned, source)
+    def _copy(self, frames: Sequence[Frame], turn: int, resized: DeviceArray) -> _Part:
+        """Starts copying frames of the host to pinned memory."""
+        shape = (len(frames), *frames[0].shape)
+        pinned, source = self._staging.take(shape, np.uint8), self._pool.take(f"source frames {turn}", shape, np.uint8)
+        copies = [self._threads.submit(np.copyto, *pair) for pair in zip(pinned, frames, strict=True)]
+        return _Part(copies, pinned, source, resized)
 
-    def _gather(self, frames: Sequence[DeviceArray], source: DeviceArray) -> None:
+    def _upload(self, part: _Part) -> None:
+        """Each frame crosses as soon as it is copied; then they are resized."""
+        for i, copy in enumerate(part.copies):
+            copy.result()
+            self._stream.upload(part.pinned[i : i + 1], rows(part.source, i, i + 1))
+        self._enqueue(part.source, part.resized)
+
+    def _gather(self, frames: Sequence[DeviceArray]) -> DeviceArray:
+        """Frames of the device in one tensor."""
+        source = self._pool.take("source frames", (len(frames), *frames[0].shape), np.uint8)
         check(cudart().cudaDeviceSynchronize())  # whatever stream makes them
         for i, frame in enumerate(frames):
             self._stream.copy(replace(frame, shape=(1, *frame.shape)), rows(source, i, i + 1))
         self._stream.synchronize()  # their memory may be gone when the next ones come
+        return source
 
     def _enqueue(self, source: DeviceArray, resized: DeviceArray) -> None:
         """Resizes frames [n, height, width, 3] on the stream into [n, H, W, 3]."""
