@@ -181,9 +181,9 @@ def _kernel(record: dict[str, Any]) -> list[tuple[str, ...]]:
     if "dtypes" in record:
         name += f" (stream, branch, result: {', '.join(kind.removeprefix('torch.') for kind in record['dtypes'])})"
     peers = {
+        "mma_us": "mma.sync",
         "cudnn_us": "cuDNN",
         "flash_us": "flash attention 2",
-        "without_workspace_us": "without a workspace",
         "linear_and_gelu_us": "in two kernels",
         "torch_us": "PyTorch",
         "torch_and_gelu_us": "PyTorch's product and our GELU",
