@@ -107,6 +107,7 @@ struct Weights {
         const Mapped file(path);
         memory = Memory(file.bytes);
         check(cudaMemcpy(memory.at(), file.data, file.bytes, cudaMemcpyHostToDevice), "copying " + path);
+        check(cudaDeviceSynchronize(), "copying " + path);  // the copy of pageable memory may end after the call
         for (size_t offset = 0; lines >> offset && std::getline(lines >> std::ws, name);) {
             require(offset < file.bytes, path + " does not hold " + name, "write the clip again with prepare.py");
             offsets[name] = offset;

@@ -5,7 +5,7 @@ They run on a bundle made here, where torch and transformers are, or on bundles 
     python -m pytest tests/gpu/runtime --bundles FOLDER
 
 FOLDER holds a bundle ``fp32`` and one ``fp16``, made by ``python -m tests.gpu.runtime.bundles FOLDER``. Engines are
-built into a copy of them.
+built into a copy of them, which ``--engines FOLDER`` keeps for the next run.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ FRAMES, TOKENS, CONTEXT = 32, 640, 1024
 
 def pytest_addoption(parser):
     parser.addoption("--bundles", type=Path, help="folder of the bundles fp32 and fp16 for the tests on the GPU")
+    parser.addoption("--engines", type=Path, help="folder that keeps their copies with engines from run to run")
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -57,7 +58,19 @@ def folder(request, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def built(folder, tmp_path_factory):
+def kept(request, tmp_path_factory):
+    """``kept(bundle, "fp16-device")``: a copy of a bundle that engines are built into; it may have them already."""
+    given = request.config.getoption("--engines")
+
+    def copied(bundle, name):
+        copy = (given or tmp_path_factory.mktemp("built")) / name
+        return copy if copy.exists() else shutil.copytree(bundle, copy)
+
+    return copied
+
+
+@pytest.fixture(scope="session")
+def built(folder, kept):
     """``built("fp32", "portable")``: the same bundle with engines of one form of its graphs."""
 
     @cache
@@ -65,7 +78,7 @@ def built(folder, tmp_path_factory):
         pytest.importorskip("tensorrt", reason="TensorRT is not installed")
         if form == "device" and dtype == "fp32":
             pytest.skip("a bundle in fp32 has no device graphs")
-        bundle = shutil.copytree(folder(dtype), tmp_path_factory.mktemp("built") / f"{dtype}-{form}")
+        bundle = kept(folder(dtype), f"{dtype}-{form}")
         build(bundle, "--form", form)
         return bundle
 

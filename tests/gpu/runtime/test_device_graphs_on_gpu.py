@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -30,12 +29,12 @@ def folder(request, tmp_path_factory):
 
 
 @pytest.fixture(scope="module", params=["tensorrt", "ort-cuda"])
-def chains(request, folder, tmp_path_factory):
+def chains(request, folder, kept):
     """The bundle on the GPU, by its device graphs, and on the CPU."""
     onnxruntime, path = pytest.importorskip("onnxruntime"), folder
     if request.param == "tensorrt":
         pytest.importorskip("tensorrt", reason="TensorRT is not installed")
-        path = shutil.copytree(folder, tmp_path_factory.mktemp("engines") / "heads")
+        path = kept(folder, "heads-device")
         build(path, "--form", "device", "--max-frames", "33", "--max-tokens", "2048", "--context", "4096")
     elif "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         pytest.skip("ONNX Runtime is the one without CUDA")

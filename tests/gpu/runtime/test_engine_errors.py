@@ -14,13 +14,12 @@ import pytest
 from tango_plugins import TangoError
 from tango_runtime import VideoLLM, engines
 from tango_runtime.backends.registry import select
-from tests.gpu.runtime.conftest import build
 
 
-@pytest.fixture
-def copy(built, tmp_path):
-    """A bundle with engines that may be spoilt."""
-    return shutil.copytree(built("fp32"), tmp_path / "bundle")
+@pytest.fixture(params=["portable", "device"])
+def copy(request, built, tmp_path):
+    """A bundle with engines of either form that may be spoilt."""
+    return shutil.copytree(built("fp16", request.param), tmp_path / "bundle")
 
 
 def engine_of(folder, graph="decoder"):
@@ -42,6 +41,7 @@ def edit(folder, **values):
         ({"tensorrt": "7.2.1"}, "was built with TensorRT 7.2.1, this is"),
         ({"compute_capability": "5.3"}, "was built for compute capability 5.3, this GPU has"),
         ({"files": {}}, "was built from another graph"),
+        ({"plugin": "0"}, "was built with the plugins' interface 0, installed is interface"),
     ],
 )
 def test_an_engine_for_another_machine_is_refused_before_it_is_loaded(copy, values, message):
@@ -73,16 +73,21 @@ def test_auto_takes_the_engines_and_says_why_not(copy):
     assert "has no engine for decoder" in other.fallback_reason
 
 
-def building(bundle):
-    """`tango build` in a process of its own."""
-    graphs = ["--graphs", "vision", "embed", "decoder"]
-    return [sys.executable, "-m", "tango_runtime.cli.main", "build", str(bundle), *graphs]
-
-
-def test_a_killed_build_leaves_nothing_half_written(folder, tmp_path):
+@pytest.fixture
+def fresh(folder, tmp_path):
+    """A bundle without engines, whose graphs have both forms."""
     pytest.importorskip("tensorrt", reason="TensorRT is not installed")
-    bundle = shutil.copytree(folder("fp32"), tmp_path / "bundle", ignore=shutil.ignore_patterns("engines"))
-    command = building(bundle)
+    return shutil.copytree(folder("fp16"), tmp_path / "bundle", ignore=shutil.ignore_patterns("engines"))
+
+
+def building(bundle):
+    """`tango build` in a process of its own: of device graphs, where the plugins are built."""
+    options = ["--graphs", "vision", "embed", "decoder", "--builder-optimization-level", "1"]
+    return [sys.executable, "-m", "tango_runtime.cli.main", "build", str(bundle), *options]
+
+
+def test_a_killed_build_leaves_nothing_half_written(fresh):
+    bundle, command = fresh, building(fresh)
     for graph, how in (("vision", signal.SIGINT), ("decoder", signal.SIGKILL)):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while process.poll() is None and not list((bundle / "engines").glob(f".{graph}-*.partial")):
@@ -92,14 +97,12 @@ def test_a_killed_build_leaves_nothing_half_written(folder, tmp_path):
         for engine in (bundle / "engines").glob("*.engine"):
             file = engine.with_suffix(".json")
             assert not file.exists() or engines.read_sidecar(file).size == engine.stat().st_size
-    build(bundle)
+    subprocess.run(command, check=True)
     assert VideoLLM(bundle, "tensorrt").backend.startswith("TensorRT")
 
 
-def test_two_builds_at_once_make_whole_engines(folder, tmp_path):
-    pytest.importorskip("tensorrt", reason="TensorRT is not installed")
-    bundle = shutil.copytree(folder("fp32"), tmp_path / "bundle", ignore=shutil.ignore_patterns("engines"))
-    command = building(bundle)
+def test_two_builds_at_once_make_whole_engines(fresh):
+    bundle, command = fresh, building(fresh)
     both = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     for process in both:
         error = process.communicate()[1]
@@ -111,7 +114,7 @@ def test_two_builds_at_once_make_whole_engines(folder, tmp_path):
 def test_a_full_gpu_is_refused_and_the_next_answer_comes(load, video):
     from tango_runtime.backends.cuda.device import Buffer, cudart
 
-    llm = load("fp32")
+    llm = load("fp16")
     wanted = llm.generate(video(1, 8), "What?", frames=4, max_new_tokens=4).ids
     free = cudart().cudaMemGetInfo()[1]
     held = Buffer(free - (64 << 20))
