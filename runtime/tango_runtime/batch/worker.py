@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import groupby
@@ -151,6 +151,7 @@ class Worker:
         first = next(iter(self._llms.values()))
         self._decoders = Decoders(first.bundle.manifest, settings.video, first.frame_size, decoders)
         self._waiting: deque[tuple[Task, Future[DecodedVideo]]] = deque()
+        self._ahead: EncodedVideo | None = None  # by the first model of the first task that waits
         self.depth = 2 * decoders + 1
 
     @property
@@ -168,28 +169,54 @@ class Worker:
         self._waiting.append((task, self._decoders.submit(task.video.path)))
 
     def answer_next(self) -> Outcomes:
-        """Answers the questions about the video that was added first, each when it is asked for."""
-        task, future = self._waiting.popleft()
+        """Answers the questions about the video that was added first, each when it is asked for.
+
+        The last answer is given when the next video is on its way through the vision graph: so a GPU has work while the
+        answer is written and the next questions are prepared.
+        """
+        before: Outcome | None = None
+        for outcome in self._answer_first():
+            if before:
+                yield before
+            before = outcome
+        self._look_ahead()
+        if before:
+            yield before
+
+    def close(self) -> None:
+        """Ends the processes."""
+        self._decoders.close()
+
+    def _answer_first(self) -> Outcomes:
+        (task, future), (ahead, self._ahead) = self._waiting.popleft(), (self._ahead, None)
         try:
             decoded = future.result()
         except TangoError as error:
             yield from task.failures(error)
             return
         for bundle, asked in groupby(task.asked, key=lambda entry: entry[0].bundle):
-            yield from self._answer(task.video, decoded, self._llms[bundle], list(asked))
+            yield from self._answer(task.video, ahead or decoded, self._llms[bundle], list(asked))
+            ahead = None
 
-    def close(self) -> None:
-        """Ends the processes."""
-        self._decoders.close()
+    def _look_ahead(self) -> None:
+        """Has the next video encoded, if it is decoded; whatever is wrong with it is found again when it is asked."""
+        if not self._waiting or not self._waiting[0][1].done():
+            return
+        task, future = self._waiting[0]
+        llm = self._llms[task.asked[0][0].bundle]
+        with suppress(TangoError):
+            self._ahead = self._timed(lambda: llm.encode(future.result()))
 
-    def _answer(self, video: AskedVideo, decoded: DecodedVideo, llm: VideoLLM, asked: Sequence[_Asked]) -> Outcomes:
+    def _answer(
+        self, video: AskedVideo, source: DecodedVideo | EncodedVideo, llm: VideoLLM, asked: Sequence[_Asked]
+    ) -> Outcomes:
         """Answers the questions of a bundle's trials; where they need several sessions, the frames are encoded once."""
         if llm.video_first:
             sessions = list(asked)
         else:
             sessions = [(trial, (question,)) for trial, questions in asked for question in questions]
-        source: DecodedVideo | EncodedVideo = decoded
-        if len(sessions) > 1:
+        if len(sessions) > 1 and isinstance(source, DecodedVideo):
+            decoded = source
             try:
                 source = self._timed(lambda: llm.encode(decoded))
             except TangoError as error:

@@ -63,22 +63,27 @@ class EncodedVideo:
     """A video that was decoded and encoded once, for sessions at any retention ratio.
 
     Its features stay in their own memory, where the backend prunes them: T·L·D numbers, 11 MB for 32 frames of the 0.5B
-    model, 45 MB for the 7B. :meth:`tango_runtime.VideoLLM.encode` makes it.
+    model, 45 MB for the 7B. :meth:`tango_runtime.VideoLLM.encode` makes it, and does not wait until a GPU is done.
 
     Attributes:
         shape: Size of the frames, number of steps, and token grid of a step.
-        stages: Milliseconds of ``video`` and ``vision``.
         frames: uint8 [F, H, W, 3], as the vision graph took them.
     """
 
     def __init__(self, backend: Backend, request: VideoRequest) -> None:
-        timer = StageTimer(backend)
-        clip = encode(backend, request, timer)
+        self._timer = StageTimer(backend)
+        clip = encode(backend, request, self._timer)
         self._backend, self._ring = backend, backend.new_ring(clip.shape.steps)
         self._ring.append(clip.features, clip.salience)
-        self.stages = timer.read()
-        self.shape, self.frames = clip.shape, np.array(clip.read_frames())  # a copy: theirs may be pinned
-        self._clip = replace(clip, features=None, salience=None, read_frames=lambda: self.frames)
+        self.shape, self.frames = clip.shape, clip.read_frames()
+        if not isinstance(request.timed, DecodedVideo):
+            self.frames = np.array(self.frames)  # theirs may be pinned
+        self._clip = replace(clip, features=None, salience=None, read_frames=_no_frames)
+
+    @property
+    def stages(self) -> dict[str, float]:
+        """Milliseconds of ``video`` and ``vision``; waits until they are done."""
+        return self._timer.read()
 
     def clip(self, backend: Backend) -> EncodedClip:
         """The frames as a session takes them.
@@ -89,7 +94,8 @@ class EncodedVideo:
         if backend is not self._backend:
             raise TangoError("the video was encoded by another model", "encode it with the model that is asked")
         features, salience = self._ring.newest(self.shape.steps)
-        return replace(self._clip, features=features, salience=salience)
+        # By its frames, the session keeps this, and so the ring.
+        return replace(self._clip, features=features, salience=salience, read_frames=lambda: self.frames)
 
 
 def encode(backend: Backend, request: VideoRequest, timer: StageTimer) -> EncodedClip:
@@ -125,6 +131,10 @@ def _load(backend: Backend, timed: FrameStream | DecodedVideo, shape: ClipShape)
     if isinstance(timed, DecodedVideo):
         return timed.batch
     return backend.load_frames(timed, shape.frames, shape.size)
+
+
+def _no_frames() -> NDArray[np.uint8]:
+    raise AssertionError("a video's clip has its frames")
 
 
 def host_frames(backend: Backend, frames: NDArray[np.uint8] | DeviceArray) -> NDArray[np.uint8]:

@@ -8,12 +8,15 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import closing
 
 import pytest
 
+from tango_plugins import TangoError
 from tango_runtime import VideoLLM
 from tango_runtime.batch import decoding
-from tango_runtime.batch.worker import Worker
+from tango_runtime.batch.questions import read_questions
+from tango_runtime.batch.worker import SamplingOptions, Settings, Task, Worker
 from tango_runtime.cli.main import main
 
 QUESTIONS = ["What happens?", "Who comes in?"]
@@ -77,6 +80,32 @@ def test_answers_are_those_of_one_run_each(batch, folder, llm, decoders):
     assert "answers 100%" in err
     assert "model busy" in err
     assert not (folder / "answers.errors.jsonl").exists()
+
+
+def test_the_next_video_is_encoded_before_the_last_answer_is_given(batch, folder, tiny_bundle, monkeypatch):
+    """So it is under way while that is written. A fault of the next video is left for its turn."""
+    events, encode = [], VideoLLM.encode
+    batch(output=folder / "wanted.jsonl")
+
+    def noted(llm, video):
+        events.append("encode")
+        if events.count("encode") == 1:
+            raise TangoError("out of memory for now", "wait")
+        return encode(llm, video)
+
+    monkeypatch.setattr(VideoLLM, "encode", noted)
+    settings = Settings((tiny_bundle,), (), sampling=SamplingOptions(max_new_tokens=6))
+    (trial,) = settings.trials()
+    videos, _ = read_questions(folder / "questions.jsonl")
+    with closing(Worker(settings)) as worker:
+        tasks = [Task(video, ((trial, video.questions),)) for video in (*videos, videos[0])]
+        for task in tasks:
+            worker.add(task)
+        for _ in tasks:
+            for outcome in worker.answer_next():
+                events.append((outcome.id, outcome.answer))
+    wanted = [(line["id"], line["answer"]) for line in lines(folder / "wanted.jsonl")]
+    assert events == [wanted[0], "encode", *wanted[1:3], "encode", wanted[3], *wanted[:2]]
 
 
 def counted(monkeypatch, owner, name, seen):

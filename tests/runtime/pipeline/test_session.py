@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import shutil
+import weakref
 
 import numpy as np
 import pytest
@@ -278,3 +279,23 @@ def test_a_decoded_video_has_its_frames(llm, frames, responsive_qwen):
     other = VideoLLM(responsive_qwen()[1]).decode(frames)
     with pytest.raises(TangoError, match=r"decoded for a bundle that takes other frames|frames must be"):
         llm.session(other)
+
+
+def test_an_encoded_video_goes_when_its_last_session_does(llm, frames):
+    """Without the cyclic collector: a GPU's memory would wait for that."""
+    gc.collect()
+    gc.disable()
+    try:
+        video = llm.encode(llm.decode(frames, frames=8))
+        gone = weakref.ref(video)
+        session = llm.session(video)
+        wanted = video.frames
+        del video
+        assert gone() is not None  # the session reads its salience from there
+        np.testing.assert_array_equal(session.frames, wanted)
+        assert session.ask("?", max_new_tokens=2).ids == llm.generate(frames, "?", frames=8, max_new_tokens=2).ids
+        session.close()
+        del session
+        assert gone() is None
+    finally:
+        gc.enable()
