@@ -1,11 +1,13 @@
 """`tango batch` against as many `tango run`s, on generated files.
 
-    python -m benchmarks.bench_batch BUNDLE [--videos 200] [--seconds 30] [--size 720x1280] [--decoders 4 8] [--json …]
+    python -m benchmarks.bench_batch BUNDLE [--videos 200] [--seconds 30] [--size 720x1280] [--decoders 8+7] [--json …]
 
-A few single runs are timed and stand for all of them. The times of single runs and of batches include the start of
-their processes. Where nvidia-smi is installed, it samples how busy the first GPU is during a batch. The rate at which
-the same number of processes only decode shows whether decoding or the model is the bottleneck. With ``--ray``, the
-workers of a Ray cluster answer the batch; run it again with more nodes to compare.
+8+7 decoders are 8 processes that decode in software and 7 that decode on the GPU. All batches should give the same
+answers, whatever decodes. A few single runs are timed and stand for all of them. The times of single runs and of
+batches include the start of their processes. Where nvidia-smi is installed, it samples how busy the first GPU and its
+decoding engines are during a batch; the GPU is also busy with kernels that decoding needs. The rate at which the same
+processes only decode shows whether decoding or the model is the bottleneck. With ``--ray``, the workers of a Ray
+cluster answer the batch; run it again with more nodes to compare.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -77,13 +80,33 @@ def write_videos(folder: Path, count: int, seconds: int, size: tuple[int, int]) 
     return made + [Path(shutil.copy(made[i % DISTINCT], folder / f"{i:03}.mp4")) for i in range(len(made), count)]
 
 
+@dataclass(frozen=True)
+class Processes:
+    """Processes that decode: in software, and on the GPU."""
+
+    in_software: int
+    on_gpu: int
+
+    @classmethod
+    def parse(cls, text: str) -> Processes:
+        """Of ``8`` or ``8+7``."""
+        in_software, _, on_gpu = text.partition("+")
+        return cls(int(in_software), int(on_gpu or 0))
+
+    def __str__(self) -> str:
+        return f"{self.in_software}+{self.on_gpu}" if self.on_gpu else str(self.in_software)
+
+    def __len__(self) -> int:
+        return self.in_software + self.on_gpu
+
+
 class GpuUse:
-    """Percent of the time in which the GPU was busy, as nvidia-smi samples it; a context manager."""
+    """Percent of the time in which the GPU and its decoders were busy, as nvidia-smi samples it; a context manager."""
 
     def __enter__(self) -> GpuUse:
         query = [
             "nvidia-smi",
-            "--query-gpu=utilization.gpu",
+            "--query-gpu=utilization.gpu,utilization.decoder",
             "--format=csv,noheader,nounits",
             "-lms",
             str(_SAMPLE_MS),
@@ -95,18 +118,29 @@ class GpuUse:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.samples: list[int] = []
+        self.samples: list[tuple[int, int]] = []
         if self._process is not None:
             self._process.terminate()
             output, _ = self._process.communicate()
-            self.samples = [int(line) for line in output.splitlines() if line.strip().isdigit()]
+            found = [re.findall(r"\d+", line) for line in output.splitlines()]
+            self.samples = [(int(values[0]), int(values[-1])) for values in found if values]
 
     def summary(self, seconds: float) -> dict[str, float] | None:
         """Mean of the samples of the last ``seconds`` before the GPU was idle, and their share of 90 or more."""
-        at_work = np.trim_zeros(np.array(self.samples))[-round(1e3 * seconds / _SAMPLE_MS) :]
-        if not len(at_work):
+        samples = np.array(self.samples).reshape(-1, 2)
+        last = int(np.flatnonzero(samples[:, 0])[-1]) + 1 if samples[:, 0].any() else 0
+        gpu, decoders = samples[max(last - round(1e3 * seconds / _SAMPLE_MS), 0) : last].T
+        if not len(gpu):
             return None
-        return {"mean": round(float(at_work.mean()), 1), "share_of_90": round(float((at_work >= 90).mean()), 3)}
+        shares = {"mean": gpu.mean(), "share_of_90": (gpu >= 90).mean(), "decoders_mean": decoders.mean()}
+        return {name: round(float(value), 3) for name, value in shares.items()}
+
+
+def _tango(*arguments: Any) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run([*TANGO, *map(str, arguments)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"tango {arguments[0]} failed:\n{done.stderr}")
+    return done
 
 
 def run_singly(bundle: Path, videos: list[Path], options: list[str]) -> tuple[list[float], dict[tuple[str, str], str]]:
@@ -114,36 +148,28 @@ def run_singly(bundle: Path, videos: list[Path], options: list[str]) -> tuple[li
     seconds, answers = [], {}
     for video in [videos[0], *videos]:
         begin = time.perf_counter()
-        command = [*TANGO, "run", str(bundle), str(video), QUESTIONS[0], *options]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        done = _tango("run", bundle, video, QUESTIONS[0], *options)
         seconds.append(time.perf_counter() - begin)
         answers[video.name, QUESTIONS[0]] = done.stdout.removesuffix("\n")
     return seconds[1:], answers
 
 
-def run_batch(bundle: Path, folder: Path, decoders: int, options: list[str]) -> tuple[dict[str, Any], dict[Any, str]]:
+def run_batch(
+    bundle: Path, folder: Path, decoders: Processes, options: list[str]
+) -> tuple[dict[str, Any], dict[Any, str]]:
     """Figures and answers of a batch."""
     output = folder / f"answers-{decoders}.jsonl"
     output.unlink(missing_ok=True)
-    command = [
-        *TANGO,
-        "batch",
-        bundle,
-        folder / "questions.jsonl",
-        "--output",
-        output,
-        "--decoders",
-        decoders,
-        *options,
-    ]
+    named = [bundle, folder / "questions.jsonl", "--output", output]
+    processes = ["--decoders", decoders.in_software, "--gpu-decoders", decoders.on_gpu]
     with GpuUse() as use:
         begin = time.perf_counter()
-        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
+        done = _tango("batch", *named, *processes, *options)
         seconds = time.perf_counter() - begin
     lines = [json.loads(line) for line in output.read_text().splitlines()]
     at_work = re.findall(r"^(\S+) answers/s, model busy (\d+)%, (\S+) s$", done.stderr, re.MULTILINE)[-1]
     figures = {
-        "decoders": decoders,
+        "decoders": str(decoders),
         "answers": len(lines),
         "seconds": round(seconds, 2),
         "seconds_at_work": float(at_work[2]),
@@ -154,10 +180,11 @@ def run_batch(bundle: Path, folder: Path, decoders: int, options: list[str]) -> 
     return figures, {(line["video"], line["question"]): line["answer"] for line in lines}
 
 
-def decode_alone(bundle: Path, videos: list[Path], decoders: int) -> float:
+def decode_alone(bundle: Path, videos: list[Path], decoders: Processes) -> float:
     """Videos per second that running processes decode."""
-    with closing(Decoders(Bundle.load(bundle).manifest, FrameOptions(), None, decoders)) as processes:
-        for future in [processes.submit(video) for video in videos[:decoders]]:
+    manifest = Bundle.load(bundle).manifest
+    with closing(Decoders(manifest, FrameOptions(), None, decoders.in_software, decoders.on_gpu)) as processes:
+        for future in [processes.submit(video) for video in videos[: len(decoders)]]:
             future.result()
         begin = time.perf_counter()
         for future in [processes.submit(video) for video in videos]:
@@ -173,7 +200,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=30, help="length of a file (default: 30)")
     parser.add_argument("--size", type=frame_size, default=(720, 1280), help="HEIGHTxWIDTH (default: 720x1280)")
     parser.add_argument("--singles", type=int, default=4, help="single runs that are timed, may be 0 (default: 4)")
-    parser.add_argument("--decoders", type=int, nargs="+", default=[8])
+    parser.add_argument("--decoders", type=Processes.parse, nargs="+", default=[Processes(8, 0)])
     parser.add_argument("--max-new-tokens", type=int, default=16)
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--ray", metavar="ADDRESS", help="cluster that answers the batch")
@@ -199,14 +226,17 @@ def main() -> None:
         singles, wanted = run_singly(args.bundle, videos[: args.singles], options) if args.singles else ([], {})
         if singles:
             print(f"a single run: {statistics.median(singles):.2f} s (median of {len(singles)})", flush=True)
-        batches = []
+        batches: list[dict[str, Any]] = []
+        first: dict[Any, str] = {}
         for decoders in args.decoders:
             figures, answers = run_batch(args.bundle, folder, decoders, [*options, *cluster])
             if singles:
                 figures["times_faster"] = round(statistics.median(singles) * len(rows) / figures["seconds"], 1)
                 figures["same_answers"] = sum(answers[key] == text for key, text in wanted.items())
+            first = first or answers
+            figures["same_as_first"] = sum(answers[key] == text for key, text in first.items())
             if not cluster:  # whose machines may be others
-                figures["decoded_alone_per_second"] = decode_alone(args.bundle, videos[: 4 * decoders], decoders)
+                figures["decoded_alone_per_second"] = decode_alone(args.bundle, videos[: 4 * len(decoders)], decoders)
             batches.append(figures)
             print(json.dumps(figures), flush=True)
         result = {

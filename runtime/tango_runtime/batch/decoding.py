@@ -1,7 +1,8 @@
 """Videos decoded ahead of their questions, in processes.
 
 Not on threads: a thread that decodes would take turns with the one that answers, at every token of an answer, and a
-file on which a decoder crashes would take the answers with it.
+file on which a decoder crashes would take the answers with it. Each takes the next video when it is done with one, so
+those on the GPU and those in software share the videos as fast as they are.
 """
 
 from __future__ import annotations
@@ -16,12 +17,18 @@ from typing import Any
 
 from tango_plugins import TangoError
 from tango_runtime.bundle import Manifest
+from tango_runtime.util.console import verbosity
 from tango_runtime.util.processes import Child
 from tango_runtime.video.decoded import DecodedVideo, decode
 from tango_runtime.video.shape import FrameOptions
 
 #: Most processes by default: FFmpeg has threads of its own in each.
 _MOST = 8
+
+#: How much a process that decodes in software stands back for the one that answers: a GPU waits for that one.
+_NICE = 10
+
+_Decode = Callable[[Path], DecodedVideo]
 
 
 def default_count(models: int = 1) -> int:
@@ -36,17 +43,46 @@ class Decoders:
         manifest: The bundle's.
         options: How they are sampled.
         fixed: The only size (height, width) that the backend's graphs take.
-        count: Number of processes; 0 decodes in this one, when a video is submitted.
+        count: Processes that decode in software.
+        on_gpu: Processes that decode on the GPU what it can decode, each in a CUDA context of its own. Without any
+            process, this one decodes, in software, when a video is submitted.
+
+    Raises:
+        TangoError: A process cannot use the GPU.
     """
 
-    def __init__(self, manifest: Manifest, options: FrameOptions, fixed: tuple[int, int] | None, count: int) -> None:
-        self._decode: Callable[[Path], DecodedVideo] = partial(decode, manifest, options=options, fixed=fixed)
+    def __init__(
+        self,
+        manifest: Manifest,
+        options: FrameOptions,
+        fixed: tuple[int, int] | None,
+        count: int,
+        on_gpu: int = 0,
+    ) -> None:
+        self._decode: _Decode = partial(decode, manifest, options=options, fixed=fixed)
+        open_on_gpu = partial(_open_on_gpu, manifest, options, fixed)
+        self._open = [open_on_gpu] * on_gpu + [partial(_open_in_software, self._decode)] * count
         self._closed = False
-        self._threads = ThreadPoolExecutor(count) if count else None  # each waits for a process
-        self._children = [self._new_child() for _ in range(count)]
+        self._threads = ThreadPoolExecutor(len(self._open)) if self._open else None  # each waits for a process
+        self._children = [Child(opened) for opened in self._open]
         self._idle: SimpleQueue[int] = SimpleQueue()
-        for i in range(count):
+        for i in range(len(self._children)):
             self._idle.put(i)
+        try:
+            for child in self._children[:on_gpu]:  # or each would fail all videos that it gets
+                child.send(None)
+            for child in self._children[:on_gpu]:
+                child.receive()
+        except (EOFError, ConnectionError) as error:
+            self.close()
+            raise TangoError("a process that decodes on the GPU died", "see: tango doctor") from error
+        except TangoError:
+            self.close()
+            raise
+
+    def __len__(self) -> int:
+        """Number of processes."""
+        return len(self._children)
 
     def submit(self, video: Path) -> Future[DecodedVideo]:
         """A video, decoded when the videos before leave a process idle; or the TangoError why it cannot be."""
@@ -77,7 +113,7 @@ class Decoders:
         except (EOFError, ConnectionError) as error:
             self._children[i].kill()
             if not self._closed:
-                self._children[i] = self._new_child()
+                self._children[i] = Child(self._open[i])
             raise TangoError(
                 f"the process that decoded {video} died",
                 "check that the file plays; with too little memory: --decoders 1",
@@ -85,9 +121,21 @@ class Decoders:
         finally:
             self._idle.put(i)
 
-    def _new_child(self) -> Child:
-        return Child(partial(_same, self._decode))
+
+def _open_in_software(decode: _Decode) -> _Decode:
+    os.nice(_NICE)
+    return decode
 
 
-def _same(function: Any) -> Any:
-    return function
+def _open_on_gpu(manifest: Manifest, options: FrameOptions, fixed: tuple[int, int] | None) -> Any:
+    from tango_runtime.backends.cuda.frames import GpuDecoder
+
+    load = GpuDecoder()
+
+    def decode_on_gpu(video: Path | None) -> DecodedVideo | None:
+        if video is None:  # only asks whether the GPU can be used
+            return None
+        with verbosity(0):  # says why a file is decoded in software
+            return decode(manifest, video, options, fixed, load)
+
+    return decode_on_gpu

@@ -130,7 +130,8 @@ class Worker:
     Args:
         settings: How.
         backend: ``auto``, or the name of a backend.
-        decoders: Processes that decode videos; 0 decodes a video when it is added.
+        decoders: Processes that decode videos in software.
+        gpu_decoders: Processes that decode videos on the GPU. Without any process, a video is decoded when it is added.
         threads: Threads of one operator on a CPU; 0 takes one for each core.
 
     Attributes:
@@ -138,21 +139,23 @@ class Worker:
         depth: Videos to add before one is answered: as many are decoded or ready, and none is waited for.
 
     Raises:
-        TangoError: A bundle is not whole, or the backend cannot run it.
+        TangoError: A bundle is not whole, or the backend cannot run it or has no GPU that decodes.
     """
 
-    def __init__(self, settings: Settings, backend: str = "auto", *, decoders: int = 0, threads: int = 0) -> None:
+    def __init__(
+        self, settings: Settings, backend: str = "auto", *, decoders: int = 0, gpu_decoders: int = 0, threads: int = 0
+    ) -> None:
         self._settings, self.busy = settings, 0.0
         self._llms = {}
         for folder in settings.bundles:
             bundle = Bundle.load(folder)
-            loaded = select(bundle, backend, threads=threads)
+            loaded = select(bundle, backend, threads=threads, nvdec=gpu_decoders > 0)
             self._llms[folder.resolve().name] = VideoLLM(bundle, loaded, MAX_SEQUENCES)
         first = next(iter(self._llms.values()))
-        self._decoders = Decoders(first.bundle.manifest, settings.video, first.frame_size, decoders)
+        self._decoders = Decoders(first.bundle.manifest, settings.video, first.frame_size, decoders, gpu_decoders)
         self._waiting: deque[tuple[Task, Future[DecodedVideo]]] = deque()
         self._ahead: EncodedVideo | None = None  # by the first model of the first task that waits
-        self.depth = 2 * decoders + 1
+        self.depth = 2 * len(self._decoders) + 1
 
     @property
     def description(self) -> str:

@@ -65,6 +65,14 @@ def _configure(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="number of processes that decode videos ahead of a model (default: half of its cores, at most 8)",
     )
+    parser.add_argument(
+        "--gpu-decoders",
+        type=non_negative_int,
+        default=0,
+        metavar="N",
+        help="number of further processes that decode video files on the GPU where it can, best as many as it has "
+        "NVDEC units; frames of damaged files may differ (default: %(default)s)",
+    )
     add_ray(parser)
     parser.add_argument(
         "--models-per-gpu",
@@ -142,7 +150,7 @@ def _outcomes(
     """Answers as they come, and how busy the models are."""
     usage = Usage()
     if args.ray is not None:
-        open_worker = partial(_open_worker, settings, args.backend, args.decoders)
+        open_worker = partial(_open_worker, settings, args.backend, args.decoders, args.gpu_decoders)
 
         def on_open(description: str) -> None:
             if pool.workers == 1:  # until then nothing could be answered
@@ -153,15 +161,16 @@ def _outcomes(
         with connected(args.ray):
             yield answer_on_ray(pool, tasks, usage), usage
         return
-    with closing(_open_worker(settings, args.backend, args.decoders)) as worker:
+    with closing(_open_worker(settings, args.backend, args.decoders, args.gpu_decoders)) as worker:
         status(f"backend: {worker.description}")
         usage.restart()
         yield answer_here(worker, tasks, usage), usage
 
 
-def _open_worker(settings: Settings, backend: str, decoders: int | None, models: int = 1) -> Worker:
+def _open_worker(settings: Settings, backend: str, decoders: int | None, gpu_decoders: int, models: int = 1) -> Worker:
     """A worker on a machine that it shares with so many models."""
-    return Worker(settings, backend, decoders=default_count(models) if decoders is None else decoders)
+    in_software = default_count(models) if decoders is None else decoders
+    return Worker(settings, backend, decoders=in_software, gpu_decoders=gpu_decoders)
 
 
 BATCH = Command(_configure, _run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,7 @@ from tango_runtime.bundle import Manifest
 from tango_runtime.video.batch import FrameBatch
 from tango_runtime.video.preprocess import preprocess
 from tango_runtime.video.shape import ClipShape, FrameOptions, open_clip
-from tango_runtime.video.source import Clock, Source
+from tango_runtime.video.source import Clock, FrameStream, Source
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,12 +33,17 @@ class DecodedVideo:
 
 
 def decode(
-    manifest: Manifest, source: Source, options: FrameOptions, fixed: tuple[int, int] | None = None
+    manifest: Manifest,
+    source: Source,
+    options: FrameOptions,
+    fixed: tuple[int, int] | None = None,
+    load: Callable[[FrameStream, int, tuple[int, int]], FrameBatch] | None = None,
 ) -> DecodedVideo:
     """Decodes what a bundle samples of a video; needs no backend.
 
-    Arguments and errors are those of :func:`tango_runtime.video.shape.open_clip`.
+    Arguments and errors are those of :func:`tango_runtime.video.shape.open_clip`. ``load`` reads the sampled frames,
+    so many of them, and makes them frames of a size (height, width) on the host; by default in software.
     """
     timed, shape = open_clip(manifest, source, options, fixed)
-    batch = preprocess(timed, shape.size)
+    batch = load(timed, shape.frames, shape.size) if load else preprocess(timed, shape.size)
     return DecodedVideo(batch, shape, timed.clock, timed.off)

@@ -119,8 +119,10 @@ class VideoFile:
         for i, made in frames:
             yield from ((seconds, made) for seconds in chosen.seconds[chosen.indices == i].tolist())
 
-    def decode_on(self, chosen: Sampled, device: int) -> Iterator[tuple[int, YuvFrame]] | None:
-        """Decodes the chosen frames on a GPU, by several decoders: (which of them, frame) as they come.
+    def decode_on(
+        self, chosen: Sampled, device: int, decoders: int | None = None
+    ) -> Iterator[tuple[int, YuvFrame]] | None:
+        """Decodes the chosen frames on a GPU, by at most so many decoders: (which of them, frame) as they come.
 
         None where little is to be decoded.
 
@@ -129,7 +131,7 @@ class VideoFile:
                 :meth:`read` finds out which are right.
             TangoError: The file cannot be read.
         """
-        count = min(_GPU_DECODERS, self._needed(chosen) * self._timeline.pixels // _WORTH)
+        count = min(decoders or _GPU_DECODERS, self._needed(chosen) * self._timeline.pixels // _WORTH)
         if not count:
             return None
         if self._timeline.packets is None or self._timeline.is_uncertain:

@@ -113,17 +113,18 @@ class FrameStream(Iterator[TimedFrame]):
         self._source, self._frames, self._wanted = source, source.read(chosen), chosen.wanted
         self._seconds, self._read, self._chosen = chosen.seconds.astype(np.float64), 0, chosen
 
-    def decode_on(self, device: int) -> Iterator[tuple[int, YuvFrame]] | None:
+    def decode_on(self, device: int, decoders: int | None = None) -> Iterator[tuple[int, YuvFrame]] | None:
         """The frames as a GPU decodes them, in place of what iterating gives: (which of them, frame) in any order.
 
-        None where the source does not know how. What was given is not to be used where it ends with an error.
+        At most ``decoders`` work at a time; None takes what is fastest for one file. None is returned where the source
+        does not know how. What was given is not to be used where it ends with an error.
 
         Raises:
             HardwareError: The GPU does not decode the source; iterating does.
             TangoError: As iterating.
         """
         decode = getattr(self._source, "decode_on", None)
-        return decode(self._chosen, device) if decode else None
+        return decode(self._chosen, device, decoders) if decode else None
 
     def each(self, use: Callable[[Frame], _T]) -> Iterator[tuple[float, _T]]:
         """What `use` makes of each frame, in order of time, in place of what iterating gives.

@@ -16,7 +16,7 @@ from tango_runtime.backends.cuda import device
 from tango_runtime.backends.cuda import frames as frames_module
 from tango_runtime.backends.cuda.backend import CudaBackend
 from tango_runtime.backends.cuda.device import Pool, Stream
-from tango_runtime.backends.cuda.frames import FrameLoader
+from tango_runtime.backends.cuda.frames import FrameLoader, GpuDecoder
 from tango_runtime.backends.cuda.ort_runner import OrtRunner
 from tango_runtime.video import decoding, file, open_source, sample, yuv
 from tango_runtime.video.container import open_video
@@ -259,6 +259,29 @@ def test_a_little_is_not_worth_a_decoder_of_the_gpu(load, decoder, tmp_path, mon
     load(sample(write(tmp_path / "clip.mp4"), 7), 7, SIZE)
     assert decoder.decoded == 0
     assert not caplog.records
+
+
+def test_a_process_that_decodes_for_another(decoder, tmp_path, monkeypatch):
+    asked, decode_on = [], file.VideoFile.decode_on
+    monkeypatch.setattr(file.VideoFile, "decode_on", lambda *given: (asked.append(given[3]), decode_on(*given))[1])
+    path = write(tmp_path / "clip.mp4")
+    right = preprocess(sample(path, 7), SIZE)
+    load = GpuDecoder()
+    first, second = (load(sample(path, count), count, SIZE) for count in (7, 3))
+    assert (decoder.decoded, asked) == (10, [1, 1])
+    np.testing.assert_array_equal(first.host_frames, right.host_frames)  # the second's are elsewhere
+    np.testing.assert_array_equal(first.seconds, right.seconds)
+    assert second.host_frames.shape == (3, *SIZE, 3)
+
+
+def test_ten_bits_are_left_to_software_where_others_decode_in_software(host, decoder, tmp_path, monkeypatch, caplog):
+    path = write(tmp_path / "clip.mp4")
+    monkeypatch.setattr(frames_module, "NV12", -1)  # so what the decoder gives is something else
+    batch = GpuDecoder()(sample(path, 7), 7, SIZE)
+    np.testing.assert_array_equal(batch.host_frames, preprocess(sample(path, 7), SIZE).host_frames)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{path} is decoded in software: software converts its 10 bits otherwise"
+    ]
 
 
 @pytest.fixture

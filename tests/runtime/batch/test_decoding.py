@@ -1,18 +1,26 @@
-"""Videos decoded in processes: the same frames, errors that come back, and processes that die."""
+"""Videos decoded in processes: the same frames, errors that come back, and processes that die.
+
+A process with a GPU is one whose decoder is in the place of :class:`tango_runtime.backends.cuda.frames.GpuDecoder`.
+"""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
 import signal
+from contextlib import closing
+from functools import partial
 
 import numpy as np
 import pytest
 
 from tango_plugins import TangoError
+from tango_runtime.batch import decoding
 from tango_runtime.batch.decoding import Decoders
 from tango_runtime.bundle import Bundle
+from tango_runtime.util.processes import Child
 from tango_runtime.video.decoded import decode
+from tango_runtime.video.preprocess import preprocess
 from tango_runtime.video.shape import FrameOptions
 
 
@@ -61,3 +69,62 @@ def test_a_file_that_kills_its_process_fails_by_itself(manifest, clip):
         assert len(found[1].result().batch) == 4
     finally:
         decoders.close()
+
+
+def gpu(manifest, options, fixed):
+    """Marks what it decodes: the first pixel is the number of frames."""
+
+    def load(timed, count, size):
+        batch = preprocess(timed, size)
+        batch.host_frames[0, 0, 0] = count
+        return batch
+
+    return lambda video: None if video is None else decode(manifest, video, options, fixed, load)
+
+
+def no_gpu(manifest, options, fixed):
+    raise TangoError("no NVIDIA GPU can be used", "see: tango doctor")
+
+
+def dead_gpu(manifest, options, fixed):
+    _kill()
+
+
+def test_processes_with_a_gpu_decode_too(manifest, clip, monkeypatch):
+    monkeypatch.setattr(decoding, "_open_on_gpu", gpu)
+    with closing(Decoders(manifest, FrameOptions(3), None, 0, 1)) as decoders:
+        assert len(decoders) == 1
+        found = decoders.submit(clip).result().batch.host_frames
+    assert found[0, 0, 0].tolist() == [3, 3, 3]
+    np.testing.assert_array_equal(found[1:], decode(manifest, clip, FrameOptions(3)).batch.host_frames[1:])
+
+
+def test_every_process_takes_videos(manifest, clip, monkeypatch):
+    """Those with a GPU first; then whichever is idle."""
+    monkeypatch.setattr(decoding, "_open_on_gpu", gpu)
+    with closing(Decoders(manifest, FrameOptions(3), None, 1, 1)) as decoders:
+        first, second = (decoders._idle.get() for _ in range(2))
+        for i, marked in ((first, True), (second, False)):
+            decoders._idle.put(i)
+            found = decoders.submit(clip).result().batch.host_frames[0, 0, 0]
+            assert (found.tolist() == [3, 3, 3]) == marked
+            assert decoders._idle.get() == i
+
+
+@pytest.mark.parametrize(("opened", "words"), [(no_gpu, "no NVIDIA GPU can be used"), (dead_gpu, "GPU died")])
+def test_a_process_without_its_gpu_ends_all_at_once(manifest, monkeypatch, opened, words):
+    monkeypatch.setattr(decoding, "_open_on_gpu", opened)
+    with pytest.raises(TangoError, match=words):
+        Decoders(manifest, FrameOptions(), None, 1, 1)
+    assert not multiprocessing.active_children()
+
+
+def test_decoding_in_software_stands_back_for_the_model():
+    child = Child(partial(decoding._open_in_software, _niceness))
+    child.send(None)
+    assert child.receive() == min(_niceness(None) + 10, 19)
+    child.kill()
+
+
+def _niceness(_):
+    return os.getpriority(os.PRIO_PROCESS, 0)

@@ -108,6 +108,12 @@ def test_the_next_video_is_encoded_before_the_last_answer_is_given(batch, folder
     assert events == [wanted[0], "encode", *wanted[1:3], "encode", wanted[3], *wanted[:2]]
 
 
+def test_a_gpu_that_decodes_needs_a_gpu(batch):
+    code, err = batch("--backend", "ort-cpu", "--gpu-decoders", 1)
+    assert code == 2
+    assert "ort-cpu has no GPU that decodes videos" in err
+
+
 def counted(monkeypatch, owner, name, seen):
     """Counts the calls of a function: what it is given by keyword, and by place as a last resort, goes to a list."""
     function = getattr(owner, name)

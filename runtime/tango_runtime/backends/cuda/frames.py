@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tango_plugins import TangoError
+from tango_plugins import TangoError, native_library
 from tango_plugins.device_array import DeviceArray, is_on_device
-from tango_plugins.resize import RGB24, columns_first, enqueue, workspace_bytes
+from tango_plugins.resize import NV12, RGB24, columns_first, enqueue, workspace_bytes
 from tango_plugins.structs import TangoResizeShape
 from tango_runtime.backends.cuda.device import HostPool, Pool, Stream, check, cudart, rows
 from tango_runtime.video.batch import FrameBatch
@@ -90,10 +90,21 @@ class FrameLoader:
         stream: The stream of the vision graph.
         pool: Memory on the device.
         nvdec: Whether the GPU decodes video files that it can decode.
+        decoders: Its decoders that work on a file at a time, at most; None takes what is fastest for one file.
+        exact: Whether it leaves files of 10 bits to software, which converts them more coarsely.
     """
 
-    def __init__(self, stream: Stream, pool: Pool, *, nvdec: bool = False) -> None:
-        self._stream, self._pool, self._nvdec = stream, pool, nvdec
+    def __init__(
+        self,
+        stream: Stream,
+        pool: Pool,
+        *,
+        nvdec: bool = False,
+        decoders: int | None = None,
+        exact: bool = False,
+    ) -> None:
+        self._stream, self._pool, self._nvdec, self._decoders = stream, pool, nvdec, decoders
+        self._exact = exact
         self._batches, self._staging = HostPool(), HostPool()
         self._threads = ThreadPoolExecutor(_THREADS)  # which start when they are first needed
         self._said: set[str] = set()  # why files were decoded in software
@@ -122,10 +133,12 @@ class FrameLoader:
         """Frames that the GPU decodes; None where it does not, which is said."""
         resized, aspect = self._pool.take("frames", (count, *size, 3), np.uint8), 1.0
         try:
-            decoded = stream.decode_on(check(cudart().cudaGetDevice()))
+            decoded = stream.decode_on(check(cudart().cudaGetDevice()), self._decoders)
             if decoded is None:
                 return None
             for i, frame in decoded:
+                if self._exact and frame.format != NV12:
+                    raise HardwareError("software converts its 10 bits otherwise")
                 check(cudart().cudaDeviceSynchronize())  # the decoder's copy of it, on a stream of its own
                 self._enqueue_yuv(frame, rows(resized, i, i + 1))
                 self._stream.synchronize()  # the decoder writes to its memory again once it is given back
@@ -202,3 +215,29 @@ class FrameLoader:
         shape = TangoResizeShape(frames=resized.shape[0], **source, **out)
         workspace = self._pool.take("resize", (workspace_bytes(shape),), np.uint8)
         enqueue(shape, image, chroma, resized, workspace, self._stream.handle)
+
+
+class GpuDecoder:
+    """Decodes video files on the GPU for another process: frames at the size that is wanted, on the host.
+
+    What it gives of whole files is what software gives. One decoder works on a file, since other processes decode other
+    files: it starts once for all of it.
+
+    Raises:
+        TangoError: There is no GPU, or no CUDA library.
+    """
+
+    def __init__(self) -> None:
+        self._stream = Stream()
+        native_library.load()
+        self._load = FrameLoader(self._stream, Pool(), nvdec=True, decoders=1, exact=True)
+
+    def __call__(self, timed: Iterable[TimedFrame], count: int, size: tuple[int, int]) -> FrameBatch:
+        """Sampled frames → a batch of (height, width) ``size`` on the host; what the GPU does not decode, too.
+
+        Raises:
+            TangoError: A frame cannot be read, or there is none.
+        """
+        batch = self._load(timed, count, size)
+        frames = batch.frames
+        return replace(batch, frames=self._stream.download(frames)) if isinstance(frames, DeviceArray) else batch
