@@ -6,13 +6,14 @@ import os
 import queue
 import threading
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 from tango_runtime.video.container import EXACT, decode, demux, open_video
+from tango_runtime.video.h264 import is_disposable
 from tango_runtime.video.timeline import Key, Timeline
 
 _T = TypeVar("_T")
@@ -58,18 +59,20 @@ class Decoders:
 
     Attributes:
         seek: Seek over packets that are not needed.
+        sparse: Leave out H.264 pictures that no other refers to and that are not wanted, often half of all.
         count: Decoders at a time.
         device: The GPU that decodes, and in whose memory the frames stay; None decodes in software.
     """
 
     seek: bool = True
+    sparse: bool = True
     count: int = 1
     device: int | None = None
 
 
-def software(pixels: int, *, seek: bool) -> Decoders:
+def software(pixels: int, *, seek: bool, sparse: bool) -> Decoders:
     """As many decoders of frames of so many pixels as this process has cores, and as memory allows."""
-    return Decoders(seek, max(1, min(_cores(), _DECODERS, _PIXELS // max(pixels, 1))))
+    return Decoders(seek, sparse, max(1, min(_cores(), _DECODERS, _PIXELS // max(pixels, 1))))
 
 
 def _cores() -> int:
@@ -110,8 +113,15 @@ def decode_frames(
     def work(runs: Sequence[Run]) -> Iterator[tuple[int, _T]]:
         with open_video(path, thread_count=threads, device=decoders.device) as (container, stream):
             packets = _Packets(container, stream, timeline, seek=decoders.seek)
+            # Without reordering, only pictures that come out late would show that the times are those of decoding.
+            sparse = decoders.sparse and timeline.reorders and not timeline.is_uncertain
+            sparse = sparse and stream.codec_context.codec.canonical_name == "h264"
             for run in runs:
-                numbered = _in_order(decode(stream, packets.of(run)), run, timeline)
+                left_out: set[int] = set()
+                needed = packets.of(run)
+                if sparse:
+                    needed = _without_disposable(needed, stream, timeline, wanted, left_out)
+                numbered = _in_order(decode(stream, needed), run, timeline, left_out)
                 yield from ((i, use(frame)) for i, frame in numbered if i in wanted)
 
     if len(groups) == 1:
@@ -229,8 +239,22 @@ def _side_by_side(work: Callable[[list[Run]], Iterator[_T]], groups: Sequence[li
             thread.join()
 
 
-def _in_order(frames: Iterator[Any], run: Run, timeline: Timeline) -> Iterator[tuple[int, Any]]:
-    """Numbers the frames of a run and holds them against the timeline, frame by frame."""
+def _without_disposable(
+    packets: Iterator[Any], stream: Any, timeline: Timeline, wanted: Set[int], left_out: set[int]
+) -> Iterator[Any]:
+    """Packets without those of frames that are neither wanted nor referred to; adds these frames to ``left_out``."""
+    extradata = stream.codec_context.extradata
+    for packet in packets:
+        i = timeline.index(packet.pts)
+        # A keyframe is kept, whatever it says: that decoding can begin with it is seen when it is decoded.
+        if i is None or i in wanted or packet.is_keyframe or not is_disposable(bytes(packet), extradata):
+            yield packet
+        else:
+            left_out.add(i)
+
+
+def _in_order(frames: Iterator[Any], run: Run, timeline: Timeline, left_out: Set[int]) -> Iterator[tuple[int, Any]]:
+    """Numbers the frames of a run and holds them against the timeline, frame by frame, but for those left out."""
     assert timeline.packets is not None
     due = [i for i in range(run.last, run.first - 1, -1) if timeline.packets[i] < run.stop]
     before = -1
@@ -247,9 +271,12 @@ def _in_order(frames: Iterator[Any], run: Run, timeline: Timeline) -> Iterator[t
             raise DisagreementError(f"decoding cannot begin with the frame at {timeline.seconds[i]:.3f} s")
         if frame.is_corrupt:  # what is made up for the missing part depends on where decoding began
             raise DisagreementError(f"the frame at {timeline.seconds[i]:.3f} s is damaged")
+        while due and due[-1] in left_out:
+            due.pop()
         if not due or i != due.pop():
             raise DisagreementError(f"the frame at {timeline.seconds[i]:.3f} s comes out of the decoder unexpectedly")
         yield i, frame
+    due = [i for i in due if i not in left_out]
     if due:
         raise DisagreementError(f"the frame at {timeline.seconds[due[-1]]:.3f} s does not come out of the decoder")
 

@@ -48,7 +48,7 @@ class VideoFile:
         self._path, self._sampling = path, sampling
         check_file(path)
         self._timeline = read_timeline(path)
-        self._seek = True
+        self._seek = self._sparse = True
 
     @property
     def frames(self) -> int:
@@ -136,7 +136,7 @@ class VideoFile:
             return None
         if self._timeline.packets is None or self._timeline.is_uncertain:
             raise HardwareError("every frame has to be decoded to know them")
-        return self._decode_on(chosen, Decoders(self._seek, count, device))
+        return self._decode_on(chosen, Decoders(self._seek, self._sparse, count, device))
 
     def _needed(self, chosen: Sampled) -> int:
         """How many frames are decoded for the chosen ones."""
@@ -163,6 +163,8 @@ class VideoFile:
         """Knows the file better after a timeline that was wrong."""
         if isinstance(error, SeekError):
             self._seek = False
+        elif self._sparse:  # the decoder may take pictures that are left out for lost
+            self._sparse = False
         elif self._timeline.is_from_index:
             _log.info("%s: %s; reading all of its packets", self.name, error)
             self._timeline = read_timeline(self._path, by_index=False)
@@ -178,16 +180,17 @@ class VideoFile:
             return self._decode_each(chosen, _itself)
         held: list[tuple[int, Any]] = []
         size = 0
-        for i, frame in self._frames(chosen, Decoders(self._seek), _itself):
+        one = Decoders(self._seek, self._sparse)
+        for i, frame in self._frames(chosen, one, _itself):
             size += sum(plane.buffer_size for plane in frame.planes)
             if size <= _MAX_HELD:
                 held.append((i, frame))
         rest = chosen[len(held) :]
-        again = self._frames(rest, Decoders(self._seek), _itself) if rest else ()
+        again = self._frames(rest, one, _itself) if rest else ()
         return ((i, self._to_rgb(frame)) for i, frame in chain(held, again))
 
     def _decode_each(self, chosen: list[int], use: Callable[[Frame], _T]) -> Iterator[tuple[int, _T]]:
-        decoders = software(self._timeline.pixels, seek=self._seek)
+        decoders = software(self._timeline.pixels, seek=self._seek, sparse=self._sparse)
         found = dict(self._frames(chosen, decoders, lambda frame: use(self._to_rgb(frame))))
         return ((i, found.pop(i)) for i in chosen)
 

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-_SPS = 7
+from collections.abc import Iterator
+
+_SLICE, _SPS = 1, 7
+
+#: Messages, delimiters and filler: what may be left out with the picture whose packet has them.
+_BESIDE = {6, 9, 12}
 
 #: What is before each NAL unit of Annex B.
 _START = b"\0\0\1"
@@ -19,19 +24,35 @@ def has_slice(packet: bytes, codec: str, extradata: bytes | None) -> bool:
         codec: ``h264`` or ``hevc``.
         extradata: The decoder's; see :func:`may_have_fields`.
     """
-    size = _length_size(codec, extradata or b"")
+    heads = _heads(packet, _length_size(codec, extradata or b""))
+    return any(head is None or (head >> 1 & 63 < 32 if codec == "hevc" else _SLICE <= head & 31 <= 5) for head in heads)
+
+
+def is_disposable(packet: bytes, extradata: bytes | None) -> bool:
+    """Whether an H.264 packet is a picture that no other refers to, and nothing else; False where it is malformed.
+
+    Args:
+        packet: Its content.
+        extradata: The decoder's; see :func:`may_have_fields`.
+    """
+    heads = list(_heads(packet, _length_size("h264", extradata or b"")))
+    # nal_ref_idc is 0 in all slices of such a picture (7.4.1); of the types, only a slice of no IDR picture can be one.
+    return _SLICE in heads and all(head == _SLICE or (head is not None and head & 31 in _BESIDE) for head in heads)
+
+
+def _heads(packet: bytes, size: int) -> Iterator[int | None]:
+    """The first byte of each NAL unit, whose length ``size`` bytes before it tell; None for what is malformed."""
     begin = size or _after_start_code(packet, 0)
     well_formed = begin > 0
     while 0 < begin < len(packet):
-        head = packet[begin]
-        if head >> 1 & 63 < 32 if codec == "hevc" else 1 <= head & 31 <= 5:
-            return True
+        yield packet[begin]
         if size:
             begin += int.from_bytes(packet[begin - size : begin], "big") + size
             well_formed = begin <= len(packet) + size
         else:
             begin = _after_start_code(packet, begin)
-    return not well_formed
+    if not well_formed:
+        yield None
 
 
 def _length_size(codec: str, extradata: bytes) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -95,6 +95,13 @@ class Timeline:
     def is_uncertain(self) -> bool:
         """Whether only reading shows that each of the packets is one frame."""
         return self.packets is not None and not self.keys
+
+    @cached_property
+    def reorders(self) -> bool:
+        """Whether packets have another order than their frames: then their times are surely those of presentation."""
+        if self.packets is None or self.is_from_index:
+            return self.slack > 0
+        return any(after < before for before, after in pairwise(self.packets))
 
     @cached_property
     def seconds(self) -> NDArray[np.float64]:

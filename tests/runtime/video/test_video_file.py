@@ -17,7 +17,7 @@ from tango_runtime.video import decoding, open_source, sample, timeline
 from tango_runtime.video import file as video
 from tango_runtime.video.container import decode, demux
 from tango_runtime.video.decoding import plan_runs
-from tango_runtime.video.h264 import has_slice
+from tango_runtime.video.h264 import has_slice, is_disposable
 from tango_runtime.video.source import Sampled
 from tango_runtime.video.timeline import read_timeline
 from tests.runtime.video import fields_h264
@@ -199,8 +199,10 @@ def test_an_error_on_one_of_several_decoders_ends_all(tmp_path, monkeypatch):
 
     threads = _threads()
     with pytest.raises(ValueError, match="this one"):
-        list(decoding.decode_frames(path, found, range(60), decoding.software(1, seek=True), use))
-    stopped = decoding.decode_frames(path, found, range(60), decoding.software(1, seek=True), lambda frame: frame.pts)
+        list(decoding.decode_frames(path, found, range(60), decoding.software(1, seek=True, sparse=True), use))
+    stopped = decoding.decode_frames(
+        path, found, range(60), decoding.software(1, seek=True, sparse=True), lambda frame: frame.pts
+    )
     next(stopped)
     stopped.close()
     assert_threads_end(threads)
@@ -640,7 +642,7 @@ def test_a_bad_packet_late_in_a_file(tmp_path):
     assert len(frames) == 119
     for count in (4, 8, 32):
         sampled = list(sample(path, count))
-        of = 120 if count == 4 else 119  # none of 4 frames depends on that packet, so it stays unnoticed
+        of = 119 if count == 32 else 120  # none of fewer frames depends on that packet, so it stays unnoticed
         right = np.linspace(0, of - 1, count, dtype=int).tolist()
         assert [number_in(rgb) for _, rgb in sampled] == [frames[i] if of == 119 else i for i in right]
         np.testing.assert_allclose([s for s, _ in sampled], [number_in(rgb) / 24 for _, rgb in sampled])
@@ -697,11 +699,15 @@ def test_which_packets_have_a_picture(codec, extradata, packet, expected):
     assert has_slice(packet, codec, extradata) == expected
 
 
-@pytest.mark.parametrize("encoder", ["libx264", "mpeg4"])
-def test_times_of_decoding_are_not_taken_for_times_of_presentation(tmp_path, encoder):
+@pytest.mark.parametrize(
+    ("encoder", "options"), [("libx264", {}), ("libx264", {"x264-params": "b-pyramid=none"}), ("mpeg4", {})]
+)
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4"])
+def test_times_of_decoding_are_not_taken_for_times_of_presentation(tmp_path, encoder, options, suffix, monkeypatch):
     """Even where no frame comes out of the decoder before the sampled one that is not due."""
-    plain = write(tmp_path / "plain.mkv", encoder, {"bf": "3", "g": "12"})
-    path = tmp_path / "clip.mkv"
+    monkeypatch.setattr(timeline, "_MANY", 70)  # so the index of the MP4 is read
+    plain = write(tmp_path / f"plain{suffix}", encoder, {"bf": "3", "g": "12", **options}, times=range(80))
+    path = tmp_path / f"clip{suffix}"
     with av.open(str(plain)) as a, av.open(str(path), "w") as b:
         stream = b.add_stream_from_template(a.streams.video[0])
         for i, packet in enumerate(p for p in a.demux(video=0) if p.size):
@@ -709,7 +715,7 @@ def test_times_of_decoding_are_not_taken_for_times_of_presentation(tmp_path, enc
             b.mux(packet)
     for i in range(4):
         source = open_source(path)
-        chosen = Sampled(np.array([i]), source.sample(60).seconds[[i]], "floor")
+        chosen = Sampled(np.array([i]), source.sample(80).seconds[[i]], "floor")
         assert [number_in(rgb) for _, rgb in source.read(chosen)] == [i]
     assert_as_decoded(path)
 
@@ -818,3 +824,62 @@ def test_nothing_of_a_video_outlives_its_frames(tmp_path):
         assert not [thing for thing in gc.get_objects() if type(thing) is av.VideoFrame]
     finally:
         gc.enable()
+
+
+def decoded_packets(path, count, monkeypatch):
+    """Frames, and how many packets the decoders got for them."""
+    packets, decode = [], decoding.decode
+
+    def counted(stream, given):
+        return decode(stream, (packets.append(packet.pts) or packet for packet in given))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(decoding, "decode", counted)
+        return list(sample(path, count)), len(packets)
+
+
+@pytest.mark.parametrize("kind", ["h264", "h264 in matroska", "h264 in a transport stream", "h264 open gop"])
+def test_pictures_that_no_other_refers_to_are_left_out(tmp_path, monkeypatch, kind):
+    suffix, encoder, options = KINDS[kind]
+    path = write(tmp_path / f"clip{suffix}", encoder, options, times=range(120))
+    sparse, few = decoded_packets(path, 4, monkeypatch)
+    monkeypatch.setattr(decoding, "is_disposable", lambda packet, extradata: False)
+    whole, all_of_them = decoded_packets(path, 4, monkeypatch)
+    assert few < all_of_them
+    for (_, one), (_, other) in zip(sparse, whole, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_what_decodes_only_with_all_pictures_is_decoded_with_them(tmp_path, monkeypatch, caplog):
+    without = decoding._without_disposable
+
+    def lose_one(packets, stream, timeline, wanted, left_out):
+        for place, packet in enumerate(without(packets, stream, timeline, wanted, left_out)):
+            if place != 1:
+                yield packet
+
+    monkeypatch.setattr(decoding, "_without_disposable", lose_one)
+    assert_as_decoded(write(tmp_path / "clip.mp4"))
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("heads", "right"),
+    [
+        ([0x01], True),
+        ([0x09, 0x06, 0x01, 0x01, 0x0C], True),
+        ([0x01, 0x41], False),  # a slice of a picture that others refer to
+        ([0x67, 0x01], False),  # parameters, which later pictures may need
+        ([0x65], False),
+        ([0x06, 0x09], False),  # no picture
+        ([0x02], False),  # a part of a slice
+        ([], False),
+    ],
+)
+def test_a_picture_that_no_other_refers_to(heads, right):
+    units = [bytes([head, 1, 2, 3]) for head in heads]
+    assert is_disposable(b"".join(b"\0\0\1" + unit for unit in units), None) == right
+    for size in (1, 2, 4):
+        avcc, packet = bytes([1, 100, 0, 30, 252 | size - 1]), [len(u).to_bytes(size, "big") + u for u in units]
+        assert is_disposable(b"".join(packet), avcc) == right
+        assert not is_disposable(b"".join(packet)[:-1], avcc)  # malformed
