@@ -5,9 +5,10 @@ same run.
 
 Each figure is the median time of one call in a replayed CUDA graph, which goes over rotating inputs. A tower's
 attention takes one packed tensor of queries, keys and values, with a bias; PyTorch's takes views of it, without the
-bias. A prefill's attention adds biases, rotates, and writes keys and values to the cache; PyTorch's does none of this,
-and takes keys and values of every query head. The peer of a norm is an addition and a norm, that of a product cuBLAS as
-PyTorch calls it. Where GELU follows, both are also followed by the CUDA library's GELU with a bias.
+bias. With a rotation of queries and keys it is measured in one kernel and in two. A prefill's attention adds biases,
+rotates, and writes keys and values to the cache; PyTorch's does none of this, and takes keys and values of every query
+head. The peer of a norm is an addition and a norm, that of a product cuBLAS as PyTorch calls it. Where GELU follows,
+both are also followed by the CUDA library's GELU with a bias.
 
 A library that was built for sm_80 has no kernel for Hopper's warpgroups; `--mma-library` times its attention of a
 prefill too, from PTX that the driver compiles:
@@ -34,6 +35,8 @@ ATTENTION = [(32, 27, 27, 16, 72, 0), (8, 36, 80, 16, 80, 0), (16, 36, 80, 16, 8
 #: Tokens, heads, kv_heads, head_dim: prompts of the 7B and of the 0.5B. 659 is that of a pruned video, 6303 that of all
 #: of its tokens, 2181 that of LLaVA-Video.
 PREFILLS = [(T, *heads) for heads in ((28, 4, 128), (14, 2, 64)) for T in (320, 659, 1280, 2181, 6303)]
+#: Those with a rotation: a pass over 32 frames of 560×1008.
+ROTATION = [(16, 40, 72, 16, 80, 8), (16, 40, 72, 16, 80, 0), (16, 36, 80, 16, 80, 8)]
 #: Kind, rows and width, types of the residual stream, of the branch and of the result (TangoDtype).
 NORMS = [
     ("layer", 32 * 729, 1152, (0, 0, 0)),
@@ -97,8 +100,8 @@ def time_attention(case, repeats):
     inputs = [(random(F, T, 3 * width), random(3 * width), random(F, T, width)) for _ in range(INPUTS)]
 
     def ours(packed, bias, out):
-        parts = [packed.data_ptr() + 2 * i * width for i in range(3)]
-        tensors = structs.TangoVisionAttentionTensors(*parts, bias.data_ptr(), out.data_ptr())
+        parts, biases = (parts_of(x, width) for x in (packed, bias))
+        tensors = structs.TangoVisionAttentionTensors(*parts, *biases, None, None, out.data_ptr())
         enqueue("tango_vision_attention_enqueue", shape, tensors)
 
     def theirs(packed, backend):
@@ -140,6 +143,52 @@ def time_prefill(case, repeats, mma_library=None):
         calls = [lambda given=given, backend=backend: theirs(*given, backend) for given in heads]
         record[f"{name}_us"] = measure(calls, repeats)
     return record
+
+
+def time_rotation(case, repeats):
+    """A record of attention after a rotation, in two kernels, and in one where there are windows."""
+    F, rows, columns, H, d, window = case
+    T, width = rows * columns, H * d
+    grid = F, rows, columns, H, d, window
+    packed = structs.TangoVisionAttentionShape(*grid, *[3 * width] * 3)
+    apart = structs.TangoVisionAttentionShape(*grid, width, width, 3 * width)
+    patches = structs.TangoPatchRotationShape(F, T, H, d, 0)
+    angles = [random(T, d // 2, dtype=torch.float32) for _ in range(2)]
+    turns = [angle.data_ptr() for angle in angles]
+    sizes = (F, T, 3 * width), (3 * width,), *[(F, T, width)] * 3
+    inputs = [[random(*size) for size in sizes] for _ in range(INPUTS)]
+
+    def fused(qkv, bias, query, key, out):
+        parts, biases = parts_of(qkv, width), parts_of(bias, width)
+        tensors = structs.TangoVisionAttentionTensors(*parts, *biases, *turns, out.data_ptr())
+        enqueue("tango_vision_attention_enqueue", packed, tensors)
+
+    def rotate(qkv, bias, query, key, out):
+        outputs = query.data_ptr(), key.data_ptr()
+        tensors = structs.TangoPatchRotationTensors(qkv.data_ptr(), bias.data_ptr(), *turns, *outputs)
+        enqueue("tango_patch_rotation_enqueue", patches, tensors)
+
+    def attend(qkv, bias, query, key, out):
+        (*_, value), (*_, value_bias) = parts_of(qkv, width), parts_of(bias, width)
+        addresses = {"query": query.data_ptr(), "key": key.data_ptr(), "attn_out": out.data_ptr()}
+        tensors = structs.TangoVisionAttentionTensors(value=value, value_bias=value_bias, **addresses)
+        enqueue("tango_vision_attention_enqueue", apart, tensors)
+
+    def both(*given):
+        rotate(*given)
+        attend(*given)
+
+    ways = {"us": fused} if window else {}
+    ways |= {"rotation_us": rotate, "attention_us": attend, "both_us": both}
+    record = {"kernel": "vision attention, rotation", "shape": case}
+    for name, way in ways.items():
+        record[name] = measure([lambda given=given, way=way: way(*given) for given in inputs], repeats)
+    return record
+
+
+def parts_of(packed, width):
+    """Addresses of queries, keys and values."""
+    return [packed.data_ptr() + 2 * i * width for i in range(3)]
 
 
 def time_norm(case, repeats):
@@ -247,6 +296,7 @@ def time_linear_gelu(case, repeats):
 
 KERNELS = {
     "vision-attention": (time_attention, ATTENTION),
+    "vision-rotation": (time_rotation, ROTATION),
     "prefill-attention": (time_prefill, PREFILLS),
     "norm": (time_norm, NORMS),
     "gelu": (time_gelu, GELU),

@@ -125,13 +125,13 @@ class TangoNormTensors(ctypes.Structure):
 class TangoPatchRotationShape(ctypes.Structure):
     """The struct of tango/patch_rotation.h."""
 
-    _fields_ = _integers("frames", "tokens", "heads", "head_dim")
+    _fields_ = _integers("frames", "tokens", "heads", "head_dim", "dtype")
 
 
 class TangoPatchRotationTensors(ctypes.Structure):
     """The struct of tango/patch_rotation.h."""
 
-    _fields_ = _pointers("qkv", "bias", "cosines", "sines", "rotated", "query", "key")
+    _fields_ = _pointers("qkv", "bias", "cosines", "sines", "query", "key")
 
 
 class TangoPruneParams(ctypes.Structure):
@@ -197,7 +197,10 @@ class TangoVisionAttentionShape(ctypes.Structure):
 class TangoVisionAttentionTensors(ctypes.Structure):
     """The struct of tango/vision_attention.h."""
 
-    _fields_ = _pointers("query", "key", "value", "bias", "attn_out")
+    _fields_ = _pointers(
+        *("query", "key", "value", "query_bias", "key_bias", "value_bias"),
+        *("cosines", "sines", "attn_out"),
+    )
 
 
 STRUCTS = (

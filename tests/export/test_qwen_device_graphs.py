@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -11,6 +12,7 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 
 from tango_export.graph import device
+from tango_export.models.qwen_vision import QwenVisionConfig, no_device_form
 from tango_runtime.bundle import Bundle
 from tango_runtime.cli.main import main
 from tests.export.edits import assert_close, run
@@ -77,13 +79,13 @@ def test_every_layer_is_an_operator_and_nothing_is_left(qwen_bundle):
     folder = qwen_bundle()
     tower, decoder = (onnx.load(folder / f"{name}.device.onnx") for name in ("vision", "decoder"))
     kinds = Counter(node.op_type for node in tower.graph.node)
-    layers = {"PatchAttention": 4, "RotatePatches": 4, "RotateQueryKey": 1, "BiasSwiGLU": 4, "WideRMSNorm": 1}
+    layers = {"WindowAttention": 2, "FrameAttention": 2, "RotatePatches": 2, "RotateQueryKey": 1}
+    layers |= {"BiasSwiGLU": 4, "WideRMSNorm": 1}
     assert {kind: kinds[kind] for kind in layers} == layers
     assert kinds["AddWideRMSNorm"] == 2 * 4
     assert not kinds.keys() & {"Where", "Sigmoid", "Sqrt", "Erf", "Less"}
     assert kinds["Softmax"] == 1  # of the salience
-    attentions = [node for node in tower.graph.node if node.op_type == "PatchAttention"]
-    assert [a.i for node in attentions for a in node.attribute if a.name == "window"] == [8, 0, 8, 0]
+    assert [a.i for node in tower.graph.node for a in node.attribute if a.name == "window"] == [8, 8]
     kinds = Counter(node.op_type for node in decoder.graph.node)
     assert (kinds["PositionedAttention"], kinds["AddRMSNorm"], kinds["CachedAttention"]) == (2, 4, 0)
     assert (kinds["Cos"], kinds["Sin"]) == (1, 1)
@@ -123,3 +125,10 @@ def test_validate_compares_them_with_the_original(qwen_bundle, tmp_path, capsys)
         assert failed
         assert all(line.startswith(f"{graph} (device)") for line in failed)
         file.write_bytes(sound)
+
+
+def test_a_tower_whose_windows_the_kernel_cannot_take_has_none():
+    config = QwenVisionConfig(32, 1280, 16, 3420, 3584, 14, 2, 2, 112, ())
+    assert no_device_form(config) is None
+    wide = replace(config, window_size=140)
+    assert no_device_form(wide) == "its attention has windows of 10×10 patches, more than 64 in all"

@@ -96,3 +96,16 @@ def rotation(frames, tokens, heads, head_dim):
     angles, width = random(FLOAT, tokens, head_dim // 2), heads * head_dim
     packed = {"qkv": random(HALF, frames, tokens, 3 * width), "bias": random(HALF, 3 * width)}
     return packed | {"cosines": np.cos(angles), "sines": np.sin(angles)}
+
+
+def windows(frames, rows, columns, heads, head_dim):
+    """Inputs of attention in windows: as of a rotation, with the grid's axes."""
+    inputs = rotation(frames, rows * columns, heads, head_dim)
+    return inputs | {"qkv": inputs["qkv"].reshape(frames, rows, columns, -1)}
+
+
+def rotated(frames, tokens, heads, head_dim):
+    """Inputs of attention in frames."""
+    width = heads * head_dim
+    parts = {name: random(HALF, frames, tokens, width) for name in ("query", "key")}
+    return parts | {"qkv": random(HALF, frames, tokens, 3 * width), "bias": random(HALF, 3 * width)}

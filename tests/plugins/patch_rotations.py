@@ -10,10 +10,13 @@ import torch
 from tango_plugins import native_library, structs
 from tests.plugins.attentions import close, rotate
 
+#: By their TangoDtype.
+DTYPES = (torch.half, torch.float)
+
 
 @dataclass(frozen=True)
 class Shape:
-    """As TangoPatchRotationShape."""
+    """As TangoPatchRotationShape, without the dtype."""
 
     frames: int
     tokens: int
@@ -22,10 +25,10 @@ class Shape:
 
 
 class Rotation:
-    """Random rows and angles; the outputs are NaN."""
+    """Random rows and angles."""
 
     def __init__(self, shape, path=None, device="cuda", seed=0):
-        self.shape, self.library = shape, native_library.load(path)
+        self.shape, self.library, self.device = shape, native_library.load(path), device
         self.stream = torch.cuda.current_stream().cuda_stream if device == "cuda" else 0
         generator = torch.Generator(device).manual_seed(seed)
         F, T, H, d = vars(shape).values()
@@ -36,31 +39,32 @@ class Rotation:
             "cosines": angles.cos(),
             "sines": angles.sin(),
         }
-        self.rotated = torch.full((F, T, 3 * H * d), torch.nan, dtype=torch.half, device=device)
-        self.query, self.key = (torch.full((F, T, H * d), torch.nan, device=device) for _ in range(2))
 
-    def enqueue(self, **tensors):
+    def outputs(self, dtype):
+        """Queries and keys, NaN."""
+        F, T, H, d = vars(self.shape).values()
+        size = (F, T, H * d)
+        return {name: torch.full(size, torch.nan, dtype=dtype, device=self.device) for name in ("query", "key")}
+
+    def enqueue(self, dtype=torch.half, **tensors):
         """Runs it on the current stream; returns the status."""
         pointers = {name: tensor.data_ptr() for name, tensor in (self.tensors | tensors).items()}
-        shape = structs.TangoPatchRotationShape(**vars(self.shape))
+        shape = structs.TangoPatchRotationShape(**vars(self.shape), dtype=DTYPES.index(dtype))
         given = structs.TangoPatchRotationTensors(**pointers)
         return self.library.tango_patch_rotation_enqueue(ctypes.byref(shape), ctypes.byref(given), self.stream)
 
     def expected(self):
-        """Query, key and value in fp64, [F, T, H·d] each."""
+        """Query and key in fp64, [F, T, H·d] each."""
         F, T, H, d = vars(self.shape).values()
-        query, key, value = (self.tensors["qkv"].double() + self.tensors["bias"].double()).chunk(3, -1)
+        query, key, _ = (self.tensors["qkv"].double() + self.tensors["bias"].double()).chunk(3, -1)
         turns = [self.tensors[name].double().unsqueeze(1) for name in ("cosines", "sines")]
-        query, key = (rotate(part.reshape(F, T, H, d), *turns).reshape(F, T, H * d) for part in (query, key))
-        return query, key, value
+        return [rotate(part.reshape(F, T, H, d), *turns).reshape(F, T, H * d) for part in (query, key)]
 
 
 def check(found):
-    """Runs it in both ways, and compares them with fp64."""
-    wanted = found.expected()
-    assert found.enqueue(rotated=found.rotated) == 0, found.library.tango_last_error()
-    assert found.enqueue(query=found.query, key=found.key) == 0, found.library.tango_last_error()
-    for part, expected in zip(found.rotated.chunk(3, -1), wanted, strict=True):
-        close(part, expected, 5e-4)
-    close(found.query, wanted[0], 1e-6)
-    close(found.key, wanted[1], 1e-6)
+    """Runs it for each type of result, and compares them with fp64."""
+    for dtype, tolerance in zip(DTYPES, (5e-4, 1e-6), strict=True):
+        outputs = found.outputs(dtype)
+        assert found.enqueue(dtype, **outputs) == 0, found.library.tango_last_error()
+        for part, expected in zip(outputs.values(), found.expected(), strict=True):
+            close(part, expected, tolerance)

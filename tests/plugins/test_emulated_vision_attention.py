@@ -7,14 +7,27 @@ import pytest
 import torch
 
 from tests.plugins.cuda_emulator import compiled
-from tests.plugins.vision_attentions import Shape, Vision, check
+from tests.plugins.vision_attentions import BIASES, Shape, Vision, check, rotated_apart
 
 pytestmark = [pytest.mark.nvcc, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
-    return compiled(tmp_path_factory.mktemp("vision"), "vision")
+    return compiled(tmp_path_factory.mktemp("vision"), "vision", "rotation")
+
+
+#: Attention with rotation: windows that are cut off at the right, below, and at the corner, frames that fit a window,
+#: heads of each kernel, and more of them than a block has.
+ROTATED = [
+    Shape(2, 8, 8, 2, 80, window=8),
+    Shape(1, 11, 13, 1, 80, window=8),
+    Shape(2, 7, 10, 6, 80, window=4),
+    Shape(1, 1, 1, 1, 16, window=8),
+    Shape(1, 5, 9, 5, 48, window=3),
+    Shape(1, 3, 21, 1, 64),
+    Shape(1, 4, 5, 2, 128, window=50),
+]
 
 
 @pytest.mark.parametrize(
@@ -56,11 +69,55 @@ def test_without_a_bias(path):
     check(Vision(Shape(1, 3, 7, 2, 72), has_bias=False, path=path, device="cpu"))
 
 
+@pytest.mark.parametrize("shape", ROTATED, ids=str)
+@pytest.mark.parametrize(("packed", "has_bias"), [(True, True), (False, True), (True, False)])
+def test_with_a_rotation(path, shape, packed, has_bias):
+    check(Vision(shape, packed, has_bias, path=path, device="cpu", rotates=True))
+
+
+@pytest.mark.parametrize("shape", ROTATED, ids=str)
+def test_a_rotation_before_gives_the_same_bits(path, shape):
+    found = Vision(shape, path=path, device="cpu", rotates=True)
+    apart = rotated_apart(found)
+    assert (found.enqueue(), apart.enqueue()) == (0, 0)
+    assert torch.equal(found.tensors["attn_out"], apart.tensors["attn_out"])
+
+
+def test_a_bias_of_one_part(path):
+    for name in BIASES:
+        found = Vision(Shape(1, 4, 6, 2, 80, window=4), path=path, device="cpu", rotates=True)
+        for other in set(BIASES) - {name}:
+            del found.tensors[other]
+        check(found)
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [
+        (Shape(1, 9, 9, 1, 80, window=9), "patches of a window with rotation is 81: it must be from 1 to 64"),
+        (Shape(1, 5, 13, 1, 80), "patches of a window with rotation is 65"),
+        (Shape(1, 4, 4, 1, 72, window=4), "head_dim % 16, of heads that are rotated is 8"),
+    ],
+)
+def test_what_it_cannot_rotate_is_rejected_by_name(path, shape, words):
+    found = Vision(shape, path=path, device="cpu", rotates=True)
+    assert found.enqueue() != 0
+    assert words in found.library.tango_last_error().decode()
+
+
+@pytest.mark.parametrize("name", ["cosines", "sines"])
+def test_cosines_and_sines_are_given_together(path, name):
+    found = Vision(Shape(1, 2, 2, 1, 64), path=path, device="cpu", rotates=True)
+    del found.tensors[name]
+    assert found.enqueue() != 0
+    assert found.library.tango_last_error() == f"{name} is null".encode()
+
+
 def test_keys_with_large_biases_overflow_nothing(path):
     found = Vision(Shape(1, 9, 9, 2, 72), path=path, device="cpu")
-    found.tensors["bias"][144:288:5] = 150.0
-    found.tensors["bias"][145:288:7] = -150.0
-    found.tensors["bias"][:144] *= 20
+    found.bias[144:288:5] = 150.0
+    found.bias[145:288:7] = -150.0
+    found.bias[:144] *= 20
     check(found)
 
 
@@ -96,15 +153,10 @@ def test_a_null_tensor_is_rejected_by_name(path, name):
     assert found.library.tango_last_error() == f"{name} is null".encode()
 
 
-@pytest.mark.parametrize("name", ["query", "key", "value", "bias", "attn_out"])
+@pytest.mark.parametrize("name", ["query", "key", "value", *BIASES, "cosines", "sines", "attn_out"])
 def test_a_misaligned_tensor_is_rejected_by_name(path, name):
-    found = Vision(Shape(1, 2, 2, 1, 64), path=path, device="cpu")
-    assert (
-        found.enqueue(
-            **{name: found.tensors[name].view(-1)[1:]} if name == "bias" else {name: found.tensors[name][:, 1:]}
-        )
-        != 0
-    )
+    found = Vision(Shape(1, 2, 2, 1, 64), path=path, device="cpu", rotates=True)
+    assert found.enqueue(**{name: found.tensors[name][..., 1:]}) != 0
     assert f"{name} is at" in found.library.tango_last_error().decode()
 
 

@@ -20,7 +20,20 @@ from tango_plugins.native_library import NATIVE
 from tests.plugins.attentions import Pass, Shape
 from tests.plugins.cuda_emulator import compiled
 from tests.plugins.matrices import FORMATS, quantized
-from tests.plugins.operators import FLOAT, HALF, RNG, ROWS, example, linear, open_graph, random, rotation, wide_norm
+from tests.plugins.operators import (
+    FLOAT,
+    HALF,
+    RNG,
+    ROWS,
+    example,
+    linear,
+    open_graph,
+    random,
+    rotated,
+    rotation,
+    wide_norm,
+    windows,
+)
 
 pytestmark = pytest.mark.nvcc
 
@@ -80,28 +93,56 @@ def test_the_norm_of_an_fp32_stream_equals_its_onnx_function(library, shape, typ
 @pytest.mark.parametrize("shape", [(1, 1, 1, 16), (2, 7, 3, 80), (1, 30, 2, 64)])
 def test_rotation_of_patches_equals_its_onnx_function(library, shape):
     inputs, heads = rotation(*shape), {"num_heads": shape[2]}
-    compare(library, "RotatePatches", inputs, {"y": (HALF, 3)}, heads, 4e-3)
-    compare(library, "RotateQueryKey", inputs, {"query": (FLOAT, 3), "key": (FLOAT, 3)}, heads, 2e-3)
+    for op, dtype, tolerance in (("RotatePatches", HALF, 4e-3), ("RotateQueryKey", FLOAT, 2e-3)):
+        compare(library, op, inputs, {"query": (dtype, 3), "key": (dtype, 3)}, heads, tolerance)
 
 
 @pytest.mark.parametrize(("changed", "size"), [("bias", (95,)), ("cosines", (6, 8)), ("sines", (7, 7))])
 def test_rotation_of_patches_rejects_wrong_shapes(library, changed, size):
     inputs = rotation(1, 7, 2, 16) | {changed: random(HALF if changed == "bias" else FLOAT, *size)}
+    outputs = {"query": (HALF, 3), "key": (HALF, 3)}
     with pytest.raises(Exception, match=r"tango\.RotatePatches: the shapes of the inputs do not match"):
-        open_graph("RotatePatches", inputs, {"y": (HALF, 3)}, library, num_heads=2).run(None, inputs)
+        open_graph("RotatePatches", inputs, outputs, library, num_heads=2).run(None, inputs)
 
 
-@pytest.mark.parametrize("window", [0, 2, 4, 50])
-@pytest.mark.parametrize(("frames", "rows", "columns"), [(2, 4, 6), (1, 7, 5), (3, 1, 1)])
-def test_attention_of_patches_equals_its_onnx_function(library, frames, rows, columns, window):
-    inputs = {"qkv": random(HALF, frames, rows, columns, 3 * 2 * 80)}
-    compare(library, "PatchAttention", inputs, {"y": (HALF, 4)}, {"num_heads": 2, "window": window}, 1e-2)
+@pytest.mark.parametrize("window", [2, 4, 8])
+@pytest.mark.parametrize(("frames", "rows", "columns"), [(2, 4, 6), (1, 7, 9), (3, 1, 1)])
+def test_attention_in_windows_equals_its_onnx_function(library, frames, rows, columns, window):
+    inputs = windows(frames, rows, columns, 2, 80)
+    compare(library, "WindowAttention", inputs, {"y": (HALF, 4)}, {"num_heads": 2, "window": window}, 1e-2)
 
 
-def test_attention_of_patches_rejects_rows_without_a_grid(library):
-    inputs = {"qkv": random(HALF, 2, 24, 480)}
-    with pytest.raises(Exception, match=r"tango\.PatchAttention"):
-        open_graph("PatchAttention", inputs, {"y": (HALF, 3)}, library, num_heads=2, window=0).run(None, inputs)
+@pytest.mark.parametrize(("changed", "size"), [("bias", (95,)), ("cosines", (34, 8)), ("sines", (35, 7))])
+def test_attention_in_windows_rejects_wrong_shapes(library, changed, size):
+    inputs = windows(1, 7, 5, 2, 16) | {changed: random(HALF if changed == "bias" else FLOAT, *size)}
+    with pytest.raises(Exception, match=r"tango\.WindowAttention: the shapes of the inputs do not match"):
+        open_graph("WindowAttention", inputs, {"y": (HALF, 4)}, library, num_heads=2, window=4).run(None, inputs)
+
+
+def test_attention_in_windows_rejects_large_windows(library):
+    inputs = windows(1, 9, 9, 1, 16)
+    with pytest.raises(Exception, match="patches of a window with rotation is 81: it must be from 1 to 64"):
+        open_graph("WindowAttention", inputs, {"y": (HALF, 4)}, library, num_heads=1, window=9).run(None, inputs)
+
+
+def test_attention_in_windows_rejects_rows_without_a_grid(library):
+    inputs = rotation(2, 24, 2, 80)
+    with pytest.raises(Exception, match=r"tango\.WindowAttention"):
+        open_graph("WindowAttention", inputs, {"y": (HALF, 3)}, library, num_heads=2, window=4).run(None, inputs)
+
+
+@pytest.mark.parametrize("shape", [(2, 24, 2, 80), (1, 70, 1, 64), (3, 1, 2, 16)])
+def test_attention_in_frames_equals_its_onnx_function(library, shape):
+    compare(library, "FrameAttention", rotated(*shape), {"y": (HALF, 3)}, {"num_heads": shape[2]}, 1e-2)
+
+
+@pytest.mark.parametrize(
+    ("changed", "size"), [("query", (1, 7, 96)), ("key", (1, 6, 32)), ("qkv", (7, 96)), ("bias", (32,))]
+)
+def test_attention_in_frames_rejects_wrong_shapes(library, changed, size):
+    inputs = rotated(1, 7, 2, 16) | {changed: random(HALF, *size)}
+    with pytest.raises(Exception, match=r"tango\.FrameAttention: the shapes of the inputs do not match"):
+        open_graph("FrameAttention", inputs, {"y": (HALF, 3)}, library, num_heads=2).run(None, inputs)
 
 
 def test_a_session_takes_the_operators_where_the_library_is(library, tmp_path):
@@ -117,7 +158,8 @@ def test_a_session_takes_the_operators_where_the_library_is(library, tmp_path):
 
 def test_every_function_has_an_operator(library):
     """Products and attention over a cache are compared below."""
-    tower = {"VisionAttention", "RotatePatches", "RotateQueryKey", "PatchAttention", "WideRMSNorm", "AddWideRMSNorm"}
+    tower = {"VisionAttention", "RotatePatches", "RotateQueryKey", "FrameAttention", "WindowAttention"}
+    tower |= {"WideRMSNorm", "AddWideRMSNorm"}
     decoder = {"CachedAttention", "PositionedAttention", "AttentionShares"}
     quantized = ("Quantize", "WideRMSNorm", "AddWideRMSNorm", *ALSO_QUANTIZED)
     int8, fp8 = ({f"{kind}Linear", *(f"{op}{kind}" for op in quantized)} for kind in ("Int8", "Fp8"))

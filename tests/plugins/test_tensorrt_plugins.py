@@ -17,7 +17,20 @@ import pytest
 from tango_export.graph.operators import FP8_FUNCTIONS
 from tango_plugins.native_library import NATIVE
 from tests.plugins.attentions import Pass, Shape
-from tests.plugins.operators import FLOAT, HALF, RNG, ROWS, example, linear, open_graph, random, rotation, wide_norm
+from tests.plugins.operators import (
+    FLOAT,
+    HALF,
+    RNG,
+    ROWS,
+    example,
+    linear,
+    open_graph,
+    random,
+    rotated,
+    rotation,
+    wide_norm,
+    windows,
+)
 
 pytestmark = pytest.mark.nvcc
 
@@ -124,11 +137,11 @@ def test_norms_of_an_fp32_stream(run, emulated_plugins, types):
 
 def test_what_attention_of_patches_is_made_of(run, emulated_plugins):
     given, heads = rotation(2, 7, 3, 80), {"num_heads": 3}
-    compare(run, emulated_plugins, "RotatePatches", given, {"y": (HALF, 3)}, heads)
-    compare(run, emulated_plugins, "RotateQueryKey", given, {"query": (FLOAT, 3), "key": (FLOAT, 3)}, heads)
-    for window in (0, 2):
-        qkv = {"qkv": random(HALF, 2, 3, 5, 3 * 128)}
-        compare(run, emulated_plugins, "PatchAttention", qkv, {"y": (HALF, 4)}, {"num_heads": 2, "window": window})
+    for op, dtype in (("RotatePatches", HALF), ("RotateQueryKey", FLOAT)):
+        compare(run, emulated_plugins, op, given, {"query": (dtype, 3), "key": (dtype, 3)}, heads)
+    compare(run, emulated_plugins, "FrameAttention", rotated(2, 7, 3, 80), {"y": (HALF, 3)}, heads)
+    given = windows(2, 3, 5, 3, 80)
+    compare(run, emulated_plugins, "WindowAttention", given, {"y": (HALF, 4)}, heads | {"window": 2})
 
 
 @pytest.mark.parametrize("op", ["Linear", "LinearGelu"])

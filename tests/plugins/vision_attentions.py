@@ -9,9 +9,14 @@ import numpy as np
 import torch
 
 from tango_plugins import native_library, structs
+from tests.plugins.attentions import rotate
+from tests.plugins.patch_rotations import Rotation
+from tests.plugins.patch_rotations import Shape as Patches
 
 #: Of the result's norm: the weights and the result are rounded to fp16.
 TOLERANCE = 1e-3
+
+BIASES = ("query_bias", "key_bias", "value_bias")
 
 
 @dataclass(frozen=True)
@@ -36,14 +41,15 @@ class Vision:
     Args:
         shape: Of the attention.
         packed: One tensor [F, T, 3·H·d] holds all three; else each has rows of its own length, with NaN in between.
-        has_bias: Whether there is a bias.
+        has_bias: Whether there are biases, parts of the tensor ``bias`` [3·H·d].
+        rotates: Whether queries and keys are rotated, by random angles.
         scale: Of the queries and keys.
         path: The library; None takes the one that is installed.
         device: Where the tensors are.
     """
 
-    def __init__(self, shape, packed=True, has_bias=True, scale=1.0, path=None, device="cuda", seed=0):
-        self.shape, self.library, self.device = shape, native_library.load(path), device
+    def __init__(self, shape, packed=True, has_bias=True, scale=1.0, path=None, device="cuda", seed=0, rotates=False):
+        self.shape, self.library, self.path, self.device = shape, native_library.load(path), path, device
         width, rng = shape.heads * shape.head_dim, np.random.default_rng(seed)
         rows = shape.frames * shape.tokens
         gaps = (0, 0, 0) if packed else (8, 24, 16)
@@ -59,7 +65,11 @@ class Vision:
             ]
             self.tensors = {name: self.put(part) for name, part in zip(("query", "key", "value"), padded, strict=True)}
         if has_bias:
-            self.tensors["bias"] = self.put(rng.normal(size=3 * width).astype(np.float16))
+            self.bias = self.put(rng.normal(size=3 * width).astype(np.float16))
+            self.tensors |= dict(zip(BIASES, self.bias.chunk(3), strict=True))
+        if rotates:
+            angles = rng.normal(size=(shape.tokens, shape.head_dim // 2)).astype(np.float32)
+            self.tensors |= {"cosines": self.put(np.cos(angles)), "sines": self.put(np.sin(angles))}
         self.tensors["attn_out"] = self.put(np.full((rows, width), np.nan, np.float16))
 
     def put(self, array):
@@ -70,14 +80,23 @@ class Vision:
         shape = structs.TangoVisionAttentionShape(*vars(self.shape).values(), *(strides or self.strides))
         pointers = {name: tensor.data_ptr() for name, tensor in (self.tensors | tensors).items()}
         given = structs.TangoVisionAttentionTensors(**pointers)
-        queue = torch.cuda.current_stream().cuda_stream if self.device == "cuda" else 0
-        return self.library.tango_vision_attention_enqueue(ctypes.byref(shape), ctypes.byref(given), queue)
+        return self.library.tango_vision_attention_enqueue(ctypes.byref(shape), ctypes.byref(given), self.stream())
+
+    def stream(self):
+        """The current stream."""
+        return torch.cuda.current_stream().cuda_stream if self.device == "cuda" else 0
 
     def read(self, name):
         """A tensor in fp64, [F, T, H, d]."""
         shape = self.shape
         held = self.tensors[name][:, : shape.heads * shape.head_dim].cpu().numpy().astype(np.float64)
         return held.reshape(shape.frames, shape.tokens, shape.heads, shape.head_dim)
+
+    def biased(self, name):
+        """The same, with its bias."""
+        bias = self.tensors.get(f"{name}_bias")
+        held = self.read(name)
+        return held if bias is None else held + bias.cpu().numpy().astype(np.float64).reshape(held.shape[2:])
 
     def windows(self):
         """The tokens of each window."""
@@ -94,11 +113,11 @@ class Vision:
         """The attention of some frames in fp64, [frames, T, H·d]."""
         shape = self.shape
         frames = range(shape.frames) if frames is None else frames
-        bias = np.zeros((3, shape.heads, shape.head_dim))
-        if "bias" in self.tensors:
-            bias = self.tensors["bias"].cpu().numpy().astype(np.float64).reshape(bias.shape)
-        query, key, value = (self.read(name) + b for name, b in zip(("query", "key", "value"), bias, strict=True))
-        query = query.astype(np.float16).astype(np.float64)  # as tango/vision_attention.h says
+        query, key, value = (self.biased(name) for name in ("query", "key", "value"))
+        if "cosines" in self.tensors:
+            turns = [self.tensors[name].cpu().double().unsqueeze(1) for name in ("cosines", "sines")]
+            query, key = (narrow(rotate(torch.from_numpy(part), *turns).numpy()) for part in (query, key))
+        query = narrow(query)  # as tango/vision_attention.h says
         out = np.full((len(frames), shape.tokens, shape.heads, shape.head_dim), np.nan)
         for i, frame in enumerate(frames):
             for window in self.windows():
@@ -107,6 +126,24 @@ class Vision:
                 weights = np.exp(scores - scores.max(-1, keepdims=True))
                 out[i, window] = (weights / weights.sum(-1, keepdims=True) @ v).swapaxes(0, 1)
         return out.reshape(len(frames), shape.tokens, -1)
+
+
+def rotated_apart(found):
+    """The same attention of a packed tensor, of queries and keys that tango/patch_rotation.h has rotated before."""
+    shape, width = found.shape, found.shape.heads * found.shape.head_dim
+    rotation = Rotation(Patches(shape.frames, shape.tokens, shape.heads, shape.head_dim), found.path, found.device)
+    given = {"qkv": found.tensors["query"], "bias": found.bias}
+    rotated = rotation.outputs(torch.half)
+    assert rotation.enqueue(**given, cosines=found.tensors["cosines"], sines=found.tensors["sines"], **rotated) == 0
+    apart = Vision(shape, path=found.path, device=found.device, has_bias=False)
+    apart.strides = [width, width, found.strides[2]]
+    apart.tensors |= rotated | {name: found.tensors[name] for name in ("value", "value_bias")}
+    return apart
+
+
+def narrow(array):
+    """Numbers as fp16 holds them."""
+    return array.astype(np.float16).astype(np.float64)
 
 
 def check(found, frames=None, tolerance=TOLERANCE):

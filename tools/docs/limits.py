@@ -105,6 +105,7 @@ LIMITS = {
         Limit("heads / kv_heads · head_dim of a decoder", "tango_plugins.decoder:MAX_GROUP_WIDTH"),
         Limit("head_dim of a vision tower", "vision_attention.h:TANGO_MAX_VISION_HEAD_DIM"),
         Limit("patches along a side of an attention window", "vision_attention.h:TANGO_MAX_VISION_WINDOW"),
+        Limit("patches of an attention window with rotation", "vision_attention.h:TANGO_MAX_ROTATED_WINDOW"),
         Limit("width of a row in a norm", "norm.h:TANGO_MAX_NORM_WIDTH"),
     ),
     "bundle": (

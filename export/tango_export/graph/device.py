@@ -25,7 +25,10 @@ OPSETS = {"": 17, op.DOMAIN: 1}
 
 #: Operators that no engine of TensorRT was built with: it takes the portable form of their graphs.
 UNTRIED_IN_TENSORRT = frozenset(
-    ("PatchAttention", "PositionedAttention", "AttentionShares", "Int8Linear", "Fp8Linear", "Fp8LinearGelu")
+    (
+        *("FrameAttention", "WindowAttention", "PositionedAttention", "AttentionShares"),
+        *("Int8Linear", "Fp8Linear", "Fp8LinearGelu"),
+    )
 )
 
 #: What wide values are divided by in fp16: up to 1.6e7 fit, and what is lost of the smallest is below 1e-5.

@@ -1,7 +1,7 @@
 """The device form of attention among the patches of a frame of any size, whole or in windows (Qwen2.5-VL's tower).
 
-Patches stay row by row, and the operator reads the grid from the shape of its input. What each function takes and
-returns: :class:`tango_export.graph.builder.Form`.
+Patches stay row by row, and the operator for windows reads the grid from the shape of its input. What each function
+takes and returns: :class:`tango_export.graph.builder.Form`.
 """
 
 from __future__ import annotations
@@ -36,11 +36,14 @@ def patch_attention(
     g: GraphBuilder, name: str, qkv: Biased, grid: PatchGrid, heads: int, head_dim: int, windowed: bool
 ) -> str:
     cos, sin, shape = grid.shared
-    rotated = operator(g, "RotatePatches", [qkv.value, bias_of(qkv), cos, sin], f"{name}.rotated", num_heads=heads)
+    inputs = [qkv.value, bias_of(qkv), cos, sin]
+    if not windowed:
+        rotated = f"{name}.query", f"{name}.key"
+        operator(g, "RotatePatches", inputs, *rotated, num_heads=heads)
+        return operator(g, "FrameAttention", [*rotated, *inputs[:2]], name, num_heads=heads)
     if not g.has("grid.qkv"):
         ends = g.constant([0]), g.constant([3 * heads * head_dim])
         g.node("Concat", [ends[0], shape, ends[1]], "grid.qkv", axis=0)
-    rows = g.node("Reshape", [rotated, "grid.qkv"], f"{name}.grid")  # [F, R, C, 3 D]
-    window = grid.window if windowed else 0
-    mixed = operator(g, "PatchAttention", [rows], f"{name}.mixed", num_heads=heads, window=window)
+    rows = g.node("Reshape", [qkv.value, "grid.qkv"], f"{name}.grid")  # [F, R, C, 3 D]
+    mixed = operator(g, "WindowAttention", [rows, *inputs[1:]], f"{name}.mixed", num_heads=heads, window=grid.window)
     return g.reshape(mixed, name, 0, -1, heads * head_dim)

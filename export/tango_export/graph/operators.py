@@ -240,19 +240,18 @@ _ROTATION_STEPS = """
     flat = Constant <value_ints = [0, 0, -1]> ()
 """
 
-#: → the same with queries and keys rotated, [F, T, 3·H·d].
+#: → rotated queries and keys, [F, T, H·d] each.
 _ROTATE_PATCHES = f"""
-RotatePatches <num_heads> (qkv, bias, cosines, sines) => (y) {{
+RotatePatches <num_heads> (qkv, bias, cosines, sines) => (query_narrow, key_narrow) {{
 {_ROTATION_STEPS}
     query_flat = Reshape (query, flat)
     key_flat = Reshape (key, flat)
     query_narrow = CastLike (query_flat, qkv)
     key_narrow = CastLike (key_flat, qkv)
-    y = Concat <axis = 2> (query_narrow, key_narrow, value)
 }}
 """
 
-#: → queries and keys alone, [F, T, H·d] fp32 each.
+#: → the same, [F, T, H·d] fp32 each.
 _ROTATE_QUERY_KEY = f"""
 RotateQueryKey <num_heads> (qkv, bias, cosines, sines) => (query_flat, key_flat) {{
 {_ROTATION_STEPS}
@@ -261,31 +260,72 @@ RotateQueryKey <num_heads> (qkv, bias, cosines, sines) => (query_flat, key_flat)
 }}
 """
 
-#: Attention among the patches of each frame, or of each window of window² patches where the attribute is not 0: qkv
-#: [F, R, C, 3·H·d] → [F, R, C, H·d]. Windows are cut from the grid's first patch on.
-_PATCH_ATTENTION = """
-PatchAttention <num_heads, window> (qkv) => (y) {
-    zero = Constant <value_ints = [0]> ()
-    one = Constant <value_ints = [1]> ()
-    three = Constant <value_ints = [3]> ()
+#: From rotated queries and keys [F, T, H, d] to scores [F, H, T, T] fp32.
+_SCORE_STEPS = """
+    query_turned = Transpose <perm = [0, 2, 1, 3]> (query_narrow)
+    key_turned = Transpose <perm = [0, 2, 3, 1]> (key_narrow)
+    q = Cast <to = 1> (query_turned)
+    k = Cast <to = 1> (key_turned)
+    width = Shape <start = -1> (query_narrow)
+    width_fp32 = Cast <to = 1> (width)
+    root = Sqrt (width_fp32)
+    scaled = Div (q, root)
+    scores = MatMul (scaled, k)
+"""
+
+#: From masked scores and values [F, T, H·d] to their means, [F, T, H, d].
+_MEAN_STEPS = """
+    softmax = Softmax <axis = -1> (masked)
+    shares = CastLike (softmax, qkv)
+    value_heads = Reshape (value, split)
+    value_turned = Transpose <perm = [0, 2, 1, 3]> (value_heads)
+    mixed = MatMul (shares, value_turned)
+    mean = Transpose <perm = [0, 2, 1, 3]> (mixed)
+"""
+
+#: Attention among the patches of each frame: rotated queries and keys, [F, T, H·d] each; qkv [F, T, 3·H·d] and its bias
+#: [3·H·d], of which the values are read → [F, T, H·d].
+_FRAME_ATTENTION = f"""
+FrameAttention <num_heads> (query, key, qkv, bias) => (y) {{
+    biased = Add (qkv, bias)
+    query_before, key_before, value = Split <axis = 2> (biased)
+    same = Constant <value_ints = [0, 0]> ()
+    first = Constant <value_ints = [0]> ()
     rest = Constant <value_ints = [-1]> ()
+    heads_0 = Constant <value_int: int = @num_heads> ()
+    heads = Unsqueeze (heads_0, first)
+    split = Concat <axis = 0> (same, heads, rest)
+    query_narrow = Reshape (query, split)
+    key_narrow = Reshape (key, split)
+{_SCORE_STEPS}
+    masked = Identity (scores)
+{_MEAN_STEPS}
+    flat = Constant <value_ints = [0, 0, -1]> ()
+    y = Reshape (mean, flat)
+}}
+"""
+
+#: Attention among the patches of each window of window² patches, cut from the grid's first patch on, whose queries and
+#: keys it rotates: packed [F, R, C, 3·H·d], query, key and value of a patch one after the other; bias [3·H·d]; cosines
+#: and sines [R·C, d / 2] fp32 → [F, R, C, H·d].
+_WINDOW_ATTENTION = f"""
+WindowAttention <num_heads, window> (packed, bias, cosines, sines) => (y) {{
+    frames = Shape <start = 0, end = 1> (packed)
+    rows = Shape <start = 1, end = 2> (packed)
+    columns = Shape <start = 2, end = 3> (packed)
+    total = Shape <start = -1> (packed)
+    any = Constant <value_ints = [-1]> ()
+    by_patch = Concat <axis = 0> (frames, any, total)
+    qkv = Reshape (packed, by_patch)
+{_ROTATION_STEPS}
+    query_narrow = CastLike (query, qkv)
+    key_narrow = CastLike (key, qkv)
+{_SCORE_STEPS}
     zero_0 = Constant <value_int = 0> ()
     one_0 = Constant <value_int = 1> ()
-    heads_0 = Constant <value_int: int = @num_heads> ()
-    window_0 = Constant <value_int: int = @window> ()
-    heads = Unsqueeze (heads_0, zero)
-    frames = Shape <start = 0, end = 1> (qkv)
-    rows = Shape <start = 1, end = 2> (qkv)
-    columns = Shape <start = 2, end = 3> (qkv)
-    total = Shape <start = -1> (qkv)
-    parts = Mul (heads, three)
-    width = Div (total, parts)
-
-    rows_0 = Squeeze (rows, zero)
-    columns_0 = Squeeze (columns, zero)
-    longest = Max (rows_0, columns_0)
-    is_whole = Equal (window_0, zero_0)
-    edge = Where (is_whole, longest, window_0)
+    edge = Constant <value_int: int = @window> ()
+    rows_0 = Squeeze (rows, first)
+    columns_0 = Squeeze (columns, first)
     patches_0 = Mul (rows_0, columns_0)
     patch = Range (zero_0, patches_0, one_0)
     row = Div (patch, columns_0)
@@ -296,30 +336,12 @@ PatchAttention <num_heads, window> (qkv) => (y) {
     which = Add (windows_down, across)
     which_query = Unsqueeze (which, one)
     there = Equal (which_query, which)
-
-    split = Concat <axis = 0> (frames, rest, three, heads, width)
-    packed = Reshape (qkv, split)
-    turned = Transpose <perm = [2, 0, 3, 1, 4]> (packed)
-    query_1, key_1, value_1 = Split <axis = 0> (turned)
-    query = Squeeze (query_1, zero)
-    key = Squeeze (key_1, zero)
-    value = Squeeze (value_1, zero)
-    q = Cast <to = 1> (query)
-    k = Cast <to = 1> (key)
-    width_fp32 = Cast <to = 1> (width)
-    root = Sqrt (width_fp32)
-    scaled = Div (q, root)
-    k_columns = Transpose <perm = [0, 1, 3, 2]> (k)
-    scores = MatMul (scaled, k_columns)
-    lowest = Constant <value = float {-3.4028234663852886e38}> ()
+    lowest = Constant <value = float {{-3.4028234663852886e38}}> ()
     masked = Where (there, scores, lowest)
-    softmax = Softmax <axis = -1> (masked)
-    shares = CastLike (softmax, qkv)
-    mixed = MatMul (shares, value)
-    by_patch = Transpose <perm = [0, 2, 1, 3]> (mixed)
+{_MEAN_STEPS}
     grid = Concat <axis = 0> (frames, rows, columns, rest)
-    y = Reshape (by_patch, grid)
-}
+    y = Reshape (mean, grid)
+}}
 """
 
 #: Causal attention over a cache: qkv [T, (H + 2 G)·d], query, key and value of a token one after the other; bias
@@ -648,7 +670,8 @@ _TEXTS = (
     _VISION_ATTENTION,
     _ROTATE_PATCHES,
     _ROTATE_QUERY_KEY,
-    _PATCH_ATTENTION,
+    _FRAME_ATTENTION,
+    _WINDOW_ATTENTION,
     _CACHED_ATTENTION,
     _POSITIONED_ATTENTION,
     _ATTENTION_SHARES,

@@ -16,8 +16,8 @@ MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2757
 
 EPS = 1e-6
 
-#: What the kernels of its attention take of the width of a head.
-HEAD_DIM_MULTIPLE, MAX_HEAD_DIM = 16, 128
+#: What the kernels of its attention take of the width of a head, and of the patches of a window.
+HEAD_DIM_MULTIPLE, MAX_HEAD_DIM, MAX_WINDOW_PATCHES = 16, 128, 64
 
 #: Elements of fp16 in 16 bytes.
 _ROW = 8
@@ -168,6 +168,8 @@ def no_device_form(c: QwenVisionConfig) -> str | None:
     """Why the kernels of its attention do not take a tower; None where they do (tango/vision_attention.h)."""
     if c.head_dim % HEAD_DIM_MULTIPLE or c.head_dim > MAX_HEAD_DIM:
         return f"its heads are {c.head_dim} wide, no multiple of {HEAD_DIM_MULTIPLE} up to {MAX_HEAD_DIM}"
+    if c.window**2 > MAX_WINDOW_PATCHES:
+        return f"its attention has windows of {c.window}×{c.window} patches, more than {MAX_WINDOW_PATCHES} in all"
     return None
 
 

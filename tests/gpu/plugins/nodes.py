@@ -67,21 +67,38 @@ def norm(kind, types, without=(), device="cuda", **attributes):
     return Node(inputs, outputs, found.enqueue, {"epsilon": norms.EPSILON, **attributes})
 
 
-def vision(shape, has_bias, device="cuda", **attributes):
-    found = vision_attentions.Vision(shape, has_bias=has_bias, device=device)
-    grid = (shape.frames, shape.tokens) if has_bias else (shape.frames, shape.rows, shape.columns)
-    inputs = {"qkv": found.tensors["query"].view(*grid, -1)}  # which begins with the queries
-    if has_bias:
-        inputs["bias"] = found.tensors["bias"]
-    outputs = {"y": found.tensors["attn_out"].view(*grid, -1)}
-    return Node(inputs, outputs, found.enqueue, {"num_heads": shape.heads, **attributes})
+def vision(shape, device="cuda"):
+    found = vision_attentions.Vision(shape, device=device)
+    return _of_patches(found, {"qkv": found.tensors["query"], "bias": found.bias}, shape.frames, shape.tokens)
 
 
-def rotation(names, device="cuda"):
+def windows(shape, device="cuda"):
+    found = vision_attentions.Vision(shape, device=device, rotates=True)
+    inputs = {"qkv": found.tensors["query"], "bias": found.bias}
+    inputs |= {name: found.tensors[name] for name in ("cosines", "sines")}
+    return _of_patches(found, inputs, shape.frames, shape.rows, shape.columns, window=shape.window)
+
+
+def frames(shape, device="cuda"):
+    whole = vision_attentions.Vision(shape, device=device, rotates=True)
+    found = vision_attentions.rotated_apart(whole)
+    inputs = {name: found.tensors[name] for name in ("query", "key")}
+    inputs |= {"qkv": whole.tensors["query"], "bias": whole.bias}
+    return _of_patches(found, inputs, shape.frames, shape.tokens)
+
+
+def _of_patches(found, inputs, *lengths, **attributes):
+    """A node whose rows have the lengths as axes; a packed tensor begins with the queries."""
+    inputs = {name: x.view(*lengths, -1) if name in ("query", "key", "qkv") else x for name, x in inputs.items()}
+    outputs = {"y": found.tensors["attn_out"].view(*lengths, -1)}
+    return Node(inputs, outputs, found.enqueue, {"num_heads": found.shape.heads, **attributes})
+
+
+def rotation(dtype, device="cuda"):
     shape = patch_rotations.Shape(3, ROWS, 4, 80)
     found = patch_rotations.Rotation(shape, device=device)
-    outputs = {name: getattr(found, name) for name in names}
-    return Node(found.tensors, outputs, partial(found.enqueue, **outputs), {"num_heads": shape.heads})
+    outputs = found.outputs(dtype)
+    return Node(found.tensors, outputs, partial(found.enqueue, dtype, **outputs), {"num_heads": shape.heads})
 
 
 def product(form, device="cuda"):
@@ -149,6 +166,7 @@ def prune(device="cuda"):
 _GATES = ("gate", "gate_bias", "up", "up_bias")
 _TOWER = vision_attentions.Shape(3, 1, 729, 4, 72)
 _PATCHES = vision_attentions.Shape(3, 6, 10, 4, 80, 4)
+_FRAMES = vision_attentions.Shape(3, 1, 60, 4, 80)
 
 #: What makes a node, by the operator's name.
 NODES: dict[str, Callable[..., Node]] = {
@@ -163,10 +181,11 @@ NODES: dict[str, Callable[..., Node]] = {
     "AddRMSNorm": partial(norm, "rms", (SINGLE, HALF, HALF), ("bias", "beta")),
     "WideRMSNorm": partial(norm, "rms", (SINGLE, SINGLE, HALF), ("branch", "bias", "beta", "sum")),
     "AddWideRMSNorm": partial(norm, "rms", (SINGLE, HALF, HALF), ("beta",), scale=1.0),
-    "VisionAttention": partial(vision, _TOWER, has_bias=True),
-    "PatchAttention": partial(vision, _PATCHES, has_bias=False, window=_PATCHES.window),
-    "RotatePatches": partial(rotation, ("rotated",)),
-    "RotateQueryKey": partial(rotation, ("query", "key")),
+    "VisionAttention": partial(vision, _TOWER),
+    "FrameAttention": partial(frames, _FRAMES),
+    "WindowAttention": partial(windows, _PATCHES),
+    "RotatePatches": partial(rotation, torch.half),
+    "RotateQueryKey": partial(rotation, torch.float),
     "Linear": partial(linear, fp16.LINEAR),
     "LinearGelu": partial(linear, fp16.LINEAR_GELU),
     "PerChannelLinear": partial(product, "int8"),

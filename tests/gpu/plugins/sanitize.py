@@ -78,7 +78,7 @@ if __name__ == "__main__":
         ((9, 10), 80, 4),
         ((13, 17), 128, 0),
     ):
-        assert Vision(VisionShape(2, *tokens, 2, head_dim, window)).enqueue() == 0
+        assert Vision(VisionShape(2, *tokens, 2, head_dim, window), rotates=window > 0).enqueue() == 0
         torch.cuda.synchronize()
         print("vision attention", tokens, head_dim, window)
     for shape in (FrameShape(37, 53, 16, 21, gap=3), *SURFACES[::5]):

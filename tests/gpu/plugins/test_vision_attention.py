@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.plugins.vision_attentions import Shape, Vision, check
+from tests.plugins.vision_attentions import Shape, Vision, check, rotated_apart
 
 #: Frames of the released towers (SigLIP so400m, Qwen2.5-VL), and grids and heads at the edges of the kernels' tiles.
 SHAPES = [
@@ -45,11 +45,44 @@ def test_without_a_bias(shape):
     check(Vision(shape, has_bias=False))
 
 
+#: Of Qwen2.5-VL's tower, and windows that are cut off, of other heads, and of fewer patches.
+ROTATED = [
+    Shape(16, 36, 80, 16, 80, window=8),
+    Shape(3, 20, 36, 5, 80, window=8),
+    Shape(2, 13, 11, 3, 64, window=4),
+    Shape(40, 7, 9, 2, 128, window=8),
+    Shape(2, 9, 9, 7, 16, window=3),
+    Shape(5, 8, 8, 16, 80),
+]
+
+
+@pytest.mark.parametrize("shape", ROTATED, ids=str)
+@pytest.mark.parametrize(("packed", "has_bias"), [(True, True), (False, True), (True, False)])
+def test_with_a_rotation(shape, packed, has_bias):
+    check(Vision(shape, packed, has_bias, rotates=True), range(min(shape.frames, 3)))
+
+
+@pytest.mark.parametrize("shape", ROTATED, ids=str)
+def test_a_rotation_before_gives_the_same_bits(shape):
+    found = Vision(shape, rotates=True)
+    apart = rotated_apart(found)
+    assert (found.enqueue(), apart.enqueue()) == (0, 0)
+    assert torch.equal(found.tensors["attn_out"], apart.tensors["attn_out"])
+
+
+def test_whole_frames_after_a_rotation_equal_fp64():
+    """Only their values have a bias, which Hopper's kernel adds."""
+    whole = Vision(Shape(2, 36, 80, 4, 80), rotates=True)
+    apart = rotated_apart(whole)
+    apart.expected = whole.expected
+    check(apart)
+
+
 def test_keys_with_large_biases_overflow_nothing():
     found = Vision(Shape(2, 27, 27, 4, 72))
-    found.tensors["bias"][288:576:5] = 150.0
-    found.tensors["bias"][289:576:7] = -150.0
-    found.tensors["bias"][:288] *= 20
+    found.bias[288:576:5] = 150.0
+    found.bias[289:576:7] = -150.0
+    found.bias[:288] *= 20
     check(found)
 
 
@@ -63,7 +96,7 @@ def test_scores_far_apart(shape):
 
 @pytest.mark.parametrize("shape", [Shape(8, 27, 27, 16, 72), Shape(2, 36, 80, 16, 80, window=8)])
 def test_the_same_bits_every_time(shape):
-    found = Vision(shape)
+    found = Vision(shape, rotates=shape.window > 0)
     assert found.enqueue() == 0
     first = found.tensors["attn_out"].clone()
     for _ in range(200):
@@ -74,7 +107,7 @@ def test_the_same_bits_every_time(shape):
 
 @pytest.mark.parametrize("shape", [Shape(2, 27, 27, 2, 72), Shape(1, 20, 36, 2, 80, window=8)])
 def test_nothing_outside_of_the_output_is_written(shape):
-    found = Vision(shape)
+    found = Vision(shape, rotates=shape.window > 0)
     rows, width = found.tensors["attn_out"].shape
     around = torch.full((rows + 4, width), -77.0, dtype=torch.float16, device="cuda")
     assert found.enqueue(attn_out=around[2:]) == 0
@@ -89,8 +122,8 @@ def test_a_graph_replays_it():
     with torch.cuda.graph(graph):
         assert found.enqueue() == 0
     assert other.enqueue() == 0
-    for name in ("query", "bias"):  # a packed tensor: the query's rows hold keys and values too
-        found.tensors[name].copy_(other.tensors[name])
+    found.tensors["query"].copy_(other.tensors["query"])  # a packed tensor: its rows hold keys and values too
+    found.bias.copy_(other.bias)
     graph.replay()
     assert torch.equal(found.tensors["attn_out"], other.tensors["attn_out"])
 

@@ -81,6 +81,7 @@ def vision(library):
     from tests.plugins.vision_attentions import Shape, Vision, check
 
     check(Vision(Shape(1, 11, 13, 1, 72), path=library, device="cpu"))
+    check(Vision(Shape(1, 11, 13, 5, 80, window=8), path=library, device="cpu", rotates=True))
 
 
 def vision_sm90(library):

@@ -113,33 +113,51 @@ int enqueue_norm(const Call& call) {
     return kEnqueue(&shape, &tensors, call.stream);
 }
 
-int enqueue_vision_attention(const Call& call) {
-    const Tensor &qkv = call.inputs[0], &bias = call.inputs[1];
-    const int64_t heads = call.attributes[0].integer, width = qkv.dim(1) / 3;
-    if (qkv.shape.size() != 3 || !is_packed(qkv, heads) || !is_row_of(bias, qkv)) return mismatch();
-    if (qkv.size() == 0) return TANGO_OK;
-    TangoVisionAttentionShape shape = {};
-    shape.rows = 1;
-    if (int status = narrow({{qkv.dim(3), &shape.frames},
-                             {qkv.dim(2), &shape.columns},
+// Where the parts of a packed row, and those of a bias, begin.
+const void* part_of(const Tensor& packed, int part) {
+    return static_cast<const char*>(packed.data) + part * (packed.dim(1) / 3) * sizeof(uint16_t);
+}
+
+// Fills in what all attention of a tower takes of query, key and value of a token one after the other; `rows` and
+// `columns` are of the grid.
+int describe_attention(const Tensor& qkv, int64_t heads, int64_t rows, int64_t columns,
+                       TangoVisionAttentionShape& shape) {
+    const int64_t width = qkv.dim(1) / 3;
+    if (int status = narrow({{qkv.shape[0], &shape.frames},
+                             {rows, &shape.rows},
+                             {columns, &shape.columns},
                              {heads, &shape.heads},
                              {width / heads, &shape.head_dim},
                              {3 * width, &shape.query_stride}}))
         return status;
     shape.key_stride = shape.value_stride = shape.query_stride;
-    char* const data = static_cast<char*>(qkv.data);
-    const TangoVisionAttentionTensors tensors = {data, data + 2 * width, data + 4 * width, bias.data,
-                                                 call.outputs[0].data};
+    return TANGO_OK;
+}
+
+int enqueue_vision_attention(const Call& call) {
+    const Tensor &qkv = call.inputs[0], &bias = call.inputs[1];
+    const int64_t heads = call.attributes[0].integer;
+    if (qkv.shape.size() != 3 || !is_packed(qkv, heads) || !is_row_of(bias, qkv)) return mismatch();
+    if (qkv.size() == 0) return TANGO_OK;
+    TangoVisionAttentionShape shape = {};
+    if (int status = describe_attention(qkv, heads, 1, qkv.dim(2), shape)) return status;
+    const TangoVisionAttentionTensors tensors = {part_of(qkv, 0),  part_of(qkv, 1),  part_of(qkv, 2),
+                                                 part_of(bias, 0), part_of(bias, 1), part_of(bias, 2),
+                                                 nullptr,          nullptr,          call.outputs[0].data};
     return tango_vision_attention_enqueue(&shape, &tensors, call.stream);
 }
 
-// Inputs: qkv, bias, cosines, sines. Outputs: the rotated rows, or queries and keys.
-template <bool kRounded>
+// Whether cosines and sines are those of so many tokens' heads.
+bool is_angles(const Tensor& cosines, const Tensor& sines, int64_t tokens, int64_t head_dim) {
+    return cosines.shape == Lengths{tokens, head_dim / 2} && sines.shape == cosines.shape;
+}
+
+// Inputs: qkv, bias, cosines, sines. Outputs: queries and keys.
 int enqueue_patch_rotation(const Call& call) {
     const Tensor &qkv = call.inputs[0], &bias = call.inputs[1], &cosines = call.inputs[2], &sines = call.inputs[3];
     const int64_t heads = call.attributes[0].integer, width = qkv.dim(1) / 3;
     if (qkv.shape.size() != 3 || !is_packed(qkv, heads) || !is_row_of(bias, qkv) ||
-        cosines.shape != Lengths{qkv.dim(2), width / heads / 2} || sines.shape != cosines.shape)
+        !is_angles(cosines, sines, qkv.dim(2), width / heads))
         return mismatch();
     if (qkv.size() == 0) return TANGO_OK;
     TangoPatchRotationShape shape = {};
@@ -148,34 +166,52 @@ int enqueue_patch_rotation(const Call& call) {
                              {heads, &shape.heads},
                              {width / heads, &shape.head_dim}}))
         return status;
-    TangoPatchRotationTensors tensors = {qkv.data, bias.data, static_cast<const float*>(cosines.data),
-                                         static_cast<const float*>(sines.data)};
-    if (kRounded) {
-        tensors.rotated = call.outputs[0].data;
-    } else {
-        tensors.query = static_cast<float*>(call.outputs[0].data);
-        tensors.key = static_cast<float*>(call.outputs[1].data);
-    }
+    shape.dtype = dtype(call.signature.outputs[0]);
+    const TangoPatchRotationTensors tensors = {qkv.data,
+                                               bias.data,
+                                               static_cast<const float*>(cosines.data),
+                                               static_cast<const float*>(sines.data),
+                                               call.outputs[0].data,
+                                               call.outputs[1].data};
     return tango_patch_rotation_enqueue(&shape, &tensors, call.stream);
 }
 
-int enqueue_patch_attention(const Call& call) {
-    const Tensor& qkv = call.inputs[0];
+// Inputs: rotated queries and keys; qkv, of which the values are read, and its bias.
+int enqueue_frame_attention(const Call& call) {
+    const Tensor &query = call.inputs[0], &key = call.inputs[1], &qkv = call.inputs[2], &bias = call.inputs[3];
     const int64_t heads = call.attributes[0].integer, width = qkv.dim(1) / 3;
-    if (qkv.shape.size() != 4 || !is_packed(qkv, heads)) return mismatch();
+    if (qkv.shape.size() != 3 || !is_packed(qkv, heads) || !is_row_of(bias, qkv) ||
+        query.shape != Lengths{qkv.dim(3), qkv.dim(2), width} || key.shape != query.shape)
+        return mismatch();
     if (qkv.size() == 0) return TANGO_OK;
     TangoVisionAttentionShape shape = {};
-    if (int status = narrow({{qkv.dim(4), &shape.frames},
-                             {qkv.dim(3), &shape.rows},
-                             {qkv.dim(2), &shape.columns},
-                             {heads, &shape.heads},
-                             {width / heads, &shape.head_dim},
-                             {call.attributes[1].integer, &shape.window},
-                             {3 * width, &shape.query_stride}}))
-        return status;
-    shape.key_stride = shape.value_stride = shape.query_stride;
-    char* const data = static_cast<char*>(qkv.data);
-    const TangoVisionAttentionTensors tensors = {data, data + 2 * width, data + 4 * width, nullptr,
+    if (int status = describe_attention(qkv, heads, 1, qkv.dim(2), shape)) return status;
+    shape.query_stride = shape.key_stride = static_cast<int32_t>(width);
+    const TangoVisionAttentionTensors tensors = {query.data, key.data, part_of(qkv, 2),
+                                                 nullptr,    nullptr,  part_of(bias, 2),
+                                                 nullptr,    nullptr,  call.outputs[0].data};
+    return tango_vision_attention_enqueue(&shape, &tensors, call.stream);
+}
+
+// Inputs: qkv, bias, cosines, sines.
+int enqueue_window_attention(const Call& call) {
+    const Tensor &qkv = call.inputs[0], &bias = call.inputs[1], &cosines = call.inputs[2], &sines = call.inputs[3];
+    const int64_t heads = call.attributes[0].integer;
+    if (qkv.shape.size() != 4 || !is_packed(qkv, heads) || !is_row_of(bias, qkv) ||
+        !is_angles(cosines, sines, qkv.dim(3) * qkv.dim(2), qkv.dim(1) / 3 / heads))
+        return mismatch();
+    if (qkv.size() == 0) return TANGO_OK;
+    TangoVisionAttentionShape shape = {};
+    if (int status = describe_attention(qkv, heads, qkv.dim(3), qkv.dim(2), shape)) return status;
+    if (int status = narrow({{call.attributes[1].integer, &shape.window}})) return status;
+    const TangoVisionAttentionTensors tensors = {part_of(qkv, 0),
+                                                 part_of(qkv, 1),
+                                                 part_of(qkv, 2),
+                                                 part_of(bias, 0),
+                                                 part_of(bias, 1),
+                                                 part_of(bias, 2),
+                                                 static_cast<const float*>(cosines.data),
+                                                 static_cast<const float*>(sines.data),
                                                  call.outputs[0].data};
     return tango_vision_attention_enqueue(&shape, &tensors, call.stream);
 }
@@ -397,22 +433,23 @@ std::vector<Operator> make_plain() {
         {"VisionAttention", {heads}, {{{kHalf, kHalf}, {kHalf}}}, {part}, {}, enqueue_vision_attention},
         {"RotatePatches",
          {heads},
-         {{{kHalf, kHalf, kFloat, kFloat}, {kHalf}}},
-         {first},
+         {{{kHalf, kHalf, kFloat, kFloat}, {kHalf, kHalf}}},
+         {part, part},
          {},
-         enqueue_patch_rotation<true>},
+         enqueue_patch_rotation},
         {"RotateQueryKey",
          {heads},
          {{{kHalf, kHalf, kFloat, kFloat}, {kFloat, kFloat}}},
          {part, part},
          {},
-         enqueue_patch_rotation<false>},
-        {"PatchAttention",
+         enqueue_patch_rotation},
+        {"FrameAttention", {heads}, {{{kHalf, kHalf, kHalf, kHalf}, {kHalf}}}, {first}, {}, enqueue_frame_attention},
+        {"WindowAttention",
          {heads, window},
-         {{{kHalf}, {kHalf}}},
+         {{{kHalf, kHalf, kFloat, kFloat}, {kHalf}}},
          {{-1, {{0, 0}, {0, 1}, {0, 2}, {0, 3, -1, 3}}}},
          {},
-         enqueue_patch_attention},
+         enqueue_window_attention},
         {"Linear", {}, {{{kHalf, kHalf}, {kHalf}}}, {{0, {{1, 1}}}}, {}, enqueue_fp16_linear<false>},
         {"LinearGelu", {}, {{{kHalf, kHalf, kHalf}, {kHalf}}}, {{0, {{1, 1}}}}, {}, enqueue_fp16_linear<true>},
         {"PerChannelLinear", {}, {{{kHalf, kInt8, kFloat}, {kHalf}}}, {{0, {{1, 1}}}}, {}, enqueue_per_channel_linear},

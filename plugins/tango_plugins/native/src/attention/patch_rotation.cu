@@ -1,8 +1,10 @@
-// Rotation of a tower's queries and keys (tango/patch_rotation.h): a thread has eight dimensions of a head and their
-// partners half a head later. Memory bandwidth bounds it.
+// Rotation of a tower's queries and keys (tango/patch_rotation.h): a thread has eight dimensions of a patch's queries
+// or keys and their partners half a head later, in several heads, which have the same angles. Memory bandwidth bounds
+// it.
 #include <climits>
 
 #include "attention/flash.cuh"
+#include "attention/rotation.cuh"
 #include "common/check.h"
 #include "common/device.h"
 #include "tango/patch_rotation.h"
@@ -10,22 +12,24 @@
 namespace tango {
 namespace {
 
-constexpr int kThreads = 256;
+constexpr int kThreads = 256, kHeads = 4;  // of a thread, at most
 
 struct Job {
     TangoPatchRotationShape shape;
     TangoPatchRotationTensors tensors;
-    int parts;  // that are written: query and key, and value where `rotated` is
+
+    __host__ __device__ int strides() const {
+        return ceil_div(shape.heads, kHeads);
+    }  // from one of its heads to the next
+    __host__ __device__ int pieces() const { return shape.head_dim / 2 / Half8::kSize; }
+    __host__ __device__ int units() const { return 2 * strides() * pieces(); }  // of a patch
 };
 
 struct alignas(16) Float8 {
     float at[Half8::kSize];
 };
 
-// Eight columns of a row with their bias.
-__device__ inline Float8 load_biased(const Job& job, size_t row, int column) {
-    const int columns = 3 * job.shape.heads * job.shape.head_dim;
-    const Half8 vector = load(job.tensors.qkv, row * columns + column), bias = load(job.tensors.bias, column);
+__device__ inline Float8 widen(const Half8& vector, const Half8& bias) {
     Float8 sum;
 #pragma unroll
     for (int i = 0; i < Half8::kSize / 2; ++i) {
@@ -35,59 +39,56 @@ __device__ inline Float8 load_biased(const Job& job, size_t row, int column) {
     return sum;
 }
 
-__device__ inline void write(const Job& job, size_t row, int part, int column, const Float8& values) {
-    const int width = job.shape.heads * job.shape.head_dim;
-    if (job.tensors.rotated == nullptr) {
-        float* to = part == 0 ? job.tensors.query : job.tensors.key;
-        *reinterpret_cast<Float8*>(to + row * width + column) = values;
-        return;
-    }
+__device__ inline void write(float* to, const Float8& values) { *reinterpret_cast<Float8*>(to) = values; }
+
+__device__ inline void write(__half* to, const Float8& values) {
     Half8 narrow;
 #pragma unroll
     for (int i = 0; i < Half8::kSize / 2; ++i) narrow.at[i] = __floats2half2_rn(values.at[2 * i], values.at[2 * i + 1]);
-    store(job.tensors.rotated, row * 3 * width + part * width + column, narrow);
+    store(to, narrow);
 }
 
+template <typename T>
 __global__ void __launch_bounds__(kThreads) rotate_patches(Job job) {
     const TangoPatchRotationShape& shape = job.shape;
-    const int half = shape.head_dim / 2, pieces = half / Half8::kSize, units = job.parts * shape.heads * pieces;
-    const int index = blockIdx.x * kThreads + threadIdx.x, row = index / units, unit = index % units;
+    const TangoPatchRotationTensors& tensors = job.tensors;
+    const int half = shape.head_dim / 2, width = shape.heads * shape.head_dim, strides = job.strides();
+    const int index = blockIdx.x * kThreads + threadIdx.x, row = index / job.units(), unit = index % job.units();
     if (row >= shape.frames * shape.tokens) return;
-    const int part = unit / (shape.heads * pieces), head = unit / pieces % shape.heads;
-    const int d = unit % pieces * Half8::kSize, column = head * shape.head_dim + d;
-    const int from = part * shape.heads * shape.head_dim + column;
-    Float8 low = load_biased(job, row, from), high = load_biased(job, row, from + half);
-    if (part < 2) {
-        const size_t angle = static_cast<size_t>(row % shape.tokens) * half + d;
-        const Float8 cosines = *reinterpret_cast<const Float8*>(job.tensors.cosines + angle);
-        const Float8 sines = *reinterpret_cast<const Float8*>(job.tensors.sines + angle);
+    const int part = unit / (strides * job.pieces()), d = unit % job.pieces() * Half8::kSize;
+    const int first = unit / job.pieces() % strides * shape.head_dim + d, step = strides * shape.head_dim;
+    Half8 lows[kHeads], highs[kHeads];
 #pragma unroll
-        for (int i = 0; i < Half8::kSize; ++i) {
-            const float a = low.at[i], b = high.at[i];
-            low.at[i] = a * cosines.at[i] - b * sines.at[i];
-            high.at[i] = b * cosines.at[i] + a * sines.at[i];
+    for (int i = 0; i < kHeads; ++i)
+        if (const int column = first + i * step; column < width) {
+            const size_t from = static_cast<size_t>(row) * 3 * width + part * width + column;
+            lows[i] = load(tensors.qkv, from), highs[i] = load(tensors.qkv, from + half);
         }
-    }
-    write(job, row, part, column, low);
-    write(job, row, part, column + half, high);
+    const size_t angle = static_cast<size_t>(row % shape.tokens) * half + d;
+    const Float8 cosines = *reinterpret_cast<const Float8*>(tensors.cosines + angle);
+    const Float8 sines = *reinterpret_cast<const Float8*>(tensors.sines + angle);
+    T* const to = static_cast<T*>(part == 0 ? tensors.query : tensors.key) + static_cast<size_t>(row) * width;
+#pragma unroll
+    for (int i = 0; i < kHeads; ++i)
+        if (const int column = first + i * step; column < width) {
+            const int biased = part * width + column;
+            Float8 low = widen(lows[i], load(tensors.bias, biased));
+            Float8 high = widen(highs[i], load(tensors.bias, biased + half));
+#pragma unroll
+            for (int j = 0; j < Half8::kSize; ++j) rotate_pair(low.at[j], high.at[j], cosines.at[j], sines.at[j]);
+            write(to + column, low);
+            write(to + column + half, high);
+        }
 }
 
 int check_tensors(const TangoPatchRotationTensors& tensors) {
     const struct {
         const char* name;
         const void* pointer;
-        bool is_used;
-    } all[] = {{"qkv", tensors.qkv, true},
-               {"bias", tensors.bias, true},
-               {"cosines", tensors.cosines, true},
-               {"sines", tensors.sines, true},
-               {"rotated", tensors.rotated, tensors.rotated != nullptr},
-               {"query", tensors.query, tensors.rotated == nullptr},
-               {"key", tensors.key, tensors.rotated == nullptr}};
-    for (const auto& tensor : all) {
-        if (!tensor.is_used) continue;
+    } all[] = {{"qkv", tensors.qkv},     {"bias", tensors.bias},   {"cosines", tensors.cosines},
+               {"sines", tensors.sines}, {"query", tensors.query}, {"key", tensors.key}};
+    for (const auto& tensor : all)
         if (int status = check_pointer(tensor.name, tensor.pointer, 16)) return status;
-    }
     return TANGO_OK;
 }
 
@@ -96,12 +97,13 @@ int check_shape(const TangoPatchRotationShape& shape) {
                                    {"tokens", shape.tokens, 1, INT_MAX},
                                    {"heads", shape.heads, 1, 1 << 10},
                                    {"head_dim", shape.head_dim, 16, 1 << 10},
-                                   {"head_dim % 16", shape.head_dim % 16, 0, 0}}))
+                                   {"head_dim % 16", shape.head_dim % 16, 0, 0},
+                                   {"dtype", shape.dtype, TANGO_FP16, TANGO_FP32}}))
         return status;
     const long long rows = 1LL * shape.frames * shape.tokens;
     if (int status = check_ranges({{"frames * tokens", rows, 1, INT_MAX / kThreads}})) return status;
-    return check_ranges({{"frames * tokens * heads * head_dim / 16 * 3",
-                          rows * (3LL * shape.heads * (shape.head_dim / 16)), 1, INT_MAX - kThreads}});
+    return check_ranges({{"frames * tokens * heads * head_dim / 16 * 2",
+                          rows * (2LL * shape.heads * (shape.head_dim / 16)), 1, INT_MAX - kThreads}});
 }
 
 }  // namespace
@@ -114,9 +116,9 @@ int tango_patch_rotation_enqueue(const TangoPatchRotationShape* shape, const Tan
     if (int status = check_pointer("tensors", tensors, 1)) return status;
     if (int status = check_shape(*shape)) return status;
     if (int status = check_tensors(*tensors)) return status;
-    const Job job{*shape, *tensors, tensors->rotated != nullptr ? 3 : 2};
-    const int threads = shape->frames * shape->tokens * (job.parts * shape->heads * (shape->head_dim / 16));
-    return cuda_status(
-        launch(rotate_patches, job, ceil_div(threads, kThreads), kThreads, 0, static_cast<cudaStream_t>(stream)),
-        "rotation of patches");
+    const Job job{*shape, *tensors};
+    const int blocks = ceil_div(shape->frames * shape->tokens * job.units(), kThreads);
+    const auto kernel = shape->dtype == TANGO_FP16 ? rotate_patches<__half> : rotate_patches<float>;
+    return cuda_status(launch(kernel, job, blocks, kThreads, 0, static_cast<cudaStream_t>(stream)),
+                       "rotation of patches");
 }

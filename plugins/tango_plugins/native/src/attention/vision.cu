@@ -4,9 +4,14 @@
 // vision_attention() handles some query rows of a group, for one head after the other. It goes over the keys of a head
 // tile by tile, and copies the next tile meanwhile, also when that is the next head's. Small windows have one tile, so
 // only several heads let a block copy and compute at the same time.
+//
+// Where it rotates, a group is one tile of queries and one of keys. A thread rotates, in shared memory, some dimensions
+// of two queries and of their two keys, by angles that it keeps for all heads.
 #include "attention/vision.cuh"
 
 #include <climits>
+
+#include "attention/rotation.cuh"
 
 #include "common/check.h"
 #include "common/device.h"
@@ -24,14 +29,21 @@ struct Tile {
     // Bytes of a row in shared memory. It is odd in vectors: those of one column in eight adjacent rows are in
     // different banks.
     static constexpr int kPitch = (kVectors | 1) * 16;
-    static constexpr int kValues = kKeys * kPitch, kTileBytes = 2 * kValues;   // keys, then values
-    static constexpr int kBias = kRows * kPitch, kValueBias = kBias + kPitch;  // after a head's queries
+    static constexpr int kValues = kKeys * kPitch, kTileBytes = 2 * kValues;  // keys, then values
+    // After a head's queries come the biases: of queries, keys and values.
+    static constexpr int kBias = kRows * kPitch, kKeyBias = kBias + kPitch, kValueBias = kKeyBias + kPitch;
     static constexpr int kQueryBytes = kValueBias + kPitch;
 
     // There are two tiles, the queries of a head, and, if a block has several, those of the next.
     __device__ static int tile(int step) { return step % 2 * kTileBytes; }
     __device__ static int queries(int head) { return 2 * kTileBytes + head % 2 * kQueryBytes; }
     __host__ __device__ static int bytes(int heads) { return 2 * kTileBytes + (heads > 1 ? 2 : 1) * kQueryBytes; }
+
+    // Of an SM, whose shared memory holds as many; 0 leaves the number of registers to the compiler. Angles take many.
+    template <bool kRotates>
+    static constexpr int blocks() {
+        return kRotates && kWidth <= 80 ? 3 : 0;
+    }
 
     __device__ static uint32_t offset(int row, int vector) { return row * kPitch + vector * 16; }
 };
@@ -47,10 +59,64 @@ __device__ inline void clear_padding(const Pass& pass, int heads, unsigned char*
     const int vectors = pass.shape.head_dim / Half8::kSize, rows = T::bytes(heads) / T::kPitch;
     for (int i = threadIdx.x; i < rows; i += T::kThreads)
         for (int vector = vectors; vector < T::kVectors; ++vector) store(shared + T::offset(i, vector), Half8{});
-    if (pass.tensors.bias != nullptr) return;
-    for (int i = threadIdx.x; i < 2 * vectors; i += T::kThreads)
-        store(shared + T::queries(i % 2 % heads) + T::kValueBias + i / 2 * 16, Half8{});
+#pragma unroll 1
+    for (int i = threadIdx.x; i < 2 * 3 * vectors; i += T::kThreads) {
+        const int part = i / 2 % 3, vector = i / 6;
+        const TangoVisionAttentionTensors& tensors = pass.tensors;
+        const void* bias = part == 0 ? tensors.query_bias : part == 1 ? tensors.key_bias : tensors.value_bias;
+        unsigned char* const to = shared + T::queries(i % 2 % heads) + T::kBias + part * T::kPitch;
+        if (bias == nullptr) store(to + vector * 16, Half8{});
+    }
 }
+
+// Cosines and sines of the tokens whose rows a thread rotates: the warp's row of its lane / 4, and that + 8. Of a
+// vector of eight dimensions it has the two of its lane % 4, and their partners half a head later.
+template <typename T>
+struct Angles {
+    static constexpr int kVectors = T::kVectors / 2;  // the most that half a head has
+
+    float2 cosines[2][kVectors], sines[2][kVectors];
+
+    __device__ void load(const Pass& pass, const Group& group, int warp_first) {
+        const int half = pass.shape.head_dim / 2, first = group.first % (pass.shape.rows * pass.shape.columns);
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            const int row = min(warp_first + lane_id() / 4 + 8 * i, group.size - 1);
+            const int at = (first + group.offset(row)) * half + lane_id() % 4 * 2;
+#pragma unroll
+            for (int v = 0; v < kVectors; ++v)
+                if (v * Half8::kSize < half) {
+                    cosines[i][v] = *reinterpret_cast<const float2*>(pass.tensors.cosines + at + v * Half8::kSize);
+                    sines[i][v] = *reinterpret_cast<const float2*>(pass.tensors.sines + at + v * Half8::kSize);
+                }
+        }
+    }
+
+    // Adds the bias to the warp's rows, and rotates them.
+    __device__ void rotate(const Pass& pass, unsigned char* rows, const unsigned char* bias) const {
+        const int half = pass.shape.head_dim / 2, partner = half * sizeof(__half), column = lane_id() % 4 * 4;
+#pragma unroll
+        for (int v = 0; v < kVectors; ++v) {
+            if (v * Half8::kSize >= half) continue;
+            const float2 low_bias = read(bias + v * 16 + column), high_bias = read(bias + v * 16 + column + partner);
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                unsigned char* at = rows + T::offset(lane_id() / 4 + 8 * i, v) + column;
+                float2 low = read(at), high = read(at + partner);
+                low.x += low_bias.x, low.y += low_bias.y, high.x += high_bias.x, high.y += high_bias.y;
+                rotate_pair(low.x, high.x, cosines[i][v].x, sines[i][v].x);
+                rotate_pair(low.y, high.y, cosines[i][v].y, sines[i][v].y);
+                *reinterpret_cast<__half2*>(at) = __floats2half2_rn(low.x, low.y);
+                *reinterpret_cast<__half2*>(at + partner) = __floats2half2_rn(high.x, high.y);
+            }
+        }
+    }
+
+  private:
+    __device__ static float2 read(const unsigned char* pair) {
+        return __half22float2(*reinterpret_cast<const __half2*>(pair));
+    }
+};
 
 // Adds the queries' bias to the rows of a warp.
 template <typename T>
@@ -110,8 +176,10 @@ __device__ inline void write_rows(const VisionPass& pass, const Group& group, co
     }
 }
 
-template <typename T>
-__global__ void __launch_bounds__(T::kThreads) vision_attention(Pass pass) {
+template <typename T, bool kRotates>
+__global__ void __launch_bounds__(T::kThreads, T::template blocks<kRotates>()) vision_attention(Pass pass) {
+    static_assert(!kRotates || (T::kKeys == TANGO_MAX_ROTATED_WINDOW && T::kRows == T::kKeys && T::kFragments == 1),
+                  "a warp rotates its 16 queries and their keys");
     unsigned char* shared = reinterpret_cast<unsigned char*>(shared_memory());
     const SharedAddress base = shared_address(shared);
     const TangoVisionAttentionShape& shape = pass.shape;
@@ -129,7 +197,9 @@ __global__ void __launch_bounds__(T::kThreads) vision_attention(Pass pass) {
         const SharedAddress to = base + T::tile(step), queries = base + T::queries(head);
         const int h = first_head + head, d = shape.head_dim;
         if (key == 0) {
-            copy_bias(pass, h, queries + T::kBias, queries + T::kValueBias);
+            copy_bias(queries + T::kBias, pass.tensors.query_bias, h, d, 0);
+            copy_bias(queries + T::kValueBias, pass.tensors.value_bias, h, d, 1);
+            if (kRotates) copy_bias(queries + T::kKeyBias, pass.tensors.key_bias, h, d, 2);
             copy_rows<kThreads, kVectors, T::kRows, kPitch, 16>(queries, pass.query(group, h), shape.query_stride, d,
                                                                 group, first);
         }
@@ -140,6 +210,8 @@ __global__ void __launch_bounds__(T::kThreads) vision_attention(Pass pass) {
     };
     copy_step(0, 0, 0);
     const int warp_first = warp_id() * T::kWarpRows;
+    Angles<T> angles;
+    if (kRotates) angles.load(pass, group, warp_first);
     RowState<T> rows;
     int head = 0, key = 0;  // of this step
 #pragma unroll 1
@@ -149,9 +221,15 @@ __global__ void __launch_bounds__(T::kThreads) vision_attention(Pass pass) {
         const bool is_last = key + T::kKeys >= group.size;
         const int next_head = is_last ? head + 1 : head, next_key = is_last ? 0 : key + T::kKeys;
         if (next_head < heads) copy_step(step + 1, next_head, next_key);
+        const int queries = T::queries(head);
+        if (kRotates) {
+            const int warp_rows = T::offset(warp_first, 0);
+            angles.rotate(pass, shared + queries + warp_rows, shared + queries + T::kBias);
+            angles.rotate(pass, shared + T::tile(step) + warp_rows, shared + queries + T::kKeyBias);
+            __syncthreads();
+        }
         if (first + warp_first < group.size) {
-            const int queries = T::queries(head);
-            if (key == 0 && pass.tensors.bias != nullptr) add_bias<T>(shared + queries, warp_first);
+            if (!kRotates && key == 0 && pass.tensors.query_bias != nullptr) add_bias<T>(shared + queries, warp_first);
             Scores<T> scores = {};
             compute_qk<T>(scores, base + queries, base + T::tile(step), warp_first);
             if (key + T::kKeys > group.size) mask<T>(scores, key, group.size);
@@ -172,7 +250,12 @@ cudaError_t launch_attention(const VisionPass& pass, cudaStream_t stream) {
     const int most = pass.largest_group() <= T::kKeys ? kHeadsOfOneTile : 1;
     const int heads = pass.shape.heads < most ? pass.shape.heads : most;
     const int blocks = pass.groups() * ceil_div(pass.shape.heads, heads) * ceil_div(pass.largest_group(), T::kRows);
-    return launch(vision_attention<T>, Pass{pass, heads}, blocks, T::kThreads, T::bytes(heads), stream);
+    const auto enqueue = [&](auto kernel) {
+        return launch(kernel, Pass{pass, heads}, blocks, T::kThreads, T::bytes(heads), stream);
+    };
+    if constexpr (T::kRows == T::kKeys)
+        if (pass.tensors.cosines != nullptr) return enqueue(vision_attention<T, true>);
+    return enqueue(vision_attention<T, false>);
 }
 
 // Large tiles read less shared memory per row. Small tiles waste less where a group has few rows.
@@ -222,11 +305,28 @@ int check_tensors(const TangoVisionAttentionTensors& tensors) {
     const struct {
         const char* name;
         const void* pointer;
-    } all[] = {
-        {"query", tensors.query}, {"key", tensors.key}, {"value", tensors.value}, {"attn_out", tensors.attn_out}};
-    for (const auto& tensor : all)
+        bool may_be_null;
+    } all[] = {{"query", tensors.query, false},
+               {"key", tensors.key, false},
+               {"value", tensors.value, false},
+               {"query_bias", tensors.query_bias, true},
+               {"key_bias", tensors.key_bias, true},
+               {"value_bias", tensors.value_bias, true},
+               {"cosines", tensors.cosines, tensors.sines == nullptr},
+               {"sines", tensors.sines, tensors.cosines == nullptr},
+               {"attn_out", tensors.attn_out, false}};
+    for (const auto& tensor : all) {
+        if (tensor.pointer == nullptr && tensor.may_be_null) continue;
         if (int status = check_pointer(tensor.name, tensor.pointer, 16)) return status;
-    return tensors.bias == nullptr ? TANGO_OK : check_pointer("bias", tensors.bias, 16);
+    }
+    return TANGO_OK;
+}
+
+// What a rotation needs: whole vectors in half a head, and all keys in one tile.
+int check_rotation(const VisionPass& pass) {
+    if (int status = check_ranges({{"head_dim % 16, of heads that are rotated", pass.shape.head_dim % 16, 0, 0}}))
+        return status;
+    return check_ranges({{"patches of a window with rotation", pass.largest_group(), 1, TANGO_MAX_ROTATED_WINDOW}});
 }
 
 }  // namespace
@@ -245,5 +345,6 @@ int tango_vision_attention_enqueue(const TangoVisionAttentionShape* shape, const
     pass.windows_down = ceil_div(shape->rows, pass.window_rows);
     pass.windows_across = ceil_div(shape->columns, pass.window_columns);
     pass.scale = kLog2E / sqrtf(static_cast<float>(shape->head_dim));
+    if (int status = tensors->cosines == nullptr ? TANGO_OK : check_rotation(pass)) return status;
     return cuda_status(launch_attention(pass, static_cast<cudaStream_t>(stream)), "vision attention");
 }

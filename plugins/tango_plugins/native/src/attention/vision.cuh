@@ -92,14 +92,11 @@ __device__ inline void copy_rows(SharedAddress to, const __half* from, int strid
     }
 }
 
-// Starts copying the bias of a head's queries to one place and that of its values to another. A thread copies a vector.
-__device__ inline void copy_bias(const VisionPass& pass, int head, SharedAddress queries, SharedAddress values) {
-    const int vector = threadIdx.x / 2, vectors = pass.shape.head_dim / Half8::kSize;
-    if (pass.tensors.bias == nullptr || vector >= vectors) return;
-    const bool is_value = threadIdx.x % 2;
-    const int from = ((is_value ? 2 * pass.shape.heads : 0) + head) * vectors + vector;
-    copy_async((is_value ? values : queries) + vector * 16,
-               static_cast<const __half*>(pass.tensors.bias) + from * Half8::kSize);
+// Starts copying a head's part of a bias, unless it is null. A thread of the warp copies a vector.
+__device__ inline void copy_bias(SharedAddress to, const void* bias, int head, int head_dim, int warp) {
+    const int d = lane_id() * Half8::kSize;
+    if (bias == nullptr || warp_id() != warp || d >= head_dim) return;
+    copy_async(to + d * sizeof(__half), static_cast<const __half*>(bias) + head * head_dim + d);
 }
 
 cudaError_t vision_attention_sm90(const VisionPass& pass, int sms, cudaStream_t stream);

@@ -62,7 +62,9 @@ class Producer {
             queries.wait_emptied();
             const __half *query = pass_.query(work.group, work.head), *key = pass_.key(work.group, work.head);
             const __half* value = pass_.value(work.group, work.head);
-            copy_bias(pass_, work.head, queries.buffer() + T::kBias, queries.buffer() + T::kValueBias);
+            const TangoVisionAttentionTensors& tensors = pass_.tensors;
+            copy_bias(queries.buffer() + T::kBias, tensors.query_bias, work.head, pass_.shape.head_dim, 0);
+            copy_bias(queries.buffer() + T::kValueBias, tensors.value_bias, work.head, pass_.shape.head_dim, 1);
             copy_rows<kGroupThreads, T::kValueVectors, T::kRows, 16, T::kQueryPitch>(
                 queries.buffer(), query, pass_.shape.query_stride, pass_.shape.head_dim, work.group, work.first);
             pass_on(queries, work);
@@ -127,7 +129,7 @@ class Consumer {
 #pragma unroll
         for (int k = 0; k < kWidthSteps; ++k)
             load_matrices(queries_[k], row + (2 * k + lane_id() / 16) * T::kQueryPitch);
-        if (pass_.tensors.bias == nullptr) return;
+        if (pass_.tensors.query_bias == nullptr) return;
 #pragma unroll
         for (int k = 0; k < kWidthSteps; ++k)
 #pragma unroll
