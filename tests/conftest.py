@@ -99,7 +99,7 @@ def emulated_plugins(tmp_path_factory: pytest.TempPathFactory, tensorrt_headers:
     """The CUDA library's operators as plugins of TensorRT, and as ONNX Runtime's operators, for a CPU."""
     from tests.plugins.cuda_emulator import compiled
 
-    kernels = ("attention", "vision", "rotation", "norm", "activation", "linear", "products")
+    kernels = ("attention", "vision", "rotation", "patches", "norm", "activation", "linear", "products")
     parts = (*kernels, "operators", "onnxruntime", "tensorrt")
     flags = ("-Wno-deprecated-declarations",)
     return compiled(tmp_path_factory.mktemp("plugins"), *parts, flags=flags, headers=tensorrt_headers)

@@ -75,6 +75,11 @@ _ARGUMENTS: dict[str, tuple[Any, ...]] = {
         POINTER(structs.TangoPatchRotationTensors),
         c_void_p,
     ),
+    "tango_patches_enqueue": (
+        POINTER(structs.TangoPatchesShape),
+        POINTER(structs.TangoPatchesTensors),
+        c_void_p,
+    ),
     "tango_vision_attention_enqueue": (
         POINTER(structs.TangoVisionAttentionShape),
         POINTER(structs.TangoVisionAttentionTensors),

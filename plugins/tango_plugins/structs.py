@@ -134,6 +134,18 @@ class TangoPatchRotationTensors(ctypes.Structure):
     _fields_ = _pointers("qkv", "bias", "cosines", "sines", "query", "key")
 
 
+class TangoPatchesShape(ctypes.Structure):
+    """The struct of tango/patches.h."""
+
+    _fields_ = _integers("frames", "steps", "rows", "columns", "size")
+
+
+class TangoPatchesTensors(ctypes.Structure):
+    """The struct of tango/patches.h."""
+
+    _fields_ = _pointers("pixels", "mean", "deviation", "patches")
+
+
 class TangoPruneParams(ctypes.Structure):
     """The struct of tango/prune.h."""
 
@@ -220,6 +232,8 @@ STRUCTS = (
     TangoNormTensors,
     TangoPatchRotationShape,
     TangoPatchRotationTensors,
+    TangoPatchesShape,
+    TangoPatchesTensors,
     TangoPruneParams,
     TangoPruneShape,
     TangoPruneTensors,

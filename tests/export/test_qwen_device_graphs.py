@@ -80,7 +80,7 @@ def test_every_layer_is_an_operator_and_nothing_is_left(qwen_bundle):
     tower, decoder = (onnx.load(folder / f"{name}.device.onnx") for name in ("vision", "decoder"))
     kinds = Counter(node.op_type for node in tower.graph.node)
     layers = {"WindowAttention": 2, "FrameAttention": 2, "RotatePatches": 2, "RotateQueryKey": 1}
-    layers |= {"BiasSwiGLU": 4, "WideRMSNorm": 1}
+    layers |= {"Patches": 1, "BiasSwiGLU": 4, "WideRMSNorm": 1}
     assert {kind: kinds[kind] for kind in layers} == layers
     assert kinds["AddWideRMSNorm"] == 2 * 4
     assert not kinds.keys() & {"Where", "Sigmoid", "Sqrt", "Erf", "Less"}

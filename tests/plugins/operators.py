@@ -109,3 +109,9 @@ def rotated(frames, tokens, heads, head_dim):
     width = heads * head_dim
     parts = {name: random(HALF, frames, tokens, width) for name in ("query", "key")}
     return parts | {"qkv": random(HALF, frames, tokens, 3 * width), "bias": random(HALF, 3 * width)}
+
+
+def pixels(frames, steps, rows, columns):
+    """Inputs of patches."""
+    given = RNG.integers(0, 256, (frames, steps, rows, columns, 3), dtype=np.uint8)
+    return {"pixels": given, "mean": random(FLOAT, 3), "deviation": np.abs(random(FLOAT, 3)) + FLOAT(0.1)}

@@ -92,6 +92,7 @@ namespace {
 DataType convert(const char* type) {
     return std::strcmp(type, "float16") == 0   ? DataType::kHALF
            : std::strcmp(type, "int8") == 0    ? DataType::kINT8
+           : std::strcmp(type, "uint8") == 0   ? DataType::kUINT8
            : std::strcmp(type, "float32") == 0 ? DataType::kFLOAT
                                                : DataType::kINT32;
 }

@@ -28,6 +28,7 @@ from tests.plugins.operators import (
     example,
     linear,
     open_graph,
+    pixels,
     random,
     rotated,
     rotation,
@@ -38,7 +39,8 @@ from tests.plugins.operators import (
 pytestmark = pytest.mark.nvcc
 
 #: The library in full, but for what decodes and prunes.
-PARTS = ("attention", "vision", "rotation", "norm", "activation", "linear", "products", "operators", "onnxruntime")
+PARTS = ("attention", "vision", "rotation", "patches", "norm", "activation", "linear", "products")
+PARTS = (*PARTS, "operators", "onnxruntime")
 
 
 FP8 = np.dtype(ml_dtypes.float8_e4m3fn)
@@ -105,6 +107,27 @@ def test_rotation_of_patches_rejects_wrong_shapes(library, changed, size):
         open_graph("RotatePatches", inputs, outputs, library, num_heads=2).run(None, inputs)
 
 
+@pytest.mark.parametrize("shape", [(2, 2, 28, 42), (0, 1, 14, 14), (1, 3, 14, 700)])
+def test_patches_equal_their_onnx_function(library, shape):
+    compare(library, "Patches", pixels(*shape), {"patches": (HALF, 6)}, {"size": 14}, 0)
+
+
+@pytest.mark.parametrize(
+    ("changed", "size", "words"),
+    [
+        ("mean", (4,), "the shapes of the inputs do not match"),
+        ("deviation", (1, 3), "the shapes of the inputs do not match"),
+        ("pixels", (1, 2, 28, 28, 4), "the shapes of the inputs do not match"),
+        ("pixels", (1, 2, 28, 27, 3), "columns is 27: it must be a multiple of 14"),
+    ],
+)
+def test_patches_reject_wrong_shapes(library, changed, size, words):
+    inputs = pixels(1, 2, 28, 28)
+    inputs[changed] = np.zeros(size, inputs[changed].dtype)
+    with pytest.raises(Exception, match=rf"tango\.Patches: {words}"):
+        open_graph("Patches", inputs, {"patches": (HALF, 6)}, library, size=14).run(None, inputs)
+
+
 @pytest.mark.parametrize("window", [2, 4, 8])
 @pytest.mark.parametrize(("frames", "rows", "columns"), [(2, 4, 6), (1, 7, 9), (3, 1, 1)])
 def test_attention_in_windows_equals_its_onnx_function(library, frames, rows, columns, window):
@@ -159,7 +182,7 @@ def test_a_session_takes_the_operators_where_the_library_is(library, tmp_path):
 def test_every_function_has_an_operator(library):
     """Products and attention over a cache are compared below."""
     tower = {"VisionAttention", "RotatePatches", "RotateQueryKey", "FrameAttention", "WindowAttention"}
-    tower |= {"WideRMSNorm", "AddWideRMSNorm"}
+    tower |= {"Patches", "WideRMSNorm", "AddWideRMSNorm"}
     decoder = {"CachedAttention", "PositionedAttention", "AttentionShares"}
     quantized = ("Quantize", "WideRMSNorm", "AddWideRMSNorm", *ALSO_QUANTIZED)
     int8, fp8 = ({f"{kind}Linear", *(f"{op}{kind}" for op in quantized)} for kind in ("Int8", "Fp8"))

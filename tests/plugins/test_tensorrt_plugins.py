@@ -25,6 +25,7 @@ from tests.plugins.operators import (
     example,
     linear,
     open_graph,
+    pixels,
     random,
     rotated,
     rotation,
@@ -142,6 +143,7 @@ def test_what_attention_of_patches_is_made_of(run, emulated_plugins):
     compare(run, emulated_plugins, "FrameAttention", rotated(2, 7, 3, 80), {"y": (HALF, 3)}, heads)
     given = windows(2, 3, 5, 3, 80)
     compare(run, emulated_plugins, "WindowAttention", given, {"y": (HALF, 4)}, heads | {"window": 2})
+    compare(run, emulated_plugins, "Patches", pixels(2, 2, 28, 42), {"patches": (HALF, 6)}, {"size": 14})
 
 
 @pytest.mark.parametrize("op", ["Linear", "LinearGelu"])

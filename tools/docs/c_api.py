@@ -15,6 +15,7 @@ HEADERS = (
     "prune.h",
     "thin.h",
     "frames.h",
+    "patches.h",
     "rows.h",
     "linear.h",
     "fp8.h",

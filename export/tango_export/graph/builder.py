@@ -202,6 +202,8 @@ class Form:
         gelu_tanh: (g, name, x) → the same shape; the tanh approximation.
         swiglu: (g, name, gate, up, wide) → silu(gate) · up, for a wide product where ``wide`` is set.
         attention: (g, name, query, key and value side by side [F, T, 3 D], T, heads, head_dim) → [F, T, D].
+        patch_pixels: (g, frames uint8 [F, S, H, W, 3], mean, deviation, size) → (R, C, patches [F, R, C, ...]), whose
+            pixels are by step, row, column and channel: (pixel / 255 − mean) / deviation, both [3] fp32.
         patch_grid: (g, R, C, window, head_dim) → the grid: prepares what the attention of all layers shares.
         patch_query_key: (g, name, qkv [F, R·C, 3 D], grid, heads, head_dim) → (queries, keys), rotated by row and
             column, [F, R·C, heads, head_dim] fp32 each.
@@ -226,6 +228,7 @@ class Form:
     gelu_tanh: Callable[[GraphBuilder, str, Biased], str]
     swiglu: Callable[[GraphBuilder, str, Biased, Biased, bool], str]
     attention: Callable[[GraphBuilder, str, Biased, int, int, int], str]
+    patch_pixels: Callable[[GraphBuilder, str, str, str, int], tuple[str, str, str]]
     patch_grid: Callable[[GraphBuilder, str, str, int, int], PatchGrid]
     patch_query_key: Callable[[GraphBuilder, str, Biased, PatchGrid, int, int], tuple[str, str]]
     patch_attention: Callable[[GraphBuilder, str, Biased, PatchGrid, int, int, bool], str]

@@ -26,7 +26,7 @@ OPSETS = {"": 17, op.DOMAIN: 1}
 #: Operators that no engine of TensorRT was built with: it takes the portable form of their graphs.
 UNTRIED_IN_TENSORRT = frozenset(
     (
-        *("FrameAttention", "WindowAttention", "PositionedAttention", "AttentionShares"),
+        *("Patches", "FrameAttention", "WindowAttention", "PositionedAttention", "AttentionShares"),
         *("Int8Linear", "Fp8Linear", "Fp8LinearGelu"),
     )
 )

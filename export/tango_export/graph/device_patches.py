@@ -6,17 +6,24 @@ takes and returns: :class:`tango_export.graph.builder.Form`.
 
 from __future__ import annotations
 
+from tango_export.graph import patches
 from tango_export.graph.builder import Biased, GraphBuilder, PatchGrid
 from tango_export.graph.device import bias_of, operator
 from tango_export.graph.integers import integers
-from tango_export.graph.patches import patch_angles
+
+
+def patch_pixels(g: GraphBuilder, frames: str, mean: str, deviation: str, size: int) -> tuple[str, str, str]:
+    if g.dtype == "float32":
+        return patches.patch_pixels(g, frames, mean, deviation, size)
+    cut = operator(g, "Patches", [frames, mean, deviation], "patches", size=size)  # [F, R, C, S, size, 3 size]
+    return patches.length_of(g, cut, 1, "rows"), patches.length_of(g, cut, 2, "columns"), cut
 
 
 def patch_grid(g: GraphBuilder, rows: str, columns: str, window: int, head_dim: int) -> PatchGrid:
     """Its shared values: cosines and sines [R·C, head_dim / 2] fp32, and the grid as a shape, [2] int64."""
     R, C = integers(g, "grid", rows, columns)
     patch = (R * C).range()
-    angles = patch_angles(g, "grid", patch // C, patch % C, head_dim)
+    angles = patches.patch_angles(g, "grid", patch // C, patch % C, head_dim)
     turns = [g.node(kind, [angles], f"grid.{kind.lower()}") for kind in ("Cos", "Sin")]
     lengths = [g.node("Unsqueeze", [x.name, g.constant([0])], f"{x.name}.length") for x in (R, C)]
     return PatchGrid(rows, columns, window, (*turns, g.node("Concat", lengths, "grid.shape", axis=0)))

@@ -209,6 +209,32 @@ VisionAttention <num_heads> (qkv, bias) => (y) {
 }
 """
 
+#: Pixels uint8 [F, S, H, W, 3], and mean and deviation of their channels [3] fp32 → normalized patches of size² pixels
+#: in S steps, [F, H / size, W / size, S, size, 3·size] fp16.
+_PATCHES = """
+Patches <size> (pixels, mean, deviation) => (patches) {
+    wide = Cast <to = 1> (pixels)
+    most = Constant <value = float {255.0}> ()
+    unit = Div (wide, most)
+    centered = Sub (unit, mean)
+    scaled = Div (centered, deviation)
+    narrow = Cast <to = 10> (scaled)
+    frames = Shape <start = 0, end = 2> (pixels)
+    rows = Shape <start = 2, end = 3> (pixels)
+    columns = Shape <start = 3, end = 4> (pixels)
+    channels = Shape <start = 4> (pixels)
+    first = Constant <value_ints = [0]> ()
+    edge_0 = Constant <value_int: int = @size> ()
+    edge = Unsqueeze (edge_0, first)
+    down = Div (rows, edge)
+    across = Div (columns, edge)
+    width = Mul (edge, channels)
+    split = Concat <axis = 0> (frames, down, edge, across, width)
+    parts = Reshape (narrow, split)
+    patches = Transpose <perm = [0, 2, 4, 1, 3, 5]> (parts)
+}
+"""
+
 #: Patches' queries and keys with their bias, rotated by the half-split rule: qkv [F, T, 3·H·d], query, key and value of
 #: a patch one after the other; bias [3·H·d]; cosines and sines of each patch's angles [T, d / 2] fp32. From these to
 #: query and key, [F, T, H, d] fp32 each, and value [F, T, H·d].
@@ -668,6 +694,7 @@ _TEXTS = (
     _WIDE_RMS_NORM,
     _ADD_WIDE_RMS_NORM,
     _VISION_ATTENTION,
+    _PATCHES,
     _ROTATE_PATCHES,
     _ROTATE_QUERY_KEY,
     _FRAME_ATTENTION,

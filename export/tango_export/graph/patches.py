@@ -18,6 +18,25 @@ from tango_export.graph.portable import add_bias, attend, cos_sin, frequency_wei
 PATCH_THETA = 10000.0
 
 
+def patch_pixels(g: GraphBuilder, frames: str, mean: str, deviation: str, size: int) -> tuple[str, str, str]:
+    """In an order of a patch's pixels that takes reshapes of one open size only."""
+    pixels = g.node("Cast", [frames], "pixels.fp32", to=TensorProto.FLOAT)
+    along = (length_of(g, pixels, axis, f"{name}.pixels") for name, axis in (("rows", 2), ("columns", 3)))
+    rows, columns = (g.node("Div", [x, g.constant(size)], x.removesuffix(".pixels")) for x in along)
+    unit = g.node("Div", [pixels, g.constant(255.0, "float32")], "pixels.unit")
+    scaled = g.node("Div", [g.node("Sub", [unit, mean], "pixels.centered"), deviation], "pixels.scaled")
+    x = g.reshape(g.narrow(scaled, "pixels"), "patches.columns", 0, 0, 0, -1, size * 3)
+    x = g.node("Transpose", [x], "patches.column_first", perm=[0, 1, 3, 2, 4])  # [F, S, C, H, size · 3]
+    x = g.reshape(x, "patches.rows", 0, 0, 0, -1, size * size * 3)
+    x = g.node("Transpose", [x], "patches", perm=[0, 3, 2, 1, 4])  # [F, R, C, S, size · size · 3]
+    return rows, columns, x
+
+
+def length_of(g: GraphBuilder, x: str, axis: int, name: str) -> str:
+    """The length of an axis, an int64 scalar."""
+    return g.node("Gather", [g.node("Shape", [x], f"{name}.shape"), g.constant(axis)], name, axis=0)
+
+
 def patch_grid(g: GraphBuilder, rows: str, columns: str, window: int, head_dim: int) -> PatchGrid:
     """Its shared values: cosines and sines of the patches row by row, and of those of the windows one after the other;
     which patch each of the latter is, and where among them each patch is; what a window's queries may attend to.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from onnx import TensorProto
 
 from tango_export.graph.builder import Addition, Array, Biased, GraphBuilder, PatchGrid, Read, Weight
 from tango_export.graph.integers import integers
@@ -64,10 +63,10 @@ def vision(g: GraphBuilder, c: QwenVisionConfig) -> None:
     The residual stream is fp32: fp16 holds neither what the last layers add to it nor its squares.
     """
     frames = g.input("frames", "uint8", "F", c.temporal_patch_size, "H", "W", 3)
-    pixels = g.node("Cast", [frames], "pixels.fp32", to=TensorProto.FLOAT)
-    rows, columns = (_patches_along(g, pixels, name, axis, c) for name, axis in (("rows", 2), ("columns", 3)))
+    mean, std = (_channels(g, f"pixels.{name}", values) for name, values in (("mean", MEAN), ("std", STD)))
+    rows, columns, patches = g.form.patch_pixels(g, frames, mean, std, c.patch_size)
     grid = g.form.patch_grid(g, rows, columns, c.window, c.head_dim)
-    x: str | Addition = embedding(g, "tower.patch_embed", _normalized(g, pixels), c)  # [F, R·C, width]
+    x: str | Addition = embedding(g, "tower.patch_embed", patches, c)  # [F, R·C, width]
     for i in range(c.depth):
         x, qkv = block(g, f"tower.blocks.{i}", x, grid, c, i)
     assert isinstance(x, Addition)
@@ -76,18 +75,13 @@ def vision(g: GraphBuilder, c: QwenVisionConfig) -> None:
     g.output(salience(g, "salience", qkv, grid, order, c), "salience", "float32", "F", "L")
 
 
-def embedding(g: GraphBuilder, name: str, pixels: str, c: QwenVisionConfig) -> str:
-    """A vector for each patch, row by row: [F, 2, H, W, 3] → [F, R·C, width] fp32.
+def embedding(g: GraphBuilder, name: str, patches: str, c: QwenVisionConfig) -> str:
+    """A vector for each patch, row by row: [F, R, C, ...] → [F, R·C, width] fp32.
 
-    The convolution of patches that do not overlap is a matrix product. A patch's elements are in an order that takes
-    reshapes of one open size only, and the weight follows it.
+    The convolution of patches that do not overlap is a matrix product, whose weight follows the order of their pixels.
     """
     size, steps, width = c.patch_size, c.temporal_patch_size, c.hidden_size
-    x = g.reshape(pixels, f"{name}.columns", 0, 0, 0, -1, size * 3)
-    x = g.node("Transpose", [x], f"{name}.column_first", perm=[0, 1, 3, 2, 4])  # [F, 2, C, H, size · 3]
-    x = g.reshape(x, f"{name}.rows", 0, 0, 0, -1, size * size * 3)
-    x = g.node("Transpose", [x], f"{name}.row_first", perm=[0, 3, 2, 1, 4])  # [F, R, C, 2, size · size · 3]
-    x = g.reshape(x, f"{name}.flat", 0, -1, steps * size * size * 3)
+    x = g.reshape(patches, f"{name}.flat", 0, -1, steps * size * size * 3)
     tensor, shape = g.source(f"{name}.proj.weight"), (width, 3, steps, size, size)
 
     def values(read: Read) -> Array:
@@ -171,19 +165,6 @@ def no_device_form(c: QwenVisionConfig) -> str | None:
     if c.window**2 > MAX_WINDOW_PATCHES:
         return f"its attention has windows of {c.window}×{c.window} patches, more than {MAX_WINDOW_PATCHES} in all"
     return None
-
-
-def _patches_along(g: GraphBuilder, pixels: str, name: str, axis: int, c: QwenVisionConfig) -> str:
-    """Patches along an edge of a frame, an int64 scalar."""
-    size = g.node("Gather", [g.node("Shape", [pixels], f"{name}.shape"), g.constant(axis)], f"{name}.pixels", axis=0)
-    return g.node("Div", [size, g.constant(c.patch_size)], name)
-
-
-def _normalized(g: GraphBuilder, pixels: str) -> str:
-    """A pixel becomes (x / 255 − mean) / deviation."""
-    unit = g.node("Div", [pixels, g.constant(255.0, "float32")], "pixels.unit")
-    mean, std = (_channels(g, f"pixels.{name}", values) for name, values in (("mean", MEAN), ("std", STD)))
-    return g.narrow(g.node("Div", [g.node("Sub", [unit, mean], "pixels.centered"), std], "pixels.scaled"), "pixels")
 
 
 def _channels(g: GraphBuilder, name: str, values: tuple[float, float, float]) -> str:

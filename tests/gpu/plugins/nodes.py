@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from tango_plugins import PruneParams, native_library, op
-from tests.plugins import attentions, fp16, linears, norms, patch_rotations, vision_attentions
+from tests.plugins import attentions, fp16, frame_patches, linears, norms, patch_rotations, vision_attentions
 from tests.plugins.norms import HALF, SINGLE
 from tests.plugins.videos import video
 
@@ -101,6 +101,12 @@ def rotation(dtype, device="cuda"):
     return Node(found.tensors, outputs, partial(found.enqueue, dtype, **outputs), {"num_heads": shape.heads})
 
 
+def patches(device="cuda"):
+    found = frame_patches.Patches(frame_patches.Shape(3, 2, 28, 42, 14), device=device)
+    inputs = {name: found.tensors[name] for name in ("pixels", "mean", "deviation")}
+    return Node(inputs, {"patches": found.tensors["patches"]}, found.enqueue, {"size": found.shape.size})
+
+
 def product(form, device="cuda"):
     found = linears.Product(ROWS, 256, 320, form, device=device)
     tensors = dict(zip(("weight", "scales", "zeros"), found.matrix.tensors, strict=False))
@@ -182,6 +188,7 @@ NODES: dict[str, Callable[..., Node]] = {
     "WideRMSNorm": partial(norm, "rms", (SINGLE, SINGLE, HALF), ("branch", "bias", "beta", "sum")),
     "AddWideRMSNorm": partial(norm, "rms", (SINGLE, HALF, HALF), ("beta",), scale=1.0),
     "VisionAttention": partial(vision, _TOWER),
+    "Patches": patches,
     "FrameAttention": partial(frames, _FRAMES),
     "WindowAttention": partial(windows, _PATCHES),
     "RotatePatches": partial(rotation, torch.half),

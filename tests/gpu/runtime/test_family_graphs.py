@@ -100,7 +100,7 @@ def test_steps_in_chunks_are_the_same_bits(chains, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "graph", "ours"),
     [
-        ("qwen", "vision", {"WideRMSNorm", "AddWideRMSNorm", "WindowAttention", "FrameAttention", "BiasSwiGLU"}),
+        ("qwen", "vision", {"Patches", "AddWideRMSNorm", "WindowAttention", "FrameAttention", "BiasSwiGLU"}),
         ("qwen", "decoder", {"RMSNorm", "AddRMSNorm", "PositionedAttention", "SwiGLU"}),
         ("inner", "decoder_low", {"RMSNorm", "AddRMSNorm", "CachedAttention", "AttentionShares"}),
         ("inner", "decoder_high", {"RMSNorm", "AddRMSNorm", "PositionedAttention"}),

@@ -32,6 +32,7 @@ SOURCES: dict[str, tuple[str | Path, ...]] = {
     "rows": ("src/elementwise/rows.cu",),
     "thin": ("src/thin/thin.cu",),
     "resize": ("src/frames/resize.cu",),
+    "patches": ("src/frames/patches.cu",),
     "operators": ("adapters/operators.cpp",),
     "onnxruntime": ("adapters/onnxruntime/custom_operators.cpp",),
     # Needs TensorRT's headers. The plugin that prunes fails in it.

@@ -11,6 +11,7 @@
 #include "tango/linear.h"
 #include "tango/norm.h"
 #include "tango/patch_rotation.h"
+#include "tango/patches.h"
 #include "tango/vision_attention.h"
 
 namespace tango {
@@ -111,6 +112,23 @@ int enqueue_norm(const Call& call) {
     if (kBeta) tensors.beta = static_cast<const float*>(in[kWeight + 1].data);
     tensors.y = call.outputs[0].data;
     return kEnqueue(&shape, &tensors, call.stream);
+}
+
+int enqueue_patches(const Call& call) {
+    const Tensor &pixels = call.inputs[0], &mean = call.inputs[1], &deviation = call.inputs[2];
+    if (pixels.shape.size() != 5 || pixels.dim(1) != 3 || mean.shape != Lengths{3} || deviation.shape != mean.shape)
+        return mismatch();
+    if (pixels.size() == 0) return TANGO_OK;
+    TangoPatchesShape shape = {};
+    if (int status = narrow({{pixels.dim(5), &shape.frames},
+                             {pixels.dim(4), &shape.steps},
+                             {pixels.dim(3), &shape.rows},
+                             {pixels.dim(2), &shape.columns},
+                             {call.attributes[0].integer, &shape.size}}))
+        return status;
+    const TangoPatchesTensors tensors = {pixels.data, static_cast<const float*>(mean.data),
+                                         static_cast<const float*>(deviation.data), call.outputs[0].data};
+    return tango_patches_enqueue(&shape, &tensors, call.stream);
 }
 
 // Where the parts of a packed row, and those of a bias, begin.
@@ -387,7 +405,7 @@ Operator quantized(const char* name, Type type, Operator op) {
 
 std::vector<Operator> make_plain() {
     const OutputShape first{0};
-    const Attribute bits{"bits", false};
+    const Attribute bits{"bits", false}, size{"size", false};
     const Attribute epsilon{"epsilon", true}, scale{"scale", true}, x_scale{"x_scale", true}, y_scale{"y_scale", true};
     const Attribute heads{"num_heads", false}, kv_heads{"kv_num_heads", false}, window{"window", false};
     const Signature cached{{kHalf, kHalf, kHalf, kHalf, kInt32, kHalf, kHalf}, {kHalf, kHalf, kHalf}};
@@ -431,6 +449,12 @@ std::vector<Operator> make_plain() {
          {},
          enqueue_norm<tango_rms_norm_enqueue, true, true, false>},
         {"VisionAttention", {heads}, {{{kHalf, kHalf}, {kHalf}}}, {part}, {}, enqueue_vision_attention},
+        {"Patches",
+         {size},
+         {{{kUint8, kFloat, kFloat}, {kHalf}}},
+         {{-1, {{0, 0}, {0, 2, -1, 1, 0}, {0, 3, -1, 1, 0}, {0, 1}, {0, 4, 0, 3}, {0, 4, 0}}}},
+         {},
+         enqueue_patches},
         {"RotatePatches",
          {heads},
          {{{kHalf, kHalf, kFloat, kFloat}, {kHalf, kHalf}}},
@@ -538,7 +562,8 @@ Lengths Operator::shape(size_t output, const std::vector<Tensor>& inputs, const 
         const Lengths& of = inputs[length.input].shape;
         if (static_cast<size_t>(length.axis) >= of.size()) return {};
         const int64_t factor = length.times_attribute < 0 ? 1 : attributes[length.times_attribute].integer;
-        shape.push_back(of[length.axis] * factor / length.divided_by);
+        const int64_t divisor = length.divided_by_attribute < 0 ? 1 : attributes[length.divided_by_attribute].integer;
+        shape.push_back(of[length.axis] * factor / length.divided_by / std::max<int64_t>(divisor, 1));
     }
     return shape;
 }

@@ -41,12 +41,13 @@ struct Signature {
     std::vector<Type> inputs, outputs;
 };
 
-// A length of an output: that of an input's axis, times an attribute, divided by a number. Engines whose lengths are
-// unknown at build time make an expression of it.
+// A length of an output: that of an input's axis, times an attribute, divided by a number and by an attribute. Engines
+// whose lengths are unknown at build time make an expression of it.
 struct Length {
     int input, axis;
     int times_attribute = -1;  // its index, or -1
     int divided_by = 1;
+    int divided_by_attribute = -1;  // its index, or -1
 };
 
 // The shape of an output: the shape of an input, whose last axis is replaced by the lengths if there are any; or the

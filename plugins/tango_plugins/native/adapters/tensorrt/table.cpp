@@ -139,6 +139,10 @@ class TablePlugin final : public Plugin {
         }
         if (length.divided_by != 1)
             found = builder.operation(DimensionOperation::kFLOOR_DIV, *found, *builder.constant(length.divided_by));
+        if (length.divided_by_attribute >= 0) {
+            const int32_t divisor = std::max(values_[length.divided_by_attribute].integer, 1);
+            found = builder.operation(DimensionOperation::kFLOOR_DIV, *found, *builder.constant(divisor));
+        }
         return found;
     }
 

@@ -10,6 +10,7 @@
 #include "tango/linear.h"
 #include "tango/norm.h"
 #include "tango/patch_rotation.h"
+#include "tango/patches.h"
 #include "tango/prune.h"
 #include "tango/thin.h"
 #include "tango/vision_attention.h"
@@ -48,6 +49,8 @@ size_t tango_sizeof(const char* name) {
         TANGO_SIZE(TangoNormTensors),
         TANGO_SIZE(TangoPatchRotationShape),
         TANGO_SIZE(TangoPatchRotationTensors),
+        TANGO_SIZE(TangoPatchesShape),
+        TANGO_SIZE(TangoPatchesTensors),
         TANGO_SIZE(TangoPruneParams),
         TANGO_SIZE(TangoPruneShape),
         TANGO_SIZE(TangoPruneTensors),
