@@ -147,7 +147,7 @@ def test_what_attention_of_patches_is_made_of(run, emulated_plugins):
 
 
 @pytest.mark.parametrize("op", ["Linear", "LinearGelu"])
-@pytest.mark.parametrize("shape", [(5, 64), (2, 3, 17), (0, 32)])
+@pytest.mark.parametrize("shape", [(5, 64), (2, 3, 24), (0, 32)])
 def test_products(run, emulated_plugins, op, shape):
     compare(run, emulated_plugins, op, *linear(op, shape, 40), {})
 
