@@ -96,7 +96,7 @@ def test_it_answers_as_the_same_numbers_do(checkpoint, kind, tmp_path):
 
 def test_inspect_says_that_it_was_quantized_before(qwen, tmp_path, capsys):
     assert main(["inspect", str(exported("qwen2.5-vl", qwen("awq")[0], tmp_path / "bundle")), "--verify"]) == 0
-    assert "prequantized" in capsys.readouterr().out
+    assert "without clips" in capsys.readouterr().out
 
 
 # Refusals

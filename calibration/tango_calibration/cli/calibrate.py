@@ -43,9 +43,9 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     add_overwrite(parser)
     parser.add_argument(
         "--clips",
-        required=True,
         metavar="FOLDER",
-        help=f"folder of videos to observe, with or without a questions.jsonl; or {SYNTHETIC}",
+        help=f"folder of videos to observe, with or without a questions.jsonl; or {SYNTHETIC}; needed except for an "
+        "int4 decoder alone with --no-search",
     )
     add_precisions(parser, vision="int8", decoder="fp16")
     parser.add_argument(
@@ -54,6 +54,13 @@ def _configure(parser: argparse.ArgumentParser) -> None:
         choices=[32, 128],
         default=32,
         help="weights that share a scale in an int4 decoder; 128 is a little smaller, and less exact (default: 32)",
+    )
+    parser.add_argument(
+        "--no-search",
+        dest="search",
+        action="store_false",
+        help="quantize every layer and measure no losses: quicker, and less exact (default: leave out the layers that "
+        "lose too much)",
     )
     add_videos(parser, 16)
     add_frames(parser)
@@ -92,7 +99,9 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 def _calibrate(args: argparse.Namespace) -> int:
     request = _request(args)
     outputs = {"--output": args.output, "--cache": cache_folder(request), "--report-dir": args.report_dir}
-    check_apart(outputs, {"the bundle": args.bundle, "--clips": Path(args.clips), "--data": Path(args.data)})
+    check_apart(
+        outputs, {"the bundle": args.bundle, "--clips": args.clips and Path(args.clips), "--data": Path(args.data)}
+    )
     bundle = check(request)
     if args.report_dir:
         check_output(args.report_dir, overwrite=args.overwrite, holding=REPORT)
@@ -100,7 +109,8 @@ def _calibrate(args: argparse.Namespace) -> int:
     asked = _questions(args, bundle) if args.evaluate else []
     if asked:
         check_room(bundle, asked)
-    status(f"observations: {cache_folder(request)}")
+    if request.needs_clips:
+        status(f"observations: {cache_folder(request)}")
     outcome = calibrate(request)
     found = drops(request, asked) if asked else []
     status(f"bundle: {args.output}")
@@ -117,13 +127,27 @@ def _calibrate(args: argparse.Namespace) -> int:
 def _request(args: argparse.Namespace) -> CalibrationRequest:
     if args.max_drop is not None and not args.evaluate:
         raise TangoError("--max-drop needs an evaluation", "add --evaluate N")
+    if args.report_dir and not args.search:
+        raise TangoError("--report-dir is about losses, which --no-search does not measure", "drop one")
     backend = usable(args.backend)
     if args.evaluate and "fp8" in (args.vision, args.decoder) and backend == CPU:
         raise TangoError(
             "--evaluate runs on ONNX Runtime, which runs fp8 on a GPU only",
             "calibrate on a GPU, or drop it and compare both bundles there: tango evaluate",
         )
-    names = ("bundle", "output", "clips", "vision", "decoder", "group", "videos", "frames", "max_new_tokens", "seed")
+    names = (
+        "bundle",
+        "output",
+        "clips",
+        "vision",
+        "decoder",
+        "group",
+        "search",
+        "videos",
+        "frames",
+        "max_new_tokens",
+        "seed",
+    )
     asked = {name: getattr(args, name) for name in (*names, "cache", "overwrite", "jobs", "ray")}
     asked["backend"] = backend
     return CalibrationRequest(**asked, runtime=args.target, min_overlap=args.min_overlap and args.min_overlap / 100)
@@ -147,7 +171,7 @@ def _questions(args: argparse.Namespace, bundle: Bundle) -> list[Video]:
 def _conditions(request: CalibrationRequest, bundle: Bundle) -> dict[str, Any]:
     return {
         "bundle": bundle.path.resolve().name,
-        "clips": request.clips if request.clips == SYNTHETIC else Path(request.clips).resolve().name,
+        "clips": request.clips if request.clips == SYNTHETIC else Path(str(request.clips)).resolve().name,
         "videos": request.videos,
         "frames": request.frames or bundle.manifest.video.frames,
         "seed": request.seed,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -65,7 +66,7 @@ def _graphs(outcome: Outcome) -> list[str]:
             graph.precision,
             str(len(graph.layers)),
             str(len(graph.excluded)),
-            f"{graph.loss:.2g}",
+            "not measured" if math.isnan(graph.loss) else f"{graph.loss:.2g}",
             f"{BUDGETS[name]:g}",
             f"{graph.bytes_before / 1e6:.1f}",
             f"{graph.bytes_after / 1e6:.1f}",
@@ -74,7 +75,8 @@ def _graphs(outcome: Outcome) -> list[str]:
     ]
     lines = ["## Graphs", "", *table(head, rows), ""]
     for name, graph in outcome.graphs.items():
-        lines.append(f"Loss of {name}: {_UNITS[name]}.")
+        if not math.isnan(graph.loss):
+            lines.append(f"Loss of {name}: {_UNITS[name]}.")
         for layer_format in dict.fromkeys(layer.format for layer in graph.excluded):
             layers = [layer.layer for layer in graph.excluded if layer.format == layer_format]
             lines.append(f"Excluded, {_FORMATS[layer_format]}: {', '.join(layers)}.")

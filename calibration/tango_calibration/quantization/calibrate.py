@@ -57,10 +57,12 @@ class CalibrationRequest:
     Attributes:
         bundle: The bundle, not quantized.
         output: Folder of the new bundle.
-        clips: A folder of videos, or ``synthetic``.
+        clips: A folder of videos, or ``synthetic``; None where nothing is measured on clips.
         vision: ``int8``, ``fp8``, or ``fp16`` to keep the graph as it is.
         decoder: ``int8``, ``fp8``, ``int4``, or ``fp16`` to keep the graph as it is.
         group: Weights that share a scale in an int4 decoder: 32 or 128.
+        search: Measure the loss of each layer, and exclude those that lose too much. Without, every layer is quantized,
+            no loss is measured, and clips only give the ranges of 8-bit activations.
         videos: Maximum number of clips.
         frames: Frames sampled from each clip; by default the bundle's number.
         max_new_tokens: Maximum length of an answer.
@@ -78,10 +80,11 @@ class CalibrationRequest:
 
     bundle: Path
     output: Path
-    clips: str
+    clips: str | None
     vision: Choice = "int8"
     decoder: Choice = "fp16"
     group: int = BLOCK
+    search: bool = True
     videos: int = 16
     frames: int | None = None
     max_new_tokens: int = 16
@@ -99,6 +102,11 @@ class CalibrationRequest:
         """What is to be quantized."""
         named: dict[Part, Choice] = {"vision": self.vision, "decoder": self.decoder}
         return {name: choice for name, choice in named.items() if choice != "fp16"}
+
+    @property
+    def needs_clips(self) -> bool:
+        """Whether anything is measured on clips: 4-bit weights can be rounded without."""
+        return self.search or any(choice != "int4" for choice in self.precisions.values())
 
     @property
     def target(self) -> Runtime:
@@ -139,7 +147,8 @@ def calibrate(request: CalibrationRequest) -> Outcome:
         TangoError: The request is invalid, the bundle or a clip cannot be used, or the output cannot be written.
     """
     bundle = check(request)
-    videos = read_clips(request.clips, request.videos, request.frames or bundle.manifest.video.frames, request.seed)
+    frames = request.frames or bundle.manifest.video.frames
+    videos = read_clips(request.clips, request.videos, frames, request.seed) if request.clips is not None else []
     cache = ObservationCache(cache_folder(request), bundle, request.max_new_tokens, request.backend)
     observer = Observer(bundle, cache, request.max_new_tokens, request.jobs, request.ray, request.backend)
     captures = observer.captures(videos)
@@ -148,12 +157,12 @@ def calibrate(request: CalibrationRequest) -> Outcome:
         for part, precision in request.precisions.items()
     ]
     overlaps_of = partial(_overlaps, bundle, videos, captures)
-    choices = [_choose(quantizer, request.min_overlap, overlaps_of) for quantizer in quantizers]
+    choices = [_choose(quantizer, request, overlaps_of) for quantizer in quantizers]
     with staged_folder(request.output, holding=MANIFEST, overwrite=request.overwrite) as folder:
         size = sum(file.size for file in bundle.manifest.files.values())
         require_space(folder, 2 * size if request.target == "tensorrt" else size)  # fp32 may replace fp16
         written = {
-            quantizer.part: quantizer.write(folder, scheme, layers, request.target)
+            quantizer.part: quantizer.write(folder, scheme, layers, request.target, measured=request.search)
             for quantizer, (scheme, layers) in zip(quantizers, choices, strict=True)
         }
         _complete(folder, bundle, request, written)
@@ -173,6 +182,14 @@ def check(request: CalibrationRequest) -> Bundle:
         raise TangoError("nothing to quantize", "add --vision int8, --decoder int8 or --decoder int4")
     if request.vision == "int4":
         raise TangoError("vision cannot be quantized to int4", "use --vision int8, which has 8-bit activations, too")
+    if request.needs_clips and request.clips is None:
+        raise TangoError(
+            "there are no clips to measure", "name a folder of videos, or generated ones: --clips synthetic"
+        )
+    if not request.needs_clips and request.clips is not None:
+        raise TangoError("--no-search measures no clips for 4-bit weights", "drop --clips")
+    if not request.search and request.min_overlap is not None:
+        raise TangoError("--no-search and --min-overlap are mutually exclusive", "drop one")
     if request.min_overlap is not None and "vision" not in request.precisions:
         raise TangoError("--min-overlap is about vision, which is not quantized", "add --vision int8")
     bundle = Bundle.load(request.bundle)
@@ -209,10 +226,12 @@ def cache_folder(request: CalibrationRequest) -> Path:
 
 
 def _choose(
-    quantizer: PartQuantizer, min_overlap: float | None, overlaps_of: Callable[[Session], Sequence[Overlap]]
+    quantizer: PartQuantizer, request: CalibrationRequest, overlaps_of: Callable[[Session], Sequence[Overlap]]
 ) -> tuple[Scheme, tuple[LayerSensitivity, ...]]:
     """Chooses the scaling of inputs and the format of each layer."""
-    scheme, layers = quantizer.choose()
+    if not request.search:
+        return quantizer.take_all()
+    (scheme, layers), min_overlap = quantizer.choose(), request.min_overlap
     if quantizer.part != "vision" or min_overlap is None:
         return scheme, layers
 

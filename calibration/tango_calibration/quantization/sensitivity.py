@@ -67,7 +67,7 @@ class LayerSensitivity:
 
     Attributes:
         layer: Its name.
-        loss: The loss in the precision's first format, in the unit of ``BUDGETS``.
+        loss: The loss in the precision's first format, in the unit of ``BUDGETS``; NaN if it was not measured.
         format: The chosen format; None leaves the layer unquantized.
         scaled: Whether the channels of its input are scaled.
     """
@@ -85,7 +85,7 @@ class QuantizedPart:
     Attributes:
         precision: The requested precision.
         layers: Its layers, in the order of its graphs.
-        loss: Its loss after quantization, on the same clips as the layers' losses.
+        loss: Its loss after quantization, on the same clips as the layers' losses; NaN if they were not measured.
         bytes_before: Size of its graphs and their weights in the old bundle, without device graphs.
         bytes_after: Size of its graphs and their weights in the new bundle.
     """
@@ -144,6 +144,18 @@ class PartQuantizer:
         """
         choices = [(scheme, self._choose_formats(scheme)) for scheme in self._schemes()]
         return choices[0] if len(choices) == 1 else min(choices, key=lambda choice: self._loss_of(*choice))
+
+    def take_all(self) -> tuple[Scheme, tuple[LayerSensitivity, ...]]:
+        """The precision's first format for every layer that can have it; measures no more than activations."""
+        form = FORMATS[self._precision][0]
+        scheme = Scheme({}, block=self._block) if form == "w4a16" else self._schemes()[0]
+        impossible = self._impossible(form)
+        return scheme, tuple(
+            LayerSensitivity(
+                layer.name, math.nan, None if layer.input in impossible else form, layer.name in scheme.smoothing
+            )
+            for layer in self._layers
+        )
 
     # Statistics
 
@@ -238,7 +250,7 @@ class PartQuantizer:
             losses = self._losses(scheme, form, left)
             first = first or losses
             excluded = layers_to_exclude(_sums(losses, inputs), sizes, budget)
-            excluded |= {layer.input for layer in self._layers if not takes(form, layer)}
+            excluded |= self._impossible(form)
             kept = [name for name in left if inputs[name] not in excluded]
             formats |= dict.fromkeys(kept, form)
             budget -= math.fsum(losses[name] for name in kept)
@@ -248,6 +260,10 @@ class PartQuantizer:
         return tuple(
             LayerSensitivity(name, loss, formats.get(name), name in scheme.smoothing) for name, loss in first.items()
         )
+
+    def _impossible(self, form: LayerFormat) -> set[str]:
+        """Inputs of layers that cannot have a format, for their widths."""
+        return {layer.input for layer in self._layers if not takes(form, layer)}
 
     def _losses(self, scheme: Scheme, form: LayerFormat, names: Sequence[str]) -> dict[str, float]:
         """Loss of the part for each layer, when only this layer has a format.
@@ -352,9 +368,9 @@ class PartQuantizer:
     # Output
 
     def write(
-        self, folder: Path, scheme: Scheme, layers: Sequence[LayerSensitivity], runtime: Runtime
+        self, folder: Path, scheme: Scheme, layers: Sequence[LayerSensitivity], runtime: Runtime, *, measured: bool
     ) -> tuple[QuantizedPart, dict[GraphName, GraphSpec]]:
-        """Writes the graphs that have layers with a format, and measures the loss.
+        """Writes the graphs that have layers with a format, and measures the loss if it is to be ``measured``.
 
         Smoothing is folded into the weights. For ONNX Runtime, an fp16 graph that can have a device form is also
         written in that form, on the same weights.
@@ -380,8 +396,9 @@ class PartQuantizer:
         }
         before = sum(_size(*place) for place in places.values())
         places |= {name: (folder, spec) for name, spec in written.items()}
-        sessions = {name: replay.open_written(*place, self._observer.backend) for name, place in places.items()}
-        loss = self._loss(sessions)
+        loss = math.nan
+        if measured:
+            loss = self._loss({name: replay.open_written(*at, self._observer.backend) for name, at in places.items()})
         after = sum(_size(*place) for place in places.values())
         part = QuantizedPart(self._precision, tuple(layers), loss, before, after)
         return part, {name: self._with_entry(name, spec, part) for name, spec in written.items()}

@@ -115,9 +115,10 @@ class Quantization:
         precision: ``int8``: weights and activations, as QuantizeLinear and DequantizeLinear; ``fp8``: the same in E4M3,
             for TensorRT 10 and later, and where there is a device graph for ONNX Runtime on a GPU of compute capability
             8.9 or later; ``int4``: weights only, in blocks, as ONNX Runtime's MatMulNBits.
-        clips: Number of videos that were observed; 0 where the checkpoint was quantized already.
-        excluded: Layers that would lose too much. They keep the bundle's dtype, or have 8-bit weights in an ``int4``
-            graph.
+        clips: Number of videos that were observed; 0 where weights were rounded without any, or the checkpoint was
+            quantized already.
+        excluded: Layers that would lose too much, or whose widths the precision does not take. They keep the bundle's
+            dtype, or have 8-bit weights in an ``int4`` graph.
     """
 
     precision: Precision

@@ -83,7 +83,7 @@ def _precision(manifest: Manifest, graph: GraphSpec) -> str:
     if found is None:
         return manifest.dtype + device
     excluded = f"\n{len(found.excluded)} excluded" if found.excluded else ""
-    origin = f"{found.clips} clips" if found.clips else "prequantized"
+    origin = f"{found.clips} clips" if found.clips else "without clips"
     return f"{found.precision}{device}\n{origin}{excluded}"
 
 

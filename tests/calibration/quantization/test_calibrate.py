@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 from dataclasses import replace
@@ -133,6 +134,42 @@ def test_all_layers_in_the_first_format(request_of, made, monkeypatch):
     assert calibrate(request_of("int4", vision="fp16", decoder="int4")).graphs["decoder"].excluded == ()
 
 
+def test_without_a_search_every_layer_is_quantized(request_of, made, monkeypatch):
+    monkeypatch.setattr(sensitivity.PartQuantizer, "_loss", None)
+    request = request_of("nearest", decoder="int8", search=False)
+    outcome = calibrate(request)
+    for name, graph in outcome.graphs.items():
+        quantization = Bundle.load(request.output).manifest.graphs[name].quantization
+        assert (quantization.clips, quantization.excluded) == (4, ())
+        assert math.isnan(graph.loss)
+        assert {layer.format for layer in graph.layers} == {"w8a8"}
+    assert 0 < np.mean([overlap.kept for overlap in outcome.overlaps]) <= 1
+
+
+def test_4_bits_without_a_search_need_no_clips(request_of, capsys, monkeypatch):
+    request = request_of("no-clips", vision="fp16", decoder="int4", clips=None, search=False)
+    monkeypatch.setattr(replay, "Session", None)  # nothing runs
+    options = ("--no-search", "--vision=fp16", "--decoder=int4", f"--output={request.output}", "--backend=ort-cpu")
+    assert main(["calibrate", str(request.bundle), *options]) == 0
+    assert "not measured" in capsys.readouterr().out
+    decoder = Bundle.load(request.output, verify=True).manifest.graphs["decoder"]
+    assert (decoder.quantization.clips, decoder.quantization.excluded) == (0, ())
+    old = Bundle.load(request.bundle).manifest.graphs["decoder"]
+    weight = next(name for name in decoder.weights if name.startswith("lm_head") and name.endswith(".int4"))
+    values, scales = (stored(request.output, decoder, name) for name in (weight, f"{weight[:-5]}.scale"))
+    exact = stored(request.bundle, old, weight[:-5]).astype(np.float32).T
+    nibbles = np.stack((values & 15, values >> 4), -1).reshape(*scales.shape, -1)
+    rounded = ((nibbles - 8.0) * scales[..., None]).reshape(len(scales), -1)[:, : exact.shape[1]]
+    steps = np.abs(scales).astype(np.float32).max(1, keepdims=True)
+    assert (np.abs(rounded - exact) <= 1.2 * steps).all()
+
+
+def stored(folder, spec, name):
+    """A weight of a graph, as its bundle stores it."""
+    place = spec.weights[name]
+    return np.memmap(folder / spec.data, place.dtype, "r", place.offset, place.shape)
+
+
 def test_smoothed_8_bit_decoder(request_of):
     request = request_of("int8", vision="fp16", decoder="int8")
     outcome = calibrate(request)
@@ -250,6 +287,9 @@ def test_invalid_requests(made, bundle, request_of, tmp_path):
     rejected(request_of("x", vision="fp8", bundle=narrow), "vision of .* has none")
     rejected(request_of("x", vision="fp8", bundle=bundle(precision="fp32")), "fp8 needs an fp16 bundle")
     rejected(request_of("x", vision="fp16", decoder="int8", min_overlap=0.9), "--min-overlap is about vision")
+    rejected(request_of("x", clips=None), "no clips to measure")
+    rejected(request_of("x", vision="fp16", decoder="int4", search=False), "--no-search measures no clips")
+    rejected(request_of("x", search=False, min_overlap=0.9), "mutually exclusive")
     rejected(request_of("int8-int4"), "already exists")
     rejected(request_of("x", clips=str(tmp_path)), "no clips")
     rejected(request_of("x", videos=3), "3 of the 4 clips")
@@ -308,6 +348,7 @@ def test_the_command_prints_tables_and_checks_the_drop(request_of, capsys, tmp_p
         (["--decoder", "fp8", "--evaluate", "5"], "runs fp8 on a GPU only"),
         (["--min-overlap", "0"], "argument --min-overlap: '0' is not a percentage"),
         (["--max-drop", "1"], "--evaluate"),
+        (["--no-search", "--report-dir", "x"], "--report-dir is about losses"),
         (["--evaluate", "0"], "argument --evaluate: '0' is not a positive integer"),
     ],
 )
