@@ -51,7 +51,7 @@ POSITION, ROWS, BANDWIDTH = 671, 659, 4.8e12
 TOWER_ROWS, TOWER_FORMATS = 32 * 729, ("fp16", "fp8", "int8", "w8a8")  # of 32 frames
 STEPS, COPIES = 10, 4
 #: Formats and numbers of sequences of a step of several.
-BATCHED, SEQUENCES = ("fp16", "int8", "int4-32", "int4-128"), (1, 8)
+BATCHED, SEQUENCES = ("fp16", "fp8", "int8", "int4-32", "int4-128"), (1, 8)
 
 
 def described(tensor):

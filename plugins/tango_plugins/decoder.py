@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from tango_plugins import structs
 from tango_plugins.device_array import DeviceArray
 from tango_plugins.errors import TangoError
-from tango_plugins.matrix import FP8, Matrix, address
+from tango_plugins.matrix import Matrix, address
 from tango_plugins.native_library import load
 
 #: Limits of the kernel (check_shape() in native/src/decode/shape.cu): dimensions are multiples of DIM_MULTIPLE,
@@ -195,8 +195,8 @@ class CudaBatchDecoder(_Kernel):
         workspace_bytes: Scratch memory of a step on the device, aligned to 256 bytes, zero before the first step.
 
     Raises:
-        TangoError: There is no library, a weight is missing or has the wrong shape or dtype, or is FP8, or the kernel
-            does not support a dimension on this GPU.
+        TangoError: There is no library, a weight is missing or has the wrong shape or dtype, or the kernel does not
+            support a dimension on this GPU.
     """
 
     def __init__(
@@ -207,8 +207,6 @@ class CudaBatchDecoder(_Kernel):
         library: Path | None = None,
         blocks: int = 0,
     ) -> None:
-        if any(matrix.values.dtype == FP8 for matrix in matrices.values()):
-            raise TangoError("steps of several sequences do not read FP8 weights", "use fp16, INT8 or INT4")
         self._decoder = shape
         rows = [(None, None)] * shape.layers
         super().__init__(load(library), "tango_decode_batch_workspace", shape, weights, matrices, rows, blocks)

@@ -35,7 +35,7 @@ def make(library, shape, blocks, positions, capacities, formats=("fp16",)):
     return Batch(decoder, positions, capacities, library(), blocks)
 
 
-@pytest.mark.parametrize("form", ["fp16", *FORMATS])
+@pytest.mark.parametrize("form", ["fp16", *FORMATS, "fp8"])
 def test_logits_and_new_rows_equal_fp64(library, form):
     batch = make(library, "tests", 3, (65, 0, 300), (512, 64, 304), (form,))
     check_batch(batch, [0, 1, 2])
@@ -44,17 +44,17 @@ def test_logits_and_new_rows_equal_fp64(library, form):
 @pytest.mark.parametrize(
     ("shape", "blocks"), [("odd", 2), ("many rows", 3), ("blocks with nothing to do", 3), ("several tiles a block", 1)]
 )
-@pytest.mark.parametrize("form", ["fp16", "int8", "int4-32-zeros", "int8-32"])
+@pytest.mark.parametrize("form", ["fp16", "int8", "int4-32-zeros", "int8-32", "fp8"])
 def test_it_takes_odd_shapes(library, shape, blocks, form):
     check_batch(make(library, shape, blocks, (70, 3), (80, 64), (form,)), [0, 1])
 
 
 def test_formats_may_differ_from_matrix_to_matrix(library):
-    formats = ("int4-32", "fp16", "int8", "int8-32", "int4-128-zeros")
+    formats = ("int4-32", "fp16", "int8", "int8-32", "int4-128-zeros", "fp8")
     check_batch(make(library, "odd", 2, (33, 7), (64, 64), formats), [0, 1])
 
 
-@pytest.mark.parametrize("form", ["fp16", "int8", "int4-32"])
+@pytest.mark.parametrize("form", ["fp16", "int8", "int4-32", "fp8"])
 def test_a_sequence_has_the_same_bits_whatever_the_others_are(library, form):
     batch = make(library, "tests", 3, (5, 0, 140, 1, 2, 3, 20, 9), (64, 32, 160, 32, 32, 32, 32, 32), (form,))
     batch.spoil()  # nothing after a position is read
@@ -66,8 +66,9 @@ def test_a_sequence_has_the_same_bits_whatever_the_others_are(library, form):
             assert all(torch.equal(a, b) for a, b in zip(new, rows[i], strict=True))
 
 
-def test_it_is_the_step_of_one_sequence_to_rounding(library):
-    batch = make(library, "tests", 3, (65, 130), (512, 512))
+@pytest.mark.parametrize("form", ["fp16", "fp8"])
+def test_it_is_the_step_of_one_sequence_to_rounding(library, form):
+    batch = make(library, "tests", 3, (65, 130), (512, 512), (form,))
     for i, found in enumerate(batch.step([0, 1])[0]):
         for own, rows in zip(batch.decoder.cache, batch.caches[i], strict=True):
             own.copy_(rows)
@@ -103,16 +104,3 @@ def test_inputs_that_do_not_fit_into_a_block_are_rejected(library):
     decoder = Decoder(wide, library=library(), blocks=1, device="cpu")
     with pytest.raises(TangoError, match="the inputs of 8 sequences do not fit into a block's shared memory"):
         Batch(decoder, (5,), (64,), library(), 1)
-
-
-def test_fp8_weights_are_rejected(library):
-    decoder = Decoder(SHAPES["tests"], library=library(), blocks=3, device="cpu", formats=("fp8",))
-    with pytest.raises(TangoError, match="steps of several sequences do not read FP8 weights"):
-        Batch(decoder, (5,), (64,), library(), 3)
-
-
-def test_the_library_rejects_an_fp8_head(library):
-    batch = make(library, "tests", 3, (5,), (64,), ("int8",))
-    batch.batch._head.weights = 4  # TANGO_WEIGHTS_FP8
-    with pytest.raises(TangoError, match="head is FP8, which steps of several sequences do not read"):
-        batch.enqueue([0])

@@ -183,7 +183,7 @@ def test_a_batch_equals_fp64(decoder):
         check_batch(batch, chosen)
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", [*FORMATS, "fp8"])
 @pytest.mark.parametrize("name", ["tests", "odd", "7b"])
 def test_a_batch_reads_quantized_weights(name, form):
     check_batch(batch_of(Decoder(SHAPES[name], formats=(form,))), list(range(8)))
@@ -198,7 +198,7 @@ def test_a_batch_takes_fewer_blocks(name, blocks):
     check_batch(batch_of(Decoder(SHAPES[name], blocks=blocks), blocks), list(range(8)))
 
 
-@pytest.mark.parametrize("form", ["fp16", "int8", "int4-32"])
+@pytest.mark.parametrize("form", ["fp16", "int8", "int4-32", "fp8"])
 @pytest.mark.parametrize("name", ["odd", "0.5b", "7b"])
 def test_a_sequence_has_the_same_bits_whatever_the_others_are(name, form):
     batch = batch_of(Decoder(SHAPES[name], formats=(form,)))

@@ -18,7 +18,7 @@
 #include <type_traits>
 
 #include "batch.cuh"
-#include "batch_blocks.cuh"
+#include "batch_columns.cuh"
 #include "batch_rows.cuh"
 #include "common/check.h"
 #include "common/device.h"
@@ -108,16 +108,16 @@ struct Input {
     const float* from;
     int width, row, rows;
     const float* norm;  // weights of a norm, or null
-    bool is_for_blocks;
+    bool is_for_columns;
 
     __device__ int fragments() const { return ceil_div(rows, kUnit) * (kUnit / kFragmentRows); }
 
-    // A lane's part of a fragment is two pairs of rows, so far apart, the first from here on. Blocks have the order of
+    // A lane's part of a fragment is two pairs of rows, so far apart, the first from here on. Columns have the order of
     // unpack().
-    __device__ int pair_distance() const { return is_for_blocks ? 4 : 8; }
+    __device__ int pair_distance() const { return is_for_columns ? 4 : 8; }
     __device__ int first_row(int fragment) const {
         const int t = lane_id() % 4;
-        return is_for_blocks ? fragment / 2 * kUnit + t * 8 + fragment % 2 * 2 : fragment * kFragmentRows + t * 2;
+        return is_for_columns ? fragment / 2 * kUnit + t * 8 + fragment % 2 * 2 : fragment * kFragmentRows + t * 2;
     }
 };
 
@@ -155,8 +155,8 @@ __device__ void make_fragments(const Input& input, const float* scales, Fragment
             first = make_float2(first.x * scale * a.x, first.y * scale * a.y);
             second = make_float2(second.x * scale * b.x, second.y * scale * b.y);
         }
-        own = input.is_for_blocks ? make_fragment({first.x, second.x}, {first.y, second.y})
-                                  : make_fragment(first, second);
+        own = input.is_for_columns ? make_fragment({first.x, second.x}, {first.y, second.y})
+                                   : make_fragment(first, second);
     }
     sync_threads();
 }
@@ -180,7 +180,7 @@ __device__ void prepare_input(const BatchStep& step, const BatchShared& shared, 
     if (phase.gemv == kQkv) input.norm = weights.attention_norm;
     if (phase.gemv == kGateUp) input.norm = weights.mlp_norm;
     if (phase.gemv == kLmHead) input.norm = step.tensors.norm;
-    input.is_for_blocks = shared.matrix(phase.layer, phase.gemv).weights >= TANGO_WEIGHTS_BLOCKS_4;
+    input.is_for_columns = shared.matrix(phase.layer, phase.gemv).weights >= TANGO_WEIGHTS_BLOCKS_4;
     copy_input(input, step.count, shared.input);
     const bool is_first = phase.layer == 0 && phase.gemv == kQkv;
     if (input.norm != nullptr)
@@ -283,9 +283,11 @@ __device__ void with_gemv(const BatchPart& part, const BatchShared& shared, cons
     else if (first.weights == TANGO_WEIGHTS_INT8)
         use(BatchGemv<BatchRows<int8_t>>(part, shared.ring, kBatchRingBytes, first, second));
     else if (first.weights == TANGO_WEIGHTS_BLOCKS_4)
-        use(BatchGemv<BatchBlocks<4>>(part, shared.ring, kBatchRingBytes, first, second));
+        use(BatchGemv<BatchColumns<TANGO_WEIGHTS_BLOCKS_4>>(part, shared.ring, kBatchRingBytes, first, second));
+    else if (first.weights == TANGO_WEIGHTS_BLOCKS_8)
+        use(BatchGemv<BatchColumns<TANGO_WEIGHTS_BLOCKS_8>>(part, shared.ring, kBatchRingBytes, first, second));
     else
-        use(BatchGemv<BatchBlocks<8>>(part, shared.ring, kBatchRingBytes, first, second));
+        use(BatchGemv<BatchColumns<TANGO_WEIGHTS_FP8>>(part, shared.ring, kBatchRingBytes, first, second));
 }
 
 // Stores a result of a GEMV.
@@ -491,8 +493,6 @@ int tango_decode_batch_enqueue(const TangoDecodeShape* shape, const TangoDecodeT
     BatchStep step;
     int status = prepare(shape, step);
     if (status == TANGO_OK) status = check_weights(*shape, tensors);
-    if (status == TANGO_OK && tensors->head.weights == TANGO_WEIGHTS_FP8)
-        return fail(TANGO_BAD_ARGUMENT, "head is FP8, which steps of several sequences do not read");
     if (status == TANGO_OK) status = check_pointer("sequences", sequences, 8);
     if (status == TANGO_OK) status = check_ranges({{"count", count, 1, kSequences}});
     if (status == TANGO_OK) status = check_pointer("workspace", workspace, kAlignment);

@@ -80,8 +80,8 @@ class BatchPart {
     int tiles_;  // of 16 columns
 };
 
-// A GEMV of a block, whose weights are BatchRows or BatchBlocks: a BatchPart whose accumulate() adds what each warp has
-// of it, and whose total() gives the sum of all warps.
+// A GEMV of a block, whose weights are BatchRows or BatchColumns: a BatchPart whose accumulate() adds what each warp
+// has of it, and whose total() gives the sum of all warps.
 template <typename Weights>
 class BatchGemv : public Weights {
   public:

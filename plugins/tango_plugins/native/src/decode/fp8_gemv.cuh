@@ -11,14 +11,28 @@ constexpr int kFp8Columns = kSector / (kWarp / kFp8Lanes);  // of a lane: a tile
 constexpr int kFp8StepRows = kFp8Lanes * kFp8Vector;
 constexpr int kFp8RingBytes = kFp8Columns * kThreads * kFp8Vector;
 
-// Adds the product of 16 numbers in FP8, divided by 256, and fp32. In the bits of fp16, after its sign, they are that:
-// three bits of the mantissa follow four of an exponent whose bias is 8 less.
+// What numbers in FP8 are multiplied by after halves_of_fp8().
+__device__ inline float fp8_scale(const TangoMatrix& matrix) {
+    return 256.0f * __half2float(*static_cast<const __half*>(matrix.scales));
+}
+
+// Two numbers in FP8, in the upper bytes of two halves, as fp16, divided by 256. In the bits of fp16, after its sign,
+// they are that: three bits of the mantissa follow four of an exponent whose bias is 8 less.
+__device__ inline uint32_t halves_of_fp8(uint32_t two) { return (two & 0x80008000u) | (two >> 1 & 0x3f803f80u); }
+
+// Elements i and i + 4 of eight, for i from 0 to 3.
+__device__ inline void unpack_fp8(uint32_t (&pairs)[4], const uint2& words) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) pairs[i] = halves_of_fp8(__byte_perm(words.x, words.y, 0x4400 + i * 0x1111));
+}
+
+// Adds the product of 16 numbers in FP8, divided by 256, and fp32.
 __device__ inline void multiply_add_fp8(float& sum, const uint4& vector, const float (&x)[kFp8Vector]) {
     const uint32_t words[4] = {vector.x, vector.y, vector.z, vector.w};
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
         const uint32_t two = __byte_perm(words[i / 2], 0, i % 2 == 0 ? 0x1404 : 0x3424);
-        const float2 pair = __half22float2(half2_of((two & 0x80008000u) | (two >> 1 & 0x3f803f80u)));
+        const float2 pair = __half22float2(half2_of(halves_of_fp8(two)));
         sum += pair.x * x[2 * i];
         sum += pair.y * x[2 * i + 1];
     }
@@ -48,7 +62,7 @@ class Fp8Gemv : public GemvPart {
         while (is_valid()) {
             accumulate(input, acc);
             const int columns = tiles() * kSector, second = partition_.matrices == 2 ? columns : 0;
-            const float scale = scale_of(first_), second_scale = second == 0 ? 0.0f : scale_of(second_);
+            const float scale = fp8_scale(first_), second_scale = second == 0 ? 0.0f : fp8_scale(second_);
 #pragma unroll 1
             for (int c = threadIdx.x; c < columns; c += kThreads)
                 emit(column_ + c, split_, total(acc, c) * scale, total(acc, c + second) * second_scale);
@@ -68,10 +82,6 @@ class Fp8Gemv : public GemvPart {
     __device__ int tiles() const { return min(partition_.tile_n, partition_.columns - column_) / kSector; }
     __device__ int tile_steps() const { return ceil_div(rows_, kFp8StepRows); }
     __device__ int steps() const { return is_valid() ? partition_.matrices * tiles() * tile_steps() : 0; }
-
-    __device__ static float scale_of(const TangoMatrix& matrix) {
-        return 256.0f * __half2float(*static_cast<const __half*>(matrix.scales));
-    }
 
     // Finds this warp's steps.
     __device__ void seek() {

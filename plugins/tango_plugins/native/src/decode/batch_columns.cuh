@@ -1,4 +1,4 @@
-// Matrices whose weights are blocks of 4 or 8 bits with a scale each, for products of several vectors.
+// Matrices that lie by columns, for products of several vectors.
 #pragma once
 
 #include "batch_gemv.cuh"
@@ -11,14 +11,14 @@ constexpr int kUnitScalesAt = kTileColumns * 64;                    // in a step
 constexpr int kUnitZerosAt = kUnitScalesAt + kTileColumns * 4 * 4;  // column and unit
 constexpr int kStepBytes = kUnitZerosAt + kTileColumns * 4 * 4;
 
-// The weights of matrices in blocks along the rows of one column, in steps: a tile's next 64 bytes of each column. The
-// steps of all tiles are one sequence, of which each warp has an equal share; where a warp begins or ends inside of a
-// tile, the sums of several warps are added. All of a warp's loads go through its ring in shared memory. The integers
-// of a block are multiplied exactly, and the result is scaled.
-template <int kBits>
-class BatchBlocks : public BatchPart {
+// The weights of matrices by columns, FP8 or blocks along the rows with a scale each (kWeights is of TangoWeights), in
+// steps: a tile's next 64 bytes of each column. The steps of all tiles are one sequence, of which each warp has an
+// equal share; where a warp begins or ends inside of a tile, the sums of several warps are added. All of a warp's loads
+// go through its ring in shared memory. What is multiplied is exact, and the result is scaled.
+template <int kWeights>
+class BatchColumns : public BatchPart {
   public:
-    __device__ BatchBlocks(const BatchPart& part, char* ring, int, const TangoMatrix& first, const TangoMatrix& second)
+    __device__ BatchColumns(const BatchPart& part, char* ring, int, const TangoMatrix& first, const TangoMatrix& second)
         : BatchPart(part),
           ring_(ring + warp_id() * kBatchStages * kStepBytes),
           sums_(reinterpret_cast<float4*>(ring + kWarps * kBatchStages * kStepBytes)),
@@ -82,13 +82,17 @@ class BatchBlocks : public BatchPart {
         float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
         for (int warp = warp_of(index * tile_steps_); warp <= last; ++warp)
             sum = sum + sums_[(warp + index) * kWarp + lane];
-        return make_float4(sum.x * kInputScale, sum.y * kInputScale, sum.z * kInputScale, sum.w * kInputScale);
+        float scale = kInputScale;
+        if constexpr (kIsFp8) scale *= fp8_scale(matrix == 0 ? first_ : second_);
+        return make_float4(sum.x * scale, sum.y * scale, sum.z * scale, sum.w * scale);
     }
 
     // The first of a lane's two columns of a tile.
     __device__ static int column(int lane) { return lane / 4; }
 
   private:
+    static constexpr bool kIsFp8 = kWeights == TANGO_WEIGHTS_FP8;
+    static constexpr int kBits = kWeights == TANGO_WEIGHTS_BLOCKS_4 ? 4 : 8;
     static constexpr int kUnitBytes = kUnit * kBits / 8;
     static constexpr int kStepUnits = 64 / kUnitBytes;
     static_assert(kWarps * kBatchStages * kStepBytes + (kWarps + kMaxTiles) * kTileBytes <= kBatchRingBytes,
@@ -118,14 +122,15 @@ class BatchBlocks : public BatchPart {
             const int column = column_ + (second ? place_.tile - tiles_ : place_.tile) * kTile + lane_id() / 4;
             const int quarter = lane_id() % 4, unit = row_ / kUnit + place_.step * kStepUnits;  // the step's first
             const SharedAddress to = shared_address(ring_ + slot * kStepBytes);
-            const size_t row_bytes = static_cast<size_t>(blocks() << shift()) * kUnitBytes;
-            const char* values = static_cast<const char*>(matrix.values) + column * row_bytes;
+            const size_t column_bytes = kIsFp8 ? partition_.rows : (blocks() << shift()) * kUnitBytes;
+            const char* values = static_cast<const char*>(matrix.values) + column * column_bytes;
             values += unit * kUnitBytes + quarter * 16;
-            if ((place_.step * 4 + quarter) * 16 < units_ * kUnitBytes) {
+            // The last 16 of FP8's rows may be half of a unit. Whatever the other half is, its input is zero.
+            if ((place_.step * 4 + quarter) * 16 < (kIsFp8 ? rows_ : units_ * kUnitBytes)) {
                 copy_async(to + offset(lane_id() / 4, quarter), values);
-                copy_async(to + offset(lane_id() / 4 + 8, quarter), values + 8 * row_bytes);
+                copy_async(to + offset(lane_id() / 4 + 8, quarter), values + 8 * column_bytes);
             }
-            if (quarter < kStepUnits && place_.step * kStepUnits + quarter < units_) {
+            if (!kIsFp8 && quarter < kStepUnits && place_.step * kStepUnits + quarter < units_) {
                 const int block = (unit + quarter) >> shift();
 #pragma unroll
                 for (int i = 0; i < 2; ++i) {
@@ -155,8 +160,13 @@ class BatchBlocks : public BatchPart {
             if (unit >= units_) break;
             const Scaling scaling(*this, slot + (column * 4 + j) * 4, (row_ / kUnit + unit) >> shift());
             uint32_t low[4], high[4];
-            unpack(low, word(slot, column, j, part), ZeroPoint(scaling.zeros[0]));
-            unpack(high, word(slot, column + 8, j, part), ZeroPoint(scaling.zeros[1]));
+            if constexpr (kIsFp8) {
+                unpack_fp8(low, word(slot, column, j, part));
+                unpack_fp8(high, word(slot, column + 8, j, part));
+            } else {
+                unpack(low, word(slot, column, j, part), ZeroPoint(scaling.zeros[0]));
+                unpack(high, word(slot, column + 8, j, part), ZeroPoint(scaling.zeros[1]));
+            }
             float exact[4] = {}, rest[4] = {};
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
@@ -171,9 +181,10 @@ class BatchBlocks : public BatchPart {
     }
 
     // Scales and zero points of a block of two columns that are 8 apart, from the words that hold them. Tiles begin at
-    // multiples of 16 columns, so at a word; and so both are at the same place of theirs.
+    // multiples of 16 columns, so at a word; and so both are at the same place of theirs. FP8 has none in a step.
     struct Scaling {
-        __device__ Scaling(const BatchBlocks& own, const char* words, int block) {
+        __device__ Scaling(const BatchColumns& own, const char* words, int block) {
+            if (kIsFp8) return;
             const int column = lane_id() / 4;
             const int half = (column * own.blocks() + block) % 2, bit = block * kBits;
             const int shift = (column * own.zero_bytes() + bit / 8) % 4 * 8 + bit % 8;
@@ -187,7 +198,7 @@ class BatchBlocks : public BatchPart {
             }
         }
 
-        float scales[2];
+        float scales[2] = {1.0f, 1.0f};
         uint32_t zeros[2];
     };
 
