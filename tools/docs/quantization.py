@@ -16,6 +16,8 @@ _WEIGHTS = {
     "int4-32": "INT4, groups of 32",
     "int4-128": "INT4, groups of 128",
 }
+#: Products have one more: INT8 weights and activations.
+_PRODUCTS = _WEIGHTS | {"w8a8": "INT8, activations too"}
 
 
 def decoder() -> str:
@@ -58,8 +60,9 @@ def products() -> str:
     found = [r for r in load("weights-h200")["records"] if r["kind"] == "product" and r["rows"] == 659]
     cells = {(r["size"], r["name"], r["weights"]): r["tflops"] for r in found}
     names = dict.fromkeys((r["size"], r["name"]) for r in found)
-    rows = [(f"{s.upper()}, {name}", *(number(cells[s, name, each]) for each in _WEIGHTS)) for s, name in names]
-    return table(("TFLOP/s, 659 rows", *_WEIGHTS.values()), rows)
+    shown = {each: title for each, title in _PRODUCTS.items() if any(r["weights"] == each for r in found)}
+    rows = [(f"{s.upper()}, {name}", *(number(cells[s, name, each]) for each in shown)) for s, name in names]
+    return table(("TFLOP/s, 659 rows", *shown.values()), rows)
 
 
 def bundles() -> str:
