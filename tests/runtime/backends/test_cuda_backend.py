@@ -445,6 +445,21 @@ def test_graphs_are_loaded_side_by_side(host, tiny_bundle):
     OrtRunner(module, Bundle.load(tiny_bundle), Stream(), ("CPUExecutionProvider", "cpu"))
 
 
+def test_a_graph_has_no_block_of_memory_beside_those_of_its_first_run(host, tiny_bundle):
+    import onnxruntime
+
+    planned = []
+
+    class Session(onnxruntime.InferenceSession):
+        def __init__(self, file, options, **more):
+            planned.append(options.enable_mem_pattern)
+            super().__init__(file, options, **more)
+
+    module = SimpleNamespace(**{**vars(onnxruntime), "InferenceSession": Session})
+    OrtRunner(module, Bundle.load(tiny_bundle), Stream(), ("CPUExecutionProvider", "cpu"))
+    assert planned == [False] * 3
+
+
 @pytest.mark.parametrize("broken", [["decoder", "vision"], ["vision", "embed"], ["embed"]])
 def test_of_graphs_that_cannot_be_loaded_one_is_told_and_always_the_same(host, tiny_bundle, tmp_path, broken):
     import onnxruntime

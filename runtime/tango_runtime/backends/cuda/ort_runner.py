@@ -136,6 +136,9 @@ def _element_type(dtype: str) -> Any:
 
 def _options(operators: Path | None) -> Any:
     options = session_options()
+    # From the second run of a shape on there would be one more block of memory, as large as the activations' peak,
+    # beside what the first run took.
+    options.enable_mem_pattern = False
     if operators is not None:
         with ort_errors(f"take the operators of {operators}", "build it: tango plugin build"):
             options.register_custom_ops_library(str(operators))
