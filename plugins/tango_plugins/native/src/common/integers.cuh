@@ -25,21 +25,22 @@ __device__ inline uint32_t mul2(uint32_t a, uint32_t b) { return bits_of(__hmul2
 // An integer n alone in the lowest bits of fp16 is a subnormal number, n kSubnormal. Tensor cores take it as it is.
 constexpr float kSubnormal = 1.0f / (1 << 24);
 
-// Unsigned integers of 4 or 8 bits in vectors of 16 bytes, as pairs of such numbers. Of a vector's eight elements
-// `part`, pair i has first(i) and second(i): an order that takes the fewest instructions. Pairs 2 and 3 are kOdd times
-// what they should be.
+// Eight unsigned integers of 4 or 8 bits (Eight) as pairs of such numbers, in an order that takes the fewest
+// instructions: pair i has element i % 2 * 8 / kDistance + i / 2 and what is kDistance after it. Pairs 2 and 3 are kOdd
+// times what they should be. A vector of 16 bytes has several eights.
 template <int kBits>
 struct PackedInts;
 
 template <>
 struct PackedInts<4> {
-    static constexpr float kOdd = 16;
+    using Eight = uint32_t;
+    static constexpr int kDistance = 4, kOdd = 16;
 
-    __device__ static constexpr int first(int i) { return i % 2 * 2 + i / 2; }
-    __device__ static constexpr int second(int i) { return first(i) + 4; }
+    __device__ static Eight eight(const uint4& vector, int part) {
+        return part == 0 ? vector.x : part == 1 ? vector.y : part == 2 ? vector.z : vector.w;
+    }
 
-    __device__ static void unpack(uint32_t (&pairs)[4], const uint4& vector, int part) {
-        const uint32_t word = part == 0 ? vector.x : part == 1 ? vector.y : part == 2 ? vector.z : vector.w;
+    __device__ static void unpack(uint32_t (&pairs)[4], Eight word) {
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
             pairs[i] = word >> 8 * i & 0x000f000fu;
@@ -50,46 +51,18 @@ struct PackedInts<4> {
 
 template <>
 struct PackedInts<8> {
-    static constexpr float kOdd = 1;
+    using Eight = uint2;
+    static constexpr int kDistance = 2, kOdd = 1;
 
-    __device__ static constexpr int first(int i) { return i / 2 * 4 + i % 2; }
-    __device__ static constexpr int second(int i) { return first(i) + 2; }
+    __device__ static Eight eight(const uint4& vector, int part) {
+        return part == 0 ? make_uint2(vector.x, vector.y) : make_uint2(vector.z, vector.w);
+    }
 
-    __device__ static void unpack(uint32_t (&pairs)[4], const uint4& vector, int part) {
-        const uint32_t words[2] = {part == 0 ? vector.x : vector.z, part == 0 ? vector.y : vector.w};
+    __device__ static void unpack(uint32_t (&pairs)[4], Eight words) {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) pairs[i] = __byte_perm(words[i / 2], 0, i % 2 == 0 ? 0x4240 : 0x4341);
+        for (int i = 0; i < 4; ++i) pairs[i] = __byte_perm(i % 2 == 0 ? words.x : words.y, 0, i < 2 ? 0x4240 : 0x4341);
     }
 };
-
-// A zero point z as what is added to integers: -(1024 + z), and -(64 + z) for z below 16, each twice.
-struct ZeroPoint {
-    uint32_t at_1024, at_64;
-
-    __device__ explicit ZeroPoint(uint32_t z)
-        : at_1024(0xe400e400u + z * 0x10001u), at_64(0xd400d400u + z * 0x100010u) {}
-};
-
-// Elements i and i + 4 of a word's eight less their zero point, for i from 0 to 3: an order that takes the fewest
-// instructions.
-__device__ inline void unpack(uint32_t (&pairs)[4], uint32_t word, const ZeroPoint& zero) {
-    constexpr uint32_t kSixteenth = 0x2c002c00u;
-#pragma unroll
-    for (int i = 0; i < 4; i += 2, word >>= 8) {
-        pairs[i] = add2((word & 0x000f000fu) | k1024, zero.at_1024);
-        pairs[i + 1] = fma2((word & 0x00f000f0u) | k1024, kSixteenth, zero.at_64);
-    }
-}
-
-// The same of eight bytes.
-__device__ inline void unpack(uint32_t (&pairs)[4], const uint2& words, const ZeroPoint& zero) {
-#pragma unroll
-    for (int i = 0; i < 4; i += 2) {
-        const uint32_t four = __byte_perm(words.x, words.y, i == 0 ? 0x5140 : 0x7362);
-        pairs[i] = add2(__byte_perm(four, k1024, 0x5150), zero.at_1024);
-        pairs[i + 1] = add2(__byte_perm(four, k1024, 0x5352), zero.at_1024);
-    }
-}
 
 // Elements 2 t and 2 t + 1 of a word's eight: byte t.
 __device__ inline uint32_t unpack_pair(uint32_t word, int t, uint32_t at_1024_and_64) {

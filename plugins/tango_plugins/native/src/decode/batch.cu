@@ -108,16 +108,19 @@ struct Input {
     const float* from;
     int width, row, rows;
     const float* norm;  // weights of a norm, or null
-    bool is_for_columns;
+    int distance;       // of the pairs of rows of a lane, see first_row()
+    float odd;          // factor of every other row, whose weights are that much too large
+
+    // Matrices that lie by columns have the order of PackedInts.
+    __device__ bool is_for_columns() const { return distance != kRowDistance; }
 
     __device__ int fragments() const { return ceil_div(rows, kUnit) * (kUnit / kFragmentRows); }
 
-    // A lane's part of a fragment is two pairs of rows, so far apart, the first from here on. Columns have the order of
-    // unpack().
-    __device__ int pair_distance() const { return is_for_columns ? 4 : 8; }
+    // A lane's part of a fragment is two pairs of rows, the first from here on.
     __device__ int first_row(int fragment) const {
         const int t = lane_id() % 4;
-        return is_for_columns ? fragment / 2 * kUnit + t * 8 + fragment % 2 * 2 : fragment * kFragmentRows + t * 2;
+        return is_for_columns() ? fragment / 2 * kUnit + t * 8 + fragment % 2 * (8 / distance)
+                                : fragment * kFragmentRows + t * 2;
     }
 };
 
@@ -131,7 +134,7 @@ __device__ void copy_input(const Input& input, int count, Fragment* fragments) {
         const int r = input.first_row(fragment);
         if (r < input.rows && s < count) {
             copy_async_pair(shared_address(to), own + r);
-            copy_async_pair(shared_address(&to->z), own + r + input.pair_distance());
+            copy_async_pair(shared_address(&to->z), own + r + input.distance);
         } else {
             *to = {};
         }
@@ -141,7 +144,6 @@ __device__ void copy_input(const Input& input, int count, Fragment* fragments) {
 
 // Makes fragments of it: each thread of what it has copied itself.
 __device__ void make_fragments(const Input& input, const float* scales, Fragment* fragments) {
-    const int distance = input.pair_distance();
     const float scale = input.norm == nullptr ? 1.0f : scales[lane_id() / 4];
 #pragma unroll 4
     for (int fragment = warp_id(); fragment < input.fragments(); fragment += kWarps) {
@@ -151,12 +153,12 @@ __device__ void make_fragments(const Input& input, const float* scales, Fragment
         const int r = input.first_row(fragment);
         if (input.norm != nullptr && r < input.rows) {
             const float2 a = *reinterpret_cast<const float2*>(input.norm + input.row + r);
-            const float2 b = *reinterpret_cast<const float2*>(input.norm + input.row + r + distance);
+            const float2 b = *reinterpret_cast<const float2*>(input.norm + input.row + r + input.distance);
             first = make_float2(first.x * scale * a.x, first.y * scale * a.y);
             second = make_float2(second.x * scale * b.x, second.y * scale * b.y);
         }
-        own = input.is_for_columns ? make_fragment({first.x, second.x}, {first.y, second.y})
-                                   : make_fragment(first, second);
+        own = input.is_for_columns() ? make_fragment({first.x, second.x}, {first.y * input.odd, second.y * input.odd})
+                                     : make_fragment(first, second);
     }
     sync_threads();
 }
@@ -174,13 +176,19 @@ __device__ void prepare_input(const BatchStep& step, const BatchShared& shared, 
                               const BatchPart& part) {
     const TangoDecodeLayer& weights = shared.layers[phase.layer % 2];
     const BatchPartition* const partitions = shared.partitions;
-    Input input = {step.residual, partitions[phase.gemv].rows, part.row(), part.rows()};
+    Input input = {step.residual, partitions[phase.gemv].rows, part.row(), part.rows(), nullptr, kRowDistance, 1.0f};
     if (phase.gemv == kOut) input.from = step.attn_out;
     if (phase.gemv == kDown) input.from = step.hidden;
     if (phase.gemv == kQkv) input.norm = weights.attention_norm;
     if (phase.gemv == kGateUp) input.norm = weights.mlp_norm;
     if (phase.gemv == kLmHead) input.norm = step.tensors.norm;
-    input.is_for_columns = shared.matrix(phase.layer, phase.gemv).weights >= TANGO_WEIGHTS_BLOCKS_4;
+    const int form = shared.matrix(phase.layer, phase.gemv).weights;
+    if (form == TANGO_WEIGHTS_BLOCKS_4) {
+        input.distance = PackedInts<4>::kDistance;
+        input.odd = 1.0f / PackedInts<4>::kOdd;
+    } else if (form > TANGO_WEIGHTS_BLOCKS_4) {
+        input.distance = PackedInts<8>::kDistance;
+    }
     copy_input(input, step.count, shared.input);
     const bool is_first = phase.layer == 0 && phase.gemv == kQkv;
     if (input.norm != nullptr)

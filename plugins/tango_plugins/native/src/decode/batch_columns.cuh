@@ -82,8 +82,7 @@ class BatchColumns : public BatchPart {
         float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
         for (int warp = warp_of(index * tile_steps_); warp <= last; ++warp)
             sum = sum + sums_[(warp + index) * kWarp + lane];
-        float scale = kInputScale;
-        if constexpr (kIsFp8) scale *= fp8_scale(matrix == 0 ? first_ : second_);
+        const float scale = kInputScale * (kIsFp8 ? fp8_scale(matrix == 0 ? first_ : second_) : 1.0f / kSubnormal);
         return make_float4(sum.x * scale, sum.y * scale, sum.z * scale, sum.w * scale);
     }
 
@@ -93,6 +92,8 @@ class BatchColumns : public BatchPart {
   private:
     static constexpr bool kIsFp8 = kWeights == TANGO_WEIGHTS_FP8;
     static constexpr int kBits = kWeights == TANGO_WEIGHTS_BLOCKS_4 ? 4 : 8;
+    using Ints = PackedInts<kBits>;
+    using Eight = typename Ints::Eight;
     static constexpr int kUnitBytes = kUnit * kBits / 8;
     static constexpr int kStepUnits = 64 / kUnitBytes;
     static_assert(kWarps * kBatchStages * kStepBytes + (kWarps + kMaxTiles) * kTileBytes <= kBatchRingBytes,
@@ -160,18 +161,13 @@ class BatchColumns : public BatchPart {
             if (unit >= units_) break;
             const Scaling scaling(*this, slot + (column * 4 + j) * 4, (row_ / kUnit + unit) >> shift());
             uint32_t low[4], high[4];
-            if constexpr (kIsFp8) {
-                unpack_fp8(low, word(slot, column, j, part));
-                unpack_fp8(high, word(slot, column + 8, j, part));
-            } else {
-                unpack(low, word(slot, column, j, part), ZeroPoint(scaling.zeros[0]));
-                unpack(high, word(slot, column + 8, j, part), ZeroPoint(scaling.zeros[1]));
-            }
+            unpack(low, eight(slot, column, j, part), scaling.zeros[0]);
+            unpack(high, eight(slot, column + 8, j, part), scaling.zeros[1]);
             float exact[4] = {}, rest[4] = {};
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
                 const Fragment x = input[(2 * unit + i) * kWarp + lane_id()];
-                const uint32_t weights[4] = {low[2 * i], high[2 * i], low[2 * i + 1], high[2 * i + 1]};
+                const uint32_t weights[4] = {low[i], high[i], low[i + 2], high[i + 2]};
                 mma(exact, weights, {x.x, x.y});
                 mma(rest, weights, {x.z, x.w});
             }
@@ -203,11 +199,20 @@ class BatchColumns : public BatchPart {
     };
 
     // Eight rows of a column in a slot: a lane's part of a unit.
-    __device__ static auto word(const char* slot, int column, int unit, int part) {
-        if constexpr (kBits == 4) {
-            return *reinterpret_cast<const uint32_t*>(slot + offset(column, unit) + part * 4);
+    __device__ static Eight eight(const char* slot, int column, int unit, int part) {
+        const int byte = unit * kUnitBytes + part * static_cast<int>(sizeof(Eight));
+        return *reinterpret_cast<const Eight*>(slot + offset(column, byte / 16) + byte % 16);
+    }
+
+    // They as pairs, less their zero point, which as a negative subnormal number has its own bits and a sign.
+    __device__ static void unpack(uint32_t (&pairs)[4], Eight rows, uint32_t zero) {
+        if constexpr (kIsFp8) {
+            unpack_fp8(pairs, rows);
         } else {
-            return *reinterpret_cast<const uint2*>(slot + offset(column, 2 * unit + part / 2) + part % 2 * 8);
+            Ints::unpack(pairs, rows);
+#pragma unroll
+            for (int i = 0; i < 4; ++i)
+                pairs[i] = add2(pairs[i], 0x80008000u + zero * (i < 2 ? 0x10001u : 0x10001u * Ints::kOdd));
         }
     }
 

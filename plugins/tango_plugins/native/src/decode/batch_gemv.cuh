@@ -10,6 +10,7 @@ namespace tango {
 constexpr int kSequences = TANGO_DECODE_SEQUENCES;
 constexpr int kTile = 16;                           // columns of an `mma`
 constexpr int kFragmentRows = 16;                   // rows of an `mma`, and of one fragment of the input
+constexpr int kRowDistance = 8;                     // of the two pairs of them that a lane has
 constexpr int kMaxTiles = 24;                       // of a block's tile, over all matrices
 constexpr int kTileBytes = kWarp * sizeof(float4);  // of the sums of a tile
 constexpr int kBatchRingBytes = 98 << 10;           // for weights and sums

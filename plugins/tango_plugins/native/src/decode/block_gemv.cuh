@@ -32,6 +32,7 @@ constexpr int kMaxInputs = kVectorInputs<8> * 128 / kVectorRows<8>;  // of 128 r
 // rows is that of unpack().
 template <int kBits>
 __device__ void split_input(float* input, int rows) {
+    constexpr int kDistance = PackedInts<kBits>::kDistance;
     constexpr int kRows = kVectorRows<kBits>, kParts = kRows / kVector, kStepParts = 4 * kParts;
     const int parts = ceil_div(rows, kVector * kStepParts) * kStepParts;
 #pragma unroll 1
@@ -50,7 +51,8 @@ __device__ void split_input(float* input, int rows) {
         __half2 high[kVector / 2], low[kVector / 2];
 #pragma unroll
         for (int i = 0; i < kVector / 2; ++i) {
-            const float a = x[PackedInts<kBits>::first(i)], b = x[PackedInts<kBits>::second(i)];
+            const float a = x[i % 2 * (kVector / kDistance) + i / 2];
+            const float b = x[i % 2 * (kVector / kDistance) + i / 2 + kDistance];
             high[i] = __floats2half2_rn(a, b);
             const float2 rounded = __half22float2(high[i]);
             low[i] = __floats2half2_rn((a - rounded.x) * 2048, (b - rounded.y) * 2048);
@@ -259,8 +261,8 @@ class BlockGemv : public GemvPart {
 #pragma unroll
         for (int i = 0; i < kRows / kVector; ++i) {
             uint32_t low[4], high[4];
-            Ints::unpack(low, weights[0], i);
-            Ints::unpack(high, weights[1], i);
+            Ints::unpack(low, Ints::eight(weights[0], i));
+            Ints::unpack(high, Ints::eight(weights[1], i));
             mma(even, {low[0], high[0], low[1], high[1]}, {x[i].x, x[i].y});
             mma(odd, {low[2], high[2], low[3], high[3]}, {x[i].z, x[i].w});
         }

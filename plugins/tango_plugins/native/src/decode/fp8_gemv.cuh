@@ -20,10 +20,11 @@ __device__ inline float fp8_scale(const TangoMatrix& matrix) {
 // they are that: three bits of the mantissa follow four of an exponent whose bias is 8 less.
 __device__ inline uint32_t halves_of_fp8(uint32_t two) { return (two & 0x80008000u) | (two >> 1 & 0x3f803f80u); }
 
-// Elements i and i + 4 of eight, for i from 0 to 3.
+// Eight of them as pairs in the order of PackedInts<8>.
 __device__ inline void unpack_fp8(uint32_t (&pairs)[4], const uint2& words) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) pairs[i] = halves_of_fp8(__byte_perm(words.x, words.y, 0x4400 + i * 0x1111));
+    for (int i = 0; i < 4; ++i)
+        pairs[i] = halves_of_fp8(__byte_perm(i % 2 == 0 ? words.x : words.y, 0, i < 2 ? 0x2200 : 0x3311));
 }
 
 // Adds the product of 16 numbers in FP8, divided by 256, and fp32.
