@@ -117,10 +117,10 @@ def test_questions_follow_one_prefill(load, on_cpu):
 
 
 def test_features_never_cross(load, video):
-    """What goes up: frames, times, ids. What comes down: one count (none if exact), 8 bytes a token, the report's."""
+    """What goes up: frames, times, words. What comes down: one count (none if exact), 8 bytes a token, the report's."""
     llm, clip = load("fp16"), video(5, 12)
     traffic, params = llm._backend.traffic, llm.bundle.manifest.params
-    id_bytes = np.dtype(llm._backend._embedder.ids_dtype).itemsize
+    word = llm.bundle.manifest.decoder.hidden_size * np.dtype(llm.bundle.manifest.dtype).itemsize
     for budget, counts in (("paper", 1), ("exact", 0)):
         with pytest.MonkeyPatch.context() as patch:
             patch.setitem(llm.bundle.manifest.prune, "budget", budget)
@@ -129,10 +129,9 @@ def test_features_never_cross(load, video):
             uploads, up, downloads, down = np.subtract(list(vars(traffic).values()), before).tolist()
         K = op.capacity(8, llm.bundle.manifest.video.tokens_per_frame, params)
         steps = len(answer.ids) - (answer.finish != "stop")  # tokens that were decoded after
-        sent = 0 if llm._backend._graphs.in_place else steps  # the decode kernel reads rows of the table
         text = answer.prompt_tokens - answer.kept
-        assert up == answer.frames.nbytes + answer.seconds.nbytes + id_bytes * (text + sent)
-        assert uploads == 2 + 2 + sent
+        assert up == answer.frames.nbytes + answer.seconds.nbytes + word * (text + steps)
+        assert uploads == 2 + 2 + steps
         assert down == 4 * counts + 8 * (steps + 1) + K * (4 + 1) + 8 * 8 + answer.salience.nbytes
         assert downloads == counts + steps + 1 + 4
 

@@ -187,7 +187,7 @@ def test_steps_go_on_in_another_cache(make):
 def test_weights_lie_on_the_device_once(make, host, engine):
     llm, _ = make(engine)
     graphs = llm.bundle.manifest.graphs
-    sizes = {llm.bundle.manifest.files[graphs[name].data].size for name in ("vision", "embed", "decoder")}
+    sizes = {llm.bundle.manifest.files[graphs[name].data].size for name in ("vision", "decoder")}
     for _ in range(3):
         stages = OneSequence(llm._backend)
         stages.prefill([stages.embed(np.arange(9))], 64)
@@ -200,13 +200,13 @@ def test_weights_lie_on_the_device_once(make, host, engine):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_for_a_token_nothing_goes_up(make, engine):
+def test_for_a_token_its_embedding_goes_up(make, engine):
     stages = OneSequence(make(engine)[0]._backend)
     logits, traffic = stages.prefill([stages.embed(np.arange(9))], 64), stages.traffic
     before = replace(traffic)
-    for _ in range(5):
+    for _ in range(40):  # more than there is pinned memory for
         logits = stages.decode(logits.argmax()[0])
-    assert (traffic.uploads, traffic.downloads) == (before.uploads, before.downloads + 5)
+    assert (traffic.uploads, traffic.downloads) == (before.uploads + 40, before.downloads + 40)
 
 
 @pytest.fixture(scope="module")
@@ -363,7 +363,7 @@ def test_for_a_step_of_several_sequences_the_host_reads_once(make, colors):
     for stream in (*streams, *streams):
         stream.turn()
     traffic = llm._backend.traffic
-    assert (traffic.uploads, traffic.downloads) == (before.uploads, before.downloads + 2)
+    assert (traffic.uploads, traffic.downloads) == (before.uploads + 2, before.downloads + 2)
 
 
 def test_released_caches_serve_the_next_answers(make, host, colors):

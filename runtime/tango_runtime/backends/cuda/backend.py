@@ -1,12 +1,12 @@
-"""The backend on a GPU, whatever runs the graphs: features, kept tokens, embeddings and caches stay there.
+"""The backend on a GPU, whatever runs the graphs: features, kept tokens and caches stay there.
 
-The host sends frames, their times and token ids. It reads the number of kept tokens (unless the budget is exact), their
-places (if rows have ends) and, for each token, eight bytes (greedy) or its logits. What a report shows of the pruning
-is read only on request.
+The host sends frames, their times and the embeddings of words, whose table it maps from its file. It reads the number
+of kept tokens (unless the budget is exact), their places (if rows have ends) and, for each token, eight bytes (greedy)
+or its logits. What a report shows of the pruning is read only on request.
 
 Pruning is the CUDA library, called directly on the same stream. The bundle's prune.onnx as an engine gives the same
 bits, but neither which tokens were merged nor the segments, and only at the ratio that it was built for: it is there
-for programs without Python.
+for programs without Python, as embed.onnx is.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tango_plugins.thinning import Thinning
 from tango_runtime.backends.base import PrunedTokens, Trace
 from tango_runtime.backends.cuda.decoder import Decoder, SequenceDecoder
 from tango_runtime.backends.cuda.device import Event, Pool, Stream, TransferStats, rows
-from tango_runtime.backends.cuda.embedder import Embedder, Piece, TokenIds
+from tango_runtime.backends.cuda.embedder import Embedder, Piece, TokenIds, word_table
 from tango_runtime.backends.cuda.feature_ring import DeviceFeatureRing
 from tango_runtime.backends.cuda.frames import FrameLoader
 from tango_runtime.backends.cuda.kv_cache import KVCache
@@ -67,8 +67,7 @@ class CudaBackend:
         self._load_frames = FrameLoader(stream, self._pool, nvdec=nvdec)
         self._manifest = bundle.manifest
         self.frame_size = graphs.frame_size
-        hidden_size, dtype = bundle.manifest.decoder.hidden_size, bundle.manifest.dtype
-        self._embedder = Embedder(graphs, stream, self._pool, hidden_size, dtype)
+        self._embedder = Embedder(word_table(bundle), stream, self._pool)
         self._pruner = functools.cache(CudaPruner)
         made: type[Decoder | ThinningDecoder] = ThinningDecoder if bundle.manifest.decoder.inner else Decoder
         self._decoder: SequenceDecoder = made(bundle.manifest, graphs, self._embedder, stream, self._pool)

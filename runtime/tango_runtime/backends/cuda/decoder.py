@@ -73,7 +73,6 @@ class Decoder:
     def __init__(self, manifest: Manifest, graphs: GraphRunner, embedder: Embedder, stream: Stream, pool: Pool) -> None:
         self._graphs, self._embedder, self._stream, self._pool = graphs, embedder, stream, pool
         self._spec = manifest.graphs["decoder"]
-        self._hidden_size, self._dtype = manifest.decoder.hidden_size, manifest.dtype
         self._context, self._rotary = manifest.decoder.context, manifest.decoder.rotary is not None
         self._logits = self._new_logits()
         self._positions = pool.take("all positions", (self._context,), graphs.dtype("decoder", "positions"))
@@ -85,7 +84,7 @@ class Decoder:
         self._batched_step: BatchedStep | None = None
         if graphs.capacity is not None:  # allocate and record at load time, not within the first answer
             first = self.new_cache(graphs.capacity)
-            self._step_of(first)
+            self._step_of(first, self._embedder.step([0])[0])
             first.release()
 
     def batch(self, sequences: int) -> None:
@@ -158,9 +157,10 @@ class Decoder:
         for cache, _ in steps:
             require_context(cache.length, 1, self._context)
             self.reserve(cache, cache.length + 1)
+        embeddings = self._embedder.step([token for _, token in steps])
         tokens = [
-            Token(token, cache.length, cache.length + cache.rotary.offset, cache.capacity, self._row_of(cache))
-            for cache, token in steps
+            Token(embedding, cache.length, cache.length + cache.rotary.offset, cache.capacity, self._row_of(cache))
+            for embedding, (cache, _) in zip(embeddings, steps, strict=True)
         ]
         self._batched_step(tokens)
         best = self._pool.take("argmax of rows", (len(steps), 8), np.uint8)
@@ -176,7 +176,8 @@ class Decoder:
             return self.decode_together([(cache, token)])[0]
         require_context(cache.length, 1, self._context)
         self.reserve(cache, cache.length + 1)
-        self._step_of(cache)(token, cache.length, cache.length + cache.rotary.offset)
+        (embedding,) = self._embedder.step([token])
+        self._step_of(cache, embedding)(embedding, cache.length, cache.length + cache.rotary.offset)
         cache.advance(1)
         return self._logits
 
@@ -194,8 +195,8 @@ class Decoder:
         self._graphs.bind("decoder", self._tensors(cache, inputs, new, length))()
         cache.fill(new, tokens)
 
-    def _step_of(self, cache: KVCache) -> Step:
-        """The cache's decode step: the runner's own, or a pass of its graphs that is replayed."""
+    def _step_of(self, cache: KVCache, embedding: DeviceArray) -> Step:
+        """The cache's decode step: the runner's own, or a pass of its graphs that is replayed on this embedding."""
         if cache.step is not None:
             return cache.step
         if self._replay is not None and self._replay[0] is cache:
@@ -203,7 +204,7 @@ class Decoder:
         cache.step = self._graphs.step(list(cache.held(cache.capacity).values()), self._logits.memory, cache.pool)
         if cache.step is not None:
             return cache.step
-        self._replay = cache, self._pass_of_one(cache)
+        self._replay = cache, self._pass_of_one(cache, embedding)
         return self._replay[1]
 
     def _row_of(self, cache: KVCache) -> SequenceRow:
@@ -213,23 +214,20 @@ class Decoder:
             cache.row = self._batched_step.new_row(list(cache.held(cache.capacity).values()), cache.pool)
         return cache.row
 
-    def _pass_of_one(self, cache: KVCache) -> Step:
+    def _pass_of_one(self, cache: KVCache, embedding: DeviceArray) -> Step:
         """A step by the graphs, with tensors that stay where they are from token to token."""
-        take, stream, positions, embed = self._pool.take, self._stream, self._positions, self._embedder.embed
-        ids, position = take("step ids", (1,), self._embedder.ids_dtype), take("step position", (1,), positions.dtype)
-        embedding = take("step embedding", (1, self._hidden_size), self._dtype)
+        take, stream, positions = self._pool.take, self._stream, self._positions
+        position = take("step position", (1,), positions.dtype)
         inputs = {"embeddings": embedding, "positions": position}
         if self._rotary:
             inputs["rotary"] = take("step rotary", (3, 1), positions.dtype)
         new = cache.room(1, self._pool, "step rows")
         run = self._graphs.bind("decoder", self._tensors(cache, inputs, new, cache.capacity), replay=True)
 
-        def step(token: int, length: int, rotation: int) -> None:
-            stream.upload(np.array([token]), ids)
+        def step(_: DeviceArray, length: int, rotation: int) -> None:
             stream.copy(rows(positions, length, length + 1), position)
             if self._rotary:
                 stream.upload(np.full((3, 1), rotation), inputs["rotary"])
-            embed(ids, embedding)
             run()
             if not self._graphs.in_place:
                 cache.append(new)

@@ -38,7 +38,7 @@ _MAX_FREE_BLOCKS = 4
 _STAGING_BYTES = 1 << 12
 
 #: Most uploads that are kept alive without a wait; an answer that ends in a token waits after about four.
-_UPLOADS = 16
+MAX_UPLOADS = 16
 
 
 @cache
@@ -295,7 +295,7 @@ class Stream:
         """
         array = np.ascontiguousarray(array, to.dtype)
         _require_same(array.shape, to.shape)
-        if len(self._uploading) >= _UPLOADS:  # answers that fail before anything is read back leave some
+        if len(self._uploading) >= MAX_UPLOADS:  # answers that fail before anything is read back leave some
             self.synchronize()
         self._copy(to.address, array.ctypes.data, array.nbytes, "cudaMemcpyHostToDevice")
         self._uploading.append(array)  # must live, and not be taken from a HostPool again, until it has been read

@@ -14,7 +14,7 @@ import numpy as np
 from tango_plugins.decoder import CudaBatchDecoder, CudaDecoder, DecoderShape, DecodeSequence, cache_table
 from tango_plugins.device_array import DeviceArray
 from tango_plugins.matrix import Matrix
-from tango_runtime.backends.cuda.device import Pool, Stream, rows
+from tango_runtime.backends.cuda.device import Pool, Stream
 from tango_runtime.backends.cuda.runner import SequenceRow, Step, Token
 from tango_runtime.backends.cuda.weights import Weights
 from tango_runtime.backends.ort_cpu import cache_inputs, cache_rows
@@ -26,7 +26,7 @@ class DeviceDecoder:
 
     Args:
         manifest: The bundle's.
-        weights: Those of ``embed`` and of the decoder's graphs.
+        weights: Those of the decoder's graphs.
         stream: What everything runs on.
 
     Attributes:
@@ -37,8 +37,6 @@ class DeviceDecoder:
 
     def __init__(self, manifest: Manifest, weights: Mapping[GraphName, Weights], stream: Stream) -> None:
         self._manifest, self._weights, self._stream = manifest, weights, stream
-        (table,) = manifest.graphs["embed"].device_weights
-        self._words = weights["embed"][table]
 
     def tensors(self, graph: GraphName, plain: Mapping[str, DeviceArray]) -> dict[str, DeviceArray]:
         """A portable graph's tensors as those of its device graph: past and present are the whole cache."""
@@ -52,7 +50,7 @@ class DeviceDecoder:
         return {**others, "last_position": plain["positions"], **whole}
 
     def step(self, cache: Sequence[DeviceArray], logits: DeviceArray, pool: Pool) -> Step:
-        """The CUDA library's decode step: the token's embedding is a row of the table."""
+        """The CUDA library's decode step."""
         weights = self._weights["decoder"]
         matrices = _matrices(self._manifest.graphs["decoder"], weights)
         shape = _shape(self._manifest, weights, matrices, cache[0].shape[1])
@@ -61,10 +59,9 @@ class DeviceDecoder:
         workspace = pool.take("decoder workspace", (decoder.workspace_bytes,), np.uint8)
         self._stream.upload(decoder.table, table)
         self._stream.clear(workspace)  # the kernel's to write alone from here on
-        words, stream = self._words, self._stream.handle
+        stream = self._stream.handle
 
-        def step(token: int, position: int, rotation: int) -> None:
-            embedding = rows(words, token, token + 1)
+        def step(embedding: DeviceArray, position: int, rotation: int) -> None:
             memory = {"logits": logits, "table": table, "workspace": workspace}
             decoder.enqueue(embedding, position, rotation, **memory, stream=stream)
 
@@ -75,7 +72,7 @@ class DeviceDecoder:
         weights = self._weights["decoder"]
         matrices = _matrices(self._manifest.graphs["decoder"], weights)
         shape = _shape(self._manifest, weights, matrices, self._manifest.decoder.context)
-        return DeviceBatch(CudaBatchDecoder(shape, weights, matrices), shape, self._words, self._stream, pool)
+        return DeviceBatch(CudaBatchDecoder(shape, weights, matrices), shape, self._stream, pool)
 
 
 class DeviceBatch:
@@ -84,15 +81,12 @@ class DeviceBatch:
     Args:
         decoder: The kernel on its weights.
         shape: The decoder's dimensions.
-        words: The embedding table.
         stream: What it runs on.
         pool: Gives the memory that all steps share.
     """
 
-    def __init__(
-        self, decoder: CudaBatchDecoder, shape: DecoderShape, words: DeviceArray, stream: Stream, pool: Pool
-    ) -> None:
-        self._decoder, self._shape, self._words, self._stream = decoder, shape, words, stream
+    def __init__(self, decoder: CudaBatchDecoder, shape: DecoderShape, stream: Stream, pool: Pool) -> None:
+        self._decoder, self._shape, self._stream = decoder, shape, stream
         self._table = pool.take("batch table", decoder.table.shape, np.uint8)
         self._workspace = pool.take("batch workspace", (decoder.workspace_bytes,), np.uint8)
         stream.upload(decoder.table, self._table)
@@ -109,7 +103,7 @@ class DeviceBatch:
         """Puts a step on the stream: fills each sequence's logits and its row of the cache."""
         sequences = [
             DecodeSequence(
-                rows(self._words, token.id, token.id + 1),
+                token.embedding,
                 token.position,
                 token.rotation,
                 token.row.caches,

@@ -39,7 +39,8 @@ class FusedOrtRunner(OrtRunner):
             self.in_place, self.tokens_at_once = True, 4096
             self.capacity = bundle.manifest.decoder.context  # the decode kernel of a cache is made for its length
         load = partial(super().__init__, onnxruntime, _with_device_graphs(bundle), stream, provider, operators)
-        weights = upload_weights(bundle, [graph for graph, spec in plain.items() if spec.device_weights], load)
+        taken = [graph for graph, spec in plain.items() if spec.device_weights and graph != "embed"]  # see word_table()
+        weights = upload_weights(bundle, taken, load)
         self._decoder = DeviceDecoder(bundle.manifest, weights, stream) if self.in_place else None
         self._weights, self._plain = weights, plain
         # Once: of a binding that is made anew, what is not named stays.
@@ -52,7 +53,7 @@ class FusedOrtRunner(OrtRunner):
 
     def bind(self, graph: GraphName, tensors: Mapping[str, DeviceArray], *, replay: bool = False) -> Run:
         """Prepares a session to read and write these tensors; gives the function that runs it."""
-        if graph in ("vision", "embed") or self._decoder is None:
+        if graph == "vision" or self._decoder is None:
             return super().bind(graph, tensors, replay=replay)
         weights = self._taken(graph) if replay else {}  # that binding is another
         return self._bind(graph, self._decoder.tensors(graph, tensors) | weights, replay)

@@ -84,7 +84,7 @@ class OrtRunner:
         def load(graph: GraphName) -> None:
             self._sessions[graph] = _open(onnxruntime, bundle, graph, options, name, settings)
 
-        graphs: tuple[GraphName, ...] = ("vision", "embed", *bundle.manifest.decoders)
+        graphs: tuple[GraphName, ...] = ("vision", *bundle.manifest.decoders)
         *others, decoder = graphs
         with ThreadPoolExecutor() as threads:
             loading = threads.map(load, others)

@@ -12,9 +12,9 @@ from tango_runtime.bundle import GraphName
 
 Run = Callable[[], None]
 
-#: Puts one token of a sequence on the stream, given its id, its row in the cache and its rotary position: fills the
-#: logits and that row.
-Step = Callable[[int, int, int], None]
+#: Puts one token of a sequence on the stream, given its embedding [1, D], its row in the cache and its rotary position:
+#: fills the logits and that row.
+Step = Callable[[DeviceArray, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,14 @@ class Token:
     """One sequence's part of a step of several sequences.
 
     Attributes:
-        id: Its token.
+        embedding: Its embedding, [1, D].
         position: Row of the token in the cache.
         rotation: Rotary position of the token.
         capacity: Positions of the cache.
         row: What the step needs of the sequence.
     """
 
-    id: int
+    embedding: DeviceArray
     position: int
     rotation: int
     capacity: int

@@ -40,8 +40,8 @@ def open_backend(bundle: Bundle, threads: int = 0, *, nvdec: bool = False) -> Cu
     trt = import_tensorrt()
     stream = open_stream()  # first: TensorRT crashes where there is no GPU
     machine = current_target(trt.__version__)
-    # Prune is the CUDA library's: see tango_runtime.backends.cuda.backend.
-    graphs: tuple[GraphName, ...] = ("vision", "embed", *bundle.manifest.decoders)
+    # Prune is the CUDA library's, embeddings come from the host: see tango_runtime.backends.cuda.backend.
+    graphs: tuple[GraphName, ...] = ("vision", *bundle.manifest.decoders)
     found = {graph: engines.find(bundle, graph, machine) for graph in graphs}  # all, before the first is loaded
     if any(engine.plugins and not engine.version_compatible for engine in found.values()):  # which embeds them
         plugin = system.plugin()
@@ -79,8 +79,7 @@ class TensorRTRunner:
         self._engines: dict[GraphName, Any] = {}
         on_device = {graph for graph, engine in found.items() if engine.form == "device"}
         self.in_place = "decoder" in on_device
-        taken = {graph for graph in found if graph in on_device or (graph == "embed" and self.in_place)}
-        self._weights = upload_weights(bundle, taken, lambda: self._load_all(bundle))  # decoding reads embed's, too
+        self._weights = upload_weights(bundle, on_device, lambda: self._load_all(bundle))
         self._decoder = DeviceDecoder(bundle.manifest, self._weights, stream) if self.in_place else None
         self._scratch = Buffer(max(map(_scratch_bytes, self._engines.values())))
         self._contexts = {graph: self._context(graph, PREFILL) for graph in found}
@@ -90,7 +89,7 @@ class TensorRTRunner:
             weights = {name: self._weights[graph][name] for name in bundle.manifest.graphs[graph].device_weights}
             self._give(graph, self._contexts[graph], (), weights)
         decoders = [found[graph] for graph in bundle.manifest.decoders]
-        self.tokens_at_once = min(found["embed"].max_size("N"), *(each.max_size("N", PREFILL) for each in decoders))
+        self.tokens_at_once = min(each.max_size("N", PREFILL) for each in decoders)
         self.capacity = min(each.max_size("P", -1) for each in decoders)
         self.steps_at_once, self.frame_size = None, None
         if bundle.manifest.video.budget is not None:
