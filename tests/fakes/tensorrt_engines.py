@@ -8,6 +8,7 @@ bytes.
 from __future__ import annotations
 
 import json
+import weakref
 from dataclasses import asdict
 from enum import Enum
 
@@ -23,9 +24,10 @@ from tests.fakes.cuda import array
 MACHINE = Target("8.6.0", "9.0", "NVIDIA Test", "1")
 
 
-def open_backend(bundle, host, monkeypatch):
+def open_backend(bundle, host, monkeypatch, trt=None):
     """The TensorRT backend of a bundle with engines, on the fake of TensorRT and a `HostCuda`."""
-    monkeypatch.setattr(tensorrt, "import_tensorrt", lambda: HostTensorRT(bundle, host))
+    trt = trt or HostTensorRT(bundle, host)
+    monkeypatch.setattr(tensorrt, "import_tensorrt", lambda: trt)
     monkeypatch.setattr(tensorrt, "current_target", lambda version: MACHINE)
     return tensorrt.open_backend(bundle)
 
@@ -69,6 +71,7 @@ class HostTensorRT:
 
     def __init__(self, bundle, cuda):
         self.bundle, self.cuda, self.replays, self.libraries = bundle, cuda, 0, []
+        self.first_logger = None
 
     def get_plugin_registry(self):
         return self
@@ -77,17 +80,24 @@ class HostTensorRT:
         self.libraries.append(path)
         return path
 
+    def log(self, severity, message):
+        """Logs as TensorRT does: to the first logger that it was ever given, which must still be there."""
+        logger = self.first_logger()
+        assert logger is not None, "TensorRT would read freed memory"
+        logger.log(severity, message)
+
     def Runtime(self, logger):  # noqa: N802
         outer = self
+        self.first_logger = self.first_logger or weakref.ref(logger)
 
         class Runtime:
             def deserialize_cuda_engine(self, data):
                 name, _, form = bytes(data).decode().partition(" ")
                 if name not in outer.bundle.manifest.graphs:
-                    logger.log(logger.ERROR, "magic tag does not match")
+                    outer.log(logger.ERROR, "magic tag does not match")
                     return None
                 if form == "device" and not outer.libraries:
-                    logger.log(logger.ERROR, "getPluginCreator could not find plugin")
+                    outer.log(logger.ERROR, "getPluginCreator could not find plugin")
                     return None
                 return Engine(outer, name, form)
 

@@ -272,9 +272,10 @@ def connected(address: str) -> Iterator[None]:
     }
     try:
         ray.init(address=address, **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         raise TangoError(
-            f"there is no Ray cluster at {address}", "give the address that ray start printed, or local"
+            f"there is no Ray cluster at {address} that takes this process",
+            "give the address that ray start printed, or local; one that asks for a token needs RAY_AUTH_TOKEN_PATH",
         ) from error
     try:
         yield

@@ -32,7 +32,7 @@ from tango_runtime.bundle import Bundle
 from tango_runtime.video.preprocess import resize
 from tests.fakes.cuda import HostPruner, array, install
 from tests.fakes.sequence import OneSequence
-from tests.fakes.tensorrt_engines import build, open_backend
+from tests.fakes.tensorrt_engines import HostTensorRT, build, open_backend
 
 QUESTION = "What happens in the video?"
 
@@ -430,6 +430,18 @@ def test_engines_that_cannot_be_used_are_refused(make, built, tmp_path):
     engine.unlink()
     with pytest.raises(TangoError, match=r"decoder-.* has 0 bytes"):
         make("tensorrt", folder)
+
+
+def test_engines_that_fail_later_find_the_first_logger(built, host, monkeypatch, tmp_path):
+    folder = shutil.copytree(built, tmp_path / "bundle")
+    bundle = Bundle.load(folder)
+    trt = HostTensorRT(bundle, host)
+    assert "TensorRT" in open_backend(bundle, host, monkeypatch, trt).description
+    gc.collect()
+    engine = next((folder / "engines").glob("decoder-*.engine"))
+    engine.write_bytes(b"x" * engine.stat().st_size)
+    with pytest.raises(TangoError, match="magic tag does not match"):
+        open_backend(bundle, host, monkeypatch, trt)
 
 
 def test_graphs_are_loaded_side_by_side(host, tiny_bundle):

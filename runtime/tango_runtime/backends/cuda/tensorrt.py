@@ -9,6 +9,7 @@ from __future__ import annotations
 import mmap
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -218,8 +219,12 @@ def _shown(shape: Iterable[int]) -> str:
     return "x".join("?" if length < 0 else str(length) for length in shape)
 
 
+@cache
 def _logger(trt: Any) -> Any:
-    """A logger that keeps the last errors for a message; TensorRT's warnings go nowhere."""
+    """A logger that keeps the last errors for a message; TensorRT's warnings go nowhere.
+
+    One for the process, for ever: TensorRT logs to the first that it was ever given.
+    """
 
     class Log(trt.ILogger):  # type: ignore[misc]  # the module is Any
         def __init__(self) -> None:
