@@ -59,15 +59,26 @@ def families() -> str:
     qwen, video = ("h200-onnxruntime-qwen2.5-vl-7b-560x1008", "pruned, 1008x560"), "h200-onnxruntime-llava-video-7b"
     columns = (
         Column("Qwen2.5-VL-7B, 32 frames of 560×1008", *qwen),
-        Column("transformers, as many tokens", *qwen, runner="transformers"),
-        Column("as a CUDA graph", *qwen, runner="CUDA graph"),
         Column("32 frames of 336×588", "h200-onnxruntime-qwen2.5-vl-7b-336x588", "pruned, 588x336"),
         Column("LLaVA-Video-7B, 64 frames", video),
-        Column("transformers, as many tokens", video, runner="transformers"),
-        Column("as a CUDA graph", video, runner="CUDA graph"),
         Column("with inner pruning", f"{video}-inner"),
     )
     return stages(columns, _STAGES, (*_TOKENS, *_MEMORY, *_CONDITIONS))
+
+
+def family_peers() -> str:
+    """Earlier versions of them and transformers with as many tokens, in one run."""
+    files = {
+        "Qwen2.5-VL-7B": ("h200-onnxruntime-qwen2.5-vl-7b-560x1008-transformers", "pruned, 1008x560"),
+        "LLaVA-Video-7B": ("h200-onnxruntime-llava-video-7b-transformers",),
+    }
+    runners = {"tango-edge": "tango", "transformers": "transformers", "as a CUDA graph": "CUDA graph"}
+    columns = tuple(
+        Column(f"{model}, {title}", *file, runner=runner)
+        for model, file in files.items()
+        for title, runner in runners.items()
+    )
+    return stages(columns, _STAGES, _CONDITIONS)
 
 
 def live() -> str:
@@ -94,7 +105,6 @@ def cold_starts() -> str:
     """New processes, from their start to the first token."""
     files = {
         "0.5B, ONNX Runtime": "h200-onnxruntime-0.5b-linear",
-        "earlier": "h200-onnxruntime-0.5b-device",
         "0.5B, TensorRT": "h200-tensorrt-0.5b-device",
         "7B, TensorRT": "h200-tensorrt-7b-device",
     }
@@ -122,6 +132,28 @@ def frames() -> str:
     titles = {"host": "resized by eight threads of the host", "gpu": "copied to the GPU and resized there"}
     rows = [(title, number(median(found[where]))) for where, title in titles.items()]
     return table(("32 frames of 1920×1080 to 384×384", "median, ms"), rows)
+
+
+def batch() -> str:
+    """A batch of videos by what decodes them, and by how many models answer."""
+    files = {
+        "a model": "h200-batch-0.5b",
+        "a model, the GPU decodes": "h200-batch-gpu-decoders",
+        "Ray, a model": "h200-batch-one-model",
+        "Ray, two models": "h200-batch-two-models",
+        "Ray, three models": "h200-batch-three-models",
+        "Ray, a node of two models": "h200-batch-ray-one-node",
+        "Ray, two nodes of two models": "h200-batch-ray-two-nodes",
+    }
+    rows = []
+    for title, name in files.items():
+        for found in load(name)["batches"]:
+            busy = found["gpu_busy_percent"]
+            rates = (f"{found['answers_per_second_at_work']:.1f}", f"{found['seconds']:.1f}")
+            use = (f"{found['model_busy_percent']} %", f"{busy['mean']:.0f} % ({100 * busy['share_of_90']:.0f} %)")
+            rows.append((title, found["decoders"], *rates, *use, link(name)))
+    titles = ("", "decoders of a model", "answers a second", "seconds in all", "model busy", "GPU busy", "file")
+    return table(titles, rows)
 
 
 def sampling() -> str:
@@ -198,10 +230,12 @@ PARTS: dict[str, Callable[[], str]] = {
     "pipeline": pipeline,
     "transformers": transformers,
     "families": families,
+    "family-peers": family_peers,
     "cold-starts": cold_starts,
     "operator": operator,
     "kernels": kernels,
     "frames": frames,
+    "batch": batch,
     "video": video,
     "live": live,
     "sampling": sampling,

@@ -20,6 +20,16 @@ _WEIGHTS = {
 _PRODUCTS = _WEIGHTS | {"w8a8": "INT8, activations too"}
 
 
+_STAGES = {
+    "vision": "vision",
+    "prefill": "prefill",
+    "first token": "first token",
+    "each further token": "decode",
+    "first token of a second question": "second question",
+}
+_CONDITIONS = ("positions of the prompt", "memory on the GPU, MB", "backend", "repeats")
+
+
 def decoder() -> str:
     """The pipeline of the 0.5B with a decoder of each precision."""
     columns = (
@@ -28,29 +38,42 @@ def decoder() -> str:
         Column("INT4, groups of 32", "h200-onnxruntime-0.5b-int4"),
         Column("INT4, groups of 128", "h200-onnxruntime-0.5b-int4-128"),
     )
-    rows = {"prefill": "prefill", "first token": "first token", "each further token": "decode"}
-    return stages(columns, rows, ("positions of the prompt", "memory on the GPU, MB", "backend", "repeats", "file"))
+    rows = {title: stage for title, stage in _STAGES.items() if stage != "vision"}
+    return stages(columns, rows, (*_CONDITIONS, "file"))
+
+
+def whole() -> str:
+    """The pipeline of the 7B in each precision."""
+    columns = (
+        Column("fp16", "h200-onnxruntime-7b-fp16"),
+        Column("FP8", "h200-onnxruntime-7b-fp8"),
+        Column("INT4 decoder, groups of 128", "h200-onnxruntime-7b-int4-128"),
+        Column("FP8 vision, INT4 decoder", "h200-onnxruntime-7b-fp8-vision-int4-128"),
+        Column("INT8", "h200-onnxruntime-7b-int8"),
+    )
+    return stages(columns, _STAGES, (*_CONDITIONS, "file"))
 
 
 def fp8() -> str:
-    """FP8 bundles beside the fp16 ones that they were made of."""
+    """The 0.5B in FP8 beside the fp16 bundle that it was made of."""
     columns = (
         Column("0.5B, fp16", "h200-onnxruntime-0.5b-fp16-beside-fp8"),
         Column("0.5B, FP8", "h200-onnxruntime-0.5b-fp8"),
-        Column("7B, 4 of 28 layers, fp16", "h200-onnxruntime-7b-4-layers-fp16"),
-        Column("7B, 4 of 28 layers, FP8", "h200-onnxruntime-7b-4-layers-fp8"),
     )
-    rows = {"vision": "vision", "prefill": "prefill", "first token": "first token", "each further token": "decode"}
-    return stages(columns, rows, ("positions of the prompt", "memory on the GPU, MB", "backend", "repeats", "file"))
+    return stages(columns, _STAGES, (*_CONDITIONS, "file"))
 
 
 def steps() -> str:
-    """The decode step alone."""
-    found = {(r["size"], r["weights"]): r for r in load("weights-h200")["records"] if r["kind"] == "decode"}
-    sizes = list(dict.fromkeys(size for size, _ in found))
-    rows = [(size.upper(), *(f"{found[size, each]['us'] / 1000:.3f}" for each in _WEIGHTS)) for size in sizes]
-    for size in sizes:
-        shares = (found[size, each]["share_of_bandwidth"] for each in _WEIGHTS)
+    """The decode step alone, of one sequence and of several."""
+    records = [r for r in load("weights-h200")["records"] if r["kind"] in ("decode", "batch")]
+    found = {(r["size"], r.get("sequences"), r["weights"]): r for r in records}
+    rows = []
+    for size, count in dict.fromkeys((size, count) for size, count, _ in found):
+        title = f"{size.upper()}" if count is None else f"{size.upper()}, {count} in a shared step"
+        times = (found.get((size, count, each), {}).get("us") for each in _WEIGHTS)
+        rows.append((title, *("" if time is None else f"{time / 1000:.3f}" for time in times)))
+    for size in dict.fromkeys(size for size, _, _ in found):
+        shares = (found[size, None, each]["share_of_bandwidth"] for each in _WEIGHTS)
         rows.append((f"{size.upper()}, share of the memory's bandwidth", *(f"{100 * share:.0f} %" for share in shares)))
     return table(("a step, ms", *_WEIGHTS.values()), rows)
 
@@ -101,6 +124,7 @@ def _megabytes(record: dict[str, Any], graph: str) -> str:
 
 
 PARTS: dict[str, Callable[[], str]] = {
+    "whole": whole,
     "decoder": decoder,
     "fp8": fp8,
     "steps": steps,

@@ -173,7 +173,7 @@ def test_every_session_has_the_option(weights, tiny_bundle, tmp_path, monkeypatc
         SimpleNamespace(handle=0, before_end=lambda end: None),
         ("CPUExecutionProvider", "cpu"),
     )
-    assert given == ["1"] * 5
+    assert given == ["1"] * 4
 
 
 def test_the_probe_is_a_valid_graph():
