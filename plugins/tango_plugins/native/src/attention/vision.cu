@@ -3,8 +3,7 @@
 // A group is what attends to each other: the tokens of a frame, or those of one of its windows. Each block of
 // vision_attention() handles some query rows of a group, for one head after the other. It goes over the keys of a head
 // tile by tile, and copies the next tile meanwhile, also when that is the next head's. Small windows have one tile, so
-// only several heads let a block copy and compute at the same time. Blocks go from the end of the tensors to their
-// beginning: what the preceding matmul wrote last is still in the L2 cache.
+// only several heads let a block copy and compute at the same time.
 //
 // Where it rotates, a group is one tile of queries and one of keys. A thread rotates, in shared memory, some dimensions
 // of two queries and of their two keys, by angles that it keeps for all heads.
@@ -185,11 +184,10 @@ __global__ void __launch_bounds__(T::kThreads, T::template blocks<kRotates>()) v
     const SharedAddress base = shared_address(shared);
     const TangoVisionAttentionShape& shape = pass.shape;
     const int row_tiles = ceil_div(pass.largest_group(), T::kRows), parts = ceil_div(shape.heads, pass.heads);
-    const int block = gridDim.x - 1 - blockIdx.x;
-    const int first = block % row_tiles * T::kRows;
-    const int first_head = block / row_tiles % parts * pass.heads;
+    const int first = blockIdx.x % row_tiles * T::kRows;
+    const int first_head = blockIdx.x / row_tiles % parts * pass.heads;
     const int heads = min(pass.heads, shape.heads - first_head);
-    const Group group = pass.group(block / row_tiles / parts);
+    const Group group = pass.group(blockIdx.x / row_tiles / parts);
     if (first >= group.size) return;
     clear_padding<T>(pass, heads, shared);
 

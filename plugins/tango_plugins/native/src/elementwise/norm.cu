@@ -64,9 +64,7 @@ __global__ void __launch_bounds__((D::kWarps > kRowsPerBlock ? D::kWarps : kRows
     const TangoNormTensors& tensors = job.tensors;
     float* scratch = reinterpret_cast<float*>(shared_memory());
     const int warps = job.warps_per_row, groups = job.shape.width / kSize;
-    const int block =
-        gridDim.x - 1 - blockIdx.x;  // the end of what the preceding matmul wrote is still in the L2 cache
-    const int row = warps == 1 ? block * kRowsPerBlock + warp_id() : block;
+    const int row = warps == 1 ? blockIdx.x * kRowsPerBlock + warp_id() : blockIdx.x;
     if (row >= job.shape.rows) return;  // of a block with a row per warp, where no thread waits for another warp
     const int first = warps == 1 ? lane_id() : threadIdx.x, step = warps * kWarp;
     const size_t begin = static_cast<size_t>(row) * groups;
