@@ -78,4 +78,51 @@ class Copies {
     SharedAddress pending_[kAhead] = {};
 };
 
+// The operands of a warpgroup with 64 query rows, in registers: its products with keys and with values. Of the 64 rows
+// a warp has 16, and a thread two: its lane / 4, and that + 8. T is a kernel's tile, kOutputs what a thread has of the
+// output.
+template <typename T, int kOutputs>
+class Products {
+  public:
+    __device__ Products(int first_row) : first_row_(first_row) {}
+
+  protected:
+    static constexpr int kWidthSteps = T::kWidth / 16, kWeightSteps = T::kKeys / 16;
+
+    // The first of a warp's rows in a buffer of queries.
+    __device__ SharedAddress warp_rows(SharedAddress queries) const { return queries + first_row_ * 16; }
+
+    __device__ void load_queries(SharedAddress queries) {
+        const SharedAddress row = warp_rows(queries) + lane_id() % 16 * 16;
+#pragma unroll
+        for (int k = 0; k < kWidthSteps; ++k)
+            load_matrices(queries_[k], row + (2 * k + lane_id() / 16) * T::kQueryPitch);
+    }
+
+    __device__ void multiply_keys(SharedAddress keys) {
+#pragma unroll
+        for (int k = 0; k < kWidthSteps; ++k)
+            wgmma(scores_, queries_[k], wgmma_rows<T::kPitch>(keys + 2 * k * T::kPitch), k);
+    }
+
+    __device__ void multiply_values(SharedAddress values) {
+#pragma unroll
+        for (int k = 0; k < kWeightSteps; ++k)
+            wgmma(attn_out_, weights_[k], wgmma_columns<T::kPitch>(values + 16 * k * 16));
+    }
+
+    // Waits for the products that were committed.
+    __device__ void wait_products() {
+        wgmma_wait<0>();
+        wgmma_hold(scores_);
+        wgmma_hold(attn_out_);
+        wgmma_hold(weights_);
+        wgmma_hold(queries_);
+    }
+
+    const int first_row_;  // of the warp
+    uint32_t queries_[kWidthSteps][4], weights_[kWeightSteps][4];
+    float scores_[T::kKeys / 2], attn_out_[kOutputs];  // of a thread
+};
+
 }  // namespace tango

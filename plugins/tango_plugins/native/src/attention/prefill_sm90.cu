@@ -170,12 +170,12 @@ class Turns {
     const int group_;
 };
 
-// A warpgroup with 64 query rows. Of a product's 64 rows a warp has 16, and a thread two: its lane / 4, and that + 8.
+// A warpgroup with 64 query rows.
 template <typename T>
-class Consumer {
+class Consumer : Products<T, T::kWidth / 2> {
   public:
     __device__ Consumer(const Pass& pass, int group)
-        : pass_(pass), turns_(group), first_row_(group * 64 + warp_id() % kGroupWarps * 16) {}
+        : Operands(group * 64 + warp_id() % kGroupWarps * 16), pass_(pass), turns_(group) {}
 
     __device__ void run(QueryRing<T> queries, KeyValueRing<T> ring) {
         for (Works<T> works(pass_); works.next();) {
@@ -190,17 +190,9 @@ class Consumer {
     }
 
   private:
-    static constexpr int kWidthSteps = T::kWidth / 16, kWeightSteps = T::kKeys / 16;
-
-    // The first of a warp's rows in a buffer of queries.
-    __device__ SharedAddress warp_rows(SharedAddress queries) const { return queries + first_row_ * 16; }
-
-    __device__ void load_queries(SharedAddress queries) {
-        const SharedAddress row = warp_rows(queries) + lane_id() % 16 * 16;
-#pragma unroll
-        for (int k = 0; k < kWidthSteps; ++k)
-            load_matrices(queries_[k], row + (2 * k + lane_id() / 16) * T::kQueryPitch);
-    }
+    using Operands = Products<T, T::kWidth / 2>;
+    using Operands::attn_out_, Operands::first_row_, Operands::load_queries, Operands::multiply_keys,
+        Operands::multiply_values, Operands::scores_, Operands::wait_products, Operands::warp_rows, Operands::weights_;
 
     // The ring is at the first keys, and ends after the last values.
     __device__ void attend(const Works<T>& works, KeyValueRing<T>& ring) {
@@ -254,26 +246,10 @@ class Consumer {
         wgmma_begin();
     }
 
-    __device__ void multiply_keys(SharedAddress keys) {
-#pragma unroll
-        for (int k = 0; k < kWidthSteps; ++k)
-            wgmma(scores_, queries_[k], wgmma_rows<T::kPitch>(keys + 2 * k * T::kPitch), k);
-    }
-
-    __device__ void multiply_values(SharedAddress values) {
-#pragma unroll
-        for (int k = 0; k < kWeightSteps; ++k)
-            wgmma(attn_out_, weights_[k], wgmma_columns<T::kPitch>(values + 16 * k * 16));
-    }
-
     __device__ void finish_products() {
         wgmma_commit();
         turns_.pass_on();
-        wgmma_wait<0>();
-        wgmma_hold(scores_);
-        wgmma_hold(attn_out_);
-        wgmma_hold(weights_);
-        wgmma_hold(queries_);
+        wait_products();
     }
 
     // Masks the keys after each row's last position; `first` is the tile's first one.
@@ -353,9 +329,6 @@ class Consumer {
 
     const Pass& pass_;
     const Turns<T> turns_;
-    const int first_row_;  // of the warp
-    uint32_t queries_[kWidthSteps][4], weights_[kWeightSteps][4];
-    float scores_[T::kKeys / 2], attn_out_[T::kWidth / 2];  // of a thread
     float row_max_[2], row_sum_[2];
     float sums_[4];  // of the tile's weights: two of each row
 };

@@ -97,12 +97,12 @@ class Producer {
     Copies copies_;
 };
 
-// A warpgroup with 64 query rows. Of a product's 64 rows a warp has 16, and a thread two: its lane / 4, and that + 8.
+// A warpgroup with 64 query rows.
 template <typename T>
-class Consumer {
+class Consumer : Products<T, 4 * (T::kSums + 1)> {
   public:
     __device__ Consumer(const VisionPass& pass)
-        : pass_(pass), first_row_((static_cast<int>(threadIdx.x) - kGroupThreads) / kWarp * 16) {}
+        : Operands((static_cast<int>(threadIdx.x) - kGroupThreads) / kWarp * 16), pass_(pass) {}
 
     __device__ void run(QueryRing<T> queries, KeyValueRing<T> ring) {
         while (true) {
@@ -110,6 +110,7 @@ class Consumer {
             const Work& work = *static_cast<const Work*>(shared_pointer(queries.buffer() + T::kWork));
             if (work.group.size == 0) break;
             load_queries(queries.buffer());
+            add_bias(queries.buffer());
             attend(work.group.size, ring);
             write(work, queries.buffer());
             arrive_warp(queries.emptied());
@@ -118,20 +119,15 @@ class Consumer {
     }
 
   private:
-    static constexpr int kWidthSteps = T::kWidth / 16, kWeightSteps = T::kKeys / 16;
+    using Operands = Products<T, 4 * (T::kSums + 1)>;
+    using Operands::attn_out_, Operands::first_row_, Operands::load_queries, Operands::multiply_keys,
+        Operands::multiply_values, Operands::queries_, Operands::scores_, Operands::wait_products, Operands::warp_rows,
+        Operands::weights_;
 
-    // The first of a warp's rows in a buffer of queries.
-    __device__ SharedAddress warp_rows(SharedAddress queries) const { return queries + first_row_ * 16; }
-
-    // Loads the warp's queries, with their bias, into registers.
-    __device__ void load_queries(SharedAddress queries) {
-        const SharedAddress row = warp_rows(queries) + lane_id() % 16 * 16;
-#pragma unroll
-        for (int k = 0; k < kWidthSteps; ++k)
-            load_matrices(queries_[k], row + (2 * k + lane_id() / 16) * T::kQueryPitch);
+    __device__ void add_bias(SharedAddress queries) {
         if (pass_.tensors.query_bias == nullptr) return;
 #pragma unroll
-        for (int k = 0; k < kWidthSteps; ++k)
+        for (int k = 0; k < Operands::kWidthSteps; ++k)
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
                 const SharedAddress bias = queries + T::kBias + (2 * k + i / 2) * 16 + lane_id() % 4 * 4;
@@ -179,25 +175,9 @@ class Consumer {
         ring.advance();
     }
 
-    __device__ void multiply_keys(SharedAddress keys) {
-#pragma unroll
-        for (int k = 0; k < kWidthSteps; ++k)
-            wgmma(scores_, queries_[k], wgmma_rows<T::kPitch>(keys + 2 * k * T::kPitch), k);
-    }
-
-    __device__ void multiply_values(SharedAddress values) {
-#pragma unroll
-        for (int k = 0; k < kWeightSteps; ++k)
-            wgmma(attn_out_, weights_[k], wgmma_columns<T::kPitch>(values + 16 * k * 16));
-    }
-
     __device__ void finish_products() {
         wgmma_commit();
-        wgmma_wait<0>();
-        wgmma_hold(scores_);
-        wgmma_hold(attn_out_);
-        wgmma_hold(weights_);
-        wgmma_hold(queries_);
+        wait_products();
     }
 
     // Masks the keys past the last one; `first` is that of the tile.
@@ -281,12 +261,7 @@ class Consumer {
         }
     }
 
-    static constexpr int kOutputs = 4 * (T::kSums + 1);  // of a thread
-
     const VisionPass& pass_;
-    const int first_row_;  // of the warp
-    uint32_t queries_[kWidthSteps][4], weights_[kWeightSteps][4];
-    float scores_[T::kKeys / 2], attn_out_[kOutputs];
     float row_max_[2];
 };
 
