@@ -27,6 +27,8 @@ from tango_runtime.sizing import (
     DECODER_PASSES,
     LAYER,
     MEMORY,
+    OWN_COMPUTE,
+    OWN_MEMORY,
     TOWER_PASSES,
     Estimate,
     ModelDimensions,
@@ -140,7 +142,8 @@ def _print_memory(found: Estimate) -> None:
     memory, workload = found.memory, found.workload
     precisions = {"vision": workload.vision, "embed": "fp16", "decoder": workload.decoder, "cache": "fp16"}
     for part, size in vars(memory).items():
-        print(f"  {part:<12}{precisions.get(part, ''):<6}{gigabytes(size, 2):>11}")
+        if size:
+            print(f"  {part:<12}{precisions.get(part, ''):<6}{gigabytes(size, 2):>11}")
 
 
 def _print_times(found: Estimate) -> None:
@@ -150,10 +153,11 @@ def _print_times(found: Estimate) -> None:
         print(f"  {stage:<12}{1e3 * getattr(times, stage):>14.1f} ms")
     print(f"  {'first token':<12}{1e3 * times.first_token:>14.1f} ms, from frames on the device")
     print(f"  {'then':<12}{1 / times.token:>14.1f} tokens/s")
+    own = "" if found.device.jetson else f" ({OWN_COMPUTE:.0%} in INT8 and INT4)"
     print(
-        f"at {COMPUTE:.0%} of peak compute, {MEMORY:.0%} of peak bandwidth, {TOWER_PASSES} and {DECODER_PASSES} passes "
-        f"over the activations of tower and decoder, and {1e3 * LAYER:.2f} ms per layer, as measured with device "
-        "graphs on ONNX Runtime on an H200"
+        f"at {COMPUTE:.0%} of peak compute{own}, {MEMORY:.0%} of peak bandwidth, {TOWER_PASSES} and {DECODER_PASSES} "
+        f"passes over the activations of tower and decoder, and {1e3 * LAYER:.2f} ms per layer, as measured with "
+        "device graphs on ONNX Runtime on an H200"
     )
     if found.device.unverified:
         print(f"not confirmed by an NVIDIA source: {found.device.unverified}")
@@ -261,6 +265,7 @@ def _as_json(name: str, found: Estimate, options: SizingOptions, load: StreamLoa
         "factors": {
             "compute": COMPUTE,
             "memory": MEMORY,
+            "own": {"compute": OWN_COMPUTE, "memory": OWN_MEMORY},
             "passes": {"tower": TOWER_PASSES, "decoder": DECODER_PASSES},
             "seconds_per_layer": LAYER,
         },

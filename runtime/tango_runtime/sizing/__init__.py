@@ -19,6 +19,8 @@ from tango_runtime.sizing.times import (
     DECODER_PASSES,
     LAYER,
     MEMORY,
+    OWN_COMPUTE,
+    OWN_MEMORY,
     TOWER_PASSES,
     prefill_time,
     prune_time,
@@ -27,7 +29,8 @@ from tango_runtime.sizing.times import (
 )
 
 __all__ = [
-    "COMPUTE", "DECODER", "DECODER_PASSES", "LAYER", "MEMORY", "TOWER_PASSES", "VISION", "Estimate", "ModelDimensions",
-    "SizingOptions", "StreamCapacity", "StreamLoad", "estimate", "find_model", "nearest_fit", "prefill_time",
-    "prune_time", "released_models", "smallest_device", "stream_capacity", "token_time", "vision_time",
+    "COMPUTE", "DECODER", "DECODER_PASSES", "LAYER", "MEMORY", "OWN_COMPUTE", "OWN_MEMORY", "TOWER_PASSES", "VISION",
+    "Estimate", "ModelDimensions", "SizingOptions", "StreamCapacity", "StreamLoad", "estimate", "find_model",
+    "nearest_fit", "prefill_time", "prune_time", "released_models", "smallest_device", "stream_capacity", "token_time",
+    "vision_time",
 ]  # fmt: skip

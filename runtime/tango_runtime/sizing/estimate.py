@@ -2,13 +2,18 @@
 
 Memory, in bytes, for one video at a time:
 
+- what runs: ONNX Runtime with device graphs on a GPU. On a Jetson, engines of TensorRT: of device graphs where these
+  are fp16 and frames have one size, else of portable ones;
 - weights: number of weights times bytes of one. fp16 has 2, int8 and fp8 have 1, int4 has 0.5 and an fp16 scale for
-  every 32 weights. The embedding table and the head stay fp16 in every precision of the decoder;
-- cache, activations and workspace: see memory.py. Engines run one after another in one scratch memory, so only the
-  largest activations count;
+  every 32 weights, the head's too. A bundle counts as it is, with what calibration left in fp16;
+- embed: the table is fp16 and stays in the host's memory, which counts on a Jetson only;
+- cache, activations and workspace: see memory.py. ONNX Runtime keeps the activations of each graph, TensorRT runs
+  engines one after another in one scratch memory, so only the largest count there;
 - tensors: frames and features of the video;
-- build: the most that building one graph takes: weights and activations on the device, and the weights twice on the
-  host, which on a Jetson is the same memory. Libraries are not part of it: they are not part of the usable memory.
+- libraries: kernels and workspaces of ONNX Runtime's CUDA provider, as measured. A Jetson's are not part of the usable
+  memory;
+- build: the most that building one graph in its portable form takes: weights and activations on the device, and the
+  weights twice on the host, which on a Jetson is the same memory. Libraries are not part of it.
 """
 
 from __future__ import annotations
@@ -33,6 +38,8 @@ DECODER: tuple[Precision, ...] = PRECISIONS
 OPERATOR_CAPABILITY = "7.5"
 #: Bytes of an element of the graphs' tensors.
 _ITEM = 2
+#: Left of an H200's measured memory after all other parts, of fp16 and quantized models alike.
+_ORT_LIBRARIES = 270_000_000
 #: Numbers of frames that :func:`nearest_fit` tries.
 _FEWER_FRAMES = (24, 16, 12, 8, 4, 2, 1)
 
@@ -100,6 +107,7 @@ class MemoryUse:
     activations: int
     workspace: int
     tensors: int
+    libraries: int
 
     @property
     def total(self) -> int:
@@ -146,7 +154,7 @@ def estimate(model: ModelDimensions, device: Device, options: SizingOptions) -> 
     """
     if options.frame is not None:
         model = model.at_size(options.frame)
-    workload = _workload(model, options)
+    workload = _workload(model, device, options)
     for graph, precision in (("vision", workload.vision), ("decoder", workload.decoder)):
         if precision not in device.precisions:
             raise TangoError(
@@ -159,17 +167,18 @@ def estimate(model: ModelDimensions, device: Device, options: SizingOptions) -> 
             "plan without it: --no-prune",
         )
     weights = _weights(model, workload)
-    shapes = MaxShapes(workload.frames, workload.pass_tokens, workload.context)
-    activations = {graph: rules.activation_bytes(graph, model, shapes, _ITEM) for graph in weights}
     memory = MemoryUse(
-        **{str(graph): size for graph, size in weights.items()},
+        vision=weights["vision"],
+        embed=weights["embed"] if device.jetson else 0,
+        decoder=weights["decoder"],
         cache=rules.cache_bytes(model.decoder, _mean(workload.context, model, workload), _ITEM),
-        activations=max(activations.values()),
+        activations=_activations(model, device, workload),
         workspace=rules.workspace_bytes(workload.tokens, model.decoder.hidden_size) if options.prune else 0,
         tensors=_frame_bytes(model, workload.frames) + _ITEM * workload.tokens * model.decoder.hidden_size,
+        libraries=0 if device.jetson else _ORT_LIBRARIES,
     )
-    copies = 3 if device.jetson else 1
-    build = max(copies * weights[graph] + activations[graph] for graph in weights)
+    copies, shapes = 3 if device.jetson else 1, MaxShapes(workload.frames, workload.pass_tokens, workload.context)
+    build = max(copies * weights[graph] + rules.activation_bytes(graph, model, shapes, _ITEM) for graph in weights)
     return Estimate(model, device, workload, memory, build, _times(model, device, workload, memory, options.prune))
 
 
@@ -214,7 +223,7 @@ def _runs_operator(device: Device) -> bool:
     return release(device.compute_capability) >= release(OPERATOR_CAPABILITY)
 
 
-def _workload(model: ModelDimensions, options: SizingOptions) -> Workload:
+def _workload(model: ModelDimensions, device: Device, options: SizingOptions) -> Workload:
     frames = model.video.frames if options.frames is None else options.frames
     highest = MAX_FRAMES * model.video.frames_per_step
     if not 1 <= frames <= highest:
@@ -228,7 +237,9 @@ def _workload(model: ModelDimensions, options: SizingOptions) -> Workload:
             "use fewer --frames, or a lower --retention-ratio",
         )
     pass_tokens = rules.default_pass_tokens(most + text, limit)
-    context = rules.default_context(pass_tokens, limit) if options.context is None else options.context
+    context = options.context
+    if context is None:  # on a GPU, every sequence has a cache of the bundle's context
+        context = limit if model.stored and not device.jetson else rules.default_context(pass_tokens, limit)
     if not prompt <= context <= limit:
         wrong = f"{model.name} has only {limit}" if context > limit else f"the prompt takes {prompt}"
         raise TangoError(
@@ -279,7 +290,7 @@ def _weights(model: ModelDimensions, workload: Workload) -> dict[GraphName, int]
     computed: dict[GraphName, float] = {
         "vision": (model.tower.weights + sum(model.vision.projector)) * vision,
         "embed": model.embedding_rows * model.decoder.hidden_size * _ITEM,
-        "decoder": model.decoder_layers.weights * decoder + model.head_weights * _ITEM,
+        "decoder": (model.decoder_layers.weights + model.head_weights) * decoder,
     }
     unchanged: dict[GraphName, bool] = {
         "vision": model.vision_precision == workload.vision,
@@ -291,6 +302,20 @@ def _weights(model: ModelDimensions, workload: Workload) -> dict[GraphName, int]
         graph: stored[graph] if graph in stored and unchanged[graph] else round(size)
         for graph, size in computed.items()
     }
+
+
+def _activations(model: ModelDimensions, device: Device, workload: Workload) -> int:
+    """Bytes of all graphs' activations, in the forms that run on the device."""
+    frames, tokens, one_size = workload.frames, workload.pass_tokens, model.video.budget is None
+    if not device.jetson:
+        tokens = min(tokens, rules.TOKENS_AT_ONCE)
+        frames = min(frames, rules.STEPS_AT_ONCE * model.video.frames_per_step)
+    shapes, found = MaxShapes(frames, tokens, workload.context), list[int]()
+    precisions: dict[GraphName, Precision] = {"vision": workload.vision, "embed": "fp16", "decoder": workload.decoder}
+    for graph, precision in precisions.items():
+        fused = not device.jetson or (one_size and precision == "fp16")
+        found.append(rules.activation_bytes(graph, model, shapes, _ITEM, fused=fused))
+    return max(found) if device.jetson else sum(found)
 
 
 def _times(model: ModelDimensions, device: Device, workload: Workload, memory: MemoryUse, prune: bool) -> StageTimes:

@@ -2,8 +2,9 @@
 
 These are upper estimates by arithmetic, and every command that prints one says so:
 
-- activations: attention scores in fp32, twice, or the widest other tensors. Kernels that fuse attention, as those of
-  device graphs do, store no scores;
+- activations: of a portable graph, attention scores in fp32, twice, or the widest other tensors. Kernels that fuse
+  attention, as those of device graphs do, store no scores: there it is what a layer's tensors take together, which is
+  also what ONNX Runtime's arena grows to, whose blocks are of the sizes that were asked for;
 - cache: keys and values of every position of the context;
 - workspace: the Tango operator's, in its ``fast`` precision (docs/design/cuda-kernels.md).
 """
@@ -34,6 +35,9 @@ MAX_PRODUCTS_BYTES = 160 * 10**6
 
 #: Maximum size in bytes of the vision graph's activations if frames have any size; it limits the steps per call.
 VISION_BYTES = 2 << 30
+
+#: Most steps of frames of one size, and most tokens, of one pass of a device graph on ONNX Runtime.
+STEPS_AT_ONCE, TOKENS_AT_ONCE = 32, 4096
 
 _TILE = 64
 _FP32 = 4
@@ -126,25 +130,18 @@ def activation_bytes(graph: GraphName, dims: Dimensions, shapes: MaxShapes, item
     """
     hidden, tokens = dims.decoder.hidden_size, shapes.pass_tokens
     if graph == "vision":
-        steps = dims.video.steps(shapes.frames)
-        if fused:
-            return steps * dims.vision.patches * item * _layer_width(dims.vision, hidden)
+        steps, of_step = dims.video.steps(shapes.frames), dims.video.tokens_per_frame
         if dims.video.budget is not None:
-            steps = min(steps, vision_steps_at_once(dims, dims.video.tokens_per_frame, item))
-        return steps * _step_bytes(dims, dims.video.tokens_per_frame, item)
+            steps = min(steps, vision_steps_at_once(dims, of_step, item, fused=fused))
+        return steps * _step_bytes(dims, of_step, item, fused=fused)
     if graph == "prune":
         return workspace_bytes(dims.video.total_tokens(shapes.frames), hidden)
     if graph == "embed":
         return tokens * hidden * item
     if fused:
-        return tokens * item * _layer_width(dims.decoder)
+        return tokens * item * (6 * hidden + 3 * dims.decoder.intermediate_size)  # a stream, norms, attention, the MLP
     scores = 2 * _FP32 * dims.decoder.heads * (shapes.context + tokens)
     return tokens * (scores + 16 * item * hidden)
-
-
-def _layer_width(stack: VisionSpec | DecoderSpec, after: int = 0) -> int:
-    """Elements of a token that a layer holds at most: its stream, norms, attention and MLP, or what comes after it."""
-    return max(6 * stack.hidden_size + 3 * stack.intermediate_size, 8 * after)
 
 
 def vision_steps_at_once(dims: Dimensions, tokens: int, item: int, *, fused: bool = False) -> int:
@@ -156,23 +153,27 @@ def vision_steps_at_once(dims: Dimensions, tokens: int, item: int, *, fused: boo
         item: Bytes of an element of the graph's tensors.
         fused: The scores of its attention are never in memory.
     """
-    step = _fused_step_bytes(dims, tokens, item) if fused else _step_bytes(dims, tokens, item)
-    return max(1, VISION_BYTES // step)
+    return max(1, VISION_BYTES // _step_bytes(dims, tokens, item, fused=fused))
 
 
-def _step_bytes(dims: Dimensions, tokens: int, item: int) -> int:
+def _step_bytes(dims: Dimensions, tokens: int, item: int, *, fused: bool) -> int:
     """Bytes of the vision graph's activations for one step of ``tokens`` tokens."""
-    vision = dims.vision
+    vision, hidden = dims.vision, dims.decoder.hidden_size
     patches = vision.patches * tokens // dims.video.tokens_per_frame
-    return patches * (2 * _FP32 * vision.heads * patches + 8 * item * dims.decoder.hidden_size)
+    if fused:
+        return patches * (_layer_bytes(vision, item) + (item * hidden if vision.projector[0] else 0))
+    return patches * (2 * _FP32 * vision.heads * patches + 8 * item * hidden)
 
 
-def _fused_step_bytes(dims: Dimensions, tokens: int, item: int) -> int:
-    """The same where attention is one operator: a patch's stream in fp32, before and after an addition, and the widest
-    tensors of a layer; these are more than its pixels are."""
-    vision = dims.vision
-    patches = vision.patches * tokens // dims.video.tokens_per_frame
-    return patches * (2 * _FP32 * vision.hidden_size + item * (3 * vision.intermediate_size + 4 * vision.hidden_size))
+def _layer_bytes(vision: VisionSpec, item: int) -> int:
+    """Bytes of a patch in a layer: its stream before and after an addition, a norm, query, key and value, and the MLP.
+
+    The stream of a tower with a gate is fp32, and rotated queries and keys are tensors of their own.
+    """
+    width, inner = vision.hidden_size, vision.intermediate_size
+    if vision.mlp == "gated":
+        return 2 * _FP32 * width + 3 * item * (2 * width + inner)
+    return item * (6 * width + inner)
 
 
 def cache_bytes(decoder: DecoderSpec, positions: int, item: int) -> int:

@@ -7,10 +7,12 @@ Time of a stage (vision, prefill), in seconds::
 
 The first term is the roofline (Williams, Waterman and Patterson 2009), scaled to what a GPU reaches. The second is the
 memory traffic of kernels that are not fused, the third the cost of their launches. A decode step is the roofline's
-memory term and STEP · layers: in fp16 it is one kernel whose blocks synchronize, otherwise it costs LAYER · layers.
+memory term and STEP · layers: it is one kernel whose blocks synchronize. In quantized engines on a Jetson it costs
+LAYER · layers.
 
-COMPUTE and MEMORY are what a matrix product and a copy reached of an H200's data sheet. PASSES, LAYER and STEP are
-fitted to this project's pipeline there, with device graphs on ONNX Runtime (docs/results/performance.md).
+COMPUTE and MEMORY are what a matrix product and a copy reached of an H200's data sheet. PASSES, LAYER, STEP and OWN are
+fitted to this project's pipeline there, with device graphs on ONNX Runtime (docs/results/performance.md): OWN applies
+to the CUDA library's kernels for INT8 and INT4, which no Jetson runs.
 tests/runtime/sizing/test_plan.py compares the estimates with those times, and with published times of an Orin Nano to
 which nothing was fitted. TensorRT 8.6 fuses less in portable graphs: they take four times the estimate for the
 tower and three times that for the prefill of the 0.5B model.
@@ -26,9 +28,12 @@ from tango_runtime.sizing.models import BYTES, LayerStack, ModelDimensions
 
 #: Of the data sheet's 989 TFLOP/s a product of large fp16 matrices reached 687, of its 4.8 TB/s a copy 4.02.
 COMPUTE, MEMORY = 687 / 989, 4.02 / 4.8
+#: Of the peak, what products of INT8 or by INT4 weights reach, and of the copy's rate, what a decode step reaches that
+#: reads quantized weights.
+OWN_COMPUTE, OWN_MEMORY = 0.25, 0.7
 #: How often a layer's tensors cross the memory, with widths as in :attr:`LayerStack.widths`. Of a tower, products fuse
 #: more with what follows.
-TOWER_PASSES, DECODER_PASSES = 2, 5
+TOWER_PASSES, DECODER_PASSES = 2, 3
 #: Seconds per layer of a stage: some fifteen kernel launches.
 LAYER = 60e-6
 #: Seconds per layer of a decode step: five phases.
@@ -92,7 +97,11 @@ def token_time(
     model: ModelDimensions, device: Device, context: int, weights: float, precision: Precision = "fp16"
 ) -> float:
     """Seconds for one decode step, which reads all weights and ``context`` positions of the cache."""
-    layer = STEP if precision == "fp16" else LAYER
+    quantized, layer = precision != "fp16", STEP
+    if quantized and device.jetson:
+        layer = LAYER
+    elif quantized:
+        weights /= OWN_MEMORY
     return (weights + cache_bytes(model.decoder, context, 2)) / _rate(device) + layer * model.decoder.layers
 
 
@@ -106,7 +115,8 @@ class _Work:
 
     def seconds(self, device: Device) -> float:
         """Seconds at the rate that matrix products reach."""
-        return (self.linear / device.peak(self.precision) + self.other / device.peak("fp16")) / COMPUTE
+        share = OWN_COMPUTE if self.precision in ("int8", "int4") and not device.jetson else COMPUTE
+        return self.linear / (device.peak(self.precision) * share) + self.other / (device.peak("fp16") * COMPUTE)
 
 
 def _stage(device: Device, layers: LayerStack, tokens: int, passes: int, work: _Work, weights: float) -> float:

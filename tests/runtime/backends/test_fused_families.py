@@ -118,8 +118,8 @@ def test_sessions_and_streams_take_turns(make, family):
 
 @pytest.mark.parametrize(("steps", "at_once"), [(0.5, [1, 1, 1, 1]), (3.5, [3, 1]), (1e3, [4])])
 def test_steps_go_through_the_tower_as_memory_allows(make, monkeypatch, steps, at_once):
-    """A patch takes two tensors of the tower's width in fp32, three of its MLP's and four of its own."""
-    patch = 2 * 4 * 64 + 4 * (3 * 80 + 4 * 64)
+    """A patch takes two tensors of the tower's width in fp32, three of its MLP's and six of its own."""
+    patch = 2 * 4 * 64 + 4 * (3 * 80 + 6 * 64)
     monkeypatch.setattr(memory, "VISION_BYTES", int(steps * 60 * patch))
     llm, _ = make(QWEN)
     bound, bind = [], llm._backend._graphs.bind

@@ -18,6 +18,7 @@ from tango_runtime.backends.cuda.ort_runner import CUDA, OrtRunner
 from tango_runtime.backends.cuda.runner import BatchedStep, Run, Step
 from tango_runtime.backends.cuda.weights import upload_weights
 from tango_runtime.bundle import Bundle, GraphName
+from tango_runtime.sizing import memory
 
 
 class FusedOrtRunner(OrtRunner):
@@ -34,9 +35,9 @@ class FusedOrtRunner(OrtRunner):
         plain, last = bundle.manifest.graphs, bundle.manifest.decoders[-1]
         self.waiting = [graph for graph in OrtRunner.waiting if graph in plain and not plain[graph].device]
         if plain["vision"].device:
-            self.steps_at_once, self.fuses_vision = 32, True
+            self.steps_at_once, self.fuses_vision = memory.STEPS_AT_ONCE, True
         if plain[last].device:
-            self.in_place, self.tokens_at_once = True, 4096
+            self.in_place, self.tokens_at_once = True, memory.TOKENS_AT_ONCE
             self.capacity = bundle.manifest.decoder.context  # the decode kernel of a cache is made for its length
         load = partial(super().__init__, onnxruntime, _with_device_graphs(bundle), stream, provider, operators)
         taken = [graph for graph, spec in plain.items() if spec.device_weights and graph != "embed"]  # see word_table()
