@@ -5,14 +5,12 @@ and the products of a prefill.
 
 Weights are random, with the shapes of the 0.5B and the 7B, and of SigLIP's layers. Times are medians over replays of a
 CUDA graph of several calls. A product rotates over several copies of the weights, so that they are read from memory and
-not from the cache; its peer is PyTorch's product in fp16. Products of quantized weights are timed in registers and
-with slabs of several sizes; ``--kinds product`` leaves decode steps out.
+not from the cache; its peer is PyTorch's product in fp16.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 from functools import partial
 from itertools import product
@@ -49,13 +47,9 @@ PRODUCTS = {
     "0.5b": {"qkv": (896, 1152), "out": (896, 896), "gate, up": (896, 4864), "down": (4864, 896)},
     "siglip": {"qkv": (1152, 3456), "out": (1152, 1152), "fc1": (1152, 4304), "fc2": (4304, 1152)},
 }
-POSITION, BANDWIDTH = 671, 4.8e12
-COUNTS = (659, 30, 16)  # rows of a prompt, and of later questions
+POSITION, ROWS, BANDWIDTH = 671, 659, 4.8e12
 TOWER_ROWS, TOWER_FORMATS = 32 * 729, ("fp16", "fp8", "int8", "w8a8")  # of 32 frames
-KINDS, PRODUCT_FORMATS = ("decode", "product"), (*FORMATS, "w8a8")
 STEPS, COPIES = 10, 4
-#: Outputs of slabs to try besides none, what the library asks for, and the whole matrix.
-SLABS = (1280, 2560, 3584)
 #: Formats and numbers of sequences of a step of several.
 BATCHED, SEQUENCES = ("fp16", "fp8", "int8", "int4-32", "int4-128"), (1, 8)
 
@@ -184,8 +178,8 @@ def decode_record(kind, size, form, size_read, microseconds, outputs):
     return record
 
 
-def time_product(size, name, form, rows, repeats, room=0):
-    """A record of a product of a prefill or a tower, with a workspace for slabs of so many outputs."""
+def time_product(size, name, form, rows, repeats):
+    """A record of a product of a prefill or a tower."""
     inputs, outputs = PRODUCTS[size][name]
     x = torch.randn(rows, inputs, device="cuda", dtype=torch.half)
     y = torch.empty(rows, outputs, device="cuda", dtype=torch.half)
@@ -197,28 +191,16 @@ def time_product(size, name, form, rows, repeats, room=0):
     else:
         shape, library = structs.TangoLinearShape(rows, inputs, outputs), native_library.load()
         given = [matrix.struct("weight", inputs, outputs) for matrix in matrices]
-        workspace = torch.empty(room, inputs, device="cuda", dtype=torch.half)
-        scratch = (workspace.data_ptr() if room else None), workspace.nbytes
 
         def call(matrix):
             stream = torch.cuda.current_stream().cuda_stream
-            if library.tango_linear_enqueue(shape, matrix, x.data_ptr(), y.data_ptr(), *scratch, stream) != 0:
+            if library.tango_linear_enqueue(shape, matrix, x.data_ptr(), y.data_ptr(), stream) != 0:
                 raise RuntimeError(library.tango_last_error().decode())
 
         calls = [lambda matrix=matrix: call(matrix) for matrix in given]
     microseconds = measure(calls, repeats, 2 * COPIES)
     record = {"kind": "product", "size": size, "name": name, "rows": rows, "weights": form, "us": microseconds}
     return record | {"tflops": round(2 * rows * inputs * outputs / microseconds / 1e6, 1)}
-
-
-def slabs_of(size, name, rows):
-    """Outputs of the slabs to try, 0 for none; first what the library asks for."""
-    inputs, outputs = PRODUCTS[size][name]
-    library, wanted = native_library.load(), ctypes.c_size_t()
-    if library.tango_linear_workspace(structs.TangoLinearShape(rows, inputs, outputs), wanted) != 0:
-        raise RuntimeError(library.tango_last_error().decode())
-    rooms = wanted.value // (2 * inputs), 0, *(room for room in SLABS if room < outputs), outputs
-    return list(dict.fromkeys(rooms))
 
 
 def quantized_product(x, matrix, y, form):
@@ -249,8 +231,6 @@ def main():
     parser.add_argument("--output", type=Path, help="JSON file")
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--sizes", nargs="+", choices=PRODUCTS, default=list(PRODUCTS))
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
-    parser.add_argument("--formats", nargs="+", choices=PRODUCT_FORMATS, default=PRODUCT_FORMATS, help="of products")
     args = parser.parse_args()
     records = []
 
@@ -260,19 +240,13 @@ def main():
         torch.cuda.empty_cache()
 
     for size in args.sizes:
-        decodes = "decode" in args.kinds and size in SHAPES
-        for form in FORMATS if decodes else ():
+        for form in FORMATS if size in SHAPES else ():
             add(time_decode(size, form, args.repeats))
-        for form, count in product(BATCHED, SEQUENCES) if decodes else ():
+        for form, count in product(BATCHED, SEQUENCES) if size in SHAPES else ():
             add(time_batch(size, form, count, args.repeats))
-        if "product" not in args.kinds:
-            continue
-        counts, forms = (COUNTS, PRODUCT_FORMATS) if size in SHAPES else ((TOWER_ROWS,), TOWER_FORMATS)
-        for rows, name, form in product(counts, PRODUCTS[size], [form for form in forms if form in args.formats]):
-            rooms = slabs_of(size, name, rows) if form not in ("fp16", *ACTIVATIONS) else [0]
-            for room in rooms:
-                slabs = {"slab": room, "by_default": room == rooms[0]} if len(rooms) > 1 else {}
-                add(time_product(size, name, form, rows, args.repeats, room) | slabs)
+        counts, forms = ((ROWS, 16), (*FORMATS, "w8a8")) if size in SHAPES else ((TOWER_ROWS,), TOWER_FORMATS)
+        for rows, name, form in product(counts, PRODUCTS[size], forms):
+            add(time_product(size, name, form, rows, args.repeats))
     if args.output:
         conditions = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "repeats": args.repeats}
         args.output.write_text(json.dumps({"conditions": conditions, "records": records}, indent=1) + "\n")

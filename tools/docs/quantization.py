@@ -81,7 +81,6 @@ def steps() -> str:
 def products() -> str:
     """The matrix products of a prefill."""
     found = [r for r in load("weights-h200")["records"] if r["kind"] == "product" and r["rows"] == 659]
-    found = [r for r in found if r.get("by_default", True)]  # of slabs, those that the library takes
     cells = {(r["size"], r["name"], r["weights"]): r["tflops"] for r in found}
     names = dict.fromkeys((r["size"], r["name"]) for r in found)
     shown = {each: title for each, title in _PRODUCTS.items() if any(r["weights"] == each for r in found)}

@@ -6,8 +6,6 @@
 // same.
 #include "common/check.h"
 #include "common/device.h"
-#include "linear/product.h"
-#include "linear/slabs.h"
 #include "linear/weights.cuh"
 
 namespace tango {
@@ -112,30 +110,18 @@ cudaError_t launch_best(const LinearJob& job, int sms, cudaStream_t stream) {
                                          : launch_rows<Weights, kSmallRows>(job, stream);
 }
 
-int check_shape(const TangoLinearShape* shape) {
-    if (int status = check_pointer("shape", shape, 1)) return status;
-    return check_ranges({{"rows", shape->rows, 0, 1 << 24},
-                         {"inputs", shape->inputs, 1, 1 << 20},
-                         {"outputs", shape->outputs, 1, 1 << 20}});
-}
-
 }  // namespace
 }  // namespace tango
 
 using namespace tango;
 
-int tango_linear_workspace(const TangoLinearShape* shape, size_t* bytes) {
-    if (int status = check_shape(shape)) return status;
-    if (int status = check_pointer("bytes", bytes, alignof(size_t))) return status;
-    DeviceProperties gpu;
-    if (int status = cuda_status(query_device(gpu), "linear")) return status;
-    *bytes = has_cublaslt() ? slab_bytes(*shape, gpu.major) : 0;
-    return TANGO_OK;
-}
-
 int tango_linear_enqueue(const TangoLinearShape* shape, const TangoMatrix* matrix, const void* x, void* y,
-                         void* workspace, size_t workspace_bytes, void* stream) {
-    if (int status = check_shape(shape)) return status;
+                         void* stream) {
+    if (int status = check_pointer("shape", shape, 1)) return status;
+    if (int status = check_ranges({{"rows", shape->rows, 0, 1 << 24},
+                                   {"inputs", shape->inputs, 1, 1 << 20},
+                                   {"outputs", shape->outputs, 1, 1 << 20}}))
+        return status;
     if (int status = check_pointer("matrix", matrix, 1)) return status;
     if (shape->rows == 0) return TANGO_OK;
     if (int status = check_matrix("values", *matrix)) return status;
@@ -143,18 +129,14 @@ int tango_linear_enqueue(const TangoLinearShape* shape, const TangoMatrix* matri
         return fail(TANGO_BAD_ARGUMENT, "weights is %d: fp16 and FP8 are not taken", matrix->weights);
     if (int status = check_pointer("x", x, 2)) return status;
     if (int status = check_pointer("y", y, 2)) return status;
+    DeviceProperties gpu;
+    if (int status = cuda_status(query_device(gpu), "linear")) return status;
     LinearJob job = {*shape, *matrix, static_cast<const __half*>(x), static_cast<__half*>(y), 0, 0, 0};
     if (matrix->weights != TANGO_WEIGHTS_INT8) {
         job.shift = matrix->group >> 6;  // 32, 64, 128: 0, 1, 2
         job.units = ceil_div(shape->inputs, matrix->group) << job.shift;
     }
     const auto on = static_cast<cudaStream_t>(stream);
-    if (workspace != nullptr) {
-        if (int status = check_pointer("workspace", workspace, kVectorBytes)) return status;
-        return multiply_slabs(job, workspace, workspace_bytes, on);
-    }
-    DeviceProperties gpu;
-    if (int status = cuda_status(query_device(gpu), "linear")) return status;
 #ifdef TANGO_SM90A
     constexpr int kLeastRows = 65;  // fewer do not fill a warpgroup's product
     if (gpu.major == 9 && shape->rows >= kLeastRows) return cuda_status(linear_sm90(job, gpu.sms, on), "linear");
