@@ -48,7 +48,7 @@ class Column:
         title: Its heading.
         name: The file.
         case: Name of the case in it.
-        runner: Whose times: ``tango``, ``transformers`` or ``CUDA graph``.
+        runner: Whose times: ``tango``, or one of `tango_runtime.bench.peer.Peer.systems`.
     """
 
     title: str
@@ -60,6 +60,11 @@ class Column:
     def found(self) -> Any:
         """The case."""
         return next(case for case in load(self.name)["cases"] if case["name"] == self.case)
+
+    @property
+    def measured(self) -> bool:
+        """Whether the file has this runner's times."""
+        return self.runner in self.found["milliseconds"]
 
     def p50(self, stage: str) -> str:
         """The median of a stage in milliseconds; empty if it was not measured."""

@@ -23,6 +23,13 @@ _STAGES = {
 _CONDITIONS = ("backend", "repeats", "load average of the host", "file")
 _TOKENS = ("tokens kept", "positions of the prompt")
 _MEMORY = ("memory on the GPU, MB", "peak memory on the host, MB")
+_RUNNERS = {
+    "tango-edge": "tango",
+    "transformers": "transformers",
+    "as a CUDA graph": "CUDA graph",
+    "compiled": "compiled",
+    "compiled, windows in one call": "compiled, varlen",
+}
 
 
 def pipeline() -> str:
@@ -39,13 +46,7 @@ def pipeline() -> str:
 
 def transformers() -> str:
     """The pipeline and transformers with as many tokens, in one run."""
-    runners = {"tango-edge": "tango", "transformers": "transformers", "as a CUDA graph": "CUDA graph"}
-    columns = tuple(
-        Column(f"{size}, {title}", f"h200-onnxruntime-{size.lower()}-transformers", runner=runner)
-        for size in ("0.5B", "7B")
-        for title, runner in runners.items()
-    )
-    return stages(columns, _STAGES, _CONDITIONS)
+    return _peers({size: (f"h200-onnxruntime-{size.lower()}-transformers",) for size in ("0.5B", "7B")})
 
 
 def video() -> str:
@@ -72,13 +73,7 @@ def family_peers() -> str:
         "Qwen2.5-VL-7B": ("h200-onnxruntime-qwen2.5-vl-7b-560x1008-transformers", "pruned, 1008x560"),
         "LLaVA-Video-7B": ("h200-onnxruntime-llava-video-7b-transformers",),
     }
-    runners = {"tango-edge": "tango", "transformers": "transformers", "as a CUDA graph": "CUDA graph"}
-    columns = tuple(
-        Column(f"{model}, {title}", *file, runner=runner)
-        for model, file in files.items()
-        for title, runner in runners.items()
-    )
-    return stages(columns, _STAGES, _CONDITIONS)
+    return _peers(files)
 
 
 def live() -> str:
@@ -224,6 +219,16 @@ def _kernel(record: dict[str, Any]) -> list[tuple[str, ...]]:
     titles = {"us": name, "erf_us": f"{name}, exact", "tanh_us": f"{name}, by tanh"}
     found = [(key, title) for key, title in titles.items() if key in record]
     return [(title, shape, str(record[key]), "" if key == "tanh_us" else against) for key, title in found]
+
+
+def _peers(files: dict[str, tuple[str, ...]]) -> str:
+    """A table of models with what was measured beside them; a file, and a case where it is not a Column's default."""
+    columns = (
+        Column(f"{model}, {title}", *file, runner=runner)
+        for model, file in files.items()
+        for title, runner in _RUNNERS.items()
+    )
+    return stages(tuple(column for column in columns if column.measured), _STAGES, _CONDITIONS)
 
 
 PARTS: dict[str, Callable[[], str]] = {

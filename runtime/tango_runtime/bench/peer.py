@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import transformers
 from numpy.typing import NDArray
+from torch._dynamo.utils import counters
 
 from tango_plugins import TangoError
 from tango_runtime.bench.conditions import without_folder
@@ -24,6 +25,10 @@ from tango_runtime.video.preprocess import preprocess
 from tango_runtime.video.shape import choose_size
 
 _CAPTURE_WARM_UP = 3  # steps before a capture, as in PyTorch's notes on CUDA graphs
+_VARLEN = "flash_varlen_of_torch"  # transformers passes what attention needs of windows if "flash" is in its name
+
+#: Runs a stage: the frames' encoder, or a prompt's positions.
+_Stage = Callable[..., torch.Tensor]
 
 
 @contextmanager
@@ -34,6 +39,19 @@ def _torch_errors() -> Iterator[None]:
     except RuntimeError as error:  # out of memory, or an operation that a CUDA graph cannot record
         hint = "use fewer --frames, or drop --compare-torch"
         raise TangoError(f"transformers failed: {first_line(error)}", hint) from error
+
+
+@contextmanager
+def _compile_errors(part: str) -> Iterator[None]:
+    """Names the part that cannot be compiled."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # a compiler fails in many ways; a backend's failure is wrapped
+        cause = first_line(getattr(error, "inner_exception", error))
+        hint = "torch.compile needs a C++ compiler, and Triton on a GPU; drop --torch-compile to compare without it"
+        raise TangoError(f"torch.compile of the {part} failed: {cause}", hint) from error
 
 
 @dataclass(frozen=True)
@@ -58,6 +76,10 @@ class Shape:
         size = choose_size(video, len(clip), (clip.shape[1], clip.shape[2]), asked=setting.frame_size)
         return cls(clip, size, measured.kept, measured.prompt_tokens)
 
+    def frames(self) -> NDArray[np.uint8]:
+        """The clip's frames at their size, uint8 [F, height, width, 3]."""
+        return np.asarray(preprocess(sample(self.clip, len(self.clip)), self.size).frames, np.uint8)
+
 
 class Peer:
     """LLaVA-OneVision or Qwen2.5-VL of transformers, with random weights, on whose values its times do not depend.
@@ -69,9 +91,12 @@ class Peer:
         manifest: The bundle's.
         setting: Parameters that all cases share.
         gpu: Run on the GPU, otherwise on the CPU.
+        compiles: Also run it with its tower and prefill compiled.
 
     Attributes:
         description: The peer in one line.
+        compilations: What compiling took, one entry per part: system, part, frames, positions of the prompt, seconds of
+            the first run, graphs, graph breaks.
 
     Raises:
         TangoError: The configuration is not available or belongs to another model, this torch has no CUDA, or torch
@@ -79,7 +104,9 @@ class Peer:
     """
 
     @_torch_errors()
-    def __init__(self, checkpoint: str, manifest: Manifest, setting: Setting, gpu: bool) -> None:
+    def __init__(
+        self, checkpoint: str, manifest: Manifest, setting: Setting, gpu: bool, compiles: bool = False
+    ) -> None:
         if gpu and not torch.cuda.is_available():
             raise TangoError(f"torch {torch.__version__} cannot use the GPU", "install a torch with CUDA")
         config, self._device = _config(checkpoint, manifest), torch.device("cuda" if gpu else "cpu")
@@ -89,6 +116,8 @@ class Peer:
             ).eval()
         self._setting = setting
         self._encode = {"llava_onevision": self._encode_llava, "qwen2_5_vl": self._encode_qwen}[config.model_type]
+        self._compiles, self._windowed = compiles, config.model_type == "qwen2_5_vl"
+        self.compilations: list[dict[str, Any]] = []
         self.description = (
             f"transformers {transformers.__version__}, torch {torch.__version__}, {self._device.type}, "
             f"{manifest.dtype}, sdpa, random weights of the shapes of {without_folder(checkpoint)}"
@@ -96,35 +125,101 @@ class Peer:
 
     @property
     def systems(self) -> dict[str, Callable[[Shape, OnProgress], Samples]]:
-        """Ways to run it, by name: eager with a growing cache, and decode steps as a replayed CUDA graph."""
+        """Ways to run it, by name.
+
+        ``transformers`` is eager with a growing cache, and ``CUDA graph`` its decode steps as a replayed CUDA graph.
+        ``compiled`` ends with the first token: tower and prefill by torch.compile. In ``compiled, varlen`` one call of
+        attention takes all windows of a tower.
+        """
         systems: dict[str, Callable[[Shape, OnProgress], Samples]] = {"transformers": self._eager}
         if self._device.type == "cuda":
             systems["CUDA graph"] = self._graph
+        if self._compiles:
+            systems["compiled"] = self._compiled
+        if self._compiles and self._windowed and self._device.type == "cuda":
+            systems["compiled, varlen"] = self._varlen
         return systems
 
     @_torch_errors()
     @torch.inference_mode()
     def _eager(self, shape: Shape, on_progress: OnProgress) -> Samples:
         """All stages of the pipeline but pruning, from the source's frames to the last token."""
+        return self._answers(shape, on_progress, self._encode, self._next, self._setting.decode_tokens)
+
+    @_torch_errors()
+    @torch.inference_mode()
+    def _compiled(self, shape: Shape, on_progress: OnProgress, name: str = "compiled") -> Samples:
+        """All stages up to the first token; tower and prefill are compiled for this shape before measuring."""
+        torch.compiler.reset()
+        encode, prefill = (torch.compile(stage, dynamic=False) for stage in (self._encode, self._next))
+        frames = torch.from_numpy(shape.frames()).to(self._device)
+        self._encode(frames)  # the first run installs hooks, which would break the graph
+        # Otherwise what is compiled too often for different values runs eagerly from then on.
+        with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+            with self._compiling(name, "vision tower", shape):
+                features = encode(frames)
+            with self._compiling(name, "prefill", shape):
+                self._prefill(features, shape, self._new_cache(), prefill)
+            return self._answers(shape, on_progress, encode, prefill, decode_tokens=0)
+
+    def _varlen(self, shape: Shape, on_progress: OnProgress) -> Samples:
+        """`_compiled`, with attention that takes all windows of a tower in one call."""
+        try:
+            from torch.nn.attention.varlen import varlen_attn
+        except ImportError as error:
+            message = f"torch {torch.__version__} has no attention for windows of different lengths"
+            raise TangoError(message, "install torch 2.10 or later") from error
+        transformers.AttentionInterface.register(_VARLEN, _packed(varlen_attn))
+        self._model.set_attn_implementation({"vision_config": _VARLEN})
+        try:
+            return self._compiled(shape, on_progress, "compiled, varlen")
+        finally:
+            self._model.set_attn_implementation({"vision_config": "sdpa"})
+
+    @contextmanager
+    def _compiling(self, name: str, part: str, shape: Shape) -> Iterator[None]:
+        """Records what compiling the part took."""
+        counters.clear()
+        laps = _Laps(self._device)
+        with _compile_errors(part):
+            yield
+        laps.add("compile")
+        self.compilations.append(
+            {
+                "system": name,
+                "part": part,
+                "frames": len(shape.clip),
+                "prompt_tokens": shape.prompt_tokens,
+                "seconds": laps.found["compile"][0] / 1e3,
+                "graphs": counters["stats"]["unique_graphs"],
+                "graph_breaks": counters["graph_break"].total(),
+            }
+        )
+
+    def _answers(
+        self, shape: Shape, on_progress: OnProgress, encode: _Stage, prefill: _Stage, decode_tokens: int
+    ) -> Samples:
+        """Samples of the stages; without tokens to decode, up to the first token."""
         samples: Samples = {}
         for i in range(-self._setting.warm_up, self._setting.repeats):
             laps = _Laps(self._device)
-            images = preprocess(sample(shape.clip, len(shape.clip)), shape.size).frames
+            images = shape.frames()
             laps.add("video")
             frames = torch.from_numpy(images).to(self._device)
             laps.add("upload")
-            features = self._encode(frames)
+            features = encode(frames)
             laps.add("vision")
-            cache = transformers.DynamicCache(config=self._model.config)
-            token = self._prefill(features, shape, cache)
+            cache = self._new_cache()
+            token = self._prefill(features, shape, cache, prefill)
             laps.add("prefill")
             token.item()
             laps.total("first token")
-            for _ in range(self._setting.decode_tokens):
+            for _ in range(decode_tokens):
                 token = self._next(cache, input_ids=token)
                 token.item()
                 laps.add("decode")
-            laps.total("answer")
+            if decode_tokens:
+                laps.total("answer")
             _collect(samples, laps, i)
             on_progress(1)
         return samples
@@ -136,7 +231,7 @@ class Peer:
         capacity = shape.prompt_tokens + max(self._setting.decode_tokens, 1 + _CAPTURE_WARM_UP)
         cache = transformers.StaticCache(config=self._model.config, max_cache_len=capacity)
         features = self._features_like(shape.kept)
-        token = self._prefill(features, shape, cache)
+        token = self._prefill(features, shape, cache, self._next)
 
         def step() -> None:
             token.copy_(self._next(cache, input_ids=token))
@@ -144,7 +239,7 @@ class Peer:
         replay, samples = self._recorded(step), Samples()
         for i in range(-self._setting.warm_up, self._setting.repeats):
             cache.reset()
-            token.copy_(self._prefill(features, shape, cache))
+            token.copy_(self._prefill(features, shape, cache, self._next))
             laps = _Laps(self._device)
             for _ in range(self._setting.decode_tokens):
                 replay()
@@ -178,11 +273,14 @@ class Peer:
         width = self._model.config.text_config.hidden_size
         return torch.zeros(1, kept, width, dtype=self._model.dtype, device=self._device)
 
-    def _prefill(self, features: torch.Tensor, shape: Shape, cache: Any) -> torch.Tensor:
+    def _new_cache(self) -> Any:
+        return transformers.DynamicCache(config=self._model.config)
+
+    def _prefill(self, features: torch.Tensor, shape: Shape, cache: Any, prefill: _Stage) -> torch.Tensor:
         """[1, F·L, D] → the first token, [1, 1]."""
         ids = torch.zeros(1, shape.prompt_tokens - shape.kept, dtype=torch.long, device=self._device)
         text = self._model.get_input_embeddings()(ids)
-        return self._next(cache, inputs_embeds=torch.cat((features[:, : shape.kept], text), 1))
+        return prefill(cache, inputs_embeds=torch.cat((features[:, : shape.kept], text), 1))
 
     def _next(self, cache: Any, **given: torch.Tensor) -> torch.Tensor:
         logits = self._model(**given, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
@@ -202,6 +300,23 @@ class Peer:
             step()
         replay: Callable[[], None] = graph.replay
         return replay
+
+
+def _packed(varlen_attn: Callable[..., Any]) -> Callable[..., tuple[torch.Tensor, None]]:
+    """PyTorch's attention of packed sequences in the form of transformers: [1, H, S, head_dim] → [1, S, H, head_dim].
+
+    With "sdpa", transformers calls attention once for each window of Qwen2.5-VL: 720 times a layer for 32 frames of
+    560×1008.
+    """
+
+    def attend(
+        module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: None, **given: Any
+    ) -> tuple[torch.Tensor, None]:
+        q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+        starts, longest = given["cu_seq_lens_q"], given["max_length_q"]
+        return varlen_attn(q, k, v, starts, starts, longest, longest)[None], None
+
+    return attend
 
 
 class _Laps:

@@ -116,6 +116,11 @@ def _configure(parser: argparse.ArgumentParser) -> None:
         metavar="CHECKPOINT",
         help="also run transformers, with random weights of the checkpoint's shapes (default: the bundle's checkpoint)",
     )
+    parser.add_argument(
+        "--torch-compile",
+        action="store_true",
+        help="with --compare-torch, also compile transformers' vision tower and prefill",
+    )
     add_json(parser)
 
 
@@ -150,7 +155,7 @@ def _run(args: argparse.Namespace) -> int:
     on_device = bench.on_device
     del bench  # frees its memory for transformers
     if args.compare_torch is not None:
-        _compare(args.compare_torch or bundle.manifest.source.checkpoint, results, on_device)
+        _compare(args.compare_torch or bundle.manifest.source.checkpoint, results, on_device, args.torch_compile)
     if args.json:  # before it is printed: the reader of standard output may have closed it
         write_json(args.json, _as_json(results))
     _print(results, table=args.json != STDOUT)
@@ -172,6 +177,8 @@ def _check(args: argparse.Namespace) -> None:
         raise TangoError("a GPU decodes video files", "name one: --video FILE")
     if args.no_prune and args.only_pruned:
         raise TangoError("--no-prune and --only-pruned are mutually exclusive", "drop one of them")
+    if args.torch_compile and args.compare_torch is None:
+        raise TangoError("--torch-compile compiles what --compare-torch runs", "add --compare-torch")
     if args.compare_torch is not None and not (find_spec("torch") and find_spec("transformers")):
         raise TangoError("--compare-torch needs torch and transformers", "pip install 'tango-edge[validate]'")
 
@@ -204,18 +211,20 @@ def _measure(bench: Bench, results: _Results) -> None:
         raise results.cases[0].errors["tango"]
 
 
-def _compare(checkpoint: str, results: _Results, on_device: bool) -> None:
+def _compare(checkpoint: str, results: _Results, on_device: bool, compiles: bool) -> None:
     from tango_runtime.bench.peer import Peer, Shape  # imported here: it takes seconds, and a device has no torch
 
     measured, setting = [result for result in results.cases if result.measured], results.setting
     try:
-        peer = Peer(checkpoint, results.bundle.manifest, setting, on_device)
+        peer = Peer(checkpoint, results.bundle.manifest, setting, on_device, compiles)
     except TangoError as error:  # keep what has been measured
         for result in measured:
             result.errors["transformers"] = error
         return
     status(f"peer: {peer.description}")
     results.conditions["peer"] = peer.description
+    if compiles:
+        results.conditions["torch_compile"] = peer.compilations  # grows with every case
     for system, run in peer.systems.items():
 
         def measure(result: _Result, on_progress: OnProgress, run: Callable[..., Samples] = run) -> Samples:
@@ -305,6 +314,9 @@ def _notes(results: _Results) -> Iterator[str]:
             f"{name} {found if isinstance(found, str) else _ms(spread(found)['p50'])}"
             for name, found in results.sampling.items()
         )
+    for found in results.conditions.get("torch_compile", []):
+        counts = f"graphs: {found['graphs']}, graph breaks: {found['graph_breaks']}"
+        yield f"{found['system']}: {found['part']} compiled before measuring, in {found['seconds']:.1f} s; {counts}"
     processes = results.conditions["gpu_before"].get("processes")
     if processes:
         yield f"other processes were on the GPU: {'; '.join(processes)}"
