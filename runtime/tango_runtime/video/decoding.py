@@ -265,12 +265,15 @@ def _in_order(frames: Iterator[Any], run: Run, timeline: Timeline, left_out: Set
         if i <= before:
             raise DisagreementError(f"the frame at {timeline.seconds[i]:.3f} s comes out of the decoder late")
         before = i
-        if i < run.first or i > run.last:
-            continue  # before: a leading picture, of another run; after: not needed
+        if i < run.first:
+            continue  # a leading picture, of another run
         if i == run.first and run.start and not _is_key(frame):
             raise DisagreementError(f"decoding cannot begin with the frame at {timeline.seconds[i]:.3f} s")
-        if frame.is_corrupt:  # what is made up for the missing part depends on where decoding began
+        # What is made up for the missing part depends on what was decoded before, and may spoil even the next run.
+        if frame.is_corrupt:
             raise DisagreementError(f"the frame at {timeline.seconds[i]:.3f} s is damaged")
+        if i > run.last:
+            continue  # not needed
         while due and due[-1] in left_out:
             due.pop()
         if not due or i != due.pop():

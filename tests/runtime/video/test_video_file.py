@@ -16,7 +16,7 @@ from PIL import Image
 from tango_runtime.video import decoding, open_source, sample, timeline
 from tango_runtime.video import file as video
 from tango_runtime.video.container import decode, demux
-from tango_runtime.video.decoding import plan_runs
+from tango_runtime.video.decoding import DisagreementError, plan_runs
 from tango_runtime.video.h264 import has_slice, is_disposable
 from tango_runtime.video.source import Sampled
 from tango_runtime.video.timeline import read_timeline
@@ -824,6 +824,21 @@ def test_nothing_of_a_video_outlives_its_frames(tmp_path):
         assert not [thing for thing in gc.get_objects() if type(thing) is av.VideoFrame]
     finally:
         gc.enable()
+
+
+def test_damage_in_a_frame_that_is_shown_after_the_wanted_ones_is_found(tmp_path):
+    """The wanted frame depends on it, and FFmpeg does not say so; what it made up may spoil frames of the next run."""
+    path = write(tmp_path / "clip.mp4", options=H264 | {"x264-params": "b-adapt=0:b-pyramid=none"})
+    before = read_timeline(path)
+    place, keys = before.packets[4], {key.place for key in before.keys}
+    assert place < before.packets[1] < before.packets[5]
+    half = rewrite(
+        path,
+        tmp_path / "half.mp4",
+        lambda i, c: (c[: len(c) // 2] + bytes(len(c) - len(c) // 2) if i == place else c, i in keys),
+    )
+    with pytest.raises(DisagreementError, match=r"the frame at 0\.167 s is damaged"):
+        list(decoding.decode_frames(half, read_timeline(half), [1], decoding.Decoders(), lambda frame: frame))
 
 
 def decoded_packets(path, count, monkeypatch):
