@@ -190,6 +190,8 @@ def _os_hint(error: OSError) -> str:
         return "free some space on the disk"
     if error.errno == errno.ENOMEM:
         return "stop other programs that use memory"
+    if error.errno == errno.EMFILE:
+        return "allow more open files: ulimit -n 4096"
     if error.filename is not None:
         return "check that the path exists and that you may read or write there"
     return "to see where it failed, add --debug"

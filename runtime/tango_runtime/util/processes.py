@@ -11,6 +11,7 @@ Nothing is left of such memory when a process is killed.
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import pickle
@@ -64,8 +65,9 @@ class Child:
         """Waits for the next result.
 
         Raises:
-            TangoError: The function raised it.
+            TangoError: The function raised it, or there is no memory for its result.
             EOFError, ConnectionError: The process is dead.
+            OSError: This process has no memory or no descriptor left; nothing more can be received.
         """
         result, error = _receive(self.pipe)
         if error:
@@ -106,7 +108,13 @@ def _work(pipe: Connection, open_worker: Callable[[], Callable[[Any], Any]]) -> 
                     reply = worker(item), None
                 except TangoError as error:
                     reply = None, (error.message, error.hint)
-                _send(pipe, reply)
+                try:
+                    _send(pipe, reply)
+                except ConnectionError:
+                    raise
+                except OSError as error:  # without memory or descriptors, the next result may still find some
+                    message = f"a result cannot be handed over in memory: {error.strerror}"
+                    _send(pipe, (None, (message, "see the limits and what is free: ulimit -a; free -m")))
         except TangoError as error:
             _send(pipe, (None, (error.message, error.hint)))
 
@@ -122,14 +130,17 @@ def _send(pipe: Connection, reply: Any) -> None:
         return False
 
     pickled = pickle.dumps(reply, protocol=5, buffer_callback=in_pickle)
-    pipe.send((pickled, [buffer.nbytes for buffer in large]))
-    if large:
-        with os.fdopen(os.memfd_create("tango"), "wb") as memory:
-            for buffer in large:
-                memory.write(buffer)
-                memory.write(bytes(-buffer.nbytes % _ALIGNMENT))
-            memory.flush()
-            reduction.send_handle(pipe, memory.fileno(), 0)
+    sizes = [buffer.nbytes for buffer in large]
+    if not large:
+        pipe.send((pickled, sizes))
+        return
+    with os.fdopen(os.memfd_create("tango"), "wb") as memory:
+        for buffer in large:
+            memory.write(buffer)
+            memory.write(bytes(-buffer.nbytes % _ALIGNMENT))
+        memory.flush()
+        pipe.send((pickled, sizes))  # only now: nothing but the descriptor may come after it
+        reduction.send_handle(pipe, memory.fileno(), 0)
 
 
 def _receive(pipe: Connection) -> Any:
@@ -140,7 +151,10 @@ def _receive(pipe: Connection) -> Any:
     begins = [0]
     for size in sizes:
         begins.append(begins[-1] + size + -size % _ALIGNMENT)
-    descriptor = reduction.recv_handle(pipe)
+    try:
+        descriptor = reduction.recv_handle(pipe)
+    except RuntimeError as error:  # what Python says where this process has no descriptor left for it
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE)) from error
     try:
         memory = memoryview(mmap.mmap(descriptor, begins[-1]))
     finally:

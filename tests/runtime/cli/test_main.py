@@ -178,6 +178,7 @@ def test_an_interrupt_is_an_error(command, capsys):
         (PermissionError(errno.EACCES, "Permission denied", "a"), "a: Permission denied", "check that the path exists"),
         (OSError(errno.ENOSPC, "No space left"), "No space left", "free some space"),
         (OSError(errno.ENOMEM, "Cannot allocate"), "Cannot allocate", "stop other programs"),
+        (OSError(errno.EMFILE, "Too many open files"), "Too many open files", "ulimit -n"),
         (ConnectionResetError(errno.ECONNRESET, "Connection reset"), "Connection reset", "add --debug"),
         (OSError("no number and no file"), "no number and no file", "add --debug"),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
+import resource
 import signal
 from pathlib import Path
 
@@ -25,6 +26,9 @@ def make(name):
     """What a test asks for by its name."""
     if name == "die":
         os.kill(os.getpid(), signal.SIGKILL)
+    if name == "limit":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (LARGE // 2, resource.RLIM_INFINITY))
+        return None
     if name == "fail":
         raise TangoError("it failed", "try another")
     large = np.arange(LARGE, dtype=np.uint8)
@@ -113,3 +117,25 @@ def test_an_error_comes_back_and_the_next_item_is_done(child):
 def test_a_dead_process_is_the_end_of_its_pipe(child):
     with pytest.raises((EOFError, ConnectionError)):
         asked(child, "die")
+
+
+def test_a_result_without_memory_is_an_error_and_the_next_item_is_done(child):
+    asked(child, "limit")
+    with pytest.raises(TangoError, match="cannot be handed over in memory: File too large"):
+        asked(child, "large")
+    np.testing.assert_array_equal(asked(child, "small"), np.arange(3))
+
+
+def test_a_result_for_which_no_descriptor_is_left(child):
+    asked(child, "small")
+    child.send("large")
+    child.pipe.poll(None)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    spare = os.open(os.devnull, os.O_RDONLY)  # the socket's copy takes its place, and the array's finds none
+    resource.setrlimit(resource.RLIMIT_NOFILE, (spare + 1, hard))
+    os.close(spare)
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            child.receive()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
