@@ -161,7 +161,9 @@ def _outcomes(
         with connected(args.ray):
             yield answer_on_ray(pool, tasks, usage), usage
         return
-    with closing(_open_worker(settings, args.backend, args.decoders, args.gpu_decoders)) as worker:
+    in_software = default_count() if args.decoders is None else args.decoders
+    counts = (min(count, len(tasks)) for count in (in_software, args.gpu_decoders))  # more would only wait
+    with closing(_open_worker(settings, args.backend, *counts)) as worker:
         status(f"backend: {worker.description}")
         usage.restart()
         yield answer_here(worker, tasks, usage), usage

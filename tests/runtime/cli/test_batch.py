@@ -18,6 +18,7 @@ from tango_runtime.batch import decoding
 from tango_runtime.batch.questions import read_questions
 from tango_runtime.batch.worker import SamplingOptions, Settings, Task, Worker
 from tango_runtime.cli.main import main
+from tango_runtime.util.processes import Child
 
 QUESTIONS = ["What happens?", "Who comes in?"]
 
@@ -106,6 +107,14 @@ def test_the_next_video_is_encoded_before_the_last_answer_is_given(batch, folder
                 events.append((outcome.id, outcome.answer))
     wanted = [(line["id"], line["answer"]) for line in lines(folder / "wanted.jsonl")]
     assert events == [wanted[0], "encode", *wanted[1:3], "encode", wanted[3], *wanted[:2]]
+
+
+def test_there_are_no_more_decoders_than_videos(batch, monkeypatch):
+    """Each would take a few files and tens of megabytes of this machine."""
+    started = []
+    monkeypatch.setattr(decoding, "Child", lambda opened: started.append(opened) or Child(opened))
+    assert batch("--decoders", 5)[0] == 0
+    assert len(started) == 2
 
 
 def test_a_gpu_that_decodes_needs_a_gpu(batch):

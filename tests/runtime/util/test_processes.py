@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import resource
 import signal
+from multiprocessing import reduction
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,9 @@ def make(name):
     """What a test asks for by its name."""
     if name == "die":
         os.kill(os.getpid(), signal.SIGKILL)
+    if name == "die halfway":
+        reduction.send_handle = lambda *given: make("die")
+        name = "large"
     if name == "limit":
         resource.setrlimit(resource.RLIMIT_FSIZE, (LARGE // 2, resource.RLIM_INFINITY))
         return None
@@ -117,6 +121,11 @@ def test_an_error_comes_back_and_the_next_item_is_done(child):
 def test_a_dead_process_is_the_end_of_its_pipe(child):
     with pytest.raises((EOFError, ConnectionError)):
         asked(child, "die")
+
+
+def test_a_process_that_dies_before_its_large_arrays_are_sent(child):
+    with pytest.raises(EOFError):
+        asked(child, "die halfway")
 
 
 def test_a_result_without_memory_is_an_error_and_the_next_item_is_done(child):
