@@ -107,19 +107,26 @@ class Decoders:
     def _in_child(self, video: Path) -> DecodedVideo:
         i = self._idle.get()
         try:
-            self._children[i].send(video)
+            try:
+                self._children[i].send(video)
+            except ConnectionError:  # it died while it was idle, which is no fault of this video
+                self._replace(i)
+                self._children[i].send(video)
             decoded: DecodedVideo = self._children[i].receive()
             return decoded
         except (EOFError, ConnectionError) as error:
-            self._children[i].kill()
-            if not self._closed:
-                self._children[i] = Child(self._open[i])
+            self._replace(i)
             raise TangoError(
                 f"the process that decoded {video} died",
                 "check that the file plays; with too little memory: --decoders 1",
             ) from error
         finally:
             self._idle.put(i)
+
+    def _replace(self, i: int) -> None:
+        self._children[i].kill()
+        if not self._closed:
+            self._children[i] = Child(self._open[i])
 
 
 def _open_in_software(decode: _Decode) -> _Decode:

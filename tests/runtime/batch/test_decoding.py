@@ -71,6 +71,12 @@ def test_a_file_that_kills_its_process_fails_by_itself(manifest, clip):
         decoders.close()
 
 
+def test_a_process_that_dies_idle_takes_no_video_with_it(manifest, clip):
+    with closing(Decoders(manifest, FrameOptions(3), None, 1)) as decoders:
+        decoders._children[0].kill()
+        assert len(decoders.submit(clip).result().batch) == 3
+
+
 def gpu(manifest, options, fixed):
     """Marks what it decodes: the first pixel is the number of frames."""
 
