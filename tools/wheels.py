@@ -68,7 +68,8 @@ def build_wheel(source: Path, output: Path, machine: str | None = None, librarie
         return _built(output, "--wheel", source)
     with tempfile.TemporaryDirectory() as folder:
         with tarfile.open(source) as archive:
-            archive.extractall(folder, filter="data")
+            archive.extraction_filter = getattr(tarfile, "data_filter", None)  # Python 3.11.2, of Debian 12, has none
+            archive.extractall(folder)
         (tree,) = Path(folder).iterdir()
         prebuilt = tree / "plugins/tango_plugins/prebuilt"
         prebuilt.mkdir()
