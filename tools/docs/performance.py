@@ -70,7 +70,7 @@ def families() -> str:
 def family_peers() -> str:
     """Earlier versions of them and transformers with as many tokens, in one run."""
     files = {
-        "Qwen2.5-VL-7B": ("h200-onnxruntime-qwen2.5-vl-7b-560x1008-transformers", "pruned, 1008x560"),
+        "Qwen2.5-VL-7B": ("h200-onnxruntime-qwen2.5-vl-7b-560x1008-compiled", "pruned, 1008x560"),
         "LLaVA-Video-7B": ("h200-onnxruntime-llava-video-7b-transformers",),
     }
     return _peers(files)
