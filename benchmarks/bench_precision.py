@@ -6,7 +6,8 @@ For every bundle, one run measures the times of the stages as `tango bench` does
 TensorRT's engines, and the kept tokens and answers on generated clips, compared with the first bundle's. A bundle that
 the backend cannot run gets a row with the reason. Two tables are printed at the end.
 
-It needs neither torch nor onnx, so it runs on a device.
+It needs neither torch nor onnx, so it runs on a device. Products alone, beside PyTorch's in each precision, are in
+bench_weights.py.
 """
 
 from __future__ import annotations

@@ -5,12 +5,19 @@ and the products of a prefill.
 
 Weights are random, with the shapes of the 0.5B and the 7B, and of SigLIP's layers. Times are medians over replays of a
 CUDA graph of several calls. A product rotates over several copies of the weights, so that they are read from memory and
-not from the cache; its peer is PyTorch's product in fp16.
+not from the cache; that of fp16 is PyTorch's. Products of quantized weights are timed as the library
+wants them, with a workspace or without, and the other way where it wants one; ``--kinds product`` leaves decode steps
+out.
+
+Formats have peers in PyTorch, of the same shapes, in the same run: ``torch._scaled_mm`` for FP8, ``torch._int_mm`` for
+INT8 activations, ``torch._weight_int4pack_mm`` for INT4. The first two take activations that are quantized already, and
+the second leaves the scales out; ours quantize and scale. The third takes bf16, and weights packed ahead.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 from functools import partial
 from itertools import product
@@ -47,8 +54,12 @@ PRODUCTS = {
     "0.5b": {"qkv": (896, 1152), "out": (896, 896), "gate, up": (896, 4864), "down": (4864, 896)},
     "siglip": {"qkv": (1152, 3456), "out": (1152, 1152), "fc1": (1152, 4304), "fc2": (4304, 1152)},
 }
-POSITION, ROWS, BANDWIDTH = 671, 659, 4.8e12
+for size, shape in SHAPES.items():
+    PRODUCTS[size]["head"] = (shape.hidden_size, shape.head_columns)
+POSITION, BANDWIDTH = 671, 4.8e12
+COUNTS = (659, 30, 8, 1)  # rows of a prompt, of a later question, and of the last layer, which computes one position
 TOWER_ROWS, TOWER_FORMATS = 32 * 729, ("fp16", "fp8", "int8", "w8a8")  # of 32 frames
+KINDS, PRODUCT_FORMATS = ("decode", "product"), (*FORMATS, "w8a8")
 STEPS, COPIES = 10, 4
 #: Formats and numbers of sequences of a step of several.
 BATCHED, SEQUENCES = ("fp16", "fp8", "int8", "int4-32", "int4-128"), (1, 8)
@@ -178,8 +189,8 @@ def decode_record(kind, size, form, size_read, microseconds, outputs):
     return record
 
 
-def time_product(size, name, form, rows, repeats):
-    """A record of a product of a prefill or a tower."""
+def time_product(size, name, form, rows, repeats, room=0, by_default=True):
+    """A record of a product of a prefill or a tower, with room for so many outputs in a workspace."""
     inputs, outputs = PRODUCTS[size][name]
     x = torch.randn(rows, inputs, device="cuda", dtype=torch.half)
     y = torch.empty(rows, outputs, device="cuda", dtype=torch.half)
@@ -191,16 +202,72 @@ def time_product(size, name, form, rows, repeats):
     else:
         shape, library = structs.TangoLinearShape(rows, inputs, outputs), native_library.load()
         given = [matrix.struct("weight", inputs, outputs) for matrix in matrices]
+        workspace = torch.empty(room, inputs, device="cuda", dtype=torch.half)
+        scratch = (workspace.data_ptr() if room else None), workspace.nbytes
 
         def call(matrix):
             stream = torch.cuda.current_stream().cuda_stream
-            if library.tango_linear_enqueue(shape, matrix, x.data_ptr(), y.data_ptr(), stream) != 0:
+            if library.tango_linear_enqueue(shape, matrix, x.data_ptr(), y.data_ptr(), *scratch, stream) != 0:
                 raise RuntimeError(library.tango_last_error().decode())
 
         calls = [lambda matrix=matrix: call(matrix) for matrix in given]
     microseconds = measure(calls, repeats, 2 * COPIES)
     record = {"kind": "product", "size": size, "name": name, "rows": rows, "weights": form, "us": microseconds}
-    return record | {"tflops": round(2 * rows * inputs * outputs / microseconds / 1e6, 1)}
+    record |= {"room": room, "by_default": by_default}
+    record["tflops"] = tflops(rows, inputs, outputs, microseconds)
+    return record | (time_peer(size, name, form, rows, repeats) if form in PEERS and by_default else {})
+
+
+def slabs_of(size, name, rows):
+    """Outputs that there is room for in a workspace, as the library wants it, and 0 for none."""
+    inputs, outputs = PRODUCTS[size][name]
+    library, wanted = native_library.load(), ctypes.c_size_t()
+    if library.tango_linear_workspace(structs.TangoLinearShape(rows, inputs, outputs), wanted) != 0:
+        raise RuntimeError(library.tango_last_error().decode())
+    return list(dict.fromkeys((wanted.value // (2 * inputs), 0)))
+
+
+def scaled_mm(rows, inputs, outputs, _):
+    """A function that calls PyTorch's product of FP8 with one scale each."""
+    x, weight = (torch.randn(n, inputs, device="cuda").to(torch.float8_e4m3fn) for n in (rows, outputs))
+    one = torch.ones((), device="cuda")
+    return lambda: torch._scaled_mm(x, weight.t(), one, one, out_dtype=torch.half)
+
+
+def int_mm(rows, inputs, outputs, _):
+    """A function that calls PyTorch's product of INT8, which gives INT32."""
+    x, weight = (torch.randint(-127, 128, (n, inputs), device="cuda", dtype=torch.int8) for n in (rows, outputs))
+    return lambda: torch._int_mm(x, weight.t())
+
+
+def int4pack_mm(rows, inputs, outputs, group):
+    """A function that calls PyTorch's product of bf16 and blocks of INT4."""
+    x = torch.randn(rows, inputs, device="cuda", dtype=torch.bfloat16)
+    values = torch.randint(0, 256, (outputs, inputs // 2), device="cuda", dtype=torch.uint8)
+    packed = torch._convert_weight_to_int4pack(values, 8)
+    scales = torch.randn(inputs // group, outputs, 2, device="cuda", dtype=torch.bfloat16)
+    return lambda: torch._weight_int4pack_mm(x, packed, group, scales)
+
+
+#: The peers of formats.
+PEERS = {"fp8": scaled_mm, "w8a8": int_mm, "int4-32": int4pack_mm, "int4-128": int4pack_mm}
+
+
+def time_peer(size, name, form, rows, repeats):
+    """What a product's record says of its peer: its name, and its time or why there is none."""
+    make, (inputs, outputs), group = PEERS[form], PRODUCTS[size][name], FORMATS.get(form, (8, 0))[1]
+    found = {"peer": f"torch._{'weight_' if make is int4pack_mm else ''}{make.__name__}"}
+    try:
+        calls = [make(rows, inputs, outputs, group) for _ in range(COPIES)]
+        microseconds = measure(calls, repeats, 2 * COPIES)
+    except RuntimeError as error:
+        return found | {"peer_not_run": str(error).splitlines()[0]}
+    return found | {"peer_us": microseconds, "peer_tflops": tflops(rows, inputs, outputs, microseconds)}
+
+
+def tflops(rows, inputs, outputs, microseconds):
+    """TFLOP/s of a product."""
+    return round(2 * rows * inputs * outputs / microseconds / 1e6, 1)
 
 
 def quantized_product(x, matrix, y, form):
@@ -231,6 +298,8 @@ def main():
     parser.add_argument("--output", type=Path, help="JSON file")
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--sizes", nargs="+", choices=PRODUCTS, default=list(PRODUCTS))
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
+    parser.add_argument("--formats", nargs="+", choices=PRODUCT_FORMATS, default=PRODUCT_FORMATS, help="of products")
     args = parser.parse_args()
     records = []
 
@@ -240,13 +309,20 @@ def main():
         torch.cuda.empty_cache()
 
     for size in args.sizes:
-        for form in FORMATS if size in SHAPES else ():
+        decodes = "decode" in args.kinds and size in SHAPES
+        for form in FORMATS if decodes else ():
             add(time_decode(size, form, args.repeats))
-        for form, count in product(BATCHED, SEQUENCES) if size in SHAPES else ():
+        for form, count in product(BATCHED, SEQUENCES) if decodes else ():
             add(time_batch(size, form, count, args.repeats))
-        counts, forms = ((ROWS, 16), (*FORMATS, "w8a8")) if size in SHAPES else ((TOWER_ROWS,), TOWER_FORMATS)
-        for rows, name, form in product(counts, PRODUCTS[size], forms):
-            add(time_product(size, name, form, rows, args.repeats))
+        if "product" not in args.kinds:
+            continue
+        counts, forms = (COUNTS, PRODUCT_FORMATS) if size in SHAPES else ((TOWER_ROWS,), TOWER_FORMATS)
+        for rows, name, form in product(counts, PRODUCTS[size], [form for form in forms if form in args.formats]):
+            if name == "head" and rows > 1:  # it takes the last position only
+                continue
+            rooms = slabs_of(size, name, rows) if form not in ("fp16", *ACTIVATIONS) else [0]
+            for room in rooms:
+                add(time_product(size, name, form, rows, args.repeats, room, room == rooms[0]))
     if args.output:
         conditions = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "repeats": args.repeats}
         args.output.write_text(json.dumps({"conditions": conditions, "records": records}, indent=1) + "\n")

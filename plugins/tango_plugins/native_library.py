@@ -17,7 +17,7 @@ from tango_plugins import driver, structs
 from tango_plugins.errors import TangoError
 
 #: The version of the C interface that this package uses: TANGO_ABI_VERSION of tango/common.h.
-ABI_VERSION = 9
+ABI_VERSION = 10
 
 NATIVE = Path(__file__).parent / "native"
 LIBRARY = "libtango.so"
@@ -85,10 +85,10 @@ _ARGUMENTS: dict[str, tuple[Any, ...]] = {
         POINTER(structs.TangoVisionAttentionTensors),
         c_void_p,
     ),
+    "tango_linear_workspace": (POINTER(structs.TangoLinearShape), _SIZE),
     "tango_linear_enqueue": (
-        POINTER(structs.TangoLinearShape),
-        POINTER(structs.TangoMatrix),
-        *(c_void_p, c_void_p, c_void_p),
+        *(POINTER(structs.TangoLinearShape), POINTER(structs.TangoMatrix)),
+        *(c_void_p, c_void_p, *_SCRATCH),
     ),
     "tango_fp16_linear_enqueue": _FP16_LINEAR,
     "tango_fp16_linear_gelu_enqueue": _FP16_LINEAR,

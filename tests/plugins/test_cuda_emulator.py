@@ -239,9 +239,9 @@ def sanitizer():
     return environment
 
 
-def under_sanitizer(folder, environment, kernel, case):
+def under_sanitizer(folder, environment, case, kernel, *parts):
     flags = ("-fsanitize=thread", "-g", "-DTANGO_EARLY_COPIES")
-    library = compiled(folder, kernel, **GPUS.get(kernel, {}), flags=flags)
+    library = compiled(folder, kernel, *parts, **GPUS.get(kernel, {}), flags=flags)
     command = [sys.executable, "-m", "tests.plugins.cuda_emulator.races", case, str(library)]
     return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
 
@@ -255,13 +255,14 @@ def under_sanitizer(folder, environment, kernel, case):
     ],
 )
 def test_no_two_threads_race(tmp_path, sanitizer, case):
-    kernel = {"quantized": "decode", "batch": "decode", "int8": "linear"}.get(case, case)
-    ran = under_sanitizer(tmp_path, sanitizer, kernel, case)
+    linear = ("linear", "products")
+    kernels = {"quantized": ("decode",), "batch": ("decode",), "linear": linear, "int8": linear}
+    ran = under_sanitizer(tmp_path, sanitizer, case, *kernels.get(case, (case,)))
     assert ran.returncode == 0, ran.stderr
 
 
 @pytest.mark.parametrize(("case", "code"), [("no fault", 0), ("no barrier", 66)])
 def test_the_sanitizer_finds_a_missing_barrier(tmp_path, sanitizer, case, code):
-    ran = under_sanitizer(tmp_path, sanitizer, "faults", case)
+    ran = under_sanitizer(tmp_path, sanitizer, case, "faults")
     assert ran.returncode == code, ran.stderr
     assert ("data race" in ran.stderr) == (code == 66)

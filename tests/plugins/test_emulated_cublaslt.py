@@ -17,6 +17,7 @@ PROGRAM = """
 import ctypes, sys
 from tests.plugins.fp16 import GELU_SHAPES, LINEAR, LINEAR_GELU, SHAPES, Fp16Product
 from tests.plugins.fp8 import Fp8Product
+from tests.plugins.linears import SLABS, Product, check
 path, *names = sys.argv[1:]
 from pathlib import Path
 path, fakes = Path(path), [ctypes.CDLL(name) for name in names]
@@ -26,7 +27,7 @@ version = ctypes.c_int32()
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
-    return compiled(tmp_path_factory.mktemp("cublaslt"), "cublaslt")
+    return compiled(tmp_path_factory.mktemp("cublaslt"), "cublaslt", "linear")
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +67,15 @@ def test_what_it_describes_is_the_product(path, fake, version):
     assert run(path, [fake(version)], *statements) == [str(version)]
 
 
+def test_what_it_describes_is_the_product_of_a_slab(path, fake):
+    statements = (
+        "for form in ('int8', 'int4-32-zeros', 'int8-32'):",
+        "    for *shape, room in SLABS: check(Product(*shape, form, path=path, device='cpu', room=room))",
+        "print(fakes[0].fake_chosen() > 0)",
+    )
+    assert run(path, [fake(13)], *statements) == ["True"]
+
+
 def test_an_algorithm_is_chosen_once_for_a_function_and_a_shape(path, fake):
     statements = (
         "for rows, function in ((3, LINEAR), (3, LINEAR), (3, LINEAR_GELU), (4, LINEAR), (4, LINEAR), (3, LINEAR)):",
@@ -100,8 +110,11 @@ def test_without_any_the_error_names_the_libraries_and_the_package(path, fake, t
         "product = Fp16Product(1, 16, 16, path=path, device='cpu')",
         "print(product.enqueue(), product.library.tango_last_error().decode())",
         "print(product.library.tango_cublaslt_version(version))",
+        "linear = Product(9, 32, 8, 'int4-32', path=path, device='cpu', room=8)",
+        "print(linear.wanted_workspace(), linear.enqueue())",
     )
-    message, status = run(path, fakes, *statements)
+    message, status, slabs = run(path, fakes, *statements)
     assert message.startswith("3 linear: none of libcublasLt.so.13, .12 and .11 can be loaded")
     assert message.endswith("nvidia-cublas")
     assert status == "3"
+    assert slabs == "0 3"

@@ -19,7 +19,7 @@ HERE = 4096  # an aligned address, which is not read
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
-    return compiled(tmp_path_factory.mktemp("int8"), "linear", "activation", "norm")
+    return compiled(tmp_path_factory.mktemp("int8"), "linear", "products", "activation", "norm")
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ def test_a_product_is_exact(path, shape):
 
 @pytest.fixture(scope="module")
 def one_sm(tmp_path_factory):
-    return compiled(tmp_path_factory.mktemp("one_sm"), "linear", sms=1)
+    return compiled(tmp_path_factory.mktemp("one_sm"), "linear", "products", sms=1)
 
 
 @pytest.mark.parametrize("shape", [(250, 80, 130), (250, 208, 144)])

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
+import ctypes
+
 import pytest
+import torch
 
 from tango_plugins import structs
 from tests.plugins.cuda_emulator import compiled
-from tests.plugins.linears import SHAPES, Product, check
+from tests.plugins.linears import SHAPES, SLABS, Product, check
 from tests.plugins.matrices import FORMATS
 
 pytestmark = [pytest.mark.nvcc, pytest.mark.slow]
 
-BAD_ARGUMENT = 1
+BAD_ARGUMENT, SMALL_WORKSPACE = 1, 2
+HERE = 4096  # an aligned address, which is not read
 
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
-    return compiled(tmp_path_factory.mktemp("linear"), "linear", sms=1)
-
-
-@pytest.fixture(scope="module")
-def hopper(tmp_path_factory):
-    return compiled(tmp_path_factory.mktemp("linear_sm90"), "linear_sm90", sms=4)
+    return compiled(tmp_path_factory.mktemp("linear"), "linear", "products", sms=1)
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -41,14 +40,70 @@ def test_large_tiles_equal_fp64(library):
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_hoppers_kernel_equals_fp64(hopper, form):
-    check(Product(180, 160, 136, form, path=hopper, device="cpu"))
+def test_slabs_equal_fp64(library, form):
+    check(Product(10, 160, 136, form, path=library, device="cpu", room=128))
 
 
-@pytest.mark.parametrize("shape", [(65, 32, 8), (170, 20, 33), (230, 300, 130), (66, 72, 128)])
-@pytest.mark.parametrize("form", ["int8", "int4-32-zeros", "int4-128"])
-def test_hoppers_kernel_takes_odd_sizes(hopper, shape, form):
-    check(Product(*shape, form, path=hopper, device="cpu"))
+@pytest.mark.parametrize("shape", SLABS)
+@pytest.mark.parametrize("form", ["int8", "int4-32-zeros", "int4-128", "int8-128-zeros"])
+def test_slabs_take_odd_sizes(library, shape, form):
+    check(Product(*shape[:3], form, path=library, device="cpu", room=shape[3]))
+
+
+@pytest.mark.parametrize("form", ["int4-32-zeros", "int8-32"])
+def test_slabs_of_blocks_have_the_weights_of_the_registers(library, form):
+    """Rows of the unit matrix read them."""
+    products = [Product(64, 64, 130, form, path=library, device="cpu", room=room) for room in (0, 128)]
+    for product in products:
+        product.x.copy_(torch.eye(64))
+        check(product)
+    assert torch.equal(*(product.y[:-1] for product in products))
+
+
+@pytest.mark.parametrize(
+    ("shape", "outputs"),
+    [
+        ((0, 64, 40), 0),
+        ((1, 64, 40), 40),
+        ((9, 100, 72), 104 * 72 / 100),
+        ((659, 3584, 18944), 18944),
+        ((1, 3584, 152064), 16896),
+    ],
+)
+def test_it_wants_room_for_a_slab(library, shape, outputs):
+    product = Product(1, 32, 8, "int4-32", path=library, device="cpu")
+    product.shape = structs.TangoLinearShape(*shape)
+    assert product.wanted_workspace() == 2 * shape[1] * outputs
+
+
+def test_it_wants_no_workspace_on_another_gpu(tmp_path):
+    path = compiled(tmp_path, "linear", "products", capability=(8, 7))
+    assert Product(100, 32, 8, "int4-32", path=path, device="cpu").wanted_workspace() == 0
+
+
+@pytest.mark.parametrize(
+    ("changed", "status", "message"),
+    [
+        ({"workspace": HERE + 8}, BAD_ARGUMENT, "workspace is at"),
+        ({"workspace_bytes": 0}, SMALL_WORKSPACE, "workspace has 0 bytes: it must have 8192"),
+        ({"workspace_bytes": 8191}, SMALL_WORKSPACE, "workspace has 8191 bytes: it must have 8192"),
+    ],
+)
+def test_bad_workspaces_are_rejected(library, changed, status, message):
+    product = Product(9, 32, 200, "int4-32", path=library, device="cpu", room=200)
+    assert product.enqueue(**changed) == status
+    assert product.library.tango_last_error().decode().startswith(message)
+
+
+def test_bad_questions_for_a_workspace_are_rejected(library):
+    product, size = Product(9, 32, 8, "int4-32", path=library, device="cpu"), ctypes.c_size_t()
+    for shape, to, message in (
+        (None, ctypes.byref(size), "shape is null"),
+        (structs.TangoLinearShape(1, 0, 8), ctypes.byref(size), "inputs is 0"),
+        (product.shape, None, "bytes is null"),
+    ):
+        assert product.library.tango_linear_workspace(shape, to) == BAD_ARGUMENT
+        assert product.library.tango_last_error().decode().startswith(message)
 
 
 def test_no_rows_are_no_work(library):

@@ -232,7 +232,7 @@ def product(form, shape, outputs):
 
 
 @pytest.mark.parametrize("form", FORMATS)
-@pytest.mark.parametrize("shape", [(5, 64), (2, 3, 144), (0, 32)])
+@pytest.mark.parametrize("shape", [(5, 64), (2, 3, 144), (0, 32), (3, 4, 64)])
 def test_a_product_equals_its_onnx_function(library, form, shape):
     op, inputs, attributes = product(form, shape, 40)
     compare(library, op, inputs, {"y": (HALF, len(shape))}, attributes, 2e-3)

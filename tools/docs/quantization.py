@@ -79,13 +79,31 @@ def steps() -> str:
 
 
 def products() -> str:
-    """The matrix products of a prefill."""
-    found = [r for r in load("weights-h200")["records"] if r["kind"] == "product" and r["rows"] == 659]
-    cells = {(r["size"], r["name"], r["weights"]): r["tflops"] for r in found}
-    names = dict.fromkeys((r["size"], r["name"]) for r in found)
-    shown = {each: title for each, title in _PRODUCTS.items() if any(r["weights"] == each for r in found)}
-    rows = [(f"{s.upper()}, {name}", *(number(cells[s, name, each]) for each in shown)) for s, name in names]
-    return table(("TFLOP/s, 659 rows", *shown.values()), rows)
+    """The matrix products of a prefill, and PyTorch's."""
+    records = [r for r in load("products-h200")["records"] if r["rows"] == 659 and r["by_default"]]
+    found = {(r["size"], r["name"], r["weights"]): r for r in records}
+    names = dict.fromkeys((size, name) for size, name, _ in found)
+    columns = {title: (form, "tflops") for form, title in _PRODUCTS.items()}
+    # A peer has one column: of INT4's, the last format's.
+    columns |= {f"`{r['peer']}`": (r["weights"], "peer_tflops") for r in records if "peer" in r}
+    rows = [
+        (f"{size.upper()}, {name}", *(number(found[size, name, form][key]) for form, key in columns.values()))
+        for size, name in names
+    ]
+    return table(("TFLOP/s, 659 rows", *columns), rows)
+
+
+def few_rows() -> str:
+    """Products of the 7B with few rows and blocks of 4 bits: those of a later question, and of one position."""
+    records = [r for r in load("products-h200")["records"] if r["size"] == "7b" and r["rows"] < 659]
+    found = {(r["name"], r["rows"], r["weights"], r["by_default"]): r for r in records}
+    rows = []
+    for name, count in dict.fromkeys((r["name"], r["rows"]) for r in records):
+        fp16, slabs = (found[name, count, form, True] for form in ("fp16", "int4-128"))
+        times = fp16["us"], slabs["us"], found[name, count, "int4-128", False]["us"], slabs["peer_us"]
+        rows.append((f"{name}, {count}", *(number(time) for time in times)))
+    ways = "fp16", "INT4, groups of 128, slabs", "in registers", "`torch._weight_int4pack_mm`"
+    return table(("µs, rows", *ways), rows)
 
 
 def bundles() -> str:
@@ -129,5 +147,6 @@ PARTS: dict[str, Callable[[], str]] = {
     "fp8": fp8,
     "steps": steps,
     "products": products,
+    "few-rows": few_rows,
     "bundles": bundles,
 }

@@ -5,6 +5,8 @@ These are upper estimates by arithmetic, and every command that prints one says 
 - activations: of a portable graph, attention scores in fp32, twice, or the widest other tensors. Kernels that fuse
   attention, as those of device graphs do, store no scores: there it is what a layer's tensors take together, which is
   also what ONNX Runtime's arena grows to, whose blocks are of the sizes that were asked for;
+- slabs: weights of 4 bits become fp16, some outputs at a time, where ONNX Runtime multiplies a prompt by them on Hopper
+  (docs/design/cuda-kernels.md). They are in its arena, too;
 - cache: keys and values of every position of the context;
 - workspace: the Tango operator's, in its ``fast`` precision (docs/design/cuda-kernels.md).
 """
@@ -36,11 +38,14 @@ MAX_PRODUCTS_BYTES = 160 * 10**6
 #: Maximum size in bytes of the vision graph's activations if frames have any size; it limits the steps per call.
 VISION_BYTES = 2 << 30
 
+#: Size in bytes of the largest slab, and what its outputs are a multiple of: those of linear/slabs.cu.
+MAX_SLAB_BYTES, SLAB_OUTPUTS = 136_000_000, 128
+
 #: Most steps of frames of one size, and most tokens, of one pass of a device graph on ONNX Runtime.
 STEPS_AT_ONCE, TOKENS_AT_ONCE = 32, 4096
 
 _TILE = 64
-_FP32 = 4
+_FP16, _FP32 = 2, 4
 
 
 class Dimensions(Protocol):
@@ -174,6 +179,32 @@ def _layer_bytes(vision: VisionSpec, item: int) -> int:
     if vision.mlp == "gated":
         return 2 * _FP32 * width + 3 * item * (2 * width + inner)
     return item * (6 * width + inner)
+
+
+def slab_bytes(decoder: DecoderSpec, head: int) -> int:
+    """Bytes of the slabs of a decoder, in fp16: a product has one of its own if no earlier one is as large.
+
+    Args:
+        decoder: The decoder.
+        head: Outputs of its head.
+    """
+    heads, hidden, intermediate = decoder.heads * decoder.head_dim, decoder.hidden_size, decoder.intermediate_size
+    qkv = heads + 2 * decoder.kv_heads * decoder.head_dim
+    products = (hidden, qkv), (heads, hidden), (hidden, intermediate), (intermediate, hidden), (hidden, head)
+    total = largest = 0
+    for inputs, outputs in products:
+        size = _FP16 * inputs * _slab_outputs(inputs, outputs)
+        total += size if size > largest else 0
+        largest = max(largest, size)
+    return total
+
+
+def _slab_outputs(inputs: int, outputs: int) -> int:
+    room = MAX_SLAB_BYTES // (_FP16 * inputs)
+    if room >= outputs:
+        return outputs
+    slabs = -(-outputs // (room // SLAB_OUTPUTS * SLAB_OUTPUTS))
+    return -(-outputs // (slabs * SLAB_OUTPUTS)) * SLAB_OUTPUTS
 
 
 def cache_bytes(decoder: DecoderSpec, positions: int, item: int) -> int:

@@ -15,7 +15,7 @@ from tests.plugins.attentions import Pass, Shape
 from tests.plugins.fp16 import GELU_SHAPES, LINEAR, LINEAR_GELU, Fp16Product
 from tests.plugins.fp16 import SHAPES as LINEARS
 from tests.plugins.linears import SHAPES as PRODUCTS
-from tests.plugins.linears import Product
+from tests.plugins.linears import SLABS, Product
 from tests.plugins.matrices import FORMATS
 from tests.plugins.norms import SINGLE, TYPES, Rows
 from tests.plugins.resizes import SURFACES, Frames
@@ -41,10 +41,10 @@ def quantized():
             decoder = Decoder(SHAPES[name], blocks=blocks, formats=(form,))
             print(name, form, float(decoder.step(decoder.embedding(), 64).max()))
             print("batch", *(float(logits.max()) for logits in batch_of(decoder, blocks).step(range(8))[0]))
-        for shape in (*PRODUCTS, (300, 64, 130)):
-            assert Product(*shape, form).enqueue() == 0
+        for *shape, room in (*((*sizes, 0) for sizes in (*PRODUCTS, (300, 64, 130))), *SLABS):
+            assert Product(*shape, form, room=room).enqueue() == 0
             torch.cuda.synchronize()
-            print("product", shape, form)
+            print("product", shape, form, "slabs of", room)
 
 
 if __name__ == "__main__":

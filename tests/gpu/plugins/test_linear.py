@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.plugins.linears import SHAPES, Product, check
+from tests.plugins.linears import SHAPES, SLABS, Product, check
 from tests.plugins.matrices import FORMATS
 
 #: Of the 0.5B and the 7B: rows, inputs, outputs.
@@ -18,9 +18,31 @@ def test_it_equals_fp64(shape, form):
     check(Product(*shape, form))
 
 
+@pytest.mark.parametrize("shape", [*SLABS, *((*shape, 1280) for shape in REAL), (30, 3584, 18944, 4736)])
+@pytest.mark.parametrize("form", FORMATS)
+def test_slabs_equal_fp64(shape, form):
+    check(Product(*shape[:3], form, room=shape[3]))
+
+
+@pytest.mark.parametrize("form", ["int4-32-zeros", "int4-128", "int8-32"])
+def test_slabs_of_blocks_have_the_weights_of_the_registers(form):
+    """Rows of the unit matrix read them."""
+    products = [Product(128, 128, 300, form, room=room) for room in (0, 128)]
+    for product in products:
+        product.x.copy_(torch.eye(128))
+        check(product)
+    assert torch.equal(*(product.y[:-1] for product in products))
+
+
+def test_a_hopper_wants_a_slab():
+    wanted = Product(659, 896, 4864, "int4-32").wanted_workspace()
+    assert wanted == (2 * 896 * 4864 if torch.cuda.get_device_capability()[0] == 9 else 0)
+
+
+@pytest.mark.parametrize("room", [0, 1280])
 @pytest.mark.parametrize("form", ["int8", "int4-32"])
-def test_the_same_bits_every_time(form):
-    product = Product(659, 896, 4864, form)
+def test_the_same_bits_every_time(form, room):
+    product = Product(659, 896, 4864, form, room=room)
     product.enqueue()
     wanted = product.y.clone()
     for _ in range(1000):
@@ -28,8 +50,9 @@ def test_the_same_bits_every_time(form):
     assert torch.equal(product.y[:-1], wanted[:-1])
 
 
-def test_a_graph_captures_it():
-    product, graph = Product(70, 128, 96, "int4-128"), torch.cuda.CUDAGraph()
+@pytest.mark.parametrize("room", [0, 96])
+def test_a_graph_captures_it(room):
+    product, graph = Product(70, 128, 96, "int4-128", room=room), torch.cuda.CUDAGraph()
     assert product.enqueue() == 0
     wanted = product.y.clone()
     with torch.cuda.graph(graph):

@@ -17,8 +17,8 @@ _TENSORRT = ("plugin", "plugin_v2", "plugin_v3", "prune", "table")
 #: What can be emulated.
 SOURCES: dict[str, tuple[str | Path, ...]] = {
     "decode": ("src/decode/decode.cu", "src/decode/batch.cu", "src/decode/shape.cu"),
-    "linear": ("src/linear/linear.cu", "src/linear/int8.cu"),
-    "linear_sm90": ("src/linear/linear.cu", "src/linear/linear_sm90.cu"),
+    # It needs "products" or "cublaslt".
+    "linear": ("src/linear/linear.cu", "src/linear/slabs.cu", "src/linear/int8.cu"),
     "products": ("src/linear/fp16.cu", "src/linear/fp8.cu", HERE / "product.cpp"),
     "cublaslt": ("src/linear/fp16.cu", "src/linear/fp8.cu", "src/linear/cublaslt.cu"),
     "attention": ("src/attention/prefill.cu", "src/attention/shares.cu"),

@@ -24,6 +24,8 @@ float at(const void* matrix, const Layout& layout, uint64_t row, uint64_t column
     return __half2float(static_cast<const __half*>(matrix)[column * layout.pitch + row]);
 }
 
+Layout transposed(const Layout& layout) { return {layout.type, layout.columns, layout.rows, layout.pitch}; }
+
 void set(Description* description, int attribute, const void* value, size_t size) {
     std::memcpy(&description->attributes[attribute], value, size);
 }
@@ -73,15 +75,18 @@ int cublasLtMatmul(void*, Description* description, const float* alpha, const vo
                    Layout* of_b, const float*, const void*, Layout*, void* d, Layout* of_d, const void*,
                    void* workspace, size_t workspace_bytes, void*) {
     if (workspace != nullptr || workspace_bytes != 0) return 7;
-    if (of_a->type != 2 || of_b->type != 2 || of_d->type != 2 || of_a->columns != of_b->rows ||
-        of_d->rows != of_a->rows || of_d->columns != of_b->columns)
+    const bool transposes = description->attributes[3] == 1;
+    const Layout left = transposes ? transposed(*of_a) : *of_a;
+    if (left.type != 2 || of_b->type != 2 || of_d->type != 2 || left.columns != of_b->rows || of_d->rows != left.rows ||
+        of_d->columns != of_b->columns)
         return 7;
     const uint64_t epilogue = description->attributes[7];
     const void* bias = reinterpret_cast<const void*>(description->attributes[8]);
     for (uint64_t row = 0; row < of_d->rows; ++row)
         for (uint64_t column = 0; column < of_d->columns; ++column) {
             float y = 0.0f;
-            for (uint64_t k = 0; k < of_a->columns; ++k) y += at(a, *of_a, row, k) * at(b, *of_b, k, column);
+            for (uint64_t k = 0; k < left.columns; ++k)
+                y += (transposes ? at(a, *of_a, k, row) : at(a, *of_a, row, k)) * at(b, *of_b, k, column);
             y *= *alpha;
             if (epilogue & 4) y += __half2float(static_cast<const __half*>(bias)[row]);
             if (epilogue & 32) y = 0.5f * y * (1.0f + std::tanh(0.79788456f * (y + 0.044715f * y * y * y)));

@@ -24,10 +24,12 @@ float gelu(float u) { return 0.5f * u * (1.0f + std::tanh(0.79788456f * (u + 0.0
 
 float sum_of(const Product& product, size_t row, size_t output) {
     const auto [_, inputs, outputs] = product.shape;
+    const size_t pitch = product.weight_pitch ? product.weight_pitch : product.by_outputs ? inputs : outputs;
+    const auto number = product.is_fp8 ? fp8 : fp16;
     float sum = 0.0f;
     for (int i = 0; i < inputs; ++i)
-        sum += product.is_fp8 ? fp8(product.x, row * inputs + i) * fp8(product.weight, output * inputs + i)
-                              : fp16(product.x, row * inputs + i) * fp16(product.weight, size_t(i) * outputs + output);
+        sum += number(product.x, row * inputs + i) *
+               number(product.weight, product.by_outputs ? output * pitch + i : i * pitch + output);
     return sum;
 }
 
@@ -40,7 +42,7 @@ int multiply(const Product& product, cudaStream_t) {
             float y = sum_of(product, row, output) * product.factor;
             if (product.is_fp8) y *= *product.weight_scale;
             if (product.has_gelu()) y = gelu(y + fp16(product.bias, output));
-            const size_t at = row * outputs + output;
+            const size_t at = row * (product.y_pitch ? product.y_pitch : outputs) + output;
             if (product.y_factor == nullptr)
                 static_cast<__half*>(product.y)[at] = __float2half(y);
             else
@@ -48,6 +50,8 @@ int multiply(const Product& product, cudaStream_t) {
         }
     return TANGO_OK;
 }
+
+bool has_cublaslt() { return true; }
 
 int load_cublaslt(const char*, int& version) {
     version = 13;

@@ -61,6 +61,22 @@ def test_the_operators_workspace_is_a_graphs_activations(large):
     assert memory.activation_bytes("prune", large, SHAPES, 2) == memory.workspace_bytes(32 * 196, 3584)
 
 
+def test_slabs_are_the_librarys():
+    source = (Path(tango_plugins.__file__).parent / "native/src/linear/slabs.cu").read_text()
+    found = [
+        int(re.findall(rf"{name} = ([\d']+);", source)[0].replace("'", "")) for name in ("kSlabBytes", "kNarrowest")
+    ]
+    assert found == [memory.MAX_SLAB_BYTES, memory.SLAB_OUTPUTS]
+
+
+def test_a_slab_takes_the_place_of_a_smaller_one(large):
+    qkv, gate, head = 3584 * 4608, 3584 * 18944, 3584 * 16896  # a ninth of the head
+    assert memory.slab_bytes(large.decoder, 152064) == 2 * (qkv + gate)
+    narrow = replace(large.decoder, intermediate_size=1000)
+    assert memory.slab_bytes(narrow, 152064) == 2 * (qkv + head)
+    assert memory.slab_bytes(narrow, 1000) == 2 * qkv
+
+
 def test_a_cache_has_keys_and_values_of_every_position(large):
     assert memory.cache_bytes(large.decoder, 1000, 2) == 2 * 28 * 4 * 128 * 1000 * 2
 

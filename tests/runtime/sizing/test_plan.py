@@ -18,6 +18,7 @@ from tango_runtime.sizing import (
     StreamLoad,
     estimate,
     find_model,
+    memory,
     nearest_fit,
     prefill_time,
     prune_time,
@@ -68,7 +69,20 @@ def _benched(name, vision="fp16", decoder="fp16", device=H200):
     ids=["-".join(row[:3]) for row in BENCH] + [f"{name}-engines" for name, _ in ENGINES],
 )
 def test_the_memory_is_what_was_measured_and_rarely_less(found, measured):
-    assert 0.97 * measured < found.memory.total / 1e6 < 1.07 * measured
+    slabs = (
+        memory.slab_bytes(found.model.decoder, found.model.vocabulary) if found.workload.decoder == "int4" else 0
+    )  # not there yet
+    assert 0.97 * measured < (found.memory.total - slabs) / 1e6 < 1.07 * measured
+
+
+def test_only_hopper_has_slabs_of_int4_weights():
+    added = [
+        estimate(LARGE, DEVICES[name], SizingOptions(decoder=each)).memory.activations
+        - estimate(LARGE, DEVICES[name], SizingOptions()).memory.activations
+        for name in ("h200", "l4")
+        for each in ("int4", "fp8")
+    ]
+    assert added == [memory.slab_bytes(LARGE.decoder, LARGE.vocabulary), 0, 0, 0]
 
 
 def test_the_table_of_words_is_in_the_memory_of_the_host():

@@ -268,17 +268,30 @@ int enqueue_cached_attention(const Call& call) {
     return tango_attention_enqueue(&shape, &tensors, call.stream);
 }
 
+int describe_linear(const Tensor& x, int64_t outputs, TangoLinearShape& shape) {
+    return narrow({{x.rows(), &shape.rows}, {x.dim(1), &shape.inputs}, {outputs, &shape.outputs}});
+}
+
+// Outputs are the length of an axis of the weight, counted from the end.
+template <size_t kAxis>
+int linear_workspace(const Call& call, size_t* bytes) {
+    const Tensor& x = call.inputs[0];
+    if (x.rows() == 0) return *bytes = 0, TANGO_OK;
+    TangoLinearShape shape = {};
+    if (int status = describe_linear(x, call.inputs[1].dim(kAxis), shape)) return status;
+    return tango_linear_workspace(&shape, bytes);
+}
+
 // Activations are fp16, or INT8 with a scale as the attribute.
 int enqueue_linear(const Call& call, int64_t outputs, const TangoMatrix& matrix) {
     const Tensor& x = call.inputs[0];
     if (x.rows() == 0) return TANGO_OK;
     TangoLinearShape shape = {};
-    if (int status = narrow({{x.rows(), &shape.rows}, {x.dim(1), &shape.inputs}, {outputs, &shape.outputs}}))
-        return status;
+    if (int status = describe_linear(x, outputs, shape)) return status;
     void* const y = call.outputs[0].data;
     if (call.signature.inputs[0] == kInt8)
         return tango_int8_linear_enqueue(&shape, &matrix, x.data, call.attributes[0].real, y, call.stream);
-    return tango_linear_enqueue(&shape, &matrix, x.data, y, call.stream);
+    return tango_linear_enqueue(&shape, &matrix, x.data, y, call.workspace, call.workspace_bytes, call.stream);
 }
 
 int enqueue_per_channel_linear(const Call& call) {
@@ -319,8 +332,7 @@ int enqueue_fp16_linear(const Call& call) {
     if (kGelu && call.inputs[2].shape != Lengths{outputs}) return mismatch();
     if (x.rows() == 0) return TANGO_OK;
     TangoLinearShape shape = {};
-    if (int status = narrow({{x.rows(), &shape.rows}, {x.dim(1), &shape.inputs}, {outputs, &shape.outputs}}))
-        return status;
+    if (int status = describe_linear(x, outputs, shape)) return status;
     const TangoFp16LinearTensors tensors = {x.data, weight.data, kGelu ? call.inputs[2].data : nullptr,
                                             call.outputs[0].data};
     const auto enqueue = kGelu ? tango_fp16_linear_gelu_enqueue : tango_fp16_linear_enqueue;
@@ -335,8 +347,7 @@ int enqueue_fp8_linear(const Call& call) {
     if (kGelu && (call.inputs[3].size() != weight.dim(2) || call.inputs[4].size() != 1)) return mismatch();
     if (x.rows() == 0) return TANGO_OK;
     TangoLinearShape shape = {};
-    if (int status = narrow({{x.rows(), &shape.rows}, {x.dim(1), &shape.inputs}, {weight.dim(2), &shape.outputs}}))
-        return status;
+    if (int status = describe_linear(x, weight.dim(2), shape)) return status;
     TangoFp8LinearTensors tensors = {};
     tensors.x = x.data, tensors.weight = weight.data, tensors.y = call.outputs[0].data;
     tensors.weight_scale = static_cast<const float*>(scale.data);
@@ -476,19 +487,27 @@ std::vector<Operator> make_plain() {
          enqueue_window_attention},
         {"Linear", {}, {{{kHalf, kHalf}, {kHalf}}}, {{0, {{1, 1}}}}, {}, enqueue_fp16_linear<false>},
         {"LinearGelu", {}, {{{kHalf, kHalf, kHalf}, {kHalf}}}, {{0, {{1, 1}}}}, {}, enqueue_fp16_linear<true>},
-        {"PerChannelLinear", {}, {{{kHalf, kInt8, kFloat}, {kHalf}}}, {{0, {{1, 1}}}}, {}, enqueue_per_channel_linear},
+        {"PerChannelLinear",
+         {},
+         {{{kHalf, kInt8, kFloat}, {kHalf}}},
+         {{0, {{1, 1}}}},
+         {},
+         enqueue_per_channel_linear,
+         linear_workspace<1>},
         {"BlockwiseLinear",
          {bits},
          {{{kHalf, kUint8, kHalf}, {kHalf}}},
          {{0, {{1, 0}}}},
          {},
-         enqueue_blockwise_linear<false>},
+         enqueue_blockwise_linear<false>,
+         linear_workspace<3>},
         {"BlockwiseAffineLinear",
          {bits},
          {{{kHalf, kUint8, kHalf, kUint8}, {kHalf}}},
          {{0, {{1, 0}}}},
          {},
-         enqueue_blockwise_linear<true>},
+         enqueue_blockwise_linear<true>,
+         linear_workspace<3>},
         {"Int8Linear", {x_scale}, {{{kInt8, kInt8, kFloat}, {kHalf}}}, {{0, {{1, 1}}}}, {}, enqueue_per_channel_linear},
         {"QuantizeFp8", {y_scale}, {{{kHalf}, {kFp8}}}, {first}, {}, enqueue_quantize},
         {"QuantizeInt8", {y_scale}, {{{kHalf}, {kInt8}}}, {first}, {}, enqueue_quantize},

@@ -62,6 +62,8 @@ struct Call {
     const std::vector<Value>& attributes;
     const std::vector<Tensor>&inputs, &outputs;
     void* stream;
+    void* workspace = nullptr;  // of the size that the operator wants, or null
+    size_t workspace_bytes = 0;
 };
 
 struct Operator {
@@ -71,6 +73,10 @@ struct Operator {
     std::vector<OutputShape> outputs;
     std::vector<std::pair<int, int>> in_place;  // an input and an output that must be the same memory
     int (*enqueue)(const Call& call);           // checks the shapes of the inputs; returns a TangoStatus
+
+    // Bytes of a workspace with which it is fastest; returns a TangoStatus. Null where it never wants one. It runs
+    // without, too: TensorRT gives none, and no graph that it runs has these operators.
+    int (*workspace)(const Call& call, size_t* bytes) = nullptr;
 
     // Shape of an output; empty where the inputs have too few axes for it.
     Lengths shape(size_t output, const std::vector<Tensor>& inputs, const std::vector<Value>& attributes) const;

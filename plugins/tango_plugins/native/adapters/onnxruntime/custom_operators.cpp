@@ -67,6 +67,36 @@ OrtStatus* open_output(const OrtApi* api, OrtKernelContext* context, size_t inde
     return api->GetTensorMutableData(value, &tensor.data);
 }
 
+// Memory of the session where its first input is. It is free again with this object, while what uses it may still run:
+// a session has one stream, so what takes it next runs after that.
+class Workspace {
+  public:
+    Workspace(const OrtApi* api, const OrtKernelContext* context) : api_(api), context_(context) {}
+    Workspace(const Workspace&) = delete;
+    Workspace& operator=(const Workspace&) = delete;
+
+    ~Workspace() {
+        if (memory_ != nullptr) static_cast<void>(api_->AllocatorFree(allocator_, memory_));
+        if (allocator_ != nullptr) api_->ReleaseAllocator(allocator_);
+    }
+
+    OrtStatus* open(size_t bytes, void** memory) {
+        const OrtValue* input = nullptr;
+        const OrtMemoryInfo* where = nullptr;
+        TANGO_TRY(api_->KernelContext_GetInput(context_, 0, &input));
+        TANGO_TRY(api_->GetTensorMemoryInfo(input, &where));
+        TANGO_TRY(api_->KernelContext_GetAllocator(context_, where, &allocator_));
+        TANGO_TRY(api_->AllocatorAlloc(allocator_, bytes, &memory_));
+        return *memory = memory_, nullptr;
+    }
+
+  private:
+    const OrtApi* api_;
+    const OrtKernelContext* context_;
+    OrtAllocator* allocator_ = nullptr;
+    void* memory_ = nullptr;
+};
+
 OrtStatus* compute(const Kernel& kernel, OrtKernelContext* context) {
     const tango::Operator& op = *kernel.custom->op;
     const tango::Signature& signature = *kernel.custom->signature;
@@ -78,7 +108,11 @@ OrtStatus* compute(const Kernel& kernel, OrtKernelContext* context) {
     }
     void* stream = nullptr;
     TANGO_TRY(kernel.api->KernelContext_GetGPUComputeStream(context, &stream));
-    return kernel.convert(op.run({signature, kernel.attributes, inputs, outputs, stream}));
+    tango::Call call{signature, kernel.attributes, inputs, outputs, stream};
+    if (op.workspace != nullptr) TANGO_TRY(kernel.convert(op.workspace(call, &call.workspace_bytes)));
+    Workspace workspace(kernel.api, context);
+    if (call.workspace_bytes > 0) TANGO_TRY(workspace.open(call.workspace_bytes, &call.workspace));
+    return kernel.convert(op.run(call));
 }
 
 OrtStatus* create(const OrtCustomOp* op, const OrtApi* api, const OrtKernelInfo* info, void** made) {

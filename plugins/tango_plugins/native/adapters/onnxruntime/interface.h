@@ -12,6 +12,8 @@ extern "C" {
 
 struct OrtStatus;
 struct OrtValue;
+struct OrtMemoryInfo;
+struct OrtAllocator;
 struct OrtTensorTypeAndShapeInfo;
 struct OrtKernelInfo;
 struct OrtKernelContext;
@@ -45,7 +47,10 @@ struct OrtApi {
     OrtStatus* (*GetDimensions)(const OrtTensorTypeAndShapeInfo* info, int64_t* values, size_t count);
     void* gap_63[2];
     OrtStatus* (*GetTensorTypeAndShape)(const OrtValue* value, OrtTensorTypeAndShapeInfo** out);
-    void* gap_66[19];
+    void* gap_66[9];
+    OrtStatus* (*AllocatorAlloc)(OrtAllocator* allocator, size_t size, void** out);
+    OrtStatus* (*AllocatorFree)(OrtAllocator* allocator, void* memory);
+    void* gap_77[8];
     OrtStatus* (*KernelInfoGetAttribute_float)(const OrtKernelInfo* info, const char* name, float* out);
     OrtStatus* (*KernelInfoGetAttribute_int64)(const OrtKernelInfo* info, const char* name, int64_t* out);
     void* gap_87[3];
@@ -54,8 +59,14 @@ struct OrtApi {
                                           OrtValue** out);
     void* gap_92[7];
     void (*ReleaseTensorTypeAndShapeInfo)(OrtTensorTypeAndShapeInfo* info);
-    void* gap_100[93];
+    void* gap_100[32];
+    void (*ReleaseAllocator)(OrtAllocator* allocator);
+    void* gap_133[60];
     OrtStatus* (*KernelContext_GetGPUComputeStream)(const OrtKernelContext* context, void** out);
+    OrtStatus* (*GetTensorMemoryInfo)(const OrtValue* value, const OrtMemoryInfo** out);
+    void* gap_195[58];
+    OrtStatus* (*KernelContext_GetAllocator)(const OrtKernelContext* context, const OrtMemoryInfo* info,
+                                             OrtAllocator** out);
 };
 
 struct OrtApiBase {
@@ -100,12 +111,17 @@ TANGO_ASSERT_POSITION(OrtApi, GetTensorMutableData, 51);
 TANGO_ASSERT_POSITION(OrtApi, GetDimensionsCount, 61);
 TANGO_ASSERT_POSITION(OrtApi, GetDimensions, 62);
 TANGO_ASSERT_POSITION(OrtApi, GetTensorTypeAndShape, 65);
+TANGO_ASSERT_POSITION(OrtApi, AllocatorAlloc, 75);
+TANGO_ASSERT_POSITION(OrtApi, AllocatorFree, 76);
 TANGO_ASSERT_POSITION(OrtApi, KernelInfoGetAttribute_float, 85);
 TANGO_ASSERT_POSITION(OrtApi, KernelInfoGetAttribute_int64, 86);
 TANGO_ASSERT_POSITION(OrtApi, KernelContext_GetInput, 90);
 TANGO_ASSERT_POSITION(OrtApi, KernelContext_GetOutput, 91);
 TANGO_ASSERT_POSITION(OrtApi, ReleaseTensorTypeAndShapeInfo, 99);
+TANGO_ASSERT_POSITION(OrtApi, ReleaseAllocator, 132);
 TANGO_ASSERT_POSITION(OrtApi, KernelContext_GetGPUComputeStream, 193);
+TANGO_ASSERT_POSITION(OrtApi, GetTensorMemoryInfo, 194);
+TANGO_ASSERT_POSITION(OrtApi, KernelContext_GetAllocator, 253);
 
 // ONNX Runtime reads these members; it reads those after KernelDestroy only because `version` is at least 16.
 TANGO_ASSERT_POSITION(OrtCustomOp, CreateKernel, 1);

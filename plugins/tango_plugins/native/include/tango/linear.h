@@ -36,13 +36,24 @@ typedef struct TangoLinearShape {
     int32_t outputs;
 } TangoLinearShape;
 
+/* Bytes of a workspace with which the product of integers is fastest on the current GPU, room for one slab; 0 where it
+ * is fastest without one: on any GPU but Hopper, and where cuBLASLt cannot be loaded. More rows never need more.
+ * Returns a TangoStatus. */
+TANGO_API int tango_linear_workspace(const TangoLinearShape* shape, size_t* bytes);
+
 /* Enqueues y = x matrix on a stream (a cudaStream_t), for integers; returns a TangoStatus.
  *
- * x is fp16 [rows, inputs], y fp16 [rows, outputs]. Weights become fp16 in registers: integers exactly, those of blocks
- * are multiplied by their scale and rounded. Accumulators are fp32. Rows of a multiple of 16 bytes are read fastest.
+ * x is fp16 [rows, inputs], y fp16 [rows, outputs]. Accumulators are fp32, and y is rounded once. Rows of a multiple of
+ * 16 bytes are read fastest.
+ *
+ * Without a workspace (null) weights become fp16 in registers: those of blocks are multiplied by their scale and
+ * rounded; other integers are exact, and the sum is scaled. With one, which is device memory aligned to 16 bytes with
+ * any contents, they become fp16 there, in slabs of as many outputs as it has room for: all of them or, at the least,
+ * 128. cuBLASLt multiplies each slab, as in tango_fp16_linear_enqueue. Those of blocks become the same numbers; other
+ * integers are multiplied by their scale and rounded.
  */
 TANGO_API int tango_linear_enqueue(const TangoLinearShape* shape, const TangoMatrix* matrix, const void* x, void* y,
-                                   void* stream);
+                                   void* workspace, size_t workspace_bytes, void* stream);
 
 /* Contiguous device memory in fp16, aligned to 2 bytes; of 16, and with widths that are multiples of 8, cuBLASLt has
  * faster algorithms. */

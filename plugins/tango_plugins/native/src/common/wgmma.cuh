@@ -141,30 +141,6 @@ __device__ inline void wgmma(float (&c)[64], const uint32_t (&a)[4], uint64_t b,
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate));
 }
 
-// c[64, 168] (+)= a[64, 16] b[168, 16]^T, with a in registers, as mma() has it.
-__device__ inline void wgmma(float (&c)[84], const uint32_t (&a)[4], uint64_t b, int accumulate) {
-    asm volatile(
-        "{\n.reg .pred p;\nsetp.ne.b32 p, %89, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n168k16.f32.f16.f16 {" TANGO_0_31 ", " TANGO_32_63
-        ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75"
-        ", %76, %77, %78, %79, %80, %81, %82, %83"
-        "}, {%84, %85, %86, %87}, %88, p, 1, 1, 0;\n}\n"
-        : TANGO_C32(0), TANGO_C32(32), TANGO_C4(64), TANGO_C4(68), TANGO_C4(72), TANGO_C4(76), TANGO_C4(80)
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate));
-}
-
-// c[64, 224] (+)= a[64, 16] b[224, 16]^T, with a in registers, as mma() has it.
-__device__ inline void wgmma(float (&c)[112], const uint32_t (&a)[4], uint64_t b, int accumulate) {
-    asm volatile(
-        "{\n.reg .pred p;\nsetp.ne.b32 p, %117, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n224k16.f32.f16.f16 {" TANGO_0_31 ", " TANGO_32_63 ", " TANGO_64_95
-        ", %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107"
-        ", %108, %109, %110, %111"
-        "}, {%112, %113, %114, %115}, %116, p, 1, 1, 0;\n}\n"
-        : TANGO_C32(0), TANGO_C32(32), TANGO_C32(64), TANGO_C4(96), TANGO_C4(100), TANGO_C4(104), TANGO_C4(108)
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate));
-}
-
 // c[64, 64] += a[64, 16] b[16, 64], with a in registers, as mma() has it, and the rows of b along the sum.
 __device__ inline void wgmma(float (&c)[32], const uint32_t (&a)[4], uint64_t b) {
     asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {" TANGO_0_31

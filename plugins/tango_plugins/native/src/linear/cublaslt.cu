@@ -145,15 +145,18 @@ class Plan {
         const auto [rows, inputs, outputs] = product.shape;
         const bool fp8 = product.is_fp8, has_gelu = product.has_gelu();
         const Type type = fp8 ? CUDA_R_8F_E4M3 : CUDA_R_16F;
-        const auto describe = [](Layout* to, Type of, int height, int width) {
-            return cublas_status(library().cublasLtMatrixLayoutCreate(to, of, height, width, height), kDescribe);
+        const auto describe = [](Layout* to, Type of, int height, int width, int pitch) {
+            if (pitch == 0) pitch = height;
+            return cublas_status(library().cublasLtMatrixLayoutCreate(to, of, height, width, pitch), kDescribe);
         };
-        if (int status = describe(&weight_, type, fp8 ? inputs : outputs, fp8 ? outputs : inputs)) return status;
-        if (int status = describe(&x_, type, inputs, rows)) return status;
-        if (int status = describe(&c_, CUDA_R_16F, outputs, rows)) return status;
-        if (int status = describe(&y_, has_gelu ? type : CUDA_R_16F, outputs, rows)) return status;
+        const int height = product.by_outputs ? inputs : outputs, width = product.by_outputs ? outputs : inputs;
+        if (int status = describe(&weight_, type, height, width, product.weight_pitch)) return status;
+        if (int status = describe(&x_, type, inputs, rows, 0)) return status;
+        if (int status = describe(&c_, CUDA_R_16F, outputs, rows, product.y_pitch)) return status;
+        if (int status = describe(&y_, has_gelu ? type : CUDA_R_16F, outputs, rows, product.y_pitch)) return status;
         TANGO_TRY(cublasLtMatmulDescCreate(&operation_, CUBLAS_COMPUTE_32F, CUDA_R_32F), kDescribe);
         TANGO_TRY(cublasLtMatmulPreferenceCreate(&preference_), kDescribe);
+        if (int status = product.by_outputs ? set(CUBLASLT_MATMUL_DESC_TRANSA, CUBLAS_OP_T) : TANGO_OK) return status;
         if (int status = fp8 ? set_fp8(has_gelu) : prefer_sums_in_fp32()) return status;
         if (int status = has_gelu ? set_gelu() : TANGO_OK) return status;
         if (int status = point_to(product)) return status;  // an algorithm may depend on the alignment of the bias
@@ -185,7 +188,6 @@ class Plan {
     static constexpr char kDescribe[] = "describe a product";
 
     int set_fp8(bool has_bias) {
-        if (int status = set(CUBLASLT_MATMUL_DESC_TRANSA, CUBLAS_OP_T)) return status;
         if (int status = set(CUBLASLT_MATMUL_DESC_FAST_ACCUM, int8_t{1})) return status;
         return has_bias ? set(CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, int32_t{CUDA_R_16F}) : TANGO_OK;
     }
@@ -239,7 +241,7 @@ uint32_t alignment_of(const Product& product) {
 // Contexts of cuBLASLt by device, and the plans made so far. They live as long as the process. A plan's pointers are
 // set anew for each product, so one thread at a time has them.
 struct Plans {
-    using Key = std::tuple<int, bool, bool, int, int, int, uint32_t>;
+    using Key = std::tuple<int, bool, bool, bool, int, int, int, int, int, uint32_t>;
     static constexpr size_t kMost = 4096;  // prompts of each length have their own
 
     int multiply(const Product& product, cudaStream_t stream) {
@@ -247,7 +249,8 @@ struct Plans {
         if (int status = cuda_status(cudaGetDevice(&device), product.name)) return status;
         const auto [rows, inputs, outputs] = product.shape;
         const uint32_t alignment = alignment_of(product);
-        const Key key{device, product.is_fp8, product.has_gelu(), rows, inputs, outputs, alignment};
+        const Key key{device, product.is_fp8, product.has_gelu(),   product.by_outputs, rows,
+                      inputs, outputs,        product.weight_pitch, product.y_pitch,    alignment};
         const std::lock_guard<std::mutex> lock(mutex);
         Handle& handle = handles[device];
         if (handle == nullptr) TANGO_TRY(cublasLtCreate(&handle), "be started");
@@ -267,6 +270,8 @@ struct Plans {
 };
 
 }  // namespace
+
+bool has_cublaslt() { return library().version != 0; }
 
 int load_cublaslt(const char* name, int& version) {
     version = library().version;

@@ -54,7 +54,7 @@ int enqueue(const TangoLinearShape* shape, const TangoFp8LinearTensors* tensors,
     if (int status = check_gpu()) return status;
     Product product = {"fp8 linear", *shape, tensors->x, tensors->weight, tensors->y};
     product.factor = x_scale;
-    product.is_fp8 = true;
+    product.is_fp8 = product.by_outputs = true;
     product.weight_scale = tensors->weight_scale;
     if (has_gelu) product.bias = tensors->bias, product.y_factor = tensors->y_factor;
     return multiply(product, static_cast<cudaStream_t>(stream));

@@ -1,11 +1,13 @@
-// The product of many rows with a matrix of integers (tango/linear.h), on the tensor cores of any architecture;
-// linear_sm90.cu has Hopper's own kernels. Tiles of both operands go through a ring in shared memory; what a warp
-// multiplies next it unpacks in registers, so that the weights are in memory in few bits only.
+// The product of many rows with a matrix of integers (tango/linear.h), on the tensor cores of any architecture. Tiles of
+// both operands go through a ring in shared memory; what a warp multiplies next it unpacks in registers, so that the
+// weights are in memory in few bits only.
 //
 // A warp has 32 or 64 rows and 64 columns. The order of inputs within 32 is free, as long as both operands have the
 // same.
 #include "common/check.h"
 #include "common/device.h"
+#include "linear/product.h"
+#include "linear/slabs.h"
 #include "linear/weights.cuh"
 
 namespace tango {
@@ -64,7 +66,7 @@ __global__ void __launch_bounds__(kThreads, 2) linear(const LinearJob job) {
 #pragma unroll
         for (int j = 0; j < kTiles; j += 2) {
             uint32_t pairs[2][4];
-            Weights::template unpack_two<false>(pairs, stage + kRows * kRowBytes, scalings + unit % 2 * kColumns,
+            Weights::unpack_two(pairs, stage + kRows * kRowBytes, scalings + unit % 2 * kColumns,
                                                 warp_column + 8 * j);
 #pragma unroll
             for (int n = 0; n < 2; ++n)
@@ -81,7 +83,7 @@ __global__ void __launch_bounds__(kThreads, 2) linear(const LinearJob job) {
         for (int c = 0; c < 2; ++c) {
             const int own = lane_id() % 4 * 2 + c;  // of a tile's columns
             const int at =
-                column + warp_column + j / 2 * 16 + (Weights::kAlwaysNext ? 2 * own + j % 2 : 8 * (j % 2) + own);
+                column + warp_column + j / 2 * 16 + (Weights::kNeighbors ? 2 * own + j % 2 : 8 * (j % 2) + own);
             if (at >= job.shape.outputs) continue;
             const float factor = Weights::factor(job, at);
 #pragma unroll
@@ -110,18 +112,30 @@ cudaError_t launch_best(const LinearJob& job, int sms, cudaStream_t stream) {
                                          : launch_rows<Weights, kSmallRows>(job, stream);
 }
 
+int check_shape(const TangoLinearShape* shape) {
+    if (int status = check_pointer("shape", shape, 1)) return status;
+    return check_ranges({{"rows", shape->rows, 0, 1 << 24},
+                         {"inputs", shape->inputs, 1, 1 << 20},
+                         {"outputs", shape->outputs, 1, 1 << 20}});
+}
+
 }  // namespace
 }  // namespace tango
 
 using namespace tango;
 
+int tango_linear_workspace(const TangoLinearShape* shape, size_t* bytes) {
+    if (int status = check_shape(shape)) return status;
+    if (int status = check_pointer("bytes", bytes, alignof(size_t))) return status;
+    DeviceProperties gpu;
+    if (int status = cuda_status(query_device(gpu), "linear")) return status;
+    *bytes = has_cublaslt() ? slab_bytes(*shape, gpu.major) : 0;
+    return TANGO_OK;
+}
+
 int tango_linear_enqueue(const TangoLinearShape* shape, const TangoMatrix* matrix, const void* x, void* y,
-                         void* stream) {
-    if (int status = check_pointer("shape", shape, 1)) return status;
-    if (int status = check_ranges({{"rows", shape->rows, 0, 1 << 24},
-                                   {"inputs", shape->inputs, 1, 1 << 20},
-                                   {"outputs", shape->outputs, 1, 1 << 20}}))
-        return status;
+                         void* workspace, size_t workspace_bytes, void* stream) {
+    if (int status = check_shape(shape)) return status;
     if (int status = check_pointer("matrix", matrix, 1)) return status;
     if (shape->rows == 0) return TANGO_OK;
     if (int status = check_matrix("values", *matrix)) return status;
@@ -129,18 +143,18 @@ int tango_linear_enqueue(const TangoLinearShape* shape, const TangoMatrix* matri
         return fail(TANGO_BAD_ARGUMENT, "weights is %d: fp16 and FP8 are not taken", matrix->weights);
     if (int status = check_pointer("x", x, 2)) return status;
     if (int status = check_pointer("y", y, 2)) return status;
-    DeviceProperties gpu;
-    if (int status = cuda_status(query_device(gpu), "linear")) return status;
     LinearJob job = {*shape, *matrix, static_cast<const __half*>(x), static_cast<__half*>(y), 0, 0, 0};
     if (matrix->weights != TANGO_WEIGHTS_INT8) {
         job.shift = matrix->group >> 6;  // 32, 64, 128: 0, 1, 2
         job.units = ceil_div(shape->inputs, matrix->group) << job.shift;
     }
     const auto on = static_cast<cudaStream_t>(stream);
-#ifdef TANGO_SM90A
-    constexpr int kLeastRows = 65;  // fewer do not fill a warpgroup's product
-    if (gpu.major == 9 && shape->rows >= kLeastRows) return cuda_status(linear_sm90(job, gpu.sms, on), "linear");
-#endif
+    if (workspace != nullptr) {
+        if (int status = check_pointer("workspace", workspace, kVectorBytes)) return status;
+        return multiply_slabs(job, workspace, workspace_bytes, on);
+    }
+    DeviceProperties gpu;
+    if (int status = cuda_status(query_device(gpu), "linear")) return status;
     const cudaError_t error = matrix->weights == TANGO_WEIGHTS_INT8       ? launch_best<Rows>(job, gpu.sms, on)
                               : matrix->weights == TANGO_WEIGHTS_BLOCKS_4 ? launch_best<Blocks<4>>(job, gpu.sms, on)
                                                                           : launch_best<Blocks<8>>(job, gpu.sms, on);

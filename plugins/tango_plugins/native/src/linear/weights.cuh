@@ -1,4 +1,5 @@
-// What linear.cu and linear_sm90.cu share: the weights of a block's outputs, brought to shared memory and unpacked.
+// Weights of integers: those of a block's outputs brought to shared memory and unpacked, for linear.cu, and their scales,
+// for slabs.cu, too.
 #pragma once
 
 #include "common/integers.cuh"
@@ -9,7 +10,7 @@ namespace tango {
 
 constexpr int kUnit = 32;  // inputs that are brought and unpacked at a time, and the smallest block of weights
 
-// The argument of the kernels.
+// The argument of the kernel.
 struct LinearJob {
     TangoLinearShape shape;
     TangoMatrix matrix;
@@ -53,13 +54,12 @@ struct Blocks {
                 (kBits == 4 ? 0xd400e400u : 0xe400e400u) + zero * (kBits == 4 ? 0x100001u : 0x10001u)};
     }
 
-    // Two outputs of a lane's, of 16 from `column` on: inputs 8 j + 2 t and 8 j + 2 t + 1 for its t, and j from 0 to 3.
-    // Where kNext they are neighbors, and else 8 apart.
-    template <bool kNext>
+    // Two outputs of a lane's, 8 apart of 16 from `column` on: inputs 8 j + 2 t and 8 j + 2 t + 1 for its t, and j from 0
+    // to 3.
     __device__ static void unpack_two(uint32_t (&pairs)[2][4], const char* unit, const Scaling* scalings, int column) {
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-            const int own = column + (kNext ? lane_id() / 4 * 2 + i : lane_id() / 4 + 8 * i);
+            const int own = column + lane_id() / 4 + 8 * i;
             const Scaling scaling = scalings[own];
             unpack_output(pairs[i], unit + own * kUnitBytes, scaling.zero);
 #pragma unroll
@@ -85,7 +85,7 @@ struct Blocks {
         }
     }
 
-    static constexpr bool kAlwaysNext = false;
+    static constexpr bool kNeighbors = false;
 
     __device__ static float factor(const LinearJob&, int) { return 1.0f; }
 };
@@ -107,8 +107,7 @@ struct Rows {
 
     __device__ static Scaling scaling(const LinearJob&, int, int, int) { return {}; }
 
-    // Bytes are read in pairs, so that a lane's two outputs are neighbors in any case.
-    template <bool>
+    // Bytes are read in pairs, so that a lane's two outputs are neighbors.
     __device__ static void unpack_two(uint32_t (&pairs)[2][4], const char* unit, const Scaling*, int column) {
         const int row = lane_id();
         uint32_t words[4];
@@ -120,7 +119,7 @@ struct Rows {
         }
     }
 
-    static constexpr bool kAlwaysNext = true;
+    static constexpr bool kNeighbors = true;
 
     __device__ static float factor(const LinearJob& job, int column) {
         return static_cast<const float*>(job.matrix.scales)[column];
@@ -129,7 +128,5 @@ struct Rows {
   private:
     __device__ static int swizzled(int row, int vector) { return (vector ^ row % 8) * kVectorBytes; }
 };
-
-cudaError_t linear_sm90(const LinearJob& job, int sms, cudaStream_t stream);
 
 }  // namespace tango
