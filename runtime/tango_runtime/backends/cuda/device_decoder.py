@@ -18,7 +18,7 @@ from tango_runtime.backends.cuda.device import Pool, Stream
 from tango_runtime.backends.cuda.runner import SequenceRow, Step, Token
 from tango_runtime.backends.cuda.weights import Weights
 from tango_runtime.backends.ort_cpu import cache_inputs, cache_rows
-from tango_runtime.bundle import GraphName, Manifest
+from tango_runtime.bundle import GraphName, GraphSpec, Manifest
 
 
 class DeviceDecoder:
@@ -52,7 +52,7 @@ class DeviceDecoder:
     def step(self, cache: Sequence[DeviceArray], logits: DeviceArray, pool: Pool) -> Step:
         """The CUDA library's decode step."""
         weights = self._weights["decoder"]
-        matrices = weights.matrices()
+        matrices = _matrices(self._manifest.graphs["decoder"], weights)
         shape = _shape(self._manifest, weights, matrices, cache[0].shape[1])
         decoder = CudaDecoder(shape, weights, matrices, cache)
         table = pool.take("decoder table", decoder.table.shape, np.uint8)
@@ -70,7 +70,7 @@ class DeviceDecoder:
     def batched_step(self, pool: Pool) -> DeviceBatch:
         """The CUDA library's decode step of several sequences."""
         weights = self._weights["decoder"]
-        matrices = weights.matrices()
+        matrices = _matrices(self._manifest.graphs["decoder"], weights)
         shape = _shape(self._manifest, weights, matrices, self._manifest.decoder.context)
         return DeviceBatch(CudaBatchDecoder(shape, weights, matrices), shape, self._stream, pool)
 
@@ -113,6 +113,19 @@ class DeviceBatch:
             for token in tokens
         ]
         self._decoder.enqueue(sequences, table=self._table, workspace=self._workspace, stream=self._stream.handle)
+
+
+def _matrices(graph: GraphSpec, weights: Weights) -> dict[str, Matrix]:
+    """The matrices by the names that they have in fp16: a quantized one's ends in its format."""
+    found = {}
+    for name, stored in (graph.weights or {}).items():
+        if layout := stored.quantization:
+            zeros = weights[layout.zero_points] if layout.zero_points else None
+            plain = name.rpartition(".")[0]
+            found[plain] = Matrix(weights[name], weights[layout.scales], zeros, layout.bits, layout.group_size)
+        elif len(stored.shape) == 2 and name.endswith(".weight"):
+            found[name] = Matrix(weights[name])
+    return found
 
 
 def _shape(manifest: Manifest, weights: Weights, matrices: Mapping[str, Matrix], capacity: int) -> DecoderShape:

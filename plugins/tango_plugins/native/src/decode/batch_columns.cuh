@@ -111,8 +111,8 @@ class BatchColumns : public BatchPart {
 
     // Of the whole matrix: blocks of a column, where a block has 1 << shift() units.
     __device__ int shift() const { return first_.group >> 6; }
-    __device__ BlockPlaces places() const { return places_of(first_, partition_.rows, kTile); }
-    __device__ int zero_bytes() const { return (places().blocks * kBits + 7) / 8; }
+    __device__ int blocks() const { return (partition_.rows + first_.group - 1) >> (5 + shift()); }
+    __device__ int zero_bytes() const { return (blocks() * kBits + 7) / 8; }
 
     // Starts the loads of the next step, if there is one. A lane brings a quarter of the bytes of two columns that are
     // 8 apart, and the words that hold the scale and the zero point of one of the step's units for both.
@@ -123,24 +123,21 @@ class BatchColumns : public BatchPart {
             const int column = column_ + (second ? place_.tile - tiles_ : place_.tile) * kTile + lane_id() / 4;
             const int quarter = lane_id() % 4, unit = row_ / kUnit + place_.step * kStepUnits;  // the step's first
             const SharedAddress to = shared_address(ring_ + slot * kStepBytes);
-            const int byte = unit * kUnitBytes + quarter * 16;
-            const auto value = [&](int column) {
-                const auto* const values = static_cast<const char*>(matrix.values);
-                return values +
-                       (kIsFp8 ? static_cast<size_t>(column) * partition_.rows + byte : places().value(column, byte));
-            };
+            const size_t column_bytes = kIsFp8 ? partition_.rows : (blocks() << shift()) * kUnitBytes;
+            const char* values = static_cast<const char*>(matrix.values) + column * column_bytes;
+            values += unit * kUnitBytes + quarter * 16;
             // The last 16 of FP8's rows may be half of a unit. Whatever the other half is, its input is zero.
             if ((place_.step * 4 + quarter) * 16 < (kIsFp8 ? rows_ : units_ * kUnitBytes)) {
-                copy_async(to + offset(lane_id() / 4, quarter), value(column));
-                copy_async(to + offset(lane_id() / 4 + 8, quarter), value(column + 8));
+                copy_async(to + offset(lane_id() / 4, quarter), values);
+                copy_async(to + offset(lane_id() / 4 + 8, quarter), values + 8 * column_bytes);
             }
             if (!kIsFp8 && quarter < kStepUnits && place_.step * kStepUnits + quarter < units_) {
                 const int block = (unit + quarter) >> shift();
 #pragma unroll
                 for (int i = 0; i < 2; ++i) {
                     const int word = ((lane_id() / 4 + 8 * i) * 4 + quarter) * 4;
-                    const size_t scale = places().scale(column + 8 * i, block) / 2 * 4;
-                    copy_async_word(to + kUnitScalesAt + word, static_cast<const char*>(matrix.scales) + scale);
+                    const int scale = ((column + 8 * i) * blocks() + block) * 2;
+                    copy_async_word(to + kUnitScalesAt + word, static_cast<const char*>(matrix.scales) + (scale & ~3));
                     if (first_.zeros == nullptr) continue;
                     const int zero = (column + 8 * i) * zero_bytes() + block * kBits / 8;
                     copy_async_word(to + kUnitZerosAt + word, static_cast<const char*>(matrix.zeros) + (zero & ~3));
@@ -185,7 +182,7 @@ class BatchColumns : public BatchPart {
         __device__ Scaling(const BatchColumns& own, const char* words, int block) {
             if (kIsFp8) return;
             const int column = lane_id() / 4;
-            const int half = own.places().scale(column, block) % 2, bit = block * kBits;
+            const int half = (column * own.blocks() + block) % 2, bit = block * kBits;
             const int shift = (column * own.zero_bytes() + bit / 8) % 4 * 8 + bit % 8;
 #pragma unroll
             for (int i = 0; i < 2; ++i) {

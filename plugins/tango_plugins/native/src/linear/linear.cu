@@ -1,5 +1,5 @@
-// The product of many rows with a matrix of integers (tango/linear.h), on the tensor cores of any architecture. Tiles
-// of both operands go through a ring in shared memory; what a warp multiplies next it unpacks in registers, so that the
+// The product of many rows with a matrix of integers (tango/linear.h), on the tensor cores of any architecture. Tiles of
+// both operands go through a ring in shared memory; what a warp multiplies next it unpacks in registers, so that the
 // weights are in memory in few bits only.
 //
 // A warp has 32 or 64 rows and 64 columns. The order of inputs within 32 is free, as long as both operands have the
@@ -66,7 +66,8 @@ __global__ void __launch_bounds__(kThreads, 2) linear(const LinearJob job) {
 #pragma unroll
         for (int j = 0; j < kTiles; j += 2) {
             uint32_t pairs[2][4];
-            Weights::unpack_two(pairs, stage + kRows * kRowBytes, scalings + unit % 2 * kColumns, warp_column + 8 * j);
+            Weights::unpack_two(pairs, stage + kRows * kRowBytes, scalings + unit % 2 * kColumns,
+                                                warp_column + 8 * j);
 #pragma unroll
             for (int n = 0; n < 2; ++n)
 #pragma unroll
@@ -142,10 +143,10 @@ int tango_linear_enqueue(const TangoLinearShape* shape, const TangoMatrix* matri
         return fail(TANGO_BAD_ARGUMENT, "weights is %d: fp16 and FP8 are not taken", matrix->weights);
     if (int status = check_pointer("x", x, 2)) return status;
     if (int status = check_pointer("y", y, 2)) return status;
-    LinearJob job = {*shape, *matrix, static_cast<const __half*>(x), static_cast<__half*>(y), 0, {}, 0};
+    LinearJob job = {*shape, *matrix, static_cast<const __half*>(x), static_cast<__half*>(y), 0, 0, 0};
     if (matrix->weights != TANGO_WEIGHTS_INT8) {
         job.shift = matrix->group >> 6;  // 32, 64, 128: 0, 1, 2
-        job.places = places_of(*matrix, shape->inputs, shape->outputs);
+        job.units = ceil_div(shape->inputs, matrix->group) << job.shift;
     }
     const auto on = static_cast<cudaStream_t>(stream);
     if (workspace != nullptr) {

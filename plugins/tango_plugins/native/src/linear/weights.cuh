@@ -1,9 +1,8 @@
-// Weights of integers: those of a block's outputs brought to shared memory and unpacked, for linear.cu, and their
-// scales, for slabs.cu, too.
+// Weights of integers: those of a block's outputs brought to shared memory and unpacked, for linear.cu, and their scales,
+// for slabs.cu, too.
 #pragma once
 
 #include "common/integers.cuh"
-#include "linear/blocks.cuh"
 #include "linear/matrix.h"
 #include "linear/tile.cuh"
 
@@ -18,8 +17,7 @@ struct LinearJob {
     const __half* x;
     __half* y;
     int row_blocks;
-    BlockPlaces places;
-    int shift;  // a block of weights has 1 << shift units of 32 inputs
+    int shift, units;  // a block of weights has 1 << shift units of 32 inputs; units of an output, blocks filled up
 };
 
 // What a thread brings for its output in a stage, besides weights.
@@ -36,30 +34,28 @@ struct Blocks {
 
     // Starts the copies of one output of 128, for inputs [32 unit, 32 unit + 32).
     __device__ static void start(const LinearJob& job, char* to, int column, int own, int unit) {
-        const int output = min(column + own, job.shape.outputs - 1);
-        const char* const from =
-            static_cast<const char*>(job.matrix.values) + job.places.value(output, unit * kUnitBytes);
+        const size_t at = static_cast<size_t>(min(column + own, job.shape.outputs - 1));
+        const char* const from = static_cast<const char*>(job.matrix.values) + (at * job.units + unit) * kUnitBytes;
 #pragma unroll
         for (int i = 0; i < kUnitBytes; i += kVectorBytes)
             copy_async(shared_address(to) + own * kUnitBytes + i, from + i);
     }
 
     __device__ static Scaling scaling(const LinearJob& job, int column, int own, int unit) {
-        const int output = min(column + own, job.shape.outputs - 1);
-        const int group = unit >> job.shift, bit = group * kBits;
-        const __half scale = static_cast<const __half*>(job.matrix.scales)[job.places.scale(output, group)];
+        const size_t at = static_cast<size_t>(min(column + own, job.shape.outputs - 1));
+        const int groups = job.units >> job.shift, group = unit >> job.shift, bit = group * kBits;
+        const __half scale = static_cast<const __half*>(job.matrix.scales)[at * groups + group];
         uint32_t zero = 1 << (kBits - 1);
         if (job.matrix.zeros != nullptr) {
-            const size_t zero_bytes = (job.places.blocks * kBits + 7) / 8;
-            const uint8_t* zeros = static_cast<const uint8_t*>(job.matrix.zeros) + output * zero_bytes;
+            const uint8_t* zeros = static_cast<const uint8_t*>(job.matrix.zeros) + at * ((groups * kBits + 7) / 8);
             zero = zeros[bit / 8] >> bit % 8 & ((1 << kBits) - 1);
         }
         return {bits_of(__half2half2(scale)),
                 (kBits == 4 ? 0xd400e400u : 0xe400e400u) + zero * (kBits == 4 ? 0x100001u : 0x10001u)};
     }
 
-    // Two outputs of a lane's, 8 apart of 16 from `column` on: inputs 8 j + 2 t and 8 j + 2 t + 1 for its t, and j from
-    // 0 to 3.
+    // Two outputs of a lane's, 8 apart of 16 from `column` on: inputs 8 j + 2 t and 8 j + 2 t + 1 for its t, and j from 0
+    // to 3.
     __device__ static void unpack_two(uint32_t (&pairs)[2][4], const char* unit, const Scaling* scalings, int column) {
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
