@@ -26,6 +26,9 @@ from tango_plugins.native_library import load
 #: head_dim is at most MAX_HEAD_DIM, and heads / kv_heads · head_dim at most MAX_GROUP_WIDTH.
 DIM_MULTIPLE, MAX_HEAD_DIM, MAX_GROUP_WIDTH = 16, 256, 4096
 
+#: TANGO_CUDA_ERROR of tango/common.h.
+_CUDA_ERROR = 3
+
 #: Sequences of one batched step, at most: TANGO_DECODE_SEQUENCES of tango/decode.h.
 MAX_SEQUENCES = 8
 
@@ -57,6 +60,43 @@ class DecoderShape:
     head_columns: int
     capacity: int
     norm_eps: float
+
+
+class Words:
+    """Embeddings from which a token found on the device gets its own; see :meth:`CudaDecoder.enqueue_next`.
+
+    Args:
+        table: The embeddings on the host, fp16 [words, D].
+        row: Pinned memory for one of them, fp16 [D].
+        embedding: Device memory that it is copied to, fp16 [1, D].
+        stop: Tokens that no step follows.
+
+    Attributes:
+        table: As given.
+        row: As given.
+        embedding: As given.
+        stop: int32 [stop tokens].
+    """
+
+    def __init__(self, table: NDArray[Any], row: NDArray[Any], embedding: DeviceArray, stop: Sequence[int]) -> None:
+        self.table, self.row, self.embedding = table, row, embedding
+        self.stop = np.array(stop, np.int32)
+
+    def struct(self, hidden_size: int) -> structs.TangoDecodeWords:
+        """The library's struct, valid as long as this.
+
+        Raises:
+            TangoError: A table, row or embedding is of another type or width.
+        """
+        count, memory = len(self.table), (self.table, self.row)
+        table, row = (DeviceArray(each.ctypes.data, each.shape, each.dtype.name) for each in memory)
+        return structs.TangoDecodeWords(
+            address("table", table, (count, hidden_size), "float16"),
+            address("row", row, (hidden_size,), "float16"),
+            address("embedding", self.embedding, (hidden_size,), "float16"),
+            self.stop.ctypes.data,
+            *(count, len(self.stop)),
+        )
 
 
 class _Kernel:
@@ -143,17 +183,58 @@ class CudaDecoder(_Kernel):
         Raises:
             TangoError: An argument has the wrong shape or dtype, or CUDA failed.
         """
-        tensors = structs.TangoDecodeTensors(
-            address("table", table, self.table.shape, "uint8"),
-            *self._tensors,
-            self._head,
-            address("embedding", embedding, (self._hidden_size,), "float16"),
-            address("logits", logits, (self._vocabulary,), "float32"),
-        )
+        tensors = self._given(table, logits, address("embedding", embedding, (self._hidden_size,), "float16"))
         positions = position, position if rotation is None else rotation
         scratch = workspace.address, workspace.nbytes
         enqueue = self._library.tango_decode_enqueue
         _check(self._library, enqueue(self._shape, tensors, *positions, *scratch, stream))
+
+    def enqueue_next(
+        self,
+        words: Words,
+        found: int,
+        position: int,
+        rotation: int,
+        *,
+        logits: DeviceArray,
+        table: DeviceArray,
+        workspace: DeviceArray,
+        stream: int,
+    ) -> int | None:
+        """Waits for all work of a stream, then enqueues the step of the token that this work has found.
+
+        Other threads of Python run meanwhile, and do not delay the step.
+
+        Args:
+            words: Where the token's embedding comes from.
+            found: Address of pinned memory that the work writes the token to, int32.
+            position: As of :meth:`enqueue`.
+            rotation: As of :meth:`enqueue`.
+            logits: As of :meth:`enqueue`.
+            table: As of :meth:`enqueue`.
+            workspace: As of :meth:`enqueue`.
+            stream: As of :meth:`enqueue`.
+
+        Returns:
+            The token; None if no step was enqueued, because the token is one of ``words.stop`` or has no embedding.
+
+        Raises:
+            TangoError: An argument has the wrong shape or dtype, or CUDA failed.
+        """
+        token = ctypes.c_int32(-1)
+        given = self._shape, self._given(table, logits, None), position, rotation, words.struct(self._hidden_size)
+        scratch = workspace.address, workspace.nbytes
+        _check(self._library, self._library.tango_decode_next(*given, found, ctypes.byref(token), *scratch, stream))
+        return token.value if token.value >= 0 else None
+
+    def _given(self, table: DeviceArray, logits: DeviceArray, embedding: int | None) -> structs.TangoDecodeTensors:
+        return structs.TangoDecodeTensors(
+            address("table", table, self.table.shape, "uint8"),
+            *self._tensors,
+            self._head,
+            embedding,
+            address("logits", logits, (self._vocabulary,), "float32"),
+        )
 
 
 @dataclass(frozen=True)
@@ -259,10 +340,13 @@ def cache_table(shape: DecoderShape, cache: Sequence[DeviceArray]) -> NDArray[np
 
 
 def _check(library: ctypes.CDLL, status: int) -> None:
-    if status != 0:
-        message = library.tango_last_error().decode()
-        hint = "see docs/reference/limits.md; a decoder beyond the limits is exported without a device graph"
-        raise TangoError(f"the CUDA library rejected a decode step: {message}", hint)
+    if status == 0:
+        return
+    message = library.tango_last_error().decode()
+    if status == _CUDA_ERROR:
+        raise TangoError(f"a decode step failed: {message}", "see: tango doctor")
+    hint = "see docs/reference/limits.md; a decoder beyond the limits is exported without a device graph"
+    raise TangoError(f"the CUDA library rejected a decode step: {message}", hint)
 
 
 def _bytes_of(structures: Sequence[ctypes.Structure]) -> NDArray[np.uint8]:

@@ -54,6 +54,10 @@ _ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "tango_prune_region": (*_PRUNE, c_char_p, _SIZE, _SIZE),
     "tango_decode_workspace": (_DECODE, _SIZE),
     "tango_decode_enqueue": (_DECODE, POINTER(structs.TangoDecodeTensors), *(c_int32, c_int32), *_SCRATCH),
+    "tango_decode_next": (
+        *(_DECODE, POINTER(structs.TangoDecodeTensors), c_int32, c_int32, POINTER(structs.TangoDecodeWords)),
+        *(c_void_p, POINTER(c_int32), *_SCRATCH),
+    ),
     "tango_decode_batch_workspace": (_DECODE, _SIZE),
     "tango_decode_batch_enqueue": (
         *(_DECODE, POINTER(structs.TangoDecodeTensors), POINTER(structs.TangoDecodeSequence)),

@@ -105,6 +105,12 @@ class TangoDecodeSequence(ctypes.Structure):
     )
 
 
+class TangoDecodeWords(ctypes.Structure):
+    """The struct of tango/decode.h."""
+
+    _fields_ = (*_pointers("table", "row", "embedding", "stop"), *_integers("words", "stops"))
+
+
 class TangoNormShape(ctypes.Structure):
     """The struct of tango/norm.h."""
 
@@ -224,6 +230,7 @@ STRUCTS = (
     TangoDecodeTensors,
     TangoDecodeCache,
     TangoDecodeSequence,
+    TangoDecodeWords,
     TangoFp16LinearTensors,
     TangoFp8LinearTensors,
     TangoLinearShape,

@@ -271,6 +271,7 @@ class HostDecoder:
     """
 
     workspace_bytes = 512
+    host: ClassVar[HostCuda]
 
     def __init__(self, shape, weights, matrices, cache, library=None):
         self.shape, self.weights, self.matrices, self.cache, self.left = shape, weights, matrices, cache, 0
@@ -290,6 +291,15 @@ class HostDecoder:
             x = x + self.mlp(f"layers.{i}.mlp", self.norm(f"layers.{i}.post_attention_layernorm", x))
         row = self.linear("lm_head", self.norm("norm", x), self.shape.head_columns)
         array(logits)[:] = row[: self.shape.vocabulary]
+
+    def enqueue_next(self, words, found, position, rotation, *, stream, **memory):
+        self.host.cudaStreamSynchronize(stream)
+        token = ctypes.c_int32.from_address(found).value
+        if token in words.stop or not 0 <= token < len(words.table):
+            return None
+        array(words.embedding)[0] = words.row[:] = words.table[token]
+        self.enqueue(words.embedding, position, rotation, stream=stream, **memory)
+        return token
 
     def attend(self, name, x, layer, position, rotation):
         heads, kv_heads, width = self.shape.heads, self.shape.kv_heads, self.shape.head_dim
@@ -423,7 +433,7 @@ def install(monkeypatch, memory=1 << 32):
     """Puts all of this in the place of CUDA."""
     from tango_plugins import native_library
     from tango_runtime.backends.cuda import backend as cuda
-    from tango_runtime.backends.cuda import device, device_decoder, frames, logits, thinning_decoder
+    from tango_runtime.backends.cuda import device, device_decoder, frames, logits, tensorrt, thinning_decoder
 
     found = HostCuda(memory)
     monkeypatch.setattr(device, "cudart", lambda: found)
@@ -435,9 +445,11 @@ def install(monkeypatch, memory=1 << 32):
     monkeypatch.setattr(cuda, "enqueue_gather", gather)
     monkeypatch.setattr(thinning_decoder, "enqueue_gather", gather)
     monkeypatch.setattr(thinning_decoder, "CudaThinner", HostThinner)
+    monkeypatch.setattr(HostDecoder, "host", found, raising=False)
     monkeypatch.setattr(device_decoder, "CudaDecoder", HostDecoder)
     monkeypatch.setattr(device_decoder, "CudaBatchDecoder", HostBatchDecoder)
     monkeypatch.setattr(device_decoder, "cache_table", host_cache_table)
     monkeypatch.setattr(HostBatchDecoder, "steps", [])
     monkeypatch.setattr(logits, "enqueue_argmax", argmax)
+    monkeypatch.setattr(tensorrt, "start_products", lambda library: None)
     return found

@@ -6,7 +6,7 @@ import dataclasses
 
 import torch
 
-from tango_plugins.decoder import CudaBatchDecoder, CudaDecoder, DecodeSequence, cache_table
+from tango_plugins.decoder import CudaBatchDecoder, CudaDecoder, DecodeSequence, Words, cache_table
 from tests.plugins.matrices import device_array, quantized
 
 EPS = 1e-6
@@ -83,6 +83,24 @@ class Decoder:
         self.logits.fill_(torch.nan)
         self.enqueue(embedding, position, rotation)
         return self.logits.clone()
+
+    def next(self, found, position, rotation, words=None):
+        """A step of a token that was found, int32 [1] in memory that the GPU writes → the token, and the logits."""
+        self.logits.fill_(torch.nan)
+        tensors = {"logits": self.logits, "table": self.table, "workspace": self.workspace}
+        named = {name: device_array(tensor) for name, tensor in tensors.items()}
+        stream = torch.cuda.current_stream().cuda_stream if self.device == "cuda" else 0
+        given = words or self.words(), found.data_ptr(), position, rotation
+        return self.decoder.enqueue_next(*given, **named, stream=stream), self.logits.clone()
+
+    def words(self, stop=()):
+        """Embeddings of 50 words, which are the same at every call."""
+        generator, width = torch.Generator().manual_seed(3), self.shape.hidden_size
+        table = torch.randn(50, width, generator=generator).half()
+        self.row, self.placed = torch.empty(width).half(), torch.empty(1, width, device=self.device).half()
+        if self.device == "cuda":
+            self.row = self.row.pin_memory()
+        return Words(table.numpy(), self.row.numpy(), device_array(self.placed), stop)
 
 
 class Batch:
@@ -207,6 +225,29 @@ def reference(decoder, embedding, position, cache, rotation=None, own=None):
 
 def error(found, wanted):
     return float((found.double() - wanted).norm() / wanted.norm())
+
+
+def check_next(decoder, position, rotation):
+    """The step of a token that was found is that of its embedding, to the bit; stop tokens and others have none."""
+    found = torch.zeros(1, dtype=torch.int32)
+    found = found.pin_memory() if decoder.device == "cuda" else found
+    table, stop = torch.from_numpy(decoder.words().table).to(decoder.device), (7, 49)
+    for token in (0, 31, 48):
+        wanted = decoder.step(table[token], position, rotation)
+        rows = [row[:, position].clone() for row in decoder.cache]
+        for row in decoder.cache:
+            row[:, position] = torch.nan
+        found[0] = token
+        for _ in range(2):
+            given, logits = decoder.next(found, position, rotation, decoder.words(stop))
+            assert given == token
+            assert torch.equal(logits, wanted)
+            assert all(torch.equal(row[:, position], old) for row, old in zip(decoder.cache, rows, strict=True))
+    for token in (*stop, -1, 50, 1 << 30):
+        found[0] = token
+        given, logits = decoder.next(found, position, rotation, decoder.words(stop))
+        assert given is None
+        assert logits.isnan().all()
 
 
 def check_step(decoder, position, rotation=None):

@@ -19,7 +19,7 @@ from tango_plugins import TangoError, native_library, structs
 from tango_plugins.decoder import DecoderShape
 from tests.plugins.attentions import Pass, Shape, check
 from tests.plugins.cuda_emulator import compiled
-from tests.plugins.decoders import EPS, Decoder, check_step
+from tests.plugins.decoders import EPS, Decoder, check_next, check_step
 from tests.plugins.rows import assert_gathered, gather, row_tensors
 
 pytestmark = [pytest.mark.nvcc, pytest.mark.slow]
@@ -78,6 +78,34 @@ def test_a_negative_rotation_is_rejected(library):
     decoder = Decoder(SHAPES["tests"], library=library("decode"), blocks=3, device="cpu")
     with pytest.raises(TangoError, match="rotation is -1: it must be from 0 to 16777216"):
         decoder.enqueue(decoder.embedding(), 70, -1)
+
+
+@pytest.mark.parametrize(("name", "blocks"), [("tests", 3), ("odd", 2)])
+def test_a_step_of_a_token_that_was_found_is_its_own(library, name, blocks):
+    check_next(Decoder(SHAPES[name], library=library("decode"), blocks=blocks, device="cpu"), 70, 33)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"table": None}, "table is null"),
+        ({"row": None}, "row is null"),
+        ({"embedding": None}, "embedding is null"),
+        ({"embedding": HERE + 1}, "embedding is at 0x1001: it must be aligned to 2 bytes"),
+        ({"stop": None}, "stop is null"),
+        ({"words": 0}, "words is 0: it must be from 1"),
+        ({"stops": -1}, "stops is -1: it must be from 0"),
+    ],
+)
+def test_words_that_cannot_be_are_rejected_before_the_wait(library, monkeypatch, changed, message):
+    decoder = Decoder(SHAPES["tests"], library=library("decode"), blocks=3, device="cpu")
+    words = decoder.words((3,))
+    struct = words.struct(decoder.shape.hidden_size)
+    for name, value in changed.items():
+        setattr(struct, name, value)
+    monkeypatch.setattr(words, "struct", lambda width: struct)
+    with pytest.raises(TangoError, match=message):
+        decoder.next(torch.zeros(1, dtype=torch.int32), 70, 70, words)
 
 
 @pytest.mark.parametrize(

@@ -234,8 +234,9 @@ class TimedBackend:
         backend: The backend that does the work.
 
     Attributes:
-        decode_starts: The host's clock, in seconds, at the start of each decode step. The caller has the token of the
-            step before by then.
+        decode_starts: The host's clock, in seconds, when each decode step is asked for. The caller has the token of the
+            step before by then. On a GPU, the step itself may have begun: what is measured is the time from one token
+            to the next as the caller sees it, not a step's own.
     """
 
     def __init__(self, backend: Backend) -> None:

@@ -22,27 +22,11 @@ from tango_runtime.cli.args import (
     write_json,
 )
 from tango_runtime.cli.command import Command
-from tango_runtime.sizing import (
-    COMPUTE,
-    DECODER_PASSES,
-    LAYER,
-    MEMORY,
-    OWN_COMPUTE,
-    OWN_MEMORY,
-    TOWER_PASSES,
-    Estimate,
-    ModelDimensions,
-    SizingOptions,
-    StreamCapacity,
-    StreamLoad,
-    estimate,
-    find_model,
-    nearest_fit,
-    released_models,
-    smallest_device,
-    stream_capacity,
-)
 from tango_runtime.sizing.devices import DEVICES, Device, find_device
+from tango_runtime.sizing.estimate import Estimate, SizingOptions, estimate, nearest_fit, smallest_device
+from tango_runtime.sizing.models import ModelDimensions, find_model, released_models
+from tango_runtime.sizing.streams import StreamCapacity, StreamLoad, stream_capacity
+from tango_runtime.sizing.times import COMPUTE, DECODER_PASSES, LAYER, MEMORY, OWN_COMPUTE, OWN_MEMORY, TOWER_PASSES
 from tango_runtime.util.files import check_apart
 from tango_runtime.util.units import gigabytes
 

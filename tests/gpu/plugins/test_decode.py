@@ -9,7 +9,7 @@ import torch
 
 from tango_plugins import TangoError
 from tango_plugins.decoder import DecoderShape
-from tests.plugins.decoders import EPS, Batch, Decoder, check_batch, check_step, error, reference
+from tests.plugins.decoders import EPS, Batch, Decoder, check_batch, check_next, check_step, error, reference
 from tests.plugins.matrices import FORMATS
 
 SHAPES = {
@@ -35,6 +35,10 @@ def positions(shape):
 def test_logits_and_new_rows_equal_fp64(decoder):
     for position in positions(decoder.shape):
         check_step(decoder, position)
+
+
+def test_a_step_of_a_token_that_was_found_is_its_own(decoder):
+    check_next(decoder, min(671, decoder.shape.capacity - 1), 33)
 
 
 @pytest.mark.parametrize("form", [*FORMATS, "fp8"])

@@ -8,7 +8,7 @@ import pytest
 from tango_plugins import TangoError
 from tango_runtime.backends.cuda.device import Buffer, Event, HostPool, Pool, Stream, rows
 from tango_runtime.backends.cuda.kv_cache import KVCache
-from tango_runtime.backends.cuda.logits import DeviceLogits
+from tango_runtime.backends.cuda.logits import DeviceLogits, Greatest
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_a_graph_does_again_what_was_recorded(stream, pool):
 @pytest.mark.parametrize("size", [1, 31, 1024, 1025, 151_646])
 def test_the_greatest_is_numpys(stream, pool, size):
     row, rng = pool.take("logits", (size,), np.float32), np.random.default_rng(size)
-    logits = DeviceLogits(row, pool.take("greatest", (8,), np.uint8), stream)
+    logits = DeviceLogits(row, Greatest(stream), stream)
     edges = [np.zeros, lambda n: np.full(n, -np.inf), lambda n: np.full(n, -0.0), lambda n: -np.arange(n)]
     cases = [make(size).astype(np.float32) for make in edges]
     cases += [rng.standard_normal(size).astype(np.float32) for _ in range(4)]

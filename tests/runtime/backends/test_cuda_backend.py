@@ -390,7 +390,7 @@ def test_a_logit_that_is_not_finite_is_noticed_on_the_device(host):
     pool, stream = Pool(), Stream()
     row = pool.take("logits", (5,), np.float32)
     stream.upload(np.array([1, np.nan, 3, 0, 0]), row)
-    found = logits.DeviceLogits(row, pool.take("greatest", (8,), np.uint8), stream)
+    found = logits.DeviceLogits(row, logits.Greatest(stream), stream)
     with pytest.raises(TangoError, match="the logit of token 1 is nan"):
         Sampler()(found)
 

@@ -16,8 +16,10 @@ from tango_runtime import VideoLLM
 from tango_runtime.bundle import Bundle
 from tango_runtime.cli.main import main
 from tango_runtime.engines import BuildOptions, Target, plan_engines
-from tango_runtime.sizing import SizingOptions, estimate, find_model, memory
+from tango_runtime.sizing import memory
 from tango_runtime.sizing.devices import find_device
+from tango_runtime.sizing.estimate import SizingOptions, estimate
+from tango_runtime.sizing.models import find_model
 
 #: The clip of the tests is 640×360: with so many pixels a frame is 84×140, 3×5 tokens.
 PIXELS = str(18 * 28 * 28)

@@ -11,8 +11,9 @@ import pytest
 import tango_plugins
 from tango_plugins import PruneParams, op
 from tango_runtime.bundle import VideoSpec, VisionSpec
-from tango_runtime.sizing import memory, released_models
+from tango_runtime.sizing import memory
 from tango_runtime.sizing.memory import MaxShapes
+from tango_runtime.sizing.models import released_models
 
 SHAPES = MaxShapes(frames=32, pass_tokens=832, context=1344)
 

@@ -13,22 +13,12 @@ from tango_plugins import TangoError
 from tango_runtime import engines
 from tango_runtime.bundle import Bundle, Quantization, write_manifest
 from tango_runtime.cli.main import main
-from tango_runtime.sizing import (
-    SizingOptions,
-    StreamLoad,
-    estimate,
-    find_model,
-    memory,
-    nearest_fit,
-    prefill_time,
-    prune_time,
-    released_models,
-    smallest_device,
-    stream_capacity,
-    token_time,
-    vision_time,
-)
+from tango_runtime.sizing import memory
 from tango_runtime.sizing.devices import DEVICES, find_device
+from tango_runtime.sizing.estimate import SizingOptions, estimate, nearest_fit, smallest_device
+from tango_runtime.sizing.models import find_model, released_models
+from tango_runtime.sizing.streams import StreamLoad, stream_capacity
+from tango_runtime.sizing.times import prefill_time, prune_time, token_time, vision_time
 from tests.conftest import IMAGE
 
 SMALL, LARGE = released_models()["llava-ov-0.5b"], released_models()["llava-ov-7b"]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,8 +19,8 @@ from tango_runtime.backends.base import require_context
 from tango_runtime.backends.cuda.device import ALIGNMENT, Pool, Stream, rows
 from tango_runtime.backends.cuda.embedder import Embedder, Piece
 from tango_runtime.backends.cuda.kv_cache import KVCache
-from tango_runtime.backends.cuda.logits import DeviceLogits, KnownLogits, find_argmax
-from tango_runtime.backends.cuda.runner import BatchedStep, GraphRunner, SequenceRow, Step, Token
+from tango_runtime.backends.cuda.logits import DeviceLogits, Greatest, KnownLogits, StepLogits
+from tango_runtime.backends.cuda.runner import BatchedStep, DeviceStep, GraphRunner, SequenceRow, Step, Token
 from tango_runtime.backends.ort_cpu import cache_inputs
 from tango_runtime.backends.rotary import TEXT, RotaryIds
 from tango_runtime.bundle import Manifest
@@ -56,8 +58,28 @@ class SequenceDecoder(Protocol):
         """Another sequence that begins with the first ``length`` positions of a sequence."""
 
 
+@dataclass(frozen=True)
+class _Ahead:
+    """A decode step that the GPU computes before it is asked for.
+
+    Attributes:
+        state: That of the sequence it follows.
+        token: The token it appends.
+        logits: fp32 [vocabulary], which it fills.
+    """
+
+    state: object
+    token: int
+    logits: DeviceArray
+
+
 class Decoder:
     """Runs the decoder graph over sequences, each in a cache of its own.
+
+    Greedy decoding of one sequence by the runner's own step runs one step ahead. As soon as a step's token is found,
+    the next step begins, before the host looks at the token. If :meth:`decode` then asks for that step, it is under
+    way; if not, it was for nothing: the next pass writes over its row of the cache. No step runs ahead after a stop
+    token, or after the last token that there is room for.
 
     Args:
         manifest: The bundle's.
@@ -74,7 +96,13 @@ class Decoder:
         self._graphs, self._embedder, self._stream, self._pool = graphs, embedder, stream, pool
         self._spec = manifest.graphs["decoder"]
         self._context, self._rotary = manifest.decoder.context, manifest.decoder.rotary is not None
-        self._logits = self._new_logits()
+        self._greatest = Greatest(stream)
+        (vocabulary,) = self._spec.outputs[0].shape
+        # Two: a step that runs ahead leaves the logits that it follows as they are.
+        self._rows = [pool.take(name, (int(vocabulary),), np.float32) for name in ("logits", "logits ahead")]
+        self._logits = DeviceLogits(self._rows[0], self._greatest, stream)
+        self._words = embedder.words(manifest.prompt.stop)
+        self._ahead: _Ahead | None = None
         self._positions = pool.take("all positions", (self._context,), graphs.dtype("decoder", "positions"))
         stream.upload(np.arange(self._context), self._positions)
         self._free: list[KVCache] = []  # their memory, and their steps, serve the next sequences
@@ -84,7 +112,8 @@ class Decoder:
         self._batched_step: BatchedStep | None = None
         if graphs.capacity is not None:  # allocate and record at load time, not within the first answer
             first = self.new_cache(graphs.capacity)
-            self._step_of(first, self._embedder.step([0])[0])
+            if self._step_of(first) is None:
+                self._replay_of(first, self._embedder.step([0])[0])
             first.release()
 
     def batch(self, sequences: int) -> None:
@@ -116,11 +145,15 @@ class Decoder:
             stream=self._stream,
             released=self._take_back,
         )
-        cache.rotary = rotary
+        cache.rotary, cache.wanted = rotary, capacity
         return cache
 
     def reserve(self, cache: KVCache, positions: int) -> None:
         """Makes room for ``positions`` positions in all."""
+        self._make_room(cache, positions)
+        cache.wanted = positions
+
+    def _make_room(self, cache: KVCache, positions: int) -> None:
         if positions <= cache.capacity:
             return
         if self._graphs.capacity is not None:
@@ -131,10 +164,11 @@ class Decoder:
     def extend(self, cache: KVCache, pieces: Sequence[Piece], thinning: Thinning | None = None) -> DeviceLogits:
         """Appends embeddings, [N, D] in all → logits of the last position."""
         assert thinning is None
+        self._ahead = None  # its logits are about to be overwritten
         embeddings, before = self._embedder(pieces), cache.length
         tokens = embeddings.shape[0]
         require_context(before, tokens, self._context)
-        self.reserve(cache, before + tokens)
+        self._make_room(cache, before + tokens)
         most = aligned_below(self._graphs.tokens_at_once, rows(embeddings, 0, 1).nbytes)
         try:
             for begin in range(0, tokens, most):
@@ -156,30 +190,66 @@ class Decoder:
             return [self.decode(cache, token) for cache, token in steps]
         for cache, _ in steps:
             require_context(cache.length, 1, self._context)
-            self.reserve(cache, cache.length + 1)
+            self._make_room(cache, cache.length + 1)
         embeddings = self._embedder.step([token for _, token in steps])
         tokens = [
             Token(embedding, cache.length, cache.length + cache.rotary.offset, cache.capacity, self._row_of(cache))
             for embedding, (cache, _) in zip(embeddings, steps, strict=True)
         ]
         self._batched_step(tokens)
-        best = self._pool.take("argmax of rows", (len(steps), 8), np.uint8)
         logits = [token.row.logits for token in tokens]
-        found = find_argmax(logits, best, self._stream)
+        found = self._greatest.find(logits)
         for cache, _ in steps:
             cache.advance(1)
-        return [KnownLogits(each, best, self._stream, known) for each, known in zip(logits, found, strict=True)]
+        return [KnownLogits(row, self._greatest, self._stream, known) for row, known in zip(logits, found, strict=True)]
 
     def decode(self, cache: KVCache, token: int) -> DeviceLogits:
         """Appends one token → logits of its position."""
         if self._batched_step is not None:  # the same results, whether or not there are others in the step
             return self.decode_together([(cache, token)])[0]
         require_context(cache.length, 1, self._context)
-        self.reserve(cache, cache.length + 1)
-        (embedding,) = self._embedder.step([token])
-        self._step_of(cache, embedding)(embedding, cache.length, cache.length + cache.rotary.offset)
+        self._make_room(cache, cache.length + 1)
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and (ahead.state, ahead.token) == (cache.state, token):
+            row = ahead.logits
+        else:
+            row = self._rows[0]
+            self._run_step(cache, token)
         cache.advance(1)
-        return self._logits
+        if cache.step is None:
+            return self._logits
+        run_ahead = partial(self._run_ahead, cache, cache.step, cache.state)
+        return StepLogits(row, self._greatest, self._stream, run_ahead)
+
+    def _run_step(self, cache: KVCache, token: int) -> None:
+        """Puts a token's step on the stream: it fills the first logits."""
+        (embedding,) = self._embedder.step([token])
+        places = cache.length, cache.length + cache.rotary.offset
+        if (step := self._step_of(cache)) is not None:
+            step(embedding, *places, self._rows[0])
+        else:
+            self._replay_of(cache, embedding)(embedding, *places)
+
+    def _run_ahead(self, cache: KVCache, step: DeviceStep, state: object, row: DeviceArray) -> bool:
+        """Waits for the token that follows a step's logits and begins its step; False if there will be no such step.
+
+        Args:
+            cache: The sequence.
+            step: Its decode step.
+            state: Its state after the step.
+            row: The step's logits, which are left as they are.
+        """
+        if cache.state is not state or cache.length + 1 >= cache.wanted:
+            return False
+        cache.reach(1)
+        places = cache.length, cache.length + cache.rotary.offset
+        other = self._rows[row is self._rows[0]]
+        token = step.after(self._words, self._greatest.address, *places, other)
+        self._stream.waited()
+        if token is not None:
+            self._stream.count_upload(self._words.row.nbytes)
+            self._ahead = _Ahead(state, token, other)
+        return True
 
     def _pass(self, cache: KVCache, embeddings: DeviceArray) -> None:
         """One pass of the decoder."""
@@ -195,16 +265,16 @@ class Decoder:
         self._graphs.bind("decoder", self._tensors(cache, inputs, new, length))()
         cache.fill(new, tokens)
 
-    def _step_of(self, cache: KVCache, embedding: DeviceArray) -> Step:
-        """The cache's decode step: the runner's own, or a pass of its graphs that is replayed on this embedding."""
-        if cache.step is not None:
-            return cache.step
-        if self._replay is not None and self._replay[0] is cache:
-            return self._replay[1]
-        cache.step = self._graphs.step(list(cache.held(cache.capacity).values()), self._logits.memory, cache.pool)
-        if cache.step is not None:
-            return cache.step
-        self._replay = cache, self._pass_of_one(cache, embedding)
+    def _step_of(self, cache: KVCache) -> DeviceStep | None:
+        """The runner's own decode step of a cache; None where a step is a pass of its graphs."""
+        if cache.step is None:
+            cache.step = self._graphs.step(list(cache.held(cache.capacity).values()), cache.pool)
+        return cache.step
+
+    def _replay_of(self, cache: KVCache, embedding: DeviceArray) -> Step:
+        """A pass of the runner's graphs over one token that is replayed on this embedding."""
+        if self._replay is None or self._replay[0] is not cache:
+            self._replay = cache, self._pass_of_one(cache, embedding)
         return self._replay[1]
 
     def _row_of(self, cache: KVCache) -> SequenceRow:
@@ -259,11 +329,6 @@ class Decoder:
         """Drops a recording of a cache whose memory goes."""
         if self._replay is not None and self._replay[0] is cache:
             self._replay = None
-
-    def _new_logits(self) -> DeviceLogits:
-        (vocabulary,) = self._spec.outputs[0].shape
-        logits = self._pool.take("logits", (int(vocabulary),), np.float32)
-        return DeviceLogits(logits, self._pool.take("argmax", (8,), np.uint8), self._stream)
 
 
 def too_small(positions: int, capacity: int) -> TangoError:

@@ -299,8 +299,17 @@ class Stream:
             self.synchronize()
         self._copy(to.address, array.ctypes.data, array.nbytes, "cudaMemcpyHostToDevice")
         self._uploading.append(array)  # must live, and not be taken from a HostPool again, until it has been read
+        self.count_upload(array.nbytes)
+
+    def count_upload(self, size: int) -> None:
+        """Counts a copy of so many bytes to the device."""
         self.traffic.uploads += 1
-        self.traffic.uploaded += array.nbytes
+        self.traffic.uploaded += size
+
+    def count_download(self, size: int) -> None:
+        """Counts a copy of so many bytes to the host."""
+        self.traffic.downloads += 1
+        self.traffic.downloaded += size
 
     def download(self, memory: DeviceArray) -> NDArray[Any]:
         """A copy on the host; waits for all work before it."""
@@ -311,8 +320,7 @@ class Stream:
         self.synchronize()
         if small:
             ctypes.memmove(array.ctypes.data, target, array.nbytes)
-        self.traffic.downloads += 1
-        self.traffic.downloaded += array.nbytes
+        self.count_download(array.nbytes)
         return array
 
     def copy(self, source: DeviceArray, to: DeviceArray) -> None:
@@ -349,6 +357,10 @@ class Stream:
             TangoError: Some of it failed.
         """
         check(self._runtime.cudaStreamSynchronize(self.handle))
+        self.waited()
+
+    def waited(self) -> None:
+        """Says that something else has waited for all uploads."""
         self._uploading.clear()
 
     def capture(self, work: Callable[[], None]) -> Graph:

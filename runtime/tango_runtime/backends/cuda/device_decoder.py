@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
-from tango_plugins.decoder import CudaBatchDecoder, CudaDecoder, DecoderShape, DecodeSequence, cache_table
+from tango_plugins.decoder import CudaBatchDecoder, CudaDecoder, DecoderShape, DecodeSequence, Words, cache_table
 from tango_plugins.device_array import DeviceArray
 from tango_plugins.matrix import Matrix
 from tango_runtime.backends.cuda.device import Pool, Stream
-from tango_runtime.backends.cuda.runner import SequenceRow, Step, Token
+from tango_runtime.backends.cuda.runner import SequenceRow, Token
 from tango_runtime.backends.cuda.weights import Weights
 from tango_runtime.backends.ort_cpu import cache_inputs, cache_rows
 from tango_runtime.bundle import GraphName, GraphSpec, Manifest
@@ -49,23 +50,12 @@ class DeviceDecoder:
         whole = dict(zip(past, cache, strict=True)) | dict(zip(present, cache, strict=True))
         return {**others, "last_position": plain["positions"], **whole}
 
-    def step(self, cache: Sequence[DeviceArray], logits: DeviceArray, pool: Pool) -> Step:
+    def step(self, cache: Sequence[DeviceArray], pool: Pool) -> DecoderStep:
         """The CUDA library's decode step."""
         weights = self._weights["decoder"]
         matrices = _matrices(self._manifest.graphs["decoder"], weights)
         shape = _shape(self._manifest, weights, matrices, cache[0].shape[1])
-        decoder = CudaDecoder(shape, weights, matrices, cache)
-        table = pool.take("decoder table", decoder.table.shape, np.uint8)
-        workspace = pool.take("decoder workspace", (decoder.workspace_bytes,), np.uint8)
-        self._stream.upload(decoder.table, table)
-        self._stream.clear(workspace)  # the kernel's to write alone from here on
-        stream = self._stream.handle
-
-        def step(embedding: DeviceArray, position: int, rotation: int) -> None:
-            memory = {"logits": logits, "table": table, "workspace": workspace}
-            decoder.enqueue(embedding, position, rotation, **memory, stream=stream)
-
-        return step
+        return DecoderStep(CudaDecoder(shape, weights, matrices, cache), self._stream, pool)
 
     def batched_step(self, pool: Pool) -> DeviceBatch:
         """The CUDA library's decode step of several sequences."""
@@ -73,6 +63,32 @@ class DeviceDecoder:
         matrices = _matrices(self._manifest.graphs["decoder"], weights)
         shape = _shape(self._manifest, weights, matrices, self._manifest.decoder.context)
         return DeviceBatch(CudaBatchDecoder(shape, weights, matrices), shape, self._stream, pool)
+
+
+class DecoderStep:
+    """Steps of one sequence by one kernel; see :class:`tango_runtime.backends.cuda.runner.DeviceStep`.
+
+    Args:
+        decoder: The kernel on its weights and the sequence's cache.
+        stream: What it runs on.
+        pool: Gives the memory that it needs.
+    """
+
+    def __init__(self, decoder: CudaDecoder, stream: Stream, pool: Pool) -> None:
+        table = pool.take("decoder table", decoder.table.shape, np.uint8)
+        workspace = pool.take("decoder workspace", (decoder.workspace_bytes,), np.uint8)
+        stream.upload(decoder.table, table)
+        stream.clear(workspace)  # the kernel's to write alone from here on
+        self._enqueue = partial(decoder.enqueue, table=table, workspace=workspace, stream=stream.handle)
+        self._enqueue_next = partial(decoder.enqueue_next, table=table, workspace=workspace, stream=stream.handle)
+
+    def __call__(self, embedding: DeviceArray, position: int, rotation: int, logits: DeviceArray) -> None:
+        """Puts a token on the stream: fills the logits and its row of the cache."""
+        self._enqueue(embedding, position, rotation, logits=logits)
+
+    def after(self, words: Words, found: int, position: int, rotation: int, logits: DeviceArray) -> int | None:
+        """Waits for the stream, then puts the token on it that was found; None if that ends the sequence."""
+        return self._enqueue_next(words, found, position, rotation, logits=logits)
 
 
 class DeviceBatch:

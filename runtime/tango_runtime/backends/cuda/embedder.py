@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tango_plugins import TangoError
-from tango_plugins.decoder import MAX_SEQUENCES
+from tango_plugins.decoder import MAX_SEQUENCES, Words
 from tango_plugins.device_array import DeviceArray
 from tango_runtime.backends.cuda.device import MAX_UPLOADS, HostPool, Pool, Stream, rows
 from tango_runtime.bundle import MANIFEST, Bundle
@@ -88,6 +88,11 @@ class Embedder:
             staged[i] = self._table[token]
         self._stream.upload(staged[:count], self._steps[count])
         return self._step_rows[:count]
+
+    def words(self, stop: Sequence[int]) -> Words:
+        """What a step that begins on the device's own finding takes an embedding from; ``stop`` ends sequences."""
+        row = HostPool().take(self._table.shape[1:], self._table.dtype)
+        return Words(self._table, row, self._step_rows[0], stop)
 
     def upload(self, array: NDArray[Any], to: DeviceArray) -> None:
         """Copies a small array to the device through pinned memory: from other memory, a copy may wait."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from tango_plugins.device_array import DeviceArray
 from tango_runtime.backends.cuda.device import ALIGNMENT, Buffer, Pool, Stream, StridedRows
-from tango_runtime.backends.cuda.runner import SequenceRow, Step
+from tango_runtime.backends.cuda.runner import DeviceStep, SequenceRow
 from tango_runtime.backends.rotary import TEXT
 from tango_runtime.bundle import TensorSpec
 
@@ -31,6 +31,8 @@ class KVCache:
     Attributes:
         capacity: Positions that there is room for.
         length: Positions that are filled.
+        wanted: Positions that the sequence may come to have, as far as its user has said.
+        state: An object that is another one after each change of what is filled.
         rotary: Rotary positions of the sequence.
         pool: Memory that lives as long as the cache.
         step: Its decode step, None until one is made.
@@ -55,13 +57,15 @@ class KVCache:
         self._row = head_dim * self._dtype.itemsize
         self._in_place, self._stream, self._released = in_place, stream, released
         self.length = self._reached = 0  # the second: positions that were ever written since the cache was clear
+        self.wanted, self.state = 0, object()
         self.rotary, self.pool = TEXT, Pool()
-        self.step: Step | None = None
+        self.step: DeviceStep | None = None
         self.row: SequenceRow | None = None
         self._allocate(capacity)
 
     def release(self) -> None:
         """Gives the cache back to its backend."""
+        self.state = object()
         self._released(self)
 
     def rewind(self, length: int) -> None:
@@ -74,6 +78,7 @@ class KVCache:
             rows = len(self._cached) * self._slab
             self._stream.clear_columns(begin, self.capacity * self._row, (self._reached - length) * self._row, rows)
         self.length = self._reached = length
+        self.state = object()
 
     def grow(self, capacity: int) -> None:
         """Makes room for more positions; the filled ones are kept."""
@@ -83,6 +88,7 @@ class KVCache:
         self._stream.synchronize()
         old.free()
         self.step = self.row = None
+        self.state = object()
 
     def copy(self, other: KVCache, length: int) -> None:
         """Fills an empty cache with the first ``length`` positions of another."""
@@ -105,7 +111,7 @@ class KVCache:
             pool: Where their memory comes from, unless the decoder writes into the cache itself.
             name: Name of the buffer in the pool.
         """
-        self._reached = max(self._reached, self.length + tokens)  # a pass that fails may write some of them, too
+        self.reach(tokens)  # a pass that fails may write some of them, too
         if self._in_place:
             return dict(zip(self._rows, self.held(self.capacity).values(), strict=True))
         slab = _aligned_rows(self._heads, tokens * self._row)
@@ -129,8 +135,13 @@ class KVCache:
 
     def advance(self, tokens: int) -> None:
         """Counts ``tokens`` more positions as filled."""
+        self.reach(tokens)
         self.length += tokens
-        self._reached = max(self._reached, self.length)
+        self.state = object()
+
+    def reach(self, tokens: int) -> None:
+        """Says that ``tokens`` more positions may be written without being filled."""
+        self._reached = max(self._reached, self.length + tokens)
 
     @property
     def _filled(self) -> StridedRows:

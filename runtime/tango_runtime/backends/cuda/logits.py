@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -11,12 +11,45 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from tango_plugins import TangoError, native_library
+from tango_plugins.decoder import MAX_SEQUENCES
 from tango_plugins.device_array import DeviceArray
 from tango_plugins.structs import TangoArgmax
-from tango_runtime.backends.cuda.device import Stream
+from tango_runtime.backends.cuda.device import HostPool, Stream
 
 #: TangoArgmax of tango/argmax.h.
 ARGMAX = np.dtype(TangoArgmax)
+
+
+class Greatest:
+    """The greatest of up to ``MAX_SEQUENCES`` rows of logits, which the GPU writes into the host's memory.
+
+    Args:
+        stream: The stream that computes the logits.
+
+    Attributes:
+        address: Where the first is: pinned memory, as ``ARGMAX`` says.
+    """
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self._found = HostPool().take((MAX_SEQUENCES,), ARGMAX)  # pinned, so the kernel itself can write there
+        self.address: int = self._found.ctypes.data
+
+    def enqueue(self, rows: Sequence[DeviceArray]) -> None:
+        """Finds the greatest of each row, fp32 [V]; NaN is above all, ties go to the lower index."""
+        to = DeviceArray(self.address, (len(rows), ARGMAX.itemsize), "uint8")
+        enqueue_argmax(rows, to, self._stream)
+        self._stream.count_download(to.nbytes)
+
+    def read(self, count: int) -> list[tuple[int, float]]:
+        """Index and value of the greatest of each row, once the stream has been waited for."""
+        return [(int(each["index"]), float(each["value"])) for each in self._found[:count]]
+
+    def find(self, rows: Sequence[DeviceArray]) -> list[tuple[int, float]]:
+        """Index and value of the greatest of each row; waits for the stream."""
+        self.enqueue(rows)
+        self._stream.synchronize()
+        return self.read(len(rows))
 
 
 class DeviceLogits:
@@ -24,7 +57,7 @@ class DeviceLogits:
 
     Args:
         memory: fp32 [V].
-        best: 8 bytes for the greatest of them.
+        greatest: Finds the greatest of them.
         stream: The stream that computes them.
 
     Attributes:
@@ -32,13 +65,13 @@ class DeviceLogits:
         shape: Its shape.
     """
 
-    def __init__(self, memory: DeviceArray, best: DeviceArray, stream: Stream) -> None:
-        self.memory, self._best, self._stream = memory, best, stream
+    def __init__(self, memory: DeviceArray, greatest: Greatest, stream: Stream) -> None:
+        self.memory, self._greatest, self._stream = memory, greatest, stream
         self.shape = memory.shape
 
     def argmax(self) -> tuple[int, float]:
         """The greatest logit's index and value, found on the device; NaN is above all, ties go to the lower index."""
-        (found,) = find_argmax([self.memory], self._best, self._stream)
+        (found,) = self._greatest.find([self.memory])
         return found
 
     def __array__(self, dtype: DTypeLike = None, copy: bool | None = None) -> NDArray[Any]:
@@ -48,8 +81,8 @@ class DeviceLogits:
 class KnownLogits(DeviceLogits):
     """Logits whose greatest has been found, together with those of other sequences."""
 
-    def __init__(self, memory: DeviceArray, best: DeviceArray, stream: Stream, found: tuple[int, float]) -> None:
-        super().__init__(memory, best, stream)
+    def __init__(self, memory: DeviceArray, greatest: Greatest, stream: Stream, found: tuple[int, float]) -> None:
+        super().__init__(memory, greatest, stream)
         self._found = found
 
     def argmax(self) -> tuple[int, float]:
@@ -57,11 +90,31 @@ class KnownLogits(DeviceLogits):
         return self._found
 
 
-def find_argmax(rows: Sequence[DeviceArray], best: DeviceArray, stream: Stream) -> list[tuple[int, float]]:
-    """Index and value of the greatest of each row, fp32 [V]; ``best`` has 8 bytes for each. Waits for the stream."""
-    enqueue_argmax(rows, best, stream)
-    found = stream.download(best).reshape(-1).view(ARGMAX)
-    return [(int(each["index"]), float(each["value"])) for each in found]
+class StepLogits(DeviceLogits):
+    """Logits of a decode step after whose greatest the next step may begin.
+
+    Args:
+        memory: As of :class:`DeviceLogits`.
+        greatest: As of :class:`DeviceLogits`.
+        stream: As of :class:`DeviceLogits`.
+        run_ahead: Waits for the stream, and begins the step of the token found; False if it did neither.
+    """
+
+    def __init__(
+        self, memory: DeviceArray, greatest: Greatest, stream: Stream, run_ahead: Callable[[DeviceArray], bool]
+    ) -> None:
+        super().__init__(memory, greatest, stream)
+        self._run_ahead = run_ahead
+        self._found: tuple[int, float] | None = None
+
+    def argmax(self) -> tuple[int, float]:
+        """The greatest logit's index and value, found on the device."""
+        if self._found is None:  # else the stream has gone on
+            self._greatest.enqueue([self.memory])
+            if not self._run_ahead(self.memory):
+                self._stream.synchronize()
+            (self._found,) = self._greatest.read(1)
+        return self._found
 
 
 def enqueue_argmax(rows: Sequence[DeviceArray], best: DeviceArray, stream: Stream) -> None:

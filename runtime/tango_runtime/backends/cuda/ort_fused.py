@@ -15,7 +15,7 @@ from tango_plugins.device_array import DeviceArray
 from tango_runtime.backends.cuda.device import Pool, Stream
 from tango_runtime.backends.cuda.device_decoder import DeviceDecoder
 from tango_runtime.backends.cuda.ort_runner import CUDA, OrtRunner
-from tango_runtime.backends.cuda.runner import BatchedStep, Run, Step
+from tango_runtime.backends.cuda.runner import BatchedStep, DeviceStep, Run
 from tango_runtime.backends.cuda.weights import upload_weights
 from tango_runtime.bundle import Bundle, GraphName
 from tango_runtime.sizing import memory
@@ -59,9 +59,9 @@ class FusedOrtRunner(OrtRunner):
         weights = self._taken(graph) if replay else {}  # that binding is another
         return self._bind(graph, self._decoder.tensors(graph, tensors) | weights, replay)
 
-    def step(self, cache: Sequence[DeviceArray], logits: DeviceArray, pool: Pool) -> Step | None:
+    def step(self, cache: Sequence[DeviceArray], pool: Pool) -> DeviceStep | None:
         """The CUDA library's, where the decoder has a device graph."""
-        return self._decoder.step(cache, logits, pool) if self._decoder else None
+        return self._decoder.step(cache, pool) if self._decoder else None
 
     def batched_step(self, pool: Pool) -> BatchedStep | None:
         """The CUDA library's, where the decoder's graph is a device graph."""

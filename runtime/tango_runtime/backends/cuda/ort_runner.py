@@ -16,7 +16,7 @@ import numpy as np
 from tango_plugins import TangoError
 from tango_plugins.device_array import DeviceArray
 from tango_runtime.backends.cuda.device import Pool, Stream
-from tango_runtime.backends.cuda.runner import BatchedStep, Run, Step
+from tango_runtime.backends.cuda.runner import BatchedStep, DeviceStep, Run
 from tango_runtime.backends.ort_cpu import check_runtime, check_tensors, ort_errors
 from tango_runtime.backends.ort_options import session_options
 from tango_runtime.bundle import Bundle, GraphName
@@ -102,7 +102,7 @@ class OrtRunner:
         """Prepares a session to read and write these tensors; gives the function that runs it."""
         return self._bind(graph, tensors, replay)
 
-    def step(self, cache: Sequence[DeviceArray], logits: DeviceArray, pool: Pool) -> Step | None:
+    def step(self, cache: Sequence[DeviceArray], pool: Pool) -> DeviceStep | None:
         """None: a step is a pass of the sessions."""
         return None
 

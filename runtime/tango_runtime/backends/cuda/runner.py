@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from tango_plugins.decoder import Words
 from tango_plugins.device_array import DeviceArray
 from tango_runtime.backends.cuda.device import Pool
 from tango_runtime.bundle import GraphName
@@ -15,6 +16,27 @@ Run = Callable[[], None]
 #: Puts one token of a sequence on the stream, given its embedding [1, D], its row in the cache and its rotary position:
 #: fills the logits and that row.
 Step = Callable[[DeviceArray, int, int], None]
+
+
+class DeviceStep(Protocol):
+    """A decode step that is more than a pass of the graphs over one token."""
+
+    def __call__(self, embedding: DeviceArray, position: int, rotation: int, logits: DeviceArray) -> None:
+        """As of ``Step``, with logits, fp32 [vocabulary], that are filled."""
+
+    def after(self, words: Words, found: int, position: int, rotation: int, logits: DeviceArray) -> int | None:
+        """Waits for the stream, then puts the step of a token on it that the stream's work has found.
+
+        Args:
+            words: Gives the token its embedding.
+            found: Address of the token in pinned memory.
+            position: The token's row in the cache.
+            rotation: The token's rotary position.
+            logits: fp32 [vocabulary], to be filled.
+
+        Returns:
+            The token; None if it ends the sequence, so that there is no step.
+        """
 
 
 @dataclass(frozen=True)
@@ -110,12 +132,11 @@ class GraphRunner(Protocol):
                 run fails.
         """
 
-    def step(self, cache: Sequence[DeviceArray], logits: DeviceArray, pool: Pool) -> Step | None:
+    def step(self, cache: Sequence[DeviceArray], pool: Pool) -> DeviceStep | None:
         """A decode step that is more than a pass of the graphs over one token; None where there is none.
 
         Args:
             cache: Keys and values of each layer in turn, [heads, capacity, head_dim] each.
-            logits: fp32 [vocabulary], to be filled.
             pool: Gives the memory that it needs, for as long as the cache lives.
 
         Raises:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import mmap
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from tango_runtime import engines
 from tango_runtime.backends.cuda.backend import CudaBackend, open_stream
 from tango_runtime.backends.cuda.device import Buffer, Pool, Stream
 from tango_runtime.backends.cuda.device_decoder import DeviceDecoder
-from tango_runtime.backends.cuda.runner import BatchedStep, Run, Step
+from tango_runtime.backends.cuda.products import start_products
+from tango_runtime.backends.cuda.runner import BatchedStep, DeviceStep, Run
 from tango_runtime.backends.cuda.weights import upload_weights
 from tango_runtime.bundle import Bundle, GraphName
 from tango_runtime.engines import PREFILL, BuiltEngine
@@ -38,17 +40,32 @@ def open_backend(bundle: Bundle, threads: int = 0, *, nvdec: bool = False) -> Cu
         TangoError: TensorRT is not installed, there is no GPU, an engine is missing or does not fit this machine, or
             the CUDA library is not built.
     """
-    trt = import_tensorrt()
-    stream = open_stream()  # first: TensorRT crashes where there is no GPU
-    machine = current_target(trt.__version__)
-    # Prune is the CUDA library's, embeddings come from the host: see tango_runtime.backends.cuda.backend.
-    graphs: tuple[GraphName, ...] = ("vision", *bundle.manifest.decoders)
-    found = {graph: engines.find(bundle, graph, machine) for graph in graphs}  # all, before the first is loaded
-    if any(engine.plugins and not engine.version_compatible for engine in found.values()):  # which embeds them
-        plugin = system.plugin()
-        assert plugin is not None, "an engine with plugins fits no machine without them"
-        load_plugins(trt, plugin.path)
-    return CudaBackend(bundle, TensorRTRunner(trt, bundle, found, stream, machine.gpu), stream, nvdec=nvdec)
+    with ThreadPoolExecutor(1) as thread:  # CUDA, then cuBLASLt: each takes some tenths of a second to start
+        opening = thread.submit(open_stream)
+        trt = import_tensorrt()
+        stream = opening.result()  # before anything else: TensorRT crashes where there is no GPU
+        machine = current_target(trt.__version__)
+        # Prune is the CUDA library's, embeddings come from the host: see tango_runtime.backends.cuda.backend.
+        graphs: tuple[GraphName, ...] = ("vision", *bundle.manifest.decoders)
+        found = {graph: engines.find(bundle, graph, machine) for graph in graphs}  # all, before the first is loaded
+        starting: Future[None] | None = None
+        if plugins := _plugins(found.values()):
+            load_plugins(trt, plugins)
+            if any(bundle.manifest.graphs[graph].quantization is None for graph in graphs):
+                starting = thread.submit(start_products, plugins)
+        backend = CudaBackend(bundle, TensorRTRunner(trt, bundle, found, stream, machine.gpu), stream, nvdec=nvdec)
+        if starting is not None:
+            starting.result()
+        return backend
+
+
+def _plugins(found: Iterable[BuiltEngine]) -> Path | None:
+    """The library of the plugins that engines have and do not contain; None if there are none."""
+    if not any(engine.plugins and not engine.version_compatible for engine in found):  # which embeds them
+        return None
+    plugin = system.plugin()
+    assert plugin is not None, "an engine with plugins fits no machine without them"
+    return plugin.path
 
 
 class TensorRTRunner:
@@ -129,9 +146,9 @@ class TensorRTRunner:
 
         return self._record(run) if replay else run
 
-    def step(self, cache: Sequence[DeviceArray], logits: DeviceArray, pool: Pool) -> Step | None:
+    def step(self, cache: Sequence[DeviceArray], pool: Pool) -> DeviceStep | None:
         """The CUDA library's, where the decoder's engine is of a device graph; else a step is a pass of the engines."""
-        return self._decoder.step(cache, logits, pool) if self._decoder else None
+        return self._decoder.step(cache, pool) if self._decoder else None
 
     def batched_step(self, pool: Pool) -> BatchedStep | None:
         """The CUDA library's, where the decoder's graph is a device graph."""

@@ -19,7 +19,7 @@ from tango_runtime.backends.cuda.decoder import aligned_below, rounded, too_smal
 from tango_runtime.backends.cuda.device import Buffer, Pool, Stream, rows
 from tango_runtime.backends.cuda.embedder import Embedder, Piece, TokenIds
 from tango_runtime.backends.cuda.kv_cache import KVCache
-from tango_runtime.backends.cuda.logits import DeviceLogits
+from tango_runtime.backends.cuda.logits import DeviceLogits, Greatest
 from tango_runtime.backends.cuda.row_ends import enqueue_gather
 from tango_runtime.backends.cuda.runner import GraphRunner
 from tango_runtime.backends.ort_cpu import cache_inputs, cache_rows
@@ -68,7 +68,7 @@ class ThinningDecoder:
         self._thinner = functools.cache(CudaThinner)
         (vocabulary,) = self._specs["decoder_high"].outputs[0].shape
         logits = pool.take("logits", (int(vocabulary),), np.float32)
-        self._logits = DeviceLogits(logits, pool.take("argmax", (8,), np.uint8), stream)
+        self._logits = DeviceLogits(logits, Greatest(stream), stream)
         self._all_positions = {name: self._positions_of(name) for name in self._specs}
         self._free: DeviceThinnedCache | None = None  # its memory serves the next sequence
         self.sequences = 1

@@ -67,6 +67,26 @@ TANGO_API int tango_decode_workspace(const TangoDecodeShape* shape, size_t* byte
 TANGO_API int tango_decode_enqueue(const TangoDecodeShape* shape, const TangoDecodeTensors* tensors, int32_t position,
                                    int32_t rotation, void* workspace, size_t workspace_bytes, void* stream);
 
+/* Embeddings from which a token found on the device gets its own. Host memory, except for `embedding`. */
+typedef struct TangoDecodeWords {
+    const void* table;   /* fp16 [words, hidden_size] */
+    void* row;           /* fp16 [hidden_size], pinned: the token's row on its way to the device */
+    void* embedding;     /* fp16 [hidden_size], device memory: where it goes */
+    const int32_t* stop; /* [stops], tokens that no step follows; null if there are none */
+    int32_t words;       /* at least 1 */
+    int32_t stops;
+} TangoDecodeWords;
+
+/* Waits for all work of a stream, then enqueues the step of the token that this work has found. In one call, so that
+ * the GPU goes on before the caller looks at the token. Returns a TangoStatus.
+ *
+ * `found` is host memory into which that work writes the token, such as the index of a TangoArgmax in pinned memory.
+ * `*token` becomes the token whose step was enqueued; -1 if the one found ends the sequence or has no embedding. That
+ * of `tensors` does not count. Everything else is as of tango_decode_enqueue. A CUDA graph cannot capture it. */
+TANGO_API int tango_decode_next(const TangoDecodeShape* shape, const TangoDecodeTensors* tensors, int32_t position,
+                                int32_t rotation, const TangoDecodeWords* words, const int32_t* found, int32_t* token,
+                                void* workspace, size_t workspace_bytes, void* stream);
+
 /* Sequences of one batched step, at most. */
 #define TANGO_DECODE_SEQUENCES 8
 

@@ -41,6 +41,7 @@ size_t tango_sizeof(const char* name) {
         TANGO_SIZE(TangoDecodeSequence),
         TANGO_SIZE(TangoDecodeShape),
         TANGO_SIZE(TangoDecodeTensors),
+        TANGO_SIZE(TangoDecodeWords),
         TANGO_SIZE(TangoFp16LinearTensors),
         TANGO_SIZE(TangoFp8LinearTensors),
         TANGO_SIZE(TangoLinearShape),

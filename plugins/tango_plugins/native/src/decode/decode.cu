@@ -15,6 +15,7 @@
 // Every block has its own copy of the residual stream, in fp32, and adds the same deltas to it.
 #include <algorithm>
 #include <climits>
+#include <cstring>
 #include <type_traits>
 
 #include "attention.cuh"
@@ -295,10 +296,18 @@ size_t lay_out(Step& step, char* workspace) {
 }
 
 int check_tensors(const TangoDecodeShape& shape, const TangoDecodeTensors* tensors) {
-    int status = check_weights(shape, tensors);
-    if (status == TANGO_OK) status = check_pointer("embedding", tensors->embedding, 2);
-    if (status == TANGO_OK) status = check_pointer("logits", tensors->logits, 4);
-    return status;
+    const int status = check_weights(shape, tensors);
+    return status == TANGO_OK ? check_pointer("logits", tensors->logits, 4) : status;
+}
+
+int check_words(const TangoDecodeWords* words) {
+    if (int status = check_pointer("words", words, 1)) return status;
+    if (int status = check_ranges({{"words", words->words, 1, INT_MAX}, {"stops", words->stops, 0, INT_MAX}}))
+        return status;
+    if (int status = check_pointer("table", words->table, 2)) return status;
+    if (int status = check_pointer("row", words->row, 2)) return status;
+    if (int status = check_pointer("embedding", words->embedding, 2)) return status;
+    return words->stops == 0 ? TANGO_OK : check_pointer("stop", words->stop, alignof(int32_t));
 }
 
 // Checks a shape, and describes a step of it on the current device.
@@ -311,6 +320,33 @@ int prepare(const TangoDecodeShape* given, Step& step) {
         return fail(TANGO_BAD_ARGUMENT, "a block would need %d bytes of shared memory, this GPU has %d",
                     step.layout.bytes, gpu.shared_bytes);
     return TANGO_OK;
+}
+
+// Checks what a step is given except its embedding, and describes the step.
+int describe_token(const TangoDecodeShape* shape, const TangoDecodeTensors* tensors, int32_t position, int32_t rotation,
+                   void* workspace, size_t workspace_bytes, Step& step) {
+    int status = prepare(shape, step);
+    if (status == TANGO_OK) status = check_tensors(*shape, tensors);
+    if (status == TANGO_OK)
+        status =
+            check_ranges({{"position", position, 0, shape->capacity - 1}, {"rotation", rotation, 0, kMaxRotation}});
+    if (status == TANGO_OK) status = check_pointer("workspace", workspace, kAlignment);
+    if (status != TANGO_OK) return status;
+    const size_t needed = lay_out(step, static_cast<char*>(workspace));
+    if (workspace_bytes < needed)
+        return fail(TANGO_SMALL_WORKSPACE, "workspace has %zu bytes: it must have %zu", workspace_bytes, needed);
+    step.tensors = *tensors;
+    step.position = position;
+    step.rotation = rotation;
+    step.kv_chunk_size = ceil_div(position + 1, std::min(ceil_div(position + 1, kMinChunkSize), max_chunks(step)));
+    step.kv_chunks = ceil_div(position + 1, step.kv_chunk_size);
+    return TANGO_OK;
+}
+
+int launch_step(const Step& step, cudaStream_t stream) {
+    const auto kernel = step.shape.quantized ? decode<true> : decode<false>;
+    return cuda_status(launch_cooperative(kernel, step, step.shape.blocks, kBlock, step.layout.bytes, stream),
+                       "decode");
 }
 
 }  // namespace
@@ -329,23 +365,32 @@ int tango_decode_workspace(const TangoDecodeShape* shape, size_t* bytes) {
 int tango_decode_enqueue(const TangoDecodeShape* shape, const TangoDecodeTensors* tensors, int32_t position,
                          int32_t rotation, void* workspace, size_t workspace_bytes, void* stream) {
     Step step;
-    int status = prepare(shape, step);
-    if (status == TANGO_OK) status = check_tensors(*shape, tensors);
-    if (status == TANGO_OK)
-        status =
-            check_ranges({{"position", position, 0, shape->capacity - 1}, {"rotation", rotation, 0, kMaxRotation}});
-    if (status == TANGO_OK) status = check_pointer("workspace", workspace, kAlignment);
-    if (status != TANGO_OK) return status;
-    const size_t needed = lay_out(step, static_cast<char*>(workspace));
-    if (workspace_bytes < needed)
-        return fail(TANGO_SMALL_WORKSPACE, "workspace has %zu bytes: it must have %zu", workspace_bytes, needed);
-    step.tensors = *tensors;
-    step.position = position;
-    step.rotation = rotation;
-    step.kv_chunk_size = ceil_div(position + 1, std::min(ceil_div(position + 1, kMinChunkSize), max_chunks(step)));
-    step.kv_chunks = ceil_div(position + 1, step.kv_chunk_size);
-    const auto kernel = shape->quantized ? decode<true> : decode<false>;
-    const auto grid_stream = static_cast<cudaStream_t>(stream);
-    return cuda_status(launch_cooperative(kernel, step, step.shape.blocks, kBlock, step.layout.bytes, grid_stream),
-                       "decode");
+    if (int status = describe_token(shape, tensors, position, rotation, workspace, workspace_bytes, step))
+        return status;
+    if (int status = check_pointer("embedding", tensors->embedding, 2)) return status;
+    return launch_step(step, static_cast<cudaStream_t>(stream));
+}
+
+int tango_decode_next(const TangoDecodeShape* shape, const TangoDecodeTensors* tensors, int32_t position,
+                      int32_t rotation, const TangoDecodeWords* words, const int32_t* found, int32_t* token,
+                      void* workspace, size_t workspace_bytes, void* stream) {
+    Step step;
+    if (int status = describe_token(shape, tensors, position, rotation, workspace, workspace_bytes, step))
+        return status;
+    if (int status = check_words(words)) return status;
+    if (int status = check_pointer("found", found, alignof(int32_t))) return status;
+    if (int status = check_pointer("token", token, alignof(int32_t))) return status;
+    *token = -1;
+    const auto on = static_cast<cudaStream_t>(stream);
+    if (int status = cuda_status(cudaStreamSynchronize(on), "wait for a token")) return status;
+    const int32_t next = *found;
+    if (next < 0 || next >= words->words || std::count(words->stop, words->stop + words->stops, next)) return TANGO_OK;
+    const size_t bytes = shape->hidden_size * sizeof(__half);
+    std::memcpy(words->row, static_cast<const char*>(words->table) + next * bytes, bytes);
+    const auto copied = cudaMemcpyAsync(words->embedding, words->row, bytes, cudaMemcpyHostToDevice, on);
+    if (int status = cuda_status(copied, "copy an embedding")) return status;
+    step.tensors.embedding = words->embedding;
+    if (int status = launch_step(step, on)) return status;
+    *token = next;
+    return TANGO_OK;
 }
