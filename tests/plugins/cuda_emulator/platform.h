@@ -406,6 +406,8 @@ inline unsigned load_acquire(unsigned* from) {
     return std::atomic_ref(*from).load();
 }
 
+inline void add_one_release(unsigned* to) { std::atomic_ref(*to).fetch_add(1); }
+
 inline unsigned add_one_acq_rel(unsigned* to) { return std::atomic_ref(*to).fetch_add(1); }
 
 inline void prefetch_l2(const void*) {}

@@ -32,6 +32,11 @@ __device__ inline unsigned load_acquire(const unsigned* from) {
     return value;
 }
 
+// Adds one to a counter. Who reads the sum with load_acquire() sees what this thread has written or seen before.
+__device__ inline void add_one_release(unsigned* to) {
+    asm volatile("red.release.gpu.global.add.u32 [%0], 1;\n" ::"l"(to) : "memory");
+}
+
 // Adds one to a counter and returns what it was. What this thread has written or seen before is seen by whoever adds
 // later, and the reverse.
 __device__ inline unsigned add_one_acq_rel(unsigned* to) {

@@ -5,19 +5,39 @@
 // (batch.cuh).
 #pragma once
 
+#include <algorithm>
+
 #include "step.cuh"
 
 namespace tango {
 
-constexpr int kQueries = 8;  // queries whose scores a warp reduces at a time
-constexpr int kParts = 4;    // chunks that a thread adds at a time
+constexpr int kQueries = 8;              // whose scores a warp computes together: half the rows of an `mma`
+constexpr int kKeys = 16;                // of a warp, and dimensions of one `mma`
+constexpr int kKvTileBytes = 36 << 10;     // shared memory for a tile of keys and one of values
+constexpr int kParts = 4;                // chunks that a thread adds at a time
+constexpr float kRestScale = 2048.0f;    // of what fp16 has lost
+constexpr float kLog2E = 1.44269504f;    // scores are logarithms to the base 2
 
-// A column of query, key and value, with its bias.
-template <typename AnyStep>
-__device__ float qkv_column(const AnyStep& step, const __half* bias, int column) {
-    float sum = __half2float(bias[column]);
-    add_splits(sum, step.qkv + column, step.partitions[kQkv].split_k, step.partitions[kQkv].columns);
-    return sum;
+// Halves from one row of a tile to the next: eight rows that a warp reads together are in all banks.
+__host__ __device__ constexpr int tile_pitch(int head_dim) { return head_dim + kVector; }
+
+// Positions of a tile. Each kKeys of them have a warp.
+inline int kv_tile_size(int head_dim) {
+    const int fit = kKvTileBytes / (2 * tile_pitch(head_dim) * static_cast<int>(sizeof(__half)));
+    return std::min(kMaxKvTile, fit / kKeys * kKeys);
+}
+
+// Floats of shared memory for the queries.
+__host__ __device__ inline int query_floats(int group_size, int head_dim) {
+    return ceil_div(group_size, kQueries) * kQueries * head_dim;
+}
+
+// Two numbers as fp16; `rest` is `scale` times what that has lost, so that nothing of fp32 is.
+__device__ inline uint32_t split_halves(float a, float b, float scale, uint32_t& rest) {
+    const __half2 high = __floats2half2_rn(a, b);
+    const float2 rounded = __half22float2(high);
+    rest = bits_of(__floats2half2_rn((a - rounded.x) * scale, (b - rounded.y) * scale));
+    return bits_of(high);
 }
 
 // Cosines and sines of the token's rotary angles, which are the same in every layer.
@@ -29,18 +49,10 @@ __device__ inline void compute_rope(const Step& step, float2* rope) {
     }
 }
 
-// Columns `first` and `first` + head_dim / 2, rotated by the angle of dimension `d`.
-template <typename AnyStep, typename AnyShared>
-__device__ float2 rotated(const AnyStep& step, const AnyShared& shared, const __half* bias, int first, int d) {
-    const float a = qkv_column(step, bias, first);
-    const float b = qkv_column(step, bias, first + step.shape.head_dim / 2);
-    const float2 rope = shared.rope[d];
-    return make_float2(a * rope.x - b * rope.y, b * rope.x + a * rope.y);
-}
-
 // What a block works on in attention: one chunk of one KV head.
 struct Chunk {
-    int kv_head, begin, end;  // positions [begin, end)
+    int kv_head, number;  // of its chunks
+    int begin, end;       // positions [begin, end)
     int head_dim;
     __half *keys, *values;  // the KV head's rows of the cache
     __half *key_tile, *value_tile;
@@ -50,13 +62,14 @@ struct Chunk {
         const auto& cache = shared.layers[layer % 2];
         head_dim = step.shape.head_dim;
         kv_head = index / step.kv_chunks;
-        begin = (index - kv_head * step.kv_chunks) * step.kv_chunk_size;
+        number = index - kv_head * step.kv_chunks;
+        begin = number * step.kv_chunk_size;
         end = min(begin + step.kv_chunk_size, step.position + 1);
         const size_t offset = static_cast<size_t>(kv_head) * step.shape.capacity * head_dim;
         keys = static_cast<__half*>(cache.keys) + offset;
         values = static_cast<__half*>(cache.values) + offset;
         key_tile = shared.key_tile();
-        value_tile = shared.value_tile(step);
+        value_tile = key_tile + step.kv_tile_size * tile_pitch(head_dim);
     }
 
     // Starts copying the first tile, except for the token's own row: load_token() adds it.
@@ -65,185 +78,231 @@ struct Chunk {
         copy_tile(step, begin, min(end, step.position));
     }
 
-    // Starts copying the tile at a position to shared memory, up to position `until`.
+    // Starts copying the tile at a position to shared memory, up to position `until`. Zeros follow the chunk's last
+    // value, up to a multiple of kKeys.
     template <typename AnyStep>
     __device__ void copy_tile(const AnyStep& step, int tile, int until) const {
-        const int count = (min(tile + step.kv_tile_size, until) - tile) * head_dim;
-        const size_t from = static_cast<size_t>(tile) * head_dim;
-        copy_ahead(key_tile, keys + from, count);
-        copy_ahead(value_tile, values + from, count);
+        const int shift = step.lanes_shift, part = (threadIdx.x & ((1 << shift) - 1)) * kVector;
+        const int count = min(step.kv_tile_size, end - tile), padded = ceil_div(count, kKeys) * kKeys;
+#pragma unroll 1
+        for (int row = threadIdx.x >> shift; row < padded && part < head_dim; row += kThreads >> shift) {
+            const int to = row * tile_pitch(head_dim) + part;
+            const size_t from = static_cast<size_t>(tile + row) * head_dim + part;
+            if (tile + row < until) {
+                copy_async(shared_address(key_tile + to), keys + from);
+                copy_async(shared_address(value_tile + to), values + from);
+            } else if (row >= count) {
+                *reinterpret_cast<uint4*>(value_tile + to) = make_uint4(0, 0, 0, 0);
+            }
+        }
+        copy_commit();
     }
 };
 
-// Offset of dimension `d` of a query in shared memory: what the lanes of a key read together is contiguous.
+// Stores four dimensions of a query, from `d` on, as the left operand of `mma`, whose upper rows are queries and whose
+// lower rows are what fp16 has lost of them. For each kKeys dimensions of kQueries queries, lane 4 s + t has query s's
+// dimensions 2 t and 2 t + 1, their rests, dimensions 2 t + 8 and 2 t + 9, and their rests.
+__device__ inline void store_query(float* queries, int head_dim, int query, int d, const float4& x, float scale) {
+    const int lane = query % kQueries * 4 + d % kVector / 2, step = query / kQueries * (head_dim / kKeys) + d / kKeys;
+    uint32_t* const to = reinterpret_cast<uint32_t*>(queries) + (step * kWarp + lane) * 4 + d % kKeys / kVector * 2;
+    to[0] = split_halves(x.x * scale, x.y * scale, kRestScale, to[1]);
+    to[4] = split_halves(x.z * scale, x.w * scale, kRestScale, to[5]);
+}
+
+// Four columns of query, key and value, with their bias.
 template <typename AnyStep>
-__device__ int query_offset(const AnyStep& step, int query, int d) {
-    const int quad = d % kVector / 4;
-    return ((query * (kVector / 4) + quad) * step.lanes_per_key + d / kVector) * 4 + d % 4;
+__device__ float4 qkv_columns(const AnyStep& step, const __half* bias, int column) {
+    const uint2 four = *reinterpret_cast<const uint2*>(bias + column);
+    const float2 low = __half22float2(half2_of(four.x)), high = __half22float2(half2_of(four.y));
+    float4 sum = make_float4(low.x, low.y, high.x, high.y);
+    add_splits(sum, step.qkv + column, step.partitions[kQkv].split_k, step.partitions[kQkv].columns);
+    return sum;
+}
+
+// Rotates four dimensions `a` and those that are head_dim / 2 after them.
+__device__ inline void rotate(float4& a, float4& b, const float2* rope) {
+    const float4 x = a, y = b;
+    a = make_float4(x.x * rope[0].x - y.x * rope[0].y, x.y * rope[1].x - y.y * rope[1].y,
+                    x.z * rope[2].x - y.z * rope[2].y, x.w * rope[3].x - y.w * rope[3].y);
+    b = make_float4(y.x * rope[0].x + x.x * rope[0].y, y.y * rope[1].x + x.y * rope[1].y,
+                    y.z * rope[2].x + x.z * rope[2].y, y.w * rope[3].x + x.w * rope[3].y);
+}
+
+__device__ inline uint2 four_halves(const float4& x) {
+    return make_uint2(bits_of(__floats2half2_rn(x.x, x.y)), bits_of(__floats2half2_rn(x.z, x.w)));
 }
 
 // Loads the queries, scaled. In the sequence's last chunk it also writes the token's key and value to the cache, and to
 // the tile if they belong there.
 template <typename AnyStep, typename AnyShared>
 __device__ void load_token(const AnyStep& step, const AnyShared& shared, const Chunk& chunk, const __half* bias) {
-    const TangoDecodeShape& shape = step.shape;
     const int group_size = step.group_size, head_dim = chunk.head_dim, half = head_dim / 2;
-    const int key = (shape.heads + chunk.kv_head) * head_dim, value = key + shape.kv_heads * head_dim;
-    const bool is_last = chunk.end == step.position + 1, in_tile = step.position - chunk.begin < step.kv_tile_size;
-    const size_t row = static_cast<size_t>(step.position) * head_dim;
-    const int tile_row = (step.position - chunk.begin) * head_dim;
-    const float scale = rsqrtf(static_cast<float>(head_dim));
+    const int own = step.position - chunk.begin;  // the token's row
+    const bool is_last = chunk.end == step.position + 1, in_tile = own < step.kv_tile_size;
+    const int shift = step.lanes_shift, d = (threadIdx.x & ((1 << shift) - 1)) * 4;
+    const float scale = rsqrtf(static_cast<float>(head_dim)) * kLog2E;
 #pragma unroll 1
-    for (int i = threadIdx.x; i < (group_size + is_last) * half; i += kThreads) {
-        const int q = i / half, d = i - q * half;
-        const int column = q < group_size ? (chunk.kv_head * group_size + q) * head_dim + d : key + d;
-        const float2 pair = rotated(step, shared, bias, column, d);
-        if (q < group_size) {
-            shared.queries()[query_offset(step, q, d)] = pair.x * scale;
-            shared.queries()[query_offset(step, q, half + d)] = pair.y * scale;
+    for (int row = threadIdx.x >> shift; row < group_size + 2 * is_last && d < half; row += kThreads >> shift) {
+        const int head = row < group_size    ? chunk.kv_head * group_size + row
+                         : row == group_size ? step.shape.heads + chunk.kv_head
+                                             : step.shape.heads + step.shape.kv_heads + chunk.kv_head;
+        const int column = head * head_dim + d;
+        float4 a = qkv_columns(step, bias, column), b = qkv_columns(step, bias, column + half);
+        if (row <= group_size) rotate(a, b, shared.rope + d);
+        if (row < group_size) {
+            store_query(shared.queries(), head_dim, row, d, a, scale);
+            store_query(shared.queries(), head_dim, row, half + d, b, scale);
             continue;
         }
-        const __half first = __float2half(pair.x), second = __float2half(pair.y);
-        chunk.keys[row + d] = first;
-        chunk.keys[row + half + d] = second;
-        if (!in_tile) continue;
-        chunk.key_tile[tile_row + d] = first;
-        chunk.key_tile[tile_row + half + d] = second;
-    }
-    if (!is_last) return;
-#pragma unroll 1
-    for (int d = kThreads - 1 - threadIdx.x; d < head_dim; d += kThreads) {  // threads that rotated no pair come first
-        const __half rounded = __float2half(qkv_column(step, bias, value + d));
-        chunk.values[row + d] = rounded;
-        if (in_tile) chunk.value_tile[tile_row + d] = rounded;
+        const auto store = [&](__half* to) {
+            *reinterpret_cast<uint2*>(to + d) = four_halves(a);
+            *reinterpret_cast<uint2*>(to + half + d) = four_halves(b);
+        };
+        const bool is_key = row == group_size;
+        store((is_key ? chunk.keys : chunk.values) + static_cast<size_t>(step.position) * head_dim);
+        if (in_tile) store((is_key ? chunk.key_tile : chunk.value_tile) + own * tile_pitch(head_dim));
     }
 }
 
-// Scores of the keys [count, head_dim] of a tile. A few lanes of a warp, a power of two, share a key.
-template <typename AnyStep, typename AnyShared>
-__device__ void compute_qk(const AnyStep& step, const AnyShared& shared, const __half* keys, int count) {
-    const int group_size = step.group_size, head_dim = step.shape.head_dim, lanes = step.lanes_per_key;
-    const int sub = lane_id() % lanes, keys_per_warp = kWarp / lanes;
-    const bool inside = sub * kVector < head_dim;
-    const float4* queries = reinterpret_cast<const float4*>(shared.queries()) + sub;
-#pragma unroll 1
-    for (int base = warp_id() * keys_per_warp; base < count; base += kWarps * keys_per_warp) {
-        const int j = base + lane_id() / lanes;
-        float key[kVector] = {};
-        if (inside && j < count) multiply_add(key, reinterpret_cast<const uint4*>(keys + j * head_dim)[sub], 1.0f);
-#pragma unroll 1
-        for (int first = 0; first < group_size; first += kQueries) {
-            float score[kQueries];
+// What a warp has of the keys that it took of each tile, for kQueries queries. Lane 4 s + t has the row maximum of
+// query s, and the row sum over its own keys. The outputs, weighted with exp2(score - row_max), are in shared memory
+// [head_dim / kKeys, lanes] as `mma` has them: dimensions g and g + 8 of queries 2 t and 2 t + 1, for lane 4 g + t.
+struct WarpAttention {
+    float4* outputs;
+    int head_dim;
+    float row_max = -INFINITY, row_sum = 0.0f;
+
+    // Adds kKeys keys and values of a tile, of which the first `count` count.
+    __device__ void add(const uint4* queries, __half* keys, __half* values, int count) {
+        const int lane = lane_id(), pitch = tile_pitch(head_dim);
+        float scores[4];  // of keys 2 t, 2 t + 1, 2 t + 8 and 2 t + 9
+        compute_scores(scores, queries, keys, pitch);
+        const int key = lane % 4 * 2;
+        float top = row_max;
 #pragma unroll
-            for (int q = 0; q < kQueries; ++q) {  // no branch: past the end, the last query is computed again
-                const float4* query = queries + min(first + q, group_size - 1) * (kVector / 4) * lanes;
-                const float4 a = query[0], b = query[lanes];
-                const float low = key[0] * a.x + key[1] * a.y + key[2] * a.z + key[3] * a.w;
-                const float high = key[4] * b.x + key[5] * b.y + key[6] * b.z + key[7] * b.w;
-                score[q] = inside ? low + high : 0.0f;
-            }
-#pragma unroll 1
-            for (int offset = lanes / 2; offset > 0; offset /= 2)
+        for (int i = 0; i < 4; ++i) {
+            if (key + i / 2 * 8 + i % 2 >= count) scores[i] = -INFINITY;
+            top = fmaxf(top, scores[i]);
+        }
 #pragma unroll
-                for (int q = 0; q < kQueries; ++q) score[q] += __shfl_xor_sync(kAllLanes, score[q], offset);
+        for (int offset = 1; offset <= 2; offset *= 2) top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, offset));
+        const float factor = exp2_fast(row_max - top);
+        row_max = top;
+        row_sum *= factor;
 #pragma unroll
-            for (int q = 0; q < kQueries; ++q)
-                if (sub == 0 && j < count && first + q < group_size)
-                    shared.scores[(first + q) * kMaxKvTile + j] = score[q];
+        for (int i = 0; i < 4; ++i) {
+            scores[i] = exp2_fast(scores[i] - top);
+            row_sum += scores[i];
+        }
+        uint32_t right[2], rest[2];  // weights are at most 1, so the rest needs no scale
+        right[0] = split_halves(scores[0], scores[1], 1.0f, rest[0]);
+        right[1] = split_halves(scores[2], scores[3], 1.0f, rest[1]);
+        const float2 rescale = make_float2(__shfl_sync(kAllLanes, factor, lane % 4 * 8),
+                                           __shfl_sync(kAllLanes, factor, lane % 4 * 8 + 4));
+        values += (lane / 16 * 8 + lane % 8) * pitch + lane / 8 % 2 * kVector;
+#pragma unroll 2
+        for (int i = 0; i < head_dim / kKeys; ++i) {
+            const float4 before = outputs[i * kWarp + lane];
+            float sum[4] = {before.x * rescale.x, before.y * rescale.y, before.z * rescale.x, before.w * rescale.y};
+            uint32_t left[4];
+            load_transposed(left, shared_address(values + i * kKeys));
+            mma(sum, left, right);
+            mma(sum, left, rest);
+            outputs[i * kWarp + lane] = make_float4(sum[0], sum[1], sum[2], sum[3]);
         }
     }
-}
 
-// Turns the scores of a tile into weights relative to the new row maximum.
-template <typename AnyShared>
-__device__ void update_softmax(const AnyShared& shared, int count, int group_size) {
-#pragma unroll 1
-    for (int q = warp_id(); q < group_size; q += kWarps) {
-        float* scores = shared.scores + q * kMaxKvTile;
+    // Scores of kKeys keys. An `mma` has eight of them.
+    __device__ void compute_scores(float (&scores)[4], const uint4* queries, __half* keys, int pitch) const {
+        const int lane = lane_id();
+        float sums[2][4] = {};
+        keys += (lane / 16 * 8 + lane % 8) * pitch + lane / 8 % 2 * kVector;
+#pragma unroll 4
+        for (int i = 0; i < head_dim / kKeys; ++i) {
+            const uint4 query = queries[i * kWarp + lane];
+            const uint32_t left[4] = {query.x, query.y, query.z, query.w};
+            uint32_t right[4];
+            load_matrices(right, shared_address(keys + i * kKeys));
+            mma(sums[0], left, {right[0], right[1]});
+            mma(sums[1], left, {right[2], right[3]});
+        }
+#pragma unroll
+        for (int i = 0; i < 4; ++i) scores[i] = sums[i / 2][i % 2] + sums[i / 2][i % 2 + 2] / kRestScale;
+    }
+};
+
+// Adds what the warps have of a chunk, one slice of the dimensions in a warp.
+template <typename AnyStep>
+__device__ void combine_warps(const AnyStep& step, const Chunk& chunk, const float4* outputs, const float2* softmax,
+                              int sharers, int first) {
+    const int head_dim = chunk.head_dim, slices = head_dim / kKeys, lane = lane_id(), slice = warp_id();
+    const int head = chunk.number * step.shape.heads + chunk.kv_head * step.group_size + first;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+        const int query = lane % 4 * 2 + i;
         float row_max = -INFINITY, row_sum = 0.0f;
 #pragma unroll 1
-        for (int j = lane_id(); j < count; j += kWarp) row_max = fmaxf(row_max, scores[j]);
-        const float3 before = shared.softmax[q];
-        row_max = fmaxf(before.x, warp_max(row_max));
+        for (int w = 0; w < sharers; ++w) row_max = fmaxf(row_max, softmax[w * kQueries + query].x);
+        float2 sum = make_float2(0.0f, 0.0f);
 #pragma unroll 1
-        for (int j = lane_id(); j < count; j += kWarp) {
-            scores[j] = expf(scores[j] - row_max);
-            row_sum += scores[j];
+        for (int w = 0; w < sharers; ++w) {
+            const float2 own = softmax[w * kQueries + query];
+            const float4 part = outputs[(w * slices + slice) * kWarp + lane];
+            const float weight = exp2_fast(own.x - row_max);
+            row_sum += weight * own.y;
+            sum = sum + make_float2(weight * (i == 0 ? part.x : part.y), weight * (i == 0 ? part.z : part.w));
         }
-        row_sum = warp_sum(row_sum);
-        const float rescale = expf(before.x - row_max);
-        __syncwarp();
-        if (lane_id() == 0) shared.softmax[q] = make_float3(row_max, before.y * rescale + row_sum, rescale);
+        if (first + query >= step.group_size) continue;
+        float* const to = step.attn_out + static_cast<size_t>(head + query) * head_dim + slice * kKeys + lane / 4;
+        __stcg(to, sum.x);
+        __stcg(to + 8, sum.y);
+        if (slice == 0 && lane < 4) __stcg(step.softmax + head + query, make_float2(row_max, row_sum));
     }
 }
 
-// Rescales a thread's sum to the new row maximum, and adds the weighted values of a tile: 8 dimensions of one query
-// head, over every `parts`-th position from `part` on.
-__device__ inline void accumulate_pv(float (&sum)[kVector], float rescale, const __half* values, const float* weights,
-                                     int head_dim, int part, int parts, int count) {
-#pragma unroll
-    for (int i = 0; i < kVector; ++i) sum[i] *= rescale;
-#pragma unroll 4
-    for (int j = part; j < count; j += parts)
-        multiply_add(sum, *reinterpret_cast<const uint4*>(values + j * head_dim), weights[j]);
-}
-
-// Attention over one chunk. Copying its first tile has already started.
+// Attention over one chunk. Copying its first tile has already started. A warp has every tile's next kKeys keys. The
+// block goes over the chunk once for kQueries queries.
 template <typename AnyStep, typename AnyShared>
 __device__ void attend(const AnyStep& step, const AnyShared& shared, const Chunk& chunk, const __half* bias) {
-    const int group_size = step.group_size, head_dim = chunk.head_dim;
+    const int group_size = step.group_size, head_dim = chunk.head_dim, pitch = tile_pitch(head_dim);
+    const int slices = head_dim / kKeys, lane = lane_id(), own = warp_id() * kKeys;
+    const int sharers = ceil_div(min(step.kv_tile_size, chunk.end - chunk.begin), kKeys);
+    float4* const outputs = reinterpret_cast<float4*>(shared.outputs());
+    float2* const softmax = reinterpret_cast<float2*>(outputs + sharers * slices * kWarp);  // [sharers, kQueries]
     load_token(step, shared, chunk, bias);
 #pragma unroll 1
-    for (int q = threadIdx.x; q < group_size; q += kThreads) shared.softmax[q] = make_float3(-INFINITY, 0.0f, 0.0f);
-
-    const int outputs = group_size * head_dim, vectors = outputs / kVector, parts = kThreads / vectors;
-    const int part = threadIdx.x / vectors, vector = threadIdx.x - part * vectors, q = vector * kVector / head_dim;
-    const __half* values = chunk.value_tile + (vector * kVector - q * head_dim);
-    const float* weights = shared.scores + q * kMaxKvTile;
-    float sum[kVector] = {};
+    for (int first = 0; first < group_size; first += kQueries) {
+        WarpAttention warp = {outputs + warp_id() * slices * kWarp, head_dim};
+        if (warp_id() < sharers)
+            for (int i = lane; i < slices * kWarp; i += kWarp) warp.outputs[i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        const uint4* const queries = reinterpret_cast<const uint4*>(shared.queries()) + first / kQueries * slices * kWarp;
 #pragma unroll 1
-    for (int tile = chunk.begin; tile < chunk.end; tile += step.kv_tile_size) {
-        const int count = min(step.kv_tile_size, chunk.end - tile);
-        if (tile > chunk.begin) chunk.copy_tile(step, tile, chunk.end);
-        copy_wait<0>();
+        for (int tile = chunk.begin; tile < chunk.end; tile += step.kv_tile_size) {
+            if (first > 0 || tile > chunk.begin) {
+                sync_threads();  // all warps have read the tile before, or all outputs
+                chunk.copy_tile(step, tile, chunk.end);
+            }
+            copy_wait<0>();
+            sync_threads();
+            const int count = min(step.kv_tile_size, chunk.end - tile) - own;
+            if (count > 0) warp.add(queries, chunk.key_tile + own * pitch, chunk.value_tile + own * pitch, count);
+        }
+#pragma unroll
+        for (int offset = 1; offset <= 2; offset *= 2)
+            warp.row_sum += __shfl_xor_sync(kAllLanes, warp.row_sum, offset);
+        if (warp_id() < sharers && lane % 4 == 0)
+            softmax[warp_id() * kQueries + lane / 4] = make_float2(warp.row_max, warp.row_sum);
         sync_threads();
-        compute_qk(step, shared, chunk.key_tile, count);
-        sync_threads();
-        update_softmax(shared, count, group_size);
-        sync_threads();
-        if (part < parts) accumulate_pv(sum, shared.softmax[q].z, values, weights, head_dim, part, parts, count);
-        sync_threads();
+        if (warp_id() >= slices) continue;
+        combine_warps(step, chunk, outputs, softmax, sharers, first);
     }
-    if (part < parts) {
-        float4* to = reinterpret_cast<float4*>(shared.partial_outputs() + part * outputs + vector * kVector);
-        to[0] = make_float4(sum[0], sum[1], sum[2], sum[3]);
-        to[1] = make_float4(sum[4], sum[5], sum[6], sum[7]);
-    }
-    sync_threads();
-    const int head = chunk.begin / step.kv_chunk_size * step.shape.heads + chunk.kv_head * group_size;
-#pragma unroll 1
-    for (int i = threadIdx.x; i < outputs; i += kThreads) {
-        float output = 0.0f;
-#pragma unroll 8
-        for (int p = 0; p < parts; ++p) output += shared.partial_outputs()[p * outputs + i];
-        __stcg(step.attn_out + static_cast<size_t>(head) * head_dim + i, output);
-    }
-#pragma unroll 1
-    for (int i = threadIdx.x; i < group_size; i += kThreads)
-        __stcg(step.softmax + head + i, make_float2(shared.softmax[i].x, shared.softmax[i].y));
     sync_threads();
 }
 
-// Combines the chunks to attention's output, for rows [row, row + rows) of it. `weights` has room for [heads,
-// kv_chunks].
-__device__ inline void merge_chunks(const Step& step, float* input, float2* weights, int row, int rows) {
-    const int heads = step.shape.heads, head_dim = step.shape.head_dim, chunks = step.kv_chunks;
-    const int first = row / head_dim, end = ceil_div(row + rows, head_dim), r = 4 * threadIdx.x;
-    const float* attn_out = step.attn_out + row + r;
-    float4 part[kParts];  // loads that are in flight while the weights are computed
-#pragma unroll
-    for (int c = 0; c < kParts; ++c)
-        if (r < rows && c < chunks) part[c] = __ldcg(reinterpret_cast<const float4*>(attn_out + c * heads * head_dim));
+// A chunk's weight in attention's output, for all chunks of heads [first, end): the share of its exponentials, so that
+// its values, weighted with those, only have to be multiplied with it. `weights` [heads, kv_chunks].
+__device__ inline void weigh_chunks(const Step& step, float2* weights, int first, int end) {
+    const int heads = step.shape.heads, chunks = step.kv_chunks;
 #pragma unroll 1
     for (int h = first + warp_id(); h < end; h += kWarps) {
         float2* weight = weights + h * chunks;
@@ -256,35 +315,57 @@ __device__ inline void merge_chunks(const Step& step, float* input, float2* weig
         row_max = warp_max(row_max);
 #pragma unroll 1
         for (int c = lane_id(); c < chunks; c += kWarp) {
-            weight[c].x = expf(weight[c].x - row_max);
+            weight[c].x = exp2_fast(weight[c].x - row_max);
             row_sum += weight[c].x * weight[c].y;
         }
-        row_sum = warp_sum(row_sum);
+        const float inverse = 1.0f / warp_sum(row_sum);
 #pragma unroll 1
-        for (int c = lane_id(); c < chunks; c += kWarp) weight[c].x /= row_sum;
+        for (int c = lane_id(); c < chunks; c += kWarp) weight[c].x *= inverse;
     }
-    sync_threads();
+}
+
+// Combines the chunks to attention's output, for rows [row, row + rows) of it. `weights` has room for [heads,
+// kv_chunks], and `sums` for a float4 of each thread. A thread adds every `groups`-th chunk of four rows.
+__device__ inline void merge_chunks(const Step& step, float* input, float2* weights, float4* sums, int row, int rows) {
+    if (rows == 0) return;
+    const int chunks = step.kv_chunks, stride = step.shape.heads * step.shape.head_dim / 4, columns = rows / 4;
+    const int width = step.merged_columns.value, groups = step.merge_groups;
+    const int group = step.merged_columns.divide(threadIdx.x), own = threadIdx.x - group * width;
 #pragma unroll 1
-    for (int i = r; i < rows; i += 4 * kThreads) {
-        const float2* weight = weights + (row + i) / head_dim * chunks;
-        float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    for (int first = 0; first < columns; first += width) {
+        const int column = first + own, begin = group < groups && column < columns ? group : chunks;
+        const float4* const from = reinterpret_cast<const float4*>(step.attn_out + row) + column;
+        float4 part[kParts], sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        const auto load = [&](int chunk) {
+#pragma unroll
+            for (int i = 0; i < kParts; ++i)
+                if (chunk + i * groups < chunks) part[i] = __ldcg(from + (chunk + i * groups) * stride);
+        };
+        load(begin);  // in flight while the weights are computed
+        const float2* const weight = weights + step.head_dim.divide(row + 4 * column) * chunks;
+        if (first == 0) {
+            weigh_chunks(step, weights, step.head_dim.divide(row), step.head_dim.divide(row + rows - 1) + 1);
+            sync_threads();
+        }
 #pragma unroll 1
-        for (int begin = 0; begin < chunks; begin += kParts) {
+        for (int chunk = begin; chunk < chunks; chunk += kParts * groups) {
+            if (chunk > begin) load(chunk);
 #pragma unroll
-            for (int c = 0; c < kParts; ++c)
-                if (begin + c < chunks && begin + i > r)  // the first ones were loaded above
-                    part[c] =
-                        __ldcg(reinterpret_cast<const float4*>(attn_out + i - r + (begin + c) * heads * head_dim));
-#pragma unroll
-            for (int c = 0; c < kParts; ++c) {
-                if (begin + c >= chunks) continue;
-                const float w = weight[begin + c].x;
-                sum = sum + make_float4(w * part[c].x, w * part[c].y, w * part[c].z, w * part[c].w);
+            for (int i = 0; i < kParts; ++i) {
+                if (chunk + i * groups >= chunks) continue;
+                const float w = weight[chunk + i * groups].x;
+                sum = sum + make_float4(w * part[i].x, w * part[i].y, w * part[i].z, w * part[i].w);
             }
         }
-        *reinterpret_cast<float4*>(input + i) = sum;
+        sums[threadIdx.x] = sum;
+        sync_threads();
+        if (own == static_cast<int>(threadIdx.x) && column < columns) {
+#pragma unroll 2
+            for (int i = threadIdx.x + width; i < width * groups; i += width) sum = sum + sums[i];
+            reinterpret_cast<float4*>(input)[column] = sum;
+        }
+        sync_threads();
     }
-    sync_threads();
 }
 
 }  // namespace tango

@@ -232,7 +232,7 @@ __device__ void merge_parts(const SequenceStep& step, const SequenceShared& shar
         row_max = warp_max(row_max);
 #pragma unroll
         for (int i = 0; i < kMaxBatchChunks / kWarp; ++i) {
-            own[i].x = expf(own[i].x - row_max);
+            own[i].x = exp2_fast(own[i].x - row_max);
             row_sum += own[i].x * own[i].y;
         }
         row_sum = warp_sum(row_sum);
@@ -394,11 +394,9 @@ BatchPartition partition_gemv(int matrices, int rows, int columns, int blocks, i
 BatchStep describe(const TangoDecodeShape& shape, size_t shared_bytes) {
     BatchStep step = {};
     step.shape = shape;
-    step.lanes_per_key = 1;
-    while (step.lanes_per_key * kVector < shape.head_dim) step.lanes_per_key *= 2;
-    const int row_bytes = shape.head_dim * static_cast<int>(sizeof(__half));
-    step.kv_tile_size = std::min(kMaxKvTile, kBatchRingBytes / 2 / row_bytes);
-    step.input_bytes = SequenceShared(step, BatchShared(step, nullptr)).input_bytes(step.group_size());
+    while (kVector << step.lanes_shift < shape.head_dim) ++step.lanes_shift;
+    step.kv_tile_size = kv_tile_size(shape.head_dim);
+    step.input_bytes = SequenceShared(step, BatchShared(step, nullptr)).input_bytes();
     step.input_bytes = ceil_div(step.input_bytes, sizeof(Fragment)) * sizeof(Fragment);
     const size_t needed = reinterpret_cast<size_t>(BatchShared(step, nullptr).end);
     if (needed > shared_bytes) return step;

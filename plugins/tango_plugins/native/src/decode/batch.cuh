@@ -30,7 +30,7 @@ struct BatchStep {
     int count;                  // of sequences
     int attention_parts;        // of all sequences
     int kv_tile_size;           // positions of a chunk that are in shared memory at a time
-    int lanes_per_key;          // a power of two
+    int lanes_shift;            // of the lanes that copy a key, a power of two, its logarithm
     int input_bytes;            // shared memory for the input of a GEMV, or for attention
     unsigned* arrived_blocks;   // counts the blocks that end a phase, over all phases
     unsigned* finished_blocks;  // counts the blocks that end the step
@@ -86,7 +86,7 @@ static_assert(2 * sizeof(TangoDecodeLayer) + sizeof(TangoMatrix) + kGemvs * size
 struct SequenceStep {
     TangoDecodeShape shape;
     const BatchPartition* partitions;
-    int position, kv_chunks, kv_chunk_size, kv_tile_size, lanes_per_key, group_size;
+    int position, kv_chunks, kv_chunk_size, kv_tile_size, lanes_shift, group_size;
     const float* qkv;
     float* attn_out;
     float2* softmax;
@@ -98,7 +98,7 @@ struct SequenceStep {
         kv_chunks = own.kv_chunks;
         kv_chunk_size = own.kv_chunk_size;
         kv_tile_size = step.kv_tile_size;
-        lanes_per_key = step.lanes_per_key;
+        lanes_shift = step.lanes_shift;
         group_size = step.group_size();
         const BatchPartition& gemv = step.partitions[kQkv];
         qkv = step.qkv + static_cast<size_t>(sequence) * gemv.split_k * gemv.columns;
@@ -112,33 +112,23 @@ struct SequenceStep {
 struct SequenceShared {
     const TangoDecodeCache* layers;  // [2], at `layer` % 2 that of the layer
     const float2* rope;
-    float* scores;         // [group_size, kMaxKvTile], then the softmax weights
     float* chunk_weights;  // [group_size, kMaxBatchChunks]
-    float3* softmax;       // [group_size]
 
     __host__ __device__ SequenceShared(const BatchStep& step, const BatchShared& shared)
         : layers(nullptr), rope(nullptr), input_(reinterpret_cast<float*>(shared.input)), ring_(shared.ring) {
-        const int group_size = step.group_size();
-        scores = input_ + kAccumulatorFloats;
-        chunk_weights = scores + group_size * kMaxKvTile;
-        queries_ = chunk_weights + group_size * kMaxBatchChunks;
-        softmax = reinterpret_cast<float3*>(queries_ + group_size * step.lanes_per_key * kVector);
+        chunk_weights = input_ + kAccumulatorFloats;
+        queries_ = chunk_weights + step.group_size() * kMaxBatchChunks;
+        end_ = queries_ + query_floats(step.group_size(), step.shape.head_dim);
     }
 
     __device__ float* queries() const { return queries_; }
-    __device__ float* partial_outputs() const { return input_; }
+    __device__ float* outputs() const { return input_; }
     __device__ __half* key_tile() const { return reinterpret_cast<__half*>(ring_); }
-    template <typename AnyStep>
-    __device__ __half* value_tile(const AnyStep& step) const {
-        return key_tile() + step.kv_tile_size * step.shape.head_dim;
-    }
 
-    __host__ int input_bytes(int group_size) const {
-        return static_cast<int>(reinterpret_cast<char*>(softmax + group_size) - reinterpret_cast<char*>(input_));
-    }
+    __host__ int input_bytes() const { return static_cast<int>(reinterpret_cast<char*>(end_) - reinterpret_cast<char*>(input_)); }
 
   private:
-    float *input_, *queries_;
+    float *input_, *queries_, *end_;
     char* ring_;
 };
 

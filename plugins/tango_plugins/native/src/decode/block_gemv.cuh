@@ -7,6 +7,7 @@ namespace tango {
 
 constexpr int kUnit = 32;  // rows of the smallest block
 constexpr int kTileColumns = 16;
+constexpr int kMaxBlockTiles = kMaxVectors * kVector / kTileColumns;
 constexpr int kDeep = 6, kMedium = 4, kShallow = 2;       // steps of a warp that are in flight; at least one
 constexpr int kScalesAt = kTileColumns * 64;              // in a stage, after its weights
 constexpr int kZerosAt = kScalesAt + 2 * kWarp * 4;       // two words for each lane
@@ -82,11 +83,11 @@ class BlockGemv : public GemvPart {
           first_(first),
           second_(second),
           stage_bytes_(first.zeros == nullptr ? kZerosAt : kMaxStageBytes),
-          blocks_((partition_.rows + first.group - 1) / first.group),
+          blocks_((partition_.rows + first.group - 1) >> (5 + (first.group >> 6))),  // 32, 64 or 128 rows
           shift_((first.group >> 6) + (kBits == 8)),
           tile_steps_(ceil_div(rows_, 4 * kRows)),
           last_((row_ + rows_ - 1) / kRows) {
-        depth_ = ring_depth(ring.bytes, stage_bytes_);
+        depth_ = has_zeros() ? ring_depth(ring.bytes, kMaxStageBytes) : ring_depth(ring.bytes, kZerosAt);
         char* const own = reinterpret_cast<char*>(ring.memory) + warp_id() * depth_ * stage_bytes_;
         values_in_ring_ = own + lane_id() * 16;
         words_in_ring_ = own + kScalesAt + lane_id() * 4;
@@ -115,7 +116,7 @@ class BlockGemv : public GemvPart {
             const int columns = tiles() * kTileColumns, second = partition_.matrices == 2 ? columns : 0;
 #pragma unroll 1
             for (int c = threadIdx.x; c < columns; c += kThreads)
-                emit(column_ + c, split_, total(acc, c), total(acc, c + second));
+                emit(column_ + c, split_, total(acc, c), second > 0 ? total(acc, c + second) : 0.0f);
             index_ += gridDim.x;
             if (!is_valid()) return;
             select();
@@ -135,16 +136,16 @@ class BlockGemv : public GemvPart {
 
     // Finds this warp's steps.
     __device__ void seek() {
-        const int all = steps(), sharers = max(1, min(kWarps, all));
-        begin_ = min(warp_id(), sharers) * all / sharers;
-        end_ = min(warp_id() + 1, sharers) * all / sharers;
+        const int all = steps();
+        begin_ = all < kWarps ? min(warp_id(), all) : warp_id() * all / kWarps;
+        end_ = all < kWarps ? min(warp_id() + 1, all) : (warp_id() + 1) * all / kWarps;
         open(begin_);
     }
 
     // Makes a step the next to be loaded.
     __device__ void open(int step) {
         next_ = step;
-        tile_ = step / max(1, tile_steps_);
+        tile_ = quotient(step, max(1, tile_steps_));
         open_tile();
         const int skipped = step - tile_ * tile_steps_;
         left_ -= skipped;
@@ -223,7 +224,7 @@ class BlockGemv : public GemvPart {
     // Adds this warp's steps, with depth_ in flight all the time, and stores the sums of each tile.
     __device__ void accumulate(const float* input, float* acc) {
         uint4 x[kRows / kVector] = {};
-        int tile = begin_ / max(1, tile_steps_), first = begin_ - tile * tile_steps_, stage = 0;
+        int tile = quotient(begin_, max(1, tile_steps_)), first = begin_ - tile * tile_steps_, stage = 0;
 #pragma unroll 1
         for (int step = begin_; step < end_; ++tile, first = 0) {
             float sum[2] = {};
@@ -241,6 +242,8 @@ class BlockGemv : public GemvPart {
                 if (stage == depth_ * stage_bytes_) stage = 0;
             }
             store(sum, acc, tile);
+            if (lane_id() == 0 && first == 0) warps(acc, tile)[0] = warp_id();
+            if (lane_id() == 0 && step == (tile + 1) * tile_steps_) warps(acc, tile)[1] = warp_id();
         }
         copy_wait<0>();
         sync_threads();
@@ -295,17 +298,18 @@ class BlockGemv : public GemvPart {
     }
 
     // The sum of a column over the warps that had steps of its tile.
-    __device__ float total(const float* acc, int column) const {
-        const int tile = column / kTileColumns, all = steps();
-        const int last = warp_of((tile + 1) * tile_steps_ - 1, all);
+    __device__ static float total(float* acc, int column) {
+        const int* const range = warps(acc, column / kTileColumns);
         float sum = 0.0f;
-        for (int warp = warp_of(tile * tile_steps_, all); warp <= last; ++warp)
-            sum += acc[warp * kTileColumns + column];
+#pragma unroll 1
+        for (int warp = range[0]; warp <= range[1]; ++warp) sum += acc[warp * kTileColumns + column];
         return sum;
     }
 
-    // The warp that has a step: the last that begins no later.
-    __device__ static int warp_of(int step, int all) { return (min(kWarps, all) * (step + 1) - 1) / all; }
+    // The first and the last warp that have steps of a tile.
+    __device__ static int* warps(float* acc, int tile) {
+        return reinterpret_cast<int*>(acc) + (kWarps + kMaxBlockTiles) * kTileColumns + 2 * tile;
+    }
 
     const TangoMatrix &first_, &second_;
     int stage_bytes_, depth_;

@@ -26,14 +26,14 @@
 namespace tango {
 namespace {
 
-constexpr int kMinChunkSize = 32;    // fewer positions are not worth a block of their own
+constexpr int kMinChunkSize = 64;    // fewer positions are not worth a block of their own
 constexpr int kTypicalChunks = 12;   // of a sequence, assumed where the splits are chosen
 constexpr int kMaxSplitRows = 8192;  // the input of a split must fit into shared memory
 constexpr int kSplitCost = 64;       // sectors that can be read in the time of adding one more split
 constexpr int kSectorBytes = kSector * sizeof(__half);
 constexpr size_t kAlignment = 256;
 
-static_assert(kDimMultiple == kSector && kMaxGroupWidth == kAccumulatorFloats);
+static_assert(kDimMultiple == kSector);
 
 // The GEMV at an index of the sequence of all GEMVs.
 struct Phase {
@@ -54,16 +54,17 @@ __device__ float block_sum(float value, float* warp_sums) {
     value = warp_sum(value);
     if (lane_id() == 0) warp_sums[warp_id()] = value;
     sync_threads();
-    value = warp_sum(lane_id() < kWarps ? warp_sums[lane_id()] : 0.0f);
-    sync_threads();
-    return value;
+    float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+#pragma unroll
+    for (int i = 0; i < kWarps / 4; ++i) sum = sum + reinterpret_cast<const float4*>(warp_sums)[i];
+    return sum.x + sum.y + (sum.z + sum.w);
 }
 
 // residual += residual_delta; input = RMSNorm(residual).
 __device__ void normalize(const Step& step, int splits, const Shared& shared) {
     const int hidden_size = step.shape.hidden_size;
     float squares = 0.0f;
-#pragma unroll 1
+#pragma unroll 2
     for (int i = 4 * threadIdx.x; i < hidden_size; i += 4 * kThreads) {
         float4 x = *reinterpret_cast<float4*>(shared.residual + i);
         add_splits(x, step.residual_delta + i, splits, hidden_size);
@@ -72,14 +73,19 @@ __device__ void normalize(const Step& step, int splits, const Shared& shared) {
     }
     const float scale = rsqrtf(block_sum(squares, shared.warp_sums()) / hidden_size + step.shape.norm_eps);
 #pragma unroll 1
-    for (int i = threadIdx.x; i < hidden_size; i += kThreads)
-        shared.input[i] = shared.residual[i] * scale * shared.norm[i];
+    for (int i = 4 * threadIdx.x; i < hidden_size; i += 4 * kThreads) {
+        const float4 x = *reinterpret_cast<const float4*>(shared.residual + i);
+        const float4 w = *reinterpret_cast<const float4*>(shared.norm + i);
+        *reinterpret_cast<float4*>(shared.input + i) =
+            make_float4(x.x * scale * w.x, x.y * scale * w.y, x.z * scale * w.z, x.w * scale * w.w);
+    }
     sync_threads();
 }
 
 __device__ void load_hidden(const Step& step, float* input, int row, int rows) {
-#pragma unroll 8
-    for (int r = threadIdx.x; r < rows; r += kThreads) input[r] = __ldcg(step.hidden + row + r);
+#pragma unroll 4
+    for (int r = 4 * threadIdx.x; r < rows; r += 4 * kThreads)
+        *reinterpret_cast<float4*>(input + r) = __ldcg(reinterpret_cast<const float4*>(step.hidden + row + r));
     sync_threads();
 }
 
@@ -100,7 +106,7 @@ __device__ void copy_for_later(const Step& step, const Shared& shared, const Pha
 // Prepares the input of a GEMV in shared memory; returns the part that the block needs.
 __device__ const float* load_input(const Step& step, const Shared& shared, const Phase& phase, const GemvPart& gemv) {
     if (phase.gemv == kOut) {
-        merge_chunks(step, shared.input, shared.chunk_weights(), gemv.row(), gemv.rows());
+        merge_chunks(step, shared.input, shared.chunk_weights(), shared.chunk_sums(), gemv.row(), gemv.rows());
         return shared.input;
     }
     if (phase.gemv == kDown) {
@@ -217,8 +223,9 @@ GemvPartition partition_gemv(int matrices, int rows, int columns, int input_byte
         best.split_rows = split_rows;
         best.split_k = ceil_div(rows, split_rows);
     }
-    best.vectors_per_row = matrices * best.tile_n / kVector;
-    best.rows_per_iter = kThreads / best.vectors_per_row;
+    best.vectors_per_row = Divisor(matrices * best.tile_n / kVector);
+    best.rows_per_iter = kThreads / best.vectors_per_row.value;
+    while (2 << best.lanes_shift <= std::min(kWarp, kThreads / best.tile_n)) ++best.lanes_shift;
     return best;
 }
 
@@ -237,14 +244,12 @@ SharedLayout lay_out_shared(const Step& step, int inputs, int limit) {
     add(layout.input,
         (shape.quantized ? (ceil_div(inputs, 128) + 1) * kMaxInputs : ceil_div(inputs, kUnit) * kUnit) * floats);
     add(layout.norm, hidden);
-    add(layout.scores, step.group_size * kMaxKvTile * floats);
     add(layout.rope, shape.head_dim * floats);
-    add(layout.softmax, ceil_div(step.group_size * static_cast<int>(sizeof(float3)), 16) * 16);
     add(layout.accumulators, kAccumulatorFloats * floats);
     layout.ring_bytes = kRingBytes;
     if (shape.quantized)
         layout.ring_bytes = std::max(kFp8RingBytes, ring_depth(limit - used, kZerosAt) * kWarps * kZerosAt);
-    add(layout.ring, layout.ring_bytes);
+    add(layout.ring, std::max(layout.ring_bytes, kKvTileBytes));
     layout.bytes = used;
     return layout;
 }
@@ -261,18 +266,20 @@ Step describe(const TangoDecodeShape& shape, int shared_limit) {
     step.partitions[kGateUp] = partition_gemv(2, hidden_size, intermediate, 0, blocks, 1);
     step.partitions[kDown] = partition_gemv(1, intermediate, hidden_size, one, blocks, kMaxSplitK);
     step.partitions[kLmHead] = partition_gemv(1, hidden_size, shape.head_columns, 0, blocks, 1);
-    step.kv_tile_size = std::min(kMaxKvTile, kRingBytes / 2 / (shape.head_dim * static_cast<int>(sizeof(__half))));
-    step.lanes_per_key = 1;
-    while (step.lanes_per_key * kVector < shape.head_dim) step.lanes_per_key *= 2;
+    step.kv_tile_size = kv_tile_size(shape.head_dim);
+    while (kVector << step.lanes_shift < shape.head_dim) ++step.lanes_shift;
     step.group_size = shape.heads / shape.kv_heads;
-    const int queries = step.group_size * step.lanes_per_key * kVector;
+    step.head_dim = Divisor(shape.head_dim);
+    step.merged_columns = Divisor(std::min(step.partitions[kOut].split_rows / 4, kThreads));
+    step.merge_groups = kThreads / step.merged_columns.value;
+    const int queries = query_floats(step.group_size, shape.head_dim);
     const int inputs = std::max({hidden_size, attn_out, queries, step.partitions[kDown].split_rows});
     step.layout = lay_out_shared(step, inputs, shared_limit);
     return step;
 }
 
 int max_chunks(const Step& step) {
-    return std::max(1, std::min(step.shape.blocks / step.shape.kv_heads, kAccumulatorFloats / 2 / step.shape.heads));
+    return std::max(1, std::min(step.shape.blocks / step.shape.kv_heads, kChunkWeights / step.shape.heads));
 }
 
 // Sets the step's pointers into a workspace; returns its size.

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "common/integers.cuh"
+#include "divisor.cuh"
 #include "tango/linear.h"
 #include "threads.cuh"
 
@@ -12,7 +13,9 @@ constexpr int kVector = 8;        // fp16 elements of one load
 constexpr int kSector = 16;       // columns of the smallest memory access: 32 bytes
 constexpr int kLoads = 4;         // loads that a thread keeps in flight: 32 KB per SM
 constexpr int kMaxVectors = 256;  // of a row of a tile, so that a block reads at least two rows at a time
-constexpr int kAccumulatorFloats = kThreads * kVector;  // shared memory that a GEMV needs for its accumulators
+constexpr int kRowPadding = 4;    // floats between two rows of accumulators: lanes read several rows at once
+constexpr int kAccumulatorFloats = kThreads * (kVector + kRowPadding / 2);  // shared memory for them
+constexpr int kNoRow = 1 << 28;   // of a thread that reads nothing
 
 // How a GEMV is distributed. The columns are cut into tiles. Where these are too few to keep all blocks busy, the rows
 // are cut as well (split-K), and whoever reads the result adds the partial results. One thread reads one vector of a
@@ -22,8 +25,9 @@ struct GemvPartition {
     int rows, columns;        // of a matrix
     int tile_n, tiles;        // columns of a tile; number of tiles
     int split_rows, split_k;  // rows of a split; number of splits
-    int vectors_per_row;      // of a tile, over all matrices
+    Divisor vectors_per_row;  // of a tile, over all matrices
     int rows_per_iter;
+    int lanes_shift;          // of the lanes that add the accumulators of a column, a power of two, its logarithm
 };
 
 __device__ inline void multiply_add(float (&acc)[kVector], const uint4& vector, float factor) {
@@ -120,16 +124,12 @@ class RowGemv : public GemvPart {
         }
 #pragma unroll 1
         while (is_valid()) {
-            const float own_scale = kIsInteger ? scale(threadIdx.x) : 1.0f;  // loaded ahead
+            const float2 own_scales = scales(threadIdx.x >> partition_.lanes_shift);  // loaded ahead
             accumulate_rows(input, acc);
-            reduce_rows(acc, own_scale);
-            const int columns = min(partition_.tile_n, partition_.columns - column_);
-            const int second = partition_.matrices == 2 ? partition_.tile_n : 0;
-#pragma unroll 1
-            for (int c = threadIdx.x; c < columns; c += kThreads) emit(column_ + c, split_, acc[c], acc[c + second]);
+            emit_columns(acc, own_scales, emit);
+            if (kIsInteger) sync_threads();  // some of the sums may lie in the ring
             index_ += gridDim.x;
             if (!is_valid()) break;
-            if (kIsInteger) sync_threads();  // some of the results may lie in the ring
             select();
             seek();
             start();
@@ -140,36 +140,40 @@ class RowGemv : public GemvPart {
   private:
     static constexpr bool kIsInteger = sizeof(Element) == 1;
     static constexpr int kElements = sizeof(uint4) / sizeof(Element);  // columns of a load
+    static constexpr int kVectors = kElements / kVector;               // of fp16, as a partition counts them
 
     // Finds this thread's first load.
     __device__ void seek() {
-        lane_row_ = threadIdx.x / vectors_per_row();
+        lane_row_ = partition_.vectors_per_row.divide(threadIdx.x * kVectors);
         const int vector = threadIdx.x - lane_row_ * vectors_per_row();
-        const int vectors_per_matrix = vectors_per_row() / partition_.matrices;
+        const int vectors_per_matrix = vectors_per_row() >> (partition_.matrices - 1);
         const bool second = vector >= vectors_per_matrix;
         const int column = column_ + kElements * (second ? vector - vectors_per_matrix : vector);
-        // A thread past the last column, or without a row, reads nothing.
-        if (lane_row_ >= rows_per_iter() || column >= partition_.columns) lane_row_ = partition_.rows;
         const void* values = second ? second_.values : first_.values;
         from_ =
             static_cast<const Element*>(values) + static_cast<size_t>(row_ + lane_row_) * partition_.columns + column;
+        if (lane_row_ >= rows_per_iter() || column >= partition_.columns) lane_row_ = kNoRow;
         next_row_ = lane_row_;
     }
 
     // How many loads a row of the tile takes, and how many such rows the block reads at a time. The partition has them
     // for fp16.
-    __device__ int vectors_per_row() const { return partition_.vectors_per_row / (kElements / kVector); }
+    __device__ int vectors_per_row() const { return partition_.vectors_per_row.value / kVectors; }
     __device__ int rows_per_iter() const {
-        return kIsInteger ? kThreads / vectors_per_row() : partition_.rows_per_iter;
+        return kIsInteger ? partition_.vectors_per_row.divide(kThreads * kVectors) : partition_.rows_per_iter;
     }
 
-    // The scale of a result: those of the second matrix follow those of the first.
-    __device__ float scale(int output) const {
-        const bool second = output >= partition_.tile_n;
-        const int column = column_ + (second ? output - partition_.tile_n : output);
-        if (column >= partition_.columns || output >= partition_.matrices * partition_.tile_n) return 0.0f;
-        return static_cast<const float*>(second ? second_.scales : first_.scales)[column];
+    // The scales of a column of the tile: in the first matrix, and in the second.
+    __device__ float2 scales(int c) const {
+        float2 scales = make_float2(1.0f, 1.0f);
+        if (!kIsInteger || c >= partition_.tile_n || column_ + c >= partition_.columns) return scales;
+        scales.x = static_cast<const float*>(first_.scales)[column_ + c];
+        if (partition_.matrices == 2) scales.y = static_cast<const float*>(second_.scales)[column_ + c];
+        return scales;
     }
+
+    // Floats from one row's accumulators to the next's.
+    __device__ int pitch() const { return vectors_per_row() * kElements + kRowPadding; }
 
     // Starts the load of the next row, if there is one.
     __device__ void load(int slot) {
@@ -192,29 +196,40 @@ class RowGemv : public GemvPart {
             }
         copy_wait<0>();
         if (kIsInteger) sync_threads();  // the sums take some of the ring
-        float4* to = reinterpret_cast<float4*>(acc + threadIdx.x * kElements);
+        if (lane_row_ != kNoRow) {
+            const int vector = threadIdx.x - lane_row_ * vectors_per_row();
+            float4* to = reinterpret_cast<float4*>(acc + lane_row_ * pitch() + vector * kElements);
 #pragma unroll
-        for (int i = 0; i < kElements / 4; ++i)
-            to[i] = make_float4(sum[4 * i], sum[4 * i + 1], sum[4 * i + 2], sum[4 * i + 3]);
+            for (int i = 0; i < kElements / 4; ++i)
+                to[i] = make_float4(sum[4 * i], sum[4 * i + 1], sum[4 * i + 2], sum[4 * i + 3]);
+        }
         sync_threads();
     }
 
-    // Adds the results of all rows of an iteration and stores them at the beginning of `acc`. Two passes: first down to
-    // as many parts as there are threads for, then to one. Both work in place, because a thread has its own column.
-    __device__ void reduce_rows(float* acc, float own_scale) const {
-        const int outputs = vectors_per_row() * kElements;
-        const int parts = max(1, min(rows_per_iter(), kThreads / outputs));
-        for (int end = rows_per_iter(), left = parts;; end = parts, left = 1) {
+    // Adds the accumulators of all rows of an iteration. A few neighboring lanes share a column.
+    template <typename Emit>
+    __device__ void emit_columns(const float* acc, const float2& own_scales, Emit emit) const {
+        const int shift = partition_.lanes_shift, lanes = 1 << shift, part = threadIdx.x & (lanes - 1);
+        const int columns = min(partition_.tile_n, partition_.columns - column_), step = lanes * pitch();
+        const bool two = partition_.matrices == 2;
 #pragma unroll 1
-            for (int i = threadIdx.x; i < left * outputs; i += kThreads) {
-                float sum = 0.0f;
-#pragma unroll 8
-                for (int j = i; j < end * outputs; j += left * outputs) sum += acc[j];
-                if (kIsInteger && left == 1) sum *= i == static_cast<int>(threadIdx.x) ? own_scale : scale(i);
-                acc[i] = sum;
+        for (int first = 0; first < columns; first += kThreads >> shift) {
+            const int c = first + (threadIdx.x >> shift), end = c < columns ? rows_per_iter() : 0;
+            const float* from = acc + part * pitch() + c;
+            float sum = 0.0f, up = 0.0f;
+#pragma unroll 4
+            for (int row = part; row < end; row += lanes, from += step) {
+                sum += from[0];
+                if (two) up += from[partition_.tile_n];
             }
-            sync_threads();
-            if (left == 1) return;
+#pragma unroll 1
+            for (int offset = lanes / 2; offset > 0; offset /= 2) {
+                sum += __shfl_xor_sync(kAllLanes, sum, offset);
+                if (two) up += __shfl_xor_sync(kAllLanes, up, offset);
+            }
+            if (c >= columns || part > 0) continue;
+            const float2 scale = kIsInteger && first > 0 ? scales(c) : own_scales;
+            emit(column_ + c, split_, sum * scale.x, up * scale.y);
         }
     }
 

@@ -12,12 +12,14 @@ constexpr int kMaxKvTile = 128;    // largest number of positions whose scores a
 constexpr int kHeaderBytes = 768;  // shared memory for the layers and partitions
 constexpr int kRingBytes = kLoads * kThreads * static_cast<int>(sizeof(uint4));
 
+constexpr int kChunkWeights = kAccumulatorFloats / 2 - 2 * kThreads;  // besides a float4 of each thread
+
 // The GEMVs of a layer in their order, which is that of their matrices in TangoDecodeLayer, and the last one.
 enum { kQkv, kOut, kGateUp, kDown, kLmHead, kGemvs };
 
 // Where a block's shared memory has what, in bytes from its beginning; see Shared.
 struct SharedLayout {
-    int residual, input, accumulators, ring, ring_bytes, norm, scores, rope, softmax, bytes;
+    int residual, input, accumulators, ring, ring_bytes, norm, rope, bytes;
 };
 
 // The kernel's only argument.
@@ -27,10 +29,13 @@ struct Step {
     GemvPartition partitions[kGemvs];
     SharedLayout layout;
     int group_size;                // query heads of a KV head
+    Divisor head_dim;
+    Divisor merged_columns;        // float4 of the input of kOut that the threads merge at a time
+    int merge_groups;              // of threads that have different chunks then
     int position, rotation;        // of the token: row in the cache, and position of its rotary angles
     int kv_chunks, kv_chunk_size;  // attention: parts that the sequence is cut into, and positions of one
     int kv_tile_size;              // positions of a chunk that are in shared memory at a time
-    int lanes_per_key;             // a power of two
+    int lanes_shift;               // of the lanes that copy a key, a power of two, its logarithm
     unsigned* arrived_blocks;      // counts the blocks that end a phase, over all phases
     unsigned* finished_blocks;     // counts the blocks that end the step
     float* qkv;                    // [splits of kQkv, columns of kQkv]
@@ -49,9 +54,7 @@ struct Shared {
     float* accumulators;        // [kAccumulatorFloats]
     Ring ring;                  // of a GEMV
     float* norm;                // [hidden_size], weights of the next norm
-    float* scores;              // [group_size, kMaxKvTile], then the softmax weights
     float2* rope;               // [head_dim / 2]: cosine, sine
-    float3* softmax;            // [group_size]: row_max, row_sum, factor that rescales the earlier tiles
 
     __device__ Shared(const SharedLayout& layout, float4* memory) {
         char* const from = reinterpret_cast<char*>(memory);
@@ -62,9 +65,7 @@ struct Shared {
         accumulators = reinterpret_cast<float*>(from + layout.accumulators);
         ring = {reinterpret_cast<uint4*>(from + layout.ring), layout.ring_bytes};
         norm = reinterpret_cast<float*>(from + layout.norm);
-        scores = reinterpret_cast<float*>(from + layout.scores);
         rope = reinterpret_cast<float2*>(from + layout.rope);
-        softmax = reinterpret_cast<float3*>(from + layout.softmax);
     }
 
     __device__ TangoMatrix* head() const { return reinterpret_cast<TangoMatrix*>(layers + 2); }
@@ -74,20 +75,20 @@ struct Shared {
         return gemv == kLmHead ? *head() : *(&layers[layer % 2].qkv + gemv);
     }
 
-    // Between two GEMVs, attention uses the memory of their inputs, accumulators and rings.
-    __device__ float* queries() const { return input; }                 // [group_size, head_dim], see query_offset()
-    __device__ float* partial_outputs() const { return accumulators; }  // [threads per output, group_size head_dim]
-    __device__ __half* key_tile() const { return reinterpret_cast<__half*>(ring.memory); }  // [kv_tile_size, head_dim]
-    __device__ __half* value_tile(const Step& step) const {
-        return key_tile() + step.kv_tile_size * step.shape.head_dim;
-    }
+    // Between two GEMVs, attention uses the memory of their inputs and rings.
+    __device__ float* queries() const { return input; }  // see store_query()
+    __device__ float* outputs() const { return accumulators; }  // of the warps, and their row maxima and sums
+    __device__ __half* key_tile() const { return reinterpret_cast<__half*>(ring.memory); }  // [kv_tile_size], values too
 
     // While a GEMV's input is prepared, its accumulators are free.
     __device__ float2* chunk_weights() const { return reinterpret_cast<float2*>(accumulators); }  // [heads, kv_chunks]
+    __device__ float4* chunk_sums() const { return reinterpret_cast<float4*>(accumulators + 2 * kChunkWeights); }
     __device__ float* warp_sums() const { return accumulators; }                                  // [kWarps]
 };
 static_assert(2 * sizeof(TangoDecodeLayer) + kGemvs * sizeof(GemvPartition) + sizeof(TangoMatrix) <= kHeaderBytes,
               "layers, partitions and the head do not fit into the header");
+
+__device__ inline float2 operator+(const float2& a, const float2& b) { return make_float2(a.x + b.x, a.y + b.y); }
 
 __device__ inline float4 operator+(const float4& a, const float4& b) {
     return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);

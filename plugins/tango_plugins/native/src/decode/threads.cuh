@@ -29,8 +29,7 @@ __device__ inline void grid_barrier_warp(unsigned* arrived_blocks, int phases) {
     for (unsigned target = gridDim.x; phases > 0; --phases, target += gridDim.x) {
         named_barrier_sync<2, kBlock>();
         if (lane_id() == 0) {
-            __threadfence();
-            atomicAdd(arrived_blocks, 1u);
+            add_one_release(arrived_blocks);
             while (load_acquire(arrived_blocks) < target) {
             }
         }
