@@ -17,7 +17,7 @@
 #include <climits>
 #include <type_traits>
 
-#include "batch.cuh"
+#include "batch_attention.cuh"
 #include "batch_columns.cuh"
 #include "batch_rows.cuh"
 #include "common/check.h"
@@ -46,75 +46,106 @@ __device__ bool all_arrived(unsigned* arrived, int parts, int* is_last) {
         *is_last = add_one_acq_rel(arrived) == static_cast<unsigned>(parts - 1);
         if (*is_last) *arrived = 0;
     }
-    sync_threads();
+    sync_batch();
     return *is_last;
 }
 
-// The residual stream begins with the embeddings; a block per sequence.
-__device__ void embed(const BatchStep& step, float* warp_sums) {
+// The residual stream begins with the embeddings, and the rotary angles are the same in all layers; a block per sequence.
+__device__ void embed(const BatchStep& step, const float* norm, float* warp_sums) {
     const int hidden_size = step.shape.hidden_size;
     for (int s = blockIdx.x; s < step.count; s += gridDim.x) {
+        const int half = step.shape.head_dim / 2;
+        for (int d = threadIdx.x; d < half; d += kBatchThreads) {
+            float2 angle;
+            sincosf(step.sequences[s].rotation * step.tensors.frequencies[d], &angle.y, &angle.x);
+            __stcg(step.rope + s * half + d, angle);
+        }
         float squares = 0.0f;
-        for (int i = threadIdx.x; i < hidden_size; i += kThreads) {
+        for (int i = threadIdx.x; i < hidden_size; i += kBatchThreads) {
             const float x = __half2float(step.sequences[s].embedding[i]);
             __stcg(step.residual + s * hidden_size + i, x);
+            __stcg(step.normed + s * hidden_size + i, x * norm[i]);
             squares += x * x;
         }
         squares = warp_sum(squares);
         if (lane_id() == 0) warp_sums[warp_id()] = squares;
-        sync_threads();
+        sync_batch();
         if (warp_id() == 0) {
-            squares = warp_sum(lane_id() < kWarps ? warp_sums[lane_id()] : 0.0f);
+            squares = warp_sum(lane_id() < kBatchWarps ? warp_sums[lane_id()] : 0.0f);
             if (lane_id() == 0) __stcg(step.squares + s, squares);
         }
-        sync_threads();
+        sync_batch();
     }
 }
 
-// Adds the splits of kOut or kDown to some columns of the residual stream, a warp per sequence.
-__device__ void add_to_residual(const BatchStep& step, int splits, int tile, int column, int columns) {
-    const int s = warp_id(), hidden_size = step.shape.hidden_size;
-    if (s >= step.count) return;
+// Adds the splits of kOut or kDown to the columns of a part of the residual stream, and multiplies it by the weights of
+// the next norm. All of it goes through shared memory, which is free, so that it is read at once.
+__device__ void add_to_residual(const BatchStep& step, float* memory, const float* norm, int splits,
+                                const BatchPart& part) {
+    constexpr int kColumns = 256;
+    const int count = step.count, hidden_size = step.shape.hidden_size, s = warp_id();
     float squares = 0.0f;
-#pragma unroll 2
-    for (int c = column + lane_id(); c < column + columns; c += kWarp) {
-        float sum = __ldcg(step.residual + s * hidden_size + c);
-        const float* const from = step.residual_delta + s * hidden_size + c;
-#pragma unroll
-        for (int split = 0; split < kMaxBatchSplitK; ++split)
-            if (split < splits) sum += __ldcg(from + split * kSequences * hidden_size);
-        __stcg(step.residual + s * hidden_size + c, sum);
-        squares += sum * sum;
+#pragma unroll 1
+    for (int first = 0; first < part.columns(); first += kColumns) {
+        const int columns = min(kColumns, part.columns() - first), column = part.column() + first;
+        // A row is that of a sequence in a split, or in the residual stream, or the norm.
+        const int rows = (splits + 1) * count;
+#pragma unroll 1
+        for (int row = warp_id(); row <= rows; row += kBatchWarps) {
+            const int split = row / count, of = row - split * count;
+            const float* from = step.residual + of * hidden_size;
+            if (split < splits) from = step.residual_delta + (split * kSequences + of) * hidden_size;
+            if (row == rows) from = norm;
+            for (int i = 4 * lane_id(); i < columns; i += 4 * kWarp)
+                copy_async(shared_address(memory + row * kColumns + i), from + column + i);
+        }
+        copy_commit();
+        copy_wait<0>();
+        sync_batch();
+#pragma unroll 1
+        for (int i = 4 * lane_id(); i < columns && s < count; i += 4 * kWarp) {
+            const auto at = [&](int row) { return *reinterpret_cast<const float4*>(memory + row * kColumns + i); };
+            float4 x = at(splits * count + s);
+#pragma unroll 4
+            for (int split = 0; split < splits; ++split) x = x + at(split * count + s);
+            const float4 weights = at(rows);
+            const int to = s * hidden_size + column + i;
+            __stcg(reinterpret_cast<float4*>(step.residual + to), x);
+            __stcg(reinterpret_cast<float4*>(step.normed + to),
+                   make_float4(x.x * weights.x, x.y * weights.y, x.z * weights.z, x.w * weights.w));
+            squares += x.x * x.x + x.y * x.y + x.z * x.z + x.w * x.w;
+        }
+        sync_batch();
     }
     squares = warp_sum(squares);
-    if (lane_id() == 0) __stcg(step.squares + tile * kSequences + s, squares);
+    if (lane_id() == 0 && s < count) __stcg(step.squares + part.tile() * kSequences + s, squares);
 }
 
-// The factor of each sequence's norm, from the squares of all tiles; a warp per sequence.
-__device__ void compute_scales(const BatchStep& step, float* scales, int tiles) {
+// What the input of each sequence is multiplied by: a sixteenth, and the factor of its norm, from some sums of squares,
+// if there are any. A warp per sequence.
+__device__ void compute_scales(const BatchStep& step, float* scales, int sums) {
+    static_assert(kBatchWarps == kSequences);
     const int s = warp_id();
-    if (s < kSequences) {
-        float squares = 0.0f;
-        for (int tile = lane_id(); tile < tiles && s < step.count; tile += kWarp)
-            squares += __ldcg(step.squares + tile * kSequences + s);
-        squares = warp_sum(squares);
-        if (lane_id() == 0) scales[s] = rsqrtf(squares / step.shape.hidden_size + step.shape.norm_eps);
-    }
-    sync_threads();
+    float squares = 0.0f, scale = 1.0f / kInputScale;
+#pragma unroll 2
+    for (int i = lane_id(); i < sums && s < step.count; i += kWarp)
+        squares += __ldcg(step.squares + i * kSequences + s);
+    squares = warp_sum(squares);
+    if (sums > 0) scale *= rsqrtf(squares / step.shape.hidden_size + step.shape.norm_eps);
+    if (lane_id() == 0) scales[s] = scale;
 }
 
 // The input of a GEMV: rows [row, row + rows) of `from` [sequences, width].
 struct Input {
     const float* from;
     int width, row, rows;
-    const float* norm;  // weights of a norm, or null
-    int distance;       // of the pairs of rows of a lane, see first_row()
-    float odd;          // factor of every other row, whose weights are that much too large
+    int distance;  // of the pairs of rows of a lane, see first_row()
+    float odd;  // factor of every other row, whose weights are that much too large
 
     // Matrices that lie by columns have the order of PackedInts.
     __device__ bool is_for_columns() const { return distance != kRowDistance; }
 
-    __device__ int fragments() const { return ceil_div(rows, kUnit) * (kUnit / kFragmentRows); }
+    __device__ int units() const { return input_units(rows); }
 
     // A lane's part of a fragment is two pairs of rows, the first from here on.
     __device__ int first_row(int fragment) const {
@@ -125,42 +156,45 @@ struct Input {
 };
 
 // Starts copying an input to where its fragments will be. What fills it up, and sequences that are not there, are zero.
+// A warp has both fragments of a unit.
 __device__ void copy_input(const Input& input, int count, Fragment* fragments) {
     const int s = lane_id() / 4;
     const float* const own = input.from + s * input.width + input.row;
-#pragma unroll 4
-    for (int fragment = warp_id(); fragment < input.fragments(); fragment += kWarps) {
-        Fragment* const to = fragments + fragment * kWarp + lane_id();
-        const int r = input.first_row(fragment);
-        if (r < input.rows && s < count) {
-            copy_async_pair(shared_address(to), own + r);
-            copy_async_pair(shared_address(&to->z), own + r + input.distance);
-        } else {
-            *to = {};
+#pragma unroll 2
+    for (int unit = warp_id(); unit < input.units(); unit += kBatchWarps)
+#pragma unroll
+        for (int i = 2 * unit; i < 2 * unit + 2; ++i) {
+            Fragment* const to = fragments + i * kWarp + lane_id();
+            const int r = input.first_row(i);
+            if (r < input.rows && s < count) {
+                copy_async_pair(shared_address(to), own + r);
+                copy_async_pair(shared_address(&to->z), own + r + input.distance);
+            } else {
+                *to = {};
+            }
         }
-    }
     copy_commit();
 }
 
-// Makes fragments of it: each thread of what it has copied itself.
-__device__ void make_fragments(const Input& input, const float* scales, Fragment* fragments) {
-    const float scale = input.norm == nullptr ? 1.0f : scales[lane_id() / 4];
-#pragma unroll 4
-    for (int fragment = warp_id(); fragment < input.fragments(); fragment += kWarps) {
-        Fragment& own = fragments[fragment * kWarp + lane_id()];
-        const float4 x = *reinterpret_cast<const float4*>(&own);
-        float2 first = make_float2(x.x, x.y), second = make_float2(x.z, x.w);
-        const int r = input.first_row(fragment);
-        if (input.norm != nullptr && r < input.rows) {
-            const float2 a = *reinterpret_cast<const float2*>(input.norm + input.row + r);
-            const float2 b = *reinterpret_cast<const float2*>(input.norm + input.row + r + input.distance);
-            first = make_float2(first.x * scale * a.x, first.y * scale * a.y);
-            second = make_float2(second.x * scale * b.x, second.y * scale * b.y);
+// Makes fragments of it for matrices that lie by columns, of what the thread has copied itself, and the sums of units.
+__device__ void make_fragments(const Input& input, const BatchInput& to) {
+    const float scale = to.scales[lane_id() / 4];
+#pragma unroll 2
+    for (int unit = warp_id(); unit < input.units(); unit += kBatchWarps) {
+        float sum = 0.0f;
+#pragma unroll
+        for (int i = 2 * unit; i < 2 * unit + 2; ++i) {
+            Fragment& own = to.fragments[i * kWarp + lane_id()];
+            const float4 copied = *reinterpret_cast<const float4*>(&own);
+            const float4 x = make_float4(copied.x * scale, copied.y * scale, copied.z * scale, copied.w * scale);
+            sum += x.x + x.y + x.z + x.w;
+            own = make_fragment(x.x, x.z, x.y * input.odd, x.w * input.odd);
         }
-        own = input.is_for_columns() ? make_fragment({first.x, second.x}, {first.y * input.odd, second.y * input.odd})
-                                     : make_fragment(first, second);
+        sum += __shfl_xor_sync(kAllLanes, sum, 1);
+        sum += __shfl_xor_sync(kAllLanes, sum, 2);
+        if (lane_id() % 4 == 0) to.unit_sums[unit * kSequences + lane_id() / 4] = sum * kSubnormal;
     }
-    sync_threads();
+    sync_batch();
 }
 
 // The GEMV at an index of the sequence of all GEMVs.
@@ -171,17 +205,20 @@ struct Phase {
         : layer(index / kLmHead), gemv(layer < layers ? index % kLmHead : kLmHead) {}
 };
 
+// How many sums of squares there are for the norm of a GEMV's input, 0 if it has none.
+__device__ int squares_of(const BatchPartition* partitions, const Phase& phase) {
+    if (phase.gemv == kOut || phase.gemv == kDown) return 0;
+    if (phase.gemv == kQkv && phase.layer == 0) return 1;
+    return partitions[phase.gemv == kGateUp ? kOut : kDown].tiles;
+}
+
 // Prepares the input of a GEMV in shared memory, the rows that the block needs.
 __device__ void prepare_input(const BatchStep& step, const BatchShared& shared, const Phase& phase,
                               const BatchPart& part) {
-    const TangoDecodeLayer& weights = shared.layers[phase.layer % 2];
-    const BatchPartition* const partitions = shared.partitions;
-    Input input = {step.residual, partitions[phase.gemv].rows, part.row(), part.rows(), nullptr, kRowDistance, 1.0f};
+    const BatchPartition& partition = shared.partitions[phase.gemv];
+    Input input = {step.normed, partition.rows, part.row(), part.rows(), kRowDistance, 1.0f};
     if (phase.gemv == kOut) input.from = step.attn_out;
     if (phase.gemv == kDown) input.from = step.hidden;
-    if (phase.gemv == kQkv) input.norm = weights.attention_norm;
-    if (phase.gemv == kGateUp) input.norm = weights.mlp_norm;
-    if (phase.gemv == kLmHead) input.norm = step.tensors.norm;
     const int form = shared.matrix(phase.layer, phase.gemv).weights;
     if (form == TANGO_WEIGHTS_BLOCKS_4) {
         input.distance = PackedInts<4>::kDistance;
@@ -189,113 +226,82 @@ __device__ void prepare_input(const BatchStep& step, const BatchShared& shared, 
     } else if (form > TANGO_WEIGHTS_BLOCKS_4) {
         input.distance = PackedInts<8>::kDistance;
     }
-    copy_input(input, step.count, shared.input);
-    const bool is_first = phase.layer == 0 && phase.gemv == kQkv;
-    if (input.norm != nullptr)
-        compute_scales(step, shared.scales, is_first ? 1 : partitions[phase.gemv == kGateUp ? kOut : kDown].tiles);
+    const BatchInput to = shared.input_of(partition);
+    copy_input(input, step.count, to.fragments);
+    compute_scales(step, shared.scales, squares_of(shared.partitions, phase));
     copy_wait<0>();
-    make_fragments(input, shared.scales, shared.input);
+    sync_batch();
+    if (input.is_for_columns()) make_fragments(input, to);
+}
+
+// Starts copying the addresses of a layer.
+__device__ void copy_layer(const BatchStep& step, const BatchShared& shared, int layer) {
+    const int at = 16 * threadIdx.x;
+    if (at < static_cast<int>(sizeof(TangoDecodeLayer)))
+        copy_async(shared_address(shared.layers + layer % 2) + at,
+                   reinterpret_cast<const char*>(step.tensors.layers + layer) + at);
+    copy_commit();
 }
 
 // Starts copies that depend on no other block, for later phases.
 __device__ void copy_for_later(const BatchStep& step, const BatchShared& shared, const Phase& phase) {
     if (phase.gemv == kGateUp && phase.layer + 1 < step.shape.layers)
-        copy_ahead(&shared.layers[(phase.layer + 1) % 2], step.tensors.layers + phase.layer + 1, 1);
+        copy_layer(step, shared, phase.layer + 1);
 }
 
-// Brings into the L2 cache what this layer reads besides matrices.
-__device__ void prefetch_vectors(const BatchStep& step, const TangoDecodeLayer& weights) {
-    const int columns = step.partitions[kQkv].columns, hidden_size = step.shape.hidden_size;
-    const __half* const bias = static_cast<const __half*>(weights.qkv_bias);
-    const int own = blockIdx.x * kThreads + threadIdx.x;  // a sector of one of the two
-    if (own < columns / kSector)
-        prefetch_l2(bias + own * kSector);
-    else if (own < columns / kSector + hidden_size / 8)
-        prefetch_l2(weights.mlp_norm + (own - columns / kSector) * 8);
+// The weights of the norm that follows a GEMV.
+__device__ const float* next_norm(const BatchStep& step, const BatchShared& shared, const Phase& phase) {
+    if (phase.gemv != kDown) return shared.layers[phase.layer % 2].mlp_norm;
+    return phase.layer + 1 < step.shape.layers ? shared.layers[(phase.layer + 1) % 2].attention_norm : step.tensors.norm;
 }
 
-// Combines the chunks of a KV head's queries, for the sequence that `step` is of.
-__device__ void merge_parts(const SequenceStep& step, const SequenceShared& shared, int kv_head, float* attn_out) {
-    const int group_size = step.group_size, head_dim = step.shape.head_dim, heads = step.shape.heads;
-    const int first = kv_head * group_size, chunks = step.kv_chunks;
-#pragma unroll 1
-    for (int q = warp_id(); q < group_size; q += kWarps) {
-        float2 own[kMaxBatchChunks / kWarp];
-        float row_max = -INFINITY, row_sum = 0.0f;
-#pragma unroll
-        for (int i = 0; i < kMaxBatchChunks / kWarp; ++i) {
-            const int chunk = i * kWarp + lane_id();
-            own[i] = make_float2(-INFINITY, 0.0f);
-            if (chunk < chunks) own[i] = __ldcg(step.softmax + chunk * heads + first + q);
-            row_max = fmaxf(row_max, own[i].x);
-        }
-        row_max = warp_max(row_max);
-#pragma unroll
-        for (int i = 0; i < kMaxBatchChunks / kWarp; ++i) {
-            own[i].x = exp2_fast(own[i].x - row_max);
-            row_sum += own[i].x * own[i].y;
-        }
-        row_sum = warp_sum(row_sum);
-#pragma unroll
-        for (int i = 0; i < kMaxBatchChunks / kWarp; ++i)
-            shared.chunk_weights[q * kMaxBatchChunks + i * kWarp + lane_id()] = own[i].x / row_sum;
-    }
-    sync_threads();
-#pragma unroll 1
-    for (int i = 4 * threadIdx.x; i < group_size * head_dim; i += 4 * kThreads) {
-        const float* const weights = shared.chunk_weights + i / head_dim * kMaxBatchChunks;
-        const float* const from = step.attn_out + first * head_dim + i;
-        float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-#pragma unroll 8
-        for (int chunk = 0; chunk < chunks; ++chunk) {
-            const float4 part = __ldcg(reinterpret_cast<const float4*>(from + chunk * heads * head_dim));
-            const float w = weights[chunk];
-            sum = sum + make_float4(w * part.x, w * part.y, w * part.z, w * part.w);
-        }
-        __stcg(reinterpret_cast<float4*>(attn_out + first * head_dim + i), sum);
-    }
-    sync_threads();
+// Brings into the L2 cache what later phases read besides matrices.
+__device__ void prefetch(const void* from, int bytes) {
+    const int own = (blockIdx.x * kBatchThreads + threadIdx.x) * kSectorBytes;
+    if (own < bytes) prefetch_l2(static_cast<const char*>(from) + own);
+}
+
+__device__ void prefetch_for_later(const BatchStep& step, const BatchShared& shared, const Phase& phase) {
+    if (phase.gemv == kQkv) prefetch(shared.layers[phase.layer % 2].qkv_bias, step.partitions[kQkv].columns * 2);
+    if (phase.gemv == kOut || phase.gemv == kDown)
+        prefetch(next_norm(step, shared, phase), step.shape.hidden_size * static_cast<int>(sizeof(float)));
 }
 
 // Attention between kQkv and kOut: the blocks share all chunks of all KV heads of all sequences.
 __device__ void attention(const BatchStep& step, const BatchShared& shared, int layer) {
     const __half* const bias = static_cast<const __half*>(shared.layers[layer % 2].qkv_bias);
-    SequenceShared own(step, shared);
+    const AttentionShared own(step, shared.input);
     bool waits = true;
 #pragma unroll 1
     for (int part = blockIdx.x; part < step.attention_parts; part += gridDim.x) {
         int s = 0;
         while (s + 1 < step.count && part >= step.sequences[s + 1].first_part) ++s;
-        const SequenceStep sequence(step, s);
-        own.layers = step.sequences[s].caches + layer / 2 * 2;
-        own.rope = shared.rope + s * step.shape.head_dim / 2;
-        const Chunk chunk(sequence, own, layer, part - step.sequences[s].first_part);
-        chunk.copy_first_tile(sequence);
-        if (waits) grid_barrier::wait();
+        const BatchChunk chunk(step, s, layer, part);
+        chunk.copy_first_tile(own);
+        if (waits) batch_barrier::wait();
         waits = false;
-        attend(sequence, own, chunk, bias);
+        attend(chunk, own, bias, step.rope + s * (step.shape.head_dim / 2));
         unsigned* const arrived = step.arrived_parts + s * step.shape.kv_heads + chunk.kv_head;
-        if (all_arrived(arrived, sequence.kv_chunks, shared.is_last))
-            merge_parts(sequence, own, chunk.kv_head, step.attn_out + s * step.attn_width());
+        if (all_arrived(arrived, chunk.sequence.kv_chunks, shared.is_last)) merge_parts(chunk);
     }
-    if (waits) grid_barrier::wait();
-    grid_barrier::arrive();
+    if (waits) batch_barrier::wait();
+    batch_barrier::arrive();
 }
 
 // Calls use(gemv) with the GEMV of a phase.
 template <bool kQuantized, typename Use>
-__device__ void with_gemv(const BatchPart& part, const BatchShared& shared, const TangoMatrix& first,
+__device__ void with_gemv(const BatchPart& part, const Ring& ring, const TangoMatrix& first,
                           const TangoMatrix& second, Use use) {
     if (!kQuantized || first.weights == TANGO_WEIGHTS_FP16)
-        use(BatchGemv<BatchRows<__half>>(part, shared.ring, kBatchRingBytes, first, second));
+        use(BatchGemv<BatchRows<__half>>(part, ring, first, second));
     else if (first.weights == TANGO_WEIGHTS_INT8)
-        use(BatchGemv<BatchRows<int8_t>>(part, shared.ring, kBatchRingBytes, first, second));
+        use(BatchGemv<BatchRows<int8_t>>(part, ring, first, second));
     else if (first.weights == TANGO_WEIGHTS_BLOCKS_4)
-        use(BatchGemv<BatchColumns<TANGO_WEIGHTS_BLOCKS_4>>(part, shared.ring, kBatchRingBytes, first, second));
+        use(BatchGemv<BatchColumns<TANGO_WEIGHTS_BLOCKS_4>>(part, ring, first, second));
     else if (first.weights == TANGO_WEIGHTS_BLOCKS_8)
-        use(BatchGemv<BatchColumns<TANGO_WEIGHTS_BLOCKS_8>>(part, shared.ring, kBatchRingBytes, first, second));
+        use(BatchGemv<BatchColumns<TANGO_WEIGHTS_BLOCKS_8>>(part, ring, first, second));
     else
-        use(BatchGemv<BatchColumns<TANGO_WEIGHTS_FP8>>(part, shared.ring, kBatchRingBytes, first, second));
+        use(BatchGemv<BatchColumns<TANGO_WEIGHTS_FP8>>(part, ring, first, second));
 }
 
 // Stores a result of a GEMV.
@@ -314,64 +320,68 @@ __device__ void store(const BatchStep& step, int gemv, const BatchPartition& par
 }
 
 template <bool kQuantized>
-__global__ void __launch_bounds__(kBlock, 1) decode_batch(const BatchStep step) {
+__global__ void __launch_bounds__(kBatchBlock, 1) decode_batch(const BatchStep step) {
     const TangoDecodeShape& shape = step.shape;
-    const BatchShared shared(step, shared_memory());
-    if (threadIdx.x >= kThreads) {
-        grid_barrier_warp(step.arrived_blocks, (kLmHead + 1) * shape.layers + 1);
+    BatchShared shared(step, shared_memory());
+    if (threadIdx.x >= kBatchThreads) {
+        batch_barrier::run(step.arrived_blocks, (kLmHead + 1) * shape.layers + 1);
         return;
     }
-    copy_ahead(shared.layers, step.tensors.layers, 1);
-    embed(step, reinterpret_cast<float*>(shared.input));
-    grid_barrier::arrive();
-    for (int i = threadIdx.x; i < step.count * (shape.head_dim / 2); i += kThreads) {
-        const int s = i / (shape.head_dim / 2), d = i - s * (shape.head_dim / 2);
-        float sine, cosine;
-        sincosf(step.sequences[s].rotation * step.tensors.frequencies[d], &sine, &cosine);
-        shared.rope[i] = make_float2(cosine, sine);
-    }
+    copy_layer(step, shared, 0);
+    copy_wait<0>();
+    sync_batch();
+    embed(step, shared.layers[0].attention_norm, reinterpret_cast<float*>(shared.input));
+    batch_barrier::arrive();
     if (threadIdx.x < kGemvs) shared.partitions[threadIdx.x] = step.partitions[threadIdx.x];
     if (threadIdx.x == 0) *shared.head = step.tensors.head;
-    copy_wait<0>();
-    sync_threads();
+    sync_batch();
     // One loop over all GEMVs, as in decode.cu: the code has to fit the instruction cache.
 #pragma unroll 1
     for (int index = 0; index <= kLmHead * shape.layers; ++index) {
         const Phase phase(index, shape.layers);
+        shared = BatchShared(step, shared_memory() + opaque(0));
         if (phase.gemv == kOut) attention(step, shared, phase.layer);
-        if (phase.gemv == kQkv) prefetch_vectors(step, shared.layers[phase.layer % 2]);
+        prefetch_for_later(step, shared, phase);
         copy_for_later(step, shared, phase);
         const BatchPartition& partition = shared.partitions[phase.gemv];
-        const BatchPart part(partition);
+        const Ring ring = shared.ring_of(partition, step.shared_bytes);
         const TangoMatrix &first = shared.matrix(phase.layer, phase.gemv), &second = shared.layers[phase.layer % 2].up;
-        with_gemv<kQuantized>(part, shared, first, second, [](auto gemv) { gemv.start(); });
-        grid_barrier::wait();
-        prepare_input(step, shared, phase, part);
         const auto emit = [&](int column, int split, int s, float sum, float up) {
             store(step, phase.gemv, partition, column, split, s, sum, up);
         };
-        const auto done = [&](int tile, int column, int columns) {
-            if (phase.gemv != kOut && phase.gemv != kDown) return;
-            if (all_arrived(step.arrived_parts + tile, partition.split_k, shared.is_last))
-                add_to_residual(step, partition.split_k, tile, column, columns);
-        };
-        with_gemv<kQuantized>(part, shared, first, second, [&](auto gemv) {
-            gemv.skip_started();
-            gemv.run(shared.input, emit, done);
-        });
-        if (phase.gemv != kLmHead) grid_barrier::arrive();
+        bool waits = true;
+#pragma unroll 1
+        for (BatchPart part(partition); waits || part.is_valid(); part.advance()) {
+            with_gemv<kQuantized>(part, ring, first, second, [&](auto gemv) {
+                gemv.start();
+                if (waits) {
+                    batch_barrier::wait();
+                    prepare_input(step, shared, phase, part);
+                }
+                gemv.run(shared.input_of(partition), emit);
+            });
+            waits = false;
+            if (!part.is_valid()) break;
+            if (phase.gemv != kOut && phase.gemv != kDown) continue;
+            if (all_arrived(step.arrived_parts + part.tile(), partition.split_k, shared.is_last))
+                add_to_residual(step, reinterpret_cast<float*>(shared.input), next_norm(step, shared, phase),
+                                partition.split_k, part);
+        }
+        if (phase.gemv != kLmHead) batch_barrier::arrive();
     }
     finish(step);
 }
 
 // Partitions a GEMV so that the block with the most to read, weights and input, reads little more than the others. The
 // input of a block has at most `max_rows` rows; split_k is 0 if there is no such way.
-BatchPartition partition_gemv(int matrices, int rows, int columns, int blocks, int max_split_k, int max_rows) {
+BatchPartition partition_gemv(int matrices, int rows, int columns, int blocks, int max_split_k, int max_rows,
+                              int row_multiple) {
     const int tiles = columns / kTile;
     long long min_cost = LLONG_MAX;
     BatchPartition best = {matrices, rows, columns};
     for (int splits = 1; splits <= std::min(max_split_k, blocks); ++splits) {
-        const int split_rows = ceil_div(ceil_div(rows, splits), kUnit) * kUnit, blocks_per_split = blocks / splits;
+        const int split_rows = ceil_div(ceil_div(rows, splits), row_multiple) * row_multiple,
+                  blocks_per_split = blocks / splits;
         if (split_rows > max_rows) continue;
         const int rounds = ceil_div(tiles, blocks_per_split * (kMaxTiles / matrices));
         const int width = ceil_div(tiles, blocks_per_split * rounds);
@@ -394,18 +404,14 @@ BatchPartition partition_gemv(int matrices, int rows, int columns, int blocks, i
 BatchStep describe(const TangoDecodeShape& shape, size_t shared_bytes) {
     BatchStep step = {};
     step.shape = shape;
-    while (kVector << step.lanes_shift < shape.head_dim) ++step.lanes_shift;
-    step.kv_tile_size = kv_tile_size(shape.head_dim);
-    step.input_bytes = SequenceShared(step, BatchShared(step, nullptr)).input_bytes();
-    step.input_bytes = ceil_div(step.input_bytes, sizeof(Fragment)) * sizeof(Fragment);
     const size_t needed = reinterpret_cast<size_t>(BatchShared(step, nullptr).end);
     if (needed > shared_bytes) return step;
-    constexpr int kRowBytes = kWarp * sizeof(Fragment) / kFragmentRows;
-    const int max_rows = (step.input_bytes + static_cast<int>(shared_bytes - needed)) / kRowBytes / kUnit * kUnit;
+    const int max_rows = (step.input_bytes + static_cast<int>(shared_bytes - needed)) / (kInputRows / kUnit * kUnitInputBytes) * kInputRows;
+    const int row_multiple = shape.quantized ? kInputRows : kUnit;  // blocks begin at the same place in all splits
     const int hidden_size = shape.hidden_size, attn_out = step.attn_width();
     const int qkv = attn_out + 2 * shape.kv_heads * shape.head_dim;
     const auto partition = [&](int matrices, int rows, int columns, int max_split_k) {
-        return partition_gemv(matrices, rows, columns, shape.blocks, max_split_k, max_rows);
+        return partition_gemv(matrices, rows, columns, shape.blocks, max_split_k, max_rows, row_multiple);
     };
     step.partitions[kQkv] = partition(1, hidden_size, qkv, kMaxSplitK);
     step.partitions[kOut] = partition(1, attn_out, hidden_size, kMaxBatchSplitK);
@@ -413,7 +419,11 @@ BatchStep describe(const TangoDecodeShape& shape, size_t shared_bytes) {
     step.partitions[kDown] = partition(1, shape.intermediate, hidden_size, kMaxBatchSplitK);
     step.partitions[kLmHead] = partition(1, hidden_size, shape.head_columns, 1);
     for (const BatchPartition& gemv : step.partitions)
-        step.input_bytes = std::max(step.input_bytes, gemv.split_rows * kRowBytes);
+        step.input_bytes = std::max(step.input_bytes, input_units(gemv.split_rows) * kUnitInputBytes);
+    step.shared_bytes = static_cast<int>(shared_bytes) / 16 * 16;
+    step.kv_tile_size = kMaxBatchKvTile + 32;
+    do step.kv_tile_size -= 32;
+    while (AttentionShared(step, BatchShared(step, nullptr).input).end > reinterpret_cast<char*>(step.shared_bytes));
     return step;
 }
 
@@ -435,7 +445,9 @@ size_t lay_out(BatchStep& step, char* workspace) {
     add(step.arrived_blocks, 1);
     add(step.finished_blocks, 1);
     add(step.arrived_parts, std::max<size_t>(tiles, kSequences * shape.kv_heads));
+    add(step.rope, kSequences * (shape.head_dim / 2));
     add(step.residual, kSequences * shape.hidden_size);
+    add(step.normed, kSequences * shape.hidden_size);
     add(step.squares, kSequences * tiles);
     add(step.qkv, static_cast<size_t>(kSequences) * qkv.split_k * qkv.columns);
     add(step.chunk_out, chunk_heads * shape.head_dim);
@@ -508,8 +520,7 @@ int tango_decode_batch_enqueue(const TangoDecodeShape* shape, const TangoDecodeT
     if (workspace_bytes < needed)
         return fail(TANGO_SMALL_WORKSPACE, "workspace has %zu bytes: it must have %zu", workspace_bytes, needed);
     step.tensors = *tensors;
-    const size_t shared = reinterpret_cast<size_t>(BatchShared(step, nullptr).end);
     const auto kernel = shape->quantized ? decode_batch<true> : decode_batch<false>;
     const auto grid_stream = static_cast<cudaStream_t>(stream);
-    return cuda_status(launch_cooperative(kernel, step, step.shape.blocks, kBlock, shared, grid_stream), "decode");
+    return cuda_status(launch_cooperative(kernel, step, step.shape.blocks, kBatchBlock, step.shared_bytes, grid_stream), "decode");
 }

@@ -3,6 +3,7 @@
 // vectors are its 8 columns. What a vector's result is depends on no other vector.
 #pragma once
 
+#include "batch_threads.cuh"
 #include "step.cuh"
 
 namespace tango {
@@ -13,27 +14,40 @@ constexpr int kFragmentRows = 16;                   // rows of an `mma`, and of 
 constexpr int kRowDistance = 8;                     // of the two pairs of them that a lane has
 constexpr int kMaxTiles = 24;                       // of a block's tile, over all matrices
 constexpr int kTileBytes = kWarp * sizeof(float4);  // of the sums of a tile
-constexpr int kBatchRingBytes = 98 << 10;           // for weights and sums
+constexpr int kBatchRingBytes = 98 << 10;           // for weights, then sums; the least
 constexpr float kLowScale = 2048.0f, kInputScale = 16.0f;
 static_assert(kSequences == 8, "an mma has 8 columns");
 
-// The inputs of a GEMV in shared memory, as `mma` takes them. A fragment has 16 rows of all sequences: each lane's part
-// is rows 2 t, 2 t + 1, 2 t + 8 and 2 t + 9 of sequence s, for lane 4 s + t. So that nothing of fp32 is lost, a
-// sixteenth of an element is split into fp16 (the first two words) and 2048 times the rest (the other two).
+// An input as `mma` takes it. A fragment has 16 rows of all sequences: each lane's part is rows 2 t, 2 t + 1, 2 t + 8
+// and 2 t + 9 of sequence s, for lane 4 s + t. So that nothing of fp32 is lost, a sixteenth of an element is split into
+// fp16 (the first two words) and 2048 times the rest (the other two).
 using Fragment = uint4;  // of a lane
 
+// The input of a GEMV in shared memory: fragments, or what they will be made of, in fp32.
+struct BatchInput {
+    Fragment* fragments;
+    float* unit_sums;     // [rows / kUnit, sequences], for integers: a 16th of the sum of a unit's rows, as a subnormal
+    const float* scales;  // [sequences], of what is in fp32: a sixteenth, times the factor of a norm
+};
+
+constexpr int kInputRows = 128;  // an input is filled up to a multiple of
+constexpr int kUnitInputBytes = kUnit / kFragmentRows * kWarp * sizeof(Fragment) + kSequences * sizeof(float);
+
+// Units of an input of so many rows, filled up.
+__host__ __device__ constexpr int input_units(int rows) { return ceil_div(rows, kInputRows) * (kInputRows / kUnit); }
+
+// Splits sixteenths of two elements.
 __device__ inline uint32_t split_pair(float a, float b, uint32_t& low) {
-    const __half2 high = __floats2half2_rn(a / kInputScale, b / kInputScale);
+    const __half2 high = __floats2half2_rn(a, b);
     const float2 rounded = __half22float2(high);
-    low = bits_of(
-        __floats2half2_rn((a / kInputScale - rounded.x) * kLowScale, (b / kInputScale - rounded.y) * kLowScale));
+    low = bits_of(__floats2half2_rn((a - rounded.x) * kLowScale, (b - rounded.y) * kLowScale));
     return bits_of(high);
 }
 
-__device__ inline Fragment make_fragment(const float2& first, const float2& second) {
+__device__ inline Fragment make_fragment(float a, float b, float c, float d) {
     Fragment fragment;
-    fragment.x = split_pair(first.x, first.y, fragment.z);
-    fragment.y = split_pair(second.x, second.y, fragment.w);
+    fragment.x = split_pair(a, b, fragment.z);
+    fragment.y = split_pair(c, d, fragment.w);
     return fragment;
 }
 
@@ -56,17 +70,29 @@ struct BatchPartition {
 
 class BatchPart {
   public:
-    __device__ explicit BatchPart(const BatchPartition& partition) : partition_(partition), index_(blockIdx.x) {
+    __device__ explicit BatchPart(const BatchPartition& partition)
+        : partition_(partition), index_(blockIdx.x) {
         select();
     }
 
-    // First row and number of rows of the input that the block needs: those of its split.
+    __device__ bool is_valid() const { return split_ < partition_.split_k; }
+
+    // The block's next part.
+    __device__ void advance() {
+        index_ += gridDim.x;
+        select();
+    }
+
+    // First row and number of rows of the input that the block needs: those of its split, which all its parts have.
     __device__ int row() const { return row_; }
     __device__ int rows() const { return rows_; }
 
-  protected:
-    __device__ bool is_valid() const { return split_ < partition_.split_k; }
+    // The tile, and its columns.
+    __device__ int tile() const { return index_ - split_ * partition_.tiles; }
+    __device__ int column() const { return column_; }
+    __device__ int columns() const { return tiles_ * kTile; }
 
+  protected:
     // Selects the tile and the split of index_.
     __device__ void select() {
         split_ = index_ / partition_.tiles;
@@ -88,31 +114,22 @@ class BatchGemv : public Weights {
   public:
     using Weights::Weights;
 
-    // Computes the block's part. `input` has the fragments from row() on. Calls `emit(column, split, sequence, sum,
-    // second)` once per column and sequence, with the result of the first matrix and that of the second if there are
-    // two; then, with all threads, `done(tile, column, columns)`.
+    // Computes the part. `input` begins with row(). Calls `emit(column, split, sequence, sum, second)` once per column
+    // and sequence, with the result of the first matrix and that of the second if there are two.
     //
     // When this returns, all copies to shared memory that the block started earlier have arrived, for all its threads,
     // and the ring is free.
-    template <typename Emit, typename Done>
-    __device__ void run(const Fragment* input, Emit emit, Done done) {
+    template <typename Emit>
+    __device__ void run(const BatchInput& input, Emit emit) {
         if (!this->is_valid()) {  // nothing to do for this block
             copy_wait<0>();
-            sync_threads();
+            sync_batch();
+            return;
         }
+        this->accumulate(input);
 #pragma unroll 1
-        while (this->is_valid()) {
-            this->accumulate(input);
-#pragma unroll 1
-            for (int i = threadIdx.x; i < this->tiles_ * kWarp; i += kThreads) emit_lane(i / kWarp, i % kWarp, emit);
-            sync_threads();
-            done(this->index_ % this->partition_.tiles, this->column_, this->tiles_ * kTile);
-            this->index_ += gridDim.x;
-            if (!this->is_valid()) break;
-            this->select();
-            this->seek();
-            this->start();
-        }
+        for (int i = threadIdx.x; i < this->tiles_ * kWarp; i += kBatchThreads) emit_lane(i / kWarp, i % kWarp, emit);
+        sync_batch();
     }
 
   private:

@@ -5,8 +5,11 @@
 
 namespace tango {
 
-constexpr int kRowStages = 4;  // of a block's ring, three of which are in flight while one is multiplied
-constexpr int kWarpTiles = 3;  // that a warp adds up
+#ifndef STAGES
+#define STAGES 8
+#endif
+constexpr int kRowStages = 4, kMaxRowStages = STAGES;  // of a block's ring: all but one are in flight
+constexpr int kWarpTiles = 6;  // that a warp adds up
 constexpr int kMaxGroups = 8;
 
 // The weights of matrices that lie by rows, fp16 or bytes with a scale for each column.
@@ -16,9 +19,14 @@ constexpr int kMaxGroups = 8;
 template <typename Element>
 class BatchRows : public BatchPart {
   public:
-    __device__ BatchRows(const BatchPart& part, char* ring, int ring_bytes, const TangoMatrix& first,
-                         const TangoMatrix& second)
-        : BatchPart(part), ring_(ring), ring_bytes_(ring_bytes), first_(first), second_(second) {
+    __device__ BatchRows(const BatchPart& part, const Ring& ring, const TangoMatrix& first, const TangoMatrix& second)
+        : BatchPart(part),
+          lane_(opaque(lane_id())),
+          warp_(opaque(warp_id())),
+          ring_(reinterpret_cast<char*>(ring.memory)),
+          ring_bytes_(ring.bytes),
+          first_(first),
+          second_(second) {
         row_bytes_ = partition_.columns * static_cast<int>(sizeof(Element));
         seek();
     }
@@ -26,14 +34,7 @@ class BatchRows : public BatchPart {
     // Starts the first loads of the block's part.
     __device__ void start() {
 #pragma unroll 1
-        for (int i = 0; i < kRowStages - 1; ++i) load(i);
-    }
-
-    // To be called where another object has started them.
-    __device__ void skip_started() {
-        next_ = min(kRowStages - 1, stages_);
-#pragma unroll
-        for (int i = 0; i < kMaxLoads; ++i) from_[i] += static_cast<ptrdiff_t>(next_) * stage_rows_ * row_bytes_;
+        for (int i = 0; i < depth_ - 1; ++i) load(i);
     }
 
   protected:
@@ -47,14 +48,15 @@ class BatchRows : public BatchPart {
         pitch_ = (vectors | 1) * static_cast<int>(sizeof(uint4));  // odd: eight rows are in all banks
         groups_ = kMaxGroups;
         while (groups_ > 1 &&
-               (groups_ * all_tiles_ > kWarps * kWarpTiles || kRowStages * kRows * groups_ * pitch_ > ring_bytes_))
+               (groups_ * all_tiles_ > kBatchWarps * kWarpTiles || kRowStages * kRows * groups_ * pitch_ > ring_bytes_))
             groups_ /= 2;
         stage_rows_ = kRows * groups_;
+        depth_ = min(kMaxRowStages, ring_bytes_ / (stage_rows_ * pitch_));
         stages_ = is_valid() ? ceil_div(rows_, stage_rows_) : 0;
         next_ = 0;
 #pragma unroll
         for (int i = 0; i < kMaxLoads; ++i) {
-            const int at = threadIdx.x + i * kThreads, row = at / vectors, vector = at - row * vectors;
+            const int at = threadIdx.x + i * kBatchThreads, row = at / vectors, vector = at - row * vectors;
             const bool second = vector >= tiles_ * kTileVectors;
             const char* const values = static_cast<const char*>((second ? second_ : first_).values);
             from_[i] = values + static_cast<size_t>(row_ + row) * row_bytes_ + column_ * sizeof(Element);
@@ -65,31 +67,36 @@ class BatchRows : public BatchPart {
     }
 
     // Adds the block's rows, and stores the sums in the place of the ring.
-    __device__ void accumulate(const Fragment* input) {
-        const int sets = kWarps / groups_, group = warp_id() / sets, set = warp_id() % sets;
+    __device__ void accumulate(const BatchInput& input) {
+        const int sets = kBatchWarps / groups_, group = warp_ / sets, set = warp_ % sets;
+        const float scale = input.scales[lane_ / 4];
         float sum[kWarpTiles][4] = {};
 #pragma unroll 1
-        for (int stage = 0; stage < stages_; ++stage) {
-            copy_wait<kRowStages - 2>();
-            sync_threads();
-            load((stage + kRowStages - 1) % kRowStages);  // where all warps have read the stage before
-            const int part = stage * groups_ + group;     // of the rows
+        for (int stage = 0, now = 0; stage < stages_; ++stage, now = now + 1 < depth_ ? now + 1 : 0) {
+            wait();
+            sync_batch();
+            load(now > 0 ? now - 1 : depth_ - 1);      // where all warps have read the stage before
+            const int part = stage * groups_ + group;  // of the rows
             if (part * kRows >= rows_) continue;
             Fragment rows[kFragments];
 #pragma unroll
-            for (int i = 0; i < kFragments; ++i) rows[i] = input[(part * kFragments + i) * kWarp + lane_id()];
-            char* const weights = slot(stage % kRowStages) + group * kRows * pitch_;
+            for (int i = 0; i < kFragments; ++i) {
+                const auto* const from = reinterpret_cast<const float4*>(input.fragments);
+                const float4 x = from[(part * kFragments + i) * kWarp + lane_];
+                rows[i] = make_fragment(x.x * scale, x.y * scale, x.z * scale, x.w * scale);
+            }
+            char* const weights = slot(now) + group * kRows * pitch_;
 #pragma unroll
             for (int i = 0; i < kWarpTiles; ++i)
                 if (set + i * sets < all_tiles_) multiply(sum[i], weights, set + i * sets, rows);
         }
         copy_wait<0>();
-        sync_threads();
+        sync_batch();
 #pragma unroll
         for (int i = 0; i < kWarpTiles; ++i)
             if (set + i * sets < all_tiles_)
-                sums(group, set + i * sets)[lane_id()] = make_float4(sum[i][0], sum[i][1], sum[i][2], sum[i][3]);
-        sync_threads();
+                sums(group, set + i * sets)[lane_] = make_float4(sum[i][0], sum[i][1], sum[i][2], sum[i][3]);
+        sync_batch();
     }
 
     // The results of a tile in a lane, of the first matrix or the second: two columns of two sequences.
@@ -113,7 +120,21 @@ class BatchRows : public BatchPart {
     static constexpr int kRows = kIsInteger ? 32 : 16;  // of a group
     static constexpr int kFragments = kRows / kFragmentRows;
     static constexpr int kTileVectors = kTile * sizeof(Element) / sizeof(uint4);             // of a row of a tile
-    static constexpr int kMaxLoads = kWarps * kWarpTiles * kRows * kTileVectors / kThreads;  // of a thread and stage
+    static constexpr int kMaxLoads = kBatchWarps * kWarpTiles * kRows * kTileVectors / kBatchThreads;  // of a thread and stage
+
+    // Waits for the oldest of the stages in flight.
+    __device__ void wait() const {
+        if (depth_ == 4)
+            copy_wait<2>();
+        else if (depth_ == 5)
+            copy_wait<3>();
+        else if (depth_ == 6)
+            copy_wait<4>();
+        else if (depth_ == 7)
+            copy_wait<5>();
+        else
+            copy_wait<6>();
+    }
 
     __device__ char* slot(int index) const { return ring_ + index * stage_rows_ * pitch_; }
 
@@ -134,7 +155,7 @@ class BatchRows : public BatchPart {
 
     // Adds a tile of the rows of a group.
     __device__ void multiply(float (&sum)[4], char* weights, int tile, const Fragment (&rows)[kFragments]) const {
-        const int lane = lane_id();
+        const int lane = lane_;
         const int row = kIsInteger ? lane : lane / 16 * 8 + lane % 8;
         const int vector = tile * kTileVectors + (kIsInteger ? 0 : lane / 8 % 2);
         uint32_t words[4];
@@ -158,12 +179,13 @@ class BatchRows : public BatchPart {
         return reinterpret_cast<float4*>(ring_) + (group * all_tiles_ + tile) * kWarp;
     }
 
+    int lane_, warp_;  // of this thread
     char* ring_;
     int ring_bytes_, row_bytes_;
     const TangoMatrix &first_, &second_;
     int all_tiles_;                            // of both matrices
     int pitch_;                                // bytes of a row in the ring
-    int groups_, stage_rows_;                  // of a stage
+    int groups_, stage_rows_, depth_;          // of a stage; number of slots
     int stages_, next_;                        // number of stages, and the next to be loaded
     const char* from_[kMaxLoads];              // what the thread loads of it
     int load_row_[kMaxLoads], to_[kMaxLoads];  // their rows in a stage, and places in a slot

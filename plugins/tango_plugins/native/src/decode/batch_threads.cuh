@@ -1,0 +1,48 @@
+// The threads of a block of a batched decode step, and how they and the blocks of the grid wait for each other. They are
+// half of those of a step of one sequence: a thread needs twice the registers, and what does not fit into them would go
+// through an L1 cache that shared memory leaves little of.
+#pragma once
+
+#include "common/platform.cuh"
+
+namespace tango {
+
+constexpr int kBatchThreads = 256;  // that compute
+constexpr int kBatchWarps = kBatchThreads / kWarp;
+constexpr int kBatchBlock = kBatchThreads + kWarp;  // and one more warp, which runs the barrier of the grid
+
+// The same value, of which the compiler knows nothing: what is computed from it stays where it is, instead of being
+// kept in registers, or out of them, from before a loop.
+__device__ inline int opaque(int value) {
+    asm volatile("" : "+r"(value));
+    return value;
+}
+
+// Synchronizes the computing threads of a block.
+__device__ inline void sync_batch() { named_barrier_sync<1, kBatchThreads>(); }
+
+// The barrier of the grid, as grid_barrier of threads.cuh.
+namespace batch_barrier {
+
+__device__ inline void arrive() { named_barrier_arrive<2, kBatchBlock>(); }
+
+__device__ inline void wait() { named_barrier_sync<3, kBatchBlock>(); }
+
+// What the last warp does.
+__device__ inline void run(unsigned* arrived_blocks, int phases) {
+    for (unsigned target = gridDim.x; phases > 0; --phases, target += gridDim.x) {
+        named_barrier_sync<2, kBatchBlock>();
+        if (lane_id() == 0) {
+            __threadfence();
+            atomicAdd(arrived_blocks, 1u);
+            while (load_acquire(arrived_blocks) < target) {
+            }
+        }
+        __syncwarp();
+        named_barrier_sync<3, kBatchBlock>();
+    }
+}
+
+}  // namespace batch_barrier
+
+}  // namespace tango
