@@ -35,7 +35,7 @@ _RUNNERS = {
 def pipeline() -> str:
     """The pipeline with device graphs in the CUDA library's operators."""
     columns = (
-        Column("0.5B, a tenth", "h200-onnxruntime-0.5b-linear"),
+        Column("0.5B, a tenth", "h200-onnxruntime-0.5b-ahead"),
         Column("0.5B, a tenth, TensorRT", "h200-tensorrt-0.5b-device"),
         Column("7B, a tenth", "h200-onnxruntime-7b-linear"),
         Column("7B, all tokens", "h200-onnxruntime-7b-linear", "unpruned, 384x384"),
