@@ -1,8 +1,7 @@
-// Attention of one token over the KV cache. The sequence is cut into chunks, and a block handles one chunk for the
-// query heads of one KV head. merge_chunks() combines the chunks.
-//
-// Up to attend(), the step and the shared memory are those of step.cuh, or what a batch has of one sequence
-// (batch.cuh).
+// Attention of one token over the KV cache, on tensor cores. The sequence is cut into chunks, and a block handles one
+// chunk for the query heads of one KV head. Each of its warps takes 16 keys at a time, from scores to outputs, so warps
+// wait for each other only where they start and where combine_warps() adds what they have. merge_chunks() combines the
+// chunks.
 #pragma once
 
 #include <algorithm>
@@ -11,12 +10,12 @@
 
 namespace tango {
 
-constexpr int kQueries = 8;              // whose scores a warp computes together: half the rows of an `mma`
-constexpr int kKeys = 16;                // of a warp, and dimensions of one `mma`
-constexpr int kKvTileBytes = 36 << 10;     // shared memory for a tile of keys and one of values
-constexpr int kParts = 4;                // chunks that a thread adds at a time
-constexpr float kRestScale = 2048.0f;    // of what fp16 has lost
-constexpr float kLog2E = 1.44269504f;    // scores are logarithms to the base 2
+constexpr int kQueries = 8;             // whose scores a warp computes together: half the rows of an `mma`
+constexpr int kKeys = 16;               // of a warp, and dimensions of one `mma`
+constexpr int kKvTileBytes = 36 << 10;  // shared memory for a tile of keys and one of values
+constexpr int kParts = 4;               // chunks that a thread adds at a time
+constexpr float kRestScale = 2048.0f;   // of what fp16 has lost
+constexpr float kLog2E = 1.44269504f;   // scores are logarithms to the base 2
 
 // Halves from one row of a tile to the next: eight rows that a warp reads together are in all banks.
 __host__ __device__ constexpr int tile_pitch(int head_dim) { return head_dim + kVector; }
@@ -57,8 +56,7 @@ struct Chunk {
     __half *keys, *values;  // the KV head's rows of the cache
     __half *key_tile, *value_tile;
 
-    template <typename AnyStep, typename AnyShared>
-    __device__ Chunk(const AnyStep& step, const AnyShared& shared, int layer, int index) {
+    __device__ Chunk(const Step& step, const Shared& shared, int layer, int index) {
         const auto& cache = shared.layers[layer % 2];
         head_dim = step.shape.head_dim;
         kv_head = index / step.kv_chunks;
@@ -73,15 +71,11 @@ struct Chunk {
     }
 
     // Starts copying the first tile, except for the token's own row: load_token() adds it.
-    template <typename AnyStep>
-    __device__ void copy_first_tile(const AnyStep& step) const {
-        copy_tile(step, begin, min(end, step.position));
-    }
+    __device__ void copy_first_tile(const Step& step) const { copy_tile(step, begin, min(end, step.position)); }
 
     // Starts copying the tile at a position to shared memory, up to position `until`. Zeros follow the chunk's last
     // value, up to a multiple of kKeys.
-    template <typename AnyStep>
-    __device__ void copy_tile(const AnyStep& step, int tile, int until) const {
+    __device__ void copy_tile(const Step& step, int tile, int until) const {
         const int shift = step.lanes_shift, part = (threadIdx.x & ((1 << shift) - 1)) * kVector;
         const int count = min(step.kv_tile_size, end - tile), padded = ceil_div(count, kKeys) * kKeys;
 #pragma unroll 1
@@ -110,8 +104,7 @@ __device__ inline void store_query(float* queries, int head_dim, int query, int 
 }
 
 // Four columns of query, key and value, with their bias.
-template <typename AnyStep>
-__device__ float4 qkv_columns(const AnyStep& step, const __half* bias, int column) {
+__device__ inline float4 qkv_columns(const Step& step, const __half* bias, int column) {
     const uint2 four = *reinterpret_cast<const uint2*>(bias + column);
     const float2 low = __half22float2(half2_of(four.x)), high = __half22float2(half2_of(four.y));
     float4 sum = make_float4(low.x, low.y, high.x, high.y);
@@ -134,8 +127,7 @@ __device__ inline uint2 four_halves(const float4& x) {
 
 // Loads the queries, scaled. In the sequence's last chunk it also writes the token's key and value to the cache, and to
 // the tile if they belong there.
-template <typename AnyStep, typename AnyShared>
-__device__ void load_token(const AnyStep& step, const AnyShared& shared, const Chunk& chunk, const __half* bias) {
+__device__ inline void load_token(const Step& step, const Shared& shared, const Chunk& chunk, const __half* bias) {
     const int group_size = step.group_size, head_dim = chunk.head_dim, half = head_dim / 2;
     const int own = step.position - chunk.begin;  // the token's row
     const bool is_last = chunk.end == step.position + 1, in_tile = own < step.kv_tile_size;
@@ -197,8 +189,8 @@ struct WarpAttention {
         uint32_t right[2], rest[2];  // weights are at most 1, so the rest needs no scale
         right[0] = split_halves(scores[0], scores[1], 1.0f, rest[0]);
         right[1] = split_halves(scores[2], scores[3], 1.0f, rest[1]);
-        const float2 rescale = make_float2(__shfl_sync(kAllLanes, factor, lane % 4 * 8),
-                                           __shfl_sync(kAllLanes, factor, lane % 4 * 8 + 4));
+        const float2 rescale =
+            make_float2(__shfl_sync(kAllLanes, factor, lane % 4 * 8), __shfl_sync(kAllLanes, factor, lane % 4 * 8 + 4));
         values += (lane / 16 * 8 + lane % 8) * pitch + lane / 8 % 2 * kVector;
 #pragma unroll 2
         for (int i = 0; i < head_dim / kKeys; ++i) {
@@ -232,9 +224,8 @@ struct WarpAttention {
 };
 
 // Adds what the warps have of a chunk, one slice of the dimensions in a warp.
-template <typename AnyStep>
-__device__ void combine_warps(const AnyStep& step, const Chunk& chunk, const float4* outputs, const float2* softmax,
-                              int sharers, int first) {
+__device__ inline void combine_warps(const Step& step, const Chunk& chunk, const float4* outputs, const float2* softmax,
+                                     int sharers, int first) {
     const int head_dim = chunk.head_dim, slices = head_dim / kKeys, lane = lane_id(), slice = warp_id();
     const int head = chunk.number * step.shape.heads + chunk.kv_head * step.group_size + first;
 #pragma unroll
@@ -262,8 +253,7 @@ __device__ void combine_warps(const AnyStep& step, const Chunk& chunk, const flo
 
 // Attention over one chunk. Copying its first tile has already started. A warp has every tile's next kKeys keys. The
 // block goes over the chunk once for kQueries queries.
-template <typename AnyStep, typename AnyShared>
-__device__ void attend(const AnyStep& step, const AnyShared& shared, const Chunk& chunk, const __half* bias) {
+__device__ inline void attend(const Step& step, const Shared& shared, const Chunk& chunk, const __half* bias) {
     const int group_size = step.group_size, head_dim = chunk.head_dim, pitch = tile_pitch(head_dim);
     const int slices = head_dim / kKeys, lane = lane_id(), own = warp_id() * kKeys;
     const int sharers = ceil_div(min(step.kv_tile_size, chunk.end - chunk.begin), kKeys);
@@ -275,7 +265,8 @@ __device__ void attend(const AnyStep& step, const AnyShared& shared, const Chunk
         WarpAttention warp = {outputs + warp_id() * slices * kWarp, head_dim};
         if (warp_id() < sharers)
             for (int i = lane; i < slices * kWarp; i += kWarp) warp.outputs[i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-        const uint4* const queries = reinterpret_cast<const uint4*>(shared.queries()) + first / kQueries * slices * kWarp;
+        const uint4* const queries =
+            reinterpret_cast<const uint4*>(shared.queries()) + first / kQueries * slices * kWarp;
 #pragma unroll 1
         for (int tile = chunk.begin; tile < chunk.end; tile += step.kv_tile_size) {
             if (first > 0 || tile > chunk.begin) {
@@ -288,8 +279,7 @@ __device__ void attend(const AnyStep& step, const AnyShared& shared, const Chunk
             if (count > 0) warp.add(queries, chunk.key_tile + own * pitch, chunk.value_tile + own * pitch, count);
         }
 #pragma unroll
-        for (int offset = 1; offset <= 2; offset *= 2)
-            warp.row_sum += __shfl_xor_sync(kAllLanes, warp.row_sum, offset);
+        for (int offset = 1; offset <= 2; offset *= 2) warp.row_sum += __shfl_xor_sync(kAllLanes, warp.row_sum, offset);
         if (warp_id() < sharers && lane % 4 == 0)
             softmax[warp_id() * kQueries + lane / 4] = make_float2(warp.row_max, warp.row_sum);
         sync_threads();

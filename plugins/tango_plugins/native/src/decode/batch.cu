@@ -50,7 +50,8 @@ __device__ bool all_arrived(unsigned* arrived, int parts, int* is_last) {
     return *is_last;
 }
 
-// The residual stream begins with the embeddings, and the rotary angles are the same in all layers; a block per sequence.
+// The residual stream begins with the embeddings, and the rotary angles are the same in all layers; a block per
+// sequence.
 __device__ void embed(const BatchStep& step, const float* norm, float* warp_sums) {
     const int hidden_size = step.shape.hidden_size;
     for (int s = blockIdx.x; s < step.count; s += gridDim.x) {
@@ -140,7 +141,7 @@ struct Input {
     const float* from;
     int width, row, rows;
     int distance;  // of the pairs of rows of a lane, see first_row()
-    float odd;  // factor of every other row, whose weights are that much too large
+    float odd;     // factor of every other row, whose weights are that much too large
 
     // Matrices that lie by columns have the order of PackedInts.
     __device__ bool is_for_columns() const { return distance != kRowDistance; }
@@ -245,14 +246,14 @@ __device__ void copy_layer(const BatchStep& step, const BatchShared& shared, int
 
 // Starts copies that depend on no other block, for later phases.
 __device__ void copy_for_later(const BatchStep& step, const BatchShared& shared, const Phase& phase) {
-    if (phase.gemv == kGateUp && phase.layer + 1 < step.shape.layers)
-        copy_layer(step, shared, phase.layer + 1);
+    if (phase.gemv == kGateUp && phase.layer + 1 < step.shape.layers) copy_layer(step, shared, phase.layer + 1);
 }
 
 // The weights of the norm that follows a GEMV.
 __device__ const float* next_norm(const BatchStep& step, const BatchShared& shared, const Phase& phase) {
     if (phase.gemv != kDown) return shared.layers[phase.layer % 2].mlp_norm;
-    return phase.layer + 1 < step.shape.layers ? shared.layers[(phase.layer + 1) % 2].attention_norm : step.tensors.norm;
+    return phase.layer + 1 < step.shape.layers ? shared.layers[(phase.layer + 1) % 2].attention_norm
+                                               : step.tensors.norm;
 }
 
 // Brings into the L2 cache what later phases read besides matrices.
@@ -290,8 +291,8 @@ __device__ void attention(const BatchStep& step, const BatchShared& shared, int 
 
 // Calls use(gemv) with the GEMV of a phase.
 template <bool kQuantized, typename Use>
-__device__ void with_gemv(const BatchPart& part, const Ring& ring, const TangoMatrix& first,
-                          const TangoMatrix& second, Use use) {
+__device__ void with_gemv(const BatchPart& part, const Ring& ring, const TangoMatrix& first, const TangoMatrix& second,
+                          Use use) {
     if (!kQuantized || first.weights == TANGO_WEIGHTS_FP16)
         use(BatchGemv<BatchRows<__half>>(part, ring, first, second));
     else if (first.weights == TANGO_WEIGHTS_INT8)
@@ -373,7 +374,8 @@ __global__ void __launch_bounds__(kBatchBlock, 1) decode_batch(const BatchStep s
 }
 
 // Partitions a GEMV so that the block with the most to read, weights and input, reads little more than the others. The
-// input of a block has at most `max_rows` rows; split_k is 0 if there is no such way.
+// input of a block has at most `max_rows` rows, and splits begin at multiples of `row_multiple`; split_k is 0 if there
+// is no such way.
 BatchPartition partition_gemv(int matrices, int rows, int columns, int blocks, int max_split_k, int max_rows,
                               int row_multiple) {
     const int tiles = columns / kTile;
@@ -406,8 +408,9 @@ BatchStep describe(const TangoDecodeShape& shape, size_t shared_bytes) {
     step.shape = shape;
     const size_t needed = reinterpret_cast<size_t>(BatchShared(step, nullptr).end);
     if (needed > shared_bytes) return step;
-    const int max_rows = (step.input_bytes + static_cast<int>(shared_bytes - needed)) / (kInputRows / kUnit * kUnitInputBytes) * kInputRows;
-    const int row_multiple = shape.quantized ? kInputRows : kUnit;  // blocks begin at the same place in all splits
+    constexpr int kInputBytes = kInputRows / kUnit * kUnitInputBytes;
+    const int max_rows = static_cast<int>(shared_bytes - needed) / kInputBytes * kInputRows;
+    const int row_multiple = shape.quantized ? kInputRows : kUnit;  // so that no step begins inside of a block
     const int hidden_size = shape.hidden_size, attn_out = step.attn_width();
     const int qkv = attn_out + 2 * shape.kv_heads * shape.head_dim;
     const auto partition = [&](int matrices, int rows, int columns, int max_split_k) {
@@ -421,9 +424,11 @@ BatchStep describe(const TangoDecodeShape& shape, size_t shared_bytes) {
     for (const BatchPartition& gemv : step.partitions)
         step.input_bytes = std::max(step.input_bytes, input_units(gemv.split_rows) * kUnitInputBytes);
     step.shared_bytes = static_cast<int>(shared_bytes) / 16 * 16;
-    step.kv_tile_size = kMaxBatchKvTile + 32;
-    do step.kv_tile_size -= 32;
-    while (AttentionShared(step, BatchShared(step, nullptr).input).end > reinterpret_cast<char*>(step.shared_bytes));
+    const auto attention_bytes = [&] {
+        return reinterpret_cast<size_t>(AttentionShared(step, BatchShared(step, nullptr).input).end);
+    };
+    step.kv_tile_size = kMaxBatchKvTile;
+    while (attention_bytes() > shared_bytes) step.kv_tile_size -= kWarp;  // what must be there is enough for some
     return step;
 }
 
@@ -522,5 +527,6 @@ int tango_decode_batch_enqueue(const TangoDecodeShape* shape, const TangoDecodeT
     step.tensors = *tensors;
     const auto kernel = shape->quantized ? decode_batch<true> : decode_batch<false>;
     const auto grid_stream = static_cast<cudaStream_t>(stream);
-    return cuda_status(launch_cooperative(kernel, step, step.shape.blocks, kBatchBlock, step.shared_bytes, grid_stream), "decode");
+    return cuda_status(launch_cooperative(kernel, step, step.shape.blocks, kBatchBlock, step.shared_bytes, grid_stream),
+                       "decode");
 }

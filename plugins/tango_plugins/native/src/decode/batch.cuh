@@ -8,12 +8,9 @@
 namespace tango {
 
 constexpr int kMaxBatchSplitK = 8;
-#ifndef CHUNK
-#define CHUNK 192
-#endif
-constexpr int kBatchChunkSize = CHUNK;  // positions of a chunk of attention, unless these are too many chunks
+constexpr int kBatchChunkSize = 192;  // positions of a chunk of attention, unless these are too many chunks
 constexpr int kMaxBatchKvTile = 256;
-constexpr int kTileQueries = 8;       // columns of an `mma`
+constexpr int kTileQueries = 8;  // columns of an `mma`
 constexpr int kMaxBatchChunks = 64;
 constexpr int kBatchHeaderBytes = 1024;
 
@@ -35,7 +32,7 @@ struct BatchStep {
     BatchSequence sequences[kSequences];
     int count;                  // of sequences
     int attention_parts;        // of all sequences
-    int kv_tile_size;           // positions of a chunk that are in shared memory at a time
+    int kv_tile_size;           // positions of a chunk that are in shared memory at a time, a multiple of 32
     int input_bytes;            // shared memory for the input of a GEMV or for attention, of all
     int shared_bytes;           // of a block
     unsigned* arrived_blocks;   // counts the blocks that end a phase, over all phases
@@ -61,10 +58,10 @@ struct BatchShared {
     TangoDecodeLayer* layers;    // [2], this layer and the next
     BatchPartition* partitions;  // [kGemvs]
     TangoMatrix* head;
-    float* scales;    // [sequences], see BatchInput
-    int* is_last;     // see all_arrived()
-    char* input;      // of a GEMV, the rows that the block needs, with a ring of all that is left behind them
-    char* end;        // of the least that there must be
+    float* scales;  // [sequences], see BatchInput
+    int* is_last;   // see all_arrived()
+    char* input;    // of a GEMV, the rows that the block needs, with a ring of all that is left behind them
+    char* end;      // of the least that there must be
 
     __host__ __device__ BatchShared(const BatchStep& step, float4* memory) {
         layers = reinterpret_cast<TangoDecodeLayer*>(memory);

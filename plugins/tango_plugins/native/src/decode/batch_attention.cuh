@@ -7,16 +7,16 @@
 
 namespace tango {
 
-constexpr int kMaxDimTiles = 16;                         // of a head, of 16 dimensions
+constexpr int kMaxDimTiles = 16;                       // of a head, of 16 dimensions
 constexpr int kWarpDims = kMaxDimTiles / kBatchWarps;  // of them, that a warp has
 
 // The shared memory of a block for attention, in the place of a GEMV's input and ring.
 struct AttentionShared {
-    Fragment* queries;  // [tiles of queries, head_dim / kFragmentRows]
-    Fragment* weights;  // [kv_tile_size / kFragmentRows], of the softmax, for a tile of queries
-    float4* partial;    // [groups of warps, tiles of head_dim, lanes], of the output
-    float* scores;      // [kTileQueries, kv_tile_size + 4]
-    float3* softmax;    // [kTileQueries]: row_max, row_sum, factor that rescales the earlier tiles
+    Fragment* queries;    // [tiles of queries, head_dim / kFragmentRows]
+    Fragment* weights;    // [kv_tile_size / kFragmentRows], of the softmax, for a tile of queries
+    float4* partial;      // [groups of warps, tiles of head_dim, lanes], of the output
+    float* scores;        // [kTileQueries, kv_tile_size + 4]
+    float3* softmax;      // [kTileQueries]: row_max, row_sum, factor that rescales the earlier tiles
     char *keys, *values;  // [kv_tile_size], a row of each `pitch` bytes
     char* end;
     int pitch;  // odd in units of 16 bytes: eight rows are in all banks
@@ -64,8 +64,10 @@ struct BatchChunk {
     __device__ void copy_tile(const AttentionShared& own, int tile, int until) const {
         const int head_dim = step.shape.head_dim, vectors = head_dim / kVector;
         const int count = min(tile + step.kv_tile_size, until) - tile;
-        const __half *const from_keys = keys + static_cast<size_t>(tile) * head_dim,
-                            *const from_values = values + static_cast<size_t>(tile) * head_dim;
+        const __half *const from_keys = keys + static_cast<size_t>(tile) * head_dim, *const from_values =
+                                                                                         values +
+                                                                                         static_cast<size_t>(tile) *
+                                                                                             head_dim;
 #pragma unroll 2
         for (int i = threadIdx.x; i < count * vectors; i += kBatchThreads) {
             const int row = i / vectors, to = row * own.pitch + (i - row * vectors) * 16;
@@ -102,7 +104,8 @@ __device__ inline void store_query(const BatchChunk& chunk, const AttentionShare
     const int fragment = query / kTileQueries * (head_dim / kFragmentRows) + d / kFragmentRows;
     uint32_t low;
     const uint32_t high = split_pair(pair.x * scale, pair.y * scale, low);
-    uint32_t* const to = reinterpret_cast<uint32_t*>(own.queries + fragment * kWarp + query % kTileQueries * 4 + d % 8 / 2);
+    uint32_t* const to =
+        reinterpret_cast<uint32_t*>(own.queries + fragment * kWarp + query % kTileQueries * 4 + d % 8 / 2);
     to[d / 8 % 2] = high;
     to[2 + d / 8 % 2] = low;
 }
@@ -144,7 +147,8 @@ __device__ inline void load_token(const BatchChunk& chunk, const AttentionShared
     }
 }
 
-// Fills up the last fragment of queries and the last of values: their products are not used, or have a weight of zero.
+// Fills up the last 16 rows of values, which have a weight of zero. Keys are not filled up: what their scores are does
+// not count, nor what those of queries are that fill up a tile.
 __device__ inline void fill_up(const BatchChunk& chunk, const AttentionShared& own, int count) {
     const int vectors = chunk.step.shape.head_dim / kVector;
     const int end = ceil_div(count, kFragmentRows) * kFragmentRows;
@@ -204,12 +208,13 @@ __device__ inline void update_softmax(const BatchChunk& chunk, const AttentionSh
 
 // Rescales a warp's sums to the new row maximum, and adds the weighted values of a tile: 16 dimensions at a time, over
 // every `groups`-th 16 positions from its own group on.
-__device__ inline void add_values(float (&sum)[kWarpDims][4], const AttentionShared& own, int dims, int tiles, int group,
-                                  int groups, int count) {
+__device__ inline void add_values(float (&sum)[kWarpDims][4], const AttentionShared& own, int dims, int tiles,
+                                  int group, int groups, int count) {
     const int lane = lane_id();
     const float first = own.softmax[lane % 4 * 2].z, second = own.softmax[lane % 4 * 2 + 1].z;
 #pragma unroll
-    for (int i = 0; i < kWarpDims; ++i) sum[i][0] *= first, sum[i][1] *= second, sum[i][2] *= first, sum[i][3] *= second;
+    for (int i = 0; i < kWarpDims; ++i)
+        sum[i][0] *= first, sum[i][1] *= second, sum[i][2] *= first, sum[i][3] *= second;
     const int row = lane / 16 * 8 + lane % 8;
     const SharedAddress values = shared_address(own.values + row * own.pitch + (dims * 2 + lane / 8 % 2) * 16);
 #pragma unroll 4
@@ -230,16 +235,16 @@ __device__ inline void store_chunk(const BatchChunk& chunk, const AttentionShare
     const BatchStep& step = chunk.step;
     const int head_dim = step.shape.head_dim, tiles = head_dim / kTile, heads = step.shape.heads;
     const int queries = min(kTileQueries, step.group_size() - first);
-    const size_t head = (static_cast<size_t>(chunk.index) * kMaxBatchChunks + chunk.begin / chunk.sequence.kv_chunk_size) * heads +
-                        chunk.kv_head * step.group_size() + first;
+    const size_t head =
+        (static_cast<size_t>(chunk.index) * kMaxBatchChunks + chunk.begin / chunk.sequence.kv_chunk_size) * heads +
+        chunk.kv_head * step.group_size() + first;
     for (int i = threadIdx.x; i < tiles * kWarp; i += kBatchThreads) {
         float4 sum = own.partial[i];
         for (int group = 1; group < groups; ++group) sum = sum + own.partial[group * tiles * kWarp + i];
         const int q = i % 4 * 2;
         float* const to = step.chunk_out + (head + q) * head_dim + i / kWarp * kTile + i % kWarp / 4;
         if (q < queries) __stcg(to, sum.x * kInputScale), __stcg(to + 8, sum.z * kInputScale);
-        if (q + 1 < queries)
-            __stcg(to + head_dim, sum.y * kInputScale), __stcg(to + head_dim + 8, sum.w * kInputScale);
+        if (q + 1 < queries) __stcg(to + head_dim, sum.y * kInputScale), __stcg(to + head_dim + 8, sum.w * kInputScale);
     }
     const int q = static_cast<int>(threadIdx.x);
     if (q < queries) __stcg(step.softmax + head + q, make_float2(own.softmax[q].x, own.softmax[q].y));

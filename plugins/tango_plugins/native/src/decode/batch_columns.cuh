@@ -6,18 +6,12 @@
 
 namespace tango {
 
-#ifndef COLUMN_COPY
-#define COLUMN_COPY copy_async_prefetch
-#endif
-#ifndef COLUMN_DEPTH
-#define COLUMN_DEPTH 6
-#endif
 constexpr int kBandTiles = 4;  // that a warp multiplies by the same input
 constexpr int kBandColumns = kBandTiles * kTile;
-constexpr int kBandBytes = kBandColumns * 64;     // of a step's weights
+constexpr int kBandBytes = kBandColumns * 64;      // of a step's weights
 constexpr int kMaxScaleWords = 3, kZeroWords = 2;  // of a column in a step, that hold its scales and zero points
 constexpr int kMaxStepBytes = kBandBytes + kBandColumns * 4 * (kMaxScaleWords + kZeroWords);
-constexpr int kMaxColumnSteps = COLUMN_DEPTH;  // of a warp that are in flight
+constexpr int kMaxColumnSteps = 6;  // of a warp that are in flight
 
 // The weights of matrices by columns, FP8 or blocks along the rows with a scale each (kWeights is of TangoWeights), in
 // steps: the next 64 bytes of each column of a band of tiles, which share what is read of the input. The steps of all
@@ -185,8 +179,8 @@ class BatchColumns : public BatchPart {
                     const char* const from = static_cast<const char*>(matrix_of(tile).values) +
                                              column_of(tile, lane_ / 4) * static_cast<size_t>(column_bytes_) +
                                              unit_ * kUnitBytes + byte;
-                    COLUMN_COPY(own + i * kTile * 64, from);
-                    COLUMN_COPY(own + (i * kTile + 8) * 64, from + 8 * column_bytes_);
+                    copy_async_prefetch(own + i * kTile * 64, from);
+                    copy_async_prefetch(own + (i * kTile + 8) * 64, from + 8 * column_bytes_);
                 }
             }
             if (!kIsFp8) load_scales(to + kBandBytes);
@@ -197,8 +191,8 @@ class BatchColumns : public BatchPart {
         copy_commit();
     }
 
-    // Starts the loads of the words that have the scales and the zero points of the next step, of two columns of the band
-    // in a lane.
+    // Starts the loads of the words that have the scales and the zero points of the next step, of two columns of the
+    // band in a lane.
     __device__ void load_scales(SharedAddress to) {
         const unsigned block = block_of(next_unit_), last = block_of(min(next_unit_ + kStepUnits, units_) - 1);
 #pragma unroll
@@ -332,16 +326,16 @@ class BatchColumns : public BatchPart {
     __device__ int warp_of(int step) const { return (min(kBatchWarps, steps_) * (step + 1) - 1) / steps_; }
 
     int lane_, warp_;  // of this thread
-    char* ring_;    // of this warp
-    float4* sums_;  // of all warps
+    char* ring_;       // of this warp
+    float4* sums_;     // of all warps
     const TangoMatrix &first_, &second_;
     int shift_, blocks_, column_bytes_;     // of a whole column: blocks, each of 1 << shift_ units
     int scale_words_, step_bytes_, depth_;  // of the ring
     bool has_zeros_;
-    int unit_, units_;                      // of a column: the split's first, and their number
-    int band_steps_, steps_;                // steps of a band, and of all bands
-    int begin_, end_;                       // this warp's steps
-    int next_, band_, next_unit_;           // the next to be loaded, its band and its first unit
+    int unit_, units_;             // of a column: the split's first, and their number
+    int band_steps_, steps_;       // steps of a band, and of all bands
+    int begin_, end_;              // this warp's steps
+    int next_, band_, next_unit_;  // the next to be loaded, its band and its first unit
 };
 
 }  // namespace tango

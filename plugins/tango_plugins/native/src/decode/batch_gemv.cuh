@@ -70,8 +70,7 @@ struct BatchPartition {
 
 class BatchPart {
   public:
-    __device__ explicit BatchPart(const BatchPartition& partition)
-        : partition_(partition), index_(blockIdx.x) {
+    __device__ explicit BatchPart(const BatchPartition& partition) : partition_(partition), index_(blockIdx.x) {
         select();
     }
 

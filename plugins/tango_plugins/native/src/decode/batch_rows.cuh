@@ -5,11 +5,8 @@
 
 namespace tango {
 
-#ifndef STAGES
-#define STAGES 8
-#endif
-constexpr int kRowStages = 4, kMaxRowStages = STAGES;  // of a block's ring: all but one are in flight
-constexpr int kWarpTiles = 6;  // that a warp adds up
+constexpr int kRowStages = 4, kMaxRowStages = 8;  // of a block's ring: all but one are in flight
+constexpr int kWarpTiles = 6;                     // that a warp adds up
 constexpr int kMaxGroups = 8;
 
 // The weights of matrices that lie by rows, fp16 or bytes with a scale for each column.
@@ -119,8 +116,9 @@ class BatchRows : public BatchPart {
   private:
     static constexpr int kRows = kIsInteger ? 32 : 16;  // of a group
     static constexpr int kFragments = kRows / kFragmentRows;
-    static constexpr int kTileVectors = kTile * sizeof(Element) / sizeof(uint4);             // of a row of a tile
-    static constexpr int kMaxLoads = kBatchWarps * kWarpTiles * kRows * kTileVectors / kBatchThreads;  // of a thread and stage
+    static constexpr int kTileVectors = kTile * sizeof(Element) / sizeof(uint4);  // of a row of a tile
+    static constexpr int kMaxLoads =
+        kBatchWarps * kWarpTiles * kRows * kTileVectors / kBatchThreads;  // of a thread and stage
 
     // Waits for the oldest of the stages in flight.
     __device__ void wait() const {

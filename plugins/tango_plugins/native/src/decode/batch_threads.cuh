@@ -1,6 +1,6 @@
-// The threads of a block of a batched decode step, and how they and the blocks of the grid wait for each other. They are
-// half of those of a step of one sequence: a thread needs twice the registers, and what does not fit into them would go
-// through an L1 cache that shared memory leaves little of.
+// The threads of a block of a batched decode step, and how they and the blocks of the grid wait for each other. They
+// are half of those of a step of one sequence: a thread needs twice the registers, and what does not fit into them
+// would go through an L1 cache that shared memory leaves little of.
 #pragma once
 
 #include "common/platform.cuh"

@@ -15,7 +15,7 @@ constexpr int kLoads = 4;         // loads that a thread keeps in flight: 32 KB 
 constexpr int kMaxVectors = 256;  // of a row of a tile, so that a block reads at least two rows at a time
 constexpr int kRowPadding = 4;    // floats between two rows of accumulators: lanes read several rows at once
 constexpr int kAccumulatorFloats = kThreads * (kVector + kRowPadding / 2);  // shared memory for them
-constexpr int kNoRow = 1 << 28;   // of a thread that reads nothing
+constexpr int kNoRow = 1 << 28;                                             // of a thread that reads nothing
 
 // How a GEMV is distributed. The columns are cut into tiles. Where these are too few to keep all blocks busy, the rows
 // are cut as well (split-K), and whoever reads the result adds the partial results. One thread reads one vector of a
@@ -27,7 +27,7 @@ struct GemvPartition {
     int split_rows, split_k;  // rows of a split; number of splits
     Divisor vectors_per_row;  // of a tile, over all matrices
     int rows_per_iter;
-    int lanes_shift;          // of the lanes that add the accumulators of a column, a power of two, its logarithm
+    int lanes_shift;  // of the lanes that add the accumulators of a column, a power of two, its logarithm
 };
 
 __device__ inline void multiply_add(float (&acc)[kVector], const uint4& vector, float factor) {

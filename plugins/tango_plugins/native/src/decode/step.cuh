@@ -8,7 +8,7 @@
 namespace tango {
 
 constexpr int kMaxSplitK = 4;
-constexpr int kMaxKvTile = 128;    // largest number of positions whose scores are in shared memory at a time
+constexpr int kMaxKvTile = 128;    // largest number of positions of a tile
 constexpr int kHeaderBytes = 768;  // shared memory for the layers and partitions
 constexpr int kRingBytes = kLoads * kThreads * static_cast<int>(sizeof(uint4));
 
@@ -28,7 +28,7 @@ struct Step {
     TangoDecodeTensors tensors;
     GemvPartition partitions[kGemvs];
     SharedLayout layout;
-    int group_size;                // query heads of a KV head
+    int group_size;  // query heads of a KV head
     Divisor head_dim;
     Divisor merged_columns;        // float4 of the input of kOut that the threads merge at a time
     int merge_groups;              // of threads that have different chunks then
@@ -76,14 +76,16 @@ struct Shared {
     }
 
     // Between two GEMVs, attention uses the memory of their inputs and rings.
-    __device__ float* queries() const { return input; }  // see store_query()
+    __device__ float* queries() const { return input; }         // see store_query()
     __device__ float* outputs() const { return accumulators; }  // of the warps, and their row maxima and sums
-    __device__ __half* key_tile() const { return reinterpret_cast<__half*>(ring.memory); }  // [kv_tile_size], values too
+    __device__ __half* key_tile() const {
+        return reinterpret_cast<__half*>(ring.memory);
+    }  // [kv_tile_size], values too
 
     // While a GEMV's input is prepared, its accumulators are free.
     __device__ float2* chunk_weights() const { return reinterpret_cast<float2*>(accumulators); }  // [heads, kv_chunks]
     __device__ float4* chunk_sums() const { return reinterpret_cast<float4*>(accumulators + 2 * kChunkWeights); }
-    __device__ float* warp_sums() const { return accumulators; }                                  // [kWarps]
+    __device__ float* warp_sums() const { return accumulators; }  // [kWarps]
 };
 static_assert(2 * sizeof(TangoDecodeLayer) + kGemvs * sizeof(GemvPartition) + sizeof(TangoMatrix) <= kHeaderBytes,
               "layers, partitions and the head do not fit into the header");

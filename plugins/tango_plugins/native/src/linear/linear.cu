@@ -1,5 +1,5 @@
-// The product of many rows with a matrix of integers (tango/linear.h), on the tensor cores of any architecture. Tiles of
-// both operands go through a ring in shared memory; what a warp multiplies next it unpacks in registers, so that the
+// The product of many rows with a matrix of integers (tango/linear.h), on the tensor cores of any architecture. Tiles
+// of both operands go through a ring in shared memory; what a warp multiplies next it unpacks in registers, so that the
 // weights are in memory in few bits only.
 //
 // A warp has 32 or 64 rows and 64 columns. The order of inputs within 32 is free, as long as both operands have the
@@ -66,8 +66,7 @@ __global__ void __launch_bounds__(kThreads, 2) linear(const LinearJob job) {
 #pragma unroll
         for (int j = 0; j < kTiles; j += 2) {
             uint32_t pairs[2][4];
-            Weights::unpack_two(pairs, stage + kRows * kRowBytes, scalings + unit % 2 * kColumns,
-                                                warp_column + 8 * j);
+            Weights::unpack_two(pairs, stage + kRows * kRowBytes, scalings + unit % 2 * kColumns, warp_column + 8 * j);
 #pragma unroll
             for (int n = 0; n < 2; ++n)
 #pragma unroll

@@ -1,5 +1,5 @@
-// Weights of integers: those of a block's outputs brought to shared memory and unpacked, for linear.cu, and their scales,
-// for slabs.cu, too.
+// Weights of integers: those of a block's outputs brought to shared memory and unpacked, for linear.cu, and their
+// scales, for slabs.cu, too.
 #pragma once
 
 #include "common/integers.cuh"
@@ -54,8 +54,8 @@ struct Blocks {
                 (kBits == 4 ? 0xd400e400u : 0xe400e400u) + zero * (kBits == 4 ? 0x100001u : 0x10001u)};
     }
 
-    // Two outputs of a lane's, 8 apart of 16 from `column` on: inputs 8 j + 2 t and 8 j + 2 t + 1 for its t, and j from 0
-    // to 3.
+    // Two outputs of a lane's, 8 apart of 16 from `column` on: inputs 8 j + 2 t and 8 j + 2 t + 1 for its t, and j from
+    // 0 to 3.
     __device__ static void unpack_two(uint32_t (&pairs)[2][4], const char* unit, const Scaling* scalings, int column) {
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
