@@ -94,6 +94,11 @@ class Device:
         """Precisions that some TensorRT can run on it."""
         return tuple(each for each in PRECISIONS if self._has(each) and (self.packs(each) or not self.jetson))
 
+    @property
+    def multiplies_slabs(self) -> bool:
+        """Whether ONNX Runtime's products by INT4 weights go by slabs of them in fp16: those of Hopper do."""
+        return release(self.compute_capability)[0] == 9
+
     def packs(self, *precisions: Precision) -> dict[str, str]:
         """The JetPacks with a TensorRT that reads all of these precisions."""
         since = max(_SINCE[each] for each in precisions)

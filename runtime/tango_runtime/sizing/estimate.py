@@ -36,8 +36,6 @@ VISION: tuple[Precision, ...] = ("fp16", "int8", "fp8")
 DECODER: tuple[Precision, ...] = PRECISIONS
 #: The operator's kernels need at least this compute capability (docs/reference/limits.md).
 OPERATOR_CAPABILITY = "7.5"
-#: Major compute capability of the GPUs that multiply prompts by slabs of weights: Hopper's.
-SLABS_MAJOR = 9
 #: Bytes of an element of the graphs' tensors.
 _ITEM = 2
 #: Left of an H200's measured memory after all other parts, of fp16 and quantized models alike.
@@ -317,7 +315,7 @@ def _activations(model: ModelDimensions, device: Device, workload: Workload) -> 
     for graph, precision in precisions.items():
         fused = not device.jetson or (one_size and precision == "fp16")
         found.append(rules.activation_bytes(graph, model, shapes, _ITEM, fused=fused))
-    if workload.decoder == "int4" and release(device.compute_capability)[0] == SLABS_MAJOR:
+    if workload.decoder == "int4" and device.multiplies_slabs:
         found.append(rules.slab_bytes(model.decoder, model.vocabulary))
     return max(found) if device.jetson else sum(found)
 

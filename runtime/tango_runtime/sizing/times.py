@@ -28,9 +28,9 @@ from tango_runtime.sizing.models import BYTES, LayerStack, ModelDimensions
 
 #: Of the data sheet's 989 TFLOP/s a product of large fp16 matrices reached 687, of its 4.8 TB/s a copy 4.02.
 COMPUTE, MEMORY = 687 / 989, 4.02 / 4.8
-#: Of the peak, what products of INT8 or by INT4 weights reach, and of the copy's rate, what a decode step reaches that
-#: reads quantized weights.
-OWN_COMPUTE, OWN_MEMORY = 0.25, 0.7
+#: Of the peak, what products of INT8 or by INT4 weights reach, and by slabs of INT4 weights (see memory.py). Of the
+#: copy's rate, what a decode step reaches that reads quantized weights.
+OWN_COMPUTE, SLAB_COMPUTE, OWN_MEMORY = 0.25, 0.5, 0.75
 #: How often a layer's tensors cross the memory, with widths as in :attr:`LayerStack.widths`. Of a tower, products fuse
 #: more with what follows.
 TOWER_PASSES, DECODER_PASSES = 2, 3
@@ -116,6 +116,8 @@ class _Work:
     def seconds(self, device: Device) -> float:
         """Seconds at the rate that matrix products reach."""
         share = OWN_COMPUTE if self.precision in ("int8", "int4") and not device.jetson else COMPUTE
+        if self.precision == "int4" and device.multiplies_slabs:
+            share = SLAB_COMPUTE
         return self.linear / (device.peak(self.precision) * share) + self.other / (device.peak("fp16") * COMPUTE)
 
 

@@ -35,8 +35,7 @@ RESULTS = Path(__file__).parents[3] / "benchmarks" / "results"
 BENCH = [
     ("llava-ov-0.5b", "fp16", "fp16", 2846, (35.5, 2.46, 0.85), 659),
     ("llava-ov-7b", "fp16", "fp16", 16712, (35.6, 14.0, 4.16), 659),
-    ("llava-ov-7b", "fp16", "int4", 6216, (35.7, 36.0, 2.08), 659),
-    ("llava-ov-7b", "fp8", "int4", 6027, (25.6, 35.1, 2.00), 659),
+    ("llava-ov-7b", "fp16", "int4", 6440, (36.3, 19.3, 1.77), 659),
     ("llava-ov-7b", "fp8", "fp8", 9439, (25.6, 8.3, 3.27), 659),
     ("llava-ov-7b", "int8", "int8", 9318, (48.2, 21.8, 2.91), 659),
     ("llava-video-7b", "fp16", "fp16", 17501, (74.1, 44.9, 4.24), 2140),
@@ -59,10 +58,7 @@ def _benched(name, vision="fp16", decoder="fp16", device=H200):
     ids=["-".join(row[:3]) for row in BENCH] + [f"{name}-engines" for name, _ in ENGINES],
 )
 def test_the_memory_is_what_was_measured_and_rarely_less(found, measured):
-    slabs = (
-        memory.slab_bytes(found.model.decoder, found.model.vocabulary) if found.workload.decoder == "int4" else 0
-    )  # not there yet
-    assert 0.97 * measured < (found.memory.total - slabs) / 1e6 < 1.07 * measured
+    assert 0.97 * measured < found.memory.total / 1e6 < 1.07 * measured
 
 
 def test_only_hopper_has_slabs_of_int4_weights():
