@@ -59,7 +59,9 @@ def test_gelu_in_fp8(library, gelu, form, shape):
     y = torch.empty(shape, dtype=E4M3)
     arguments = x.data_ptr(), bias.data_ptr(), *shape, TANGO_FP8, 0.02, y.data_ptr(), None
     assert library.tango_bias_gelu_enqueue(1, gelu, *arguments) == 0
-    assert_rounded(y, torch.nn.functional.gelu(x + bias, approximate=form), 0.02)
+    # In fp64: where it is nearly zero, what fp32 gives depends on the CPU, its sign too.
+    wanted = torch.nn.functional.gelu(x.double() + bias.double(), approximate=form)
+    assert_rounded(y, wanted.float(), 0.02)
 
 
 @pytest.mark.parametrize("width", [48, 13])
