@@ -104,12 +104,13 @@ def missing(needs: frozenset[str]) -> str:
 def pattern(output: str, answers: tuple[str, ...] = ()) -> re.Pattern[str]:
     """What output must match: numbers may be others, ``…`` is anything, and so is a word of ``answers``.
 
-    Numbers are counts and times, of which some depend on the machine; blanks in front of them fill up a column.
+    Numbers are counts, times and losses, of which some depend on the machine, and may be small; blanks in front of them
+    fill up a column.
     """
     free = re.compile("|".join(["(…)", r"( *\d+(?:\.\d+)?)", *(rf"(\b{word}\b)" for word in answers)]))
     parts, end = [], 0
     for match in free.finditer(output.rstrip("\n")):
         blanks = " +" if match[0].startswith(" ") else ""
-        parts += [re.escape(output[end : match.start()]), rf"{blanks}\d+(?:\.\d+)?" if match[2] else ".*?"]
+        parts += [re.escape(output[end : match.start()]), rf"{blanks}\d+(?:\.\d+)?(?:e-\d+)?" if match[2] else ".*?"]
         end = match.end()
     return re.compile("".join([*parts, re.escape(output[end:].rstrip("\n")), r"\s*"]), re.DOTALL)
