@@ -142,12 +142,13 @@ def batch() -> str:
     }
     rows = []
     for title, name in files.items():
-        for found in load(name)["batches"]:
+        data = load(name)
+        for found in data["batches"]:
             busy = found["gpu_busy_percent"]
             rates = (f"{found['answers_per_second_at_work']:.1f}", f"{found['seconds']:.1f}")
             use = (f"{found['model_busy_percent']} %", f"{busy['mean']:.0f} % ({100 * busy['share_of_90']:.0f} %)")
-            rows.append((title, found["decoders"], *rates, *use, link(name)))
-    titles = ("", "decoders of a model", "answers a second", "seconds in all", "model busy", "GPU busy", "file")
+            rows.append((title, f"{data['videos']:,}", found["decoders"], *rates, *use, link(name)))
+    titles = ("", "videos", "decoders of a model", "answers a second", "seconds in all", "model busy", "GPU busy", "file")
     return table(titles, rows)
 
 
