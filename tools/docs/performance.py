@@ -100,7 +100,7 @@ def cold_starts() -> str:
     """New processes, from their start to the first token."""
     files = {
         "0.5B, ONNX Runtime": "h200-onnxruntime-0.5b-linear",
-        "0.5B, TensorRT": "h200-tensorrt-0.5b-device",
+        "0.5B, TensorRT": "h200-tensorrt-0.5b-cold",
         "7B, TensorRT": "h200-tensorrt-7b-device",
     }
     parts = {"import": "import", "load the bundle": "load", "first token": "first token", "**together**": "total"}
