@@ -84,7 +84,8 @@ def random_matrix(inputs, outputs, bits, group):
     blocks = inputs // group
     values = torch.randint(0, 256, (outputs, blocks, group * bits // 8), device="cuda", dtype=torch.uint8)
     scales = torch.full((outputs, blocks), step, device="cuda", dtype=torch.half)
-    return Matrix(described(values), described(scales), bits=bits, group=group)
+    # As the runtime has them: random numbers are random in any order.
+    return Matrix(described(values), described(scales), bits=bits, group=group, interleaved=True)
 
 
 def bytes_of(matrix):

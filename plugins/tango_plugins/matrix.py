@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from tango_plugins.device_array import DeviceArray
 from tango_plugins.errors import TangoError
+from tango_plugins.native_library import load
 from tango_plugins.structs import TangoMatrix
 
 #: Sizes of blocks that the kernels read.
@@ -30,6 +32,7 @@ class Matrix:
             range.
         bits: Bits of an element.
         group: Inputs per block; 0 without blocks.
+        interleaved: Whether the blocks are as :meth:`interleave` leaves them.
     """
 
     values: DeviceArray
@@ -37,6 +40,7 @@ class Matrix:
     zeros: DeviceArray | None = None
     bits: int = 16
     group: int = 0
+    interleaved: bool = False
 
     @property
     def outputs(self) -> int:
@@ -72,7 +76,33 @@ class Matrix:
         values = address(name, self.values, shapes[0], types[0])
         scales = None if weights == _FP16 else address(f"{name}'s scale", self.scales, shapes[1], types[1])
         zeros = None if self.zeros is None else address(f"{name}'s zero points", self.zeros, packed, "uint8")
-        return TangoMatrix(values, scales, zeros, weights, self.group)
+        return TangoMatrix(values, scales, zeros, weights, self.group, self.interleaved)
+
+    def interleave(self, name: str, workspace: DeviceArray, stream: int, library: Path | None = None) -> Matrix:
+        """Puts blocks in the order in which a decode step reads them, in place; any other matrix stays as it is.
+
+        Args:
+            name: Name of the weight, for messages.
+            workspace: uint8 [bytes], aligned to 16 bytes; at least 16 outputs of the matrix. It is free again after the
+                work on the stream.
+            stream: Handle of the CUDA stream.
+            library: The CUDA library; None takes the one that :func:`tango_plugins.native_library.search` finds.
+
+        Returns:
+            The matrix as all that reads it has to take it from then on.
+
+        Raises:
+            TangoError: The tensors have other shapes or types, or the library reports an error.
+        """
+        if not self.group or self.interleaved:
+            return self
+        outputs, blocks, _ = self.values.shape
+        inputs, loaded = blocks * self.group, load(library)
+        given, scratch = self.struct(name, inputs, outputs), (workspace.address, workspace.nbytes, stream)
+        if loaded.tango_interleave_enqueue(given, inputs, outputs, *scratch) != 0:
+            message = loaded.tango_last_error().decode()
+            raise TangoError(f"the CUDA library cannot interleave {name}: {message}", "see: tango doctor")
+        return replace(self, interleaved=True)
 
 
 def address(name: str, memory: DeviceArray | None, shape: tuple[int, ...], dtype: str) -> int:

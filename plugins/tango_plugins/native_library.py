@@ -17,7 +17,7 @@ from tango_plugins import driver, structs
 from tango_plugins.errors import TangoError
 
 #: The version of the C interface that this package uses: TANGO_ABI_VERSION of tango/common.h.
-ABI_VERSION = 10
+ABI_VERSION = 11
 
 NATIVE = Path(__file__).parent / "native"
 LIBRARY = "libtango.so"
@@ -89,6 +89,7 @@ _ARGUMENTS: dict[str, tuple[Any, ...]] = {
         POINTER(structs.TangoVisionAttentionTensors),
         c_void_p,
     ),
+    "tango_interleave_enqueue": (POINTER(structs.TangoMatrix), c_int32, c_int32, *_SCRATCH),
     "tango_linear_workspace": (POINTER(structs.TangoLinearShape), _SIZE),
     "tango_linear_enqueue": (
         *(POINTER(structs.TangoLinearShape), POINTER(structs.TangoMatrix)),

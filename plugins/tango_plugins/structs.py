@@ -40,7 +40,10 @@ class TangoAttentionTensors(ctypes.Structure):
 class TangoMatrix(ctypes.Structure):
     """The struct of tango/linear.h."""
 
-    _fields_ = (*_pointers("values", "scales", "zeros"), *_integers("weights", "group"))
+    _fields_ = (
+        *_pointers("values", "scales", "zeros"),
+        *(("weights", ctypes.c_int32), ("group", ctypes.c_int16), ("interleaved", ctypes.c_int16)),
+    )
 
 
 class TangoLinearShape(ctypes.Structure):

@@ -9,7 +9,8 @@ import torch
 from tango_plugins.device_array import DeviceArray
 from tango_plugins.matrix import Matrix
 
-#: Formats by name: bits, block (0: a scale for each output), and whether there are zero points.
+#: Formats by name: bits, block (0: a scale for each output), and whether there are zero points. Of those that end in
+#: INTERLEAVED, blocks are in the order of tango_interleave_enqueue.
 FORMATS = {
     "int8": (8, 0, False),
     "int4-32": (4, 32, False),
@@ -19,7 +20,11 @@ FORMATS = {
     "int4-128-zeros": (4, 128, True),
     "int8-32": (8, 32, False),
     "int8-128-zeros": (8, 128, True),
+    "int4-32-zeros-interleaved": (4, 32, True),
+    "int4-128-interleaved": (4, 128, False),
+    "int8-32-interleaved": (8, 32, False),
 }
+INTERLEAVED = "-interleaved"
 
 
 @dataclass
@@ -70,9 +75,22 @@ def quantized(weight, form):
     if blocks * group > inputs:  # what fills up a block does not count, whatever it is
         values.reshape(outputs, -1)[:, inputs:] = top
     stored = pack(values, bits)
-    tensors = [stored, scales.contiguous()] + ([pack(zeros, bits)] if has_zeros else [])
-    given = Matrix(*map(device_array, tensors), bits=bits, group=group)
+    stored, scales = interleaved(stored, scales) if form.endswith(INTERLEAVED) else (stored, scales.contiguous())
+    tensors = [stored, scales] + ([pack(zeros, bits)] if has_zeros else [])
+    given = Matrix(*map(device_array, tensors), bits=bits, group=group, interleaved=form.endswith(INTERLEAVED))
     return Quantized(given, exact, tuple(tensors))
+
+
+def interleaved(values, scales):
+    """Of 16 outputs each, pieces of 64 bytes [output, piece] as [piece, output], and scales [output, block] as [block,
+    output]; where that does not go, both as they are."""
+    outputs, blocks, size = values.shape
+    if outputs % 16 or blocks * size % 64:
+        return values, scales.contiguous()
+    order = [
+        tensor.reshape(outputs // 16, 16, -1, width).transpose(1, 2) for tensor, width in ((values, 64), (scales, 1))
+    ]
+    return tuple(new.reshape(old.shape).contiguous() for new, old in zip(order, (values, scales), strict=True))
 
 
 def pack(values, bits):

@@ -20,7 +20,7 @@ def random(dtype, *shape):
     return RNG.normal(size=shape).astype(dtype)
 
 
-def open_graph(op, inputs, outputs, library=None, profile=None, **attributes):
+def open_graph(op, inputs, outputs, library=None, profile=None, interleaved=False, **attributes):
     """A session of a graph with the operator alone; without the library it runs the operator's ONNX function.
 
     The graph has the opset of FP8 where a tensor is FP8.
@@ -31,6 +31,7 @@ def open_graph(op, inputs, outputs, library=None, profile=None, **attributes):
         outputs: A dtype and a number of axes by name, in order.
         library: The library that has the operator.
         profile: Folder for a profile of the run.
+        interleaved: Whether weights in blocks are.
         attributes: The operator's.
     """
 
@@ -48,6 +49,8 @@ def open_graph(op, inputs, outputs, library=None, profile=None, **attributes):
     options.log_severity_level = 4
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(profile / "profile")
+    if interleaved:
+        options.add_session_config_entry("tango.interleaved", "1")
     if library is not None:
         options.register_custom_ops_library(str(library))
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])

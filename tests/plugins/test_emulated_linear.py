@@ -7,10 +7,10 @@ import ctypes
 import pytest
 import torch
 
-from tango_plugins import structs
+from tango_plugins import native_library, structs
 from tests.plugins.cuda_emulator import compiled
 from tests.plugins.linears import SHAPES, SLABS, Product, check
-from tests.plugins.matrices import FORMATS
+from tests.plugins.matrices import FORMATS, INTERLEAVED, device_array, interleaved, quantized
 
 pytestmark = [pytest.mark.nvcc, pytest.mark.slow]
 
@@ -32,6 +32,47 @@ def test_it_equals_fp64(library, form):
 @pytest.mark.parametrize("form", ["int8", "int4-32-zeros", "int4-128", "int8-128-zeros"])
 def test_it_takes_odd_sizes(library, shape, form):
     check(Product(*shape, form, path=library, device="cpu"))
+
+
+@pytest.mark.parametrize("form", [form for form in FORMATS if form.endswith(INTERLEAVED)])
+@pytest.mark.parametrize("room", [0, 128])
+def test_interleaved_blocks_equal_fp64(library, form, room):
+    check(Product(10, 256, 144, form, path=library, device="cpu", room=room))
+
+
+@pytest.mark.parametrize("form", ["int4-32-zeros", "int4-64", "int8-128-zeros"])
+@pytest.mark.parametrize(("inputs", "outputs"), [(256, 48), (1000, 16), (256, 40), (32, 32)])
+@pytest.mark.parametrize("tiles", [1, 2, 9])
+def test_blocks_are_interleaved_in_place(library, form, inputs, outputs, tiles):
+    matrix = quantized(torch.randn(inputs, outputs), form)
+    wanted = interleaved(*(tensor.clone() for tensor in matrix.tensors[:2]))
+    workspace = torch.zeros(tiles * 16 * matrix.tensors[0][0].numel(), dtype=torch.uint8)
+    found = matrix.given.interleave("w", device_array(workspace), None, library)
+    assert found.interleaved
+    assert found.interleave("w", device_array(workspace), None, library) is found
+    assert all(map(torch.equal, matrix.tensors, wanted))
+
+
+@pytest.mark.parametrize(
+    ("changed", "status", "message"),
+    [
+        ({"matrix": None}, BAD_ARGUMENT, "matrix is null"),
+        ({"matrix": structs.TangoMatrix(HERE, HERE, None, 1, 0)}, BAD_ARGUMENT, "weights is 1"),
+        ({"matrix": structs.TangoMatrix(HERE, HERE, None, 2, 32, 1)}, BAD_ARGUMENT, "interleaved is 1"),
+        ({"matrix": structs.TangoMatrix(HERE, HERE, None, 2, 48)}, BAD_ARGUMENT, "group is 48"),
+        ({"inputs": 0}, BAD_ARGUMENT, "inputs is 0"),
+        ({"outputs": 0}, BAD_ARGUMENT, "outputs is 0"),
+        ({"workspace": None}, BAD_ARGUMENT, "workspace is null"),
+        ({"workspace": HERE + 8}, BAD_ARGUMENT, "workspace is at"),
+        ({"workspace_bytes": 1023}, SMALL_WORKSPACE, "workspace has 1023 bytes: it must have 1024"),
+    ],
+)
+def test_what_cannot_be_interleaved_is_rejected(library, changed, status, message):
+    given = {"matrix": structs.TangoMatrix(HERE, HERE, None, 2, 32), "inputs": 128, "outputs": 16}
+    given |= {"workspace": HERE, "workspace_bytes": 1024} | changed
+    loaded = native_library.load(library)
+    assert loaded.tango_interleave_enqueue(*given.values(), None) == status
+    assert loaded.tango_last_error().decode().startswith(message)
 
 
 def test_large_tiles_equal_fp64(library):

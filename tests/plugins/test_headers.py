@@ -14,7 +14,12 @@ HEADERS = {path.name: path.read_text() for path in (NATIVE / "include" / "tango"
 TEXT = re.sub(r"/\*.*?\*/", "", "\n".join(HEADERS.values()), flags=re.DOTALL)
 STRUCTS = {name: body for body, name in re.findall(r"typedef struct \w+ \{(.*?)\} (\w+);", TEXT, re.DOTALL)}
 FUNCTIONS = dict(re.findall(r"TANGO_API int (tango_\w+)\((.*?)\);", TEXT, re.DOTALL))
-C_TYPES = {"int32_t": ctypes.c_int32, "float": ctypes.c_float, "TangoMatrix": structs.TangoMatrix}
+C_TYPES = {
+    "int32_t": ctypes.c_int32,
+    "int16_t": ctypes.c_int16,
+    "float": ctypes.c_float,
+    "TangoMatrix": structs.TangoMatrix,
+}
 
 
 def fields(body):

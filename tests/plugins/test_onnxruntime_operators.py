@@ -19,7 +19,7 @@ from tango_export.graph.operators import FP8_FUNCTIONS, FUNCTIONS
 from tango_plugins.native_library import NATIVE
 from tests.plugins.attentions import Pass, Shape
 from tests.plugins.cuda_emulator import compiled
-from tests.plugins.matrices import FORMATS, quantized
+from tests.plugins.matrices import FORMATS, INTERLEAVED, quantized
 from tests.plugins.operators import (
     FLOAT,
     HALF,
@@ -231,11 +231,25 @@ def product(form, shape, outputs):
     return PRODUCTS[has_zeros + (group > 0)], inputs, {"bits": bits} if group else {}
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", [form for form in FORMATS if not form.endswith(INTERLEAVED)])
 @pytest.mark.parametrize("shape", [(5, 64), (2, 3, 144), (0, 32), (3, 4, 64)])
 def test_a_product_equals_its_onnx_function(library, form, shape):
     op, inputs, attributes = product(form, shape, 40)
     compare(library, op, inputs, {"y": (HALF, len(shape))}, attributes, 2e-3)
+
+
+@pytest.mark.parametrize("form", [form for form in FORMATS if form.endswith(INTERLEAVED)])
+@pytest.mark.parametrize("outputs", [48, 40])
+def test_a_product_of_interleaved_blocks_equals_the_onnx_function_of_others(library, form, outputs):
+    op, plain, attributes = product(form.removesuffix(INTERLEAVED), (5, 256), outputs)
+    _, inputs, _ = product(form, (5, 256), outputs)
+    assert np.array_equal(inputs["weight"], plain["weight"]) == (outputs == 40)
+    result = {"y": (HALF, 2)}
+    (found,) = open_graph(op, inputs, result, library, interleaved=True, **attributes).run(
+        None, inputs | {"x": plain["x"]}
+    )
+    (wanted,) = open_graph(op, plain, result, **attributes).run(None, plain)
+    np.testing.assert_allclose(found.astype(np.float64), wanted, rtol=2e-3, atol=2e-3)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.plugins.linears import SHAPES, SLABS, Product, check
-from tests.plugins.matrices import FORMATS
+from tests.plugins.matrices import FORMATS, device_array, interleaved, quantized
 
 #: Of the 0.5B and the 7B: rows, inputs, outputs.
 REAL = [(659, 896, 1152), (659, 896, 4864), (659, 4864, 896), (659, 3584, 4608), (100, 18944, 3584), (1, 896, 152064)]
@@ -32,6 +32,15 @@ def test_slabs_of_blocks_have_the_weights_of_the_registers(form):
         product.x.copy_(torch.eye(128))
         check(product)
     assert torch.equal(*(product.y[:-1] for product in products))
+
+
+@pytest.mark.parametrize("form", ["int4-32-zeros", "int8-128-zeros"])
+def test_blocks_are_interleaved_in_place(form):
+    matrix = quantized(torch.randn(18944, 3584, device="cuda"), form)
+    wanted = interleaved(*(tensor.clone() for tensor in matrix.tensors[:2]))
+    workspace = torch.empty(1 << 20, dtype=torch.uint8, device="cuda")
+    matrix.given.interleave("w", device_array(workspace), torch.cuda.current_stream().cuda_stream)
+    assert all(map(torch.equal, matrix.tensors, wanted))
 
 
 def test_a_hopper_wants_a_slab():

@@ -18,7 +18,7 @@ _TENSORRT = ("plugin", "plugin_v2", "plugin_v3", "prune", "table")
 SOURCES: dict[str, tuple[str | Path, ...]] = {
     "decode": ("src/decode/decode.cu", "src/decode/batch.cu", "src/decode/shape.cu"),
     # It needs "products" or "cublaslt".
-    "linear": ("src/linear/linear.cu", "src/linear/slabs.cu", "src/linear/int8.cu"),
+    "linear": ("src/linear/linear.cu", "src/linear/slabs.cu", "src/linear/int8.cu", "src/linear/interleave.cu"),
     "products": ("src/linear/fp16.cu", "src/linear/fp8.cu", HERE / "product.cpp"),
     "cublaslt": ("src/linear/fp16.cu", "src/linear/fp8.cu", "src/linear/cublaslt.cu"),
     "attention": ("src/attention/prefill.cu", "src/attention/shares.cu"),

@@ -298,7 +298,7 @@ int enqueue_per_channel_linear(const Call& call) {
     const Tensor &x = call.inputs[0], &weight = call.inputs[1], &scales = call.inputs[2];
     const int64_t outputs = weight.dim(1);
     if (weight.shape != Lengths{x.dim(1), outputs} || scales.shape != Lengths{outputs}) return mismatch();
-    return enqueue_linear(call, outputs, {weight.data, scales.data, nullptr, TANGO_WEIGHTS_INT8, 0});
+    return enqueue_linear(call, outputs, {weight.data, scales.data, nullptr, TANGO_WEIGHTS_INT8, 0, 0});
 }
 
 // With zero points where kZeros.
@@ -314,7 +314,9 @@ int enqueue_blockwise_linear(const Call& call) {
     if (kZeros && call.inputs[3].shape != Lengths{outputs, zero_bytes}) return mismatch();
     const int32_t weights = bits == 4 ? TANGO_WEIGHTS_BLOCKS_4 : TANGO_WEIGHTS_BLOCKS_8;
     void* const zeros = kZeros ? call.inputs[3].data : nullptr;
-    return enqueue_linear(call, outputs, {weight.data, scales.data, zeros, weights, static_cast<int32_t>(group)});
+    return enqueue_linear(call, outputs,
+                          {weight.data, scales.data, zeros, weights,
+                           static_cast<int16_t>(std::min<int64_t>(group, INT16_MAX)), call.interleaved});
 }
 
 int enqueue_quantize(const Call& call) {

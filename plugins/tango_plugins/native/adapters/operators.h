@@ -62,6 +62,7 @@ struct Call {
     const std::vector<Value>& attributes;
     const std::vector<Tensor>&inputs, &outputs;
     void* stream;
+    bool interleaved = false;   // weights in blocks, if there are any
     void* workspace = nullptr;  // of the size that the operator wants, or null
     size_t workspace_bytes = 0;
 };

@@ -19,7 +19,7 @@ from tango_runtime.backends.cuda.device import Pool, Stream
 from tango_runtime.backends.cuda.runner import SequenceRow, Token
 from tango_runtime.backends.cuda.weights import Weights
 from tango_runtime.backends.ort_cpu import cache_inputs, cache_rows
-from tango_runtime.bundle import GraphName, GraphSpec, Manifest
+from tango_runtime.bundle import GraphName, Manifest
 
 
 class DeviceDecoder:
@@ -53,14 +53,14 @@ class DeviceDecoder:
     def step(self, cache: Sequence[DeviceArray], pool: Pool) -> DecoderStep:
         """The CUDA library's decode step."""
         weights = self._weights["decoder"]
-        matrices = _matrices(self._manifest.graphs["decoder"], weights)
+        matrices = weights.matrices()
         shape = _shape(self._manifest, weights, matrices, cache[0].shape[1])
         return DecoderStep(CudaDecoder(shape, weights, matrices, cache), self._stream, pool)
 
     def batched_step(self, pool: Pool) -> DeviceBatch:
         """The CUDA library's decode step of several sequences."""
         weights = self._weights["decoder"]
-        matrices = _matrices(self._manifest.graphs["decoder"], weights)
+        matrices = weights.matrices()
         shape = _shape(self._manifest, weights, matrices, self._manifest.decoder.context)
         return DeviceBatch(CudaBatchDecoder(shape, weights, matrices), shape, self._stream, pool)
 
@@ -129,19 +129,6 @@ class DeviceBatch:
             for token in tokens
         ]
         self._decoder.enqueue(sequences, table=self._table, workspace=self._workspace, stream=self._stream.handle)
-
-
-def _matrices(graph: GraphSpec, weights: Weights) -> dict[str, Matrix]:
-    """The matrices by the names that they have in fp16: a quantized one's ends in its format."""
-    found = {}
-    for name, stored in (graph.weights or {}).items():
-        if layout := stored.quantization:
-            zeros = weights[layout.zero_points] if layout.zero_points else None
-            plain = name.rpartition(".")[0]
-            found[plain] = Matrix(weights[name], weights[layout.scales], zeros, layout.bits, layout.group_size)
-        elif len(stored.shape) == 2 and name.endswith(".weight"):
-            found[name] = Matrix(weights[name])
-    return found
 
 
 def _shape(manifest: Manifest, weights: Weights, matrices: Mapping[str, Matrix], capacity: int) -> DecoderShape:

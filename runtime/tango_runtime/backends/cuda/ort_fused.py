@@ -42,6 +42,9 @@ class FusedOrtRunner(OrtRunner):
         load = partial(super().__init__, onnxruntime, _with_device_graphs(bundle), stream, provider, operators)
         taken = [graph for graph, spec in plain.items() if spec.device_weights and graph != "embed"]  # see word_table()
         weights = upload_weights(bundle, taken, load)
+        if operators is not None:
+            for each in weights.values():
+                each.interleave(stream, operators)
         self._decoder = DeviceDecoder(bundle.manifest, weights, stream) if self.in_place else None
         self._weights, self._plain = weights, plain
         # Once: of a binding that is made anew, what is not named stays.

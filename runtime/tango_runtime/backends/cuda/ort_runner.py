@@ -140,6 +140,7 @@ def _options(operators: Path | None) -> Any:
     # beside what the first run took.
     options.enable_mem_pattern = False
     if operators is not None:
+        options.add_session_config_entry("tango.interleaved", "1")  # see Weights.interleave()
         with ort_errors(f"take the operators of {operators}", "build it: tango plugin build"):
             options.register_custom_ops_library(str(operators))
     return options

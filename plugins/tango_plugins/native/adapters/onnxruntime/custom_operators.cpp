@@ -1,6 +1,7 @@
 // The operators as ONNX Runtime's custom operators on the GPU. A session that registers the library finds them in the
 // domain "tango" (SessionOptions.register_custom_ops_library). An operator with several signatures becomes as many
-// custom operators of one name, and a session takes the one that fits.
+// custom operators of one name, and a session takes the one that fits. All weights in blocks of a session whose options
+// have the entry kInterleaved are interleaved (tango/linear.h).
 #include <mutex>
 #include <new>
 #include <string>
@@ -23,11 +24,13 @@ using tango::Type;
     if (OrtStatus* status = (call)) return status
 
 constexpr uint32_t kVersion = 16;
+constexpr char kInterleaved[] = "tango.interleaved";
 
 // An operator with one of its signatures.
 struct CustomOp : OrtCustomOp {
     const tango::Operator* op;
     const tango::Signature* signature;
+    bool interleaved;
 };
 
 const CustomOp& cast(const OrtCustomOp* op) { return *static_cast<const CustomOp*>(op); }
@@ -108,7 +111,7 @@ OrtStatus* compute(const Kernel& kernel, OrtKernelContext* context) {
     }
     void* stream = nullptr;
     TANGO_TRY(kernel.api->KernelContext_GetGPUComputeStream(context, &stream));
-    tango::Call call{signature, kernel.attributes, inputs, outputs, stream};
+    tango::Call call{signature, kernel.attributes, inputs, outputs, stream, kernel.custom->interleaved};
     if (op.workspace != nullptr) TANGO_TRY(kernel.convert(op.workspace(call, &call.workspace_bytes)));
     Workspace workspace(kernel.api, context);
     if (call.workspace_bytes > 0) TANGO_TRY(workspace.open(call.workspace_bytes, &call.workspace));
@@ -142,9 +145,9 @@ ONNXTensorElementDataType convert(Type type) {
     return ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32;
 }
 
-CustomOp make(const tango::Operator& op, const tango::Signature& signature) {
+CustomOp make(const tango::Operator& op, const tango::Signature& signature, bool interleaved) {
     CustomOp made = {};
-    made.op = &op, made.signature = &signature;
+    made.op = &op, made.signature = &signature, made.interleaved = interleaved;
     made.version = kVersion;
     made.GetName = [](const OrtCustomOp* op) { return cast(op).op->name; };
     made.GetExecutionProviderType = [](const OrtCustomOp*) { return TANGO_ONNXRUNTIME_PROVIDER; };
@@ -170,16 +173,17 @@ CustomOp make(const tango::Operator& op, const tango::Signature& signature) {
     return made;
 }
 
-std::vector<CustomOp> make_all() {
+std::vector<CustomOp> make_all(bool interleaved) {
     std::vector<CustomOp> all;
     for (const tango::Operator& op : tango::operators())
-        for (const tango::Signature& signature : op.signatures) all.push_back(make(op, signature));
+        for (const tango::Signature& signature : op.signatures) all.push_back(make(op, signature, interleaved));
     return all;
 }
 
 // The domain, created once per process. It is never freed, because sessions refer to it.
+template <bool kInterleaves>
 OrtStatus* open_domain(const OrtApi* api, OrtCustomOpDomain** opened) {
-    static const std::vector<CustomOp>& all = *new std::vector<CustomOp>(make_all());
+    static const std::vector<CustomOp>& all = *new std::vector<CustomOp>(make_all(kInterleaves));
     static OrtCustomOpDomain* domain = nullptr;
     static std::mutex opening;
     const std::lock_guard<std::mutex> lock(opening);
@@ -199,7 +203,9 @@ extern "C" TANGO_API OrtStatus* RegisterCustomOps(OrtSessionOptions* options, co
     const OrtApi* api = base->GetApi(kVersion);
     if (api == nullptr)
         return base->GetApi(1)->CreateStatus(ORT_FAIL, "tango's operators need ONNX Runtime 1.16 or later");
+    int interleaved = 0;
+    TANGO_TRY(api->HasSessionConfigEntry(options, kInterleaved, &interleaved));
     OrtCustomOpDomain* domain = nullptr;
-    TANGO_TRY(open_domain(api, &domain));
+    TANGO_TRY(interleaved != 0 ? open_domain<true>(api, &domain) : open_domain<false>(api, &domain));
     return api->AddCustomOpDomain(options, domain);
 }

@@ -64,7 +64,9 @@ struct OrtApi {
     void* gap_133[60];
     OrtStatus* (*KernelContext_GetGPUComputeStream)(const OrtKernelContext* context, void** out);
     OrtStatus* (*GetTensorMemoryInfo)(const OrtValue* value, const OrtMemoryInfo** out);
-    void* gap_195[58];
+    void* gap_195[42];
+    OrtStatus* (*HasSessionConfigEntry)(const OrtSessionOptions* options, const char* key, int* out);
+    void* gap_238[15];
     OrtStatus* (*KernelContext_GetAllocator)(const OrtKernelContext* context, const OrtMemoryInfo* info,
                                              OrtAllocator** out);
 };
@@ -121,6 +123,7 @@ TANGO_ASSERT_POSITION(OrtApi, ReleaseTensorTypeAndShapeInfo, 99);
 TANGO_ASSERT_POSITION(OrtApi, ReleaseAllocator, 132);
 TANGO_ASSERT_POSITION(OrtApi, KernelContext_GetGPUComputeStream, 193);
 TANGO_ASSERT_POSITION(OrtApi, GetTensorMemoryInfo, 194);
+TANGO_ASSERT_POSITION(OrtApi, HasSessionConfigEntry, 237);
 TANGO_ASSERT_POSITION(OrtApi, KernelContext_GetAllocator, 253);
 
 // ONNX Runtime reads these members; it reads those after KernelDestroy only because `version` is at least 16.

@@ -32,10 +32,14 @@ class BatchColumns : public BatchPart {
           first_(first),
           second_(second) {
         shift_ = first.group >> 6;
-        blocks_ = kIsFp8 ? 0 : (partition_.rows + first.group - 1) >> (5 + shift_);
-        column_bytes_ = kIsFp8 ? partition_.rows : (blocks_ << shift_) * kUnitBytes;
+        const BlockPlaces places =
+            kIsFp8 ? BlockPlaces{0, partition_.rows, false} : places_of(first, partition_.rows, kTile);
+        blocks_ = places.blocks;
+        column_bytes_ = places.row_bytes;
+        interleaved_ = places.interleaved;
         scale_words_ = ((kStepUnits >> shift_) + 1) / 2;
-        if (kStepUnits >> shift_ > 1) scale_words_ += blocks_ % 2;  // an odd column's begin in the middle of a word
+        // An odd column's begin in the middle of a word.
+        if (!interleaved_ && kStepUnits >> shift_ > 1) scale_words_ += blocks_ % 2;
         if (scale_words_ == 0) scale_words_ = 1;
         has_zeros_ = first.zeros != nullptr;
         step_bytes_ = kBandBytes;
@@ -172,15 +176,17 @@ class BatchColumns : public BatchPart {
             // The last 16 of FP8's rows may be half of a unit. Whatever the other half is, its input is zero.
             if (byte < bytes) {
                 const SharedAddress own = to + offset(lane_ / 4, lane_ % 4);
+                const int distance = interleaved_ ? kPieceBytes : column_bytes_;  // of two columns
+                const int first = (unit_ + next_unit_) * kUnitBytes * (interleaved_ ? kTile : 1);
 #pragma unroll
                 for (int i = 0; i < kBandTiles; ++i) {
                     const int tile = band_ * kBandTiles + i;
                     if (tile >= all_tiles()) continue;
                     const char* const from = static_cast<const char*>(matrix_of(tile).values) +
-                                             column_of(tile, lane_ / 4) * static_cast<size_t>(column_bytes_) +
-                                             unit_ * kUnitBytes + byte;
+                                             column_of(tile, 0) * static_cast<size_t>(column_bytes_) + first +
+                                             lane_ / 4 * distance + lane_ % 4 * 16;
                     copy_async_prefetch(own + i * kTile * 64, from);
-                    copy_async_prefetch(own + (i * kTile + 8) * 64, from + 8 * column_bytes_);
+                    copy_async_prefetch(own + (i * kTile + 8) * 64, from + 8 * distance);
                 }
             }
             if (!kIsFp8) load_scales(to + kBandBytes);
@@ -192,18 +198,30 @@ class BatchColumns : public BatchPart {
     }
 
     // Starts the loads of the words that have the scales and the zero points of the next step, of two columns of the
-    // band in a lane.
+    // band in a lane. Interleaved scales are [block, column] in the ring, and a lane brings two columns' of each block.
     __device__ void load_scales(SharedAddress to) {
         const unsigned block = block_of(next_unit_), last = block_of(min(next_unit_ + kStepUnits, units_) - 1);
+        if (interleaved_) {
+            constexpr int kLanes = kTile / 2;  // that bring a tile's
+            const int tile = band_ * kBandTiles + lane_ / kLanes;
+            const char* from = static_cast<const char*>(matrix_of(tile).scales) + lane_ % kLanes * 4 +
+                               (column_of(tile, 0) * blocks_ + block * kTile) * 2;
+#pragma unroll
+            for (unsigned i = 0; i < kStepUnits; ++i)
+                if (tile < all_tiles() && block + i <= last)
+                    copy_async_word(to + i * kBandColumns * 2 + lane_ * 4, from + i * kTile * 2);
+            if (!has_zeros_) return;
+        }
 #pragma unroll
         for (int i = 0; i < kBandColumns / kWarp; ++i) {
             const int at = i * kWarp + lane_, tile = band_ * kBandTiles + at / kTile;
             if (tile >= all_tiles()) continue;
             const TangoMatrix& matrix = matrix_of(tile);
             const int column = column_of(tile, at % kTile);
-            load_words<kMaxScaleWords>(to + at * scale_words_ * 4,
-                                       static_cast<const char*>(matrix.scales) + column * blocks_ * 2, block * 2,
-                                       last * 2);
+            if (!interleaved_)
+                load_words<kMaxScaleWords>(to + at * scale_words_ * 4,
+                                           static_cast<const char*>(matrix.scales) + column * blocks_ * 2, block * 2,
+                                           last * 2);
             if (has_zeros_)
                 load_words<kZeroWords>(to + (kBandColumns * scale_words_ + at * kZeroWords) * 4,
                                        static_cast<const char*>(matrix.zeros) + column * zero_bytes(),
@@ -276,14 +294,15 @@ class BatchColumns : public BatchPart {
         const unsigned column = lane_ / 4, first_block = block_of(first);
         block = min(block, (units_ - 1 - first) >> shift_);  // what fills up the step has no scale of its own
         float scales[2 * kBandTiles], zeros[2 * kBandTiles];
+        const int distance = interleaved_ ? 2 : scale_words_ * 4;  // of two columns
         const char* const own_words =
-            words + column * scale_words_ * 4 + ((column * blocks_ + first_block) % 2 + block) * 2;
+            words + column * distance +
+            (interleaved_ ? block * kBandColumns : (column * blocks_ + first_block) % 2 + block) * 2;
 #pragma unroll
         for (int i = 0; i < 2 * kBandTiles; ++i) {
             zeros[i] = 1 << (kBits - 1);
             scales[i] = 1.0f;
-            if (!kIsFp8)
-                scales[i] = __half2float(*reinterpret_cast<const __half*>(own_words + 8 * i * scale_words_ * 4));
+            if (!kIsFp8) scales[i] = __half2float(*reinterpret_cast<const __half*>(own_words + 8 * i * distance));
         }
         if (!kIsFp8 && has_zeros_) read_zeros(zeros, words + kBandColumns * 4 * scale_words_, first_block, block);
 #pragma unroll
@@ -331,7 +350,7 @@ class BatchColumns : public BatchPart {
     const TangoMatrix &first_, &second_;
     int shift_, blocks_, column_bytes_;     // of a whole column: blocks, each of 1 << shift_ units
     int scale_words_, step_bytes_, depth_;  // of the ring
-    bool has_zeros_;
+    bool has_zeros_, interleaved_;
     int unit_, units_;             // of a column: the split's first, and their number
     int band_steps_, steps_;       // steps of a band, and of all bands
     int begin_, end_;              // this warp's steps

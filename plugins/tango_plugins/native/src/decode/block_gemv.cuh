@@ -2,6 +2,7 @@
 #pragma once
 
 #include "gemv.cuh"
+#include "linear/blocks.cuh"
 
 namespace tango {
 
@@ -9,6 +10,7 @@ constexpr int kUnit = 32;  // rows of the smallest block
 constexpr int kTileColumns = 16;
 constexpr int kMaxBlockTiles = kMaxVectors * kVector / kTileColumns;
 constexpr int kDeep = 6, kMedium = 4, kShallow = 2;       // steps of a warp that are in flight; at least one
+constexpr int kAhead = 2;                                 // those that are loaded before the input is there
 constexpr int kScalesAt = kTileColumns * 64;              // in a stage, after its weights
 constexpr int kZerosAt = kScalesAt + 2 * kWarp * 4;       // two words for each lane
 constexpr int kMaxStageBytes = kZerosAt + 2 * kWarp * 4;  // without zero points, a stage ends before them
@@ -83,7 +85,7 @@ class BlockGemv : public GemvPart {
           first_(first),
           second_(second),
           stage_bytes_(first.zeros == nullptr ? kZerosAt : kMaxStageBytes),
-          blocks_((partition_.rows + first.group - 1) >> (5 + (first.group >> 6))),  // 32, 64 or 128 rows
+          places_(places_of(first, partition_.rows, kTileColumns)),
           shift_((first.group >> 6) + (kBits == 8)),
           tile_steps_(ceil_div(rows_, 4 * kRows)),
           last_((row_ + rows_ - 1) / kRows) {
@@ -94,12 +96,9 @@ class BlockGemv : public GemvPart {
         seek();
     }
 
-    __device__ void start() {
-#pragma unroll 1
-        for (int i = 0; i < depth_; ++i) load(i * stage_bytes_);
-    }
+    __device__ void start() { start(0, ahead()); }
 
-    __device__ void skip_started() { open(min(begin_ + depth_, end_)); }
+    __device__ void skip_started() { open(min(begin_ + ahead(), end_)); }
 
     // As RowGemv::run(), but that the input is overwritten.
     template <typename Emit>
@@ -109,6 +108,7 @@ class BlockGemv : public GemvPart {
             sync_threads();
             return;
         }
+        start(ahead(), depth_);
         split_input<kBits>(const_cast<float*>(input), rows_);
 #pragma unroll 1
         while (true) {
@@ -121,7 +121,7 @@ class BlockGemv : public GemvPart {
             if (!is_valid()) return;
             select();
             seek();
-            start();
+            start(0, depth_);
             sync_threads();
         }
     }
@@ -133,6 +133,16 @@ class BlockGemv : public GemvPart {
     // Tiles of the block's part of a matrix, and steps of all.
     __device__ int tiles() const { return min(partition_.tile_n, partition_.columns - column_) / kTileColumns; }
     __device__ int steps() const { return is_valid() ? partition_.matrices * tiles() * tile_steps_ : 0; }
+
+    // Steps to load before the input is there: all, where that is all that there is to load. Else loads would delay the
+    // few reads that all blocks wait for.
+    __device__ int ahead() const { return end_ - begin_ > depth_ ? min(kAhead, depth_) : depth_; }
+
+    // Starts the loads of some steps of a full ring.
+    __device__ void start(int first, int last) {
+#pragma unroll 1
+        for (int i = first; i < last; ++i) load(i * stage_bytes_);
+    }
 
     // Finds this warp's steps.
     __device__ void seek() {
@@ -157,16 +167,21 @@ class BlockGemv : public GemvPart {
         const bool second = tile_ >= tiles();
         const TangoMatrix& matrix = second ? second_ : first_;
         const size_t column = column_ + (second ? tile_ - tiles() : tile_) * kTileColumns;
-        values_ = static_cast<const char*>(matrix.values) + (column + lane_id() / 4) * row_bytes();
-        scales_ = static_cast<const char*>(matrix.scales) + column * blocks_ * 2;
+        values_ = static_cast<const char*>(matrix.values) + column * places_.row_bytes + lane_id() / 4 * column_bytes();
+        scales_ = static_cast<const char*>(matrix.scales) + column * places_.blocks * 2;
         zeros_ = static_cast<const char*>(matrix.zeros) + column * zero_bytes();
         left_ = tile_steps_;
         vector_ = first_vector();
     }
 
-    // Bytes of a column, and of its zero points.
-    __device__ int row_bytes() const { return (blocks_ << shift_) * 16; }
-    __device__ int zero_bytes() const { return (blocks_ * kBits + 7) / 8; }
+    // Bytes from a column to the next, and where a vector is in one.
+    __device__ int column_bytes() const { return places_.interleaved ? kPieceBytes : places_.row_bytes; }
+    __device__ unsigned value(unsigned vector) const {
+        return places_.interleaved ? (vector & ~3u) * 16 * kTileColumns + vector % 4 * 16 : vector * 16;
+    }
+
+    // Bytes of a column's zero points.
+    __device__ int zero_bytes() const { return (places_.blocks * kBits + 7) / 8; }
 
     // The lane's vector of a column that is in the first step.
     __device__ unsigned first_vector() const { return row_ / kRows + lane_id() % 4; }
@@ -174,7 +189,10 @@ class BlockGemv : public GemvPart {
     // The scale and the zero point of a lane's vector, as numbers of 16 and kBits bits from the tile's first. Tiles
     // begin at words, and the column that is 8 farther has them at the same place of a word.
     __device__ unsigned block(unsigned vector) const { return min(vector, last_) >> shift_; }
-    __device__ unsigned scale(unsigned vector) const { return lane_id() / 4 * blocks_ + block(vector); }
+    __device__ unsigned scale(unsigned vector) const {
+        const unsigned column = lane_id() / 4;
+        return places_.interleaved ? block(vector) * kTileColumns + column : column * places_.blocks + block(vector);
+    }
     __device__ unsigned zero(unsigned vector) const {
         return lane_id() / 4 * zero_bytes() * (8 / kBits) + block(vector);
     }
@@ -184,12 +202,12 @@ class BlockGemv : public GemvPart {
         if (next_ < end_) {
             if (vector_ <= last_) {
                 const SharedAddress to = shared_address(values_in_ring_ + stage);
-                const char* const from = values_ + vector_ * 16;
+                const char* const from = values_ + value(vector_);
                 copy_async_prefetch(to, from);
-                copy_async_prefetch(to + kWarp * 16, from + 8 * row_bytes());
+                copy_async_prefetch(to + kWarp * 16, from + 8 * column_bytes());
             }
             const SharedAddress to = shared_address(words_in_ring_ + stage);
-            load_words(to, scales_ + scale(vector_) / 2 * 4, 16 * blocks_);
+            load_words(to, scales_ + scale(vector_) / 2 * 4, 16 * (places_.interleaved ? 1 : places_.blocks));
             if (has_zeros())
                 load_words(to + kZerosAt - kScalesAt, zeros_ + zero(vector_) * kBits / 32 * 4, 8 * zero_bytes());
             ++next_;
@@ -314,7 +332,8 @@ class BlockGemv : public GemvPart {
     const TangoMatrix &first_, &second_;
     int stage_bytes_, depth_;
     char *values_in_ring_, *words_in_ring_;  // this lane's in the first stage
-    int blocks_, shift_;                     // of a whole column: blocks, each of 1 << shift_ vectors
+    BlockPlaces places_;
+    int shift_;  // a block has 1 << shift_ vectors
     int tile_steps_;
     unsigned last_;                          // vector of a column that the block has
     int begin_, end_;                        // this warp's steps

@@ -142,10 +142,10 @@ int tango_linear_enqueue(const TangoLinearShape* shape, const TangoMatrix* matri
         return fail(TANGO_BAD_ARGUMENT, "weights is %d: fp16 and FP8 are not taken", matrix->weights);
     if (int status = check_pointer("x", x, 2)) return status;
     if (int status = check_pointer("y", y, 2)) return status;
-    LinearJob job = {*shape, *matrix, static_cast<const __half*>(x), static_cast<__half*>(y), 0, 0, 0};
+    LinearJob job = {*shape, *matrix, static_cast<const __half*>(x), static_cast<__half*>(y), 0, {}, 0};
     if (matrix->weights != TANGO_WEIGHTS_INT8) {
         job.shift = matrix->group >> 6;  // 32, 64, 128: 0, 1, 2
-        job.units = ceil_div(shape->inputs, matrix->group) << job.shift;
+        job.places = places_of(*matrix, shape->inputs, shape->outputs);
     }
     const auto on = static_cast<cudaStream_t>(stream);
     if (workspace != nullptr) {

@@ -41,8 +41,8 @@ struct BlockLines {
     __device__ static Packed load(const SlabJob& job, int line, int vector) {
         constexpr int kOfUnit = kUnit / kVector;
         using Eight = decltype(Packed::values);
-        const size_t at = static_cast<size_t>(job.begin + line) * job.linear.units * kOfUnit + vector;
-        return {static_cast<const Eight*>(job.linear.matrix.values)[at],
+        const size_t at = job.linear.places.value(job.begin + line, vector * static_cast<int>(sizeof(Eight)));
+        return {*reinterpret_cast<const Eight*>(static_cast<const char*>(job.linear.matrix.values) + at),
                 Blocks<kBits>::scaling(job.linear, 0, job.begin + line, vector / kOfUnit)};
     }
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "common/integers.cuh"
+#include "linear/blocks.cuh"
 #include "linear/matrix.h"
 #include "linear/tile.cuh"
 
@@ -17,7 +18,8 @@ struct LinearJob {
     const __half* x;
     __half* y;
     int row_blocks;
-    int shift, units;  // a block of weights has 1 << shift units of 32 inputs; units of an output, blocks filled up
+    BlockPlaces places;
+    int shift;  // a block of weights has 1 << shift units of 32 inputs
 };
 
 // What a thread brings for its output in a stage, besides weights.
@@ -34,20 +36,22 @@ struct Blocks {
 
     // Starts the copies of one output of 128, for inputs [32 unit, 32 unit + 32).
     __device__ static void start(const LinearJob& job, char* to, int column, int own, int unit) {
-        const size_t at = static_cast<size_t>(min(column + own, job.shape.outputs - 1));
-        const char* const from = static_cast<const char*>(job.matrix.values) + (at * job.units + unit) * kUnitBytes;
+        const int output = min(column + own, job.shape.outputs - 1);
+        const char* const from =
+            static_cast<const char*>(job.matrix.values) + job.places.value(output, unit * kUnitBytes);
 #pragma unroll
         for (int i = 0; i < kUnitBytes; i += kVectorBytes)
             copy_async(shared_address(to) + own * kUnitBytes + i, from + i);
     }
 
     __device__ static Scaling scaling(const LinearJob& job, int column, int own, int unit) {
-        const size_t at = static_cast<size_t>(min(column + own, job.shape.outputs - 1));
-        const int groups = job.units >> job.shift, group = unit >> job.shift, bit = group * kBits;
-        const __half scale = static_cast<const __half*>(job.matrix.scales)[at * groups + group];
+        const int output = min(column + own, job.shape.outputs - 1);
+        const int group = unit >> job.shift, bit = group * kBits;
+        const __half scale = static_cast<const __half*>(job.matrix.scales)[job.places.scale(output, group)];
         uint32_t zero = 1 << (kBits - 1);
         if (job.matrix.zeros != nullptr) {
-            const uint8_t* zeros = static_cast<const uint8_t*>(job.matrix.zeros) + at * ((groups * kBits + 7) / 8);
+            const size_t zero_bytes = (job.places.blocks * kBits + 7) / 8;
+            const uint8_t* zeros = static_cast<const uint8_t*>(job.matrix.zeros) + output * zero_bytes;
             zero = zeros[bit / 8] >> bit % 8 & ((1 << kBits) - 1);
         }
         return {bits_of(__half2half2(scale)),
