@@ -165,6 +165,7 @@ class CudaDecoder(_Kernel):
         rotation: int | None = None,
         *,
         logits: DeviceArray,
+        best: int | None = None,
         table: DeviceArray,
         workspace: DeviceArray,
         stream: int,
@@ -176,6 +177,8 @@ class CudaDecoder(_Kernel):
             position: Row of the token in the KV cache. The step reads the rows before it, and writes this one.
             rotation: Position of the token's rotary angles; None takes ``position``. With M-RoPE the two differ.
             logits: Output, fp32 [vocabulary].
+            best: Address of pinned or device memory for index and value of the greatest logit, a ``TangoArgmax``; None
+                does without.
             table: The bytes of :attr:`table`.
             workspace: ``workspace_bytes`` of memory, used by one step at a time.
             stream: A ``cudaStream_t`` as an integer.
@@ -183,7 +186,7 @@ class CudaDecoder(_Kernel):
         Raises:
             TangoError: An argument has the wrong shape or dtype, or CUDA failed.
         """
-        tensors = self._given(table, logits, address("embedding", embedding, (self._hidden_size,), "float16"))
+        tensors = self._given(table, logits, best, address("embedding", embedding, (self._hidden_size,), "float16"))
         positions = position, position if rotation is None else rotation
         scratch = workspace.address, workspace.nbytes
         enqueue = self._library.tango_decode_enqueue
@@ -197,6 +200,7 @@ class CudaDecoder(_Kernel):
         rotation: int,
         *,
         logits: DeviceArray,
+        best: int | None = None,
         table: DeviceArray,
         workspace: DeviceArray,
         stream: int,
@@ -207,10 +211,11 @@ class CudaDecoder(_Kernel):
 
         Args:
             words: Where the token's embedding comes from.
-            found: Address of pinned memory that the work writes the token to, int32.
+            found: Address of pinned memory that the work writes the token to, int32: ``best`` of the step before.
             position: As of :meth:`enqueue`.
             rotation: As of :meth:`enqueue`.
             logits: As of :meth:`enqueue`.
+            best: As of :meth:`enqueue`; other memory than ``found``, which the caller may still read.
             table: As of :meth:`enqueue`.
             workspace: As of :meth:`enqueue`.
             stream: As of :meth:`enqueue`.
@@ -222,18 +227,21 @@ class CudaDecoder(_Kernel):
             TangoError: An argument has the wrong shape or dtype, or CUDA failed.
         """
         token = ctypes.c_int32(-1)
-        given = self._shape, self._given(table, logits, None), position, rotation, words.struct(self._hidden_size)
+        given = self._shape, self._given(table, logits, best, None), position, rotation, words.struct(self._hidden_size)
         scratch = workspace.address, workspace.nbytes
         _check(self._library, self._library.tango_decode_next(*given, found, ctypes.byref(token), *scratch, stream))
         return token.value if token.value >= 0 else None
 
-    def _given(self, table: DeviceArray, logits: DeviceArray, embedding: int | None) -> structs.TangoDecodeTensors:
+    def _given(
+        self, table: DeviceArray, logits: DeviceArray, best: int | None, embedding: int | None
+    ) -> structs.TangoDecodeTensors:
         return structs.TangoDecodeTensors(
             address("table", table, self.table.shape, "uint8"),
             *self._tensors,
             self._head,
             embedding,
             address("logits", logits, (self._vocabulary,), "float32"),
+            best,
         )
 
 
@@ -307,7 +315,7 @@ class CudaBatchDecoder(_Kernel):
             TangoError: An argument has the wrong shape or dtype, or CUDA failed.
         """
         layers = address("table", table, self.table.shape, "uint8")
-        tensors = structs.TangoDecodeTensors(layers, *self._tensors, self._head, None, None)
+        tensors = structs.TangoDecodeTensors(layers, *self._tensors, self._head, None, None, None)
         given = (structs.TangoDecodeSequence * len(sequences))(*map(self._sequence, sequences))
         scratch = workspace.address, workspace.nbytes
         enqueue = self._library.tango_decode_batch_enqueue

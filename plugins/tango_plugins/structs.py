@@ -89,7 +89,7 @@ class TangoDecodeTensors(ctypes.Structure):
     _fields_ = (
         *_pointers("layers", "frequencies", "norm"),
         ("head", TangoMatrix),
-        *_pointers("embedding", "logits"),
+        *_pointers("embedding", "logits", "best"),
     )
 
 

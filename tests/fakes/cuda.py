@@ -24,6 +24,7 @@ from tango_plugins.decoder import MAX_SEQUENCES
 from tango_plugins.device_array import DeviceArray
 from tango_plugins.op import capacity
 from tango_plugins.resize import NV12, RGB24
+from tango_plugins.structs import TangoArgmax
 from tango_plugins.thinning import thin
 from tango_runtime.backends.cuda.logits import ARGMAX
 
@@ -279,7 +280,7 @@ class HostDecoder:
         assert len(cache) == 2 * shape.layers
         self.table = np.array([memory.address for memory in (*weights.values(), *cache)]).view(np.uint8)
 
-    def enqueue(self, embedding, position, rotation=None, *, logits, table, workspace, stream):
+    def enqueue(self, embedding, position, rotation=None, *, logits, best=None, table, workspace, stream):
         assert (array(workspace) == self.left).all()
         assert (array(table) == self.table).all()
         assert 0 <= position < self.shape.capacity
@@ -291,6 +292,9 @@ class HostDecoder:
             x = x + self.mlp(f"layers.{i}.mlp", self.norm(f"layers.{i}.post_attention_layernorm", x))
         row = self.linear("lm_head", self.norm("norm", x), self.shape.head_columns)
         array(logits)[:] = row[: self.shape.vocabulary]
+        if best is not None:
+            TangoArgmax.from_address(best).index = int(array(logits).argmax())
+            TangoArgmax.from_address(best).value = array(logits).max()
 
     def enqueue_next(self, words, found, position, rotation, *, stream, **memory):
         self.host.cudaStreamSynchronize(stream)

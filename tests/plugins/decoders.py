@@ -7,6 +7,7 @@ import dataclasses
 import torch
 
 from tango_plugins.decoder import CudaBatchDecoder, CudaDecoder, DecodeSequence, Words, cache_table
+from tango_plugins.structs import TangoArgmax
 from tests.plugins.matrices import device_array, quantized
 
 EPS = 1e-6
@@ -63,6 +64,9 @@ class Decoder:
         self.table = torch.from_numpy(self.decoder.table).to(device)
         self.workspace = zeros(self.decoder.workspace_bytes, device)
         self.logits = torch.empty(s.vocabulary, device=device)
+        self.best = torch.zeros(8, dtype=torch.uint8)
+        if device == "cuda":
+            self.best = self.best.pin_memory()
 
     def random(self, *shape):
         return torch.randn(*shape, generator=self.generator, device=self.device)
@@ -77,12 +81,20 @@ class Decoder:
         tensors = {"logits": self.logits, "table": self.table, "workspace": self.workspace}
         named = {name: device_array(tensor) for name, tensor in tensors.items()}
         stream = torch.cuda.current_stream().cuda_stream if self.device == "cuda" else 0
-        self.decoder.enqueue(device_array(embedding), position, rotation, **named, stream=stream)
+        best = self.best.data_ptr()
+        self.decoder.enqueue(device_array(embedding), position, rotation, **named, best=best, stream=stream)
 
     def step(self, embedding, position, rotation=None):
         self.logits.fill_(torch.nan)
         self.enqueue(embedding, position, rotation)
         return self.logits.clone()
+
+    def greatest(self):
+        """Index and value of the greatest logit, as the last step found it."""
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+        found = TangoArgmax.from_address(self.best.data_ptr())
+        return found.index, found.value
 
     def next(self, found, position, rotation, words=None):
         """A step of a token that was found, int32 [1] in memory that the GPU writes → the token, and the logits."""
@@ -90,8 +102,8 @@ class Decoder:
         tensors = {"logits": self.logits, "table": self.table, "workspace": self.workspace}
         named = {name: device_array(tensor) for name, tensor in tensors.items()}
         stream = torch.cuda.current_stream().cuda_stream if self.device == "cuda" else 0
-        given = words or self.words(), found.data_ptr(), position, rotation
-        return self.decoder.enqueue_next(*given, **named, stream=stream), self.logits.clone()
+        given, best = (words or self.words(), found.data_ptr(), position, rotation), self.best.data_ptr()
+        return self.decoder.enqueue_next(*given, **named, best=best, stream=stream), self.logits.clone()
 
     def words(self, stop=()):
         """Embeddings of 50 words, which are the same at every call."""
@@ -242,6 +254,7 @@ def check_next(decoder, position, rotation):
             given, logits = decoder.next(found, position, rotation, decoder.words(stop))
             assert given == token
             assert torch.equal(logits, wanted)
+            assert decoder.greatest() == (int(wanted.argmax()), float(wanted.max()))
             assert all(torch.equal(row[:, position], old) for row, old in zip(decoder.cache, rows, strict=True))
     for token in (*stop, -1, 50, 1 << 30):
         found[0] = token
@@ -251,12 +264,16 @@ def check_next(decoder, position, rotation):
 
 
 def check_step(decoder, position, rotation=None):
-    """Compares a step's logits and new rows with fp64, and that no other row is written; then restores the rows."""
+    """Compares a step's logits and new rows with fp64, and that no other row is written; then restores the rows.
+
+    The greatest logit is to be the greatest of the step's own.
+    """
     before, cache = [rows.clone() for rows in decoder.cache], [rows.clone() for rows in decoder.cache]
     embedding = decoder.embedding()
     found = decoder.step(embedding, position, rotation)
     wanted = reference(decoder, embedding, position, cache, rotation, decoder.cache)
     assert error(found, wanted) < LIMIT, position
+    assert decoder.greatest() == (int(found.argmax()), float(found.max())), position
     for rows, like, old in zip(decoder.cache, cache, before, strict=True):
         assert error(rows[:, position], like[:, position].double()) < 1e-3, position
         rows[:, position] = old[:, position]

@@ -20,6 +20,7 @@ from tango_plugins.decoder import DecoderShape
 from tests.plugins.attentions import Pass, Shape, check
 from tests.plugins.cuda_emulator import compiled
 from tests.plugins.decoders import EPS, Decoder, check_next, check_step
+from tests.plugins.matrices import device_array
 from tests.plugins.rows import assert_gathered, gather, row_tensors
 
 pytestmark = [pytest.mark.nvcc, pytest.mark.slow]
@@ -72,6 +73,32 @@ def test_the_rotation_is_the_position_by_default(library):
     decoder = Decoder(SHAPES["tests"], library=library("decode"), blocks=3, device="cpu")
     embedding = decoder.embedding()
     assert torch.equal(decoder.step(embedding, 70), decoder.step(embedding, 70, 70))
+
+
+def test_the_lower_of_equal_logits_is_the_greatest_and_nan_above_all(library):
+    decoder = Decoder(SHAPES["tests"], library=library("decode"), blocks=3, device="cpu")
+    embedding, head = decoder.embedding(), decoder.weights["lm_head.weight"]
+    index = int(decoder.step(embedding, 70).argmax())
+    head[:, [index // 2, 419]] = head[:, [index]]
+    logits = decoder.step(embedding, 70)
+    assert decoder.greatest() == (index // 2, float(logits[index]))
+    head[:, [5, 300]] = torch.nan
+    decoder.step(embedding, 70)
+    index, value = decoder.greatest()
+    assert index == 5
+    assert isnan(value)
+
+
+def test_a_step_does_without_the_greatest_logit(library):
+    decoder = Decoder(SHAPES["tests"], library=library("decode"), blocks=3, device="cpu")
+    embedding = decoder.embedding()
+    logits, found = decoder.step(embedding, 70), decoder.greatest()
+    decoder.best = torch.zeros(8, dtype=torch.uint8)
+    given = {name: device_array(getattr(decoder, name)) for name in ("logits", "table", "workspace")}
+    decoder.decoder.enqueue(device_array(embedding), 71, **given, stream=0)
+    assert decoder.greatest() == (0, 0.0)
+    assert torch.equal(decoder.step(embedding, 70), logits)
+    assert decoder.greatest() == found
 
 
 def test_a_negative_rotation_is_rejected(library):

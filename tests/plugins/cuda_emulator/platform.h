@@ -120,7 +120,18 @@ inline bool __any_sync(unsigned, bool value) {
 inline void __syncwarp() { warp().barrier.arrive_and_wait(); }
 inline void __syncthreads() { block->all.arrive_and_wait(); }
 inline unsigned atomicAdd(unsigned* to, unsigned value) { return std::atomic_ref(*to).fetch_add(value); }
-inline void __threadfence() {}  // atomicAdd is sequentially consistent
+template <typename T>
+T atomicExch(T* to, T value) {
+    return std::atomic_ref(*to).exchange(value);
+}
+inline unsigned long long atomicMax(unsigned long long* to, unsigned long long value) {
+    std::atomic_ref shared(*to);
+    unsigned long long before = shared.load();
+    while (before < value && !shared.compare_exchange_weak(before, value)) {
+    }
+    return before;
+}
+inline void __threadfence() {}  // atomics are sequentially consistent
 inline double __dadd_rn(double a, double b) { return a + b; }
 inline double __dmul_rn(double a, double b) { return a * b; }
 inline int __float2int_rn(float x) { return x == x ? static_cast<int>(std::rint(std::clamp(x, -2e9f, 2e9f))) : 0; }

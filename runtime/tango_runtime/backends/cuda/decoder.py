@@ -20,7 +20,15 @@ from tango_runtime.backends.cuda.device import ALIGNMENT, Pool, Stream, rows
 from tango_runtime.backends.cuda.embedder import Embedder, Piece
 from tango_runtime.backends.cuda.kv_cache import KVCache
 from tango_runtime.backends.cuda.logits import DeviceLogits, Greatest, KnownLogits, StepLogits
-from tango_runtime.backends.cuda.runner import BatchedStep, DeviceStep, GraphRunner, SequenceRow, Step, Token
+from tango_runtime.backends.cuda.runner import (
+    BatchedStep,
+    DeviceStep,
+    GraphRunner,
+    SequenceRow,
+    Step,
+    StepOutput,
+    Token,
+)
 from tango_runtime.backends.ort_cpu import cache_inputs
 from tango_runtime.backends.rotary import TEXT, RotaryIds
 from tango_runtime.bundle import Manifest
@@ -65,12 +73,12 @@ class _Ahead:
     Attributes:
         state: That of the sequence it follows.
         token: The token it appends.
-        logits: fp32 [vocabulary], which it fills.
+        index: Which logits it fills.
     """
 
     state: object
     token: int
-    logits: DeviceArray
+    index: int
 
 
 class Decoder:
@@ -99,8 +107,9 @@ class Decoder:
         self._greatest = Greatest(stream)
         (vocabulary,) = self._spec.outputs[0].shape
         # Two: a step that runs ahead leaves the logits that it follows as they are.
-        self._rows = [pool.take(name, (int(vocabulary),), np.float32) for name in ("logits", "logits ahead")]
-        self._logits = DeviceLogits(self._rows[0], self._greatest, stream)
+        logits = [pool.take(name, (int(vocabulary),), np.float32) for name in ("logits", "logits ahead")]
+        self._outputs = [StepOutput(row, self._greatest.address(i)) for i, row in enumerate(logits)]
+        self._logits = DeviceLogits(logits[0], self._greatest, stream)
         self._words = embedder.words(manifest.prompt.stop)
         self._ahead: _Ahead | None = None
         self._positions = pool.take("all positions", (self._context,), graphs.dtype("decoder", "positions"))
@@ -211,40 +220,40 @@ class Decoder:
         self._make_room(cache, cache.length + 1)
         ahead, self._ahead = self._ahead, None
         if ahead is not None and (ahead.state, ahead.token) == (cache.state, token):
-            row = ahead.logits
+            index = ahead.index
         else:
-            row = self._rows[0]
+            index = 0
             self._run_step(cache, token)
         cache.advance(1)
         if cache.step is None:
             return self._logits
-        run_ahead = partial(self._run_ahead, cache, cache.step, cache.state)
-        return StepLogits(row, self._greatest, self._stream, run_ahead)
+        run_ahead = partial(self._run_ahead, cache, cache.step, cache.state, index)
+        return StepLogits(self._outputs[index].logits, self._greatest, self._stream, index, run_ahead)
 
     def _run_step(self, cache: KVCache, token: int) -> None:
         """Puts a token's step on the stream: it fills the first logits."""
         (embedding,) = self._embedder.step([token])
         places = cache.length, cache.length + cache.rotary.offset
         if (step := self._step_of(cache)) is not None:
-            step(embedding, *places, self._rows[0])
+            step(embedding, *places, self._outputs[0])
         else:
             self._replay_of(cache, embedding)(embedding, *places)
 
-    def _run_ahead(self, cache: KVCache, step: DeviceStep, state: object, row: DeviceArray) -> bool:
+    def _run_ahead(self, cache: KVCache, step: DeviceStep, state: object, index: int) -> bool:
         """Waits for the token that follows a step's logits and begins its step; False if there will be no such step.
 
         Args:
             cache: The sequence.
             step: Its decode step.
             state: Its state after the step.
-            row: The step's logits, which are left as they are.
+            index: Which logits are the step's; they are left as they are.
         """
         if cache.state is not state or cache.length + 1 >= cache.wanted:
             return False
         cache.reach(1)
         places = cache.length, cache.length + cache.rotary.offset
-        other = self._rows[row is self._rows[0]]
-        token = step.after(self._words, self._greatest.address, *places, other)
+        other = 1 - index
+        token = step.after(self._words, self._outputs[index].best, *places, self._outputs[other])
         self._stream.waited()
         if token is not None:
             self._stream.count_upload(self._words.row.nbytes)

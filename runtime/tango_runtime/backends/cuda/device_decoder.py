@@ -16,7 +16,7 @@ from tango_plugins.decoder import CudaBatchDecoder, CudaDecoder, DecoderShape, D
 from tango_plugins.device_array import DeviceArray
 from tango_plugins.matrix import Matrix
 from tango_runtime.backends.cuda.device import Pool, Stream
-from tango_runtime.backends.cuda.runner import SequenceRow, Token
+from tango_runtime.backends.cuda.runner import SequenceRow, StepOutput, Token
 from tango_runtime.backends.cuda.weights import Weights
 from tango_runtime.backends.ort_cpu import cache_inputs, cache_rows
 from tango_runtime.bundle import GraphName, Manifest
@@ -82,13 +82,13 @@ class DecoderStep:
         self._enqueue = partial(decoder.enqueue, table=table, workspace=workspace, stream=stream.handle)
         self._enqueue_next = partial(decoder.enqueue_next, table=table, workspace=workspace, stream=stream.handle)
 
-    def __call__(self, embedding: DeviceArray, position: int, rotation: int, logits: DeviceArray) -> None:
-        """Puts a token on the stream: fills the logits and its row of the cache."""
-        self._enqueue(embedding, position, rotation, logits=logits)
+    def __call__(self, embedding: DeviceArray, position: int, rotation: int, to: StepOutput) -> None:
+        """Puts a token on the stream: fills the output and its row of the cache."""
+        self._enqueue(embedding, position, rotation, logits=to.logits, best=to.best)
 
-    def after(self, words: Words, found: int, position: int, rotation: int, logits: DeviceArray) -> int | None:
+    def after(self, words: Words, found: int, position: int, rotation: int, to: StepOutput) -> int | None:
         """Waits for the stream, then puts the token on it that was found; None if that ends the sequence."""
-        return self._enqueue_next(words, found, position, rotation, logits=logits)
+        return self._enqueue_next(words, found, position, rotation, logits=to.logits, best=to.best)
 
 
 class DeviceBatch:

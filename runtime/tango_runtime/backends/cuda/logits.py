@@ -26,30 +26,30 @@ class Greatest:
     Args:
         stream: The stream that computes the logits.
 
-    Attributes:
-        address: Where the first is: pinned memory, as ``ARGMAX`` says.
     """
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
-        self._found = HostPool().take((MAX_SEQUENCES,), ARGMAX)  # pinned, so the kernel itself can write there
-        self.address: int = self._found.ctypes.data
+        self._found = HostPool().take((MAX_SEQUENCES,), ARGMAX)  # pinned, so a kernel itself can write there
 
-    def enqueue(self, rows: Sequence[DeviceArray]) -> None:
-        """Finds the greatest of each row, fp32 [V]; NaN is above all, ties go to the lower index."""
-        to = DeviceArray(self.address, (len(rows), ARGMAX.itemsize), "uint8")
-        enqueue_argmax(rows, to, self._stream)
-        self._stream.count_download(to.nbytes)
+    def address(self, index: int) -> int:
+        """Where that of a row is, as ``ARGMAX`` says."""
+        return int(self._found[index:].ctypes.data)
 
-    def read(self, count: int) -> list[tuple[int, float]]:
-        """Index and value of the greatest of each row, once the stream has been waited for."""
-        return [(int(each["index"]), float(each["value"])) for each in self._found[:count]]
+    def read(self, index: int) -> tuple[int, float]:
+        """Index and value of the greatest of a row, once the GPU has found it."""
+        return int(self._found[index]["index"]), float(self._found[index]["value"])
 
     def find(self, rows: Sequence[DeviceArray]) -> list[tuple[int, float]]:
-        """Index and value of the greatest of each row; waits for the stream."""
-        self.enqueue(rows)
+        """Index and value of the greatest of each row, fp32 [V]; NaN is above all, ties go to the lower index.
+
+        Waits for the stream.
+        """
+        to = DeviceArray(self.address(0), (len(rows), ARGMAX.itemsize), "uint8")
+        enqueue_argmax(rows, to, self._stream)
+        self._stream.count_download(to.nbytes)
         self._stream.synchronize()
-        return self.read(len(rows))
+        return [self.read(i) for i in range(len(rows))]
 
 
 class DeviceLogits:
@@ -91,29 +91,30 @@ class KnownLogits(DeviceLogits):
 
 
 class StepLogits(DeviceLogits):
-    """Logits of a decode step after whose greatest the next step may begin.
+    """Logits of a decode step, which finds the greatest itself, and after which the next step may begin.
 
     Args:
         memory: As of :class:`DeviceLogits`.
         greatest: As of :class:`DeviceLogits`.
         stream: As of :class:`DeviceLogits`.
+        index: Which of ``greatest`` the step writes.
         run_ahead: Waits for the stream, and begins the step of the token found; False if it did neither.
     """
 
     def __init__(
-        self, memory: DeviceArray, greatest: Greatest, stream: Stream, run_ahead: Callable[[DeviceArray], bool]
+        self, memory: DeviceArray, greatest: Greatest, stream: Stream, index: int, run_ahead: Callable[[], bool]
     ) -> None:
         super().__init__(memory, greatest, stream)
-        self._run_ahead = run_ahead
+        self._index, self._run_ahead = index, run_ahead
         self._found: tuple[int, float] | None = None
 
     def argmax(self) -> tuple[int, float]:
         """The greatest logit's index and value, found on the device."""
         if self._found is None:  # else the stream has gone on
-            self._greatest.enqueue([self.memory])
-            if not self._run_ahead(self.memory):
+            self._stream.count_download(ARGMAX.itemsize)
+            if not self._run_ahead():
                 self._stream.synchronize()
-            (self._found,) = self._greatest.read(1)
+            self._found = self._greatest.read(self._index)
         return self._found
 
 

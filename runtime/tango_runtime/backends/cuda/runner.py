@@ -18,13 +18,26 @@ Run = Callable[[], None]
 Step = Callable[[DeviceArray, int, int], None]
 
 
+@dataclass(frozen=True)
+class StepOutput:
+    """What a decode step fills.
+
+    Attributes:
+        logits: fp32 [vocabulary].
+        best: Address in pinned memory of index and value of the greatest, as ``logits.ARGMAX`` says.
+    """
+
+    logits: DeviceArray
+    best: int
+
+
 class DeviceStep(Protocol):
     """A decode step that is more than a pass of the graphs over one token."""
 
-    def __call__(self, embedding: DeviceArray, position: int, rotation: int, logits: DeviceArray) -> None:
-        """As of ``Step``, with logits, fp32 [vocabulary], that are filled."""
+    def __call__(self, embedding: DeviceArray, position: int, rotation: int, to: StepOutput) -> None:
+        """As of ``Step``, with an output that is filled."""
 
-    def after(self, words: Words, found: int, position: int, rotation: int, logits: DeviceArray) -> int | None:
+    def after(self, words: Words, found: int, position: int, rotation: int, to: StepOutput) -> int | None:
         """Waits for the stream, then puts the step of a token on it that the stream's work has found.
 
         Args:
@@ -32,7 +45,7 @@ class DeviceStep(Protocol):
             found: Address of the token in pinned memory.
             position: The token's row in the cache.
             rotation: The token's rotary position.
-            logits: fp32 [vocabulary], to be filled.
+            to: What is to be filled.
 
         Returns:
             The token; None if it ends the sequence, so that there is no step.

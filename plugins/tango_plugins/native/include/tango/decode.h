@@ -7,6 +7,7 @@
 #ifndef TANGO_DECODE_H
 #define TANGO_DECODE_H
 
+#include "tango/argmax.h"
 #include "tango/common.h"
 #include "tango/linear.h"
 
@@ -53,6 +54,7 @@ typedef struct TangoDecodeTensors {
     TangoMatrix head;               /* [hidden_size, head_columns], the LM head */
     const void* embedding;          /* fp16 [hidden_size] of the token */
     float* logits;                  /* [vocabulary], written */
+    TangoArgmax* best;              /* the greatest logit, written; or null. Also pinned host memory */
 } TangoDecodeTensors;
 
 /* Bytes of device memory that `tango_decode_enqueue` needs on the current device. Returns a TangoStatus. */
@@ -80,7 +82,8 @@ typedef struct TangoDecodeWords {
 /* Waits for all work of a stream, then enqueues the step of the token that this work has found. In one call, so that
  * the GPU goes on before the caller looks at the token. Returns a TangoStatus.
  *
- * `found` is host memory into which that work writes the token, such as the index of a TangoArgmax in pinned memory.
+ * `found` is host memory into which that work writes the token, such as the index of `best` of the step before, in
+ * pinned memory; a step of the same sequence that this call enqueues should have another `best`.
  * `*token` becomes the token whose step was enqueued; -1 if the one found ends the sequence or has no embedding. That
  * of `tensors` does not count. Everything else is as of tango_decode_enqueue. A CUDA graph cannot capture it. */
 TANGO_API int tango_decode_next(const TangoDecodeShape* shape, const TangoDecodeTensors* tensors, int32_t position,
@@ -113,7 +116,7 @@ TANGO_API int tango_decode_batch_workspace(const TangoDecodeShape* shape, size_t
 /* Enqueues a step of several sequences, which reads the weights once, as one cooperative kernel; returns a TangoStatus.
  *
  * `sequences` [count] is host memory, count from 1 to TANGO_DECODE_SEQUENCES. What they bring of their own does not
- * count in the shape and the tensors: capacity, embedding, logits, and the layers' keys and values.
+ * count in the shape and the tensors: capacity, embedding, logits, best, and the layers' keys and values.
  *
  * A sequence's logits and rows have the same bits whatever the other sequences are, how many there are, and at which
  * index it is. They differ from those of tango_decode_enqueue by rounding: sums have another order. */

@@ -43,9 +43,41 @@ struct Phase {
         : layer(index / kLmHead), gemv(layer < layers ? index % kLmHead : kLmHead) {}
 };
 
-// The last block to finish resets the counters for the next step.
-__device__ void finish(const Step& step) {
-    if (threadIdx.x != 0 || atomicAdd(step.finished_blocks, 1u) != gridDim.x - 1) return;
+// The greatest of the block's own logits, for its first thread.
+__device__ Rank find_best(const Step& step, const Shared& shared) {
+    const GemvPartition& head = shared.partitions[kLmHead];
+    sync_threads();  // the logits are there
+    Rank best = 0;
+#pragma unroll 1
+    for (int tile = blockIdx.x; tile < head.tiles; tile += gridDim.x) {
+        const int begin = tile * head.tile_n, end = min(begin + head.tile_n, step.shape.vocabulary);
+#pragma unroll 4
+        for (int i = begin + threadIdx.x; i < end; i += kThreads)
+            best = max(best, rank_of(__ldcg(step.tensors.logits + i), i));
+    }
+    best = warp_max_rank(best);
+    if (lane_id() == 0) shared.warp_ranks()[warp_id()] = best;
+    sync_threads();
+#pragma unroll
+    for (int i = 0; i < kWarps; ++i) best = max(best, shared.warp_ranks()[i]);
+    return best;
+}
+
+// The last block to finish says which logit is the greatest, and resets the counters for the next step.
+__device__ void finish(const Step& step, const Shared& shared) {
+    TangoArgmax* const to = step.tensors.best;
+    const Rank own = to == nullptr ? 0 : find_best(step, shared);
+    if (threadIdx.x != 0) return;
+    if (to != nullptr) {
+        atomicMax(step.best, own);
+        __threadfence();
+    }
+    if (atomicAdd(step.finished_blocks, 1u) != gridDim.x - 1) return;
+    if (to != nullptr) {
+        __threadfence();
+        const int index = index_of(atomicExch(step.best, Rank{0}));
+        *to = {index, __ldcg(step.tensors.logits + index)};
+    }
     *step.arrived_blocks = 0;
     *step.finished_blocks = 0;
 }
@@ -198,7 +230,7 @@ __global__ void __launch_bounds__(kBlock, 1) decode(const Step step) {
         });
         if (phase.gemv != kLmHead) grid_barrier::arrive();
     }
-    finish(step);
+    finish(step, shared);
 }
 
 // Partitions a GEMV so that the block with the most to read, weights and input, reads little more than the others.
@@ -294,6 +326,7 @@ size_t lay_out(Step& step, char* workspace) {
     const size_t max_split_k = std::max(step.partitions[kOut].split_k, step.partitions[kDown].split_k);
     add(step.arrived_blocks, 1);
     add(step.finished_blocks, 1);
+    add(step.best, 1);
     add(step.qkv, static_cast<size_t>(step.partitions[kQkv].split_k) * step.partitions[kQkv].columns);
     add(step.attn_out, chunk_heads * shape.head_dim);
     add(step.softmax, chunk_heads);
@@ -303,8 +336,9 @@ size_t lay_out(Step& step, char* workspace) {
 }
 
 int check_tensors(const TangoDecodeShape& shape, const TangoDecodeTensors* tensors) {
-    const int status = check_weights(shape, tensors);
-    return status == TANGO_OK ? check_pointer("logits", tensors->logits, 4) : status;
+    if (int status = check_weights(shape, tensors)) return status;
+    if (int status = check_pointer("logits", tensors->logits, alignof(float))) return status;
+    return tensors->best == nullptr ? TANGO_OK : check_pointer("best", tensors->best, alignof(TangoArgmax));
 }
 
 int check_words(const TangoDecodeWords* words) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "block_gemv.cuh"
+#include "common/rank.cuh"
 #include "fp8_gemv.cuh"
 #include "tango/decode.h"
 
@@ -38,6 +39,7 @@ struct Step {
     int lanes_shift;               // of the lanes that copy a key, a power of two, its logarithm
     unsigned* arrived_blocks;      // counts the blocks that end a phase, over all phases
     unsigned* finished_blocks;     // counts the blocks that end the step
+    Rank* best;                    // of the logits of the blocks that have ended the step
     float* qkv;                    // [splits of kQkv, columns of kQkv]
     float* attn_out;               // [kv_chunks, heads, head_dim], values weighted with exp(score - row_max)
     float2* softmax;               // [kv_chunks, heads]: row_max, row_sum
@@ -86,6 +88,9 @@ struct Shared {
     __device__ float2* chunk_weights() const { return reinterpret_cast<float2*>(accumulators); }  // [heads, kv_chunks]
     __device__ float4* chunk_sums() const { return reinterpret_cast<float4*>(accumulators + 2 * kChunkWeights); }
     __device__ float* warp_sums() const { return accumulators; }  // [kWarps]
+
+    // After the last GEMV, all of it is.
+    __device__ Rank* warp_ranks() const { return reinterpret_cast<Rank*>(accumulators); }  // [kWarps]
 };
 static_assert(2 * sizeof(TangoDecodeLayer) + kGemvs * sizeof(GemvPartition) + sizeof(TangoMatrix) <= kHeaderBytes,
               "layers, partitions and the head do not fit into the header");

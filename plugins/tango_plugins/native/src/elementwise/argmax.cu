@@ -2,8 +2,7 @@
 // a decode step reads hundreds of MB of weights.
 #include "common/check.h"
 #include "common/device.h"
-#include "common/platform.cuh"
-#include "tango/argmax.h"
+#include "common/rank.cuh"
 
 namespace tango {
 namespace {
@@ -16,28 +15,13 @@ struct Job {
     TangoArgmax* argmax;  // [rows]
 };
 
-// Orders pairs as integers: by value, then the lower index first. NaN is above all numbers.
-__device__ inline unsigned long long rank_of(float value, int index) {
-    const unsigned bits = __float_as_uint(value + 0.0f);  // -0 equals 0
-    const unsigned ordered = isnan(value) ? 0xffffffffu : bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-    return static_cast<unsigned long long>(ordered) << 32 | (0xffffffffu - static_cast<unsigned>(index));
-}
-
-__device__ inline unsigned long long warp_max_rank(unsigned long long rank) {
-    for (int offset = kWarp / 2; offset > 0; offset /= 2) {
-        const unsigned long long other = __shfl_xor_sync(kAllLanes, rank, offset);
-        rank = other > rank ? other : rank;
-    }
-    return rank;
-}
-
 __global__ void __launch_bounds__(kThreads) find_argmax(Job job) {
     const float* const values = job.rows[blockIdx.x];
-    auto* warp_ranks = reinterpret_cast<unsigned long long*>(shared_memory());
-    unsigned long long best = 0;  // below the rank of every value
+    auto* warp_ranks = reinterpret_cast<Rank*>(shared_memory());
+    Rank best = 0;
 #pragma unroll 8
     for (int i = threadIdx.x; i < job.size; i += kThreads) {
-        const unsigned long long rank = rank_of(values[i], i);
+        const Rank rank = rank_of(values[i], i);
         best = rank > best ? rank : best;
     }
     best = warp_max_rank(best);
@@ -46,7 +30,7 @@ __global__ void __launch_bounds__(kThreads) find_argmax(Job job) {
     if (warp_id() != 0) return;
     best = warp_max_rank(warp_ranks[lane_id()]);
     if (lane_id() != 0) return;
-    const int index = static_cast<int>(0xffffffffu - static_cast<unsigned>(best));
+    const int index = index_of(best);
     job.argmax[blockIdx.x] = {index, values[index]};
 }
 
@@ -69,7 +53,7 @@ int tango_argmax_rows_enqueue(const float* const* rows, int32_t count, int32_t s
         if (int status = check_pointer("values", rows[i], alignof(float))) return status;
         job.rows[i] = rows[i];
     }
-    constexpr size_t kSharedBytes = kWarps * sizeof(unsigned long long);
+    constexpr size_t kSharedBytes = kWarps * sizeof(Rank);
     return cuda_status(launch(find_argmax, job, count, kThreads, kSharedBytes, static_cast<cudaStream_t>(stream)),
                        "argmax");
 }
