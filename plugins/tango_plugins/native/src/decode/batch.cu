@@ -213,9 +213,9 @@ __device__ int squares_of(const BatchPartition* partitions, const Phase& phase) 
     return partitions[phase.gemv == kGateUp ? kOut : kDown].tiles;
 }
 
-// Prepares the input of a GEMV in shared memory, the rows that the block needs.
-__device__ void prepare_input(const BatchStep& step, const BatchShared& shared, const Phase& phase,
-                              const BatchPart& part) {
+// The input of a GEMV, the rows that the block needs.
+__device__ Input input_for(const BatchStep& step, const BatchShared& shared, const Phase& phase,
+                           const BatchPart& part) {
     const BatchPartition& partition = shared.partitions[phase.gemv];
     Input input = {step.normed, partition.rows, part.row(), part.rows(), kRowDistance, 1.0f};
     if (phase.gemv == kOut) input.from = step.attn_out;
@@ -227,10 +227,23 @@ __device__ void prepare_input(const BatchStep& step, const BatchShared& shared, 
     } else if (form > TANGO_WEIGHTS_BLOCKS_4) {
         input.distance = PackedInts<8>::kDistance;
     }
-    const BatchInput to = shared.input_of(partition);
-    copy_input(input, step.count, to.fragments);
+    return input;
+}
+
+// Starts copying it to shared memory.
+__device__ void start_input(const BatchStep& step, const BatchShared& shared, const Phase& phase,
+                            const BatchPart& part) {
+    const Input input = input_for(step, shared, phase, part);
+    copy_input(input, step.count, shared.input_of(shared.partitions[phase.gemv]).fragments);
+}
+
+// Prepares it there; so many groups of copies are newer.
+__device__ void prepare_input(const BatchStep& step, const BatchShared& shared, const Phase& phase,
+                              const BatchPart& part, int newer) {
+    const Input input = input_for(step, shared, phase, part);
+    const BatchInput to = shared.input_of(shared.partitions[phase.gemv]);
     compute_scales(step, shared.scales, squares_of(shared.partitions, phase));
-    copy_wait<0>();
+    copy_wait_for(newer);
     sync_batch();
     if (input.is_for_columns()) make_fragments(input, to);
 }
@@ -357,8 +370,10 @@ __global__ void __launch_bounds__(kBatchBlock, 1) decode_batch(const BatchStep s
                 gemv.start();
                 if (waits) {
                     batch_barrier::wait();
-                    prepare_input(step, shared, phase, part);
+                    start_input(step, shared, phase, part);
                 }
+                gemv.start_rest();
+                if (waits) prepare_input(step, shared, phase, part, gemv.rest());
                 gemv.run(shared.input_of(partition), emit);
             });
             waits = false;

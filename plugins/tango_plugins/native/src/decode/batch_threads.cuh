@@ -33,8 +33,12 @@ __device__ inline void run(unsigned* arrived_blocks, int phases) {
     for (unsigned target = gridDim.x; phases > 0; --phases, target += gridDim.x) {
         named_barrier_sync<2, kBatchBlock>();
         if (lane_id() == 0) {
+#if defined(TANGO_BATCH_RELEASE) && TANGO_BATCH_RELEASE
+            add_one_release(arrived_blocks);
+#else
             __threadfence();
             atomicAdd(arrived_blocks, 1u);
+#endif
             while (load_acquire(arrived_blocks) < target) {
             }
         }

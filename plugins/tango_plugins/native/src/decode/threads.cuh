@@ -12,6 +12,24 @@ constexpr int kBlock = kThreads + kWarp;  // and one more warp, which runs the g
 // Synchronizes the computing threads of a block.
 __device__ inline void sync_threads() { named_barrier_sync<1, kThreads>(); }
 
+// Waits until at most so many of the thread's latest groups of copies are in flight, or fewer.
+__device__ inline void copy_wait_for(int pending) {
+    if (pending <= 0)
+        copy_wait<0>();
+    else if (pending == 1)
+        copy_wait<1>();
+    else if (pending == 2)
+        copy_wait<2>();
+    else if (pending == 3)
+        copy_wait<3>();
+    else if (pending == 4)
+        copy_wait<4>();
+    else if (pending == 5)
+        copy_wait<5>();
+    else
+        copy_wait<6>();
+}
+
 // A barrier of the whole grid: all blocks arrive before one continues, and then see what the others wrote. The launch
 // is cooperative, so all blocks are resident. Between arrive() and wait() a thread may do work that needs no other
 // block, while the block's last warp waits for the others.
