@@ -208,7 +208,6 @@ inline void copy_async_word(SharedAddress to, const void* from) { start_copy({to
 inline void copy_async_cached(SharedAddress to, const void* from) { copy_async(to, from); }
 
 inline void copy_async_prefetch(SharedAddress to, const void* from) { copy_async(to, from); }
-inline void copy_async_prefetch_128(SharedAddress to, const void* from) { copy_async(to, from); }
 
 inline void copy_commit() { copy_groups.push_back(std::exchange(open_copies, {})); }
 

@@ -40,14 +40,6 @@ __device__ inline void copy_async_prefetch(SharedAddress to, const void* from) {
 #endif
 }
 
-__device__ inline void copy_async_prefetch_128(SharedAddress to, const void* from) {
-#if __CUDA_ARCH__ >= 800
-    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;\n" ::"r"(to), "l"(from) : "memory");
-#else
-    copy_async(to, from);
-#endif
-}
-
 // 8 bytes.
 __device__ inline void copy_async_pair(SharedAddress to, const void* from) {
 #if __CUDA_ARCH__ >= 800

@@ -13,12 +13,9 @@ namespace tango {
 constexpr int kQueries = 8;             // whose scores a warp computes together: half the rows of an `mma`
 constexpr int kKeys = 16;               // of a warp, and dimensions of one `mma`
 constexpr int kKvTileBytes = 36 << 10;  // shared memory for a tile of keys and one of values
-#ifndef TANGO_PARTS
-#define TANGO_PARTS 4
-#endif
-constexpr int kParts = TANGO_PARTS;    // chunks that a thread adds at a time
-constexpr float kRestScale = 2048.0f;  // of what fp16 has lost
-constexpr float kLog2E = 1.44269504f;  // scores are logarithms to the base 2
+constexpr int kParts = 4;               // chunks that a thread adds at a time
+constexpr float kRestScale = 2048.0f;   // of what fp16 has lost
+constexpr float kLog2E = 1.44269504f;   // scores are logarithms to the base 2
 
 // Halves from one row of a tile to the next: eight rows that a warp reads together are in all banks.
 __host__ __device__ constexpr int tile_pitch(int head_dim) { return head_dim + kVector; }
@@ -319,17 +316,11 @@ __device__ inline void weigh_chunks(const Step& step, float2* weights, int first
 
 // Combines the chunks to attention's output, for rows [row, row + rows) of it. `weights` has room for [heads,
 // kv_chunks], and `sums` for a float4 of each thread. A thread adds every `groups`-th chunk of four rows.
-//
-// Where all chunks fit into `room` bytes, which may begin with the input, a thread copies what it adds to shared
-// memory.
-__device__ inline void merge_chunks(const Step& step, float* input, float2* weights, float4* sums, int row, int rows,
-                                    int room) {
+__device__ inline void merge_chunks(const Step& step, float* input, float2* weights, float4* sums, int row, int rows) {
     if (rows == 0) return;
     const int chunks = step.kv_chunks, stride = step.shape.heads * step.shape.head_dim / 4, columns = rows / 4;
     const int width = step.merged_columns.value, groups = step.merge_groups;
     const int group = step.merged_columns.divide(threadIdx.x), own = threadIdx.x - group * width;
-    const bool is_copied = columns <= width && chunks * rows * static_cast<int>(sizeof(float)) <= room;
-    float4* const copied = reinterpret_cast<float4*>(input);
 #pragma unroll 1
     for (int first = 0; first < columns; first += width) {
         const int column = first + own, begin = group < groups && column < columns ? group : chunks;
@@ -340,29 +331,14 @@ __device__ inline void merge_chunks(const Step& step, float* input, float2* weig
             for (int i = 0; i < kParts; ++i)
                 if (chunk + i * groups < chunks) part[i] = __ldcg(from + (chunk + i * groups) * stride);
         };
-        // In flight while the weights are computed.
-        if (is_copied) {
-#pragma unroll 2
-            for (int chunk = begin; chunk < chunks; chunk += groups)
-                copy_async(shared_address(copied + chunk * columns + column), from + chunk * stride);
-            copy_commit();
-        } else {
-            load(begin);
-        }
+        load(begin);  // in flight while the weights are computed
         const float2* const weight = weights + step.head_dim.divide(row + 4 * column) * chunks;
         if (first == 0) {
             weigh_chunks(step, weights, step.head_dim.divide(row), step.head_dim.divide(row + rows - 1) + 1);
-            if (is_copied) copy_wait<0>();
             sync_threads();
         }
-#pragma unroll 2
-        for (int chunk = is_copied ? begin : chunks; chunk < chunks; chunk += groups) {
-            const float w = weight[chunk].x;
-            const float4 x = copied[chunk * columns + column];
-            sum = sum + make_float4(w * x.x, w * x.y, w * x.z, w * x.w);
-        }
 #pragma unroll 1
-        for (int chunk = is_copied ? chunks : begin; chunk < chunks; chunk += kParts * groups) {
+        for (int chunk = begin; chunk < chunks; chunk += kParts * groups) {
             if (chunk > begin) load(chunk);
 #pragma unroll
             for (int i = 0; i < kParts; ++i) {

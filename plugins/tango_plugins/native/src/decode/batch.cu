@@ -213,9 +213,9 @@ __device__ int squares_of(const BatchPartition* partitions, const Phase& phase) 
     return partitions[phase.gemv == kGateUp ? kOut : kDown].tiles;
 }
 
-// The input of a GEMV, the rows that the block needs.
-__device__ Input input_for(const BatchStep& step, const BatchShared& shared, const Phase& phase,
-                           const BatchPart& part) {
+// Prepares the input of a GEMV in shared memory, the rows that the block needs.
+__device__ void prepare_input(const BatchStep& step, const BatchShared& shared, const Phase& phase,
+                              const BatchPart& part) {
     const BatchPartition& partition = shared.partitions[phase.gemv];
     Input input = {step.normed, partition.rows, part.row(), part.rows(), kRowDistance, 1.0f};
     if (phase.gemv == kOut) input.from = step.attn_out;
@@ -227,23 +227,10 @@ __device__ Input input_for(const BatchStep& step, const BatchShared& shared, con
     } else if (form > TANGO_WEIGHTS_BLOCKS_4) {
         input.distance = PackedInts<8>::kDistance;
     }
-    return input;
-}
-
-// Starts copying it to shared memory.
-__device__ void start_input(const BatchStep& step, const BatchShared& shared, const Phase& phase,
-                            const BatchPart& part) {
-    const Input input = input_for(step, shared, phase, part);
-    copy_input(input, step.count, shared.input_of(shared.partitions[phase.gemv]).fragments);
-}
-
-// Prepares it there; so many groups of copies are newer.
-__device__ void prepare_input(const BatchStep& step, const BatchShared& shared, const Phase& phase,
-                              const BatchPart& part, int newer) {
-    const Input input = input_for(step, shared, phase, part);
-    const BatchInput to = shared.input_of(shared.partitions[phase.gemv]);
+    const BatchInput to = shared.input_of(partition);
+    copy_input(input, step.count, to.fragments);
     compute_scales(step, shared.scales, squares_of(shared.partitions, phase));
-    copy_wait_for(newer);
+    copy_wait<0>();
     sync_batch();
     if (input.is_for_columns()) make_fragments(input, to);
 }
@@ -292,14 +279,14 @@ __device__ void attention(const BatchStep& step, const BatchShared& shared, int 
         while (s + 1 < step.count && part >= step.sequences[s + 1].first_part) ++s;
         const BatchChunk chunk(step, s, layer, part);
         chunk.copy_first_tile(own);
-        if (waits) batch_barrier::wait();
+        if (waits) BatchBarrier::wait();
         waits = false;
         attend(chunk, own, bias, step.rope + s * (step.shape.head_dim / 2));
         unsigned* const arrived = step.arrived_parts + s * step.shape.kv_heads + chunk.kv_head;
         if (all_arrived(arrived, chunk.sequence.kv_chunks, shared.is_last)) merge_parts(chunk);
     }
-    if (waits) batch_barrier::wait();
-    batch_barrier::arrive();
+    if (waits) BatchBarrier::wait();
+    BatchBarrier::arrive();
 }
 
 // Calls use(gemv) with the GEMV of a phase.
@@ -338,14 +325,14 @@ __global__ void __launch_bounds__(kBatchBlock, 1) decode_batch(const BatchStep s
     const TangoDecodeShape& shape = step.shape;
     BatchShared shared(step, shared_memory());
     if (threadIdx.x >= kBatchThreads) {
-        batch_barrier::run(step.arrived_blocks, (kLmHead + 1) * shape.layers + 1);
+        BatchBarrier::run(step.arrived_blocks, (kLmHead + 1) * shape.layers + 1);
         return;
     }
     copy_layer(step, shared, 0);
     copy_wait<0>();
     sync_batch();
     embed(step, shared.layers[0].attention_norm, reinterpret_cast<float*>(shared.input));
-    batch_barrier::arrive();
+    BatchBarrier::arrive();
     if (threadIdx.x < kGemvs) shared.partitions[threadIdx.x] = step.partitions[threadIdx.x];
     if (threadIdx.x == 0) *shared.head = step.tensors.head;
     sync_batch();
@@ -369,11 +356,9 @@ __global__ void __launch_bounds__(kBatchBlock, 1) decode_batch(const BatchStep s
             with_gemv<kQuantized>(part, ring, first, second, [&](auto gemv) {
                 gemv.start();
                 if (waits) {
-                    batch_barrier::wait();
-                    start_input(step, shared, phase, part);
+                    BatchBarrier::wait();
+                    prepare_input(step, shared, phase, part);
                 }
-                gemv.start_rest();
-                if (waits) prepare_input(step, shared, phase, part, gemv.rest());
                 gemv.run(shared.input_of(partition), emit);
             });
             waits = false;
@@ -383,7 +368,7 @@ __global__ void __launch_bounds__(kBatchBlock, 1) decode_batch(const BatchStep s
                 add_to_residual(step, reinterpret_cast<float*>(shared.input), next_norm(step, shared, phase),
                                 partition.split_k, part);
         }
-        if (phase.gemv != kLmHead) batch_barrier::arrive();
+        if (phase.gemv != kLmHead) BatchBarrier::arrive();
     }
     finish(step);
 }

@@ -4,10 +4,6 @@
 #include "batch_gemv.cuh"
 #include "block_gemv.cuh"
 
-#ifndef TANGO_BATCH_HINT
-#define TANGO_BATCH_HINT 1
-#endif
-
 namespace tango {
 
 constexpr int kBandTiles = 4;  // that a warp multiplies by the same input
@@ -54,19 +50,13 @@ class BatchColumns : public BatchPart {
     }
 
     // Starts the first loads of the block's part.
-    __device__ void start() { start(0, min(kBatchAhead, depth_)); }
-
-    // Starts the others that the ring has room for, so many.
-    __device__ void start_rest() { start(min(kBatchAhead, depth_), depth_); }
-    __device__ int rest() const { return depth_ - kBatchAhead; }
+    __device__ void start() {
+#pragma unroll 1
+        for (int i = 0; i < depth_; ++i) load(ring_ + i * step_bytes_);
+    }
 
   protected:
     static constexpr int kDistance = 8;  // of a lane's two columns
-
-    __device__ void start(int first, int last) {
-#pragma unroll 1
-        for (int i = first; i < last; ++i) load(ring_ + i * step_bytes_);
-    }
 
     // Finds this warp's steps.
     __device__ void seek() {
@@ -195,8 +185,8 @@ class BatchColumns : public BatchPart {
                     const char* const from = static_cast<const char*>(matrix_of(tile).values) +
                                              column_of(tile, 0) * static_cast<size_t>(column_bytes_) + first +
                                              lane_ / 4 * distance + lane_ % 4 * 16;
-                    copy_hinted(own + i * kTile * 64, from);
-                    copy_hinted(own + (i * kTile + 8) * 64, from + 8 * distance);
+                    copy_async(own + i * kTile * 64, from);
+                    copy_async(own + (i * kTile + 8) * 64, from + 8 * distance);
                 }
             }
             if (!kIsFp8) load_scales(to + kBandBytes);
@@ -205,13 +195,6 @@ class BatchColumns : public BatchPart {
             if (next_unit_ >= units_) ++band_, next_unit_ = 0;
         }
         copy_commit();
-    }
-
-    __device__ static void copy_hinted(SharedAddress to, const char* from) {
-        if (TANGO_BATCH_HINT)
-            copy_async_prefetch(to, from);
-        else
-            copy_async(to, from);
     }
 
     // Starts the loads of the words that have the scales and the zero points of the next step, of two columns of the

@@ -8,14 +8,6 @@
 
 namespace tango {
 
-#ifndef TANGO_BATCH_AHEAD  // steps or stages before the barrier
-#define TANGO_BATCH_AHEAD 9
-#endif
-#ifndef TANGO_BATCH_RELEASE
-#define TANGO_BATCH_RELEASE 0
-#endif
-constexpr int kBatchAhead = TANGO_BATCH_AHEAD;
-
 constexpr int kSequences = TANGO_DECODE_SEQUENCES;
 constexpr int kTile = 16;                           // columns of an `mma`
 constexpr int kFragmentRows = 16;                   // rows of an `mma`, and of one fragment of the input

@@ -29,20 +29,14 @@ class BatchRows : public BatchPart {
     }
 
     // Starts the first loads of the block's part.
-    __device__ void start() { start(0, min(kBatchAhead, depth_ - 1)); }
-
-    // Starts the others that the ring has room for, so many.
-    __device__ void start_rest() { start(min(kBatchAhead, depth_ - 1), depth_ - 1); }
-    __device__ int rest() const { return depth_ - 1 - kBatchAhead; }
+    __device__ void start() {
+#pragma unroll 1
+        for (int i = 0; i < depth_ - 1; ++i) load(i);
+    }
 
   protected:
     static constexpr bool kIsInteger = sizeof(Element) == 1;
     static constexpr int kDistance = kIsInteger ? 1 : 8;  // of a lane's two columns
-
-    __device__ void start(int first, int last) {
-#pragma unroll 1
-        for (int i = first; i < last; ++i) load(i);
-    }
 
     // Finds this thread's first loads.
     __device__ void seek() {

@@ -3,7 +3,7 @@
 // would go through an L1 cache that shared memory leaves little of.
 #pragma once
 
-#include "common/platform.cuh"
+#include "grid_barrier.cuh"
 
 namespace tango {
 
@@ -21,32 +21,6 @@ __device__ inline int opaque(int value) {
 // Synchronizes the computing threads of a block.
 __device__ inline void sync_batch() { named_barrier_sync<1, kBatchThreads>(); }
 
-// The barrier of the grid, as grid_barrier of threads.cuh.
-namespace batch_barrier {
-
-__device__ inline void arrive() { named_barrier_arrive<2, kBatchBlock>(); }
-
-__device__ inline void wait() { named_barrier_sync<3, kBatchBlock>(); }
-
-// What the last warp does.
-__device__ inline void run(unsigned* arrived_blocks, int phases) {
-    for (unsigned target = gridDim.x; phases > 0; --phases, target += gridDim.x) {
-        named_barrier_sync<2, kBatchBlock>();
-        if (lane_id() == 0) {
-#if defined(TANGO_BATCH_RELEASE) && TANGO_BATCH_RELEASE
-            add_one_release(arrived_blocks);
-#else
-            __threadfence();
-            atomicAdd(arrived_blocks, 1u);
-#endif
-            while (load_acquire(arrived_blocks) < target) {
-            }
-        }
-        __syncwarp();
-        named_barrier_sync<3, kBatchBlock>();
-    }
-}
-
-}  // namespace batch_barrier
+using BatchBarrier = GridBarrier<kBatchBlock>;
 
 }  // namespace tango

@@ -9,31 +9,8 @@ namespace tango {
 constexpr int kUnit = 32;  // rows of the smallest block
 constexpr int kTileColumns = 16;
 constexpr int kMaxBlockTiles = kMaxVectors * kVector / kTileColumns;
-#ifndef TANGO_DEEP  // of the ring
-#define TANGO_DEEP 6
-#endif
-#ifndef TANGO_AHEAD  // steps before the barrier
-#define TANGO_AHEAD 2
-#endif
-#ifndef TANGO_SMALL  // 1: all steps before the barrier, where they fit into the ring
-#define TANGO_SMALL 1
-#endif
-#ifndef TANGO_REST  // the rest of the ring starts 0: after the input is there, 1: after its copies, 2: after their
-                    // start
-#define TANGO_REST 0
-#endif
-#ifndef TANGO_HINT  // bytes that L2 reads around a load of a block's weights: 0, 128, 256
-#define TANGO_HINT 256
-#endif
-#ifndef TANGO_FUSED  // 1: a norm stores its result as the vectors' input
-#define TANGO_FUSED 0
-#endif
-#ifndef TANGO_VECTOR_INPUT  // 1: split_input() reads whole vectors
-#define TANGO_VECTOR_INPUT 0
-#endif
-constexpr int kDeep = TANGO_DEEP, kMedium = kDeep > 4 ? 4 : kDeep - 1;  // steps of a warp that are in flight
-constexpr int kShallow = kMedium > 2 ? 2 : 1;                           // at least one
-constexpr int kAhead = TANGO_AHEAD;                       // those that are loaded before the input is there
+constexpr int kDeep = 4, kMedium = 3, kShallow = 2;       // steps of a warp that are in flight; at least one
+constexpr int kAhead = 1;                                 // those that are loaded before the input is there
 constexpr int kScalesAt = kTileColumns * 64;              // in a stage, after its weights
 constexpr int kZerosAt = kScalesAt + 2 * kWarp * 4;       // two words for each lane
 constexpr int kMaxStageBytes = kZerosAt + 2 * kWarp * 4;  // without zero points, a stage ends before them
@@ -54,89 +31,41 @@ template <int kBits>
 constexpr int kVectorInputs = kVectorRows<kBits> + 4;                // floats
 constexpr int kMaxInputs = kVectorInputs<8> * 128 / kVectorRows<8>;  // of 128 rows, the most
 
-// Stores eight rows of it, sixteenths, of which the lanes that have the vector's parts know the sum.
-template <int kBits>
-__device__ void store_part(float* input, int part, const float (&x)[kVector], float sum) {
-    constexpr int kDistance = PackedInts<kBits>::kDistance;
-    constexpr int kRows = kVectorRows<kBits>, kParts = kRows / kVector;
-    __half2 high[kVector / 2], low[kVector / 2];
-#pragma unroll
-    for (int i = 0; i < kVector / 2; ++i) {
-        const float a = x[i % 2 * (kVector / kDistance) + i / 2];
-        const float b = x[i % 2 * (kVector / kDistance) + i / 2 + kDistance];
-        high[i] = __floats2half2_rn(a, b);
-        const float2 rounded = __half22float2(high[i]);
-        low[i] = __floats2half2_rn((a - rounded.x) * 2048, (b - rounded.y) * 2048);
-    }
-    float* const vector = input + part / kParts * kVectorInputs<kBits>;
-    uint4* const to = reinterpret_cast<uint4*>(vector) + part % kParts;
-    to[0] = *reinterpret_cast<const uint4*>(high);
-    to[kParts] = *reinterpret_cast<const uint4*>(low);
-    if (part % kParts == 0) vector[kRows] = sum * kSubnormal;
-}
-
-// Eight parts of rows, so many in steps.
-template <int kBits>
-__device__ int parts_of(int rows) {
-    constexpr int kStepParts = 4 * kVectorRows<kBits> / kVector;
-    return ceil_div(rows, kVector * kStepParts) * kStepParts;
-}
-
-// The same from the residual stream and the weights of a norm, both from the first row on, and the norm's factor.
-template <int kBits>
-__device__ void normalize_split(float* input, const float* residual, const float* weights, float scale, int rows) {
-    constexpr int kParts = kVectorRows<kBits> / kVector;
-    const int parts = parts_of<kBits>(rows);
-#pragma unroll 1
-    for (int first = 0; first < parts; first += kThreads) {
-        const int part = first + threadIdx.x, row = part * kVector;
-        float x[kVector], sum = 0.0f;
-#pragma unroll
-        for (int i = 0; i < kVector; i += 4) {
-            const float4 zero = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-            const float4 a = row < rows ? *reinterpret_cast<const float4*>(residual + row + i) : zero;
-            const float4 w = row < rows ? *reinterpret_cast<const float4*>(weights + row + i) : zero;
-            x[i] = a.x * scale * w.x / 16, x[i + 1] = a.y * scale * w.y / 16;
-            x[i + 2] = a.z * scale * w.z / 16, x[i + 3] = a.w * scale * w.w / 16;
-        }
-#pragma unroll
-        for (int i = 0; i < kVector; ++i) sum += x[i];
-#pragma unroll
-        for (int offset = 1; offset < kParts; offset *= 2) sum += __shfl_xor_sync(kAllLanes, sum, offset);
-        if (part < parts) store_part<kBits>(input, part, x, sum);
-    }
-    sync_threads();
-}
-
 // Turns the input into that of the vectors of whole steps, in place. Zeros fill up the last step. The order of eight
 // rows is that of unpack().
 template <int kBits>
 __device__ void split_input(float* input, int rows) {
-    constexpr int kParts = kVectorRows<kBits> / kVector;
-    const int parts = parts_of<kBits>(rows);
+    constexpr int kDistance = PackedInts<kBits>::kDistance;
+    constexpr int kRows = kVectorRows<kBits>, kParts = kRows / kVector, kStepParts = 4 * kParts;
+    const int parts = ceil_div(rows, kVector * kStepParts) * kStepParts;
 #pragma unroll 1
     for (int first = (parts - 1) / kThreads * kThreads; first >= 0; first -= kThreads) {  // from the end: it grows
         const int part = first + threadIdx.x, row = part * kVector;
-        float x[kVector], sum = 0.0f;
-#if TANGO_VECTOR_INPUT
         const float4* const from = reinterpret_cast<const float4*>(input + row);
         const float4 zero = make_float4(0.0f, 0.0f, 0.0f, 0.0f), a = row < rows ? from[0] : zero,
                      b = row < rows ? from[1] : zero;
-        x[0] = a.x / 16, x[1] = a.y / 16, x[2] = a.z / 16, x[3] = a.w / 16;
-        x[4] = b.x / 16, x[5] = b.y / 16, x[6] = b.z / 16, x[7] = b.w / 16;
+        const float x[kVector] = {a.x / 16, a.y / 16, a.z / 16, a.w / 16, b.x / 16, b.y / 16, b.z / 16, b.w / 16};
+        float sum = 0.0f;
 #pragma unroll
         for (int i = 0; i < kVector; ++i) sum += x[i];
-#else
-#pragma unroll
-        for (int i = 0; i < kVector; ++i) {
-            x[i] = row < rows ? input[row + i] / 16 : 0.0f;
-            sum += x[i];
-        }
-#endif
 #pragma unroll
         for (int offset = 1; offset < kParts; offset *= 2) sum += __shfl_xor_sync(kAllLanes, sum, offset);
         sync_threads();
-        if (part < parts) store_part<kBits>(input, part, x, sum);
+        if (part >= parts) continue;
+        __half2 high[kVector / 2], low[kVector / 2];
+#pragma unroll
+        for (int i = 0; i < kVector / 2; ++i) {
+            const float a = x[i % 2 * (kVector / kDistance) + i / 2];
+            const float b = x[i % 2 * (kVector / kDistance) + i / 2 + kDistance];
+            high[i] = __floats2half2_rn(a, b);
+            const float2 rounded = __half22float2(high[i]);
+            low[i] = __floats2half2_rn((a - rounded.x) * 2048, (b - rounded.y) * 2048);
+        }
+        float* const vector = input + part / kParts * kVectorInputs<kBits>;
+        uint4* const to = reinterpret_cast<uint4*>(vector) + part % kParts;
+        to[0] = *reinterpret_cast<const uint4*>(high);
+        to[kParts] = *reinterpret_cast<const uint4*>(low);
+        if (part % kParts == 0) vector[kRows] = sum * kSubnormal;
     }
     sync_threads();
 }
@@ -170,28 +99,18 @@ class BlockGemv : public GemvPart {
 
     __device__ void start() { start(0, ahead()); }
 
-    __device__ void skip_started() { open(min(begin_ + (TANGO_REST == 0 ? ahead() : depth_), end_)); }
-
-    // Starts the rest of the ring's loads, so many.
-    __device__ int start_rest() {
-        const int ahead = this->ahead();
-        if (ahead < depth_) {
-            open(min(begin_ + ahead, end_));
-            start(ahead, depth_);
-        }
-        return depth_ - ahead;
-    }
+    __device__ void skip_started() { open(min(begin_ + ahead(), end_)); }
 
     // As RowGemv::run(), but that the input is overwritten.
     template <typename Emit>
-    __device__ void run(const float* input, float* acc, Emit emit, bool is_split) {
+    __device__ void run(const float* input, float* acc, Emit emit) {
         if (!is_valid()) {  // nothing to do for this block
             copy_wait<0>();
             sync_threads();
             return;
         }
-        if (TANGO_REST == 0) start(ahead(), depth_);
-        if (!is_split) split_input<kBits>(const_cast<float*>(input), rows_);
+        start(ahead(), depth_);
+        split_input<kBits>(const_cast<float*>(input), rows_);
 #pragma unroll 1
         while (true) {
             accumulate(input, acc);
@@ -218,7 +137,7 @@ class BlockGemv : public GemvPart {
 
     // Steps to load before the input is there: all, where that is all that there is to load. Else loads would delay the
     // few reads that all blocks wait for.
-    __device__ int ahead() const { return !TANGO_SMALL || end_ - begin_ > depth_ ? min(kAhead, depth_) : depth_; }
+    __device__ int ahead() const { return end_ - begin_ > depth_ ? min(kAhead, depth_) : depth_; }
 
     // Starts the loads of some steps of a full ring.
     __device__ void start(int first, int last) {
@@ -285,8 +204,8 @@ class BlockGemv : public GemvPart {
             if (vector_ <= last_) {
                 const SharedAddress to = shared_address(values_in_ring_ + stage);
                 const char* const from = values_ + value(vector_);
-                copy_hinted(to, from);
-                copy_hinted(to + kWarp * 16, from + 8 * column_bytes());
+                copy_async_prefetch(to, from);
+                copy_async_prefetch(to + kWarp * 16, from + 8 * column_bytes());
             }
             const SharedAddress to = shared_address(words_in_ring_ + stage);
             load_words(to, scales_ + scale(vector_) / 2 * 4, 16 * (places_.interleaved ? 1 : places_.blocks));
@@ -300,15 +219,6 @@ class BlockGemv : public GemvPart {
             }
         }
         copy_commit();
-    }
-
-    __device__ static void copy_hinted(SharedAddress to, const char* from) {
-        if (TANGO_HINT == 256)
-            copy_async_prefetch(to, from);
-        else if (TANGO_HINT == 128)
-            copy_async_prefetch_128(to, from);
-        else
-            copy_async(to, from);
     }
 
     __device__ static void load_words(SharedAddress to, const char* from, int distance) {

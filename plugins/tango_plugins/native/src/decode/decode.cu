@@ -26,22 +26,10 @@
 namespace tango {
 namespace {
 
-#ifndef TANGO_MIN_CHUNK
-#define TANGO_MIN_CHUNK 64
-#endif
-#ifndef TANGO_MERGE  // 1: chunks of attention are copied to shared memory before they are added
-#define TANGO_MERGE 0
-#endif
-#ifndef TANGO_SPLIT_BITS  // of quantized weights, as the partitions take them
-#define TANGO_SPLIT_BITS 16
-#endif
-#ifndef TANGO_SPLIT_READS  // 1: a split of out and down costs what all blocks read of it
-#define TANGO_SPLIT_READS 0
-#endif
-constexpr int kMinChunkSize = TANGO_MIN_CHUNK;  // fewer positions are not worth a block of their own
-constexpr int kTypicalChunks = 12;              // of a sequence, assumed where the splits are chosen
-constexpr int kMaxSplitRows = 8192;             // the input of a split must fit into shared memory
-constexpr int kSplitCost = 64;                  // sectors that can be read in the time of adding one more split
+constexpr int kMinChunkSize = 64;    // fewer positions are not worth a block of their own
+constexpr int kTypicalChunks = 12;   // of a sequence, assumed where the splits are chosen
+constexpr int kMaxSplitRows = 8192;  // the input of a split must fit into shared memory
+constexpr int kSplitCost = 64;       // sectors that can be read in the time of adding one more split
 constexpr int kSectorBytes = kSector * sizeof(__half);
 constexpr size_t kAlignment = 256;
 
@@ -104,55 +92,18 @@ __device__ float block_sum(float value, float* warp_sums) {
     return sum.x + sum.y + (sum.z + sum.w);
 }
 
-// Starts copying the splits of the residual's change to shared memory. A thread copies what it adds.
-__device__ void copy_splits(const Step& step, int splits, const Shared& shared) {
-    const int hidden_size = step.shape.hidden_size;
-#pragma unroll 2
-    for (int i = 4 * threadIdx.x; i < hidden_size; i += 4 * kThreads)
-#pragma unroll
-        for (int s = 0; s < kMaxSplitK; ++s)
-            if (s < splits)
-                copy_async(shared_address(shared.splits + s * hidden_size + i),
-                           step.residual_delta + s * hidden_size + i);
-    copy_commit();
-}
-
-// Starts copying the part of a GEMV's input.
-__device__ void copy_hidden(const Step& step, float* input, int row, int rows) {
-#pragma unroll 4
-    for (int r = 4 * threadIdx.x; r < rows; r += 4 * kThreads)
-        copy_async(shared_address(input + r), step.hidden + row + r);
-    copy_commit();
-}
-
-// residual += residual_delta; input = RMSNorm(residual). Returns the part that a GEMV needs, split for blocks of so
-// many bits.
-__device__ const float* normalize(const Step& step, int splits, const Shared& shared, const GemvPart& gemv,
-                                  bool is_copied, int bits) {
+// residual += residual_delta; input = RMSNorm(residual).
+__device__ void normalize(const Step& step, int splits, const Shared& shared) {
     const int hidden_size = step.shape.hidden_size;
     float squares = 0.0f;
 #pragma unroll 2
     for (int i = 4 * threadIdx.x; i < hidden_size; i += 4 * kThreads) {
         float4 x = *reinterpret_cast<float4*>(shared.residual + i);
-        if (is_copied) {
-#pragma unroll
-            for (int s = 0; s < kMaxSplitK; ++s)
-                if (s < splits) x = x + *reinterpret_cast<const float4*>(shared.splits + s * hidden_size + i);
-        } else {
-            add_splits(x, step.residual_delta + i, splits, hidden_size);
-        }
+        add_splits(x, step.residual_delta + i, splits, hidden_size);
         *reinterpret_cast<float4*>(shared.residual + i) = x;
         squares += x.x * x.x + x.y * x.y + x.z * x.z + x.w * x.w;
     }
     const float scale = rsqrtf(block_sum(squares, shared.warp_sums()) / hidden_size + step.shape.norm_eps);
-    if (TANGO_FUSED && bits > 0) {
-        const float *residual = shared.residual + gemv.row(), *weights = shared.norm + gemv.row();
-        if (bits == 4)
-            normalize_split<4>(shared.input, residual, weights, scale, gemv.rows());
-        else
-            normalize_split<8>(shared.input, residual, weights, scale, gemv.rows());
-        return shared.input;
-    }
 #pragma unroll 1
     for (int i = 4 * threadIdx.x; i < hidden_size; i += 4 * kThreads) {
         const float4 x = *reinterpret_cast<const float4*>(shared.residual + i);
@@ -161,7 +112,6 @@ __device__ const float* normalize(const Step& step, int splits, const Shared& sh
             make_float4(x.x * scale * w.x, x.y * scale * w.y, x.z * scale * w.z, x.w * scale * w.w);
     }
     sync_threads();
-    return shared.input + gemv.row();
 }
 
 __device__ void load_hidden(const Step& step, float* input, int row, int rows) {
@@ -185,34 +135,19 @@ __device__ void copy_for_later(const Step& step, const Shared& shared, const Pha
         copy_ahead(shared.norm, is_last ? step.tensors.norm : next_weights.attention_norm, step.shape.hidden_size);
 }
 
-// Prepares the input of a GEMV in shared memory; returns the part that the block needs. Where it is copied,
-// start_rest() starts so many loads between its copies and what needs them.
-template <typename StartRest>
-__device__ const float* load_input(const Step& step, const Shared& shared, const Phase& phase, const GemvPart& gemv,
-                                   bool is_copied, int bits, StartRest start_rest) {
-    const bool is_first = phase.layer == 0 && phase.gemv == kQkv;  // nothing has been added to the embedding
-    const int splits = is_first ? 0 : shared.partitions[phase.gemv == kGateUp ? kOut : kDown].split_k;
-    if (phase.gemv == kOut)
-        merge_chunks(step, shared.input, shared.chunk_weights(), shared.chunk_sums(), gemv.row(), gemv.rows(),
-                     TANGO_MERGE > 0 ? step.layout.accumulators - step.layout.splits : 0);
-    if (is_copied) {
-        if (phase.gemv == kDown)
-            copy_hidden(step, shared.input, gemv.row(), gemv.rows());
-        else if (phase.gemv != kOut)
-            copy_splits(step, splits, shared);
-        if (TANGO_REST == 1 && phase.gemv != kOut) copy_wait<0>();
-        const int newer = start_rest();
-        if (TANGO_REST == 2 && phase.gemv != kOut) copy_wait_for(newer);
-    }
-    if (phase.gemv == kOut) return shared.input;
-    if (phase.gemv == kDown) {
-        if (is_copied)
-            sync_threads();
-        else
-            load_hidden(step, shared.input, gemv.row(), gemv.rows());
+// Prepares the input of a GEMV in shared memory; returns the part that the block needs.
+__device__ const float* load_input(const Step& step, const Shared& shared, const Phase& phase, const GemvPart& gemv) {
+    if (phase.gemv == kOut) {
+        merge_chunks(step, shared.input, shared.chunk_weights(), shared.chunk_sums(), gemv.row(), gemv.rows());
         return shared.input;
     }
-    return normalize(step, splits, shared, gemv, is_copied, bits);
+    if (phase.gemv == kDown) {
+        load_hidden(step, shared.input, gemv.row(), gemv.rows());
+        return shared.input;
+    }
+    const bool is_first = phase.layer == 0 && phase.gemv == kQkv;  // nothing has been added to the embedding
+    normalize(step, is_first ? 0 : shared.partitions[phase.gemv == kGateUp ? kOut : kDown].split_k, shared);
+    return shared.input + gemv.row();
 }
 
 // Attention between kQkv and kOut: the blocks share all chunks of all KV heads.
@@ -222,7 +157,7 @@ __device__ void attention(const Step& step, const Shared& shared, int layer) {
     for (int i = 16 * threadIdx.x; i < step.partitions[kQkv].columns; i += 16 * kThreads) prefetch_l2(bias + i);
     Chunk chunk(step, shared, layer, blockIdx.x);
     if (static_cast<int>(blockIdx.x) < chunks) chunk.copy_first_tile(step);
-    grid_barrier::wait();
+    DecodeBarrier::wait();
 #pragma unroll 1
     for (int i = blockIdx.x; i < chunks; i += gridDim.x) {
         if (i != static_cast<int>(blockIdx.x)) {
@@ -231,7 +166,7 @@ __device__ void attention(const Step& step, const Shared& shared, int layer) {
         }
         attend(step, shared, chunk, bias);
     }
-    grid_barrier::arrive();
+    DecodeBarrier::arrive();
 }
 
 // Calls use(gemv) with the GEMV of a phase.
@@ -255,7 +190,7 @@ __global__ void __launch_bounds__(kBlock, 1) decode(const Step step) {
     const TangoDecodeShape& shape = step.shape;
     const Shared shared(step.layout, shared_memory());
     if (threadIdx.x >= kThreads) {
-        grid_barrier_warp(step.arrived_blocks, (kLmHead + 1) * shape.layers);
+        DecodeBarrier::run(step.arrived_blocks, (kLmHead + 1) * shape.layers);
         return;
     }
     const __half* embedding = static_cast<const __half*>(step.tensors.embedding);
@@ -279,16 +214,8 @@ __global__ void __launch_bounds__(kBlock, 1) decode(const Step step) {
         const GemvPart part(shared.partitions[phase.gemv]);
         const TangoMatrix &first = shared.matrix(phase.layer, phase.gemv), &second = shared.layers[phase.layer % 2].up;
         with_gemv<kQuantized>(part, shared, first, second, [](auto gemv) { gemv.start(); });
-        if (index > 0) grid_barrier::wait();
-        const bool is_copied = kQuantized && TANGO_REST > 0 &&
-                               (first.weights == TANGO_WEIGHTS_BLOCKS_4 || first.weights == TANGO_WEIGHTS_BLOCKS_8);
-        const int bits = first.weights == TANGO_WEIGHTS_BLOCKS_4 ? 4 : first.weights == TANGO_WEIGHTS_BLOCKS_8 ? 8 : 0;
-        const auto start_rest = [&] {
-            return first.weights == TANGO_WEIGHTS_BLOCKS_4
-                       ? BlockGemv<4>(part, shared.ring, first, second).start_rest()
-                       : BlockGemv<8>(part, shared.ring, first, second).start_rest();
-        };
-        const float* input = load_input(step, shared, phase, part, is_copied, bits, start_rest);
+        if (index > 0) DecodeBarrier::wait();
+        const float* input = load_input(step, shared, phase, part);
         float* to = phase.gemv == kQkv ? step.qkv : phase.gemv == kLmHead ? step.tensors.logits : step.residual_delta;
         const int columns = phase.gemv == kLmHead ? shape.vocabulary : shared.partitions[phase.gemv].columns;
         const auto emit = [&](int column, int split, float sum, float up) {
@@ -299,17 +226,16 @@ __global__ void __launch_bounds__(kBlock, 1) decode(const Step step) {
         };
         with_gemv<kQuantized>(part, shared, first, second, [&](auto gemv) {
             gemv.skip_started();
-            gemv.run(input, shared.accumulators, emit, TANGO_FUSED && phase.gemv != kOut && phase.gemv != kDown);
+            gemv.run(input, shared.accumulators, emit);
         });
-        if (phase.gemv != kLmHead) grid_barrier::arrive();
+        if (phase.gemv != kLmHead) DecodeBarrier::arrive();
     }
     finish(step, shared);
 }
 
 // Partitions a GEMV so that the block with the most to read, weights and input, reads little more than the others.
 // Every block reads `input_bytes` for each row of its split; 0 where a block needs all rows in any case.
-GemvPartition partition_gemv(int matrices, int rows, int columns, int input_bytes, int blocks, int max_split_k,
-                             int bits, int split_bytes) {
+GemvPartition partition_gemv(int matrices, int rows, int columns, int input_bytes, int blocks, int max_split_k) {
     const int sectors = columns / kSector, max_tile_sectors = kMaxVectors / matrices * kVector / kSector;
     long long min_cost = LLONG_MAX;
     GemvPartition best = {matrices, rows, columns};
@@ -318,9 +244,9 @@ GemvPartition partition_gemv(int matrices, int rows, int columns, int input_byte
         const int rounds = ceil_div(sectors, blocks_per_split * max_tile_sectors);
         const int tile_sectors = ceil_div(sectors, blocks_per_split * rounds);
         if (splits > 1 && rounds > 1) break;  // a block holds the input of one split
-        long long cost = 1LL * split_rows *
-                         (tile_sectors * rounds * matrices * kSectorBytes * bits / 16 + input_bytes) / kSectorBytes;
-        cost += splits * (TANGO_SPLIT_READS ? split_bytes / kSectorBytes : kSplitCost);
+        long long cost =
+            1LL * split_rows * (tile_sectors * rounds * matrices * kSectorBytes + input_bytes) / kSectorBytes;
+        cost += splits * kSplitCost;
         if (split_rows > kMaxSplitRows) cost += 1LL << 40;  // only if there is no other way
         if (cost >= min_cost) continue;
         min_cost = cost;
@@ -347,16 +273,10 @@ SharedLayout lay_out_shared(const Step& step, int inputs, int limit) {
     };
     used = kHeaderBytes;
     add(layout.residual, hidden);
-    add(layout.norm, hidden);
-    add(layout.rope, shape.head_dim * floats);
-    add(layout.warp_sums, kWarps * floats);
-    layout.splits = used;
     add(layout.input,
         (shape.quantized ? (ceil_div(inputs, 128) + 1) * kMaxInputs : ceil_div(inputs, kUnit) * kUnit) * floats);
-    if (shape.quantized && TANGO_REST > 0)
-        used = std::max(used, layout.splits + kMaxSplitK * hidden - kAccumulatorFloats * floats);
-    if (shape.quantized && TANGO_MERGE > 0)
-        used = std::max(used, layout.splits + kTypicalChunks * step.partitions[kOut].split_rows * floats);
+    add(layout.norm, hidden);
+    add(layout.rope, shape.head_dim * floats);
     add(layout.accumulators, kAccumulatorFloats * floats);
     layout.ring_bytes = kRingBytes;
     if (shape.quantized)
@@ -373,14 +293,11 @@ Step describe(const TangoDecodeShape& shape, int shared_limit) {
     const int attn_out = shape.heads * shape.head_dim, qkv = attn_out + 2 * shape.kv_heads * shape.head_dim;
     const int hidden_size = shape.hidden_size, intermediate = shape.intermediate, blocks = shape.blocks;
     const int chunks = kTypicalChunks * static_cast<int>(sizeof(float)), one = sizeof(float);
-    const int bits = shape.quantized ? TANGO_SPLIT_BITS : 16;
-    step.partitions[kQkv] = partition_gemv(1, hidden_size, qkv, 0, blocks, kMaxSplitK, bits, kSplitCost * kSectorBytes);
-    step.partitions[kOut] =
-        partition_gemv(1, attn_out, hidden_size, chunks, blocks, kMaxSplitK, bits, hidden_size * one);
-    step.partitions[kGateUp] = partition_gemv(2, hidden_size, intermediate, 0, blocks, 1, bits, 0);
-    step.partitions[kDown] =
-        partition_gemv(1, intermediate, hidden_size, one, blocks, kMaxSplitK, bits, hidden_size * one);
-    step.partitions[kLmHead] = partition_gemv(1, hidden_size, shape.head_columns, 0, blocks, 1, bits, 0);
+    step.partitions[kQkv] = partition_gemv(1, hidden_size, qkv, 0, blocks, kMaxSplitK);
+    step.partitions[kOut] = partition_gemv(1, attn_out, hidden_size, chunks, blocks, kMaxSplitK);
+    step.partitions[kGateUp] = partition_gemv(2, hidden_size, intermediate, 0, blocks, 1);
+    step.partitions[kDown] = partition_gemv(1, intermediate, hidden_size, one, blocks, kMaxSplitK);
+    step.partitions[kLmHead] = partition_gemv(1, hidden_size, shape.head_columns, 0, blocks, 1);
     step.kv_tile_size = kv_tile_size(shape.head_dim);
     while (kVector << step.lanes_shift < shape.head_dim) ++step.lanes_shift;
     step.group_size = shape.heads / shape.kv_heads;

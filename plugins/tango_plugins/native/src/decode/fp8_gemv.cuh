@@ -59,7 +59,7 @@ class Fp8Gemv : public GemvPart {
 
     // As RowGemv::run().
     template <typename Emit>
-    __device__ void run(const float* input, float* acc, Emit emit, bool = false) {
+    __device__ void run(const float* input, float* acc, Emit emit) {
         while (is_valid()) {
             accumulate(input, acc);
             const int columns = tiles() * kSector, second = partition_.matrices == 2 ? columns : 0;

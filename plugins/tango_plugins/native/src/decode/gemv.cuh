@@ -9,14 +9,11 @@
 
 namespace tango {
 
-constexpr int kVector = 8;   // fp16 elements of one load
-constexpr int kSector = 16;  // columns of the smallest memory access: 32 bytes
-#ifndef TANGO_LOADS
-#define TANGO_LOADS 4
-#endif
-constexpr int kLoads = TANGO_LOADS;  // loads that a thread keeps in flight: 32 KB per SM
-constexpr int kMaxVectors = 256;     // of a row of a tile, so that a block reads at least two rows at a time
-constexpr int kRowPadding = 4;       // floats between two rows of accumulators: lanes read several rows at once
+constexpr int kVector = 8;        // fp16 elements of one load
+constexpr int kSector = 16;       // columns of the smallest memory access: 32 bytes
+constexpr int kLoads = 4;         // loads that a thread keeps in flight: 32 KB per SM
+constexpr int kMaxVectors = 256;  // of a row of a tile, so that a block reads at least two rows at a time
+constexpr int kRowPadding = 4;    // floats between two rows of accumulators: lanes read several rows at once
 constexpr int kAccumulatorFloats = kThreads * (kVector + kRowPadding / 2);  // shared memory for them
 constexpr int kNoRow = 1 << 28;                                             // of a thread that reads nothing
 
@@ -120,7 +117,7 @@ class RowGemv : public GemvPart {
     //
     // When this returns, all copies to shared memory that the block started earlier have arrived, for all its threads.
     template <typename Emit>
-    __device__ void run(const float* input, float* acc, Emit emit, bool = false) {
+    __device__ void run(const float* input, float* acc, Emit emit) {
         if (!is_valid()) {  // nothing to do for this block
             copy_wait<0>();
             sync_threads();

@@ -20,7 +20,7 @@ enum { kQkv, kOut, kGateUp, kDown, kLmHead, kGemvs };
 
 // Where a block's shared memory has what, in bytes from its beginning; see Shared.
 struct SharedLayout {
-    int residual, input, accumulators, ring, ring_bytes, norm, rope, warp_sums, splits, bytes;
+    int residual, input, accumulators, ring, ring_bytes, norm, rope, bytes;
 };
 
 // The kernel's only argument.
@@ -57,8 +57,6 @@ struct Shared {
     Ring ring;                  // of a GEMV
     float* norm;                // [hidden_size], weights of the next norm
     float2* rope;               // [head_dim / 2]: cosine, sine
-    float* sums;                // [kWarps]
-    float* splits;  // [splits, hidden_size], of the residual's change, in the place of input and accumulators
 
     __device__ Shared(const SharedLayout& layout, float4* memory) {
         char* const from = reinterpret_cast<char*>(memory);
@@ -70,8 +68,6 @@ struct Shared {
         ring = {reinterpret_cast<uint4*>(from + layout.ring), layout.ring_bytes};
         norm = reinterpret_cast<float*>(from + layout.norm);
         rope = reinterpret_cast<float2*>(from + layout.rope);
-        sums = reinterpret_cast<float*>(from + layout.warp_sums);
-        splits = reinterpret_cast<float*>(from + layout.splits);
     }
 
     __device__ TangoMatrix* head() const { return reinterpret_cast<TangoMatrix*>(layers + 2); }
@@ -91,7 +87,7 @@ struct Shared {
     // While a GEMV's input is prepared, its accumulators are free.
     __device__ float2* chunk_weights() const { return reinterpret_cast<float2*>(accumulators); }  // [heads, kv_chunks]
     __device__ float4* chunk_sums() const { return reinterpret_cast<float4*>(accumulators + 2 * kChunkWeights); }
-    __device__ float* warp_sums() const { return sums; }  // [kWarps]
+    __device__ float* warp_sums() const { return accumulators; }  // [kWarps]
 
     // After the last GEMV, all of it is.
     __device__ Rank* warp_ranks() const { return reinterpret_cast<Rank*>(accumulators); }  // [kWarps]
