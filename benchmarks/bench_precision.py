@@ -99,10 +99,9 @@ def _check_alike(first: Bundle, other: Bundle) -> None:
 def describe(bundle: Bundle) -> dict[str, Any]:
     """Name, precision of each graph, and bytes of all its files."""
     manifest = bundle.manifest
-    specs = {name: manifest.graphs[name] for name in GRAPHS}
     return {
         "bundle": bundle.path.resolve().name,
-        "precision": {n: s.quantization.precision if s.quantization else manifest.dtype for n, s in specs.items()},
+        "precision": {name: manifest.precision(name) for name in GRAPHS},
         "graph_bytes": {name: bundle.graph_bytes(name) for name in GRAPHS},
     }
 

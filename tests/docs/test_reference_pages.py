@@ -162,6 +162,18 @@ def test_a_wrong_mark_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         assert any(problem in found for found in support.contradictions()), problem
 
 
+def test_a_recorded_precision_counts_more_than_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (right,) = (c for c in support.cells() if (c.platform, c.precision) == ("ort-cuda-h200", "fp8"))
+    found = json.loads((ROOT / right.evidence[0]).read_text(encoding="utf-8"))
+    found["bundle"] |= {"name": "int4", "precision": {"vision": "float16", "decoder": "fp8"}}
+    (tmp_path / "found.json").write_text(json.dumps(found))
+    cells = [replace(right, precision=each, evidence=(f"{tmp_path}/found.json",)) for each in support.PRECISIONS]
+    monkeypatch.setattr(support, "cells", lambda: cells)
+    problems = "\n".join(support.contradictions())
+    wrong = [each for each in support.PRECISIONS if f"the precision is not {each}" in problems]
+    assert wrong == ["fp32", "int8", "int4"]
+
+
 def test_the_gpu_of_a_mark_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     known = {name: {**platform, "gpu": "Jetson AGX Orin"} for name, platform in support.platforms().items()}
     monkeypatch.setattr(support, "platforms", lambda: known)

@@ -138,7 +138,7 @@ def _differences(cell: Cell, file: Path) -> Iterator[str]:
 
 
 def _precisions(found: Any) -> set[str]:
-    """Precisions that a file names: of its records, in its bundle's name, or as the type of its weights."""
+    """Precisions that a file names: of its records or bundle; in older files, in the bundle's name, or as its dtype."""
     short = {"float16": "fp16", "float32": "fp32"}
     if "records" in found:
         return {short.get(kind, kind) for record in found["records"] for kind in record["precision"].values()}
@@ -147,6 +147,8 @@ def _precisions(found: Any) -> set[str]:
     bundle = found["bundle"]
     if isinstance(bundle, str):  # models/tiny, which is in fp16 unless the name says otherwise
         return {"fp16"}
+    if "precision" in bundle:
+        return {short.get(kind, kind) for kind in bundle["precision"].values()}
     quantized = {kind for kind in ("int8", "int4", "fp8") if kind in bundle["name"].split("-")}
     return quantized or {short[bundle["dtype"]]}
 

@@ -426,6 +426,11 @@ class Manifest:
         """The decoder's graphs, in the order in which they run."""
         return ("decoder_low", "decoder_high") if self.decoder.inner else ("decoder",)
 
+    def precision(self, name: GraphName) -> str:
+        """A graph's :class:`Precision`, or the bundle's dtype if it is not quantized."""
+        quantization = self.graphs[name].quantization
+        return quantization.precision if quantization else self.dtype
+
     def graph_files(self, name: GraphName) -> tuple[str, ...]:
         """Every file of a graph: its ONNX files, and its weights where it has any."""
         graph = self.graphs[name]

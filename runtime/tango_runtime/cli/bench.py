@@ -331,6 +331,7 @@ def _as_json(results: _Results) -> dict[str, Any]:
             "name": results.bundle.path.resolve().name,
             "family": manifest.family,
             "dtype": manifest.dtype,
+            "precision": {name: manifest.precision(name) for name in ("vision", *manifest.decoders)},
             "decoder": asdict(manifest.decoder),
             "source": {name: value and without_folder(value) for name, value in vars(manifest.source).items()},
         },

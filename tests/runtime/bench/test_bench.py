@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -18,7 +19,7 @@ from tango_runtime.backends.cuda.ort_runner import OrtRunner
 from tango_runtime.backends.ort_cpu import OrtCpuBackend
 from tango_runtime.bench import conditions, measure, sampling
 from tango_runtime.bench.measure import Bench, Case, Setting, cold_start, make_clip, spread
-from tango_runtime.bundle import Bundle
+from tango_runtime.bundle import Bundle, Quantization, write_manifest
 from tango_runtime.cli import bench as bench_command
 from tango_runtime.cli.main import main
 from tango_runtime.sizing import memory
@@ -133,6 +134,15 @@ def test_folders_of_the_machine_are_not_written(run, tiny_bundle):
     _, _, _, found = run("--only-pruned")
     assert found["bundle"]["source"]["checkpoint"] == "llava"
     assert str(tiny_bundle.parent) not in json.dumps(found)
+
+
+def test_precisions_are_those_of_the_manifest_whatever_the_folder_is_called(run, tiny_bundle, tmp_path):
+    folder = shutil.copytree(tiny_bundle, tmp_path / "fp8")
+    manifest = Bundle.load(folder).manifest
+    decoder = replace(manifest.graphs["decoder"], quantization=Quantization("int8", 0, ()))
+    write_manifest(folder, replace(manifest, graphs=manifest.graphs | {"decoder": decoder}))
+    _, _, _, found = run("--only-pruned", folder=folder)
+    assert found["bundle"]["precision"] == {"vision": manifest.dtype, "decoder": "int8"}
 
 
 def test_only_frames_of_another_size_are_resized(run, monkeypatch):
