@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tango_plugins import PruneParams, TangoError, build, op, structs
-from tango_plugins.native_library import load
+from tango_plugins.native_library import NATIVE, load
 from tango_plugins.op import attributes
 from tango_plugins.pruner import CudaPruner
 
@@ -52,6 +52,16 @@ def test_a_wheel_builds_the_library_for_orin_and_hopper(installed):
     (version,) = re.findall(r'(?m)^version = "(.+)"', (ROOT / "pyproject.toml").read_text())
     assert re.fullmatch(rf"{re.escape(version)} CUDA \d+\.\d+ sm_87 sm_90a compute_87", found.version)
     assert found.plugin is None or found.plugin.is_file()
+
+
+def test_configuring_again_keeps_optimizing(tmp_path):
+    configure = ["cmake", "-S", str(NATIVE), "-B", str(tmp_path), "-DCMAKE_CUDA_ARCHITECTURES=90"]
+    flags = []
+    for _ in range(2):  # the first time leaves an empty CMAKE_BUILD_TYPE in the cache
+        subprocess.run(configure, check=True)
+        flags.append((tmp_path / "CMakeFiles/tango_core.dir/flags.make").read_text())
+    assert "-O3 -DNDEBUG" in flags[0]
+    assert flags[0] == flags[1]
 
 
 def test_the_defaults_are_those_of_the_paper_without_sinks(installed):
