@@ -10,7 +10,7 @@ from typing import Any
 
 from tango_plugins import TangoError
 from tango_runtime.util.files import atomic_write
-from tango_runtime.util.jsonschema import parse_json
+from tango_runtime.util.jsonschema import parse_json, unique_keys
 
 #: Files of a folder that ``datasets`` saved: of one split, and of several.
 STATE, _SPLITS = "state.json", "dataset_dict.json"
@@ -112,7 +112,7 @@ def _arrow_rows(folder: Path, columns: Collection[str] | None) -> Iterator[tuple
         raise TangoError(f"{folder} has no {STATE}", "give a folder that Dataset.save_to_disk wrote, or a file")
     pyarrow = require_pyarrow(folder)
     try:
-        state = json.loads((folder / STATE).read_bytes())
+        state = json.loads((folder / STATE).read_bytes(), object_pairs_hook=unique_keys)
         names = [str(file["filename"]) for file in state["_data_files"]]
         if state.get("_indices_data_files"):
             raise TangoError(f"{folder} selects rows of its table", "save it anew: dataset.flatten_indices()")
@@ -123,7 +123,10 @@ def _arrow_rows(folder: Path, columns: Collection[str] | None) -> Iterator[tuple
 
 
 def _needed(names: Sequence[str], columns: Collection[str] | None) -> list[str]:
-    return [name for name in names if columns is None or name in columns]
+    found = [name for name in names if columns is None or name in columns]
+    if len(set(found)) < len(found):
+        raise ValueError(f"two columns are called {next(name for name in found if found.count(name) > 1)}")
+    return found
 
 
 def _batches(pyarrow: Any, file: Path) -> Iterator[Any]:

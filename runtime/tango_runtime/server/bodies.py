@@ -15,6 +15,7 @@ from tango_runtime.server.errors import ApiError
 from tango_runtime.server.events import anext_of
 from tango_runtime.server.settings import Settings
 from tango_runtime.util.errors import first_line
+from tango_runtime.util.jsonschema import unique_keys
 
 #: Bodies that may be in memory, in multiples of the largest.
 _BODIES = 4
@@ -74,7 +75,7 @@ def _parsed(body: bytearray) -> Any:
         raise ValueError(f"{name} is no JSON")
 
     try:
-        found = json.loads(body.decode(), parse_constant=refuse)
+        found = json.loads(body.decode(), parse_constant=refuse, object_pairs_hook=unique_keys)
         if re.search(rb"\\u[dD]", body):  # half a surrogate pair could not be sent back in an error
             json.dumps(found, ensure_ascii=False).encode()
         return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from types import UnionType
@@ -37,12 +38,26 @@ def parse_json(content: str | bytes, where: str, hint: str) -> Any:
         hint: The hint of errors.
 
     Raises:
-        TangoError: It is not UTF-8 or not JSON, is nested too deeply, or has an integer of thousands of digits.
+        TangoError: It is not UTF-8 or not JSON, is nested too deeply, or has an integer of thousands of digits or an
+            object with a key twice.
     """
     try:
-        return json.loads(content if isinstance(content, str) else content.decode())
+        return json.loads(content if isinstance(content, str) else content.decode(), object_pairs_hook=unique_keys)
     except (ValueError, RecursionError) as error:  # the errors of Unicode, of JSON and of int() are ValueErrors
         raise TangoError(f"{where} is not JSON: {first_line(error)}", hint) from error
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object's dict, for ``json.loads(…, object_pairs_hook=unique_keys)``.
+
+    Raises:
+        ValueError: A key is there twice: another reader could take the other value.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
+        raise ValueError(f"an object has the key {shown(twice)} twice")
+    return found
 
 
 def from_json(kind: type[_T], data: object, where: str) -> _T:

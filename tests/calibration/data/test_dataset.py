@@ -73,6 +73,7 @@ def test_an_option_that_is_a_letter_precedes_the_letter(folder):
     [
         ("{", "line 2 is not JSON"),
         ("[]", "line 2 is not an object"),
+        ('{"video": "a", "video": "b"}', 'line 2 is not JSON: an object has the key "video" twice'),
         ({"video": "a", "question": "?"}, "line 2 has no 'answer'"),
         (line(color="red"), "line 2 has an unknown key 'color'"),
         (line(answer=3), "line 2: answer is 3"),

@@ -78,6 +78,22 @@ def test_what_is_no_table_is_named(tmp_path):
         list(read_rows(tmp_path / "data"))
 
 
+@pytest.mark.parametrize("write", [parquet, saved])
+def test_two_columns_of_one_name_are_refused(tmp_path, write):
+    columns = ("video", "question", "video")
+    write(tmp_path / "questions.parquet", pyarrow.table([["a.mp4"], ["Who?"], ["b.mp4"]], names=columns))
+    with pytest.raises(TangoError, match="cannot be read as a table: two columns are called video"):
+        read_questions(tmp_path / "questions.parquet")
+
+
+def test_a_state_with_a_key_twice_is_refused(tmp_path):
+    saved(tmp_path / "data", ROWS)
+    state = tmp_path / "data/state.json"
+    state.write_text(state.read_text().replace("{", '{"_data_files": [], ', 1))
+    with pytest.raises(TangoError, match='the key "_data_files" twice'):
+        list(read_rows(tmp_path / "data"))
+
+
 def test_a_cell_that_json_does_not_have_is_named(tmp_path):
     parquet(tmp_path / "questions.parquet", [{"video": b"a.mp4", "question": "Who?"}])
     ((failure,),) = read_questions(tmp_path / "questions.parquet")[1:]

@@ -380,6 +380,13 @@ def test_file_that_is_no_json_object(folder, text):
     assert "bundle.json" in load_error(folder)
 
 
+def test_a_hash_that_is_there_twice_is_refused(folder):
+    file = folder / "bundle.json"
+    text = file.read_text()
+    file.write_text(text.replace('"sha256": ', f'"sha256": "{"0" * 64}", "sha256": ', 1))
+    assert load_error(folder) == f'{file} is not JSON: an object has the key "sha256" twice'
+
+
 def test_no_bundle(folder, tmp_path):
     assert str(tmp_path / "away") in load_error(tmp_path / "away")
     assert str(tmp_path) in load_error(tmp_path)

@@ -278,6 +278,7 @@ def test_each_wrong_line_fails_by_itself(batch, folder, clip):
         {"video": "a.mp4", "question": "Who?", "options": "red"},
         {"video": "a.mp4", "question": "When?"},
         {"video": "a\0.mp4", "question": "Who?"},
+        '{"video": "a.mp4", "question": "Who?", "video": "b.mp4"}',
     ]
     ask(folder, rows)
     code, err = batch("--decoders", 1)
@@ -295,10 +296,11 @@ def test_each_wrong_line_fails_by_itself(batch, folder, clip):
         9: "id is 1.5",
         10: 'options is "red"',
         12: r'video is "a\u0000.mp4"',
+        13: 'line 13 is not JSON: an object has the key "video" twice',
     }
     assert errors.keys() == wanted.keys()
     assert all(wanted[line] in errors[line] for line in wanted)
-    assert f"errors: {folder / 'answers.errors.jsonl'} (10)" in err
+    assert f"errors: {folder / 'answers.errors.jsonl'} (11)" in err
 
 
 def test_a_missing_video_counts_for_every_ratio(batch, folder):

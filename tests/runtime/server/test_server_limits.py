@@ -280,6 +280,14 @@ def malformed():
     yield asked("half a pair: \udfff")
 
 
+def test_a_key_that_a_body_has_twice_is_named(served):
+    body = json.dumps(asked()).replace('"text": ', '"text": "What?", "text": ')
+    headers = {"Content-Type": "application/json"}
+    found = served.http().post("/v1/chat/completions", content=body, headers=headers)
+    assert found.status_code == 400
+    assert found.json()["error"]["message"] == 'the body is not JSON: an object has the key "text" twice'
+
+
 def test_no_body_harms_the_server(served):
     http, count, answered = served.http(), 0, 0
     for body in malformed():

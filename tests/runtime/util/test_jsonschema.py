@@ -27,6 +27,20 @@ def test_what_is_no_json_is_an_error_that_says_where(content):
     assert caught.value.hint == "a hint"
 
 
+@pytest.mark.parametrize(
+    ("content", "key"),
+    [
+        ('{"a": 1, "a": 1}', '"a"'),
+        ('[{"a": 1, "b": {"c": 1, "\\u0063": 2}}]', '"c"'),
+        ('{"\\ud800": 1, "\\ud800": 2}', r'"\ud800"'),
+    ],
+)
+def test_a_key_that_is_there_twice_is_named(content, key):
+    with pytest.raises(TangoError) as caught:
+        parse_json(content, "here", "a hint")
+    assert caught.value.message == f"here is not JSON: an object has the key {key} twice"
+
+
 @pytest.mark.parametrize("content", ['{"a": [1, 2.5, "ä"]}', '{"a": [1, 2.5, "ä"]}'.encode()])
 def test_text_and_utf8_are_parsed(content):
     assert parse_json(content, "here", "") == {"a": [1, 2.5, "ä"]}
