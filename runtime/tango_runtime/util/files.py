@@ -252,9 +252,14 @@ class AppendedFile:
         """Adds a line, which ends with a newline.
 
         Raises:
-            TangoError: It cannot be written; the file is as before.
+            TangoError: It cannot be written; the file is as before. Or someone else removed or changed the file.
         """
         with _os_errors(self.path):
+            found = os.fstat(self._descriptor)
+            if not found.st_nlink or found.st_size != self._end:
+                done = "changed" if found.st_nlink else "removed"
+                hint = "run it again, and keep other programs from the file"
+                raise TangoError(f"{self.path} was {done} while it was written", hint)
             try:
                 rest = memoryview(line)
                 while rest:

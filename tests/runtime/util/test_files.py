@@ -408,6 +408,25 @@ def test_the_end_of_another_kind_of_file_is_not_cut_off(tmp_path):
     assert file.read_bytes() == b"1\nnotes"
 
 
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (lambda file: file.unlink(), "removed"),
+        (lambda file: file.write_bytes(b""), "changed"),
+        (lambda file: file.write_bytes(b"{1}\n{2}\n"), "changed"),
+    ],
+)
+def test_a_file_that_someone_else_changes_is_not_appended_to(tmp_path, change, word):
+    file = tmp_path / "lines"
+    with AppendedFile(file, b"{") as appending:
+        appending.append(b"{1}\n")
+        change(file)
+        left = file.read_bytes() if file.exists() else None
+        with pytest.raises(TangoError, match=f"lines was {word} while it was written"):
+            appending.append(b"{3}\n")
+    assert (file.read_bytes() if file.exists() else None) == left
+
+
 def test_one_process_appends(tmp_path):
     with AppendedFile(tmp_path / "lines", b"{"), pytest.raises(TangoError, match="another process is writing"):
         AppendedFile(tmp_path / "lines", b"{")
