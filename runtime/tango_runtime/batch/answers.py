@@ -161,11 +161,17 @@ class ErrorFile:
     Attributes:
         path: The file.
         lines: Number of failures.
+
+    Raises:
+        TangoError: As of AppendedFile, or the file holds something else, which is left alone.
     """
 
     def __init__(self, answers: Path) -> None:
         self.path, self.lines = error_path(answers), 0
         self._file = AppendedFile(self.path, _BEGINS)
+        if not all(line.startswith(_BEGINS) and b'"error": ' in line for line in self._file.lines()):
+            self._file.close()
+            raise TangoError(f"{self.path} holds no errors of tango batch", "move it, or choose another --output")
         self._file.clear()
 
     def append(self, failure: Failure) -> None:

@@ -385,6 +385,16 @@ def test_a_file_that_is_none_of_answers_is_left_alone(batch, folder, content):
     assert (folder / "answers.jsonl").read_bytes() == content
 
 
+@pytest.mark.parametrize("content", [b"my notes\n", b'{"id": 3, "video": "a.mp4"}\n'])
+def test_a_file_that_is_none_of_errors_is_left_alone(batch, folder, content):
+    (folder / "answers.errors.jsonl").write_bytes(content)
+    code, err = batch()
+    assert code == 2
+    assert f"{folder / 'answers.errors.jsonl'} holds no errors of tango batch" in err
+    assert (folder / "answers.errors.jsonl").read_bytes() == content
+    assert not (folder / "answers.jsonl").exists()
+
+
 @pytest.mark.parametrize(
     ("output", "error"),
     [
