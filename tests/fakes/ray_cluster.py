@@ -6,8 +6,20 @@ import sys
 from types import ModuleType, SimpleNamespace
 
 
-class RayActorError(Exception):
+class RayError(Exception):
     pass
+
+
+class RayActorError(RayError):
+    pass
+
+
+class RayTaskError(RayError):
+    pass
+
+
+class OutOfMemoryError(RayError):
+    """Ray killed an actor where its node's memory ran out; it is no RayActorError."""
 
 
 class Cluster:
@@ -15,7 +27,12 @@ class Cluster:
 
     Args:
         nodes: Name of each node → its resources.
+
+    Attributes:
+        error: What calls of a dead actor raise.
     """
+
+    error = RayActorError
 
     def __init__(self, **nodes):
         self.resources, self.alive, self.actors = nodes, set(nodes), []
@@ -24,7 +41,9 @@ class Cluster:
         ray = ModuleType("ray")
         ray.remote, ray.nodes, ray.wait, ray.get = self._remote, self._nodes, self._wait, lambda call: call()
         ray.init, ray.shutdown = lambda **options: None, lambda: None
-        ray.exceptions = SimpleNamespace(RayActorError=RayActorError)
+        ray.exceptions = SimpleNamespace(
+            RayError=RayError, RayActorError=RayActorError, RayTaskError=RayTaskError, OutOfMemoryError=OutOfMemoryError
+        )
         strategies = ModuleType("ray.util.scheduling_strategies")
         strategies.NodeAffinitySchedulingStrategy = SimpleNamespace
         for name, module in (("ray", ray), ("ray.util", ModuleType("util")), (strategies.__name__, strategies)):
@@ -75,8 +94,8 @@ class Call:
         while self in calls:
             call = calls.pop(0)
             if self.actor.node not in self.actor.cluster.alive:
-                raise RayActorError
+                raise self.actor.cluster.error
             call.result = getattr(self.actor.target, call.name)(*call.arguments)
             if self.actor.node not in self.actor.cluster.alive:  # the work killed it
-                raise RayActorError
+                raise self.actor.cluster.error
         return self.result

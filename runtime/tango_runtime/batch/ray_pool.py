@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
 from tango_plugins import TangoError
+from tango_runtime.util.errors import first_line
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -122,8 +123,10 @@ class Pool(Generic[Item, Result]):
         member = self._members[place]
         try:
             reply = ray.get(member.promises.popleft())
-        except ray.exceptions.RayActorError:
-            yield from self._lose(place)
+        except ray.exceptions.RayTaskError:  # the worker's own
+            raise
+        except ray.exceptions.RayError as error:  # RayActorError, or that it was killed for memory, or has no node
+            yield from self._lose(place, error)
             return
         if isinstance(reply, TangoError):  # it cannot be opened there
             self._why, self._refusals[place] = reply, _LOSSES
@@ -149,7 +152,7 @@ class Pool(Generic[Item, Result]):
         while len(member.promises) < min(_OWED, len(member.items)):
             member.promises.append(member.actor.answer.remote())
 
-    def _lose(self, place: _Place) -> Iterator[Done[Item, Result]]:
+    def _lose(self, place: _Place, error: Exception) -> Iterator[Done[Item, Result]]:
         """A member is gone: what it had is to be done by others."""
         member = self._members.pop(place)
         if member.depth:
@@ -157,6 +160,7 @@ class Pool(Generic[Item, Result]):
             self._was_ready += time.monotonic() - member.since
         else:
             self._refusals[place] = self._refusals.get(place, 0) + 1
+            self._why = TangoError(f"no worker could start: {first_line(error)}", "look for what ended it: ray status")
         for item, losses in member.items:
             if losses + 1 < _LOSSES:
                 self._lost.append((item, losses + 1))

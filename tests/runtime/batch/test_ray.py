@@ -62,7 +62,7 @@ def test_a_node_is_lost_midway_and_the_run_is_resumed(batch, folder, ray_cluster
         os.kill(process, signal.SIGKILL)
 
     monkeypatch.setattr(Pool, "_feed", kill_the_second)
-    monkeypatch.setattr(Pool, "_lose", lambda pool, place: (lost.append(place.node), lose(pool, place))[1])
+    monkeypatch.setattr(Pool, "_lose", lambda pool, place, why: (lost.append(place.node), lose(pool, place, why))[1])
     code, err = batch("answers.jsonl", "--ray", ray_cluster.address)
     assert code == 0
     assert err.count("worker: ONNX Runtime") == 2

@@ -9,7 +9,7 @@ import pytest
 from tango_plugins import TangoError
 from tango_runtime.batch import ray_pool
 from tango_runtime.batch.ray_pool import Pool
-from tests.fakes.ray_cluster import Cluster
+from tests.fakes.ray_cluster import Cluster, OutOfMemoryError, RayActorError, RayTaskError
 
 
 class Doubler:
@@ -100,8 +100,10 @@ def test_several_workers_share_a_gpu(cluster):
     assert [actor.resources for actor in found.actors] == [{"num_gpus": 0.5, "num_cpus": 0.0}] * 4
 
 
-def test_what_a_lost_node_had_is_done_by_another(cluster):
+@pytest.mark.parametrize("error", [RayActorError, OutOfMemoryError])
+def test_what_a_lost_node_had_is_done_by_another(cluster, error):
     found, pool = cluster(a=CORE, b=CORE)
+    found.error = error
     done = {}
     for one in pool.run(range(20)):
         done[one.item] = one.results
@@ -146,6 +148,24 @@ def test_a_worker_that_cannot_be_opened_is_an_error_where_none_can(cluster, monk
 
     monkeypatch.setattr(Doubler, "__init__", refuse)
     with pytest.raises(TangoError, match="there is no bundle"):
+        results(cluster(a=CORE, b=CORE)[1], [1])
+
+
+def test_workers_that_cannot_start_are_an_error_that_says_why(cluster, monkeypatch):
+    def killed(doubler, of):
+        raise OutOfMemoryError("the node ran low on memory\nmore")
+
+    monkeypatch.setattr(Doubler, "__init__", killed)
+    with pytest.raises(TangoError, match=r"no worker could start: the node ran low on memory \(look for"):
+        results(cluster(a=CORE, b=CORE)[1], [1])
+
+
+def test_an_error_of_a_worker_itself_is_not_taken_for_its_loss(cluster, monkeypatch):
+    def wrong(doubler):
+        raise RayTaskError("a fault of the program")
+
+    monkeypatch.setattr(Doubler, "answer_next", wrong)
+    with pytest.raises(RayTaskError):
         results(cluster(a=CORE, b=CORE)[1], [1])
 
 
