@@ -148,8 +148,8 @@ def batch() -> str:
             rates = (f"{found['answers_per_second_at_work']:.1f}", f"{found['seconds']:.1f}")
             use = (f"{found['model_busy_percent']} %", f"{busy['mean']:.0f} % ({100 * busy['share_of_90']:.0f} %)")
             rows.append((title, f"{data['videos']:,}", found["decoders"], *rates, *use, link(name)))
-    titles = ("", "videos", "decoders of a model", "answers a second", "seconds in all", "model busy", "GPU busy", "file")
-    return table(titles, rows)
+    times = ("answers a second", "seconds in all")
+    return table(("", "videos", "decoders of a model", *times, "model busy", "GPU busy", "file"), rows)
 
 
 def sampling() -> str:
