@@ -4,7 +4,7 @@
 
 writes FOLDER/llava and FOLDER/siglip: the same files, tensor names, prompts and geometry as the released checkpoints
 (384×384 frames, 27×27 patches, 14×14 or 13×13 tokens), scaled down in width and depth. It knows no facts and answers
-nonsense; it is there so that every step can be run without a download.
+nonsense; it is there so that every step can be run without a download. It needs PyTorch (pip install torch).
 
 The weights carry what makes real ones hard in fp16: key biases of ±150, and residual channels of 1e4.
 """

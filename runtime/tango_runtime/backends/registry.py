@@ -68,6 +68,6 @@ def select(bundle: Bundle, backend: str = "auto", *, threads: int = 0, nvdec: bo
 def _open(bundle: Bundle, name: str, threads: int, nvdec: bool) -> Backend:
     entry, options = BACKENDS[name], {"nvdec": True} if nvdec else {}
     if nvdec and not entry.on_gpu:
-        raise TangoError(f"{name} has no GPU that decodes videos", "decode in software")
+        raise TangoError(f"{name} has no GPU that decodes videos", "leave out --nvdec or --gpu-decoders")
     backend: Backend = importlib.import_module(entry.module).open_backend(bundle, threads, **options)
     return backend

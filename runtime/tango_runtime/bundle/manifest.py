@@ -474,8 +474,9 @@ def read_manifest(path: Path) -> Manifest:
     require_links_inside(path)
     data = parse_json(file.read_bytes(), str(file), "copy the bundle again, or export it again")
     if isinstance(data, dict) and data.get("format", FORMAT) != FORMAT:
-        found = shown(data["format"])
-        raise TangoError(f"{file} has format {found}, this tango-edge reads {FORMAT}", _export_again(data))
+        found, newer = data["format"], isinstance(data["format"], int) and data["format"] > FORMAT
+        hint = "install the tango-edge that made it, or a newer one" if newer else _export_again(data)
+        raise TangoError(f"{file} has format {shown(found)}, this tango-edge reads {FORMAT}", hint)
     manifest = from_json(Manifest, data, str(file))
     try:
         op.params_from(manifest.prune)

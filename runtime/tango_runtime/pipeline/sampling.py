@@ -81,7 +81,8 @@ class Sampler:
         if not math.isfinite(value):
             raise TangoError(
                 f"the logit of token {best} is {value}",
-                "the decoder overflowed: export with --dtype fp32, or check the bundle with: tango validate BUNDLE",
+                "look for changed files: tango inspect BUNDLE --verify; if there are none, the decoder overflowed: "
+                "export with --dtype fp32",
             )
         if self._temperature == 0:
             return best

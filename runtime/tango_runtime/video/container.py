@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -132,15 +132,17 @@ def demux(container: Any, stream: Any) -> Iterator[Any]:
             yield packet
 
 
-def decode(stream: Any, packets: Iterable[Any]) -> Iterator[Any]:
+def decode(stream: Any, packets: Iterable[Any], on_damage: Callable[[], None] = lambda: None) -> Iterator[Any]:
     """Decodes packets from a keyframe on, to the last frame, and leaves the decoder ready for another keyframe."""
     for packet in chain(packets, (None,)):
-        yield from decode_packet(stream, packet)
+        yield from decode_packet(stream, packet, on_damage)
     stream.codec_context.flush_buffers()
 
 
-def decode_packet(stream: Any, packet: Any) -> Sequence[Any]:
+def decode_packet(stream: Any, packet: Any, on_damage: Callable[[], None] = lambda: None) -> Sequence[Any]:
     """The frames that a packet gives; none where it is damaged, as every player does: the other packets still decode.
+
+    Calls ``on_damage`` then.
 
     Raises:
         MemoryError: There is too little for them.
@@ -152,5 +154,6 @@ def decode_packet(stream: Any, packet: Any) -> Sequence[Any]:
     except MemoryError:
         raise
     except FFmpegError:  # each decoder has its own code for damage
+        on_damage()
         return ()
     return frames

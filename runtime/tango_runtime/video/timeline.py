@@ -220,10 +220,11 @@ def _warn_of_decoding(path: Path, reason: str, frames: int, seconds: float | Non
 
 
 def decode_all(path: Path, reason: str, packets: int, seconds: float | None) -> Timeline:
-    """The timeline that decoding everything gives, with a warning because that takes long."""
+    """The timeline that decoding everything gives, with a warning because that takes long, and one of what is lost."""
     _warn_of_decoding(path, reason, packets, seconds)
+    damaged: list[None] = []
     with open_video(path, threads=EXACT) as (container, stream):
-        times = [frame.pts for frame in decode(stream, demux(container, stream))]
+        times = [frame.pts for frame in decode(stream, demux(container, stream), lambda: damaged.append(None))]
         tick, rate, pixels = Fraction(stream.time_base), stream.guessed_rate, _pixels(stream)
         format_name = container.format.name
     if not times and format_name == "webp_pipe":
@@ -232,6 +233,9 @@ def decode_all(path: Path, reason: str, packets: int, seconds: float | None) -> 
         )
     if not times:
         raise TangoError(f"no frame of {path} ({format_name}) can be decoded", f"is it encrypted? {repair(path)}")
+    if damaged:
+        lost, left = len(damaged), len(times)
+        _log.warning("%s: packets that do not decode: %d; frames are taken from the %d that are left", path, lost, left)
     if None in times:  # raw streams: no times, at best a rate
         if not rate:
             raise TangoError(f"{path} has neither times nor a frame rate", repair(path))

@@ -475,6 +475,13 @@ def test_a_bundle_whose_path_is_not_utf8_is_refused(folder, tmp_path):
     assert "is not valid UTF-8" in load_error(path)
 
 
+def test_a_newer_format_asks_for_a_newer_version(folder):
+    edit(folder, lambda data: data.update(format=FORMAT + 1))
+    with pytest.raises(TangoError) as caught:
+        Bundle.load(folder)
+    assert caught.value.hint == "install the tango-edge that made it, or a newer one"
+
+
 def test_another_format_names_the_command_that_exports_again(folder):
     source = {"checkpoint": "a llava", "siglip": "siglip", "exporter": "tango-edge 0"}  # as format 2 had it
     edit(folder, lambda data: data.update(format=2, source=source))

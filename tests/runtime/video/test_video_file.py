@@ -380,14 +380,15 @@ def test_one_warning_where_the_whole_file_is_decoded(tmp_path, caplog, kind, rea
         assert "2.5 s" in text or "2.4 s" in text or "2.6 s" in text
 
 
-def test_one_warning_where_the_decoder_gives_other_frames_than_the_packets(tmp_path, caplog):
+def test_a_warning_where_the_decoder_gives_other_frames_than_the_packets_and_one_of_what_is_lost(tmp_path, caplog):
     source = open_source(damage(write(tmp_path / "clip.mp4"), 50))
     assert not caplog.records
     chosen = source.sample(2)
     for _ in range(2):
         assert [number_in(rgb) for _, rgb in source.read(chosen)] == [0, 59]
-    (warning,) = caplog.records
+    warning, lost = caplog.records
     assert (warning.name, warning.levelno) == ("tango_runtime.video", logging.WARNING)
+    assert "clip.mp4: packets that do not decode: 1; frames are taken from the 59 that are left" in lost.getMessage()
     assert "clip.mp4: the frame at 2.125 s comes out of the decoder unexpectedly" in warning.getMessage()
     assert "60 frames, 2.5 s" in warning.getMessage()
     assert len(source.sample(59)) == 59
