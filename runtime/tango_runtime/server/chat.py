@@ -233,7 +233,7 @@ def _take(data: Mapping[str, Any], key: str, default: _T, rule: _Rule) -> Any | 
 
 
 def _read_stop(value: object) -> tuple[str, ...]:
-    texts = [value] if isinstance(value, str) else value or []
+    texts = [value] if isinstance(value, str) else [] if value is None else value
     if not isinstance(texts, list) or len(texts) > _STOPS or not all(_A_TEXT.holds(text) and text for text in texts):
         raise ApiError(400, f"stop is {shown(value)}, not a text or up to {_STOPS} of them", "stop")
     return tuple(texts)
