@@ -166,7 +166,7 @@ struct WarpAttention {
 
     // Adds kKeys keys and values of a tile, of which the first `count` count.
     __device__ void add(const uint4* queries, __half* keys, __half* values, int count) {
-        const int lane = lane_id(), pitch = tile_pitch(head_dim);
+        const int lane = local_lane(), pitch = tile_pitch(head_dim);
         float scores[4];  // of keys 2 t, 2 t + 1, 2 t + 8 and 2 t + 9
         compute_scores(scores, queries, keys, pitch);
         const int key = lane % 4 * 2;
@@ -326,6 +326,7 @@ __device__ inline void merge_chunks(const Step& step, float* input, float2* weig
         const int column = first + own, begin = group < groups && column < columns ? group : chunks;
         const float4* const from = reinterpret_cast<const float4*>(step.attn_out + row) + column;
         float4 part[kParts], sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        clear(part);
         const auto load = [&](int chunk) {
 #pragma unroll
             for (int i = 0; i < kParts; ++i)

@@ -87,13 +87,8 @@ struct BatchChunk {
 __device__ inline float2 qkv_pair(const BatchChunk& chunk, const __half* bias, int column) {
     const BatchPartition& gemv = chunk.step.partitions[kQkv];
     const float* const from = chunk.step.qkv + static_cast<size_t>(chunk.index) * gemv.split_k * gemv.columns + column;
-    float2 part[kMaxSplitK], sum = __half22float2(*reinterpret_cast<const __half2*>(bias + column));
-#pragma unroll
-    for (int s = 0; s < kMaxSplitK; ++s)
-        if (s < gemv.split_k) part[s] = __ldcg(reinterpret_cast<const float2*>(from + s * gemv.columns));
-#pragma unroll
-    for (int s = 0; s < kMaxSplitK; ++s)
-        if (s < gemv.split_k) sum = make_float2(sum.x + part[s].x, sum.y + part[s].y);
+    float2 sum = __half22float2(*reinterpret_cast<const __half2*>(bias + column));
+    add_splits(sum, from, gemv.split_k, gemv.columns);
     return sum;
 }
 
@@ -159,7 +154,7 @@ __device__ inline void fill_up(const BatchChunk& chunk, const AttentionShared& o
 // Scores of a tile of queries for the keys of a tile: a warp takes 16 keys at a time.
 __device__ inline void compute_scores(const BatchChunk& chunk, const AttentionShared& own, const Fragment* queries,
                                       int count) {
-    const int lane = lane_id(), steps = chunk.step.shape.head_dim / kFragmentRows;
+    const int lane = local_lane(), steps = chunk.step.shape.head_dim / kFragmentRows;
     const int stride = chunk.step.kv_tile_size + 4;
 #pragma unroll 1
     for (int first = warp_id() * kFragmentRows; first < count; first += kBatchWarps * kFragmentRows) {
@@ -210,7 +205,7 @@ __device__ inline void update_softmax(const BatchChunk& chunk, const AttentionSh
 // every `groups`-th 16 positions from its own group on.
 __device__ inline void add_values(float (&sum)[kWarpDims][4], const AttentionShared& own, int dims, int tiles,
                                   int group, int groups, int count) {
-    const int lane = lane_id();
+    const int lane = local_lane();
     const float first = own.softmax[lane % 4 * 2].z, second = own.softmax[lane % 4 * 2 + 1].z;
 #pragma unroll
     for (int i = 0; i < kWarpDims; ++i)

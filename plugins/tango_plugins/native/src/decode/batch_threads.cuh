@@ -11,13 +11,6 @@ constexpr int kBatchThreads = 256;  // that compute
 constexpr int kBatchWarps = kBatchThreads / kWarp;
 constexpr int kBatchBlock = kBatchThreads + kWarp;  // and one more warp, which runs the barrier of the grid
 
-// The same value, of which the compiler knows nothing: what is computed from it stays where it is, instead of being
-// kept in registers, or out of them, from before a loop.
-__device__ inline int opaque(int value) {
-    asm volatile("" : "+r"(value));
-    return value;
-}
-
 // Synchronizes the computing threads of a block.
 __device__ inline void sync_batch() { named_barrier_sync<1, kBatchThreads>(); }
 

@@ -3,6 +3,7 @@
 
 #include "gemv.cuh"
 #include "linear/blocks.cuh"
+#include "registers.cuh"
 
 namespace tango {
 
@@ -272,7 +273,7 @@ class BlockGemv : public GemvPart {
     // of the tensor cores' other operand that belongs to their vectors.
     __device__ void multiply(float (&sum)[2], uint4 (&x)[kRows / kVector], const float* input, int stage,
                              unsigned vector) const {
-        const int column = lane_id() / 4;
+        const int column = local_lane() / 4;
         if (column / 2 == lane_id() % 4)
 #pragma unroll
             for (int i = 0; i < kRows / kVector; ++i)

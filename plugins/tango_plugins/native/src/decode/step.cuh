@@ -4,6 +4,7 @@
 #include "block_gemv.cuh"
 #include "common/rank.cuh"
 #include "fp8_gemv.cuh"
+#include "registers.cuh"
 #include "tango/decode.h"
 
 namespace tango {
@@ -105,6 +106,7 @@ __device__ inline float4 operator+(const float4& a, const float4& b) {
 template <typename T>
 __device__ void add_splits(T& sum, const float* from, int splits, int stride) {
     T part[kMaxSplitK];
+    clear(part);
 #pragma unroll
     for (int s = 0; s < kMaxSplitK; ++s)
         if (s < splits) part[s] = __ldcg(reinterpret_cast<const T*>(from + s * stride));
