@@ -6,6 +6,8 @@
 
 namespace tango {
 
+static_assert(kTile == kTileOutputs, "a tile is what is interleaved");
+
 constexpr int kBandTiles = 4;  // that a warp multiplies by the same input
 constexpr int kBandColumns = kBandTiles * kTile;
 constexpr int kBandBytes = kBandColumns * 64;      // of a step's weights

@@ -8,11 +8,11 @@
 namespace tango {
 
 constexpr int kUnit = 32;  // rows of the smallest block
-constexpr int kTileColumns = 16;
+constexpr int kTileColumns = kTileOutputs;
 constexpr int kMaxBlockTiles = kMaxVectors * kVector / kTileColumns;
 constexpr int kDeep = 4, kMedium = 3, kShallow = 2;       // steps of a warp that are in flight; at least one
 constexpr int kAhead = 1;                                 // those that are loaded before the input is there
-constexpr int kScalesAt = kTileColumns * 64;              // in a stage, after its weights
+constexpr int kScalesAt = kTileColumns * kPieceBytes;     // in a stage, after its weights
 constexpr int kZerosAt = kScalesAt + 2 * kWarp * 4;       // two words for each lane
 constexpr int kMaxStageBytes = kZerosAt + 2 * kWarp * 4;  // without zero points, a stage ends before them
 
@@ -179,7 +179,9 @@ class BlockGemv : public GemvPart {
     // Bytes from a column to the next, and where a vector is in one.
     __device__ int column_bytes() const { return places_.interleaved ? kPieceBytes : places_.row_bytes; }
     __device__ unsigned value(unsigned vector) const {
-        return places_.interleaved ? (vector & ~3u) * 16 * kTileColumns + vector % 4 * 16 : vector * 16;
+        constexpr unsigned kVectors = kPieceBytes / 16;
+        return places_.interleaved ? vector / kVectors * kPieceBytes * kTileColumns + vector % kVectors * 16
+                                   : vector * 16;
     }
 
     // Bytes of a column's zero points.
