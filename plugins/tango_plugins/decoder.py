@@ -67,19 +67,29 @@ class Words:
 
     Args:
         table: The embeddings on the host, fp16 [words, D].
-        row: Pinned memory for one of them, fp16 [D].
-        embedding: Device memory that it is copied to, fp16 [1, D].
+        row: Pinned memory for one of them, fp16 [D], aligned to 16 bytes.
+        mail: Pinned memory that tells the device about the row, uint32 [2]; it is cleared.
+        embedding: Device memory that the row is copied to, fp16 [1, D], aligned to 16 bytes.
         stop: Tokens that no step follows.
 
     Attributes:
         table: As given.
         row: As given.
+        mail: As given.
         embedding: As given.
         stop: int32 [stop tokens].
     """
 
-    def __init__(self, table: NDArray[Any], row: NDArray[Any], embedding: DeviceArray, stop: Sequence[int]) -> None:
-        self.table, self.row, self.embedding = table, row, embedding
+    def __init__(
+        self,
+        table: NDArray[Any],
+        row: NDArray[Any],
+        mail: NDArray[np.uint32],
+        embedding: DeviceArray,
+        stop: Sequence[int],
+    ) -> None:
+        self.table, self.row, self.mail, self.embedding = table, row, mail, embedding
+        mail[:] = 0
         self.stop = np.array(stop, np.int32)
 
     def struct(self, hidden_size: int) -> structs.TangoDecodeWords:
@@ -88,11 +98,12 @@ class Words:
         Raises:
             TangoError: A table, row or embedding is of another type or width.
         """
-        count, memory = len(self.table), (self.table, self.row)
-        table, row = (DeviceArray(each.ctypes.data, each.shape, each.dtype.name) for each in memory)
+        count, memory = len(self.table), (self.table, self.row, self.mail)
+        table, row, mail = (DeviceArray(each.ctypes.data, each.shape, each.dtype.name) for each in memory)
         return structs.TangoDecodeWords(
             address("table", table, (count, hidden_size), "float16"),
             address("row", row, (hidden_size,), "float16"),
+            address("mail", mail, (2,), "uint32"),
             address("embedding", self.embedding, (hidden_size,), "float16"),
             self.stop.ctypes.data,
             *(count, len(self.stop)),
@@ -205,9 +216,9 @@ class CudaDecoder(_Kernel):
         workspace: DeviceArray,
         stream: int,
     ) -> int | None:
-        """Waits for all work of a stream, then enqueues the step of the token that this work has found.
+        """Enqueues the step of the token that the work of a stream finds, and waits for that work.
 
-        Other threads of Python run meanwhile, and do not delay the step.
+        Other threads of Python run meanwhile, and do not delay the step: it is on the stream before the token is known.
 
         Args:
             words: Where the token's embedding comes from.
@@ -221,7 +232,7 @@ class CudaDecoder(_Kernel):
             stream: As of :meth:`enqueue`.
 
         Returns:
-            The token; None if no step was enqueued, because the token is one of ``words.stop`` or has no embedding.
+            The token; None if there is no step, because the token is one of ``words.stop`` or has no embedding.
 
         Raises:
             TangoError: An argument has the wrong shape or dtype, or CUDA failed.

@@ -17,7 +17,7 @@ from tango_plugins import driver, structs
 from tango_plugins.errors import TangoError
 
 #: The version of the C interface that this package uses: TANGO_ABI_VERSION of tango/common.h.
-ABI_VERSION = 11
+ABI_VERSION = 12
 
 NATIVE = Path(__file__).parent / "native"
 LIBRARY = "libtango.so"

@@ -111,7 +111,7 @@ class TangoDecodeSequence(ctypes.Structure):
 class TangoDecodeWords(ctypes.Structure):
     """The struct of tango/decode.h."""
 
-    _fields_ = (*_pointers("table", "row", "embedding", "stop"), *_integers("words", "stops"))
+    _fields_ = (*_pointers("table", "row", "mail", "embedding", "stop"), *_integers("words", "stops"))
 
 
 class TangoNormShape(ctypes.Structure):

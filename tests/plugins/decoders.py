@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import torch
 
 from tango_plugins.decoder import CudaBatchDecoder, CudaDecoder, DecodeSequence, Words, cache_table
@@ -102,6 +103,8 @@ class Decoder:
         tensors = {"logits": self.logits, "table": self.table, "workspace": self.workspace}
         named = {name: device_array(tensor) for name, tensor in tensors.items()}
         stream = torch.cuda.current_stream().cuda_stream if self.device == "cuda" else 0
+        if self.device == "cuda":
+            torch.cuda._sleep(20_000_000)  # cycles, some 10 ms
         given, best = (words or self.words(), found.data_ptr(), position, rotation), self.best.data_ptr()
         return self.decoder.enqueue_next(*given, **named, best=best, stream=stream), self.logits.clone()
 
@@ -110,9 +113,10 @@ class Decoder:
         generator, width = torch.Generator().manual_seed(3), self.shape.hidden_size
         table = torch.randn(50, width, generator=generator).half()
         self.row, self.placed = torch.empty(width).half(), torch.empty(1, width, device=self.device).half()
+        self.mail = torch.zeros(2, dtype=torch.int32)
         if self.device == "cuda":
-            self.row = self.row.pin_memory()
-        return Words(table.numpy(), self.row.numpy(), device_array(self.placed), stop)
+            self.row, self.mail = self.row.pin_memory(), self.mail.pin_memory()
+        return Words(table.numpy(), self.row.numpy(), self.mail.numpy().view(np.uint32), device_array(self.placed), stop)
 
 
 class Batch:
@@ -240,7 +244,10 @@ def error(found, wanted):
 
 
 def check_next(decoder, position, rotation):
-    """The step of a token that was found is that of its embedding, to the bit; stop tokens and others have none."""
+    """The step of a token that was found is that of its embedding, to the bit; stop tokens and others have none.
+
+    On a GPU the token is found long after the step has been enqueued.
+    """
     found = torch.zeros(1, dtype=torch.int32)
     found = found.pin_memory() if decoder.device == "cuda" else found
     table, stop = torch.from_numpy(decoder.words().table).to(decoder.device), (7, 49)

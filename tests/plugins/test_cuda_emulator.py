@@ -117,8 +117,9 @@ def test_a_step_of_a_token_that_was_found_is_its_own(library, name, blocks):
     [
         ({"table": None}, "table is null"),
         ({"row": None}, "row is null"),
+        ({"mail": None}, "mail is null"),
         ({"embedding": None}, "embedding is null"),
-        ({"embedding": HERE + 1}, "embedding is at 0x1001: it must be aligned to 2 bytes"),
+        ({"embedding": HERE + 8}, "embedding is at 0x1008: it must be aligned to 16 bytes"),
         ({"stop": None}, "stop is null"),
         ({"words": 0}, "words is 0: it must be from 1"),
         ({"stops": -1}, "stops is -1: it must be from 0"),

@@ -163,6 +163,11 @@ T __ldcg(const T* from) {
 }
 
 template <typename T>
+T __ldcv(const T* from) {
+    return *from;
+}
+
+template <typename T>
 void __stcg(T* to, T value) {
     *to = value;
 }
@@ -416,6 +421,8 @@ inline unsigned load_acquire(unsigned* from) {
     std::this_thread::yield();
     return std::atomic_ref(*from).load();
 }
+
+inline unsigned load_acquire_system(const unsigned* from) { return load_acquire(const_cast<unsigned*>(from)); }
 
 inline void add_one_release(unsigned* to) { std::atomic_ref(*to).fetch_add(1); }
 

@@ -91,8 +91,8 @@ class Embedder:
 
     def words(self, stop: Sequence[int]) -> Words:
         """What a step that begins on the device's own finding takes an embedding from; ``stop`` ends sequences."""
-        row = HostPool().take(self._table.shape[1:], self._table.dtype)
-        return Words(self._table, row, self._step_rows[0], stop)
+        row, mail = HostPool().take(self._table.shape[1:], self._table.dtype), HostPool().take((2,), np.uint32)
+        return Words(self._table, row, mail, self._step_rows[0], stop)
 
     def upload(self, array: NDArray[Any], to: DeviceArray) -> None:
         """Copies a small array to the device through pinned memory: from other memory, a copy may wait."""

@@ -17,7 +17,7 @@ extern "C" {
 
 /* Increases whenever a struct or a function of any of these headers changes. A caller compares it with
  * tango_abi_version() of the library that it has loaded. */
-#define TANGO_ABI_VERSION 11
+#define TANGO_ABI_VERSION 12
 
 /* What every function that can fail returns. */
 typedef enum TangoStatus {

@@ -72,20 +72,23 @@ TANGO_API int tango_decode_enqueue(const TangoDecodeShape* shape, const TangoDec
 /* Embeddings from which a token found on the device gets its own. Host memory, except for `embedding`. */
 typedef struct TangoDecodeWords {
     const void* table;   /* fp16 [words, hidden_size] */
-    void* row;           /* fp16 [hidden_size], pinned: the token's row on its way to the device */
-    void* embedding;     /* fp16 [hidden_size], device memory: where it goes */
+    void* row;           /* fp16 [hidden_size], pinned, aligned to 16 bytes: the token's row on its way to the device */
+    uint32_t* mail;      /* [2], pinned, zero before the first call: number of the row, and whether no step follows */
+    void* embedding;     /* fp16 [hidden_size], device memory, aligned to 16 bytes: where it goes */
     const int32_t* stop; /* [stops], tokens that no step follows; null if there are none */
     int32_t words;       /* at least 1 */
     int32_t stops;
 } TangoDecodeWords;
 
-/* Waits for all work of a stream, then enqueues the step of the token that this work has found. In one call, so that
- * the GPU goes on before the caller looks at the token. Returns a TangoStatus.
+/* Enqueues the step of the token that the work of a stream finds, and waits for that work. The step is enqueued before
+ * the token is known, behind a kernel of one block that waits for its embedding, which this call sends when the work is
+ * done. So the GPU goes on before the caller looks at the token, and no launch is between two steps. Returns a
+ * TangoStatus.
  *
  * `found` is host memory into which that work writes the token, such as the index of `best` of the step before, in
  * pinned memory; a step of the same sequence that this call enqueues should have another `best`.
- * `*token` becomes the token whose step was enqueued; -1 if the one found ends the sequence or has no embedding. That
- * of `tensors` does not count. Everything else is as of tango_decode_enqueue. A CUDA graph cannot capture it. */
+ * `*token` becomes the token whose step was enqueued; -1 if the one found ends the sequence or has no embedding, so
+ * that the step does nothing. The embedding of `tensors` does not count. `words` is of one stream. Everything else is as of tango_decode_enqueue. A CUDA graph cannot capture it. */
 TANGO_API int tango_decode_next(const TangoDecodeShape* shape, const TangoDecodeTensors* tensors, int32_t position,
                                 int32_t rotation, const TangoDecodeWords* words, const int32_t* found, int32_t* token,
                                 void* workspace, size_t workspace_bytes, void* stream);

@@ -21,4 +21,22 @@ cudaError_t query_device(DeviceProperties& found) {
     return error;
 }
 
+Event::~Event() {
+    if (event_ != nullptr) cudaEventDestroy(event_);
+}
+
+int Event::record(cudaStream_t stream) {
+    cudaError_t error = cudaEventCreateWithFlags(&event_, cudaEventDisableTiming);
+    if (error == cudaSuccess) error = cudaEventRecord(event_, stream);
+    return cuda_status(error, "record an event");
+}
+
+int Event::wait() const { return cuda_status(cudaEventSynchronize(event_), "wait for a stream"); }
+
+bool Event::is_done() const {
+    const bool is_done = cudaEventQuery(event_) == cudaSuccess;
+    if (!is_done) cudaGetLastError();  // or the next call would report that it is not
+    return is_done;
+}
+
 }  // namespace tango

@@ -16,4 +16,23 @@ struct DeviceProperties {
 
 cudaError_t query_device(DeviceProperties& found);
 
+// The work that a stream has at a moment.
+class Event {
+   public:
+    Event() = default;
+    Event(const Event&) = delete;
+    Event& operator=(const Event&) = delete;
+    ~Event();
+
+    // Takes the moment; both return a TangoStatus.
+    int record(cudaStream_t stream);
+    int wait() const;
+
+    // Whether the work is known to be done.
+    bool is_done() const;
+
+   private:
+    cudaEvent_t event_ = nullptr;
+};
+
 }  // namespace tango

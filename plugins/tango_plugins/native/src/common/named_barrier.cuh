@@ -32,6 +32,13 @@ __device__ inline unsigned load_acquire(const unsigned* from) {
     return value;
 }
 
+// Of memory that the host writes while the kernel runs.
+__device__ inline unsigned load_acquire_system(const unsigned* from) {
+    unsigned value;
+    asm volatile("ld.acquire.sys.global.u32 %0, [%1];\n" : "=r"(value) : "l"(from) : "memory");
+    return value;
+}
+
 // Adds one to a counter. Who reads the sum with load_acquire() sees what this thread has written or seen before.
 __device__ inline void add_one_release(unsigned* to) {
     asm volatile("red.release.gpu.global.add.u32 [%0], 1;\n" ::"l"(to) : "memory");

@@ -15,12 +15,12 @@
 // Every block has its own copy of the residual stream, in fp32, and adds the same deltas to it.
 #include <algorithm>
 #include <climits>
-#include <cstring>
 #include <type_traits>
 
 #include "attention.cuh"
 #include "common/check.h"
 #include "common/device.h"
+#include "mail.cuh"
 #include "shape.h"
 
 namespace tango {
@@ -187,6 +187,7 @@ __device__ void with_gemv(const GemvPart& part, const Shared& shared, const Tang
 
 template <bool kQuantized>
 __global__ void __launch_bounds__(kBlock, 1) decode(const Step step) {
+    if (step.stopped != nullptr && __ldcg(step.stopped) != 0) return;
     const TangoDecodeShape& shape = step.shape;
     const Shared shared(step.layout, shared_memory());
     if (threadIdx.x >= kThreads) {
@@ -326,6 +327,7 @@ size_t lay_out(Step& step, char* workspace) {
     const size_t max_split_k = std::max(step.partitions[kOut].split_k, step.partitions[kDown].split_k);
     add(step.arrived_blocks, 1);
     add(step.finished_blocks, 1);
+    add(step.stopped, 1);
     add(step.best, 1);
     add(step.qkv, static_cast<size_t>(step.partitions[kQkv].split_k) * step.partitions[kQkv].columns);
     add(step.attn_out, chunk_heads * shape.head_dim);
@@ -346,8 +348,9 @@ int check_words(const TangoDecodeWords* words) {
     if (int status = check_ranges({{"words", words->words, 1, INT_MAX}, {"stops", words->stops, 0, INT_MAX}}))
         return status;
     if (int status = check_pointer("table", words->table, 2)) return status;
-    if (int status = check_pointer("row", words->row, 2)) return status;
-    if (int status = check_pointer("embedding", words->embedding, 2)) return status;
+    if (int status = check_pointer("row", words->row, sizeof(uint4))) return status;
+    if (int status = check_pointer("mail", words->mail, alignof(uint32_t))) return status;
+    if (int status = check_pointer("embedding", words->embedding, sizeof(uint4))) return status;
     return words->stops == 0 ? TANGO_OK : check_pointer("stop", words->stop, alignof(int32_t));
 }
 
@@ -390,6 +393,19 @@ int launch_step(const Step& step, cudaStream_t stream) {
                        "decode");
 }
 
+// A token that was found, or -1 if it ends the sequence or has no embedding.
+int32_t next_token(const TangoDecodeWords& words, int32_t found) {
+    const bool stops = std::count(words.stop, words.stop + words.stops, found) > 0;
+    return found < 0 || found >= words.words || stops ? -1 : found;
+}
+
+// Enqueues a step behind the mail with its token's embedding.
+int launch_next(const Step& step, const Mail& mail, cudaStream_t stream) {
+    const auto launched = launch(receive, mail, 1, kMailThreads, 0, stream);
+    if (int status = cuda_status(launched, "wait for an embedding")) return status;
+    return launch_step(step, stream);
+}
+
 }  // namespace
 }  // namespace tango
 
@@ -409,6 +425,7 @@ int tango_decode_enqueue(const TangoDecodeShape* shape, const TangoDecodeTensors
     if (int status = describe_token(shape, tensors, position, rotation, workspace, workspace_bytes, step))
         return status;
     if (int status = check_pointer("embedding", tensors->embedding, 2)) return status;
+    step.stopped = nullptr;
     return launch_step(step, static_cast<cudaStream_t>(stream));
 }
 
@@ -422,16 +439,35 @@ int tango_decode_next(const TangoDecodeShape* shape, const TangoDecodeTensors* t
     if (int status = check_pointer("found", found, alignof(int32_t))) return status;
     if (int status = check_pointer("token", token, alignof(int32_t))) return status;
     *token = -1;
-    const auto on = static_cast<cudaStream_t>(stream);
-    if (int status = cuda_status(cudaStreamSynchronize(on), "wait for a token")) return status;
-    const int32_t next = *found;
-    if (next < 0 || next >= words->words || std::count(words->stop, words->stop + words->stops, next)) return TANGO_OK;
-    const size_t bytes = shape->hidden_size * sizeof(__half);
-    std::memcpy(words->row, static_cast<const char*>(words->table) + next * bytes, bytes);
-    const auto copied = cudaMemcpyAsync(words->embedding, words->row, bytes, cudaMemcpyHostToDevice, on);
-    if (int status = cuda_status(copied, "copy an embedding")) return status;
     step.tensors.embedding = words->embedding;
-    if (int status = launch_step(step, on)) return status;
-    *token = next;
-    return TANGO_OK;
+    const auto on = static_cast<cudaStream_t>(stream);
+    const int vectors = shape->hidden_size / kVector;
+    const Mail mail = {words->mail,
+                       words->mail[0] + 1,
+                       static_cast<const uint4*>(words->row),
+                       static_cast<uint4*>(words->embedding),
+                       vectors,
+                       step.stopped};
+    Event work;
+    if (int status = work.record(on)) return status;
+    int32_t next = -1;
+    const auto answer = [&] {
+        next = next_token(*words, *found);
+        send(*words, shape->hidden_size, next);
+    };
+    // With the mail sent before, a launch may also wait for its kernel, as debuggers have it.
+    const bool is_done = work.is_done();
+    if (is_done) answer();
+    if (is_done && next < 0) return TANGO_OK;
+    int status = launch_next(step, mail, on);
+    if (!is_done) {  // whatever has failed, receive() waits for its mail
+        const int waited = work.wait();
+        if (waited == TANGO_OK)
+            answer();
+        else
+            send(*words, shape->hidden_size, -1);
+        if (status == TANGO_OK) status = waited;
+    }
+    if (status == TANGO_OK) *token = next;
+    return status;
 }

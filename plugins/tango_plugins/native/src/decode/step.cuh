@@ -40,6 +40,7 @@ struct Step {
     int lanes_shift;               // of the lanes that copy a key, a power of two, its logarithm
     unsigned* arrived_blocks;      // counts the blocks that end a phase, over all phases
     unsigned* finished_blocks;     // counts the blocks that end the step
+    unsigned* stopped;             // whether the token, received in front of the step, ends the sequence; or null
     Rank* best;                    // of the logits of the blocks that have ended the step
     float* qkv;                    // [splits of kQkv, columns of kQkv]
     float* attn_out;               // [kv_chunks, heads, head_dim], values weighted with exp(score - row_max)
