@@ -19,15 +19,18 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
+import statistics
+import time
 from functools import partial
 from itertools import product
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from benchmarks.bench_kernels import measure
 from tango_plugins import native_library, structs
-from tango_plugins.decoder import CudaBatchDecoder, CudaDecoder, DecoderShape, DecodeSequence, cache_table
+from tango_plugins.decoder import CudaBatchDecoder, CudaDecoder, DecoderShape, DecodeSequence, Words, cache_table
 from tango_plugins.device_array import DeviceArray
 from tango_plugins.matrix import Matrix
 
@@ -60,7 +63,7 @@ POSITION, BANDWIDTH = 671, 4.8e12
 COUNTS = (659, 30, 8, 1)  # rows of a prompt, of a later question, and of the last layer, which computes one position
 TOWER_ROWS, TOWER_FORMATS = 32 * 729, ("fp16", "fp8", "int8", "w8a8")  # of 32 frames
 KINDS, PRODUCT_FORMATS = ("decode", "product"), (*FORMATS, "w8a8")
-STEPS, COPIES = 10, 4
+STEPS, COPIES, WARM_UP = 10, 4, 8
 #: Formats and numbers of sequences of a step of several.
 BATCHED, SEQUENCES = ("fp16", "fp8", "int8", "int4-32", "int4-128"), (1, 8)
 
@@ -142,6 +145,30 @@ def time_decode(size, form, repeats):
         decoder.enqueue(embedding, POSITION, **given, stream=torch.cuda.current_stream().cuda_stream)
 
     return decode_record("decode", size, form, made.bytes_read(1), measure([step], repeats, STEPS), [logits])
+
+
+def time_chain(size, form, repeats):
+    """A record of steps that each take the token which the one before has found, as greedy decoding does."""
+    made = RandomDecoder(size, form)
+    width = made.shape.hidden_size
+    decoder = CudaDecoder(made.shape, made.weights, made.matrices, made.cache())
+    given, stream = memory_of(decoder), torch.cuda.current_stream().cuda_stream
+    table = torch.randn(made.shape.vocabulary, width, device="cuda", dtype=torch.half).cpu().numpy()
+    row, mail = (
+        torch.zeros(n, dtype=dtype).pin_memory().numpy() for n, dtype in ((width, torch.half), (2, torch.int32))
+    )
+    words = Words(table, row, mail.view(np.uint32), random(1, width, dtype=torch.half), [])
+    found = torch.zeros(2, 8, dtype=torch.uint8).pin_memory()
+    outputs = [(logits_of(made.shape), best.data_ptr()) for best in found]
+    moments, tokens = [], []
+    for i in range(repeats * STEPS + WARM_UP):
+        (_, before), (logits, best) = outputs[i % 2], outputs[1 - i % 2]
+        places = POSITION + i, POSITION + i
+        tokens.append(decoder.enqueue_next(words, before, *places, logits=logits, best=best, **given, stream=stream))
+        moments.append(time.perf_counter())
+    microseconds = round(1e6 * statistics.median(np.diff(moments[WARM_UP:])), 2)
+    record = decode_record("chain", size, form, made.bytes_read(1), microseconds, [logits for logits, _ in outputs])
+    return record | {"tokens": tokens[:STEPS]}
 
 
 def time_batch(size, form, count, repeats):
@@ -313,6 +340,7 @@ def main():
         decodes = "decode" in args.kinds and size in SHAPES
         for form in FORMATS if decodes else ():
             add(time_decode(size, form, args.repeats))
+            add(time_chain(size, form, args.repeats))
         for form, count in product(BATCHED, SEQUENCES) if decodes else ():
             add(time_batch(size, form, count, args.repeats))
         if "product" not in args.kinds:
