@@ -183,7 +183,8 @@ def run_batch(
 def decode_alone(bundle: Path, videos: list[Path], decoders: Processes) -> float:
     """Videos per second that running processes decode."""
     manifest = Bundle.load(bundle).manifest
-    with closing(Decoders(manifest, FrameOptions(), None, decoders.in_software, decoders.on_gpu)) as processes:
+    with closing(Decoders(manifest, FrameOptions(), decoders.in_software, decoders.on_gpu)) as processes:
+        processes.ready(None)
         for future in [processes.submit(video) for video in videos[: len(decoders)]]:
             future.result()
         begin = time.perf_counter()

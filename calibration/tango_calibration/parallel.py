@@ -129,10 +129,13 @@ def map_on_ray(
 class _Mapper:
     """Applies a function to the items of a pool, one by one."""
 
-    depth, busy, description = 1, 0.0, ""
+    early, depth, busy, description = 0, 1, 0.0, ""
 
     def __init__(self, open_worker: Callable[[], Callable[[Any], Any]], of: int) -> None:
-        self._function, self._items = open_worker(), deque[Any]()
+        self._open_worker, self._items = open_worker, deque[Any]()
+
+    def load(self) -> None:
+        self._function = self._open_worker()
 
     def add(self, item: tuple[int, Any]) -> None:
         self._items.append(item[1])

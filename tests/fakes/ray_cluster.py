@@ -1,4 +1,7 @@
-"""A Ray cluster in this process: its actors work when their results are taken, and die when they are told to."""
+"""A Ray cluster in this process: its actors work when their results are taken, and die when they are told to.
+
+Those whose results are waited for take turns.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +58,8 @@ class Cluster:
         ]
 
     def _wait(self, calls, timeout):
-        return [calls[0]], calls[1:]
+        first = min(calls, key=lambda call: call.actor.taken)
+        return [first], [call for call in calls if call is not first]
 
     def _remote(self, kind):
         def options(scheduling_strategy, **resources):
@@ -74,7 +78,7 @@ class Actor:
 
     def __init__(self, cluster, node, resources, target):
         self.cluster, self.node, self.resources, self.target = cluster, node, resources, target
-        self.calls = []
+        self.calls, self.taken = [], 0
 
     def __getattr__(self, name):
         return SimpleNamespace(remote=lambda *arguments: self._call(name, arguments))
@@ -91,6 +95,7 @@ class Call:
 
     def __call__(self):
         calls = self.actor.calls
+        self.actor.taken += 1
         while self in calls:
             call = calls.pop(0)
             if self.actor.node not in self.actor.cluster.alive:

@@ -166,7 +166,8 @@ class Tango(lmms):  # type: ignore[misc]
         """Decodes the videos of requests, a few of them in advance."""
         count = min(self._count, max(len(requests) - 1, 0))
         waiting: deque[Any] = deque()
-        with closing(Decoders(self._llm.bundle.manifest, self._options, self._llm.frame_size, count)) as decoders:
+        with closing(Decoders(self._llm.bundle.manifest, self._options, count)) as decoders:
+            decoders.ready(self._llm.frame_size)
             for request in requests:
                 waiting.append(decoders.submit(request.video) if request.video else request)
                 if len(waiting) > 2 * count:

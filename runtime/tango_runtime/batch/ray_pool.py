@@ -3,10 +3,14 @@
 A worker gets its items ahead of the one that it works on, so it can decode the next. What a lost node had goes to the
 others, at the end and one item at a time: an item that kills its worker then takes no other with it. Nodes that join
 get workers, too.
+
+Until a worker is ready, those that are loading get as many items as they can begin meanwhile. None waits for them: when
+one that is ready has nothing left to do, those that are not are done without, and it gets what they had.
 """
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -28,6 +32,9 @@ _LOSSES = 3
 #: Seconds after which new nodes are looked for.
 _LOOK_AGAIN = 5.0
 
+#: The main module of an actor's process.
+_RAY_MAIN = "default_worker.py"
+
 #: Items whose results a worker owes at a time: with one more it does not wait for this process in between.
 _OWED = 2
 
@@ -36,16 +43,25 @@ class QueueWorker(Protocol[_Given, _Gives]):
     """What works on a node.
 
     Attributes:
+        early: Items that it can begin before it is loaded.
         depth: Items to give it before it is asked for the results of the first.
         busy: Seconds that it worked.
     """
 
+    early: int
     depth: int
     busy: float
 
+    def load(self) -> None:
+        """Loads what it works with.
+
+        Raises:
+            TangoError: It cannot.
+        """
+
     @property
     def description(self) -> str:
-        """What it is, in one line."""
+        """What it is, in one line, once it is loaded."""
 
     def add(self, item: _Given) -> None:
         """Takes an item."""
@@ -93,7 +109,7 @@ class Pool(Generic[Item, Result]):
     def ready(self) -> float:
         """Seconds that all workers were ready, added up; those of lost ones, too."""
         now = time.monotonic()
-        return self._was_ready + sum(now - member.since for member in self._members.values() if member.depth)
+        return self._was_ready + sum(now - member.since for member in self._members.values() if member.is_ready)
 
     def run(self, items: Iterable[Item]) -> Iterator[Done[Item, Result]]:
         """Works on items; they are given back in the order in which they are done.
@@ -130,32 +146,49 @@ class Pool(Generic[Item, Result]):
             return
         if isinstance(reply, TangoError):  # it cannot be opened there
             self._why, self._refusals[place] = reply, _LOSSES
-            del self._members[place]
-            return
-        if member.depth == 0:
-            member.depth, description = reply
-            member.since = time.monotonic()
+            self._do_without(place)
+        elif not member.depth:
+            early, member.depth = reply
+            if not self.workers:
+                self._give(member, early)
+            member.promises.append(member.actor.load.remote())
+        elif not member.is_ready:
+            member.is_ready, member.since = True, time.monotonic()
             self.workers += 1
-            self._on_open(description)
+            self._on_open(reply)
+            self._feed(member)
         else:
             results, busy = reply
             self.busy += busy
             yield Done(member.items.popleft()[0], results)
-        self._feed(member)
+            self._feed(member)
+
+    def _give(self, member: _Member[Item], most: int) -> None:
+        """Gives a member items until it has so many."""
+        while self._items and len(member.items) < most:
+            member.give(self._items.popleft(), 0)
 
     def _feed(self, member: _Member[Item]) -> None:
-        """Gives a member items, and asks for the results of as many as it owes at a time."""
-        while self._items and len(member.items) < member.depth + 1:
-            member.give(self._items.popleft(), 0)
+        """Gives a member that is ready items, and asks for the results of as many as it owes at a time."""
+        self._give(member, member.depth + 1)
         if self._lost and not member.items:
             member.give(*self._lost.popleft())
+        if not member.items:
+            for place in [place for place, other in self._members.items() if not other.is_ready]:
+                self._do_without(place)
+            self._give(member, member.depth + 1)
         while len(member.promises) < min(_OWED, len(member.items)):
             member.promises.append(member.actor.answer.remote())
+
+    def _do_without(self, place: _Place) -> None:
+        """Ends a worker that is not ready; nothing that it had is done."""
+        member = self._members.pop(place)
+        self._items.extendleft(item for item, _ in reversed(member.items))
 
     def _lose(self, place: _Place, error: Exception) -> Iterator[Done[Item, Result]]:
         """A member is gone: what it had is to be done by others."""
         member = self._members.pop(place)
-        if member.depth:
+        if member.is_ready:
             self.workers -= 1
             self._was_ready += time.monotonic() - member.since
         else:
@@ -166,9 +199,8 @@ class Pool(Generic[Item, Result]):
                 self._lost.append((item, losses + 1))
             else:
                 yield Done(item, None)
-        for other in self._members.values():  # which may be idle
-            if other.depth:
-                self._feed(other)
+        for other in [other for other in self._members.values() if other.is_ready]:  # which may be idle
+            self._feed(other)
 
     def _start_workers(self) -> None:
         """Starts workers in the places that have none.
@@ -207,16 +239,17 @@ class _Member(Generic[Item]):
 
     Attributes:
         actor: The actor.
-        depth: Its depth, 0 until it is open.
-        since: When it was open, of the monotonic clock.
+        depth: Its depth, 0 until it has begun.
+        is_ready: Whether it is loaded.
+        since: When it was ready, of the monotonic clock.
         items: What it was given and has not done, with how often each was lost before.
         promises: Replies to come.
     """
 
     def __init__(self, actor: Any) -> None:
-        self.actor, self.depth, self.since = actor, 0, 0.0
+        self.actor, self.depth, self.is_ready, self.since = actor, 0, False, 0.0
         self.items: deque[tuple[Item, int]] = deque()
-        self.promises: deque[Any] = deque([actor.open.remote()])
+        self.promises: deque[Any] = deque([actor.begin.remote()])
 
     def give(self, item: Item, losses: int) -> None:
         """Gives it an item."""
@@ -230,12 +263,23 @@ class _Actor:
     def __init__(self, open_worker: Callable[[int], Any], of: int) -> None:
         self._open_worker, self._of = open_worker, of
 
-    def open(self) -> tuple[int, str] | TangoError:
+    def begin(self) -> tuple[int, int] | TangoError:
+        main = sys.modules["__main__"]  # which each process that a worker starts would import, and with it Ray
+        if (getattr(main, "__file__", None) or "").endswith(_RAY_MAIN):
+            del main.__file__
         try:
             self._worker = self._open_worker(self._of)
         except TangoError as error:
             return error
-        return self._worker.depth, self._worker.description
+        return self._worker.early, self._worker.depth
+
+    def load(self) -> str | TangoError:
+        try:
+            self._worker.load()
+        except TangoError as error:
+            return error
+        description: str = self._worker.description
+        return description
 
     def add(self, item: Any) -> None:
         self._worker.add(item)

@@ -127,6 +127,8 @@ class Task:
 class Worker:
     """Answers questions about the videos that are added, in the order in which they are added.
 
+    Its processes decode from the beginning, so the first videos can be ready when the model is.
+
     Args:
         settings: How.
         backend: ``auto``, or the name of a backend.
@@ -136,26 +138,41 @@ class Worker:
 
     Attributes:
         busy: Seconds that the models worked.
+        early: Videos that may be added before :meth:`load`: as many are decoded at a time.
         depth: Videos to add before one is answered: as many are decoded or ready, and none is waited for.
 
     Raises:
-        TangoError: A bundle is not whole, or the backend cannot run it or has no GPU that decodes.
+        TangoError: A bundle is not whole.
     """
 
     def __init__(
         self, settings: Settings, backend: str = "auto", *, decoders: int = 0, gpu_decoders: int = 0, threads: int = 0
     ) -> None:
         self._settings, self.busy = settings, 0.0
-        self._llms = {}
-        for folder in settings.bundles:
-            bundle = Bundle.load(folder)
-            loaded = select(bundle, backend, threads=threads, nvdec=gpu_decoders > 0)
-            self._llms[folder.resolve().name] = VideoLLM(bundle, loaded, MAX_SEQUENCES)
-        first = next(iter(self._llms.values()))
-        self._decoders = Decoders(first.bundle.manifest, settings.video, first.frame_size, decoders, gpu_decoders)
+        self._bundles = [Bundle.load(folder) for folder in settings.bundles]
+        self._select = partial(select, backend=backend, threads=threads, nvdec=gpu_decoders > 0)
+        self._llms: dict[str, VideoLLM] = {}
         self._waiting: deque[tuple[Task, Future[DecodedVideo]]] = deque()
         self._ahead: EncodedVideo | None = None  # by the first model of the first task that waits
-        self.depth = 2 * len(self._decoders) + 1
+        self._decoders = Decoders(self._bundles[0].manifest, settings.video, decoders, gpu_decoders)
+        self.early = len(self._decoders)
+        self.depth = 2 * self.early + 1
+
+    def load(self) -> None:
+        """Loads the models; the worker is closed if it cannot.
+
+        Raises:
+            TangoError: The backend cannot run a bundle, or has no GPU that decodes.
+        """
+        try:
+            for bundle in self._bundles:
+                llm = VideoLLM(bundle, self._select(bundle), MAX_SEQUENCES)
+                self._llms[bundle.path.resolve().name] = llm
+            first = next(iter(self._llms.values()))
+            self._decoders.ready(first.frame_size)
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def description(self) -> str:

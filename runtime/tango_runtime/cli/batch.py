@@ -164,9 +164,12 @@ def _outcomes(
     in_software = default_count() if args.decoders is None else args.decoders
     counts = (min(count, len(tasks)) for count in (in_software, args.gpu_decoders))  # more would only wait
     with closing(_open_worker(settings, args.backend, *counts)) as worker:
+        for task in tasks[: worker.early]:
+            worker.add(task)
+        worker.load()
         status(f"backend: {worker.description}")
         usage.restart()
-        yield answer_here(worker, tasks, usage), usage
+        yield answer_here(worker, tasks[worker.early :], usage), usage
 
 
 def _open_worker(settings: Settings, backend: str, decoders: int | None, gpu_decoders: int, models: int = 1) -> Worker:

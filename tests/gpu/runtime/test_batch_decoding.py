@@ -46,7 +46,8 @@ def write(path, encoder, pix_fmt="yuv420p"):
 def test_frames_are_those_of_software(manifest, tmp_path, encoder, capfd):
     path = write(tmp_path / "clip.mp4", encoder)
     wanted = decode(manifest, path, OPTIONS)
-    with closing(Decoders(manifest, OPTIONS, None, 0, 2)) as decoders:
+    with closing(Decoders(manifest, OPTIONS, 0, 2)) as decoders:
+        decoders.ready(None)
         for future in [decoders.submit(path) for _ in range(4)]:
             found = future.result()
             np.testing.assert_array_equal(found.batch.host_frames, wanted.batch.host_frames)
@@ -59,7 +60,8 @@ def test_frames_are_those_of_software(manifest, tmp_path, encoder, capfd):
 
 def test_ten_bits_are_left_to_software(manifest, tmp_path, capfd):
     path = write(tmp_path / "clip.mp4", "libx265", "yuv420p10le")
-    with closing(Decoders(manifest, OPTIONS, None, 0, 1)) as decoders:
+    with closing(Decoders(manifest, OPTIONS, 0, 1)) as decoders:
+        decoders.ready(None)
         found = decoders.submit(path).result()
     np.testing.assert_array_equal(found.batch.host_frames, decode(manifest, path, OPTIONS).batch.host_frames)
     assert f"warning: {path} is decoded in software: software converts its 10 bits" in capfd.readouterr().err

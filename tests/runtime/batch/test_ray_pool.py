@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import sys
 
 import pytest
 
@@ -15,11 +16,14 @@ from tests.fakes.ray_cluster import Cluster, OutOfMemoryError, RayActorError, Ra
 class Doubler:
     """Doubles numbers; 99 kills every node that works on it."""
 
-    depth, busy, description = 2, 0.0, "a doubler"
+    early, depth, busy, description = 1, 2, 0.0, "a doubler"
     cluster = None
 
     def __init__(self, of):
-        self.items, self.most = [], 0
+        self.items = []
+
+    def load(self):
+        pass
 
     def add(self, item):
         self.items.append(item)
@@ -72,17 +76,17 @@ def test_workers_are_ready_from_when_they_are_open_until_they_are_lost(cluster, 
 
     monkeypatch.setattr(Doubler, "answer_next", answer_in_a_second)
     _, pool = cluster(a=CORE, b=CORE)
-    results(pool, range(20))  # the fake works on one item at a time, and opens the second worker after them
-    assert (pool.busy, pool.ready) == (20, 20)
+    results(pool, range(20))  # the fake works on one item at a time
+    assert (pool.busy, pool.ready) == (20, 40)
     now[0] += 5
-    assert pool.ready == 30
+    assert pool.ready == 50
 
     _, pool = cluster(a=CORE, b=CORE)
     with pytest.raises(TangoError, match="no node"):
         results(pool, [1, 2, 99])  # lost with the first worker, and then with the second
-    assert (pool.busy, pool.ready) == (2, 4)
+    assert (pool.busy, pool.ready) == (2, 3 + 4)
     now[0] += 100
-    assert pool.ready == 4
+    assert pool.ready == 3 + 4
 
 
 def test_each_gpu_has_a_worker_and_else_each_node(cluster):
@@ -149,6 +153,104 @@ def test_a_worker_that_cannot_be_opened_is_an_error_where_none_can(cluster, monk
     monkeypatch.setattr(Doubler, "__init__", refuse)
     with pytest.raises(TangoError, match="there is no bundle"):
         results(cluster(a=CORE, b=CORE)[1], [1])
+
+
+@pytest.fixture
+def events(monkeypatch):
+    """What workers do, in order: each one's node, and the item that it is given or the word ``load``."""
+    found, add, load = [], Doubler.add, Doubler.load
+
+    def note(doubler, event):
+        actors = doubler.cluster.actors
+        found.append((next(actor.node for actor in actors if actor.target._worker is doubler), event))
+
+    monkeypatch.setattr(Doubler, "add", lambda doubler, item: (note(doubler, item), add(doubler, item)))
+    monkeypatch.setattr(Doubler, "load", lambda doubler: (note(doubler, "load"), load(doubler)))
+    return found
+
+
+def test_a_worker_has_items_before_it_is_loaded(cluster, monkeypatch, events):
+    monkeypatch.setattr(Doubler, "early", 2)
+    assert results(cluster(a=CORE, b=CORE)[1], range(20)) == {i: [2 * i] for i in range(20)}
+    assert events[:6] == [("a", 0), ("a", 1), ("a", "load"), ("b", 2), ("b", 3), ("b", "load")]
+
+
+def test_a_worker_that_comes_late_has_none_before_it_is_loaded(cluster, monkeypatch, events):
+    monkeypatch.setattr("tango_runtime.batch.ray_pool._LOOK_AGAIN", 0.0)
+    found, pool = cluster(a=CORE)
+    for one in pool.run(range(20)):
+        if one.item == 2:
+            found.resources["late"] = CORE
+            found.alive.add("late")
+    assert next(event for node, event in events if node == "late") == "load"
+
+
+def test_what_a_refusing_worker_had_is_done_by_another(cluster, monkeypatch):
+    """It does not count as lost, so it is not left for the end."""
+    load = Doubler.load
+
+    def refuse(doubler):
+        load(doubler)
+        if doubler.items[:1] == [0]:  # the first that began
+            raise TangoError("there is no GPU", "see: tango doctor")
+
+    monkeypatch.setattr(Doubler, "load", refuse)
+    found, pool = cluster(a=CORE, b=CORE)
+    done = list(pool.run(range(8)))
+    assert sorted((one.item, one.results) for one in done) == [(i, [2 * i]) for i in range(8)]
+    assert [one.item for one in done].index(0) < 7
+    assert pool.workers == 1
+    assert len(found.actors) == 2
+
+
+def test_workers_that_all_refuse_are_an_error_that_says_why(cluster, monkeypatch):
+    def refuse(doubler):
+        raise TangoError("there is no GPU", "see: tango doctor")
+
+    monkeypatch.setattr(Doubler, "load", refuse)
+    with pytest.raises(TangoError, match="there is no GPU"):
+        results(cluster(a=CORE, b=CORE)[1], range(8))
+
+
+def test_what_a_worker_had_that_died_while_loading_is_done_by_another(cluster, monkeypatch):
+    def load(doubler):
+        if doubler.items[:1] == [0]:
+            doubler.cluster.alive.discard("a")
+
+    monkeypatch.setattr(Doubler, "load", load)
+    _, pool = cluster(a=CORE, b=CORE)
+    done = list(pool.run(range(8)))
+    assert sorted((one.item, one.results) for one in done) == [(i, [2 * i]) for i in range(8)]
+    assert [one.item for one in done][-1] == 0
+    assert pool.workers == 1
+
+
+def test_workers_that_die_while_loading_are_an_error_that_says_why(cluster, monkeypatch):
+    def killed(doubler):
+        raise OutOfMemoryError("the node ran low on memory\nmore")
+
+    monkeypatch.setattr(Doubler, "load", killed)
+    found, pool = cluster(a=CORE, b=CORE)
+    with pytest.raises(TangoError, match=r"no worker could start: the node ran low on memory \(look for"):
+        results(pool, range(8))
+    assert len(found.actors) == 6
+
+
+def test_no_item_waits_for_a_worker_that_is_loading(cluster, monkeypatch):
+    """It is done without when another has nothing left to do, and so it does not hold up the end either."""
+    found, pool = cluster(a=CORE, b=CORE, c=CORE)
+    wait = sys.modules["ray"].wait
+
+    def slow(calls, timeout):
+        """``b`` begins and never is ready, ``c`` does not even begin."""
+        others = [call for call in calls if call.actor.node == "a" or (call.actor.node, call.name) == ("b", "begin")]
+        return wait(others, timeout)
+
+    monkeypatch.setattr(sys.modules["ray"], "wait", slow)
+    done = list(pool.run(range(8)))
+    assert sorted((one.item, one.results) for one in done) == [(i, [2 * i]) for i in range(8)]
+    assert pool.workers == 1
+    assert [actor.node for actor in found.actors] == ["a", "b", "c"]
 
 
 def test_workers_that_cannot_start_are_an_error_that_says_why(cluster, monkeypatch):

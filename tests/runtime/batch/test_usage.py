@@ -41,6 +41,7 @@ def test_the_share_is_the_time_in_the_model(tiny_bundle, clip, monkeypatch):
     tasks = [Task(video, ((one, questions),)), Task(video, ((one, questions), (other, questions)))]
     usage = run.Usage()
     with closing(Worker(settings)) as opened:
+        opened.load()
         assert len(list(run.answer_here(opened, tasks, usage))) == 6
     assert usage.busy == (3 + 2 * 2) + (7 + 2 * (3 + 2 * 2))
     assert usage.seconds == 60 + usage.busy

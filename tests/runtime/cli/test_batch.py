@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import resource
 import shutil
 import signal
@@ -99,6 +100,7 @@ def test_the_next_video_is_encoded_before_the_last_answer_is_given(batch, folder
     (trial,) = settings.trials()
     videos, _ = read_questions(folder / "questions.jsonl")
     with closing(Worker(settings)) as worker:
+        worker.load()
         tasks = [Task(video, ((trial, video.questions),)) for video in (*videos, videos[0])]
         for task in tasks:
             worker.add(task)
@@ -107,6 +109,33 @@ def test_the_next_video_is_encoded_before_the_last_answer_is_given(batch, folder
                 events.append((outcome.id, outcome.answer))
     wanted = [(line["id"], line["answer"]) for line in lines(folder / "wanted.jsonl")]
     assert events == [wanted[0], "encode", *wanted[1:3], "encode", wanted[3], *wanted[:2]]
+
+
+def test_videos_are_decoded_before_the_model_is_loaded(folder, tiny_bundle, batch):
+    """They are answered in their order."""
+    batch(output=folder / "wanted.jsonl")
+    settings = Settings((tiny_bundle,), (), sampling=SamplingOptions(max_new_tokens=6))
+    (trial,) = settings.trials()
+    videos, _ = read_questions(folder / "questions.jsonl")
+    with closing(Worker(settings, decoders=2)) as worker:
+        assert worker.early == 2
+        for video in videos:
+            worker.add(Task(video, ((trial, video.questions),)))
+        for _, decoded in worker._waiting:
+            assert len(decoded.result().batch) == 4
+        worker.load()
+        found = [(outcome.id, outcome.answer) for _ in videos for outcome in worker.answer_next()]
+    assert found == [(line["id"], line["answer"]) for line in lines(folder / "wanted.jsonl")]
+
+
+@pytest.mark.parametrize(("backend", "on_gpu", "error"), [("tensorrt", 0, "TensorRT"), ("ort-cpu", 1, "has no GPU")])
+def test_a_model_that_cannot_be_loaded_leaves_no_process(batch, folder, monkeypatch, backend, on_gpu, error):
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    code, err = batch("--backend", backend, "--decoders", 1, "--gpu-decoders", on_gpu)
+    assert code == 2
+    assert error in err
+    assert not multiprocessing.active_children()
+    assert not (folder / "answers.jsonl").exists()
 
 
 def test_there_are_no_more_decoders_than_videos(batch, monkeypatch):
