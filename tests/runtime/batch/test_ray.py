@@ -6,10 +6,12 @@ import json
 import os
 import shutil
 import signal
+import sys
 
 import pytest
 
-from tango_runtime.batch.ray_pool import Pool
+from tango_runtime.batch import ray_pool
+from tango_runtime.batch.ray_pool import Pool, connected
 from tango_runtime.cli.main import main
 
 ray = pytest.importorskip("ray")
@@ -40,6 +42,24 @@ def batch(tiny_bundle, folder, capsys):
 
 def lines(file):
     return sorted(file.read_text().splitlines())
+
+
+def test_videos_are_decoded_while_models_load(batch, folder, ray_cluster):
+    """The answers are the same, and an error is that of one machine."""
+    assert batch("alone.jsonl")[0] == 0
+    assert batch("answers.jsonl", "--ray", ray_cluster.address, "--decoders", 1)[0] == 0
+    assert lines(folder / "answers.jsonl") == lines(folder / "alone.jsonl")
+    wanted = batch("none.jsonl", "--backend", "ort-cpu", "--gpu-decoders", 1)
+    assert wanted[0] == 2
+    code, err = batch("none.jsonl", "--backend", "ort-cpu", "--gpu-decoders", 1, "--ray", ray_cluster.address)
+    assert (code, err.splitlines()[-2:]) == (2, wanted[1].splitlines()[-2:])
+
+
+def test_the_main_module_of_an_actor_is_known(ray_cluster):
+    """Processes of a worker are to do without it: it imports Ray."""
+    with connected(ray_cluster.address):
+        found = ray.get(ray.remote(num_cpus=1)(lambda: sys.modules["__main__"].__file__).remote())
+    assert found.endswith(ray_pool._RAY_MAIN)
 
 
 def test_a_node_is_lost_midway_and_the_run_is_resumed(batch, folder, ray_cluster, monkeypatch):

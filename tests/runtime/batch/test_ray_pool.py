@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pickle
 import sys
+from types import ModuleType
 
 import pytest
 
 from tango_plugins import TangoError
 from tango_runtime.batch import ray_pool
-from tango_runtime.batch.ray_pool import Pool
+from tango_runtime.batch.ray_pool import Pool, _Actor
 from tests.fakes.ray_cluster import Cluster, OutOfMemoryError, RayActorError, RayTaskError
 
 
@@ -269,6 +270,16 @@ def test_an_error_of_a_worker_itself_is_not_taken_for_its_loss(cluster, monkeypa
     monkeypatch.setattr(Doubler, "answer_next", wrong)
     with pytest.raises(RayTaskError):
         results(cluster(a=CORE, b=CORE)[1], [1])
+
+
+@pytest.mark.parametrize(("main", "kept"), [("/ray/workers/default_worker.py", False), ("/home/me/program.py", True)])
+def test_processes_of_a_worker_do_not_import_ray(monkeypatch, main, kept):
+    """As they would with the main module of an actor's process; any other stays as it is."""
+    module = ModuleType("__main__")
+    module.__file__ = main
+    monkeypatch.setitem(sys.modules, "__main__", module)
+    assert _Actor(Doubler, 1).begin() == (Doubler.early, Doubler.depth)
+    assert hasattr(module, "__file__") == kept
 
 
 def test_an_error_is_pickled_with_its_hint():
