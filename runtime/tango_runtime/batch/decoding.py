@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
@@ -51,6 +52,8 @@ class Decoders:
     """
 
     def __init__(self, manifest: Manifest, options: FrameOptions, count: int, on_gpu: int = 0) -> None:
+        # Without what decoding does not need: more than a pipe holds, and each process would be waited for to start.
+        manifest = replace(manifest, graphs={}, files={})
         self._decode: _Decode = partial(_decode, manifest, options)
         self._fixed: Future[tuple[int, int] | None] = Future()
         if manifest.video.budget is None:  # frames have the bundle's size, whatever the backend is

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
 from concurrent import futures
 from contextlib import closing
@@ -62,6 +63,14 @@ def test_decoders_give_what_decoding_here_gives(manifest, clip, tmp_path, count)
     finally:
         decoders.close()
     assert not multiprocessing.active_children()
+
+
+def test_what_a_process_is_started_with_fits_a_pipe(manifest):
+    """So none is waited for, however many tensors a bundle has."""
+    graphs = {f"{name} {i}": graph for name, graph in manifest.graphs.items() for i in range(100)}
+    large = replace(manifest, graphs=graphs)
+    with closing(Decoders(large, FrameOptions(), 1, 1)) as decoders:
+        assert all(len(pickle.dumps(opened)) < 1 << 14 for opened in decoders._open)
 
 
 def test_a_file_that_kills_its_process_fails_by_itself(manifest, clip):
