@@ -4,8 +4,8 @@ A worker gets its items ahead of the one that it works on, so it can decode the 
 others, at the end and one item at a time: an item that kills its worker then takes no other with it. Nodes that join
 get workers, too.
 
-Until a worker is ready, those that are loading get as many items as they can begin meanwhile. None waits for them: when
-one that is ready has nothing left to do, those that are not are done without, and it gets what they had.
+Until a worker is ready, those that are loading get as many items as they can begin meanwhile. No item waits for them:
+one that is ready and has nothing left to do gets what one of them had, which is then done without.
 """
 
 from __future__ import annotations
@@ -125,9 +125,9 @@ class Pool(Generic[Item, Result]):
             if (self._items or self._lost) and (not self._members or time.monotonic() > look_again):
                 self._start_workers()
                 look_again = time.monotonic() + _LOOK_AGAIN
-            waiting = {member.promises[0]: place for place, member in self._members.items() if member.promises}
-            if not waiting:
+            if not (self._items or self._lost or any(member.items for member in self._members.values())):
                 return
+            waiting = {member.promises[0]: place for place, member in self._members.items() if member.promises}
             ready, _ = ray.wait(list(waiting), timeout=_LOOK_AGAIN)
             for promise in ready:
                 yield from self._take(waiting[promise])
@@ -174,9 +174,10 @@ class Pool(Generic[Item, Result]):
         if self._lost and not member.items:
             member.give(*self._lost.popleft())
         if not member.items:
-            for place in [place for place, other in self._members.items() if not other.is_ready]:
+            late = (place for place, other in self._members.items() if other.items and not other.is_ready)
+            if (place := next(late, None)) is not None:
                 self._do_without(place)
-            self._give(member, member.depth + 1)
+                self._give(member, member.depth + 1)
         while len(member.promises) < min(_OWED, len(member.items)):
             member.promises.append(member.actor.answer.remote())
 

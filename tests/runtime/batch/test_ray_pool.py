@@ -238,7 +238,7 @@ def test_workers_that_die_while_loading_are_an_error_that_says_why(cluster, monk
 
 
 def test_no_item_waits_for_a_worker_that_is_loading(cluster, monkeypatch):
-    """It is done without when another has nothing left to do, and so it does not hold up the end either."""
+    """It is done without when another has nothing left to do; nor is the end held up by one without items."""
     found, pool = cluster(a=CORE, b=CORE, c=CORE)
     wait = sys.modules["ray"].wait
 
