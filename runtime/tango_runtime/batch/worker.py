@@ -138,7 +138,7 @@ class Worker:
 
     Attributes:
         busy: Seconds that the models worked.
-        early: Videos that may be added before :meth:`load`: as many are decoded at a time.
+        early: Videos that may be added before :meth:`load`: ``depth``, if there are processes that decode them.
         depth: Videos to add before one is answered: as many are decoded or ready, and none is waited for.
 
     Raises:
@@ -155,8 +155,8 @@ class Worker:
         self._waiting: deque[tuple[Task, Future[DecodedVideo]]] = deque()
         self._ahead: EncodedVideo | None = None  # by the first model of the first task that waits
         self._decoders = Decoders(self._bundles[0].manifest, settings.video, decoders, gpu_decoders)
-        self.early = len(self._decoders)
-        self.depth = 2 * self.early + 1
+        self.depth = 2 * len(self._decoders) + 1
+        self.early = self.depth if len(self._decoders) else 0
 
     def load(self) -> None:
         """Loads the models; the worker is closed if it cannot.

@@ -118,7 +118,7 @@ def test_videos_are_decoded_before_the_model_is_loaded(folder, tiny_bundle, batc
     (trial,) = settings.trials()
     videos, _ = read_questions(folder / "questions.jsonl")
     with closing(Worker(settings, decoders=2)) as worker:
-        assert worker.early == 2
+        assert worker.early == worker.depth == 5
         for video in videos:
             worker.add(Task(video, ((trial, video.questions),)))
         for _, decoded in worker._waiting:
