@@ -8,7 +8,7 @@ token, with accumulators and everything between two matrix products in fp32.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,9 @@ DIM_MULTIPLE, MAX_HEAD_DIM, MAX_GROUP_WIDTH = 16, 256, 4096
 
 #: TANGO_CUDA_ERROR of tango/common.h.
 _CUDA_ERROR = 3
+
+#: TangoDecodeFormats of tango/decode.h.
+_FP16, _MIXED, _BLOCKS_4 = range(3)
 
 #: Sequences of one batched step, at most: TANGO_DECODE_SEQUENCES of tango/decode.h.
 MAX_SEQUENCES = 8
@@ -128,8 +131,7 @@ class _Kernel:
         self.table: NDArray[np.uint8] = _bytes_of(layers)
         self._head = _matrix("lm_head.weight", matrices, shape.hidden_size, shape.head_columns)
         self._tensors = [address(name, weights.get(name), *spec) for name, spec in _other_weights(shape).items()]
-        quantized = any(matrix.bits < 16 for matrix in matrices.values())
-        self._shape = structs.TangoDecodeShape(**vars(shape), blocks=blocks, quantized=quantized)
+        self._shape = structs.TangoDecodeShape(**vars(shape), blocks=blocks, formats=_formats(matrices.values()))
         size = ctypes.c_size_t()
         _check(library, getattr(library, workspace)(self._shape, ctypes.byref(size)))
         self.workspace_bytes: int = size.value
@@ -356,6 +358,13 @@ def cache_table(shape: DecoderShape, cache: Sequence[DeviceArray]) -> NDArray[np
         TangoError: A tensor is missing, or has another shape or dtype.
     """
     return _bytes_of([structs.TangoDecodeCache(*layer) for layer in _cache_addresses(shape, cache)])
+
+
+def _formats(matrices: Collection[Matrix]) -> int:
+    """What the matrices are, as a TangoDecodeFormats."""
+    if all(matrix.bits == 16 for matrix in matrices):
+        return _FP16
+    return _BLOCKS_4 if all(matrix.bits == 4 for matrix in matrices) else _MIXED
 
 
 def _check(library: ctypes.CDLL, status: int) -> None:

@@ -69,7 +69,7 @@ class TangoDecodeShape(ctypes.Structure):
 
     _fields_ = (
         *_integers("layers", "hidden_size", "heads", "kv_heads", "head_dim", "intermediate"),
-        *_integers("vocabulary", "head_columns", "capacity", "blocks", "quantized"),
+        *_integers("vocabulary", "head_columns", "capacity", "blocks", "formats"),
         ("norm_eps", ctypes.c_float),
     )
 

@@ -116,7 +116,9 @@ class Decoder:
         self.mail = torch.zeros(2, dtype=torch.int32)
         if self.device == "cuda":
             self.row, self.mail = self.row.pin_memory(), self.mail.pin_memory()
-        return Words(table.numpy(), self.row.numpy(), self.mail.numpy().view(np.uint32), device_array(self.placed), stop)
+        return Words(
+            table.numpy(), self.row.numpy(), self.mail.numpy().view(np.uint32), device_array(self.placed), stop
+        )
 
 
 class Batch:

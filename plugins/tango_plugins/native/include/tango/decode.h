@@ -15,6 +15,13 @@
 extern "C" {
 #endif
 
+/* What the matrices of a decoder are. One format for all makes a faster kernel. */
+typedef enum TangoDecodeFormats {
+    TANGO_DECODE_FP16 = 0,
+    TANGO_DECODE_MIXED = 1,   /* any formats, from matrix to matrix */
+    TANGO_DECODE_BLOCKS_4 = 2 /* TANGO_WEIGHTS_BLOCKS_4, with or without zero points */
+} TangoDecodeFormats;
+
 /* Dimensions; hidden_size, head_dim, intermediate and head_columns are multiples of 16. */
 typedef struct TangoDecodeShape {
     int32_t layers;
@@ -27,7 +34,7 @@ typedef struct TangoDecodeShape {
     int32_t head_columns; /* columns of the LM head's matrix, at least vocabulary; the rest is padding */
     int32_t capacity;     /* positions of the KV cache */
     int32_t blocks;       /* thread blocks, at most one per SM; 0: one per SM */
-    int32_t quantized;    /* 1 if a matrix may be other than fp16 */
+    int32_t formats;      /* a TangoDecodeFormats */
     float norm_eps;
 } TangoDecodeShape;
 
@@ -88,7 +95,8 @@ typedef struct TangoDecodeWords {
  * `found` is host memory into which that work writes the token, such as the index of `best` of the step before, in
  * pinned memory; a step of the same sequence that this call enqueues should have another `best`.
  * `*token` becomes the token whose step was enqueued; -1 if the one found ends the sequence or has no embedding, so
- * that the step does nothing. The embedding of `tensors` does not count. `words` is of one stream. Everything else is as of tango_decode_enqueue. A CUDA graph cannot capture it. */
+ * that the step does nothing. The embedding of `tensors` does not count. `words` is of one stream. Everything else is
+ * as of tango_decode_enqueue. A CUDA graph cannot capture it. */
 TANGO_API int tango_decode_next(const TangoDecodeShape* shape, const TangoDecodeTensors* tensors, int32_t position,
                                 int32_t rotation, const TangoDecodeWords* words, const int32_t* found, int32_t* token,
                                 void* workspace, size_t workspace_bytes, void* stream);

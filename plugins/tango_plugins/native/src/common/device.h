@@ -18,7 +18,7 @@ cudaError_t query_device(DeviceProperties& found);
 
 // The work that a stream has at a moment.
 class Event {
-   public:
+  public:
     Event() = default;
     Event(const Event&) = delete;
     Event& operator=(const Event&) = delete;
@@ -31,7 +31,7 @@ class Event {
     // Whether the work is known to be done.
     bool is_done() const;
 
-   private:
+  private:
     cudaEvent_t event_ = nullptr;
 };
 

@@ -410,7 +410,8 @@ BatchStep describe(const TangoDecodeShape& shape, size_t shared_bytes) {
     if (needed > shared_bytes) return step;
     constexpr int kInputBytes = kInputRows / kUnit * kUnitInputBytes;
     const int max_rows = static_cast<int>(shared_bytes - needed) / kInputBytes * kInputRows;
-    const int row_multiple = shape.quantized ? kInputRows : kUnit;  // so that no step begins inside of a block
+    const int row_multiple =
+        shape.formats != TANGO_DECODE_FP16 ? kInputRows : kUnit;  // so that no step begins inside of a block
     const int hidden_size = shape.hidden_size, attn_out = step.attn_width();
     const int qkv = attn_out + 2 * shape.kv_heads * shape.head_dim;
     const auto partition = [&](int matrices, int rows, int columns, int max_split_k) {
@@ -525,7 +526,7 @@ int tango_decode_batch_enqueue(const TangoDecodeShape* shape, const TangoDecodeT
     if (workspace_bytes < needed)
         return fail(TANGO_SMALL_WORKSPACE, "workspace has %zu bytes: it must have %zu", workspace_bytes, needed);
     step.tensors = *tensors;
-    const auto kernel = shape->quantized ? decode_batch<true> : decode_batch<false>;
+    const auto kernel = shape->formats == TANGO_DECODE_FP16 ? decode_batch<false> : decode_batch<true>;
     const auto grid_stream = static_cast<cudaStream_t>(stream);
     return cuda_status(launch_cooperative(kernel, step, step.shape.blocks, kBatchBlock, step.shared_bytes, grid_stream),
                        "decode");

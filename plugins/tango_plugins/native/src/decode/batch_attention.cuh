@@ -154,7 +154,7 @@ __device__ inline void fill_up(const BatchChunk& chunk, const AttentionShared& o
 // Scores of a tile of queries for the keys of a tile: a warp takes 16 keys at a time.
 __device__ inline void compute_scores(const BatchChunk& chunk, const AttentionShared& own, const Fragment* queries,
                                       int count) {
-    const int lane = local_lane(), steps = chunk.step.shape.head_dim / kFragmentRows;
+    const int lane = opaque(lane_id()), steps = chunk.step.shape.head_dim / kFragmentRows;
     const int stride = chunk.step.kv_tile_size + 4;
 #pragma unroll 1
     for (int first = warp_id() * kFragmentRows; first < count; first += kBatchWarps * kFragmentRows) {
@@ -205,7 +205,7 @@ __device__ inline void update_softmax(const BatchChunk& chunk, const AttentionSh
 // every `groups`-th 16 positions from its own group on.
 __device__ inline void add_values(float (&sum)[kWarpDims][4], const AttentionShared& own, int dims, int tiles,
                                   int group, int groups, int count) {
-    const int lane = local_lane();
+    const int lane = opaque(lane_id());
     const float first = own.softmax[lane % 4 * 2].z, second = own.softmax[lane % 4 * 2 + 1].z;
 #pragma unroll
     for (int i = 0; i < kWarpDims; ++i)

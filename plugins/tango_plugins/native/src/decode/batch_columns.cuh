@@ -13,7 +13,7 @@ constexpr int kBandColumns = kBandTiles * kTile;
 constexpr int kBandBytes = kBandColumns * 64;      // of a step's weights
 constexpr int kMaxScaleWords = 3, kZeroWords = 2;  // of a column in a step, that hold its scales and zero points
 constexpr int kMaxStepBytes = kBandBytes + kBandColumns * 4 * (kMaxScaleWords + kZeroWords);
-constexpr int kMaxColumnSteps = 6;  // of a warp that are in flight
+constexpr int kMaxColumnSteps = 4;  // of a warp that are in flight
 
 // The weights of matrices by columns, FP8 or blocks along the rows with a scale each (kWeights is of TangoWeights), in
 // steps: the next 64 bytes of each column of a band of tiles, which share what is read of the input. The steps of all

@@ -170,10 +170,10 @@ __device__ void attention(const Step& step, const Shared& shared, int layer) {
 }
 
 // Calls use(gemv) with the GEMV of a phase.
-template <bool kQuantized, typename Use>
+template <int kFormats, typename Use>
 __device__ void with_gemv(const GemvPart& part, const Shared& shared, const TangoMatrix& first,
                           const TangoMatrix& second, Use use) {
-    if (!kQuantized || first.weights == TANGO_WEIGHTS_FP16)
+    if (kFormats == TANGO_DECODE_FP16 || first.weights == TANGO_WEIGHTS_FP16)
         use(RowGemv<__half>(part, shared.ring, first, second));
     else if (first.weights == TANGO_WEIGHTS_INT8)
         use(RowGemv<int8_t>(part, shared.ring, first, second));
@@ -185,7 +185,7 @@ __device__ void with_gemv(const GemvPart& part, const Shared& shared, const Tang
         use(Fp8Gemv(part, shared.ring, first, second));
 }
 
-template <bool kQuantized>
+template <int kFormats>
 __global__ void __launch_bounds__(kBlock, 1) decode(const Step step) {
     if (step.stopped != nullptr && __ldcg(step.stopped) != 0) return;
     const TangoDecodeShape& shape = step.shape;
@@ -214,9 +214,10 @@ __global__ void __launch_bounds__(kBlock, 1) decode(const Step step) {
         copy_for_later(step, shared, phase);
         const GemvPart part(shared.partitions[phase.gemv]);
         const TangoMatrix &first = shared.matrix(phase.layer, phase.gemv), &second = shared.layers[phase.layer % 2].up;
-        with_gemv<kQuantized>(part, shared, first, second, [](auto gemv) { gemv.start(); });
-        if (index > 0) DecodeBarrier::wait();
-        const float* input = load_input(step, shared, phase, part);
+        const auto ready_input = [&] {
+            if (index > 0) DecodeBarrier::wait();
+            return load_input(step, shared, phase, part);
+        };
         float* to = phase.gemv == kQkv ? step.qkv : phase.gemv == kLmHead ? step.tensors.logits : step.residual_delta;
         const int columns = phase.gemv == kLmHead ? shape.vocabulary : shared.partitions[phase.gemv].columns;
         const auto emit = [&](int column, int split, float sum, float up) {
@@ -225,10 +226,18 @@ __global__ void __launch_bounds__(kBlock, 1) decode(const Step step) {
             else if (column < columns)
                 __stcg(to + split * columns + column, sum);
         };
-        with_gemv<kQuantized>(part, shared, first, second, [&](auto gemv) {
-            gemv.skip_started();
-            gemv.run(input, shared.accumulators, emit);
-        });
+        if constexpr (kFormats == TANGO_DECODE_BLOCKS_4) {  // alone, it has registers for its place in the weights
+            BlockGemv<4> gemv(part, shared.ring, first, second);
+            gemv.start();
+            gemv.run(ready_input(), shared.accumulators, emit);
+        } else {
+            with_gemv<kFormats>(part, shared, first, second, [](auto gemv) { gemv.start(); });
+            const float* const input = ready_input();
+            with_gemv<kFormats>(part, shared, first, second, [&](auto gemv) {
+                gemv.skip_started();
+                gemv.run(input, shared.accumulators, emit);
+            });
+        }
         if (phase.gemv != kLmHead) DecodeBarrier::arrive();
     }
     finish(step, shared);
@@ -266,6 +275,7 @@ GemvPartition partition_gemv(int matrices, int rows, int columns, int input_byte
 SharedLayout lay_out_shared(const Step& step, int inputs, int limit) {
     const TangoDecodeShape& shape = step.shape;
     const int floats = sizeof(float), hidden = shape.hidden_size * floats;
+    const bool quantized = shape.formats != TANGO_DECODE_FP16;
     SharedLayout layout = {};
     int used = 0;
     const auto add = [&](int& at, int bytes) {
@@ -275,13 +285,12 @@ SharedLayout lay_out_shared(const Step& step, int inputs, int limit) {
     used = kHeaderBytes;
     add(layout.residual, hidden);
     add(layout.input,
-        (shape.quantized ? (ceil_div(inputs, 128) + 1) * kMaxInputs : ceil_div(inputs, kUnit) * kUnit) * floats);
+        (quantized ? (ceil_div(inputs, 128) + 1) * kMaxInputs : ceil_div(inputs, kUnit) * kUnit) * floats);
     add(layout.norm, hidden);
     add(layout.rope, shape.head_dim * floats);
     add(layout.accumulators, kAccumulatorFloats * floats);
     layout.ring_bytes = kRingBytes;
-    if (shape.quantized)
-        layout.ring_bytes = std::max(kFp8RingBytes, ring_depth(limit - used, kZerosAt) * kWarps * kZerosAt);
+    if (quantized) layout.ring_bytes = std::max(kFp8RingBytes, ring_depth(limit - used, kZerosAt) * kWarps * kZerosAt);
     add(layout.ring, std::max(layout.ring_bytes, kKvTileBytes));
     layout.bytes = used;
     return layout;
@@ -387,8 +396,13 @@ int describe_token(const TangoDecodeShape* shape, const TangoDecodeTensors* tens
     return TANGO_OK;
 }
 
+auto kernel_of(int formats) {
+    if (formats == TANGO_DECODE_FP16) return decode<TANGO_DECODE_FP16>;
+    return formats == TANGO_DECODE_MIXED ? decode<TANGO_DECODE_MIXED> : decode<TANGO_DECODE_BLOCKS_4>;
+}
+
 int launch_step(const Step& step, cudaStream_t stream) {
-    const auto kernel = step.shape.quantized ? decode<true> : decode<false>;
+    const auto kernel = kernel_of(step.shape.formats);
     return cuda_status(launch_cooperative(kernel, step, step.shape.blocks, kBlock, step.layout.bytes, stream),
                        "decode");
 }
@@ -442,12 +456,9 @@ int tango_decode_next(const TangoDecodeShape* shape, const TangoDecodeTensors* t
     step.tensors.embedding = words->embedding;
     const auto on = static_cast<cudaStream_t>(stream);
     const int vectors = shape->hidden_size / kVector;
-    const Mail mail = {words->mail,
-                       words->mail[0] + 1,
-                       static_cast<const uint4*>(words->row),
-                       static_cast<uint4*>(words->embedding),
-                       vectors,
-                       step.stopped};
+    const Mail mail = {
+        words->mail, words->mail[0] + 1, static_cast<const uint4*>(words->row), static_cast<uint4*>(words->embedding),
+        vectors,     step.stopped};
     Event work;
     if (int status = work.record(on)) return status;
     int32_t next = -1;

@@ -6,13 +6,6 @@
 
 namespace tango {
 
-// Whether to do what follows. sm_90 spills little without it, and what is known of its speed was measured so.
-#if __CUDA_ARCH__ == 900
-constexpr bool kSavesRegisters = false;
-#else
-constexpr bool kSavesRegisters = true;
-#endif
-
 // The same value, of which the compiler knows nothing: what is computed from it stays where it is, instead of being
 // kept in registers, or out of them, from before a loop.
 __device__ inline int opaque(int value) {
@@ -20,16 +13,22 @@ __device__ inline int opaque(int value) {
     return value;
 }
 
-// The lane, where a loop over tiles begins: what is computed from it is not kept in registers while other phases run.
-__device__ inline int local_lane() { return kSavesRegisters ? opaque(lane_id()) : lane_id(); }
+// The lane, where a loop over tiles begins in a step of one sequence: what is computed from it is not kept in registers
+// while other phases run. sm_90 spills little in any case, and is faster as it is.
+__device__ inline int local_lane() {
+#if __CUDA_ARCH__ == 900
+    return lane_id();
+#else
+    return opaque(lane_id());
+#endif
+}
 
 // Gives values to variables that a thread may load or not. One that may have none keeps its registers in all loops
 // around it. In the code that nvcc 13 makes for sm_100 and later these were 64 of a thread's 96 registers.
 template <typename T, int kCount>
 __device__ void clear(T (&variables)[kCount]) {
 #pragma unroll
-    for (int i = 0; i < kCount; ++i)
-        if (kSavesRegisters) variables[i] = T{};
+    for (int i = 0; i < kCount; ++i) variables[i] = T{};
 }
 
 }  // namespace tango

@@ -18,7 +18,7 @@ int check_shape(const TangoDecodeShape* shape) {
             {"head_columns", shape->head_columns, 16, 1 << 24},
             {"vocabulary", shape->vocabulary, 1, shape->head_columns},
             {"capacity", shape->capacity, 1, kMaxCapacity},
-            {"quantized", shape->quantized, 0, 1},
+            {"formats", shape->formats, TANGO_DECODE_FP16, TANGO_DECODE_BLOCKS_4},
         }))
         return status;
     const struct {
@@ -57,9 +57,12 @@ int check_weights(const TangoDecodeShape& shape, const TangoDecodeTensors* tenso
     if (status == TANGO_OK) status = check_pointer("frequencies", tensors->frequencies, 4);
     if (status == TANGO_OK) status = check_pointer("norm", tensors->norm, 16);
     if (status == TANGO_OK) status = check_matrix("head", tensors->head);
-    if (status == TANGO_OK && !shape.quantized && tensors->head.weights != TANGO_WEIGHTS_FP16)
-        return fail(TANGO_BAD_ARGUMENT, "head is not fp16, but quantized is 0");
-    return status;
+    if (status != TANGO_OK || shape.formats == TANGO_DECODE_MIXED) return status;
+    const int only = shape.formats == TANGO_DECODE_FP16 ? TANGO_WEIGHTS_FP16 : TANGO_WEIGHTS_BLOCKS_4;
+    if (tensors->head.weights != only)
+        return fail(TANGO_BAD_ARGUMENT, "head has weights of format %d, but formats is %d", tensors->head.weights,
+                    shape.formats);
+    return TANGO_OK;
 }
 
 }  // namespace tango
