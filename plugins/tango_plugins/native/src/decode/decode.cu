@@ -226,14 +226,15 @@ __global__ void __launch_bounds__(kBlock, 1) decode(const Step step) {
             else if (column < columns)
                 __stcg(to + split * columns + column, sum);
         };
-        if constexpr (kFormats == TANGO_DECODE_BLOCKS_4) {  // alone, it has registers for its place in the weights
+        if constexpr (kFormats == TANGO_DECODE_BLOCKS_4 && kKeepsPlace) {
             BlockGemv<4> gemv(part, shared.ring, first, second);
             gemv.start();
             gemv.run(ready_input(), shared.accumulators, emit);
         } else {
-            with_gemv<kFormats>(part, shared, first, second, [](auto gemv) { gemv.start(); });
+            constexpr int kFound = kFormats == TANGO_DECODE_FP16 ? kFormats : TANGO_DECODE_MIXED;
+            with_gemv<kFound>(part, shared, first, second, [](auto gemv) { gemv.start(); });
             const float* const input = ready_input();
-            with_gemv<kFormats>(part, shared, first, second, [&](auto gemv) {
+            with_gemv<kFound>(part, shared, first, second, [&](auto gemv) {
                 gemv.skip_started();
                 gemv.run(input, shared.accumulators, emit);
             });

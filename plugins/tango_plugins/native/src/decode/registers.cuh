@@ -6,6 +6,14 @@
 
 namespace tango {
 
+// Whether a step whose matrices are all blocks of 4 bits keeps its place in them between its first loads and its
+// products. Elsewhere, where it would spill, it finds its place again, as steps of any formats do.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ == 900
+constexpr bool kKeepsPlace = true;
+#else
+constexpr bool kKeepsPlace = false;
+#endif
+
 // The same value, of which the compiler knows nothing: what is computed from it stays where it is, instead of being
 // kept in registers, or out of them, from before a loop.
 __device__ inline int opaque(int value) {
