@@ -13,7 +13,6 @@ constexpr int kBandColumns = kBandTiles * kTile;
 constexpr int kBandBytes = kBandColumns * 64;      // of a step's weights
 constexpr int kMaxScaleWords = 3, kZeroWords = 2;  // of a column in a step, that hold its scales and zero points
 constexpr int kMaxStepBytes = kBandBytes + kBandColumns * 4 * (kMaxScaleWords + kZeroWords);
-constexpr int kMaxColumnSteps = 4;  // of a warp that are in flight
 
 // The weights of matrices by columns, FP8 or blocks along the rows with a scale each (kWeights is of TangoWeights), in
 // steps: the next 64 bytes of each column of a band of tiles, which share what is read of the input. The steps of all
@@ -46,7 +45,7 @@ class BatchColumns : public BatchPart {
         has_zeros_ = first.zeros != nullptr;
         step_bytes_ = kBandBytes;
         if (!kIsFp8) step_bytes_ += kBandColumns * 4 * (scale_words_ + (has_zeros_ ? kZeroWords : 0));
-        depth_ = min(kMaxColumnSteps, ring.bytes / (kBatchWarps * step_bytes_));
+        depth_ = min(kMaxSteps, ring.bytes / (kBatchWarps * step_bytes_));
         ring_ = reinterpret_cast<char*>(ring.memory) + warp_ * depth_ * step_bytes_;
         seek();
     }
@@ -121,6 +120,7 @@ class BatchColumns : public BatchPart {
   private:
     static constexpr bool kIsFp8 = kWeights == TANGO_WEIGHTS_FP8;
     static constexpr int kBits = kWeights == TANGO_WEIGHTS_BLOCKS_4 ? 4 : 8;
+    static constexpr int kMaxSteps = kBits == 4 ? 3 : 4;  // of a warp that are in flight
     using Ints = PackedInts<kBits>;
     using Eight = typename Ints::Eight;
     static constexpr int kUnitBytes = kUnit * kBits / 8;
@@ -143,18 +143,22 @@ class BatchColumns : public BatchPart {
         float2 inputs;
     };
 
+    // Starts a copy of 16 bytes of a column. FP8 is not interleaved, so what is around is its own next steps.
+    __device__ static void load_piece(SharedAddress to, const char* from) {
+        if constexpr (kIsFp8)
+            copy_async_prefetch(to, from);
+        else
+            copy_async(to, from);
+    }
+
     // Waits for the oldest of the steps in flight.
     __device__ void wait() const {
         if (depth_ == 2)
             copy_wait<1>();
         else if (depth_ == 3)
             copy_wait<2>();
-        else if (depth_ == 4)
-            copy_wait<3>();
-        else if (depth_ == 5)
-            copy_wait<4>();
         else
-            copy_wait<5>();
+            copy_wait<3>();
     }
 
     // Tiles of both matrices: those of the second follow those of the first.
@@ -187,8 +191,8 @@ class BatchColumns : public BatchPart {
                     const char* const from = static_cast<const char*>(matrix_of(tile).values) +
                                              column_of(tile, 0) * static_cast<size_t>(column_bytes_) + first +
                                              lane_ / 4 * distance + lane_ % 4 * 16;
-                    copy_async(own + i * kTile * 64, from);
-                    copy_async(own + (i * kTile + 8) * 64, from + 8 * distance);
+                    load_piece(own + i * kTile * 64, from);
+                    load_piece(own + (i * kTile + 8) * 64, from + 8 * distance);
                 }
             }
             if (!kIsFp8) load_scales(to + kBandBytes);
