@@ -151,14 +151,19 @@ class BatchColumns : public BatchPart {
             copy_async(to, from);
     }
 
-    // Waits for the oldest of the steps in flight.
+    // Waits for the oldest of the steps in flight. There are not more than kMaxSteps, but without the last branches
+    // nvcc makes other code of all formats, with which INT4 takes 1.5 % longer on sm_90a.
     __device__ void wait() const {
         if (depth_ == 2)
             copy_wait<1>();
         else if (depth_ == 3)
             copy_wait<2>();
-        else
+        else if (depth_ == 4)
             copy_wait<3>();
+        else if (depth_ == 5)
+            copy_wait<4>();
+        else
+            copy_wait<5>();
     }
 
     // Tiles of both matrices: those of the second follow those of the first.
