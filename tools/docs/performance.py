@@ -70,6 +70,7 @@ def families() -> str:
 def family_peers() -> str:
     """Earlier versions of them and transformers with as many tokens, in one run."""
     files = {
+        "Qwen2.5-VL-7B, later run": ("h200-onnxruntime-qwen2.5-vl-7b-560x1008-plain", "pruned, 1008x560"),
         "Qwen2.5-VL-7B": ("h200-onnxruntime-qwen2.5-vl-7b-560x1008-compiled", "pruned, 1008x560"),
         "LLaVA-Video-7B": ("h200-onnxruntime-llava-video-7b-transformers",),
     }
@@ -100,7 +101,7 @@ def cold_starts() -> str:
     """New processes, from their start to the first token."""
     files = {
         "0.5B, ONNX Runtime": "h200-onnxruntime-0.5b-linear",
-        "0.5B, TensorRT": "h200-tensorrt-0.5b-cold",
+        "0.5B, TensorRT": "h200-tensorrt-0.5b-device",
         "7B, TensorRT": "h200-tensorrt-7b-device",
     }
     parts = {"import": "import", "load the bundle": "load", "first token": "first token", "**together**": "total"}
@@ -137,6 +138,7 @@ def batch() -> str:
         "Ray, a model": "h200-batch-one-model",
         "Ray, two models": "h200-batch-two-models",
         "Ray, three models": "h200-batch-three-models",
+        "Ray, a node of two models, 200 videos": "h200-batch-ray-200-videos",
         "Ray, a node of two models": "h200-batch-ray-one-node",
         "Ray, two nodes of two models": "h200-batch-ray-two-nodes",
     }
