@@ -6,6 +6,7 @@ from functools import cache
 
 import pytest
 
+from tango_plugins import TangoError
 from tango_plugins.decoder import DecoderShape
 from tests.plugins.cuda_emulator import compiled
 from tests.plugins.decoders import EPS, Decoder, check_step
@@ -40,3 +41,24 @@ def test_it_takes_odd_shapes(library, shape, blocks, form):
 def test_formats_may_differ_from_matrix_to_matrix(library):
     formats = ("int4-32", "fp16", "int8", "int8-32", "int4-128-zeros", "fp8")
     check_step(Decoder(SHAPES["odd"], library=library(), blocks=2, device="cpu", formats=formats), 33)
+
+
+@pytest.mark.parametrize(("form", "formats"), [("fp16", 0), ("int4-32", 2), ("int8", 1), ("int8-32", 1), ("fp8", 1)])
+def test_matrices_of_one_format_say_so(library, form, formats):
+    decoder = Decoder(SHAPES["tests"], library=library(), blocks=3, device="cpu", formats=(form,))
+    assert decoder.decoder._shape.formats == formats
+
+
+@pytest.mark.parametrize(("formats", "head"), [(0, "int4-32"), (2, "fp16"), (2, "int8-32")])
+def test_a_head_of_another_format_than_the_shape_says_is_rejected(library, formats, head):
+    decoder = Decoder(SHAPES["tests"], library=library(), blocks=3, device="cpu", formats=(head,))
+    decoder.decoder._shape.formats = formats
+    with pytest.raises(TangoError, match=f"head has weights of format .*, but formats is {formats}"):
+        decoder.step(decoder.embedding(), 65)
+
+
+def test_formats_beyond_the_last_are_rejected(library):
+    decoder = Decoder(SHAPES["tests"], library=library(), blocks=3, device="cpu", formats=("int4-32",))
+    decoder.decoder._shape.formats = 3
+    with pytest.raises(TangoError, match="formats is 3: it must be from 0 to 2"):
+        decoder.step(decoder.embedding(), 65)
