@@ -124,13 +124,18 @@ def test_an_item_that_kills_its_workers_takes_no_other_with_it(cluster):
     assert len(found.alive) == 1
 
 
-def test_a_node_that_joins_is_used(cluster, monkeypatch):
-    monkeypatch.setattr("tango_runtime.batch.ray_pool._LOOK_AGAIN", 0.0)
-    found, pool = cluster(a=CORE)
+def run_while_a_node_joins(found, pool):
+    """Twenty items, with a node more after the third."""
     for one in pool.run(range(20)):
         if one.item == 2:
             found.resources["late"] = CORE
             found.alive.add("late")
+
+
+def test_a_node_that_joins_is_used(cluster, monkeypatch):
+    monkeypatch.setattr("tango_runtime.batch.ray_pool._LOOK_AGAIN", 0.0)
+    found, pool = cluster(a=CORE)
+    run_while_a_node_joins(found, pool)
     assert {actor.node for actor in found.actors} == {"a", "late"}
     assert pool.workers == 2
 
@@ -179,10 +184,7 @@ def test_a_worker_has_items_before_it_is_loaded(cluster, monkeypatch, events):
 def test_a_worker_that_comes_late_has_none_before_it_is_loaded(cluster, monkeypatch, events):
     monkeypatch.setattr("tango_runtime.batch.ray_pool._LOOK_AGAIN", 0.0)
     found, pool = cluster(a=CORE)
-    for one in pool.run(range(20)):
-        if one.item == 2:
-            found.resources["late"] = CORE
-            found.alive.add("late")
+    run_while_a_node_joins(found, pool)
     assert next(event for node, event in events if node == "late") == "load"
 
 
